@@ -1,0 +1,206 @@
+"""What a framework must offer beyond array operations, and the registry that finds frameworks.
+
+Array operations themselves go through autoray. A backend is a class without state, published under the
+entry-point group ``adtn.backends``; another distribution adds one by declaring the same group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ._errors import DeviceError, MissingDependencyError
+from ._typing import Array, Params
+
+GROUP = "adtn.backends"
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """One device of one backend.
+
+    Parameters
+    ----------
+    name : str
+        Full device string such as ``"torch:cuda:0"``.
+    description : str
+        What a person calls it.
+    memory_bytes : int or None
+        Total memory, ``None`` when the framework does not tell.
+    dtypes : tuple of str
+        Floating-point dtypes that work there.
+    usable : bool
+        Whether arrays can be put there now.
+    reason : str
+        Why not, and what to do, when it is not usable.
+    """
+
+    name: str
+    description: str = ""
+    memory_bytes: int | None = None
+    dtypes: tuple[str, ...] = ()
+    usable: bool = True
+    reason: str = ""
+
+
+class Optimizer(Protocol):
+    """A first-order optimizer as three pure-looking functions; state is explicit so that it can be saved."""
+
+    def init(self, params: Params) -> Any:
+        """State for parameters that have not been stepped yet."""
+        ...
+
+    def step(self, params: Params, grads: Params, state: Any, lr: float) -> tuple[Params, Any]:
+        """One update with learning rate ``lr``; returns new parameters and new state."""
+        ...
+
+    def export_state(self, state: Any) -> dict[str, np.ndarray]:
+        """The state as named NumPy arrays, for a checkpoint."""
+        ...
+
+    def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> Any:
+        """The inverse of :meth:`export_state`."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What a framework adds to autoray. Devices are given without the backend's name: ``"cpu"``, ``"cuda:0"``."""
+
+    name: str
+
+    def devices(self) -> list[DeviceInfo]:
+        """Every device, usable or not (then with a reason)."""
+        ...
+
+    def asarray(self, x: np.ndarray, device: str, dtype: str) -> Array:
+        """A new array of this framework on ``device``."""
+        ...
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        """A NumPy copy on the host; bfloat16 becomes float32, exactly."""
+        ...
+
+    def device_of(self, x: Array) -> str:
+        """The device string (without backend) on which ``x`` lies."""
+        ...
+
+    def dtype_of(self, x: Array) -> str:
+        """The dtype of ``x`` as one of :data:`DTYPES`."""
+        ...
+
+    def value_and_grad(self, fn: Callable[..., Array]) -> Callable[..., tuple[Array, tuple[Any, ...]]]:
+        """Of ``fn(W, extra, *batch) -> loss``: a function that returns ``(loss, (dW, d_extra))``."""
+        ...
+
+    def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """``fn`` made faster where the framework can; the same function otherwise."""
+        ...
+
+    def synchronize(self, device: str) -> None:
+        """Wait until everything that was asked of ``device`` is done."""
+        ...
+
+    def optimizer(self, name: str, **options: float) -> Optimizer:
+        """One of :data:`OPTIMIZERS`, adapted from the framework's own library."""
+        ...
+
+
+@lru_cache(maxsize=1)
+def _entry_points() -> dict[str, EntryPoint]:
+    return {ep.name: ep for ep in entry_points(group=GROUP)}
+
+
+def backend_names() -> tuple[str, ...]:
+    """Names of all registered backends, installed framework or not."""
+    return tuple(sorted(_entry_points()))
+
+
+@lru_cache(maxsize=None)
+def get_backend(name: str) -> Backend:
+    """The backend called ``name``.
+
+    Raises
+    ------
+    DeviceError
+        If no distribution registers that name.
+    MissingDependencyError
+        If the framework behind it is not installed; the message names the pip command.
+    """
+    found = _entry_points().get(name)
+    if found is None:
+        raise DeviceError(
+            f"Got backend {name!r}; registered are {', '.join(backend_names())}. A new one needs an entry "
+            f"point in the group {GROUP!r} and its package installed (for an editable checkout: pip install -e .)."
+        )
+    try:
+        cls = found.load()
+    except ImportError as error:
+        extra = found.dist.metadata["Name"] if found.dist is not None else "adtn"
+        hint = f"pip install 'adtn[{name}]'" if extra == "adtn" else f"pip install {extra}"
+        raise MissingDependencyError(
+            f"Backend {name!r} cannot be loaded ({error}). Get it with: {hint}"
+        ) from error
+    return cls()
+
+
+def split_device(device: str) -> tuple[str, str]:
+    """Split ``"torch:cuda:0"`` into ``("torch", "cuda:0")``; a bare backend means its CPU."""
+    name, _, rest = device.partition(":")
+    if not name:
+        raise DeviceError(f"Got device {device!r}; expected 'backend:device' such as 'numpy:cpu' or 'torch:cuda:0'.")
+    return name, rest or "cpu"
+
+
+def check_device(device: str, dtype: str) -> tuple[Backend, str]:
+    """Resolve a full device string and check that ``dtype`` works there.
+
+    Returns
+    -------
+    tuple of Backend and str
+        The backend and the device string it understands.
+
+    Raises
+    ------
+    DeviceError
+        For unknown or unusable devices and for dtypes that the device lacks.
+    """
+    name, rest = split_device(device)
+    backend = get_backend(name)
+    if dtype not in DTYPES:
+        raise DeviceError(f"Got dtype {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    infos = {info.name: info for info in backend.devices()}
+    full = f"{name}:{rest}"
+    info = infos.get(full) or infos.get(f"{full}:0")
+    if info is None:
+        raise DeviceError(f"Got device {device!r}; {name} has {', '.join(infos)} here.")
+    if not info.usable:
+        raise DeviceError(f"Device {device!r} is not usable: {info.reason}")
+    if dtype not in info.dtypes:
+        raise DeviceError(
+            f"Got dtype {dtype!r} on {device!r}, which has {', '.join(info.dtypes)}. "
+            f"Pass dtype='float32', or run on '{name}:cpu'."
+        )
+    return backend, info.name.partition(":")[2]
+
+
+def backend_of(x: Array) -> Backend:
+    """The backend that owns the array ``x``, found by the array's own module."""
+    for cls in type(x).__mro__:
+        root = cls.__module__.partition(".")[0]
+        name = {"jaxlib": "jax"}.get(root, root)
+        if name in _entry_points():
+            return get_backend(name)
+        if root == "adtn_backends":
+            return get_backend(cls.__module__.rpartition(".")[2].removesuffix("_backend"))
+    raise DeviceError(
+        f"Got an array of type {type(x).__module__}.{type(x).__name__}; no backend is registered for it. "
+        f"Registered are {', '.join(backend_names())}."
+    )

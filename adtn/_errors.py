@@ -1,0 +1,38 @@
+"""One error family: every error says what was got, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class ADTNError(Exception):
+    """Base of every error that adtn raises on purpose."""
+
+
+class LayoutError(ADTNError, ValueError):
+    """A weight cannot be cut into the legs that were asked for."""
+
+
+class TopologyError(ADTNError, ValueError):
+    """Cores, bonds or networks do not fit together."""
+
+
+class DeviceError(ADTNError, ValueError):
+    """A device or dtype does not exist or cannot be used here."""
+
+
+class MissingDependencyError(ADTNError, ImportError):
+    """An optional package is needed and not installed; the message names the pip command."""
+
+
+class FileFormatError(ADTNError, ValueError):
+    """A file is not a readable adtn file."""
+
+
+class FitError(ADTNError, ValueError):
+    """A fit was asked for in a way that cannot work."""
+
+
+def missing(package: str, extra: str, purpose: str) -> MissingDependencyError:
+    """The error for an optional package that is not installed."""
+    return MissingDependencyError(
+        f"{purpose} needs {package}, which is not installed. Get it with: pip install 'adtn[{extra}]'"
+    )

@@ -1,0 +1,35 @@
+"""What: layouts, topologies, activations, programs, their adjoint, generators and their quimb views."""
+
+from ._activation import Activation as Activation
+from ._activation import get_activation as get_activation
+from ._activation import register_activation as register_activation
+from ._adjoint import forward as forward
+from ._adjoint import forward_tape as forward_tape
+from ._adjoint import pullback as pullback
+from ._adjoint import vjp as vjp
+from ._brickwall import BrickWall as BrickWall
+from ._function import BASE as BASE
+from ._function import BASE_SCALE as BASE_SCALE
+from ._function import WeightFunction as WeightFunction
+from ._generator import Generator as Generator
+from ._layout import Layout as Layout
+from ._linear import CP as CP
+from ._linear import MPO as MPO
+from ._linear import TT as TT
+from ._linear import TensorRing as TensorRing
+from ._linear import Tucker as Tucker
+from ._networks import Networks as Networks
+from ._program import Program as Program
+from ._program import compile_program as compile_program
+from ._seeded import SeededBase as SeededBase
+from ._segment import Core as Core
+from ._segment import Segment as Segment
+from ._topology import Topology as Topology
+from ._topology import get_topology as get_topology
+from ._topology import register_topology as register_topology
+from ._topology import topology_from_json as topology_from_json
+from ._topology import topology_names as topology_names
+from ._topology import topology_to_json as topology_to_json
+from ._tree import ATTN as ATTN
+from ._tree import MERA as MERA
+from ._tree import TTN as TTN

@@ -1,0 +1,133 @@
+r"""Forward and adjoint of a program: the library's own calculus, written once over autoray.
+
+With cores :math:`A_t` of segment :math:`t` and elementwise :math:`\sigma_t`::
+
+    Z_t = C_t(X_{t-1}; A_t)        X_t = σ_t(Z_t)
+
+    X̄_T     = the cotangent
+    Z̄_t     = X̄_t ⊙ σ_t'(Z_t)
+    X̄_{t-1} = C_tᵀ(Z̄_t; A_t)
+    Ā_t[k]   = Env_k(X_{t-1}, Z̄_t, A_t[others])
+
+All environments and the state's adjoint come from one reverse sweep over the contraction tree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .._typing import Array, Params
+from ._program import Program, Stage
+
+
+@dataclass(slots=True, eq=False)
+class StageTape:
+    """What one stage remembers for the way back: operands as matrices, and ``Z``."""
+
+    matrices: list[tuple[Array, Array]]
+    z: Array | None
+
+
+def forward(program: Program, arrays: Params) -> Array:
+    """The state ``X_T`` of a program.
+
+    Parameters
+    ----------
+    program : Program
+        What to compute.
+    arrays : mapping of str to array
+        Numbers of every core, trained or frozen, by its ``param``, all on one device.
+
+    Returns
+    -------
+    array
+        With the legs of the last segment.
+    """
+    state: Any = None
+    for stage in program.stages:
+        state, _ = forward_stage(stage, state, arrays, keep=False)
+    return state
+
+
+def forward_tape(program: Program, arrays: Params) -> tuple[Array, list[StageTape]]:
+    """:func:`forward`, and what :func:`pullback` needs."""
+    state: Any = None
+    tape: list[StageTape] = []
+    for stage in program.stages:
+        state, record = forward_stage(stage, state, arrays, keep=True)
+        tape.append(record)
+    return state, tape
+
+
+def pullback(program: Program, tape: list[StageTape], cotangent: Array) -> dict[str, Array]:
+    """The adjoint of every trained parameter.
+
+    Parameters
+    ----------
+    program : Program
+        The program that wrote the tape.
+    tape : list of StageTape
+        From :func:`forward_tape`.
+    cotangent : array
+        ``X̄_T``, with the shape of the state.
+
+    Returns
+    -------
+    dict of str to array
+        By parameter name; cores that share a parameter are summed.
+    """
+    grads: dict[str, Array] = {}
+    xbar = cotangent
+    for stage, record in zip(reversed(program.stages), reversed(tape), strict=True):
+        zbar = xbar if record.z is None else xbar * stage.activation.derivative(record.z)
+        operands = _backward_stage(stage, record, zbar)
+        for core, abar in zip(stage.cores, operands[stage.has_state :], strict=True):
+            if core.trainable and abar is not None:
+                grads[core.param] = grads[core.param] + abar if core.param in grads else abar
+        if not stage.need_state:
+            break
+        xbar = operands[0]
+    return grads
+
+
+def vjp(program: Program, arrays: Params, cotangent: Array) -> tuple[Array, dict[str, Array]]:
+    """The state and the adjoint of every trained parameter, at the cost of at most three forwards."""
+    state, tape = forward_tape(program, arrays)
+    return state, pullback(program, tape, cotangent)
+
+
+def forward_stage(
+    stage: Stage, state: Array, arrays: Params, keep: bool, activate: bool = True
+) -> tuple[Array, StageTape]:
+    """``X_t`` from ``X_{t-1}``, or ``Z_t`` without activation; the record is empty unless ``keep``."""
+    slots: list[Any] = [state] if stage.has_state else []
+    slots += [arrays[core.param] for core in stage.cores]
+    matrices: list[tuple[Array, Array]] = []
+    if stage.alone is not None:
+        z = stage.alone.read(slots[0])
+    else:
+        for step in stage.steps:
+            c, am, bm = step.forward(slots[step.left], slots[step.right])
+            slots[step.left] = slots[step.right] = None  # every slot is read once: free it
+            slots.append(c)
+            if keep:
+                matrices.append((am, bm))
+        z = slots[-1]
+    if stage.segment.activation == "identity" or not activate:
+        return z, StageTape(matrices, None)
+    return stage.activation.value(z), StageTape(matrices, z if keep else None)
+
+
+def _backward_stage(stage: Stage, record: StageTape, zbar: Array) -> list[Array | None]:
+    """Adjoints of all operands of a stage, by one reverse sweep over its tree."""
+    n_operands = len(stage.cores) + stage.has_state
+    if stage.alone is not None:
+        return [stage.alone.write(zbar)]
+    bars: list[Any] = [None] * (n_operands + len(stage.steps))
+    bars[-1] = zbar
+    for step, (am, bm) in zip(reversed(stage.steps), reversed(record.matrices), strict=True):
+        cbar, bars[step.out] = bars[step.out], None
+        if cbar is not None and (step.need_a or step.need_b):
+            bars[step.left], bars[step.right] = step.backward(cbar, am, bm)
+    return bars[:n_operands]

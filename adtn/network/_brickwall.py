@@ -1,0 +1,111 @@
+"""The brick wall: columns of two-leg gates acting on a product of boundary vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from .._errors import TopologyError
+from ._layout import Layout
+from ._segment import Core, Segment
+from ._topology import Topology, register_topology
+
+MAX_LAYERS = 1024
+
+
+@register_topology
+@dataclass(frozen=True, kw_only=True)
+class BrickWall(Topology):
+    """ADTN brick wall: ``layers`` layers of ``Q - 1`` gates on ``Q`` legs, an activation between layers.
+
+    One layer is a column of gates on legs (0,1), (2,3), ... and a column on (1,2), (3,4), ... . The wall acts
+    on one vector per leg.
+
+    Parameters
+    ----------
+    layers : int
+        Number M of layers.
+    boundary : {"fixed", "trainable", "random"}
+        - ``"fixed"``: the first basis vector on every leg. Then only a slice of the first column is active.
+        - ``"trainable"``: one trained vector per leg
+        - ``"random"``: frozen seeded vectors
+    near_identity : bool
+        Start with gates close to the identity instead of random ones.
+    noise : float
+        Standard deviation added to the identity.
+    seed : int
+        Of the random boundary.
+    activation, where, share
+        See :class:`Topology`.
+
+    References
+    ----------
+    Y. Qing, K. Li, P.-F. Zhou, S.-J. Ran (2023), arXiv:2305.06058. Leg dimensions other than 2, trainable
+    boundaries and the initialisation are our choice.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> gen = adtn.Generator((4096, 4096), adtn.BrickWall(layers=1))
+    >>> gen.layout.ndim_legs, gen.num_params, gen.num_active_params
+    (24, 368, 224)
+    """
+
+    layers: int = 1
+    boundary: Literal["fixed", "trainable", "random"] = "fixed"
+    near_identity: bool = False
+    noise: float = 0.1
+    seed: int = 0
+    activation: str = "silu"
+
+    leg: ClassVar[int] = 2
+    exact: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.layers, int) or not 1 <= self.layers <= MAX_LAYERS:
+            raise TopologyError(f"Got layers={self.layers!r}; expected 1 to {MAX_LAYERS}.")
+        if self.boundary not in ("fixed", "trainable", "random"):
+            raise TopologyError(f"Got boundary={self.boundary!r}; expected 'fixed', 'trainable' or 'random'.")
+
+    def levels(self, layout: Layout) -> list[Segment]:
+        """One level per layer; the boundary belongs to the first."""
+        n, dims = layout.ndim_legs, layout.dims
+        if n < 2:
+            raise TopologyError(f"A brick wall needs at least 2 legs, this layout has {n}; take smaller legs.")
+        inputs = tuple(f"v{q}" for q in range(n))
+        cores = [self._vector(q, dims[q]) for q in range(n)]
+        levels: list[Segment] = []
+        for m in range(1, self.layers + 1):
+            outputs = layout.leg_names if m == self.layers else tuple(f"x{m}_{q}" for q in range(n))
+            cores += self._layer(m, inputs, outputs, dims)
+            levels.append(Segment(() if m == 1 else inputs, tuple(cores), outputs))
+            inputs, cores = outputs, []
+        return levels
+
+    def _vector(self, q: int, d: int) -> Core:
+        init = {"fixed": "basis", "trainable": "normal", "random": "seeded"}[self.boundary]
+        return Core(
+            f"boundary_{q}", (f"v{q}",), (d,), f"boundary_{q}", "boundary",
+            init=init, trainable=self.boundary == "trainable", seed=self.seed + q,
+        )  # fmt: skip
+
+    def _layer(self, m: int, inputs: tuple[str, ...], outputs: tuple[str, ...], dims: tuple[int, ...]) -> list[Core]:
+        n = len(dims)
+        columns = (range(0, n - 1, 2), range(1, n - 1, 2))
+        touched_again = {leg for i in columns[1] for leg in (i, i + 1)}
+        now, gates = list(inputs), []
+        for column, starts in enumerate(columns):
+            for i in starts:
+                out = [
+                    f"m{m}_{leg}" if column == 0 and leg in touched_again else outputs[leg] for leg in (i, i + 1)
+                ]
+                name, (di, dj) = f"gate{m}_{i}", (dims[i], dims[i + 1])
+                gates.append(
+                    Core(
+                        name, (*out, now[i], now[i + 1]), (di, dj, di, dj), name, "gate", m, di * dj,
+                        "identity" if self.near_identity else "normal", self.noise,
+                    )  # fmt: skip
+                )
+                now[i], now[i + 1] = out
+        return gates

@@ -1,0 +1,84 @@
+"""Cut one axis into legs: mixed radix near a wished size, with as little padding as pays."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from .._typing import Shape
+
+# One log-unit of padding costs as much as this many log-units of mean unevenness of the legs. Padding is paid
+# in every entry that is generated and thrown away; unevenness only in slightly different core sizes.
+_PADDING_WEIGHT = 4.0
+_MAX_FACTORS = 64
+
+
+@lru_cache(maxsize=4096)
+def _factorisations(n: int, largest: int) -> tuple[Shape, ...]:
+    """All ways to write ``n`` as a descending product of factors in ``2..largest``."""
+    if n == 1:
+        return ((),)
+    found: list[Shape] = []
+    for f in range(min(n, largest), 1, -1):
+        if n % f == 0:
+            found.extend((f, *rest) for rest in _factorisations(n // f, f))
+    return tuple(found)
+
+
+def _unevenness(factors: Shape, leg: int) -> float:
+    """Mean distance of the legs from the wished size, in log-units."""
+    return sum(abs(math.log(f / leg)) for f in factors) / len(factors)
+
+
+@lru_cache(maxsize=4096)
+def factorise(n: int, leg: int) -> Shape:
+    """Legs of about size ``leg`` whose product is ``n`` or a little more.
+
+    Parameters
+    ----------
+    n : int
+        Length of the axis, at least 1.
+    leg : int
+        Wished size of a leg, at least 2.
+
+    Returns
+    -------
+    tuple of int
+        Leg sizes in descending order; their product minus ``n`` entries are padding. Empty for ``n == 1``.
+
+    Examples
+    --------
+    >>> factorise(4096, 8), factorise(784, 5), factorise(127, 4), factorise(10, 4)
+    ((8, 8, 8, 8), (7, 7, 4, 4), (4, 4, 4, 2), (5, 2))
+    """
+    if n == 1:
+        return ()
+    largest = max(leg * 2, 2)
+    best: tuple[float, Shape] | None = None
+    # a padded length below 1.5 n always holds a power of two times 1 or 3, so the search cannot come back empty
+    for padded in range(n, n + max(n // 2, 2) + 1):
+        cost_of_padding = _PADDING_WEIGHT * math.log(padded / n)
+        if best is not None and cost_of_padding >= best[0]:
+            break
+        for factors in _factorisations(padded, largest):
+            cost = cost_of_padding + _unevenness(factors, leg)
+            if best is None or cost < best[0] - 1e-12:
+                best = (cost, factors)
+    assert best is not None
+    return best[1]
+
+
+def uniform(n: int, leg: int) -> Shape:
+    """The fewest legs of exactly size ``leg`` that hold ``n`` entries.
+
+    Examples
+    --------
+    >>> uniform(10, 2), uniform(8, 2)
+    ((2, 2, 2, 2), (2, 2, 2))
+    """
+    factors: list[int] = []
+    held = 1
+    while held < n and len(factors) < _MAX_FACTORS:
+        factors.append(leg)
+        held *= leg
+    return tuple(factors)

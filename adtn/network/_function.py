@@ -1,0 +1,81 @@
+"""The weight as a function of arrays: program, layout, scale and base together, with its adjoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autoray import do
+
+from .._typing import Array, Params
+from ._adjoint import StageTape, forward, forward_tape, pullback
+from ._layout import Layout
+from ._program import Program
+
+BASE = "base"
+BASE_SCALE = "base.scale"
+
+
+@dataclass(frozen=True, eq=False)
+class WeightFunction:
+    """``W = base.scale * base + scale * crop(reshape(X_T))``.
+
+    Parameters
+    ----------
+    program : Program
+        Generates ``X_T``.
+    layout : Layout
+        Reads it as a weight.
+    scale : float
+        Standard deviation that a generated state of unit variance gets.
+    has_base : bool
+        Whether the arrays hold a frozen ``"base"``.
+    trains_base_scale : bool
+        Whether its factor ``"base.scale"`` is trained; it is 1 otherwise.
+    """
+
+    program: Program
+    layout: Layout
+    scale: float
+    has_base: bool = False
+    trains_base_scale: bool = False
+
+    def __call__(self, arrays: Params) -> Array:
+        """The weight.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array
+            Trained and frozen numbers of every core, and the base, all on one device.
+
+        Returns
+        -------
+        array
+            Of shape ``layout.shape``.
+        """
+        return self._finish(forward(self.program, arrays), arrays)
+
+    def with_tape(self, arrays: Params) -> tuple[Array, list[StageTape]]:
+        """The weight, and the tape for :meth:`pullback`."""
+        state, tape = forward_tape(self.program, arrays)
+        return self._finish(state, arrays), tape
+
+    def pullback(self, arrays: Params, tape: list[StageTape], wbar: Array) -> dict[str, Array]:
+        """Adjoints of all trained parameters from ``W̄ = dL/dW``."""
+        xbar = self.layout.to_legs(wbar)
+        grads = pullback(self.program, tape, xbar * self.scale)
+        if self.trains_base_scale:
+            grads[BASE_SCALE] = do("sum", wbar * arrays[BASE])
+        return grads
+
+    def vjp(self, arrays: Params, wbar: Array) -> tuple[Array, dict[str, Any]]:
+        """The weight and the adjoints of all trained parameters."""
+        weight, tape = self.with_tape(arrays)
+        return weight, self.pullback(arrays, tape, wbar)
+
+    def _finish(self, state: Array, arrays: Params) -> Array:
+        weight = self.layout.from_legs(state) * self.scale
+        if not self.has_base:
+            return weight
+        base = arrays[BASE]
+        return weight + (base * arrays[BASE_SCALE] if self.trains_base_scale else base)

@@ -1,0 +1,397 @@
+"""The generator: a topology on a layout, with its numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from autoray import do
+
+from .._backend import backend_of, check_device
+from .._errors import LayoutError, TopologyError
+from .._typing import Array, Shape
+from ._active import active_parameters, degrees_of_freedom
+from ._adjoint import forward_stage
+from ._function import BASE, BASE_SCALE, WeightFunction
+from ._initial import frozen_values, initial_values
+from ._layout import Layout
+from ._networks import Networks, as_networks, read_networks
+from ._program import Program, cached_program
+from ._seeded import SeededBase
+from ._segment import Segment
+from ._topology import Topology, Where
+
+if TYPE_CHECKING:
+    import quimb.tensor as qtn
+
+Base = SeededBase | np.ndarray | None
+
+
+class Generator:
+    r"""A weight as the output of a small network: ``W = base + scale * crop(reshape(X_T))``.
+
+    A generator is a value: its numbers do not change. :meth:`with_params` gives another one.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the weight, 1 to 5 axes. A leading axis over layers makes one generator serve several layers.
+    topology : Topology
+        What the network looks like, such as ``adtn.TTN(bond=4)``.
+    layout : Layout, optional
+        How the axes are cut into legs; the topology chooses when not given.
+    seed : int
+        Of the first values; equal seeds give equal numbers on every backend.
+    scale : float, optional
+        Standard deviation of the weight; Kaiming's ``sqrt(2 / fan_in)`` when not given, with ``fan_in`` the
+        number of entries per output.
+    base : SeededBase or numpy.ndarray, optional
+        What the generated weight is added to. A seeded base has one trained factor and stores its seed; an
+        array is frozen and makes the generator an adapter, which then starts at zero.
+    dtype : {"float32", "float64"}
+        Of the stored parameters.
+    params : mapping of str to array, optional
+        Numbers to use instead of first values; also those of frozen cores that have no rule.
+
+    Raises
+    ------
+    TopologyError, LayoutError
+        If shape, layout, topology, base and params do not fit together.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> gen = adtn.Generator((64, 64), adtn.TTN(bond=3), layout=adtn.Layout.of((64, 64), leg=8))
+    >>> gen.num_params, round(gen.compression_ratio, 1)
+    (159, 25.8)
+    >>> gen.weight("numpy:cpu").shape
+    (64, 64)
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        topology: Topology,
+        *,
+        layout: Layout | None = None,
+        seed: int = 0,
+        scale: float | None = None,
+        base: Base = None,
+        dtype: str = "float32",
+        params: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        if dtype not in ("float32", "float64"):
+            raise TopologyError(f"Got dtype={dtype!r}; parameters are kept in 'float32' or 'float64'.")
+        shape = tuple(int(n) for n in shape)
+        self._layout = layout if layout is not None else topology.default_layout(shape)
+        if self._layout.shape != shape:
+            raise LayoutError(f"Got a layout for {self._layout.shape} and the shape {shape}; they must be equal.")
+        self._topology = topology
+        self._dtype = dtype
+        self._scale = float(scale) if scale is not None else _kaiming(shape)
+        if not math.isfinite(self._scale):
+            raise TopologyError(f"Got scale={scale}; expected a finite number.")
+        self._base = _checked_base(base, shape)
+        given = dict(params) if params is not None else {}
+        program = self.program
+        trained = {name: given[name] for name in program.param_shapes if name in given}
+        if len(trained) < len(program.param_shapes):
+            trained = initial_values(program, seed, given) | trained
+            if isinstance(base, np.ndarray):
+                _silence(program, trained)
+        if isinstance(base, SeededBase):
+            trained[BASE_SCALE] = given.get(BASE_SCALE, np.asarray(self._scale))
+        self._params = _readonly(trained, program.param_shapes | {BASE_SCALE: ()}, dtype)
+        frozen = frozen_values(program, given)
+        self._frozen = _readonly(frozen, {c.param: c.shape for c in program.cores}, dtype)
+        self._weight_cache: dict[tuple[str, str], Array] = {}
+        self._compiled: dict[str, Callable[[Mapping[str, Array]], Array]] = {}
+
+    @classmethod
+    def from_networks(
+        cls,
+        networks: Sequence[qtn.TensorNetwork],
+        *,
+        shape: Sequence[int] | None = None,
+        layout: Layout | None = None,
+        trainable: str | None = None,
+        outputs: Sequence[str] | None = None,
+        output_inds: Sequence[Sequence[str] | None] | None = None,
+        activation: str = "silu",
+        where: Where = "inner",
+        scale: float = 1.0,
+        base: Base = None,
+        dtype: str = "float32",
+    ) -> Generator:
+        """A generator from any quimb networks whose outer indices feed the next one.
+
+        Parameters
+        ----------
+        networks : sequence of quimb.tensor.TensorNetwork
+            From root to legs. Outer indices of one network that the previous one also has are contracted with
+            its output; the others are new legs.
+        shape, layout : optional
+            Of the weight; without them every output leg is an axis.
+        trainable : str, optional
+            Tag of the trained tensors; all are trained when not given. Frozen ones are stored as they are.
+        outputs : sequence of str, optional
+            Order of the legs of the last network.
+        output_inds : sequence of (sequence of str or None), optional
+            Outgoing legs of each network; needed where an index belongs to more than two tensors.
+        activation, where
+            See :class:`Topology`.
+        scale, base, dtype
+            See :class:`Generator`.
+
+        Returns
+        -------
+        Generator
+
+        Raises
+        ------
+        TopologyError
+            If the networks do not fit together.
+
+        Examples
+        --------
+        >>> import quimb.tensor as qtn
+        >>> a = qtn.TensorNetwork([qtn.rand_tensor((3, 3), ("x", "y"), tags="A", seed=1)])
+        >>> b = qtn.TensorNetwork([qtn.rand_tensor((3, 8), ("x", "out"), seed=2),
+        ...                        qtn.rand_tensor((3, 8), ("y", "in"), seed=3)])
+        >>> Generator.from_networks([a, b], activation="tanh").shape
+        (8, 8)
+        """
+        pieces, numbers = read_networks(networks, trainable=trainable, outputs=outputs, output_inds=output_inds)
+        topology = Networks(pieces=pieces, activation=activation, where=where)
+        if shape is None:
+            sizes = {i: d for piece in pieces for core in piece.cores for i, d in zip(core.inds, core.shape, strict=True)}
+            shape = layout.shape if layout is not None else tuple(sizes[i] for i in pieces[-1].outputs)
+        return cls(shape, topology, layout=layout, scale=scale, base=base, dtype=dtype, params=numbers)
+
+    def __repr__(self) -> str:
+        return (
+            f"Generator({'x'.join(map(str, self.shape))}, {self.topology}, legs={self.layout.dims}, "
+            f"params={self.num_params}, ratio={self.compression_ratio:.0f}x)"
+        )
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the weight."""
+        return self._layout.shape
+
+    @property
+    def layout(self) -> Layout:
+        """How the weight is cut into legs."""
+        return self._layout
+
+    @property
+    def topology(self) -> Topology:
+        """What the network looks like."""
+        return self._topology
+
+    @property
+    def scale(self) -> float:
+        """Factor of the generated state."""
+        return self._scale
+
+    @property
+    def base(self) -> Base:
+        """What the generated weight is added to."""
+        return self._base
+
+    @property
+    def dtype(self) -> str:
+        """Of the stored parameters."""
+        return self._dtype
+
+    @property
+    def params(self) -> Mapping[str, np.ndarray]:
+        """Trained numbers by name, read-only."""
+        return self._params
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The program as index equations."""
+        return self._topology.segments(self._layout)
+
+    @property
+    def program(self) -> Program:
+        """The program as pairwise steps."""
+        return cached_program(self.segments)
+
+    @property
+    def function(self) -> WeightFunction:
+        """The weight as a function of :meth:`arrays`."""
+        return WeightFunction(
+            self.program, self._layout, self._scale, self._base is not None, isinstance(self._base, SeededBase)
+        )
+
+    @property
+    def stored(self) -> Mapping[str, np.ndarray]:
+        """Every number a file must hold: trained ones and frozen ones that have no rule."""
+        rules = {core.param for core in self.program.cores if core.init != "given"}
+        return {**self._params, **{name: x for name, x in self._frozen.items() if name not in rules}}
+
+    @property
+    def num_params(self) -> int:
+        """Numbers that are stored for the generator (an adapter's frozen base is not counted)."""
+        return sum(x.size for x in self.stored.values())
+
+    @cached_property
+    def num_active_params(self) -> int:
+        """Parameters that can influence the weight: the ranks of its Jacobian per core, summed."""
+        active = active_parameters(self.segments, dict(self._frozen))
+        return sum(active.values()) + (BASE_SCALE in self._params)
+
+    @cached_property
+    def degrees_of_freedom(self) -> int:
+        """Rank of the whole Jacobian: active parameters without gauge freedom."""
+        return degrees_of_freedom(self.segments, dict(self._frozen)) + (BASE_SCALE in self._params)
+
+    @property
+    def compression_ratio(self) -> float:
+        """Entries of the weight per stored number."""
+        return self._layout.size / max(self.num_params, 1)
+
+    def with_params(self, params: Mapping[str, np.ndarray]) -> Generator:
+        """The same generator with other trained numbers.
+
+        Raises
+        ------
+        TopologyError
+            If a name is missing or unknown, or a shape differs.
+        """
+        if set(params) != set(self._params):
+            raise TopologyError(f"Got parameters {sorted(params)}; expected {sorted(self._params)}.")
+        new = object.__new__(Generator)
+        new.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("num_active_params", "degrees_of_freedom")})
+        new._params = _readonly(params, {name: x.shape for name, x in self._params.items()}, self._dtype)
+        new._weight_cache = {}
+        return new
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """Frozen numbers: cores that are not trained, and the base."""
+        frozen = dict(self._frozen)
+        if isinstance(self._base, SeededBase):
+            frozen[BASE] = self._base.values(self.shape)
+        elif self._base is not None:
+            frozen[BASE] = self._base
+        return frozen
+
+    def arrays(self, device: str, dtype: str) -> dict[str, Array]:
+        """Trained and frozen numbers as arrays of a device.
+
+        Raises
+        ------
+        DeviceError, MissingDependencyError
+            If the device or dtype is not available.
+        """
+        backend, where = check_device(device, dtype)
+        numbers = {**self._params, **self.constants()}
+        return {name: backend.asarray(np.asarray(x), where, dtype) for name, x in numbers.items()}
+
+    def weight(self, device: str = "numpy:cpu", dtype: str | None = None) -> Array:
+        """Generate the weight.
+
+        Parameters
+        ----------
+        device : str
+            Where, for instance ``"numpy:cpu"``, ``"torch:cuda:0"``, ``"jax:cpu"``.
+        dtype : str, optional
+            That of the parameters when not given.
+
+        Returns
+        -------
+        array
+            An array of that framework, of shape :attr:`shape`.
+
+        Raises
+        ------
+        DeviceError, MissingDependencyError
+            If the device or dtype is not available.
+        """
+        dtype = dtype or self._dtype
+        backend, _ = check_device(device, dtype)
+        if backend.name not in self._compiled:
+            self._compiled[backend.name] = backend.compile(self.function)
+        return self._compiled[backend.name](self.arrays(device, dtype))
+
+    def apply(self, x: Array) -> Array:
+        """``y = x @ W.T`` on the framework, device and dtype of ``x``.
+
+        The weight is generated at the first call for a device and dtype and kept with this generator.
+
+        Parameters
+        ----------
+        x : array
+            Shape ``(..., n_in)``.
+
+        Returns
+        -------
+        array
+            Shape ``(..., n_out)``.
+
+        Raises
+        ------
+        LayoutError
+            If the weight is not a matrix or ``x`` does not fit.
+        """
+        if len(self.shape) != 2:
+            raise LayoutError(f"apply needs a weight (n_out, n_in); this one is {self.shape}. Use weight() instead.")
+        if not len(x.shape) or x.shape[-1] != self.shape[1]:
+            raise LayoutError(f"Got x of shape {tuple(x.shape)}; expected (..., {self.shape[1]}).")
+        backend = backend_of(x)
+        key = (f"{backend.name}:{backend.device_of(x)}", backend.dtype_of(x))
+        if key not in self._weight_cache:
+            self._weight_cache[key] = self.weight(*key)
+        return do("matmul", x, do("transpose", self._weight_cache[key], (1, 0)))
+
+    def networks(self) -> list[qtn.TensorNetwork]:
+        """One quimb network per segment, named and tagged, ready for ``.draw()``.
+
+        Tensors are tagged with their name, kind and level; a segment's incoming state is tagged ``STATE``.
+        """
+        arrays = {**self._params, **self._frozen}
+        states: list[Any] = []
+        state: Any = None
+        for stage in self.program.stages:
+            states.append(state)
+            state, _ = forward_stage(stage, state, arrays, keep=False)
+        return as_networks(self.segments, arrays, states)
+
+
+def _kaiming(shape: Shape) -> float:
+    return math.sqrt(2.0 / max(math.prod(shape[1:]) if len(shape) > 1 else shape[0], 1))
+
+
+def _checked_base(base: Base, shape: Shape) -> Base:
+    if not isinstance(base, np.ndarray):
+        return base
+    if base.shape != shape:
+        raise TopologyError(f"Got a base of shape {base.shape}; the weight has shape {shape}.")
+    base = base.copy()
+    base.setflags(write=False)
+    return base
+
+
+def _silence(program: Program, params: dict[str, np.ndarray]) -> None:
+    """Zero one core of the last segment, so that an adapter starts as the weight it adapts."""
+    for core in reversed(program.stages[-1].cores):
+        if core.trainable and core.init != "identity":
+            params[core.param] = np.zeros(core.shape)
+            return
+
+
+def _readonly(arrays: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: str) -> Mapping[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    for name in sorted(arrays):
+        x = np.array(arrays[name], dtype=dtype)
+        if x.shape != shapes[name]:
+            raise TopologyError(f"Got {name!r} of shape {x.shape}; expected {shapes[name]}.")
+        x.setflags(write=False)
+        out[name] = x
+    return MappingProxyType(out)

@@ -1,0 +1,236 @@
+"""How the axes of a weight become the physical legs of a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from autoray import do
+
+from .._errors import LayoutError
+from .._typing import Array, Inds, Shape
+from ._factorise import factorise, uniform
+
+MAX_AXES = 5
+MAX_LEGS = 64
+MAX_ENTRIES = 2**48
+
+
+@dataclass(frozen=True)
+class Layout:
+    r"""Axes factored into legs, legs put in an order, with padding at the end of each axis.
+
+    An axis of length ``n`` is padded with zeros to :math:`\prod_k f_k \ge n` and reshaped to legs of sizes
+    :math:`f_k`, most significant first. The legs of all axes, axis by axis, are then permuted by ``order``.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the weight, 1 to 5 axes: ``(n_out, n_in)``, ``(out, in, kh, kw)``, ``(words, features)``.
+    factors : tuple of tuple of int
+        Leg sizes of each axis; an axis of length 1 has none.
+    order : tuple of int
+        ``order[q]`` is the axis-by-axis number of the leg that the network sees at position ``q``.
+    max_padding : float
+        Refuse a layout that generates more than this many entries per kept entry.
+
+    Raises
+    ------
+    LayoutError
+        If the legs do not hold the axis, the order is no permutation, or padding costs more than ``max_padding``.
+
+    Examples
+    --------
+    >>> lay = Layout.of((10, 784), leg=4)
+    >>> lay.factors, lay.dims
+    (((5, 2), (7, 7, 4, 4)), (5, 2, 7, 7, 4, 4))
+    >>> Layout.of((4, 6), leg=2, order="interleaved").leg_names
+    ('a0_0', 'a1_0', 'a0_1', 'a1_1')
+    """
+
+    shape: Shape
+    factors: tuple[Shape, ...]
+    order: tuple[int, ...]
+    max_padding: float = 1.5
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.shape) <= MAX_AXES:
+            raise LayoutError(f"Got a weight with {len(self.shape)} axes; a layout takes 1 to {MAX_AXES}. Reshape it first.")
+        if any(n < 1 for n in self.shape):
+            raise LayoutError(f"Got shape {self.shape}; every axis must have at least one entry.")
+        if len(self.factors) != len(self.shape):
+            raise LayoutError(f"Got factors for {len(self.factors)} axes, expected {len(self.shape)}: one tuple per axis.")
+        n_legs = sum(map(len, self.factors))
+        if n_legs > MAX_LEGS:
+            raise LayoutError(f"Got {n_legs} legs, at most {MAX_LEGS} are possible; take larger legs.")
+        if any(f < 2 for fs in self.factors for f in fs):
+            raise LayoutError(f"Got factors {self.factors}; every leg must have dimension 2 or more.")
+        if math.prod(map(math.prod, self.factors)) > MAX_ENTRIES:
+            raise LayoutError(f"Got factors {self.factors}, more than 2**48 entries; take smaller legs.")
+        for axis, (n, fs) in enumerate(zip(self.shape, self.factors, strict=True)):
+            if math.prod(fs) < n:
+                raise LayoutError(
+                    f"Legs {fs} of axis {axis} hold {math.prod(fs)} entries, fewer than its {n}; "
+                    f"{factorise(n, max(fs, default=2))} would do."
+                )
+        if sorted(self.order) != list(range(n_legs)):
+            raise LayoutError(f"Got order {self.order}; expected a permutation of 0..{n_legs - 1}.")
+        if self.padding > self.max_padding:
+            better = tuple(factorise(n, _typical(fs)) for n, fs in zip(self.shape, self.factors, strict=True))
+            raise LayoutError(
+                f"Padding {self.shape} to {self.padded_shape} generates {self.padding:.2f} entries per kept one "
+                f"(limit {self.max_padding:g}), which costs more than it saves. Better: factors={better}, "
+                f"padded to {tuple(map(math.prod, better))}; or allow it with max_padding={math.ceil(self.padding)}."
+            )
+
+    @classmethod
+    def of(
+        cls,
+        shape: Sequence[int],
+        leg: int | Sequence[int] = 8,
+        order: Literal["axis", "interleaved"] | Sequence[int] = "axis",
+        *,
+        exact: bool = False,
+        max_padding: float = 1.5,
+    ) -> Layout:
+        """Choose legs of about a wished size.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            Shape of the weight.
+        leg : int or sequence of int
+            Wished size of a leg, one for all axes or one per axis.
+        order : {"axis", "interleaved"} or sequence of int
+            - ``"axis"``: all legs of the first axis, then all of the second, ...
+            - ``"interleaved"``: first leg of every axis, second leg of every axis, ... (as in an MPO)
+            - a permutation of the legs in axis order
+        exact : bool
+            All legs have exactly the size ``leg``, at the price of padding (a brick wall of qubits wants this).
+        max_padding : float
+            See :class:`Layout`.
+
+        Returns
+        -------
+        Layout
+
+        Raises
+        ------
+        LayoutError
+            For sizes below 2 and for padding that costs more than it saves.
+        """
+        shape = tuple(int(n) for n in shape)
+        legs = (leg,) * len(shape) if isinstance(leg, int) else tuple(leg)
+        if len(legs) != len(shape) or any(ell < 2 for ell in legs):
+            raise LayoutError(f"Got leg={leg} for {len(shape)} axes; expected one size of at least 2, or one per axis.")
+        if any(n < 1 for n in shape):
+            raise LayoutError(f"Got shape {shape}; every axis must have at least one entry.")
+        cut = uniform if exact else factorise
+        factors = tuple(cut(n, ell) for n, ell in zip(shape, legs, strict=True))
+        return cls.from_factors(shape, factors, order, max_padding=max_padding)
+
+    @classmethod
+    def from_factors(
+        cls,
+        shape: Sequence[int],
+        factors: Sequence[Sequence[int]],
+        order: Literal["axis", "interleaved"] | Sequence[int] = "axis",
+        *,
+        max_padding: float = 1.5,
+    ) -> Layout:
+        """A layout with given legs, for instance ``((32, 32), (4, 7, 4, 7))`` for 28x28 images."""
+        frozen = tuple(tuple(int(f) for f in fs) for fs in factors)
+        return cls(tuple(shape), frozen, _resolve_order(order, frozen), max_padding)
+
+    @property
+    def ndim_legs(self) -> int:
+        """Number of physical legs."""
+        return len(self.order)
+
+    @property
+    def leg_axes(self) -> tuple[tuple[int, int], ...]:
+        """``(axis, k)`` of every leg, in network order: leg ``k`` of that axis."""
+        flat = [(axis, k) for axis, fs in enumerate(self.factors) for k in range(len(fs))]
+        return tuple(flat[i] for i in self.order)
+
+    @property
+    def leg_names(self) -> Inds:
+        """Index names in network order: ``a{axis}_{k}``."""
+        return tuple(f"a{axis}_{k}" for axis, k in self.leg_axes)
+
+    @property
+    def dims(self) -> Shape:
+        """Dimension of every leg, in network order."""
+        return tuple(self.factors[axis][k] for axis, k in self.leg_axes)
+
+    @property
+    def padded_shape(self) -> Shape:
+        """Shape of the weight with its padding."""
+        return tuple(math.prod(fs) for fs in self.factors)
+
+    @property
+    def size(self) -> int:
+        """Number of kept entries."""
+        return math.prod(self.shape)
+
+    @property
+    def padding(self) -> float:
+        """Generated entries per kept entry, 1.0 without padding."""
+        return math.prod(self.padded_shape) / self.size
+
+    def to_legs(self, weight: Array) -> Array:
+        """Pad, reshape and permute a weight of shape :attr:`shape` to a tensor of shape :attr:`dims`."""
+        if tuple(weight.shape) != self.shape:
+            raise LayoutError(f"Got a weight of shape {tuple(weight.shape)}; this layout is for {self.shape}.")
+        if self.padded_shape != self.shape:
+            for axis, (n, p) in enumerate(zip(self.shape, self.padded_shape, strict=True)):
+                if p > n:
+                    fill = self._slab(weight, axis, p - n)
+                    weight = do("concatenate", (weight, fill), axis=axis)
+        flat = tuple(f for fs in self.factors for f in fs)
+        legs = do("reshape", weight, flat)
+        if self.order == tuple(range(len(flat))):
+            return legs
+        return do("transpose", legs, self.order)
+
+    def from_legs(self, legs: Array) -> Array:
+        """Invert :meth:`to_legs`: permute back, reshape and crop the padding."""
+        if tuple(legs.shape) != self.dims:
+            raise LayoutError(f"Got a tensor of shape {tuple(legs.shape)}; this layout has legs {self.dims}.")
+        if self.order != tuple(range(len(self.order))):
+            inverse = [0] * len(self.order)
+            for position, leg in enumerate(self.order):
+                inverse[leg] = position
+            legs = do("transpose", legs, tuple(inverse))
+        padded = do("reshape", legs, self.padded_shape)
+        if self.padded_shape == self.shape:
+            return padded
+        return padded[tuple(slice(0, n) for n in self.shape)]
+
+    def _slab(self, weight: Array, axis: int, thickness: int) -> Array:
+        """Zeros to put behind ``axis``, on the weight's framework, device and dtype."""
+        shape = list(weight.shape)
+        shape[axis] = thickness
+        template = do("reshape", weight, (-1,))[:1] * 0.0
+        return do("broadcast_to", do("reshape", template, (1,) * len(shape)), tuple(shape))
+
+
+def _typical(factors: Shape) -> int:
+    """The geometric mean of legs, at least 2."""
+    if not factors:
+        return 2
+    return max(2, round(math.exp(sum(map(math.log, factors)) / len(factors))))
+
+
+def _resolve_order(order: Literal["axis", "interleaved"] | Sequence[int], factors: tuple[Shape, ...]) -> tuple[int, ...]:
+    n_legs = sum(map(len, factors))
+    if isinstance(order, str):
+        if order == "axis":
+            return tuple(range(n_legs))
+        if order == "interleaved":
+            numbered = [(k, axis) for axis, fs in enumerate(factors) for k in range(len(fs))]
+            return tuple(sorted(range(n_legs), key=lambda i: numbered[i]))
+        raise LayoutError(f"Got order={order!r}; expected 'axis', 'interleaved' or a permutation of the legs.")
+    return tuple(int(i) for i in order)

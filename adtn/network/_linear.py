@@ -1,0 +1,222 @@
+"""The linear baselines: MPO, tensor train, tensor ring, Tucker and CP."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from .._errors import TopologyError
+from ._layout import Layout
+from ._segment import Core, Segment
+from ._topology import Topology, register_topology
+
+
+def _check_bond(bond: object) -> None:
+    if not isinstance(bond, int) or bond < 1:
+        raise TopologyError(f"Got bond={bond!r}; expected an integer of at least 1.")
+
+
+def chain_bonds(dims: list[int], bond: int) -> list[int]:
+    """Bonds of an open chain, clipped to what either side can carry."""
+    n = len(dims)
+    return [min(bond, math.prod(dims[: k + 1]), math.prod(dims[k + 1 :])) for k in range(n - 1)]
+
+
+def _chain(sites: list[tuple[int, ...]], layout: Layout, bonds: list[int]) -> list[Core]:
+    """Sites in a row; ``bonds`` has one entry more when the row is closed to a ring."""
+    n, closed = len(sites), len(bonds) == len(sites)
+    cores: list[Core] = []
+    for k, legs in enumerate(sites):
+        left = k - 1 if k else (n - 1 if closed else None)
+        right = k if k < n - 1 or closed else None
+        ends = [(f"b{b}", bonds[b]) for b in (left, right) if b is not None]
+        inds = (*(i for i, _ in ends), *(layout.leg_names[q] for q in legs))
+        shape = (*(d for _, d in ends), *(layout.dims[q] for q in legs))
+        fan_in = math.prod(d for _, d in ends[-1:]) if right is not None else 1
+        cores.append(Core(f"site{k}", inds, shape, f"site{k}", "site", k, fan_in))
+    return cores
+
+
+@register_topology
+@dataclass(frozen=True, kw_only=True)
+class TT(Topology):
+    """Tensor train over the legs, one leg per site.
+
+    Parameters
+    ----------
+    bond : int
+        Bond dimension, clipped to what either side of a bond can carry.
+    activation, where, share
+        See :class:`Topology`.
+
+    References
+    ----------
+    I. Oseledets (2011), SIAM J. Sci. Comput. 33, 2295.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> adtn.Generator((64, 64), adtn.TT(bond=3)).num_params
+    96
+    """
+
+    bond: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_bond(self.bond)
+
+    def sites(self, layout: Layout) -> list[tuple[int, ...]]:
+        """Positions of the legs on each site."""
+        return [(q,) for q in range(layout.ndim_legs)]
+
+    def levels(self, layout: Layout) -> list[Segment]:
+        """A single level."""
+        sites = self.sites(layout)
+        if not sites:
+            raise TopologyError("A weight with a single entry has no legs; store it as it is.")
+        dims = [math.prod(layout.dims[q] for q in legs) for legs in sites]
+        cores = _chain(sites, layout, chain_bonds(dims, self.bond))
+        return [Segment((), tuple(cores), layout.leg_names)]
+
+
+@register_topology
+@dataclass(frozen=True, kw_only=True)
+class MPO(TT):
+    """Matrix product operator: site k carries the k-th leg of every axis.
+
+    Parameters
+    ----------
+    bond : int
+        Bond dimension, clipped to what either side of a bond can carry.
+    activation, where, share
+        See :class:`Topology`.
+
+    References
+    ----------
+    A. Novikov, D. Podoprikhin, A. Osokin, D. Vetrov (2015), arXiv:1509.06569.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> adtn.Generator((64, 64), adtn.MPO(bond=3)).num_params
+    384
+    """
+
+    order: ClassVar[Literal["axis", "interleaved"]] = "interleaved"
+
+    def sites(self, layout: Layout) -> list[tuple[int, ...]]:
+        """Positions of the legs on each site."""
+        n = max((k for _, k in layout.leg_axes), default=-1) + 1
+        return [tuple(q for q, (_, k) in enumerate(layout.leg_axes) if k == site) for site in range(n)]
+
+
+@register_topology
+@dataclass(frozen=True, kw_only=True)
+class TensorRing(TT):
+    """Tensor ring: a train whose last site is joined with its first.
+
+    Parameters
+    ----------
+    bond : int
+        Bond dimension, the same on every bond.
+    activation, where, share
+        See :class:`Topology`.
+
+    References
+    ----------
+    Q. Zhao, G. Zhou, S. Xie, L. Zhang, A. Cichocki (2016), arXiv:1606.05535.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> adtn.Generator((64, 64), adtn.TensorRing(bond=3)).num_params
+    288
+    """
+
+    def levels(self, layout: Layout) -> list[Segment]:
+        """A single level."""
+        sites = self.sites(layout)
+        if len(sites) < 3:
+            return super().levels(layout)  # two sites joined twice are a train of a larger bond
+        return [Segment((), tuple(_chain(sites, layout, [self.bond] * len(sites))), layout.leg_names)]
+
+
+@register_topology
+@dataclass(frozen=True, kw_only=True)
+class Tucker(Topology):
+    """Tucker decomposition over the legs: one core and a factor per leg.
+
+    Parameters
+    ----------
+    bond : int
+        Multilinear rank, clipped to the dimension of each leg.
+    activation, where, share
+        See :class:`Topology`.
+
+    References
+    ----------
+    L. De Lathauwer, B. De Moor, J. Vandewalle (2000), SIAM J. Matrix Anal. Appl. 21, 1253.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> adtn.Generator((64, 64), adtn.Tucker(bond=3)).num_params
+    177
+    """
+
+    bond: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_bond(self.bond)
+
+    def levels(self, layout: Layout) -> list[Segment]:
+        """Two levels: the core, then the factors."""
+        ranks = tuple(min(self.bond, d) for d in layout.dims)
+        bonds = tuple(f"b{q}" for q in range(layout.ndim_legs))
+        core = Core("core", bonds, ranks, "core", "core")
+        factors = tuple(
+            Core(f"factor{q}", (bonds[q], name), (r, d), f"factor{q}", "factor", q, r)
+            for q, (name, r, d) in enumerate(zip(layout.leg_names, ranks, layout.dims, strict=True))
+        )
+        return [Segment((), (core,), bonds), Segment(bonds, factors, layout.leg_names)]
+
+
+@register_topology
+@dataclass(frozen=True, kw_only=True)
+class CP(Topology):
+    """Canonical polyadic decomposition: a sum of ``bond`` products of one vector per leg.
+
+    Parameters
+    ----------
+    bond : int
+        Number of terms; the index runs through all factors.
+    activation, where, share
+        See :class:`Topology`.
+
+    References
+    ----------
+    T. Kolda, B. Bader (2009), SIAM Review 51, 455.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> adtn.Generator((64, 64), adtn.CP(bond=3)).num_params
+    96
+    """
+
+    bond: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_bond(self.bond)
+
+    def levels(self, layout: Layout) -> list[Segment]:
+        """A single level of factors that share the index ``r``."""
+        factors = tuple(
+            Core(f"factor{q}", ("r", name), (self.bond, d), f"factor{q}", "factor", q, self.bond if q == 0 else 1)
+            for q, (name, d) in enumerate(zip(layout.leg_names, layout.dims, strict=True))
+        )
+        return [Segment((), factors, layout.leg_names)]

@@ -1,0 +1,159 @@
+"""Cores and segments: the array-free description of a network, one level above index equations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from .._errors import TopologyError
+from .._typing import Inds, Shape
+
+Init = Literal["normal", "identity", "basis", "seeded", "given"]
+INITS: tuple[Init, ...] = ("normal", "identity", "basis", "seeded", "given")
+
+
+@dataclass(frozen=True)
+class Core:
+    """One tensor of a network, without its numbers.
+
+    Parameters
+    ----------
+    name : str
+        Unique within a generator, such as ``"iso2_0"``.
+    inds : tuple of str
+        Index names; equal names are contracted or, when they also leave the segment, multiplied elementwise.
+    shape : tuple of int
+        Dimension of each index.
+    param : str
+        Key of the parameter it reads. Cores with equal keys share their numbers.
+    kind : str
+        What it is: root, isometry, disentangler, leaf, gate, boundary, site, factor, core.
+    level : int
+        Level, layer or site number, for tags.
+    fan_in : int
+        Product of the dimensions of its incoming legs.
+    init : {"normal", "identity", "basis", "seeded", "given"}
+        - ``"normal"``: independent normal entries of variance ``1 / fan_in``
+        - ``"identity"``: identity from incoming to outgoing legs, plus ``noise``
+        - ``"basis"``: the first basis vector
+        - ``"seeded"``: entries of :class:`adtn.SeededBase`; never stored when it is not trainable
+        - ``"given"``: no rule; the numbers come with the network
+    noise : float
+        Standard deviation added to the identity.
+    trainable : bool
+        Whether it is a parameter; a frozen core is rebuilt from its ``init``.
+    seed : int
+        For ``"seeded"``.
+    """
+
+    name: str
+    inds: Inds
+    shape: Shape
+    param: str
+    kind: str
+    level: int = 0
+    fan_in: int = 1
+    init: Init = "normal"
+    noise: float = 0.0
+    trainable: bool = True
+    seed: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Tags of the quimb tensor: its name, its kind and its level, in capitals."""
+        return (self.name.upper(), self.kind.upper(), f"LEVEL{self.level}")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A multilinear piece ``Z = C(X; A)`` followed by ``X' = σ(Z)``.
+
+    Parameters
+    ----------
+    inputs : tuple of str
+        Legs of the incoming state, empty for the first segment.
+    cores : tuple of Core
+        Its cores.
+    outputs : tuple of str
+        Legs of ``Z``, in order.
+    activation : str
+        Name of σ.
+    """
+
+    inputs: Inds
+    cores: tuple[Core, ...]
+    outputs: Inds
+    activation: str = "identity"
+
+
+def sizes_of(segments: Iterable[Segment]) -> dict[str, int]:
+    """Dimension of every index.
+
+    Raises
+    ------
+    TopologyError
+        If two cores disagree about one.
+    """
+    sizes: dict[str, int] = {}
+    for segment in segments:
+        for core in segment.cores:
+            if len(core.inds) != len(core.shape):
+                raise TopologyError(f"Core {core.name!r} has indices {core.inds} but shape {core.shape}.")
+            for ind, d in zip(core.inds, core.shape, strict=True):
+                if sizes.setdefault(ind, d) != d:
+                    raise TopologyError(
+                        f"Index {ind!r} has dimension {d} on core {core.name!r} but {sizes[ind]} elsewhere; "
+                        "equal index names must have equal dimensions."
+                    )
+    return sizes
+
+
+def place_activations(
+    levels: list[Segment], activation: str, where: Literal["inner", "all"] | tuple[int, ...]
+) -> tuple[Segment, ...]:
+    """Put σ after the chosen levels and merge the levels between which there is none.
+
+    Inside a merged segment everything is multilinear, so its contraction order is free.
+    """
+    last = len(levels) - 1
+    if where == "inner":
+        chosen = set(range(last))
+    elif where == "all":
+        chosen = set(range(last + 1))
+    else:
+        chosen = {i % len(levels) for i in where if -len(levels) <= i < len(levels)}
+        if len(chosen) != len(set(where)):
+            raise TopologyError(f"Got activations after levels {where}; this network has levels 0..{last}.")
+    if activation == "identity":
+        chosen = set()
+    merged: list[Segment] = []
+    inputs, cores = levels[0].inputs, ()
+    for i, level in enumerate(levels):
+        cores = (*cores, *level.cores)
+        if i in chosen or i == last:
+            name = activation if i in chosen else "identity"
+            merged.append(Segment(inputs, cores, level.outputs, name))
+            inputs, cores = level.outputs, ()
+    return tuple(merged)
+
+
+def shared(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """Let all cores of one kind, level and shape read one parameter."""
+    from dataclasses import replace
+
+    names: dict[tuple[str, int, Shape, Init, bool], str] = {}
+    out: list[Segment] = []
+    for segment in segments:
+        cores: list[Core] = []
+        for core in segment.cores:
+            key = (core.kind, core.level, core.shape, core.init, core.trainable)
+            cores.append(replace(core, param=names.setdefault(key, core.param)))
+        out.append(replace(segment, cores=tuple(cores)))
+    return tuple(out)

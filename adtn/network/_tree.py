@@ -1,0 +1,297 @@
+"""Trees: TTN, augmented TTN and MERA, generated from the root to the physical legs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from .._errors import TopologyError
+from .._typing import Inds, Shape
+from ._layout import Layout
+from ._segment import Core, Segment
+from ._topology import Topology, register_topology
+
+Group = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rank:
+    """The legs of one rank of the tree and how the rank above groups them into children."""
+
+    names: Inds
+    dims: Shape
+    groups: tuple[Group, ...] = ()
+
+
+def _check_bond(bond: int | tuple[int, ...]) -> None:
+    bonds = bond if isinstance(bond, tuple) else (bond,)
+    if not bonds or any(not isinstance(b, int) or b < 1 for b in bonds):
+        raise TopologyError(f"Got bond={bond!r}; expected an integer of at least 1, or a tuple of them from root to legs.")
+
+
+def _groups(n: int, arity: int) -> tuple[Group, ...]:
+    """``ceil(n / arity)`` consecutive groups of nearly equal length."""
+    parents = -(-n // arity)
+    cuts = [round(i * n / parents) for i in range(parents + 1)]
+    return tuple(tuple(range(a, b)) for a, b in zip(cuts, cuts[1:], strict=False))
+
+
+def build_ranks(layout: Layout, bond: int | tuple[int, ...], arity: int, leaves: bool) -> list[Rank]:
+    """The ranks of a tree over the legs of ``layout``, root first.
+
+    A bond is at most the product of its children's dimensions: more could not be told apart below it. A
+    parent with one child is that child: its leg passes through without a core.
+    """
+    shape: list[tuple[Group, ...]] = []
+    n = layout.ndim_legs
+    while n > arity:
+        shape.append(_groups(n, arity))
+        n = len(shape[-1])
+    n_bonds = len(shape) + leaves
+    if isinstance(bond, tuple) and len(bond) != n_bonds:
+        raise TopologyError(
+            f"Got {len(bond)} bonds {bond}; a tree of arity {arity} over {layout.ndim_legs} legs"
+            f"{' with leaves' if leaves else ''} has {n_bonds} levels of bonds."
+        )
+    bonds = list(bond) if isinstance(bond, tuple) else [bond] * n_bonds
+
+    ranks = [Rank(layout.leg_names, layout.dims)]
+    if leaves:
+        chi = bonds.pop()
+        dims = tuple(min(chi, d) for d in layout.dims)
+        ranks.append(Rank(tuple(f"b{n_bonds}_{q}" for q in range(len(dims))), dims, tuple((q,) for q in range(len(dims)))))
+    for groups in shape:
+        below, level, chi = ranks[-1], len(bonds), bonds.pop()
+        names, dims = [], []
+        for g, group in enumerate(groups):
+            if len(group) == 1:
+                names.append(below.names[group[0]])
+                dims.append(below.dims[group[0]])
+            else:
+                names.append(f"b{level}_{g}")
+                dims.append(min(chi, math.prod(below.dims[c] for c in group)))
+        ranks.append(Rank(tuple(names), tuple(dims), groups))
+    return ranks[::-1]
+
+
+def _renamed(ranks: list[Rank], pairs: list[list[tuple[int, int]]]) -> list[Rank]:
+    """Name legs that pass through: as their child, or as the disentangler on the child expects its input."""
+    out = [ranks[-1]]
+    for t in range(len(ranks) - 1, 0, -1):
+        lower, upper, paired = out[-1], ranks[t - 1], {leg for pair in pairs[t] for leg in pair}
+        names = list(upper.names)
+        for p, group in enumerate(upper.groups):
+            if len(group) == 1 and upper.names[p] == ranks[t].names[group[0]]:
+                names[p] = lower.names[group[0]] + ("_raw" if group[0] in paired else "")
+        out.append(replace(upper, names=tuple(names)))
+    return out[::-1]
+
+
+def _straddling(rank: Rank, periodic: bool) -> list[tuple[int, int]]:
+    """Pairs of neighbouring children of different parents, each leg at most once."""
+    pairs: list[tuple[int, int]] = []
+    used: set[int] = set()
+    edges = [(a[-1], b[0]) for a, b in zip(rank.groups, rank.groups[1:], strict=False)]
+    if periodic and len(rank.groups) > 1:
+        edges.append((rank.groups[-1][-1], rank.groups[0][0]))
+    for i, j in edges:
+        if i != j and not used & {i, j}:
+            pairs.append((i, j))
+            used |= {i, j}
+    return pairs
+
+
+def _isometries(upper: Rank, lower: Rank, level: int, kind: str, raw: dict[int, str]) -> list[Core]:
+    """One core per parent with its children; ``raw`` renames children that a disentangler takes next."""
+    cores: list[Core] = []
+    label = {"isometry": "iso", "leaf": "leaf"}[kind]
+    for p, group in enumerate(upper.groups):
+        out = tuple(raw.get(c, lower.names[c]) for c in group)
+        if out == (upper.names[p],):
+            continue
+        name = f"{label}{level}_{p}"
+        shape = (upper.dims[p], *(lower.dims[c] for c in group))
+        cores.append(Core(name, (upper.names[p], *out), shape, name, kind, level, fan_in=upper.dims[p]))
+    return cores
+
+
+def _disentanglers(rank: Rank, pairs: list[tuple[int, int]], level: int, noise: float) -> tuple[list[Core], dict[int, str]]:
+    """Cores on pairs of legs, identity at the start, and the names of the legs before them."""
+    raw: dict[int, str] = {}
+    cores: list[Core] = []
+    for k, (i, j) in enumerate(pairs):
+        name = f"dis{level}_{k}"
+        raw[i], raw[j] = f"{rank.names[i]}_raw", f"{rank.names[j]}_raw"
+        di, dj = rank.dims[i], rank.dims[j]
+        inds = (rank.names[i], rank.names[j], raw[i], raw[j])
+        cores.append(Core(name, inds, (di, dj, di, dj), name, "disentangler", level, di * dj, "identity", noise))
+    return cores, raw
+
+
+@register_topology
+@dataclass(frozen=True, kw_only=True)
+class TTN(Topology):
+    """Tree tensor network: a root, isometries from one parent leg to ``arity`` children, leaves to the legs.
+
+    Parameters
+    ----------
+    bond : int or tuple of int
+        Bond dimension χ, or one per level from root to legs. Clipped to what the legs below can carry.
+    arity : int
+        Children per core, at least 2.
+    leaves : bool
+        With leaves, every physical leg has its own bond and a core ``(χ, d)``; without, the last isometries
+        put out physical legs directly.
+    activation, where, share
+        See :class:`Topology`.
+
+    References
+    ----------
+    Y.-Y. Shi, L.-M. Duan, G. Vidal (2006), arXiv:quant-ph/0511070. Generators with activations between the
+    levels: Cichocki and Wietczak (2026), arXiv:2606.00130. Leaves and the place of activations are our choice.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> lay = adtn.Layout.of((1024, 1024), leg=32)
+    >>> adtn.Generator((1024, 1024), adtn.TTN(bond=4), layout=lay).num_params
+    656
+    """
+
+    bond: int | tuple[int, ...] = 4
+    arity: int = 2
+    leaves: bool = True
+    activation: str = "silu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_bond(self.bond)
+        if self.arity < 2:
+            raise TopologyError(f"Got arity={self.arity}; a tree needs at least 2 children per core.")
+
+    def levels(self, layout: Layout) -> list[Segment]:
+        """Levels from the root to the legs."""
+        ranks = build_ranks(layout, self.bond, self.arity, self.leaves)
+        return self._levels_of(ranks)
+
+    def _pairs(self, ranks: list[Rank], t: int) -> list[tuple[int, int]]:
+        """Pairs of legs of rank ``t`` that get a disentangler."""
+        return []
+
+    def _levels_of(self, ranks: list[Rank], noise: float = 0.0) -> list[Segment]:
+        pairs = [[], *(self._pairs(ranks, t) for t in range(1, len(ranks)))]
+        ranks = _renamed(ranks, pairs)
+        root = Core("root", ranks[0].names, ranks[0].dims, "root", "root")
+        levels = [Segment((), (root,), ranks[0].names)]
+        for t, (upper, lower) in enumerate(zip(ranks, ranks[1:], strict=False), start=1):
+            leaf = self.leaves and t == len(ranks) - 1
+            dis, raw = _disentanglers(lower, pairs[t], t, noise)
+            iso = _isometries(upper, lower, t, "leaf" if leaf else "isometry", raw)
+            levels.append(Segment(upper.names, (*iso, *dis), lower.names))
+        return levels
+
+
+@register_topology
+@dataclass(frozen=True, kw_only=True)
+class ATTN(TTN):
+    """Augmented TTN: a TTN with disentanglers on physical legs that straddle neighbouring subtrees.
+
+    Parameters
+    ----------
+    bond, arity, leaves
+        See :class:`TTN`.
+    pairs : "all" or tuple of (int, int)
+        - ``"all"``: every pair of neighbouring legs with different parents, each leg at most once
+        - a tuple of pairs of leg positions
+    noise : float
+        Standard deviation added to the identity at the start.
+    activation, where, share
+        See :class:`Topology`.
+
+    References
+    ----------
+    T. Felser, S. Notarnicola, S. Montangero (2021), arXiv:2011.08200 (augmented trees). As a weight generator:
+    arXiv:2606.00130.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> gen = adtn.Generator((64, 64), adtn.ATTN(bond=2), layout=adtn.Layout.of((64, 64), leg=4))
+    >>> sum(name.startswith("dis") for name in gen.params)
+    2
+    """
+
+    pairs: str | tuple[tuple[int, int], ...] = "all"
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.pairs, str):
+            if self.pairs != "all":
+                raise TopologyError(f"Got pairs={self.pairs!r}; expected 'all' or pairs of leg positions.")
+            return
+        flat = [q for pair in self.pairs for q in pair]
+        if len(set(flat)) != len(flat) or any(len(pair) != 2 for pair in self.pairs):
+            raise TopologyError(f"Got pairs={self.pairs}; each leg may carry at most one disentangler.")
+
+    def levels(self, layout: Layout) -> list[Segment]:
+        """Levels from the root to the legs; disentanglers belong to the last level."""
+        if not isinstance(self.pairs, str) and any(q >= layout.ndim_legs for pair in self.pairs for q in pair):
+            raise TopologyError(f"Got pairs={self.pairs}; this layout has legs 0..{layout.ndim_legs - 1}.")
+        return self._levels_of(build_ranks(layout, self.bond, self.arity, self.leaves), self.noise)
+
+    def _pairs(self, ranks: list[Rank], t: int) -> list[tuple[int, int]]:
+        if t != len(ranks) - 1:
+            return []
+        if not isinstance(self.pairs, str):
+            return list(self.pairs)
+        # with leaves every leg has its own core: the subtrees that matter are those one rank above
+        above = ranks[t - 1] if self.leaves and t >= 2 else None
+        return _straddling(ranks[t - 2] if above is not None else ranks[t - 1], periodic=False)
+
+
+@register_topology
+@dataclass(frozen=True, kw_only=True)
+class MERA(TTN):
+    """Multi-scale entanglement renormalisation ansatz: per level isometries, then disentanglers.
+
+    Disentanglers act on neighbouring legs of a level that come from different isometries. Leaves, when
+    present, follow without disentanglers.
+
+    Parameters
+    ----------
+    bond, arity, leaves
+        See :class:`TTN`.
+    periodic : bool
+        Also join the last leg with the first.
+    noise : float
+        Standard deviation added to the identity at the start.
+    activation, where, share
+        See :class:`Topology`.
+
+    References
+    ----------
+    G. Vidal (2007), arXiv:cond-mat/0512165. As a weight generator: arXiv:2606.00130.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> lay = adtn.Layout.of((4096, 4096), leg=8)
+    >>> gen = adtn.Generator((4096, 4096), adtn.MERA(bond=2, periodic=True), layout=lay)
+    >>> gen.num_params
+    292
+    """
+
+    periodic: bool = False
+    noise: float = 0.0
+
+    def levels(self, layout: Layout) -> list[Segment]:
+        """Levels from the root to the legs, disentanglers after the isometries of their level."""
+        return self._levels_of(build_ranks(layout, self.bond, self.arity, self.leaves), self.noise)
+
+    def _pairs(self, ranks: list[Rank], t: int) -> list[tuple[int, int]]:
+        if self.leaves and t == len(ranks) - 1:
+            return []
+        return _straddling(ranks[t - 1], self.periodic)
+
+

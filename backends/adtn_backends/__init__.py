@@ -1,0 +1,1 @@
+"""Backends of adtn, one module each, found through the entry-point group ``adtn.backends``."""

@@ -1,0 +1,157 @@
+"""JAX on the CPU, GPUs and TPUs; optimizers from optax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from adtn._backend import Backend, DeviceInfo
+from adtn._errors import DeviceError
+from adtn._typing import Params
+
+from ._memory import host_memory_bytes
+
+
+def _x64(dtype: str) -> Any:
+    """Float64 needs JAX's 64-bit mode: on inside this block only, never globally."""
+    return jax.enable_x64(True) if dtype == "float64" else nullcontext()
+
+
+def describe(device: Any) -> DeviceInfo:
+    """One JAX device (or a stand-in for it)."""
+    stats = (device.memory_stats() or {}) if device.platform != "cpu" else {}
+    memory = host_memory_bytes() if device.platform == "cpu" else stats.get("bytes_limit")
+    short = f"jax:{device.platform}" if device.platform == "cpu" else f"jax:{device.platform}:{device.id}"
+    dtypes = ("float64", "float32", "bfloat16", "float16")
+    return DeviceInfo(short, f"JAX {jax.__version__} {device.device_kind}", memory, dtypes)
+
+
+class JaxBackend:
+    """JAX on every device it has."""
+
+    name = "jax"
+
+    def devices(self) -> list[DeviceInfo]:
+        """The CPU and, where the plug-in is installed, GPUs."""
+        cpu = describe(jax.devices("cpu")[0])
+        found = [cpu]
+        try:
+            found += [describe(d) for d in jax.devices("gpu")]
+        except RuntimeError:
+            reason = "this JAX has no GPU plug-in: pip install 'jax[cuda13]'"
+            found.append(DeviceInfo("jax:gpu:0", "GPU", usable=False, reason=reason))
+        return found
+
+    def asarray(self, x: np.ndarray, device: str, dtype: str) -> jax.Array:
+        """A new array, committed to the device."""
+        platform, _, index = device.partition(":")
+        with _x64(dtype):
+            return jax.device_put(jnp.asarray(np.array(x), dtype=dtype), jax.devices(platform)[int(index or 0)])
+
+    def to_numpy(self, x: jax.Array) -> np.ndarray:
+        """A copy on the host."""
+        with _x64(str(x.dtype)):
+            return np.array(x.astype("float32") if x.dtype == jnp.bfloat16 else x)
+
+    def device_of(self, x: jax.Array) -> str:
+        """Such as ``"cpu"`` or ``"gpu:0"``."""
+        device = next(iter(x.devices()))
+        return "cpu" if device.platform == "cpu" else f"{device.platform}:{device.id}"
+
+    def dtype_of(self, x: jax.Array) -> str:
+        """Name of the dtype."""
+        return str(x.dtype)
+
+    def value_and_grad(self, fn: Callable[..., Any]) -> Callable[..., tuple[Any, tuple[Any, ...]]]:
+        """Reverse-mode differentiation with respect to the weight and the extra parameters."""
+
+        def run(weight: Any, extra: Params | None, *batch: Any) -> tuple[Any, tuple[Any, ...]]:
+            if extra is None:
+                loss, grad = jax.value_and_grad(fn)(weight, *batch)
+                return loss, (grad,)
+            return jax.value_and_grad(fn, argnums=(0, 1))(weight, dict(extra), *batch)
+
+        return run
+
+    def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """``jax.jit``, in 64-bit mode when an argument is float64."""
+        jitted = jax.jit(fn)
+
+        def run(*args: Any) -> Any:
+            wide = any(getattr(x, "dtype", None) == np.float64 for x in jax.tree.leaves(args))
+            with _x64("float64" if wide else "float32"):
+                return jitted(*args)
+
+        return run
+
+    def synchronize(self, device: str) -> None:
+        """Wait for everything that was dispatched."""
+        platform, _, index = device.partition(":")
+        jax.device_put(0.0, jax.devices(platform)[int(index or 0)]).block_until_ready()
+
+    def optimizer(self, name: str, **options: float) -> OptaxOptimizer:
+        """Adam, AdamW or SGD."""
+        return OptaxOptimizer(name, **options)
+
+
+class OptaxOptimizer:
+    """A chain of optax transformations, jitted; the learning rate is an argument of every step."""
+
+    def __init__(
+        self, name: str, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
+        momentum: float = 0.9, weight_decay: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.name = name
+        adam = optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps)
+        self.chain = {
+            "adam": adam,
+            "adamw": optax.chain(adam, optax.add_decayed_weights(weight_decay)),
+            "sgd": optax.trace(decay=momentum),
+        }[name]
+        self._step = jax.jit(partial(_optax_step, self.chain))
+
+    def init(self, params: Params) -> Any:
+        """State of the chain."""
+        with _x64(_dtype(params)):
+            return self.chain.init(dict(params))
+
+    def step(self, params: Params, grads: Params, state: Any, lr: float) -> tuple[Params, Any]:
+        """One update."""
+        dtype = _dtype(params)
+        with _x64(dtype):
+            return self._step(dict(params), dict(grads), state, jnp.asarray(lr, dtype=dtype))
+
+    def export_state(self, state: Any) -> dict[str, np.ndarray]:
+        """Leaves of the state, numbered."""
+        return {str(i): np.array(x) for i, x in enumerate(jax.tree.leaves(state))}
+
+    def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> Any:
+        """Leaves put back into a fresh state."""
+        with _x64(_dtype(params)):
+            fresh = self.init(params)
+            leaves = [
+                jax.device_put(jnp.asarray(arrays[str(i)], dtype=x.dtype), next(iter(x.devices())))
+                for i, x in enumerate(jax.tree.leaves(fresh))
+            ]
+            return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+
+
+def _optax_step(chain: Any, params: Any, grads: Any, state: Any, lr: Any) -> tuple[Any, Any]:
+    updates, state = chain.update(grads, state, params)
+    return jax.tree.map(lambda p, u: p - lr * u, params, updates), state
+
+
+def _dtype(params: Params) -> str:
+    found = [str(x.dtype) for x in params.values()]
+    if not found:
+        raise DeviceError("Got no parameters to optimise; the generator has nothing to train.")
+    return found[0]
+
+
+_check: type[Backend] = JaxBackend

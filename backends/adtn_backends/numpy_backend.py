@@ -1,0 +1,134 @@
+"""NumPy: the reference, always there; optimizers come from quimb."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from adtn._backend import Backend, DeviceInfo
+from adtn._errors import DeviceError, FitError
+from adtn._typing import Params
+
+from ._memory import host_memory_bytes
+
+
+class NumpyBackend:
+    """NumPy on the CPU."""
+
+    name = "numpy"
+
+    def devices(self) -> list[DeviceInfo]:
+        """The CPU."""
+        return [DeviceInfo("numpy:cpu", f"NumPy {np.__version__}", host_memory_bytes(), ("float64", "float32", "float16"))]
+
+    def asarray(self, x: np.ndarray, device: str, dtype: str) -> np.ndarray:
+        """A new array."""
+        if device != "cpu" or dtype == "bfloat16":
+            raise DeviceError(f"Got device {device!r} and dtype {dtype!r}; NumPy has the CPU and no bfloat16.")
+        return np.array(x, dtype=dtype)
+
+    def to_numpy(self, x: np.ndarray) -> np.ndarray:
+        """A copy."""
+        return np.array(x)
+
+    def device_of(self, x: np.ndarray) -> str:
+        """Always the CPU."""
+        return "cpu"
+
+    def dtype_of(self, x: np.ndarray) -> str:
+        """Name of the dtype."""
+        return str(x.dtype)
+
+    def value_and_grad(self, fn: Callable[..., Any]) -> Callable[..., tuple[Any, tuple[Any, ...]]]:
+        """NumPy differentiates nothing: ``fn`` must return ``(loss, dW)`` or ``(loss, (dW, d_extra))``."""
+
+        def checked(weight: np.ndarray, extra: Params | None, *batch: Any) -> tuple[Any, tuple[Any, ...]]:
+            got = fn(weight, *batch) if extra is None else fn(weight, extra, *batch)
+            if not isinstance(got, tuple) or len(got) != 2:
+                raise FitError(
+                    f"On NumPy a task objective returns (loss, dL/dW); got {type(got).__name__}. Return the gradient "
+                    "too, or run on 'torch:cpu' or 'jax:cpu', which differentiate the loss themselves."
+                )
+            loss, grads = got
+            return loss, grads if isinstance(grads, tuple) else (grads,)
+
+        return checked
+
+    def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Nothing to compile."""
+        return fn
+
+    def synchronize(self, device: str) -> None:
+        """NumPy is done when it returns."""
+
+    def optimizer(self, name: str, **options: float) -> QuimbOptimizer:
+        """Adam, AdamW or SGD."""
+        return QuimbOptimizer(name, **options)
+
+
+class QuimbOptimizer:
+    """One step at a time of the optimizers in :mod:`quimb.tensor.optimize`, on one flat vector.
+
+    They are made for ``scipy.optimize.minimize``; with ``maxiter=1`` and a fixed gradient they take one step and
+    keep their moments. AdamW is Adam after a decoupled decay (Loshchilov and Hutter 2019, arXiv:1711.05101).
+    """
+
+    def __init__(
+        self, name: str, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
+        momentum: float = 0.9, weight_decay: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.betas = {"beta1": beta1, "beta2": beta2, "eps": eps}
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+
+    def init(self, params: Params) -> Any:
+        """A fresh quimb optimizer."""
+        from quimb.tensor.optimize import ADAM, SGD
+
+        return SGD() if self.name == "sgd" else ADAM()
+
+    def step(self, params: Params, grads: Params, state: Any, lr: float) -> tuple[Params, Any]:
+        """One update."""
+        x, g = _flat(params), _flat(grads)
+        if self.weight_decay:
+            x = x * x.dtype.type(1.0 - lr * self.weight_decay)
+        if self.name == "sgd":
+            # quimb damps the gradient by 1 - mass; the usual heavy ball does not
+            options = {"mass": self.momentum, "learning_rate": lr / (1.0 - self.momentum)}
+        else:
+            options = {**self.betas, "learning_rate": lr}
+        found = state(lambda _: 0.0, x, lambda _: g, maxiter=1, **options)
+        return _unflat(found.x, params), state
+
+    def export_state(self, state: Any) -> dict[str, np.ndarray]:
+        """Moments and step count."""
+        moments = {"velocity": state._velocity} if self.name == "sgd" else {"m": state._m, "v": state._v}
+        return {"step": np.asarray(state._i), **{k: x for k, x in moments.items() if x is not None}}
+
+    def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> Any:
+        """Moments and step count put back."""
+        state = self.init(params)
+        state._i = int(arrays["step"])
+        for key, x in arrays.items():
+            if key != "step":
+                setattr(state, f"_{key}", x)
+        return state
+
+
+def _flat(params: Params) -> np.ndarray:
+    return np.concatenate([np.ravel(params[name]) for name in sorted(params)])
+
+
+def _unflat(x: np.ndarray, like: Params) -> dict[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    at = 0
+    for name in sorted(like):
+        size = like[name].size
+        out[name] = x[at : at + size].reshape(like[name].shape).astype(like[name].dtype, copy=False)
+        at += size
+    return out
+
+
+_check: type[Backend] = NumpyBackend

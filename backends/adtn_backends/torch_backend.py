@@ -1,0 +1,180 @@
+"""PyTorch on the CPU, CUDA and Apple's MPS; optimizers from torch.optim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import autoray
+import numpy as np
+import torch
+from adtn._backend import Backend, DeviceInfo
+from adtn._errors import DeviceError
+from adtn._typing import Params
+
+from ._memory import host_memory_bytes
+
+# autoray looks for scipy.special.erf inside torch; it lies at the top there
+autoray.register_function("torch", "scipy.special.erf", torch.erf)
+
+_DTYPES = {
+    "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def cuda_devices(cuda: Any) -> list[DeviceInfo]:
+    """CUDA devices as ``torch.cuda`` (or a stand-in for it) tells them."""
+    if not cuda.is_available():
+        reason = (
+            "this PyTorch is built without CUDA: install a CUDA build from pytorch.org"
+            if torch.version.cuda is None
+            else "PyTorch finds no CUDA device: check the driver with nvidia-smi"
+        )
+        return [DeviceInfo("torch:cuda:0", "CUDA", usable=False, reason=reason)]
+    found: list[DeviceInfo] = []
+    for i in range(cuda.device_count()):
+        properties = cuda.get_device_properties(i)
+        dtypes = ["float64", "float32", "float16"]
+        if (properties.major, properties.minor) >= (8, 0):
+            dtypes.insert(2, "bfloat16")
+        found.append(DeviceInfo(f"torch:cuda:{i}", properties.name, properties.total_memory, tuple(dtypes)))
+    return found
+
+
+def mps_devices(mps_backend: Any, mps: Any, macos: str) -> list[DeviceInfo]:
+    """The MPS device as ``torch.backends.mps`` and ``torch.mps`` (or stand-ins) tell it."""
+    if not mps_backend.is_available():
+        reason = (
+            "needs macOS 12.3 or later on Apple silicon"
+            if mps_backend.is_built()
+            else "this PyTorch is built without MPS: install the macOS arm64 build"
+        )
+        return [DeviceInfo("torch:mps", "Apple MPS", usable=False, reason=reason)]
+    # no float64 on MPS at all; bfloat16 since macOS 14
+    newer = int(macos.partition(".")[0] or 0) >= 14
+    dtypes = ("float32", "bfloat16", "float16") if newer else ("float32", "float16")
+    return [DeviceInfo("torch:mps", "Apple MPS", mps.recommended_max_memory(), dtypes)]
+
+
+class TorchBackend:
+    """PyTorch on every device it has."""
+
+    name = "torch"
+
+    def devices(self) -> list[DeviceInfo]:
+        """CPU, CUDA devices and MPS, usable or not."""
+        import platform
+
+        cpu = DeviceInfo("torch:cpu", f"PyTorch {torch.__version__}", host_memory_bytes(), tuple(_DTYPES))
+        mps = mps_devices(torch.backends.mps, torch.mps, platform.mac_ver()[0])
+        return [cpu, *cuda_devices(torch.cuda), *mps]
+
+    def asarray(self, x: np.ndarray, device: str, dtype: str) -> torch.Tensor:
+        """A new tensor; the copy to the device happens in ``dtype``, as MPS takes no float64."""
+        if device.startswith("mps") and dtype == "float64":
+            raise DeviceError("Got dtype 'float64' on 'torch:mps', which has none. Pass dtype='float32', or use 'torch:cpu'.")
+        return torch.tensor(np.asarray(x)).to(_DTYPES[dtype]).to(device)
+
+    def to_numpy(self, x: torch.Tensor) -> np.ndarray:
+        """A copy on the host."""
+        x = x.detach().cpu()
+        return (x.float() if x.dtype == torch.bfloat16 else x).numpy().copy()
+
+    def device_of(self, x: torch.Tensor) -> str:
+        """Such as ``"cpu"`` or ``"cuda:0"``."""
+        return str(x.device)
+
+    def dtype_of(self, x: torch.Tensor) -> str:
+        """Name of the dtype."""
+        if x.dtype not in _NAMES:
+            raise DeviceError(f"Got a tensor of {x.dtype}; expected one of {', '.join(_DTYPES)}. Convert it first.")
+        return _NAMES[x.dtype]
+
+    def value_and_grad(self, fn: Callable[..., Any]) -> Callable[..., tuple[Any, tuple[Any, ...]]]:
+        """Reverse-mode differentiation with respect to the weight and the extra parameters."""
+
+        def run(weight: torch.Tensor, extra: Params | None, *batch: Any) -> tuple[Any, tuple[Any, ...]]:
+            with torch.enable_grad():
+                w = weight.detach().requires_grad_()
+                free = {k: v.detach().requires_grad_() for k, v in extra.items()} if extra is not None else None
+                loss = fn(w, *batch) if free is None else fn(w, free, *batch)
+                leaves = [w] if free is None else [w, *free.values()]
+                grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+            dense = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)]
+            rest = () if free is None else (dict(zip(free, dense[1:], strict=True)),)
+            return loss.detach(), (dense[0], *rest)
+
+        return run
+
+    def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Without gradient recording: the library's own adjoint is the engine."""
+        return torch.no_grad()(fn)
+
+    def synchronize(self, device: str) -> None:
+        """Wait for CUDA or MPS."""
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        elif device.startswith("mps"):
+            torch.mps.synchronize()
+
+    def optimizer(self, name: str, **options: float) -> TorchOptimizer:
+        """Adam, AdamW or SGD."""
+        return TorchOptimizer(name, **options)
+
+
+class TorchOptimizer:
+    """One of :mod:`torch.optim`, behind ``init`` and ``step``."""
+
+    def __init__(
+        self, name: str, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
+        momentum: float = 0.9, weight_decay: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.name = name
+        adam: dict[str, Any] = {"betas": (beta1, beta2), "eps": eps}
+        self.make, self.options = {
+            "adam": (torch.optim.Adam, adam),
+            "adamw": (torch.optim.AdamW, {**adam, "weight_decay": weight_decay}),
+            "sgd": (torch.optim.SGD, {"momentum": momentum}),
+        }[name]
+
+    def init(self, params: Params) -> torch.optim.Optimizer:
+        """The torch optimizer over its own copies of the parameters, in the order of their names."""
+        copies = [params[name].detach().clone() for name in sorted(params)]
+        return self.make(copies, lr=0.0, **self.options)
+
+    def step(
+        self, params: Params, grads: Params, state: torch.optim.Optimizer, lr: float
+    ) -> tuple[Params, torch.optim.Optimizer]:
+        """One update."""
+        group = state.param_groups[0]
+        group["lr"] = lr
+        names = sorted(params)
+        for name, own in zip(names, group["params"], strict=True):
+            if own is not params[name]:
+                own.copy_(params[name])
+            own.grad = grads[name].reshape(own.shape)
+        state.step()
+        return dict(zip(names, group["params"], strict=True)), state
+
+    def export_state(self, state: torch.optim.Optimizer) -> dict[str, np.ndarray]:
+        """``state_dict`` as flat arrays."""
+        out: dict[str, np.ndarray] = {}
+        for i, entries in state.state_dict()["state"].items():
+            for key, x in entries.items():
+                if x is not None:
+                    out[f"{i}.{key}"] = torch.as_tensor(x).cpu().numpy()
+        return out
+
+    def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> torch.optim.Optimizer:
+        """The inverse of :meth:`export_state`."""
+        state = self.init(params)
+        found: dict[int, dict[str, Any]] = {}
+        for key, x in arrays.items():
+            i, _, field = key.partition(".")
+            found.setdefault(int(i), {})[field] = torch.tensor(x)
+        state.load_state_dict({"state": found, "param_groups": state.state_dict()["param_groups"]})
+        return state
+
+
+_check: type[Backend] = TorchBackend
