@@ -17,3 +17,12 @@ from .network import Topology as Topology
 from .network import Tucker as Tucker
 from .network import register_activation as register_activation
 from .network import register_topology as register_topology
+from .optim import DataAwareReconstruction as DataAwareReconstruction
+from .optim import Objective as Objective
+from .optim import Reconstruction as Reconstruction
+from .optim import Solution as Solution
+from .optim import Status as Status
+from .optim import Task as Task
+from .optim import decompose as decompose
+from .optim import fit as fit
+from .schedule import devices as devices

@@ -61,6 +61,10 @@ class Optimizer(Protocol):
         """One update with learning rate ``lr``; returns new parameters and new state."""
         ...
 
+    def snapshot(self, params: Params) -> Params:
+        """The parameters as they are now; later steps do not change them."""
+        ...
+
     def export_state(self, state: Any) -> dict[str, np.ndarray]:
         """The state as named NumPy arrays, for a checkpoint."""
         ...

@@ -46,9 +46,9 @@ class Generator:
         How the axes are cut into legs; the topology chooses when not given.
     seed : int
         Of the first values; equal seeds give equal numbers on every backend.
-    scale : float, optional
-        Standard deviation of the weight; Kaiming's ``sqrt(2 / fan_in)`` when not given, with ``fan_in`` the
-        number of entries per output.
+    scale : float or array, optional
+        Standard deviation of the weight, or a weight to take it from; Kaiming's ``sqrt(2 / fan_in)`` when not
+        given, with ``fan_in`` the number of entries per output.
     base : SeededBase or numpy.ndarray, optional
         What the generated weight is added to. A seeded base has one trained factor and stores its seed; an
         array is frozen and makes the generator an adapter, which then starts at zero.
@@ -79,7 +79,7 @@ class Generator:
         *,
         layout: Layout | None = None,
         seed: int = 0,
-        scale: float | None = None,
+        scale: float | np.ndarray | None = None,
         base: Base = None,
         dtype: str = "float32",
         params: Mapping[str, np.ndarray] | None = None,
@@ -92,7 +92,7 @@ class Generator:
             raise LayoutError(f"Got a layout for {self._layout.shape} and the shape {shape}; they must be equal.")
         self._topology = topology
         self._dtype = dtype
-        self._scale = float(scale) if scale is not None else _kaiming(shape)
+        self._scale = _kaiming(shape) if scale is None else float(np.std(scale) if np.ndim(scale) else scale)
         if not math.isfinite(self._scale):
             raise TopologyError(f"Got scale={scale}; expected a finite number.")
         self._base = _checked_base(base, shape)

@@ -127,6 +127,10 @@ class OptaxOptimizer:
         with _x64(dtype):
             return self._step(dict(params), dict(grads), state, jnp.asarray(lr, dtype=dtype))
 
+    def snapshot(self, params: Params) -> Params:
+        """Nothing to copy: steps make new arrays."""
+        return params
+
     def export_state(self, state: Any) -> dict[str, np.ndarray]:
         """Leaves of the state, numbered."""
         return {str(i): np.array(x) for i, x in enumerate(jax.tree.leaves(state))}

@@ -102,6 +102,10 @@ class QuimbOptimizer:
         found = state(lambda _: 0.0, x, lambda _: g, maxiter=1, **options)
         return _unflat(found.x, params), state
 
+    def snapshot(self, params: Params) -> Params:
+        """Nothing to copy: steps make new arrays."""
+        return params
+
     def export_state(self, state: Any) -> dict[str, np.ndarray]:
         """Moments and step count."""
         moments = {"velocity": state._velocity} if self.name == "sgd" else {"m": state._m, "v": state._v}

@@ -143,6 +143,7 @@ class TorchOptimizer:
         copies = [params[name].detach().clone() for name in sorted(params)]
         return self.make(copies, lr=0.0, **self.options)
 
+    @torch.no_grad()
     def step(
         self, params: Params, grads: Params, state: torch.optim.Optimizer, lr: float
     ) -> tuple[Params, torch.optim.Optimizer]:
@@ -157,13 +158,18 @@ class TorchOptimizer:
         state.step()
         return dict(zip(names, group["params"], strict=True)), state
 
+    def snapshot(self, params: Params) -> Params:
+        """A copy: torch.optim works in place."""
+        return {name: x.clone() for name, x in params.items()}
+
     def export_state(self, state: torch.optim.Optimizer) -> dict[str, np.ndarray]:
         """``state_dict`` as flat arrays."""
         out: dict[str, np.ndarray] = {}
         for i, entries in state.state_dict()["state"].items():
             for key, x in entries.items():
                 if x is not None:
-                    out[f"{i}.{key}"] = torch.as_tensor(x).cpu().numpy()
+                    x = torch.as_tensor(x).cpu()
+                    out[f"{i}.{key}"] = (x.float() if x.dtype == torch.bfloat16 else x).numpy().copy()
         return out
 
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> torch.optim.Optimizer:

@@ -1,0 +1,219 @@
+"""What is minimised: reconstruction, data-aware reconstruction, or any task loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from autoray import do
+
+from .._backend import Backend
+from .._errors import FitError
+from .._typing import Array, Params, Shape
+
+ValueAndGrad = Callable[[Array, "Params | None", Params, tuple[Array, ...]], tuple[Array, tuple[Any, ...]]]
+
+
+class Objective(ABC):
+    """A loss of the weight."""
+
+    params: Mapping[str, np.ndarray]
+    """Further trained arrays, such as the other layers of a network."""
+
+    @abstractmethod
+    def constants(self) -> dict[str, np.ndarray]:
+        """Arrays that are moved to the device once."""
+
+    @abstractmethod
+    def bind(self, backend: Backend) -> ValueAndGrad:
+        """A function ``(W, params, constants, batch) -> (loss, (dW, d_params))`` in the backend's arrays."""
+
+    def batch(self, rng: np.random.Generator) -> tuple[np.ndarray, ...] | None:
+        """The data of one step, ``None`` for an objective that is the same at every step."""
+        return None
+
+    def check(self, shape: Shape) -> None:
+        """Refuse weights of another shape."""
+        del shape
+
+    @property
+    def is_relative_square(self) -> bool:
+        """Whether the loss is the square of a relative error."""
+        return False
+
+
+class Reconstruction(Objective):
+    r"""Relative squared error :math:`\lVert \hat W - W\rVert_F^2 / \lVert W\rVert_F^2`.
+
+    Parameters
+    ----------
+    target : array
+        The weight W, with any number of axes.
+
+    Raises
+    ------
+    FitError
+        If it is zero or not finite.
+    """
+
+    def __init__(self, target: Any) -> None:
+        self.target = np.asarray(target, dtype=np.float64)
+        self.params = {}
+        _check_finite(self.target, "target")
+        norm = float(np.linalg.norm(self.target))
+        if norm == 0.0:
+            raise FitError("Got a target of zeros, for which no relative error exists; leave that layer out.")
+        self._inverse_norm = 1.0 / norm
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """The target."""
+        return {"target": self.target}
+
+    def check(self, shape: Shape) -> None:
+        """Refuse weights of another shape."""
+        if self.target.shape != shape:
+            raise FitError(f"Got a target of shape {self.target.shape} for a generator of {shape}; they must be equal.")
+
+    def bind(self, backend: Backend) -> ValueAndGrad:
+        """Loss and ``dL/dW``, in closed form."""
+        inverse_norm = self._inverse_norm
+
+        def value_and_grad(weight: Array, params: Any, constants: Params, batch: Any) -> tuple[Array, tuple[Array]]:
+            # normalise before squaring: half-precision sums of squares overflow
+            residual = (weight - constants["target"]) * inverse_norm
+            return do("sum", residual * residual), (residual * (2.0 * inverse_norm),)
+
+        return value_and_grad
+
+    @property
+    def is_relative_square(self) -> bool:
+        """It is."""
+        return True
+
+
+class DataAwareReconstruction(Reconstruction):
+    r"""Relative squared error of the layer's outputs, :math:`\lVert (\hat W - W) C^{1/2}\rVert_F^2 / \lVert W C^{1/2}\rVert_F^2`.
+
+    Parameters
+    ----------
+    target : array
+        The weight, ``(n_out, n_in)`` or ``(n_out, ...)`` with the rest flattened to ``n_in``.
+    second_moment : array
+        ``(n_in, n_in)``, the mean of ``x xᵀ`` over the layer's inputs.
+
+    Raises
+    ------
+    FitError
+        If shapes disagree, the moment is not symmetric, or all outputs are zero.
+    """
+
+    def __init__(self, target: Any, second_moment: Any) -> None:
+        super().__init__(target)
+        self.second_moment = np.asarray(second_moment, dtype=np.float64)
+        n_in = self.target.size // self.target.shape[0]
+        if self.second_moment.shape != (n_in, n_in):
+            raise FitError(f"Got a second moment of shape {self.second_moment.shape}; expected {(n_in, n_in)}.")
+        _check_finite(self.second_moment, "second moment")
+        if not np.allclose(self.second_moment, self.second_moment.T, rtol=1e-4, atol=1e-6 * np.abs(self.second_moment).max()):
+            raise FitError("The second moment is not symmetric; pass x.T @ x / n of the layer's inputs.")
+        flat = self.target.reshape(self.target.shape[0], -1)
+        power = float(np.sum((flat @ self.second_moment) * flat))
+        if not power > 0.0:
+            raise FitError("The layer's outputs are zero under this second moment; check that its inputs were collected.")
+        self._inverse_norm = power**-0.5
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """The target and the second moment."""
+        return {"target": self.target, "second_moment": self.second_moment}
+
+    def bind(self, backend: Backend) -> ValueAndGrad:
+        """Loss and ``dL/dW``, in closed form."""
+        inverse_norm, shape = self._inverse_norm, self.target.shape
+
+        def value_and_grad(weight: Array, params: Any, constants: Params, batch: Any) -> tuple[Array, tuple[Array]]:
+            residual = do("reshape", (weight - constants["target"]) * inverse_norm, (shape[0], -1))
+            weighted = do("matmul", residual, constants["second_moment"])
+            grad = do("reshape", weighted * (2.0 * inverse_norm), shape)
+            return do("sum", weighted * residual), (grad,)
+
+        return value_and_grad
+
+
+class Task(Objective):
+    """Any function of the weight.
+
+    Parameters
+    ----------
+    fn : callable
+        ``fn(W, *batch)`` or, with ``params``, ``fn(W, params, *batch)``, in the arrays of the backend that fits.
+        On PyTorch and JAX it returns the loss; on NumPy, which differentiates nothing, ``(loss, dL/dW)`` or
+        ``(loss, (dL/dW, d_params))``.
+    params : mapping of str to array, optional
+        Further arrays that are trained with the generator.
+    batches : callable, optional
+        ``batches(rng)`` returns the arrays of one step; ``rng`` depends on the seed and the step alone, so that
+        an interrupted fit continues with the same data.
+    differentiated : bool
+        ``fn`` returns its gradient on every backend, not only on NumPy.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.ones((4, 8), "float32")
+    >>> def loss(W):
+    ...     y = x @ W.T
+    ...     return (y * y).mean(), 2 * y.T @ x / y.size
+    >>> Task(loss).constants()
+    {}
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        params: Mapping[str, Any] | None = None,
+        batches: Callable[[np.random.Generator], tuple[np.ndarray, ...]] | None = None,
+        differentiated: bool = False,
+    ) -> None:
+        self.fn = fn
+        self.params = {name: np.asarray(x) for name, x in (params or {}).items()}
+        self.batches = batches
+        self.differentiated = differentiated
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """None."""
+        return {}
+
+    def batch(self, rng: np.random.Generator) -> tuple[np.ndarray, ...] | None:
+        """The data of one step."""
+        return self.batches(rng) if self.batches is not None else None
+
+    def bind(self, backend: Backend) -> ValueAndGrad:
+        """The function with its gradient: its own, or the framework's."""
+        fn, has_params = self.fn, bool(self.params)
+        differentiate = None if self.differentiated else backend.value_and_grad(fn)
+
+        def value_and_grad(weight: Array, params: Any, constants: Params, batch: Any) -> tuple[Array, tuple[Any, ...]]:
+            if differentiate is not None:
+                return differentiate(weight, params if has_params else None, *batch)
+            loss, grads = fn(weight, params, *batch) if has_params else fn(weight, *batch)
+            return loss, grads if isinstance(grads, tuple) else (grads,)
+
+        return value_and_grad
+
+
+def as_objective(target: Any) -> Objective:
+    """An objective as it is, a function as a :class:`Task`, an array as a :class:`Reconstruction`."""
+    if isinstance(target, Objective):
+        return target
+    if callable(target):
+        return Task(target)
+    return Reconstruction(target)
+
+
+def _check_finite(x: np.ndarray, what: str) -> None:
+    bad = x.size - int(np.isfinite(x).sum())
+    if bad:
+        raise FitError(f"The {what} has {bad} entries that are NaN or infinite; expected none. Repair the weight first.")

@@ -1,0 +1,73 @@
+"""What a fit returns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+from ..network import Generator
+
+
+class Status(Enum):
+    """Why a fit ended; each value is a sentence that ends in advice."""
+
+    FINISHED = "All steps were taken; take more steps if the loss still falls."
+    REACHED = "The wished relative error is reached; nothing to do."
+    STALLED = "The loss stopped falling; try another seed, a larger bond or a larger learning rate."
+    TIME = "The time limit is over; start again from the checkpoint or allow more time."
+    STOPPED = "A callback asked to stop; start again from the checkpoint to go on."
+    DIVERGED = (
+        "The loss became NaN or infinite and the best parameters before that are kept; "
+        "lower lr, set clip=1.0, or use dtype='float32' instead of a half precision."
+    )
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The result of :func:`adtn.fit`.
+
+    Parameters
+    ----------
+    generator : Generator
+        With the best parameters (those of the last step when every step had its own data).
+    loss : float
+        Their loss.
+    status : Status
+        Why the fit ended; ``status.value`` says what to do next.
+    history : numpy.ndarray
+        Loss before each step, float64.
+    steps : int
+        Steps taken in all, resumed ones included.
+    seconds : float
+        Wall time of this call.
+    params : dict of str to numpy.ndarray
+        Further trained arrays of a :class:`adtn.Task`.
+    is_relative_square : bool
+        Whether the loss is a squared relative error.
+    """
+
+    generator: Generator
+    loss: float
+    status: Status
+    history: np.ndarray
+    steps: int
+    seconds: float
+    params: dict[str, np.ndarray] = field(default_factory=dict)
+    is_relative_square: bool = False
+
+    @property
+    def relative_error(self) -> float:
+        """Square root of the loss of a reconstruction; NaN for a task."""
+        return math.sqrt(max(self.loss, 0.0)) if self.is_relative_square else math.nan
+
+    @property
+    def converged(self) -> bool:
+        """Whether the fit ended without an error."""
+        return self.status is not Status.DIVERGED
+
+    def __repr__(self) -> str:
+        error = f", relative_error={self.relative_error:.4g}" if self.is_relative_square else ""
+        return f"Solution({self.status.name}, loss={self.loss:.6g}{error}, steps={self.steps}, seconds={self.seconds:.1f})"
