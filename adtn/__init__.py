@@ -11,6 +11,7 @@ from .network import TTN as TTN
 from .network import BrickWall as BrickWall
 from .network import Generator as Generator
 from .network import Layout as Layout
+from .network import RandomFeatures as RandomFeatures
 from .network import SeededBase as SeededBase
 from .network import TensorRing as TensorRing
 from .network import Topology as Topology
@@ -26,3 +27,5 @@ from .optim import Task as Task
 from .optim import decompose as decompose
 from .optim import fit as fit
 from .schedule import devices as devices
+from .compress import load as load
+from .compress import save as save

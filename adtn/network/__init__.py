@@ -21,6 +21,7 @@ from ._linear import Tucker as Tucker
 from ._networks import Networks as Networks
 from ._program import Program as Program
 from ._program import compile_program as compile_program
+from ._random_features import RandomFeatures as RandomFeatures
 from ._seeded import SeededBase as SeededBase
 from ._segment import Core as Core
 from ._segment import Segment as Segment

@@ -20,6 +20,12 @@ def _identity(core: Core) -> np.ndarray:
     return np.eye(outgoing, core.fan_in).reshape(core.shape)
 
 
+def _bumps(n: int, d: int, width: float) -> np.ndarray:
+    spacing = d / n
+    centres = (np.arange(n) + 0.5) * spacing - 0.5
+    return np.exp(-0.5 * ((centres[:, None] - np.arange(d)) / (width * spacing)) ** 2)
+
+
 def core_values(core: Core, seed: int) -> np.ndarray:
     """Values of one core before the variance is set; they depend on its parameter's name, not on its position."""
     if core.init == "seeded":
@@ -28,6 +34,8 @@ def core_values(core: Core, seed: int) -> np.ndarray:
         values = np.zeros(core.shape)
         values.flat[0] = 1.0
         return values
+    if core.init == "bumps":
+        return _bumps(*core.shape, core.width)
     key = np.array([seed, zlib.crc32(core.param.encode())], dtype=np.uint64)
     normal = np.random.Generator(np.random.Philox(key=key)).standard_normal(core.shape)
     if core.init == "identity":

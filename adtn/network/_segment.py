@@ -10,8 +10,8 @@ from typing import Literal
 from .._errors import TopologyError
 from .._typing import Inds, Shape
 
-Init = Literal["normal", "identity", "basis", "seeded", "given"]
-INITS: tuple[Init, ...] = ("normal", "identity", "basis", "seeded", "given")
+Init = Literal["normal", "identity", "basis", "seeded", "given", "bumps"]
+INITS: tuple[Init, ...] = ("normal", "identity", "basis", "seeded", "given", "bumps")
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,21 @@ class Core:
         Level, layer or site number, for tags.
     fan_in : int
         Product of the dimensions of its incoming legs.
-    init : {"normal", "identity", "basis", "seeded", "given"}
+    init : {"normal", "identity", "basis", "seeded", "given", "bumps"}
         - ``"normal"``: independent normal entries of variance ``1 / fan_in``
         - ``"identity"``: identity from incoming to outgoing legs, plus ``noise``
         - ``"basis"``: the first basis vector
         - ``"seeded"``: entries of :class:`adtn.SeededBase`; never stored when it is not trainable
         - ``"given"``: no rule; the numbers come with the network
+        - ``"bumps"``: row i is a Gaussian around the i-th of evenly spaced positions, ``width`` spacings wide
     noise : float
         Standard deviation added to the identity.
     trainable : bool
         Whether it is a parameter; a frozen core is rebuilt from its ``init``.
     seed : int
         For ``"seeded"``.
+    width : float
+        For ``"bumps"``.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Core:
     noise: float = 0.0
     trainable: bool = True
     seed: int = 0
+    width: float = 1.0
 
     @property
     def size(self) -> int:

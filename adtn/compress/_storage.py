@@ -1,0 +1,223 @@
+"""Files: safetensors with a JSON header, a format version and a digest of every byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .._atomic import write_atomic
+from .._errors import ADTNError, FileFormatError
+from ..network import BASE, Generator, Layout, SeededBase, topology_from_json, topology_to_json
+
+FORMAT = 1
+_KEY = "adtn"
+_DIGEST_KEY = "adtn.sha256"
+_NO_DIGEST = "0" * 64
+_MAX_HEADER = 16 * 2**20
+
+StoreDtype = Literal["float64", "float32", "bfloat16", "float16"]
+_CODES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def save(path: str | os.PathLike[str], generator: Generator, dtype: StoreDtype | None = None) -> None:
+    """Write a generator to a file, whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        Ends in ``.safetensors`` by convention.
+    generator : Generator
+    dtype : {"float64", "float32", "bfloat16", "float16"}, optional
+        Of the stored parameters; that of the generator when not given. Half precisions round to nearest even.
+
+    Raises
+    ------
+    FileFormatError
+        If a parameter is not finite in that dtype.
+
+    Examples
+    --------
+    >>> import adtn, tempfile, os
+    >>> gen = adtn.Generator((64, 64), adtn.TTN(bond=2), layout=adtn.Layout.of((64, 64), leg=8))
+    >>> path = os.path.join(tempfile.mkdtemp(), "layer.safetensors")
+    >>> adtn.save(path, gen)
+    >>> bool((adtn.load(path).weight() == gen.weight()).all())
+    True
+    """
+    write_atomic(path, to_bytes(generator, dtype))
+
+
+def to_bytes(generator: Generator, dtype: StoreDtype | None = None) -> bytes:
+    """The content of :func:`save`'s file."""
+    from safetensors import TensorSpec, serialize
+
+    store = dtype or generator.dtype
+    if store not in _CODES:
+        raise FileFormatError(f"Got dtype={store!r}; expected one of {', '.join(_CODES)}.")
+    tensors = {name: (_packed(name, x, store), store) for name, x in generator.stored.items()}
+    base: dict[str, Any] | None = None
+    if isinstance(generator.base, SeededBase):
+        base = {"kind": "seeded", "seed": generator.base.seed, "distribution": generator.base.distribution}
+    elif generator.base is not None:
+        base = {"kind": "given", "dtype": str(generator.base.dtype)}
+        tensors[BASE] = np.ascontiguousarray(generator.base, dtype="<f8"), "float64"
+    layout = generator.layout
+    header = {
+        "format": FORMAT,
+        "topology": topology_to_json(generator.topology),
+        "layout": {
+            "shape": layout.shape, "factors": layout.factors, "order": layout.order, "max_padding": layout.max_padding,
+        },
+        "dtype": generator.dtype,
+        "stored": store,
+        "scale": generator.scale.hex(),
+        "base": base,
+    }  # fmt: skip
+    # the specs point into the arrays of ``tensors``, which live until serialize is done
+    specs = {
+        name: TensorSpec(dtype=kind, shape=x.shape, data_ptr=x.ctypes.data, data_len=x.nbytes)
+        for name, (x, kind) in tensors.items()
+    }
+    blank = serialize(specs, {_KEY: json.dumps(header, sort_keys=True), _DIGEST_KEY: _NO_DIGEST})
+    return blank.replace(_NO_DIGEST.encode(), hashlib.sha256(blank).hexdigest().encode(), 1)
+
+
+def load(path: str | os.PathLike[str]) -> Generator:
+    """Read a generator.
+
+    Parameters
+    ----------
+    path : path
+        Written by :func:`save`.
+
+    Returns
+    -------
+    Generator
+        With bit-equal parameters, whatever backend wrote them.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is truncated, altered, foreign or of a newer version. Nothing larger than the file itself is
+        allocated on the way.
+    """
+    try:
+        size = Path(path).stat().st_size
+        if size < 8:
+            raise FileFormatError(f"It has {size} bytes.")
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(size - 8, _MAX_HEADER):
+                raise FileFormatError(f"Its header claims {length} bytes in a file of {size}.")
+            data = length.to_bytes(8, "little") + file.read()
+    except OSError as error:
+        raise FileFormatError(f"Cannot read {path}: {error.strerror}.") from error
+    except FileFormatError as error:
+        raise FileFormatError(f"{path} is not an adtn file: {error} Get the file again.") from None
+    try:
+        return from_bytes(data)
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from error.__cause__
+
+
+def from_bytes(data: bytes) -> Generator:
+    """The generator in the content of a file; see :func:`load`."""
+    header = read_header(data)
+    try:
+        tensors = _tensors(data)
+        layout = header["layout"]
+        lay = Layout(
+            _ints(layout["shape"]), tuple(_ints(f) for f in layout["factors"]), _ints(layout["order"]), layout["max_padding"]
+        )
+        topology = topology_from_json(header["topology"])
+        needed = {c.param: c.shape for s in topology.segments(lay) for c in s.cores if c.trainable or c.init == "given"}
+        for name, shape in needed.items():
+            got = tensors[name].shape if name in tensors else None
+            if got != shape:
+                raise FileFormatError(f"Tensor {name!r} has shape {got}; the topology wants {shape}. Get the file again.")
+        base = header["base"]
+        if base is not None:
+            base = tensors[BASE].astype(base["dtype"]) if base["kind"] == "given" else SeededBase(base["seed"], base["distribution"])
+        return Generator(
+            lay.shape, topology, layout=lay, scale=float.fromhex(header["scale"]), base=base,
+            dtype=header["dtype"], params={name: x for name, x in tensors.items() if name != BASE},
+        )  # fmt: skip
+    except FileFormatError:
+        raise
+    except (ADTNError, KeyError, TypeError, ValueError, AttributeError, MemoryError, RecursionError) as error:
+        raise FileFormatError(f"The header does not describe a generator ({error}). Get the file again.") from error
+
+
+def read_header(data: bytes) -> dict[str, Any]:
+    """The checked header of a file's content.
+
+    Raises
+    ------
+    FileFormatError
+        See :func:`load`.
+    """
+    try:
+        end = 8 + int.from_bytes(data[:8], "little")
+        if len(data) < 8 or end > min(len(data), 8 + _MAX_HEADER):
+            raise FileFormatError(f"The file is truncated: {len(data)} bytes, its header ends at {end}. Get it again.")
+        meta = json.loads(data[8:end])["__metadata__"]
+        digest, header = meta[_DIGEST_KEY], json.loads(meta[_KEY])
+        version = header["format"]
+    except FileFormatError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise FileFormatError("This is not an adtn file: it has no adtn header. Write one with adtn.save.") from error
+    if not isinstance(version, int) or version > FORMAT:
+        raise FileFormatError(f"The file has format version {version}; this adtn reads up to {FORMAT}. Upgrade adtn.")
+    # the digest covers every byte of the file, its own 64 read as zeros
+    at = data.find(str(digest).encode(), 8, end)
+    blank = data[:at] + _NO_DIGEST.encode() + data[at + 64 :]
+    if len(str(digest)) != 64 or at < 0 or hashlib.sha256(blank).hexdigest() != digest:
+        raise FileFormatError("The file was altered: its digest does not match its content. Get it again.")
+    return header
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or any(not isinstance(v, int) or isinstance(v, bool) for v in values):
+        raise FileFormatError(f"Expected a list of integers, got {str(values)[:80]!r}.")
+    return tuple(values)
+
+
+def _packed(name: str, x: np.ndarray, store: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        wide = np.asarray(x, dtype=np.float32 if store == "bfloat16" else store)
+    if not np.isfinite(wide).all():
+        raise FileFormatError(f"Parameter {name!r} is not finite in {store}; repair it, or store float32.")
+    raw = _to_bfloat16(wide).reshape(x.shape) if store == "bfloat16" else wide.astype(wide.dtype.newbyteorder("<"))
+    return np.array(raw, order="C")
+
+
+def _to_bfloat16(x: np.ndarray) -> np.ndarray:
+    """Upper halves of float32 words, rounded to nearest even."""
+    words = np.ascontiguousarray(x, dtype="<f4").reshape(-1).view("<u4")
+    return ((words + 0x7FFF + ((words >> 16) & 1)) >> 16).astype("<u2")
+
+
+def _tensors(data: bytes) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        found = deserialize(data)
+    except SafetensorError as error:
+        raise FileFormatError(f"The file is damaged ({error}). Get it again.") from error
+    out: dict[str, np.ndarray] = {}
+    for name, info in found:
+        raw, shape, code = bytes(info["data"]), tuple(info["shape"]), info["dtype"]
+        if code == "BF16":
+            x = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+        elif code in ("F64", "F32", "F16"):
+            x = np.frombuffer(raw, f"<f{int(code[1:]) // 8}")
+        else:
+            raise FileFormatError(f"Tensor {name!r} has dtype {code}; expected one of {', '.join(_CODES.values())}.")
+        out[name] = x.reshape(shape)
+    return out

@@ -1,0 +1,88 @@
+"""Frozen random features that a few trained cores smooth and localise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .._errors import TopologyError
+from ._layout import Layout
+from ._segment import Core, Segment
+from ._topology import Topology, register_topology
+
+
+@register_topology
+@dataclass(frozen=True, kw_only=True)
+class RandomFeatures(Topology):
+    r"""Seeded noise on a coarse grid, smoothed to the input legs and cut out by windows.
+
+    With output legs :math:`o_k`, input legs :math:`i_k` and frozen noise R::
+
+        W[o_1 o_2 ..., i_1 i_2 ...] = Σ_u R[o_1 o_2 ..., u_1 u_2 ...] Π_k U[u_k, i_k] Π_k P[o_k, i_k]
+
+    The smoothing factors U start as narrow bumps and the windows P as wide ones, so each output begins as a
+    random receptive field whose position its legs tell. Input legs should be coordinates of the data, such as
+    the rows and columns of an image.
+
+    Parameters
+    ----------
+    bond : int
+        Dimension of each coarse leg u, clipped to that of the input leg.
+    windows : bool
+        Whether the first output legs carry windows; otherwise every output sees the whole input.
+    seed : int
+        Of the noise, which is never stored.
+    width : float
+        Of the windows at the start, in spacings of their centres.
+    activation, where, share
+        See :class:`Topology`. Shared by default: rows and columns use the same numbers.
+
+    References
+    ----------
+    A. Rahimi, B. Recht (2007), "Random features for large-scale kernel machines"; M. McDonnell et al. (2015),
+    arXiv:1412.8307 (random receptive fields). As a generator: our choice.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> lay = adtn.Layout.from_factors((1024, 784), ((8, 8, 16), (28, 28)))
+    >>> adtn.Generator((1024, 784), adtn.RandomFeatures(bond=14), layout=lay).num_params
+    616
+    """
+
+    bond: int = 4
+    windows: bool = True
+    seed: int = 0
+    width: float = 1.0
+    share: bool = True
+
+    leg: ClassVar[int] = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.bond, int) or self.bond < 1:
+            raise TopologyError(f"Got bond={self.bond!r}; expected an integer of at least 1.")
+
+    def levels(self, layout: Layout) -> list[Segment]:
+        """Noise with its smoothing, then the windows."""
+        legs = list(zip(layout.leg_names, layout.dims, layout.leg_axes, strict=True))
+        outs = [(name, d) for name, d, (axis, _) in legs if axis == 0]
+        ins = [(name, d) for name, d, (axis, _) in legs if axis > 0]
+        if not outs or not ins:
+            raise TopologyError(f"RandomFeatures needs output and input axes; got a weight of shape {layout.shape}.")
+        coarse = [(f"u{k}", min(self.bond, d)) for k, (_, d) in enumerate(ins)]
+        noise = Core(
+            "noise", tuple(i for i, _ in (*outs, *coarse)), tuple(d for _, d in (*outs, *coarse)), "noise", "noise",
+            init="seeded", trainable=False, seed=self.seed,
+        )  # fmt: skip
+        smooth = tuple(
+            Core(f"smooth{k}", (u, i), (b, d), f"smooth{k}", "smoothing", fan_in=b, init="bumps", width=0.5)
+            for k, ((u, b), (i, d)) in enumerate(zip(coarse, ins, strict=True))
+        )
+        if not self.windows:
+            return [Segment((), (noise, *smooth), layout.leg_names)]
+        windows = tuple(
+            Core(f"window{k}", (o, i), (n, d), f"window{k}", "window", 1, init="bumps", width=self.width)
+            for k, ((o, n), (i, d)) in enumerate(zip(outs, ins, strict=False))
+        )
+        return [Segment((), (noise, *smooth), layout.leg_names), Segment(layout.leg_names, windows, layout.leg_names)]
