@@ -9,9 +9,12 @@ from .network import MPO as MPO
 from .network import TT as TT
 from .network import TTN as TTN
 from .network import BrickWall as BrickWall
+from .network import Dense as Dense
 from .network import Generator as Generator
 from .network import Layout as Layout
 from .network import RandomFeatures as RandomFeatures
+from .network import ScaledIdentity as ScaledIdentity
+from .network import ScaledRandom as ScaledRandom
 from .network import SeededBase as SeededBase
 from .network import TensorRing as TensorRing
 from .network import Topology as Topology

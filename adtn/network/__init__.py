@@ -8,6 +8,9 @@ from ._adjoint import forward_tape as forward_tape
 from ._adjoint import pullback as pullback
 from ._adjoint import vjp as vjp
 from ._brickwall import BrickWall as BrickWall
+from ._controls import Dense as Dense
+from ._controls import ScaledIdentity as ScaledIdentity
+from ._controls import ScaledRandom as ScaledRandom
 from ._function import BASE as BASE
 from ._function import BASE_SCALE as BASE_SCALE
 from ._function import WeightFunction as WeightFunction

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .._errors import TopologyError
 from ._adjoint import forward_tape, pullback
 from ._initial import frozen_values
 from ._program import Program, compile_program
@@ -13,6 +14,9 @@ from ._segment import Core, Segment, sizes_of
 
 _TOLERANCE = 1e-9
 _OVERSAMPLE = 4
+# above this size a core's rank would take more probes than it is worth: its entries that move anything are counted
+_LARGEST = 2048
+_MOST = 10_000
 
 
 def _probe_program(segments: tuple[Segment, ...]) -> Program:
@@ -31,7 +35,9 @@ def _probe_program(segments: tuple[Segment, ...]) -> Program:
     return compile_program((*segments[:-1], replace(last, cores=(*last.cores, *probes), outputs=())))
 
 
-def jacobian_rows(segments: tuple[Segment, ...], n: int, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def jacobian_rows(
+    segments: tuple[Segment, ...], n: int, given: dict[str, np.ndarray], largest: int | None = None
+) -> dict[str, np.ndarray]:
     """Products of ``n`` random cotangents with the Jacobian of the weight, at generic parameters.
 
     Parameters
@@ -42,6 +48,8 @@ def jacobian_rows(segments: tuple[Segment, ...], n: int, given: dict[str, np.nda
         Number of rows.
     given : dict of str to numpy.ndarray
         Frozen numbers that have no rule.
+    largest : int, optional
+        Of parameters with more entries only two rows are kept.
 
     Returns
     -------
@@ -62,7 +70,9 @@ def jacobian_rows(segments: tuple[Segment, ...], n: int, given: dict[str, np.nda
         state, tape = forward_tape(program, arrays)
         cotangent = np.ones(()) if probes else rng.standard_normal(state.shape)
         for name, grad in pullback(program, tape, cotangent).items():
-            rows.setdefault(name, []).append(np.ravel(grad))
+            found = rows.setdefault(name, [])
+            if largest is None or np.size(grad) <= largest or len(found) < 2:
+                found.append(np.ravel(grad))
     return {name: np.stack(found) for name, found in rows.items()}
 
 
@@ -78,17 +88,31 @@ def active_parameters(segments: tuple[Segment, ...], given: dict[str, np.ndarray
     """Rank of the weight's Jacobian with respect to each parameter alone.
 
     It is smaller than the parameter's size when some of its entries, or combinations of them, meet only zeros:
-    in the first column of a brick wall with a fixed boundary, for instance.
+    in the first column of a brick wall with a fixed boundary, for instance. Of cores with more than 2048 entries
+    those with a nonzero derivative are counted instead.
     """
-    largest = max((core.size for s in segments for core in s.cores if core.trainable), default=0)
-    rows = jacobian_rows(segments, largest + _OVERSAMPLE, given)
-    return {name: _rank(found) for name, found in rows.items()}
+    sizes = {core.param: core.size for s in segments for core in s.cores if core.trainable}
+    largest = max((n for n in sizes.values() if n <= _LARGEST), default=0)
+    rows = jacobian_rows(segments, largest + _OVERSAMPLE if largest else 2, given, _LARGEST)
+    return {name: _rank(found) if sizes[name] <= _LARGEST else _moving(found) for name, found in rows.items()}
+
+
+def _moving(rows: np.ndarray) -> int:
+    return int(np.any(rows != 0, axis=0).sum())
 
 
 def degrees_of_freedom(segments: tuple[Segment, ...], given: dict[str, np.ndarray]) -> int:
-    """Rank of the whole Jacobian: the dimension of the set of weights, with gauge freedom taken out."""
-    shapes = {core.param: core.size for s in segments for core in s.cores if core.trainable}
-    rows = jacobian_rows(segments, sum(shapes.values()) + _OVERSAMPLE, given)
+    """Rank of the whole Jacobian: the dimension of the set of weights, with gauge freedom taken out.
+
+    Raises
+    ------
+    TopologyError
+        For more than 10,000 parameters.
+    """
+    sizes = {core.param: core.size for s in segments for core in s.cores if core.trainable}
+    if sum(sizes.values()) > _MOST:
+        raise TopologyError(f"Got {sum(sizes.values())} parameters; the rank of the whole Jacobian is for at most {_MOST}.")
+    rows = jacobian_rows(segments, sum(sizes.values()) + _OVERSAMPLE, given)
     # each parameter gets the same weight, whatever its scale
     blocks = [found / (np.linalg.norm(found) or 1.0) for found in rows.values()]
     return _rank(np.concatenate(blocks, axis=1))

@@ -9,7 +9,7 @@ from .._typing import Shape
 
 # One log-unit of padding costs as much as this many log-units of mean unevenness of the legs. Padding is paid
 # in every entry that is generated and thrown away; unevenness only in slightly different core sizes.
-_PADDING_WEIGHT = 4.0
+_PADDING_WEIGHT = 16.0
 _MAX_FACTORS = 64
 
 

@@ -1,0 +1,199 @@
+"""Run every case on every device, and gather what a person wants to see."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._atomic import write_atomic
+from .._version import __version__
+from ..compress import save
+from ..network import Generator
+from ..optim import FitOptions, run_fit
+from ..schedule import devices as list_devices
+from ._cases import PROBLEMS, Case, Problem, cases_for
+from ._data import Images, load_images
+from ._mlp import MLP
+
+LR = 1e-2
+NETWORK_LR = 1e-3
+
+
+@dataclass
+class Result:
+    """One trained network.
+
+    Parameters
+    ----------
+    layer, case, device : str
+    seed : int
+    accuracy : float
+        On the test set, in percent.
+    params, active_params : int
+        Of the replaced layer.
+    entries : int
+        Of its weight.
+    bytes : int
+        Size of the generator's file.
+    seconds : float
+        Of the training.
+    history : list of float
+        Training loss.
+    """
+
+    layer: str
+    case: str
+    device: str
+    seed: int
+    accuracy: float
+    params: int
+    active_params: int
+    entries: int
+    bytes: int
+    seconds: float
+    is_control: bool
+    history: list[float] = field(default_factory=list, repr=False)
+
+    @property
+    def ratio(self) -> float:
+        """Entries per parameter."""
+        return self.entries / self.params
+
+
+@dataclass
+class Report:
+    """All results of a demo.
+
+    Parameters
+    ----------
+    data : str
+    results : list of Result
+    weights : dict
+        Generated weights of the first seed on the first device, by layer and case, for the picture.
+    """
+
+    data: str
+    results: list[Result]
+    weights: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+
+    def to_json(self, command: str) -> dict[str, Any]:
+        """Everything but the weights, with versions and machine."""
+        rows = [{**asdict(r), "ratio": r.ratio, "history": [round(x, 5) for x in r.history[::10]]} for r in self.results]
+        return {"command": command, "data": self.data, "machine": machine(), "results": rows}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were made on."""
+    import os
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions: dict[str, str] = {"adtn": __version__, "python": platform.python_version()}
+    for package in ("numpy", "torch", "jax", "quimb", "cotengra", "autoray", "optax"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {"system": platform.platform(terse=True), "machine": platform.machine(), "cpus": os.cpu_count(), "versions": versions}
+
+
+def run_demo(
+    data: str = "digits",
+    *,
+    devices: Sequence[str] | None = None,
+    seeds: int = 1,
+    steps: int | None = None,
+    only: Sequence[str] = (),
+    out: Path | None = None,
+    on_result: Callable[[Result], None] | None = None,
+    command: str = "adtn demo",
+) -> Report:
+    """Train through every generator and control, on every device.
+
+    Parameters
+    ----------
+    data : {"digits", "mnist"}
+    devices : sequence of str, optional
+        All usable ones when not given.
+    seeds : int
+        Independent repetitions; they differ in the first values and in the order of the data.
+    steps : int, optional
+        Training steps; the problem's own when not given.
+    only : sequence of str
+        Names of cases; all when empty.
+    out : pathlib.Path, optional
+        Folder for generators and JSON. An existing JSON there is replaced after every result.
+    on_result : callable, optional
+        Called with every result as it comes.
+    command : str
+        Noted in the JSON.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ADTNError
+        If the data cannot be read.
+    """
+    images = load_images(data)  # type: ignore[arg-type]
+    where = list(devices) if devices else [d.name for d in list_devices().usable]
+    report = Report(data, [])
+    for problem in PROBLEMS[data]:
+        chosen = problem if steps is None else replace(problem, steps=steps)
+        for device in where:
+            for seed in range(seeds):
+                for case in cases_for(problem, seed):
+                    if only and case.name not in only:
+                        continue
+                    result, generator = _train(chosen, case, images, device, seed)
+                    report.results.append(result)
+                    if device == where[0] and seed == 0:
+                        report.weights[problem.title, case.name] = generator.weight()
+                    if out is not None:
+                        _write(out, report, result, generator, command, device == where[0] and seed == 0)
+                    if on_result is not None:
+                        on_result(result)
+    return report
+
+
+def _train(problem: Problem, case: Case, images: Images, device: str, seed: int) -> tuple[Result, Generator]:
+    mlp = MLP(problem.sizes, problem.replaced)
+    factors = {"task/": NETWORK_LR / LR}
+    start = case.generator(seed)
+    factors |= {name: case.lr / LR for name in start.params if case.lr != LR}
+    options = FitOptions(device=device, steps=problem.steps, lr=LR, lr_factors=factors, seed=seed, progress=False)
+    began = time.perf_counter()
+    solution = run_fit(start, mlp.task(images, seed, problem.batch), options)
+    seconds = time.perf_counter() - began
+    generator = solution.generator
+    accuracy = mlp.accuracy(generator.weight(), solution.params, images.x_test, images.y_test)
+    result = Result(
+        problem.title, case.name, device, seed, 100.0 * accuracy, generator.num_params, generator.num_active_params,
+        generator.layout.size, _file_size(generator), seconds, case.is_control, solution.history.tolist(),
+    )  # fmt: skip
+    return result, generator
+
+
+def _file_size(generator: Generator) -> int:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "layer.safetensors"
+        save(path, generator)
+        return path.stat().st_size
+
+
+def _write(out: Path, report: Report, result: Result, generator: Generator, command: str, keep: bool) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    if keep and result.case != "dense":
+        name = f"{result.layer} {result.case}".replace(" ", "-")
+        save(out / f"{name}.safetensors", generator)
+    write_atomic(out / f"demo-{report.data}.json", (json.dumps(report.to_json(command), indent=1) + "\n").encode())

@@ -1,0 +1,95 @@
+"""What every claim is compared with: the dense weight, a scaled identity and a scaled frozen random weight."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ._layout import Layout
+from ._segment import Core, Segment
+from ._topology import Topology, register_topology
+
+
+def _in_axis_order(layout: Layout) -> tuple[tuple[str, ...], tuple[int, ...], int]:
+    """Leg names and dimensions axis by axis, and the number of entries behind the first axis."""
+    legs = sorted(zip(layout.leg_axes, layout.leg_names, layout.dims, strict=True))
+    fan_in = math.prod(d for (axis, _), _, d in legs if axis > 0)
+    return tuple(name for _, name, _ in legs), tuple(d for _, _, d in legs), fan_in
+
+
+_FACTOR = Core("factor", (), (), "factor", "factor", init="basis")
+
+
+@register_topology
+@dataclass(frozen=True, kw_only=True)
+class Dense(Topology):
+    """The weight itself as a single core, ratio 1: the baseline.
+
+    Parameters
+    ----------
+    activation, where, share
+        See :class:`Topology`.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> adtn.Generator((8, 8), adtn.Dense()).num_params
+    64
+    """
+
+    def levels(self, layout: Layout) -> list[Segment]:
+        """A single level with a single core."""
+        names, dims, fan_in = _in_axis_order(layout)
+        return [Segment((), (Core("weight", names, dims, "weight", "core", fan_in=fan_in),), layout.leg_names)]
+
+
+@register_topology
+@dataclass(frozen=True, kw_only=True)
+class ScaledIdentity(Topology):
+    """Control: an identity (cut to shape) with one trained factor. A layer that this replaces was redundant.
+
+    Parameters
+    ----------
+    activation, where, share
+        See :class:`Topology`.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> adtn.Generator((8, 8), adtn.ScaledIdentity()).num_params
+    1
+    """
+
+    def levels(self, layout: Layout) -> list[Segment]:
+        """A single level: the factor and the frozen identity."""
+        names, dims, fan_in = _in_axis_order(layout)
+        eye = Core("identity", names, dims, "identity", "control", 0, fan_in, "identity", trainable=False)
+        return [Segment((), (_FACTOR, eye), layout.leg_names)]
+
+
+@register_topology
+@dataclass(frozen=True, kw_only=True)
+class ScaledRandom(Topology):
+    """Control: a frozen seeded random weight with one trained factor.
+
+    Parameters
+    ----------
+    seed : int
+        Of the random weight, which is never stored.
+    activation, where, share
+        See :class:`Topology`.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> adtn.Generator((8, 8), adtn.ScaledRandom(seed=3)).num_params
+    1
+    """
+
+    seed: int = 0
+
+    def levels(self, layout: Layout) -> list[Segment]:
+        """A single level: the factor and the frozen noise."""
+        names, dims, fan_in = _in_axis_order(layout)
+        noise = Core("noise", names, dims, "noise", "control", 0, fan_in, "seeded", trainable=False, seed=self.seed)
+        return [Segment((), (_FACTOR, noise), layout.leg_names)]
