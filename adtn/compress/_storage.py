@@ -129,7 +129,7 @@ def from_bytes(data: bytes) -> Generator:
     """The generator in the content of a file; see :func:`load`."""
     header = read_header(data)
     try:
-        tensors = _tensors(data)
+        tensors = read_tensors(data)
         layout = header["layout"]
         lay = Layout(
             _ints(layout["shape"]), tuple(_ints(f) for f in layout["factors"]), _ints(layout["order"]), layout["max_padding"]
@@ -203,7 +203,14 @@ def _to_bfloat16(x: np.ndarray) -> np.ndarray:
     return ((words + 0x7FFF + ((words >> 16) & 1)) >> 16).astype("<u2")
 
 
-def _tensors(data: bytes) -> dict[str, np.ndarray]:
+def read_tensors(data: bytes) -> dict[str, np.ndarray]:
+    """All floating-point tensors of a safetensors file; bfloat16 becomes float32.
+
+    Raises
+    ------
+    FileFormatError
+        If it is damaged or holds other dtypes.
+    """
     from safetensors import SafetensorError, deserialize
 
     try:

@@ -76,12 +76,12 @@ class Case:
 
 PROBLEMS = {
     "digits": (
-        Problem("digits", (64, 256, 256, 10), 1, "hidden layer 256x256", 200, 128),
-        Problem("digits", (64, 256, 256, 10), 0, "first layer 256x64", 200, 128),
+        Problem("digits", (64, 256, 256, 10), 1, "hidden layer 256x256", 300, 128),
+        Problem("digits", (64, 256, 256, 10), 0, "first layer 256x64", 300, 128),
     ),
     "mnist": (
-        Problem("mnist", (784, 1024, 1024, 10), 1, "hidden layer 1024x1024", 800, 256),
-        Problem("mnist", (784, 1024, 1024, 10), 0, "first layer 1024x784", 800, 256),
+        Problem("mnist", (784, 1024, 1024, 10), 1, "hidden layer 1024x1024", 1600, 256),
+        Problem("mnist", (784, 1024, 1024, 10), 0, "first layer 1024x784", 1600, 256),
     ),
 }
 
@@ -89,28 +89,24 @@ PROBLEMS = {
 def cases_for(problem: Problem, seed: int) -> list[Case]:
     """Controls first, then generators; the budget is a thousandth of the weight on MNIST."""
     shape = problem.sizes[problem.replaced + 1], problem.sizes[problem.replaced]
-    whole = Layout.from_factors(shape, [_halves(n) for n in shape])
-    fine = Layout.from_factors(shape, [_quarters(n) for n in shape])
-    mixed = Layout.from_factors(shape, fine.factors, "interleaved")
-    middle = len(fine.factors[0])
-    large = shape[0] == 1024
+    # interleaved legs: neighbours in the tree are a row leg and a column leg, so the matrix can have full rank
+    coarse = Layout.from_factors(shape, [_halves(n) for n in shape], "interleaved")
+    fine = Layout.from_factors(shape, [_quarters(n) for n in shape], "interleaved")
+    qubits = BrickWall().default_layout(shape)
     controls = [
-        Case("dense", Dense(), whole, 1e-3, True),
-        Case("scaled identity", ScaledIdentity(), whole, 1e-2, True),
-        Case("frozen random", ScaledRandom(seed=seed), whole, 1e-2, True),
+        Case("dense", Dense(), coarse, 1e-3, True),
+        Case("scaled identity", ScaledIdentity(), coarse, 1e-2, True),
+        Case("frozen random", ScaledRandom(seed=seed), coarse, 1e-2, True),
     ]
-    bonds = {"ttn": 4, "attn": 3, "mera": 4, "wall": 3, "mpo": 4, "tucker": 4} if large else {
-        "ttn": 4, "attn": 2, "mera": 3, "wall": 1, "mpo": 3, "tucker": 3,
-    }  # fmt: skip
-    if large and shape[1] == 784:
-        bonds |= {"attn": 2, "mera": 3, "wall": 2, "mpo": 2}
+    large, first = shape[0] == 1024, problem.replaced == 0
+    pairs = ((3, 4),) if large else ((1, 2),)
     generators = [
-        Case("TTN", TTN(bond=bonds["ttn"]), whole),
-        Case("aTTN", ATTN(bond=bonds["attn"], pairs=((middle - 1, middle),)), fine),
-        Case("MERA", MERA(bond=bonds["mera"]), whole),
-        Case("brick wall", BrickWall(layers=bonds["wall"]), BrickWall().default_layout(shape)),
-        Case("MPO", MPO(bond=bonds["mpo"]), mixed),
-        Case("Tucker", Tucker(bond=bonds["tucker"]), whole),
+        Case("TTN", TTN(bond=4 if large and first else 4), fine),
+        Case("aTTN", ATTN(bond=3 if large and not first else 2, pairs=pairs), fine),
+        Case("MERA", MERA(bond=3 if large else 2), fine if large else fine),
+        Case("brick wall", BrickWall(layers=2 if large else 1), qubits),
+        Case("MPO", MPO(bond=4 if large and not first else 3 if not large else 2), fine),
+        Case("Tucker", Tucker(bond=4 if large else 3), coarse),
     ]
     if problem.replaced == 0:
         # input legs are the rows and columns of the image, output legs the position and the kind of a feature

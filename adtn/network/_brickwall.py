@@ -59,6 +59,7 @@ class BrickWall(Topology):
     activation: str = "silu"
 
     leg: ClassVar[int] = 2
+    order: ClassVar[Literal["axis", "interleaved"]] = "interleaved"
     exact: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from .._errors import TopologyError
 from .._typing import Inds, Shape
@@ -162,6 +163,9 @@ class TTN(Topology):
     arity: int = 2
     leaves: bool = True
     activation: str = "silu"
+
+    # neighbouring legs share a parent: a row leg beside a column leg lets the matrix have full rank
+    order: ClassVar[Literal["axis", "interleaved"]] = "interleaved"
 
     def __post_init__(self) -> None:
         super().__post_init__()
