@@ -19,8 +19,10 @@ from .network import SeededBase as SeededBase
 from .network import TensorRing as TensorRing
 from .network import Topology as Topology
 from .network import Tucker as Tucker
+from .network import from_tensornetwork as from_tensornetwork
 from .network import register_activation as register_activation
 from .network import register_topology as register_topology
+from .network import to_tensornetwork as to_tensornetwork
 from .optim import DataAwareReconstruction as DataAwareReconstruction
 from .optim import Objective as Objective
 from .optim import Reconstruction as Reconstruction

@@ -21,6 +21,10 @@ from ..network import (
 )
 
 
+LR = 1e-2
+NETWORK_LR = 1e-3
+
+
 @dataclass(frozen=True)
 class Problem:
     """A network with one layer to replace.
@@ -66,7 +70,7 @@ class Case:
     name: str
     topology: Topology
     layout: Layout
-    lr: float = 1e-2
+    lr: float = LR
     is_control: bool = False
 
     def generator(self, seed: int) -> Generator:
@@ -94,9 +98,10 @@ def cases_for(problem: Problem, seed: int) -> list[Case]:
     fine = Layout.from_factors(shape, [_quarters(n) for n in shape], "interleaved")
     qubits = BrickWall().default_layout(shape)
     controls = [
-        Case("dense", Dense(), coarse, 1e-3, True),
-        Case("scaled identity", ScaledIdentity(), coarse, 1e-2, True),
-        Case("frozen random", ScaledRandom(seed=seed), coarse, 1e-2, True),
+        # its entries are the weight's up to the scale: this is the learning rate of the other layers
+        Case("dense", Dense(), coarse, NETWORK_LR / Generator(shape, Dense(), layout=coarse).scale, True),
+        Case("scaled identity", ScaledIdentity(), coarse, is_control=True),
+        Case("frozen random", ScaledRandom(seed=seed), coarse, is_control=True),
     ]
     large, first = shape[0] == 1024, problem.replaced == 0
     pairs = ((3, 4),) if large else ((1, 2),)

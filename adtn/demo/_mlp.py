@@ -40,13 +40,13 @@ class MLP:
         return self.sizes[self.replaced + 1], self.sizes[self.replaced]
 
     def initial(self, seed: int) -> dict[str, np.ndarray]:
-        """Kaiming weights and zero biases of everything that is not generated."""
+        """Uniform weights of standard deviation ``1 / sqrt(3 n_in)`` (the usual default of ``nn.Linear``), zero biases."""
         params: dict[str, np.ndarray] = {}
         for layer, (n_in, n_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
             key = np.array([seed, layer], dtype=np.uint64)
-            normal = np.random.Generator(np.random.Philox(key=key)).standard_normal((n_out, n_in))
+            uniform = np.random.Generator(np.random.Philox(key=key)).uniform(-1.0, 1.0, (n_out, n_in))
             if layer != self.replaced:
-                params[f"weight{layer}"] = (normal * math.sqrt(2.0 / n_in)).astype(np.float32)
+                params[f"weight{layer}"] = (uniform / math.sqrt(n_in)).astype(np.float32)
             params[f"bias{layer}"] = np.zeros(n_out, np.float32)
         return params
 

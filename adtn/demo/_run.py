@@ -18,13 +18,9 @@ from ..compress import save
 from ..network import Generator
 from ..optim import FitOptions, run_fit
 from ..schedule import devices as list_devices
-from ._cases import PROBLEMS, Case, Problem, cases_for
+from ._cases import LR, NETWORK_LR, PROBLEMS, Case, Problem, cases_for
 from ._data import Images, load_images
 from ._mlp import MLP
-
-LR = 1e-2
-NETWORK_LR = 1e-3
-
 
 @dataclass
 class Result:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autoray import do
+from autoray import astype, do, get_dtype_name
 
 from .._errors import TopologyError
 from .._typing import Array
@@ -44,7 +44,8 @@ def _silu_derivative(z: Array) -> Array:
 
 
 def _normal_cdf(z: Array) -> Array:
-    return do("scipy.special.erf", z * math.sqrt(0.5)) * 0.5 + 0.5
+    # SciPy has no half precision: it answers in a wider dtype
+    return astype(do("scipy.special.erf", z * math.sqrt(0.5)), get_dtype_name(z)) * 0.5 + 0.5
 
 
 def _gelu_derivative(z: Array) -> Array:
@@ -119,7 +120,7 @@ def register_activation(
 
     Examples
     --------
-    >>> from autoray import do
+    >>> from autoray import astype, do, get_dtype_name
     >>> a = register_activation("gaussian", lambda z: do("exp", z * z * -0.5),
     ...                         lambda z: -z * do("exp", z * z * -0.5))
     >>> a.name

@@ -132,10 +132,15 @@ def _concatenate(arrays: tuple[NullArray, ...], axis: int) -> NullArray:
     return out
 
 
+def _astype(x: NullArray, dtype: str) -> NullArray:
+    return NullArray(x.shape, dtype, x.counter)
+
+
 autoray.register_backend(NullArray, "adtn_null")
+autoray.register_function("adtn_null", "get_dtype_name", lambda x: x.dtype)
 for _name, _fn in {
     "matmul": _matmul, "transpose": _transpose, "reshape": _reshape, "sum": _sum,
-    "broadcast_to": _broadcast_to, "concatenate": _concatenate,
+    "broadcast_to": _broadcast_to, "concatenate": _concatenate, "astype": _astype,
 }.items():  # fmt: skip
     autoray.register_function("adtn_null", _name, _fn)
 for _name in ("tanh", "exp", "log1p", "abs", "sin", "cos", "sqrt", "where", "scipy.special.erf"):
