@@ -84,8 +84,8 @@ PROBLEMS = {
         Problem("digits", (64, 256, 256, 10), 0, "first layer 256x64", 300, 128),
     ),
     "mnist": (
-        Problem("mnist", (784, 1024, 1024, 10), 1, "hidden layer 1024x1024", 1600, 256),
-        Problem("mnist", (784, 1024, 1024, 10), 0, "first layer 1024x784", 1600, 256),
+        Problem("mnist", (784, 1024, 1024, 10), 1, "hidden layer 1024x1024", 800, 256),
+        Problem("mnist", (784, 1024, 1024, 10), 0, "first layer 1024x784", 800, 256),
     ),
 }
 

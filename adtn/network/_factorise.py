@@ -11,6 +11,8 @@ from .._typing import Shape
 # in every entry that is generated and thrown away; unevenness only in slightly different core sizes.
 _PADDING_WEIGHT = 16.0
 _MAX_FACTORS = 64
+# legs up to four times the wished size, and always up to this, so that primes find a neighbour
+_SMALL = 16
 
 
 @lru_cache(maxsize=4096)
@@ -53,7 +55,7 @@ def factorise(n: int, leg: int) -> Shape:
     """
     if n == 1:
         return ()
-    largest = max(leg * 2, 2)
+    largest = max(4 * leg, _SMALL)
     best: tuple[float, Shape] | None = None
     # a padded length below 1.5 n always holds a power of two times 1 or 3, so the search cannot come back empty
     for padded in range(n, n + max(n // 2, 2) + 1):

@@ -1,0 +1,73 @@
+"""Activations: values, derivatives, registration, placement."""
+
+from __future__ import annotations
+
+import adtn
+import numpy as np
+import pytest
+from adtn._backend import check_device
+from adtn._errors import TopologyError
+from adtn.network import get_activation
+from adtn.network._activation import _ACTIVATIONS
+from autoray import do
+from oracles import SIGMA
+from table import to_numpy, tolerance
+
+
+@pytest.mark.parametrize("name", SIGMA)
+def test_value_and_derivative(name: str, device_dtype: tuple[str, str]) -> None:
+    device, dtype = device_dtype
+    z = np.array([-3.0, -1.25, -0.5, 0.25, 0.75, 2.5, 4.0])
+    backend, where = check_device(device, dtype)
+    a = get_activation(name)
+    x = backend.asarray(z, where, dtype)
+    value, slope = backend.compile(a.value)(x), backend.compile(a.derivative)(x)
+    assert backend.dtype_of(value) == backend.dtype_of(slope) == dtype
+    h = 1e-6
+    want = (SIGMA[name](z + h) - SIGMA[name](z - h)) / (2 * h)
+    np.testing.assert_allclose(to_numpy(value), SIGMA[name](z), rtol=tolerance(dtype, 4), atol=tolerance(dtype))
+    np.testing.assert_allclose(to_numpy(slope), want, rtol=1e-6 + tolerance(dtype, 4), atol=1e-9 + tolerance(dtype))
+
+
+@pytest.mark.parametrize("name", SIGMA)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_extreme_arguments_stay_finite(name: str, dtype: str) -> None:
+    a = get_activation(name)
+    z = np.array([-1e4, -100.0, 0.0, 100.0, 1e4], dtype)
+    assert np.isfinite(a.value(z)).all()
+    assert np.isfinite(a.derivative(z)).all()
+
+
+def test_own_activation_works_everywhere(device: str) -> None:
+    adtn.register_activation("cube", lambda z: z * z * z, lambda z: 3.0 * z * z)
+    try:
+        gen = adtn.Generator((8, 8), adtn.TTN(bond=2, activation="cube"), layout=adtn.Layout.of((8, 8), 4))
+        assert np.allclose(to_numpy(gen.weight(device)), gen.weight(), rtol=1e-4, atol=1e-6)
+    finally:
+        del _ACTIVATIONS["cube"]
+
+
+def test_registration_argues_back() -> None:
+    with pytest.raises(TopologyError, match="exists already"):
+        adtn.register_activation("tanh", lambda z: z, lambda z: z * 0 + 1)
+    with pytest.raises(TopologyError, match=r"differences of its value give .*correct the derivative"):
+        adtn.register_activation("wrong", lambda z: do("sin", z), lambda z: do("sin", z))
+    with pytest.raises(TopologyError, match=r"known are identity, relu.*register_activation"):
+        adtn.TTN(activation="nothing")
+
+
+def test_placement() -> None:
+    layout = adtn.Layout.of((16, 16), 4)
+
+    def of(where) -> list[str]:
+        return [s.activation for s in adtn.TTN(bond=2, activation="tanh", where=where).segments(layout)]
+
+    assert of("inner") == ["tanh", "tanh", "identity"]
+    assert of("all") == ["tanh", "tanh", "tanh"]
+    assert of((0,)) == ["tanh", "identity"], "levels without an activation between them are one segment"
+    assert of((1,)) == ["tanh", "identity"]
+    assert of((-1,)) == ["tanh"]
+    with pytest.raises(TopologyError, match=r"levels 0\.\.2"):
+        of((3,))
+    with pytest.raises(TopologyError, match="'inner', 'all' or a tuple"):
+        adtn.TTN(where="nowhere")  # type: ignore[arg-type]

@@ -1,0 +1,195 @@
+"""Structure of the topologies: counts, shapes, tags, errors."""
+
+from __future__ import annotations
+
+import adtn
+import numpy as np
+import pytest
+from adtn import Layout
+from adtn._errors import TopologyError
+from adtn.network import topology_from_json, topology_to_json
+from table import TOPOLOGIES
+
+
+def count(topology: adtn.Topology, shape: tuple[int, ...], **layout) -> int:
+    return adtn.Generator(shape, topology, layout=Layout.of(shape, **layout)).num_params
+
+
+def test_ttn_counts_by_hand() -> None:
+    # root 4x4, two isometries 4x4x4, four leaves 4x32
+    assert count(adtn.TTN(bond=4), (1024, 1024), leg=32) == 16 + 2 * 64 + 4 * 128 == 656
+    # eight legs of 8: root, 2 and 4 isometries, eight leaves
+    assert count(adtn.TTN(bond=4), (4096, 4096), leg=8) == 16 + 6 * 64 + 8 * 32
+    # the literature's tree without leaves: (Q/2) chi d^2 + (Q/2 - 2) chi^3 + chi^2
+    q, chi, d = 8, 3, 8
+    assert count(adtn.TTN(bond=chi, leaves=False), (4096, 4096), leg=8) == q // 2 * chi * d**2 + (q // 2 - 2) * chi**3 + chi**2
+
+
+def test_mera_counts_by_hand() -> None:
+    chi, d = 2, 8  # ranks of 2, 4 and 8 bonds, then leaves
+    isometries, leaves = 6 * chi**3, 8 * chi * d
+    assert count(adtn.MERA(bond=chi), (4096, 4096), leg=8) == chi**2 + isometries + leaves + (1 + 3) * chi**4
+    assert count(adtn.MERA(bond=chi, periodic=True), (4096, 4096), leg=8) == chi**2 + isometries + leaves + (2 + 4) * chi**4
+
+
+def test_attn_adds_disentanglers_of_physical_legs() -> None:
+    plain = count(adtn.TTN(bond=2), (64, 64), leg=4)
+    assert count(adtn.ATTN(bond=2), (64, 64), leg=4) == plain + 2 * 4**4
+    assert count(adtn.ATTN(bond=2, pairs=((0, 5),)), (64, 64), leg=4) == plain + 4**4
+
+
+@pytest.mark.parametrize(("shape", "legs"), [((4096, 4096), 24), ((512, 4096), 21)])
+def test_brick_wall_nominal_count(shape: tuple[int, int], legs: int) -> None:
+    for layers in (1, 2):
+        gen = adtn.Generator(shape, adtn.BrickWall(layers=layers))
+        assert gen.layout.ndim_legs == legs
+        assert gen.num_params == 16 * (legs - 1) * layers
+
+
+def test_brick_wall_active_count_by_rank() -> None:
+    # 12 gates of the first column see only zeros but in one slice (4 entries), 11 gates of the second all of it
+    assert adtn.Generator((4096, 4096), adtn.BrickWall()).num_active_params == 12 * 4 + 11 * 16 == 224
+
+
+def test_brick_wall_active_count_for_an_odd_number_of_legs() -> None:
+    """The formula in use, 4 floor(Q/2) + 16 floor((Q-1)/2), gives 200 for Q = 21. By rank it is 192.
+
+    The last leg is untouched by the first column, so the last gate of the second column still meets the
+    boundary vector [1, 0] there and 8 of its 16 entries see only zeros.
+    """
+    gen = adtn.Generator((512, 4096), adtn.BrickWall())
+    assert gen.num_active_params == 10 * 4 + 9 * 16 + 8 == 192
+    last = gen.segments[0].cores[-1]
+    assert last.name == "gate1_19"
+    wbar = np.random.default_rng(0).standard_normal(gen.shape)
+    grad = gen.function.vjp(gen.arrays("numpy:cpu", "float64"), wbar)[1][last.param]
+    assert np.count_nonzero(grad) == 8
+    assert not grad[..., 1].any()
+
+
+@pytest.mark.parametrize("n", [4, 5, 6, 7, 8])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_brick_wall_active_count_is_the_rank_of_the_full_jacobian_per_core(n: int, layers: int) -> None:
+    layout = Layout.from_factors((2**n,), [(2,) * n])
+    gen = adtn.Generator((2**n,), adtn.BrickWall(layers=layers, activation="tanh"), layout=layout, dtype="float64")
+    arrays = gen.arrays("numpy:cpu", "float64")
+    rows: dict[str, list[np.ndarray]] = {}
+    for i in range(2**n):
+        for name, grad in gen.function.vjp(arrays, np.eye(2**n)[i])[1].items():
+            rows.setdefault(name, []).append(grad.ravel())
+    rank = {name: np.linalg.matrix_rank(np.stack(found), tol=1e-9) for name, found in rows.items()}
+    # a gate between legs that end at the boundary of a small wall can lose more; the full matrix is the judge
+    assert gen.num_active_params == sum(rank.values())
+
+
+def test_gauge_freedom_is_not_a_degree_of_freedom() -> None:
+    gen = adtn.Generator((8, 8), adtn.MPO(bond=1), layout=Layout.of((8, 8), 2, "interleaved"))
+    # three 2x2 matrices in a row up to their scales: 12 numbers, two of them gauge
+    assert gen.num_params == 12
+    assert gen.num_active_params == 12
+    assert gen.degrees_of_freedom == 10
+
+
+def test_shared_cores_are_one_parameter() -> None:
+    layout = Layout.of((64, 64), 8)
+    gen = adtn.Generator((64, 64), adtn.TTN(bond=2, share=True), layout=layout)
+    assert set(gen.params) == {"root", "iso1_0", "leaf2_0"}
+    assert gen.num_params == 4 + 8 + 16
+    first, second = (core for core in gen.segments[1].cores)
+    assert first.param == second.param and first.name != second.name
+
+
+def test_one_generator_for_several_layers() -> None:
+    gen = adtn.Generator((3, 16, 16), adtn.TTN(bond=3), layout=Layout.of((3, 16, 16), 4))
+    layers = gen.weight()
+    assert layers.shape == (3, 16, 16)
+    target = np.stack([np.outer(np.arange(16.0), np.ones(16)) * k for k in (1, 2, 3)])
+    assert adtn.fit(adtn.Generator(gen.shape, gen.topology, layout=gen.layout, scale=target), target, steps=300, lr=0.05).relative_error < 0.1
+
+
+def test_bonds_per_level_and_clipping() -> None:
+    layout = Layout.of((64, 64), 8)
+    gen = adtn.Generator((64, 64), adtn.TTN(bond=(2, 5)), layout=layout)
+    assert gen.params["root"].shape == (2, 2)
+    assert gen.params["iso1_0"].shape == (2, 5, 5)
+    assert gen.params["leaf2_0"].shape == (5, 8)
+    assert adtn.Generator((64, 64), adtn.TTN(bond=100), layout=layout).params["leaf2_0"].shape == (8, 8)
+    with pytest.raises(TopologyError, match=r"Got 3 bonds.*has 2 levels"):
+        adtn.Generator((64, 64), adtn.TTN(bond=(2, 2, 2)), layout=layout)
+
+
+@pytest.mark.parametrize("legs", range(1, 14))
+@pytest.mark.parametrize("periodic", [False, True])
+def test_mera_takes_any_number_of_legs(legs: int, periodic: bool) -> None:
+    shape = (2**legs,)
+    layout = Layout.from_factors(shape, [(2,) * legs])
+    for leaves in (True, False):
+        topology = adtn.MERA(bond=2, periodic=periodic, leaves=leaves, noise=0.1)
+        gen = adtn.Generator(shape, topology, layout=layout, dtype="float64")
+        assert gen.weight().shape == shape
+        pairs = [core.inds[:2] for segment in gen.segments for core in segment.cores if core.kind == "disentangler"]
+        assert len({i for pair in pairs for i in pair}) == 2 * len(pairs), "each leg at most once"
+
+
+def test_disentanglers_start_as_the_identity() -> None:
+    layout = Layout.of((16, 16), 4)
+    a = adtn.Generator((16, 16), adtn.ATTN(bond=2), layout=layout, seed=3, dtype="float64")
+    assert np.array_equal(a.params["dis2_0"], np.eye(16).reshape(4, 4, 4, 4))
+    b = adtn.Generator((16, 16), adtn.TTN(bond=2), layout=layout, seed=3, dtype="float64")
+    np.testing.assert_allclose(a.weight(), b.weight(), rtol=1e-12)
+
+
+def test_near_identity_gates() -> None:
+    gen = adtn.Generator((16, 16), adtn.BrickWall(near_identity=True, noise=0.0, boundary="trainable"), dtype="float64")
+    gate = gen.params["gate1_0"].reshape(4, 4)
+    np.testing.assert_allclose(gate / gate[0, 0], np.eye(4), atol=1e-12)
+
+
+def test_networks_have_names_a_physicist_recognises() -> None:
+    gen = adtn.Generator((16, 16), adtn.MERA(bond=2), layout=Layout.of((16, 16), 2))
+    last = gen.networks()[-1]
+    assert set(last.outer_inds()) == set(gen.layout.leg_names)
+    assert {"STATE", "LEAF"} <= set(last.tags)
+    levels = [network for network in gen.networks() if "DISENTANGLER" in network.tags]
+    assert levels and all("ISOMETRY" in network.tags for network in levels)
+
+
+def test_drawing(row) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure = row.generator().networks()[-1].draw(color=["STATE"], return_fig=True)
+    assert figure.axes
+    plt.close("all")
+
+
+@pytest.mark.parametrize("key", TOPOLOGIES)
+def test_json_round_trip(key: str) -> None:
+    topology = TOPOLOGIES[key].topology
+    back = topology_from_json(topology_to_json(topology))
+    assert back == topology
+    assert hash(back) == hash(topology)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: adtn.TTN(bond=0), "at least 1"),
+        (lambda: adtn.TTN(arity=1), "at least 2 children"),
+        (lambda: adtn.ATTN(pairs=((0, 1), (1, 2))), "at most one disentangler"),
+        (lambda: adtn.ATTN(pairs="some"), "'all' or pairs"),
+        (lambda: adtn.BrickWall(layers=0), "1 to 1024"),
+        (lambda: adtn.BrickWall(boundary="open"), "'fixed', 'trainable' or 'random'"),  # type: ignore[arg-type]
+        (lambda: adtn.Tucker(bond=-1), "at least 1"),
+        (lambda: adtn.CP(bond=2.5), "at least 1"),  # type: ignore[arg-type]
+        (lambda: adtn.Generator((2,), adtn.BrickWall(), layout=Layout.of((2,), 2)), "at least 2 legs"),
+        (lambda: adtn.Generator((4, 4), adtn.ATTN(pairs=((0, 9),)), layout=Layout.of((4, 4), 2)), r"legs 0\.\.3"),
+        (lambda: topology_from_json({"name": "PEPS"}), "known are .*ttn, attn, mera"),
+        (lambda: topology_from_json({"name": "TTN", "bnod": 3}), "do not make a TTN"),
+        (lambda: adtn.register_topology(adtn.TTN), "exists already"),
+    ],
+)
+def test_errors_say_what_to_do(make, message: str) -> None:
+    with pytest.raises(TopologyError, match=message):
+        make()
