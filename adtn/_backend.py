@@ -7,6 +7,7 @@ entry-point group ``adtn.backends``; another distribution adds one by declaring 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -106,6 +107,10 @@ class Backend(Protocol):
 
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """``fn`` made faster where the framework can; the same function otherwise."""
+        ...
+
+    def scope(self, dtype: str) -> AbstractContextManager[Any]:
+        """A context in which operations on arrays of ``dtype`` keep it (JAX's 64-bit mode)."""
         ...
 
     def synchronize(self, device: str) -> None:

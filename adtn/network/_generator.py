@@ -348,7 +348,8 @@ class Generator:
         key = (f"{backend.name}:{backend.device_of(x)}", backend.dtype_of(x))
         if key not in self._weight_cache:
             self._weight_cache[key] = self.weight(*key)
-        return do("matmul", x, do("transpose", self._weight_cache[key], (1, 0)))
+        with backend.scope(key[1]):
+            return do("matmul", x, do("transpose", self._weight_cache[key], (1, 0)))
 
     def networks(self) -> list[qtn.TensorNetwork]:
         """One quimb network per segment, named and tagged, ready for ``.draw()``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from adtn._typing import Params
 from ._memory import host_memory_bytes
 
 
-def _x64(dtype: str) -> Any:
+def _x64(dtype: str) -> AbstractContextManager[Any]:
     """Float64 needs JAX's 64-bit mode: on inside this block only, never globally."""
     return jax.enable_x64(True) if dtype == "float64" else nullcontext()
 
@@ -89,6 +89,10 @@ class JaxBackend:
                 return jitted(*args)
 
         return run
+
+    def scope(self, dtype: str) -> AbstractContextManager[Any]:
+        """64-bit mode for float64."""
+        return _x64(dtype)
 
     def synchronize(self, device: str) -> None:
         """Wait for everything that was dispatched."""

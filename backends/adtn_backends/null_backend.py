@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import autoray
@@ -182,6 +183,10 @@ class NullBackend:
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Nothing to compile."""
         return fn
+
+    def scope(self, dtype: str) -> AbstractContextManager[Any]:
+        """Nothing to set."""
+        return nullcontext()
 
     def synchronize(self, device: str) -> None:
         """Nothing to wait for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,10 @@ class NumpyBackend:
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Nothing to compile."""
         return fn
+
+    def scope(self, dtype: str) -> AbstractContextManager[Any]:
+        """Nothing to set."""
+        return nullcontext()
 
     def synchronize(self, device: str) -> None:
         """NumPy is done when it returns."""

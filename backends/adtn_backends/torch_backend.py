@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import autoray
@@ -110,6 +111,10 @@ class TorchBackend:
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Without gradient recording: the library's own adjoint is the engine."""
         return torch.no_grad()(fn)
+
+    def scope(self, dtype: str) -> AbstractContextManager[Any]:
+        """Nothing to set."""
+        return nullcontext()
 
     def synchronize(self, device: str) -> None:
         """Wait for CUDA or MPS."""
