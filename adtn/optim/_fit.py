@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from autoray import do
+from autoray import astype, do
 
 from .._backend import OPTIMIZERS, Backend, check_device
 from .._errors import FitError
@@ -66,6 +66,11 @@ class FitOptions:
         if self.weight_decay and self.optimizer != "adamw":
             raise FitError(f"Got weight_decay={self.weight_decay} with {self.optimizer!r}; only 'adamw' decays weights.")
 
+    @property
+    def master(self) -> str:
+        """Dtype of parameters and moments: half precisions lose small updates, and Adam's epsilon is zero there."""
+        return self.dtype if self.dtype in ("float64", "float32") else "float32"
+
     def mark(self) -> tuple[object, ...]:
         """What a resumed fit must have in common with the interrupted one."""
         schedule = self.schedule if isinstance(self.schedule, str) else "function"
@@ -107,8 +112,8 @@ class Run:
     deadline: float
 
     def to_device(self, params: Mapping[str, np.ndarray]) -> dict[str, Array]:
-        """Parameters as arrays of the device."""
-        return {k: self.backend.asarray(x, self.device, self.options.dtype) for k, x in params.items()}
+        """Parameters as arrays of the device, in the dtype of the optimizer."""
+        return {k: self.backend.asarray(x, self.device, self.options.master) for k, x in params.items()}
 
     def to_host(self, params: Params) -> dict[str, np.ndarray]:
         """Parameters as NumPy arrays."""
@@ -175,7 +180,8 @@ def fit(
     device : str
         Such as ``"numpy:cpu"``, ``"torch:cuda:0"``, ``"jax:cpu"``.
     dtype : str, optional
-        Of the computation; that of the generator when not given.
+        Of the computation; that of the generator when not given. Half precisions keep parameters and moments
+        in float32.
     optimizer : {"adam", "adamw", "sgd", "lbfgs"}
         The first three come from torch.optim, optax or quimb, ``"lbfgs"`` from SciPy, in float64 on the host.
     steps : int
@@ -269,7 +275,7 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
         device,
         objective,
         options,
-        backend.compile(_loss_and_grads(generator, objective.bind(backend), options.clip)),
+        backend.compile(_loss_and_grads(generator, objective.bind(backend), options)),
         {k: backend.asarray(np.asarray(x), device, options.dtype) for k, x in constants.items()},
         state,
         save,
@@ -292,11 +298,14 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
     )
 
 
-def _loss_and_grads(generator: Generator, value_and_grad: Any, clip: float | None) -> Callable[..., Any]:
+def _loss_and_grads(generator: Generator, value_and_grad: Any, options: FitOptions) -> Callable[..., Any]:
     """Loss and all gradients as one function: the library's own adjoint around the objective's ``dL/dW``."""
     function = generator.function
+    dtype, master, clip = options.dtype, options.master, options.clip
 
     def loss_and_grads(params: Params, constants: Params, batch: tuple[Array, ...]) -> tuple[Array, Params]:
+        if master != dtype:
+            params = {k: astype(x, dtype) for k, x in params.items()}
         arrays = {**constants, **params}
         weight, tape = function.with_tape(arrays)
         task = {k.removeprefix(TASK): x for k, x in params.items() if k.startswith(TASK)}
@@ -304,6 +313,8 @@ def _loss_and_grads(generator: Generator, value_and_grad: Any, clip: float | Non
         grads = dict(function.pullback(arrays, tape, wbar))
         if rest:
             grads |= {TASK + k: g for k, g in rest[0].items()}
+        if master != dtype:
+            grads = {k: astype(g, master) for k, g in grads.items()}
         return loss, _clipped(grads, clip)
 
     return loss_and_grads
