@@ -57,6 +57,7 @@ def demo(
     seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 1,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Cases to run, may be repeated.")] = None,
+    layer: Annotated[str, typer.Option(help="Only this layer: first or hidden.")] = "",
     out: Annotated[Path, typer.Option(help="Folder for generators, JSON and the picture.")] = Path("adtn-demo"),
 ) -> None:
     """Train a network through generated layers, beside controls, on every usable device."""
@@ -76,14 +77,15 @@ def demo(
 
     with status:
         report = run_demo(
-            data, devices=device, seeds=seeds, steps=steps, only=only or (), out=out, on_result=show, command=command
-        )
+            data, devices=device, seeds=seeds, steps=steps, only=only or (), layer=layer,
+            out=out, on_result=show, command=command,
+        )  # fmt: skip
     for table in tables(report):
         console.print(table)
     for line in verdict(report):
         console.print(line, highlight=False)
     try:
-        draw(report, out / f"demo-{data}.png")
+        draw(report, out / f"demo-{report.data}.png")
     except MissingDependencyError as error:
         console.print(f"No picture: {error}")
     console.print(f"Generators, JSON and picture are in {out}/", highlight=False)

@@ -16,7 +16,6 @@ from ..network import BASE, Generator, Layout, SeededBase, topology_from_json, t
 
 FORMAT = 1
 _KEY = "adtn"
-_DIGEST_KEY = "adtn.sha256"
 _NO_DIGEST = "0" * 64
 _MAX_HEADER = 16 * 2**20
 
@@ -77,13 +76,14 @@ def to_bytes(generator: Generator, dtype: StoreDtype | None = None) -> bytes:
         "stored": store,
         "scale": generator.scale.hex(),
         "base": base,
+        "sha256": _NO_DIGEST,
     }  # fmt: skip
     # the specs point into the arrays of ``tensors``, which live until serialize is done
     specs = {
         name: TensorSpec(dtype=kind, shape=x.shape, data_ptr=x.ctypes.data, data_len=x.nbytes)
         for name, (x, kind) in tensors.items()
     }
-    blank = serialize(specs, {_KEY: json.dumps(header, sort_keys=True), _DIGEST_KEY: _NO_DIGEST})
+    blank = serialize(specs, {_KEY: json.dumps(header, sort_keys=True)})
     return blank.replace(_NO_DIGEST.encode(), hashlib.sha256(blank).hexdigest().encode(), 1)
 
 
@@ -166,8 +166,8 @@ def read_header(data: bytes) -> dict[str, Any]:
         if len(data) < 8 or end > min(len(data), 8 + _MAX_HEADER):
             raise FileFormatError(f"The file is truncated: {len(data)} bytes, its header ends at {end}. Get it again.")
         meta = json.loads(data[8:end])["__metadata__"]
-        digest, header = meta[_DIGEST_KEY], json.loads(meta[_KEY])
-        version = header["format"]
+        header = json.loads(meta[_KEY])
+        digest, version = header["sha256"], header["format"]
     except FileFormatError:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -22,7 +22,6 @@ from ..network import (
 
 
 LR = 1e-2
-NETWORK_LR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,8 @@ class Problem:
         For people.
     steps, batch : int
         Of the training.
+    network_lr : float
+        Learning rate of the layers that are not generated.
     """
 
     data: str
@@ -49,6 +50,7 @@ class Problem:
     title: str
     steps: int
     batch: int
+    network_lr: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def cases_for(problem: Problem, seed: int) -> list[Case]:
     qubits = BrickWall().default_layout(shape)
     controls = [
         # its entries are the weight's up to the scale: this is the learning rate of the other layers
-        Case("dense", Dense(), coarse, NETWORK_LR / Generator(shape, Dense(), layout=coarse).scale, True),
+        Case("dense", Dense(), coarse, problem.network_lr / Generator(shape, Dense(), layout=coarse).scale, True),
         Case("scaled identity", ScaledIdentity(), coarse, is_control=True),
         Case("frozen random", ScaledRandom(seed=seed), coarse, is_control=True),
     ]

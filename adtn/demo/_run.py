@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from .._atomic import write_atomic
+from .._errors import ADTNError
 from .._version import __version__
 from ..compress import save
 from ..network import Generator
 from ..optim import FitOptions, run_fit
 from ..schedule import devices as list_devices
-from ._cases import LR, NETWORK_LR, PROBLEMS, Case, Problem, cases_for
+from ._cases import LR, PROBLEMS, Case, Problem, cases_for
 from ._data import Images, load_images
 from ._mlp import MLP
 
@@ -106,6 +107,7 @@ def run_demo(
     seeds: int = 1,
     steps: int | None = None,
     only: Sequence[str] = (),
+    layer: str = "",
     out: Path | None = None,
     on_result: Callable[[Result], None] | None = None,
     command: str = "adtn demo",
@@ -123,6 +125,8 @@ def run_demo(
         Training steps; the problem's own when not given.
     only : sequence of str
         Names of cases; all when empty.
+    layer : str
+        Only problems whose title begins so, such as ``"first"``.
     out : pathlib.Path, optional
         Folder for generators and JSON. An existing JSON there is replaced after every result.
     on_result : callable, optional
@@ -141,8 +145,11 @@ def run_demo(
     """
     images = load_images(data)  # type: ignore[arg-type]
     where = list(devices) if devices else [d.name for d in list_devices().usable]
-    report = Report(data, [])
-    for problem in PROBLEMS[data]:
+    report = Report(f"{data}-{layer}" if layer else data, [])
+    problems = [problem for problem in PROBLEMS[data] if problem.title.startswith(layer)]
+    if not problems:
+        raise ADTNError(f"Got layer={layer!r}; there are {', '.join(p.title for p in PROBLEMS[data])}.")
+    for problem in problems:
         chosen = problem if steps is None else replace(problem, steps=steps)
         for device in where:
             for seed in range(seeds):
@@ -162,7 +169,7 @@ def run_demo(
 
 def _train(problem: Problem, case: Case, images: Images, device: str, seed: int) -> tuple[Result, Generator]:
     mlp = MLP(problem.sizes, problem.replaced)
-    factors = {"task/": NETWORK_LR / LR}
+    factors = {"task/": problem.network_lr / LR}
     start = case.generator(seed)
     factors |= {name: case.lr / LR for name in start.params if case.lr != LR}
     options = FitOptions(device=device, steps=problem.steps, lr=LR, lr_factors=factors, seed=seed, progress=False)

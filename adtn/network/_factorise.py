@@ -11,6 +11,7 @@ from .._typing import Shape
 # in every entry that is generated and thrown away; unevenness only in slightly different core sizes.
 _PADDING_WEIGHT = 16.0
 _MAX_FACTORS = 64
+_MAX_TRIES = 4096  # padded lengths to look at; numbers with small factors are far denser than that
 # legs up to four times the wished size, and always up to this, so that primes find a neighbour
 _SMALL = 16
 
@@ -57,8 +58,7 @@ def factorise(n: int, leg: int) -> Shape:
         return ()
     largest = max(4 * leg, _SMALL)
     best: tuple[float, Shape] | None = None
-    # a padded length below 1.5 n always holds a power of two times 1 or 3, so the search cannot come back empty
-    for padded in range(n, n + max(n // 2, 2) + 1):
+    for padded in range(n, n + min(max(n // 2, 2), _MAX_TRIES) + 1):
         cost_of_padding = _PADDING_WEIGHT * math.log(padded / n)
         if best is not None and cost_of_padding >= best[0]:
             break
@@ -66,8 +66,7 @@ def factorise(n: int, leg: int) -> Shape:
             cost = cost_of_padding + _unevenness(factors, leg)
             if best is None or cost < best[0] - 1e-12:
                 best = (cost, factors)
-    assert best is not None
-    return best[1]
+    return best[1] if best is not None else uniform(n, leg)
 
 
 def uniform(n: int, leg: int) -> Shape:

@@ -58,8 +58,7 @@ class Layout:
     def __post_init__(self) -> None:
         if not 1 <= len(self.shape) <= MAX_AXES:
             raise LayoutError(f"Got a weight with {len(self.shape)} axes; a layout takes 1 to {MAX_AXES}. Reshape it first.")
-        if any(n < 1 for n in self.shape):
-            raise LayoutError(f"Got shape {self.shape}; every axis must have at least one entry.")
+        _check_shape(self.shape)
         if len(self.factors) != len(self.shape):
             raise LayoutError(f"Got factors for {len(self.factors)} axes, expected {len(self.shape)}: one tuple per axis.")
         n_legs = sum(map(len, self.factors))
@@ -125,8 +124,7 @@ class Layout:
         legs = (leg,) * len(shape) if isinstance(leg, int) else tuple(leg)
         if len(legs) != len(shape) or any(ell < 2 for ell in legs):
             raise LayoutError(f"Got leg={leg} for {len(shape)} axes; expected one size of at least 2, or one per axis.")
-        if any(n < 1 for n in shape):
-            raise LayoutError(f"Got shape {shape}; every axis must have at least one entry.")
+        _check_shape(shape)
         cut = uniform if exact else factorise
         factors = tuple(cut(n, ell) for n, ell in zip(shape, legs, strict=True))
         return cls.from_factors(shape, factors, order, max_padding=max_padding)
@@ -215,6 +213,13 @@ class Layout:
         shape[axis] = thickness
         template = do("reshape", weight, (-1,))[:1] * 0.0
         return do("broadcast_to", do("reshape", template, (1,) * len(shape)), tuple(shape))
+
+
+def _check_shape(shape: Shape) -> None:
+    if any(n < 1 for n in shape):
+        raise LayoutError(f"Got shape {shape}; every axis must have at least one entry.")
+    if math.prod(shape) > MAX_ENTRIES:
+        raise LayoutError(f"Got shape {shape}, more than 2**48 entries; cut it into several weights.")
 
 
 def _typical(factors: Shape) -> int:

@@ -1,0 +1,117 @@
+"""Checkpoints: a killed fit goes on and ends with the numbers of an uninterrupted one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import adtn
+import numpy as np
+import pytest
+from adtn._atomic import write_atomic
+from adtn._errors import FileFormatError, FitError
+
+PROGRAM = textwrap.dedent(
+    """
+    import sys
+    import numpy as np
+    import adtn
+
+    path, device, optimizer, kill_at, dtype = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5]
+    target = np.sin(np.add.outer(np.arange(32) / 5, np.arange(32) / 7))
+    gen = adtn.Generator((32, 32), adtn.TTN(bond=3), layout=adtn.Layout.of((32, 32), 8), scale=target)
+
+    def murder(step, loss):
+        if step == kill_at:
+            import os, signal
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sol = adtn.fit(gen, target, device=device, optimizer=optimizer, steps=60, lr=0.02, clip=1.0, dtype=dtype,
+                   checkpoint=path, checkpoint_every=10, callbacks=[murder])
+    np.savez(path + ".npz", history=sol.history, loss=sol.loss, steps=sol.steps, **dict(sol.generator.params))
+    """
+)
+
+
+def run(path: Path, device: str, optimizer: str, kill_at: int, dtype: str = "float32") -> int:
+    command = [sys.executable, "-c", PROGRAM, str(path), device, optimizer, str(kill_at), dtype]
+    return subprocess.run(command, capture_output=True, timeout=300).returncode
+
+
+@pytest.mark.parametrize(
+    ("device", "optimizer"),
+    [("numpy:cpu", "adam"), ("numpy:cpu", "sgd"), ("numpy:cpu", "lbfgs"), ("torch:cpu", "adam"), ("torch:cpu", "sgd"), ("jax:cpu", "adamw")],
+)
+def test_killed_and_continued_is_uninterrupted(tmp_path: Path, device: str, optimizer: str) -> None:
+    if device != "numpy:cpu":
+        pytest.importorskip(device.partition(":")[0])
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(whole, device, optimizer, -1) == 0
+    assert run(cut, device, optimizer, 37) == -signal.SIGKILL
+    assert cut.exists() and not Path(f"{cut}.npz").exists()
+    assert run(cut, device, optimizer, -1) == 0
+    with np.load(f"{whole}.npz") as a, np.load(f"{cut}.npz") as b:
+        assert set(a.files) == set(b.files)
+        for name in a.files:
+            assert np.array_equal(a[name], b[name]), name
+
+
+def gen_and_target():
+    target = np.sin(np.add.outer(np.arange(16) / 5, np.arange(16) / 7))
+    return adtn.Generator((16, 16), adtn.TTN(bond=2), layout=adtn.Layout.of((16, 16), 4), scale=target), target
+
+
+def test_a_finished_fit_is_not_run_again(tmp_path: Path) -> None:
+    gen, target = gen_and_target()
+    first = adtn.fit(gen, target, steps=20, checkpoint=tmp_path / "c")
+    calls: list[int] = []
+    again = adtn.fit(gen, target, steps=20, checkpoint=tmp_path / "c", callbacks=[lambda s, _: calls.append(s)])
+    assert not calls
+    assert again.loss == first.loss
+    assert np.array_equal(again.history, first.history)
+
+
+def test_batches_continue_where_they_were(tmp_path: Path) -> None:
+    gen, target = gen_and_target()
+    x = np.random.default_rng(0).standard_normal((100, 16)).astype(np.float32)
+
+    def loss(w, params, batch):
+        r = batch @ (w - target.astype(np.float32)).T + params["b"]
+        return np.mean(r * r), (2 * r.T @ batch / r.size, {"b": 2 * r.sum(0) / r.size})
+
+    def task() -> adtn.Task:
+        return adtn.Task(loss, params={"b": np.zeros(16, np.float32)}, batches=lambda rng: (x[rng.integers(0, 100, 8)],))
+
+    options = {"steps": 40, "checkpoint_every": 10, "seed": 5}
+    whole = adtn.fit(gen, task(), checkpoint=tmp_path / "a", **options)
+    adtn.fit(gen, task(), checkpoint=tmp_path / "b", callbacks=[lambda s, _: s == 23], **options)
+    resumed = adtn.fit(gen, task(), checkpoint=tmp_path / "b", **options)
+    assert np.array_equal(resumed.params["b"], whole.params["b"])
+    assert np.array_equal(resumed.history[-10:], whole.history[-10:])
+
+
+def test_another_fits_checkpoint_is_refused(tmp_path: Path) -> None:
+    gen, target = gen_and_target()
+    adtn.fit(gen, target, steps=5, checkpoint=tmp_path / "c")
+    with pytest.raises(FitError, match="belongs to another fit.*delete it"):
+        adtn.fit(gen, target * 2, steps=5, checkpoint=tmp_path / "c")
+    with pytest.raises(FitError, match="belongs to another fit"):
+        adtn.fit(gen, target, steps=5, lr=0.5, checkpoint=tmp_path / "c")
+    (tmp_path / "junk").write_bytes(b"not a checkpoint")
+    with pytest.raises(FileFormatError, match="not a checkpoint"):
+        adtn.fit(gen, target, steps=5, checkpoint=tmp_path / "junk")
+    assert (tmp_path / "junk").read_bytes() == b"not a checkpoint"
+
+
+def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
+    with pytest.raises(OSError, match="no"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

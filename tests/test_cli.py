@@ -1,0 +1,104 @@
+"""The command line, as a person would use it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import adtn
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+WEIGHT = np.add.outer(np.sin(np.arange(24) / 5), np.cos(np.arange(36) / 7))
+
+
+def run(*args: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-m", "adtn", *map(str, args)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_help_and_version() -> None:
+    text = run("--help").stdout
+    assert all(command in text for command in ("demo", "devices", "fit", "inspect", "bench"))
+    assert run("--version").stdout.strip() == adtn.__version__
+
+
+def test_devices() -> None:
+    assert "numpy:cpu" in run("devices").stdout
+    listed = json.loads(run("devices", "--json").stdout)
+    assert {"name", "memory_bytes", "dtypes", "usable", "reason"} <= set(listed[0])
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "safetensors"])
+def test_fit_and_inspect(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"w.{kind}"
+    if kind == "npy":
+        np.save(path, WEIGHT)
+    elif kind == "npz":
+        np.savez(path, fc=WEIGHT, bias=np.float64(1.0))
+    else:
+        save_file({"fc": WEIGHT.astype(np.float32)}, path)
+    shown = run("fit", path, "--topology", "mpo", "--bond", "4", "--leg", "4", "--steps", "300", "--start", "decomposition").stdout
+    assert "relative error 0.0" in shown and "FINISHED" in shown
+    target = tmp_path / "w.adtn.safetensors"
+    gen = adtn.load(target)
+    assert np.linalg.norm(gen.weight() - WEIGHT) < 0.05 * np.linalg.norm(WEIGHT)
+    text = run("inspect", target).stdout
+    assert "MPO" in text and "site0" in text
+    plain = run("inspect", path).stdout
+    assert "24x36" in plain and "rank for 99 %" in plain
+
+
+def test_fit_on_another_device_gives_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    np.save(tmp_path / "w.npy", WEIGHT)
+    outputs = []
+    for device in ("numpy:cpu", "torch:cpu"):
+        out = tmp_path / device.replace(":", "-")
+        run("fit", tmp_path / "w.npy", "--bond", "2", "--leg", "6", "--steps", "50", "--device", device, "--out", out)
+        outputs.append(adtn.load(out).weight())
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fit", "nothing.npy"], "Cannot read nothing.npy"),
+        (["fit", "w.txt"], "expected a .npy, .npz or .safetensors"),
+        (["fit", "two.npz"], "choose one with --key"),
+        (["fit", "two.npz", "--key", "c"], "has no array 'c'; it has a, b"),
+        (["fit", "w.npy", "--topology", "peps"], "known are"),
+        (["fit", "w.npy", "--topology", "tt", "--layers", "2"], "TT takes no --layers"),
+        (["fit", "w.npy", "--device", "tpu:0"], "registered are"),
+        (["fit", "objects.npy"], "without pickled objects"),
+        (["inspect", "broken.safetensors"], "is not an adtn file"),
+        (["demo", "--data", "letters"], "'digits' or 'mnist'"),
+        (["demo", "--data", "mnist"], "ADTN_DATA"),
+    ],
+)
+def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ADTN_DATA", raising=False)
+    np.save("w.npy", WEIGHT)
+    np.savez("two.npz", a=WEIGHT, b=WEIGHT)
+    np.save("objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    Path("w.txt").write_text("1 2 3")
+    Path("broken.safetensors").write_bytes(b"\xff" * 100)
+    done = run(*args, code=1)
+    assert message in done.stderr
+    assert done.stderr.startswith("adtn: ") and done.stderr.count("\n") == 1
+    assert not done.stdout
+
+
+def test_bench(tmp_path: Path) -> None:
+    out = tmp_path / "b.json"
+    text = run("bench", "--size", "64", "--steps", "3", "--repeats", "2", "--device", "numpy:cpu", "--device", "numpy:gpu", "--out", out).stdout
+    assert "ms per step" in text
+    rows = json.loads(out.read_text())["timings"]
+    assert {r["device"] for r in rows} == {"numpy:cpu", "numpy:gpu"}
+    assert all(r["error"] for r in rows if r["device"] == "numpy:gpu"), "failed runs are kept"
+    assert all(len(r["milliseconds"]) == 2 for r in rows if r["device"] == "numpy:cpu")
