@@ -2,6 +2,8 @@
 
 from ._errors import ADTNError as ADTNError
 from ._version import __version__ as __version__
+from .compress import load as load
+from .compress import save as save
 from .network import ATTN as ATTN
 from .network import CP as CP
 from .network import MERA as MERA
@@ -32,5 +34,3 @@ from .optim import Task as Task
 from .optim import decompose as decompose
 from .optim import fit as fit
 from .schedule import devices as devices
-from .compress import load as load
-from .compress import save as save

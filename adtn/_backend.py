@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, runtime_checkable
 
@@ -132,7 +132,7 @@ def backend_names() -> tuple[str, ...]:
     return tuple(sorted(_entry_points()))
 
 
-@lru_cache(maxsize=None)
+@cache
 def get_backend(name: str) -> Backend:
     """The backend called ``name``.
 
@@ -154,9 +154,7 @@ def get_backend(name: str) -> Backend:
     except ImportError as error:
         extra = found.dist.metadata["Name"] if found.dist is not None else "adtn"
         hint = f"pip install 'adtn[{name}]'" if extra == "adtn" else f"pip install {extra}"
-        raise MissingDependencyError(
-            f"Backend {name!r} cannot be loaded ({error}). Get it with: {hint}"
-        ) from error
+        raise MissingDependencyError(f"Backend {name!r} cannot be loaded ({error}). Get it with: {hint}") from error
     return cls()
 
 

@@ -20,7 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-Devices = Annotated[list[str] | None, typer.Option("--device", help="Device, may be repeated; all usable ones by default.")]
+Devices = Annotated[
+    list[str] | None, typer.Option("--device", help="Device, may be repeated; all usable ones by default.")
+]
 
 
 def main() -> None:
@@ -52,7 +54,9 @@ def devices(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command()
 def demo(
-    data: Annotated[str, typer.Option(help="digits (comes with the package) or mnist (from the folder ADTN_DATA).")] = "digits",
+    data: Annotated[
+        str, typer.Option(help="digits (comes with the package) or mnist (from the folder ADTN_DATA).")
+    ] = "digits",
     device: Devices = None,
     seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 1,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
@@ -94,7 +98,9 @@ def demo(
 @app.command()
 def fit(
     file: Annotated[Path, typer.Argument(help="A weight: .npy, .npz or .safetensors.")],
-    topology: Annotated[str, typer.Option(help="ttn, attn, mera, brickwall, tt, mpo, tensorring, tucker, cp, ...")] = "ttn",
+    topology: Annotated[
+        str, typer.Option(help="ttn, attn, mera, brickwall, tt, mpo, tensorring, tucker, cp, ...")
+    ] = "ttn",
     bond: Annotated[int | None, typer.Option(min=1, help="Bond dimension.")] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="Layers of a brick wall.")] = None,
     activation: Annotated[str | None, typer.Option(help="Between levels.")] = None,
@@ -117,11 +123,14 @@ def fit(
 
     name, weight = pick_weight(file, key)
     cls = get_topology(topology)
-    options = {"bond": bond, "layers": layers, "activation": activation}
+    options: dict[str, Any] = {"bond": bond, "layers": layers, "activation": activation}
     chosen = {k: v for k, v in options.items() if v is not None}
     unknown = [k for k in chosen if k not in cls.__dataclass_fields__]
     if unknown:
-        raise ADTNError(f"{cls.__name__} takes no {', '.join('--' + k for k in unknown)}; it takes {', '.join(cls.__dataclass_fields__)}.")
+        raise ADTNError(
+            f"{cls.__name__} takes no {', '.join('--' + k for k in unknown)}; "
+            f"it takes {', '.join(cls.__dataclass_fields__)}."
+        )
     top = cls(**chosen)
     layout = None
     if leg is not None or order is not None:
@@ -136,7 +145,8 @@ def fit(
     gen = solution.generator
     print(f"{name} {weight.shape} -> {type(top).__name__}, legs {gen.layout.dims}, on {device}")
     print(
-        f"relative error {solution.relative_error:.4f}   parameters {gen.num_params:,} (active {gen.num_active_params:,})   "
+        f"relative error {solution.relative_error:.4f}   parameters {gen.num_params:,} "
+        f"(active {gen.num_active_params:,})   "
         f"ratio {gen.compression_ratio:,.0f}x   {target.stat().st_size:,} bytes   {solution.seconds:.1f} s"
     )
     print(f"{solution.status.name}: {solution.status.value}")
@@ -144,7 +154,9 @@ def fit(
 
 
 @app.command()
-def inspect(file: Annotated[Path, typer.Argument(help="A file of adtn.save, or any .npy, .npz, .safetensors.")]) -> None:
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A file of adtn.save, or any .npy, .npz, .safetensors.")],
+) -> None:
     """Show what a file holds: a generator with its segments, or plain weights with their spectra."""
     from ._errors import FileFormatError
     from .compress import load, read_weights
@@ -160,7 +172,10 @@ def inspect(file: Annotated[Path, typer.Argument(help="A file of adtn.save, or a
     print(gen)
     print(f"scale {gen.scale:.6g}   base {_base(gen.base)}   dtype {gen.dtype}   active {gen.num_active_params:,}")
     for t, (segment, stage) in enumerate(zip(gen.segments, gen.program.stages, strict=True), start=1):
-        print(f"segment {t}: {len(segment.cores)} cores -> {stage.out_shape}, then {segment.activation}, {stage.flops:,} flops")
+        print(
+            f"segment {t}: {len(segment.cores)} cores -> {stage.out_shape}, "
+            f"then {segment.activation}, {stage.flops:,} flops"
+        )
         for core in segment.cores:
             frozen = "" if core.trainable else "  frozen"
             print(f"  {core.name:16s} {core.kind:14s} {core.shape!s:20s} {' '.join(core.inds)}{frozen}")

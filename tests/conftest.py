@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, settings
+
 from table import BACKENDS, TOPOLOGIES, Row, usable
 
 settings.register_profile(

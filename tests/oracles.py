@@ -53,7 +53,9 @@ def dense_weight(gen: Generator) -> np.ndarray:
     return weight
 
 
-def directional_derivatives(gen: Generator, wbar: np.ndarray, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
+def directional_derivatives(
+    gen: Generator, wbar: np.ndarray, rng: np.random.Generator
+) -> dict[str, tuple[float, float]]:
     """Per parameter: central difference of ``<W̄, W>`` in a random direction, and the scale of that direction."""
     arrays = gen.arrays("numpy:cpu", "float64")
     found: dict[str, tuple[float, np.ndarray]] = {}

@@ -10,6 +10,7 @@ from adtn._errors import TopologyError
 from adtn.network import get_activation
 from adtn.network._activation import _ACTIVATIONS
 from autoray import do
+
 from oracles import SIGMA
 from table import to_numpy, tolerance
 

@@ -7,6 +7,7 @@ import pytest
 from adtn.network import Core, Generator, Segment, compile_program, forward_tape, pullback
 from hypothesis import given
 from hypothesis import strategies as st
+
 from oracles import SIGMA, dense_state, directional_derivatives
 
 
@@ -36,7 +37,9 @@ def programs(draw: st.DrawFn) -> tuple[tuple[Segment, ...], dict[str, np.ndarray
             arrays[param] = rng.standard_normal(shape)
         present = {i for core in cores for i in core.inds} | set(state)
         outputs = tuple(i for i in draw(st.permutations(pool)) if i in present)[: draw(st.integers(1, 4))]
-        segments.append(Segment(state, tuple(cores), outputs, draw(st.sampled_from(["identity", "tanh", "silu", "sine"]))))
+        segments.append(
+            Segment(state, tuple(cores), outputs, draw(st.sampled_from(["identity", "tanh", "silu", "sine"])))
+        )
         state = outputs
     return tuple(segments), arrays
 
@@ -97,7 +100,8 @@ def quimb_networks(draw: st.DrawFn):
     head = qtn.TN_rand_reg(4, 3, D=draw(st.integers(1, 3)), phys_dim=2, seed=seed)
     legs = head.outer_inds()
     leaves = [
-        qtn.rand_tensor((2, 3), inds=(leg, f"w{k}"), tags=["TRAIN", f"LEAF{k}"], seed=seed + k) for k, leg in enumerate(legs)
+        qtn.rand_tensor((2, 3), inds=(leg, f"w{k}"), tags=["TRAIN", f"LEAF{k}"], seed=seed + k)
+        for k, leg in enumerate(legs)
     ]
     if draw(st.booleans()):
         leaves.pop()  # that leg passes through

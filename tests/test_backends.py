@@ -12,7 +12,15 @@ import adtn
 import numpy as np
 import pytest
 from adtn import _backend
-from adtn._backend import Backend, DeviceInfo, backend_names, backend_of, check_device, get_backend, split_device
+from adtn._backend import (
+    Backend,
+    DeviceInfo,
+    backend_names,
+    backend_of,
+    check_device,
+    get_backend,
+    split_device,
+)
 from adtn._errors import DeviceError, MissingDependencyError
 
 
@@ -31,7 +39,12 @@ def test_backends_follow_the_protocol(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("device", "parts"),
-    [("numpy:cpu", ("numpy", "cpu")), ("torch:cuda:0", ("torch", "cuda:0")), ("jax:gpu:0", ("jax", "gpu:0")), ("torch", ("torch", "cpu"))],
+    [
+        ("numpy:cpu", ("numpy", "cpu")),
+        ("torch:cuda:0", ("torch", "cuda:0")),
+        ("jax:gpu:0", ("jax", "gpu:0")),
+        ("torch", ("torch", "cpu")),
+    ],
 )
 def test_device_strings(device: str, parts: tuple[str, str]) -> None:
     assert split_device(device) == parts
@@ -176,10 +189,22 @@ def test_a_backend_of_another_distribution_is_found(tmp_path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
     target = tmp_path / "site"
-    build = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(target)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(target),
+    ]
     pytest.importorskip("hatchling")
     subprocess.run([*build, str(tmp_path / "src")], check=True, capture_output=True, timeout=120)
-    program = "import adtn; print(adtn.Generator((8, 8), adtn.TTN(bond=2)).weight('toy:cpu').shape); print(adtn.devices())"
+    program = (
+        "import adtn; print(adtn.Generator((8, 8), adtn.TTN(bond=2)).weight('toy:cpu').shape); print(adtn.devices())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(target)!r}); {program}"],
         check=True, capture_output=True, text=True, timeout=120,

@@ -44,7 +44,14 @@ def run(path: Path, device: str, optimizer: str, kill_at: int, dtype: str = "flo
 
 @pytest.mark.parametrize(
     ("device", "optimizer"),
-    [("numpy:cpu", "adam"), ("numpy:cpu", "sgd"), ("numpy:cpu", "lbfgs"), ("torch:cpu", "adam"), ("torch:cpu", "sgd"), ("jax:cpu", "adamw")],
+    [
+        ("numpy:cpu", "adam"),
+        ("numpy:cpu", "sgd"),
+        ("numpy:cpu", "lbfgs"),
+        ("torch:cpu", "adam"),
+        ("torch:cpu", "sgd"),
+        ("jax:cpu", "adamw"),
+    ],
 )
 def test_killed_and_continued_is_uninterrupted(tmp_path: Path, device: str, optimizer: str) -> None:
     if device != "numpy:cpu":
@@ -84,7 +91,9 @@ def test_batches_continue_where_they_were(tmp_path: Path) -> None:
         return np.mean(r * r), (2 * r.T @ batch / r.size, {"b": 2 * r.sum(0) / r.size})
 
     def task() -> adtn.Task:
-        return adtn.Task(loss, params={"b": np.zeros(16, np.float32)}, batches=lambda rng: (x[rng.integers(0, 100, 8)],))
+        return adtn.Task(
+            loss, params={"b": np.zeros(16, np.float32)}, batches=lambda rng: (x[rng.integers(0, 100, 8)],)
+        )
 
     options = {"steps": 40, "checkpoint_every": 10, "seed": 5}
     whole = adtn.fit(gen, task(), checkpoint=tmp_path / "a", **options)

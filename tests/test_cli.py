@@ -42,7 +42,20 @@ def test_fit_and_inspect(tmp_path: Path, kind: str) -> None:
         np.savez(path, fc=WEIGHT, bias=np.float64(1.0))
     else:
         save_file({"fc": WEIGHT.astype(np.float32)}, path)
-    shown = run("fit", path, "--topology", "mpo", "--bond", "4", "--leg", "4", "--steps", "300", "--start", "decomposition").stdout
+    shown = run(
+        "fit",
+        path,
+        "--topology",
+        "mpo",
+        "--bond",
+        "4",
+        "--leg",
+        "4",
+        "--steps",
+        "300",
+        "--start",
+        "decomposition",
+    ).stdout
     assert "relative error 0.0" in shown and "FINISHED" in shown
     target = tmp_path / "w.adtn.safetensors"
     gen = adtn.load(target)
@@ -59,7 +72,20 @@ def test_fit_on_another_device_gives_the_same(tmp_path: Path) -> None:
     outputs = []
     for device in ("numpy:cpu", "torch:cpu"):
         out = tmp_path / device.replace(":", "-")
-        run("fit", tmp_path / "w.npy", "--bond", "2", "--leg", "6", "--steps", "50", "--device", device, "--out", out)
+        run(
+            "fit",
+            tmp_path / "w.npy",
+            "--bond",
+            "2",
+            "--leg",
+            "6",
+            "--steps",
+            "50",
+            "--device",
+            device,
+            "--out",
+            out,
+        )
         outputs.append(adtn.load(out).weight())
     np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-3, atol=1e-4)
 
@@ -96,7 +122,21 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ar
 
 def test_bench(tmp_path: Path) -> None:
     out = tmp_path / "b.json"
-    text = run("bench", "--size", "64", "--steps", "3", "--repeats", "2", "--device", "numpy:cpu", "--device", "numpy:gpu", "--out", out).stdout
+    text = run(
+        "bench",
+        "--size",
+        "64",
+        "--steps",
+        "3",
+        "--repeats",
+        "2",
+        "--device",
+        "numpy:cpu",
+        "--device",
+        "numpy:gpu",
+        "--out",
+        out,
+    ).stdout
     assert "ms per step" in text
     rows = json.loads(out.read_text())["timings"]
     assert {r["device"] for r in rows} == {"numpy:cpu", "numpy:gpu"}

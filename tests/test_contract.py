@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from adtn._backend import check_device, get_backend
 from adtn.network import forward, vjp
-from table import Row, relative_error, to_numpy, tolerance
+
 from oracles import dense_weight, directional_derivatives
+from table import Row, relative_error, to_numpy, tolerance
 
 
 def test_weight_is_the_dense_einsum(row: Row, device_dtype: tuple[str, str]) -> None:

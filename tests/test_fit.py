@@ -11,6 +11,7 @@ from adtn import Layout, Status
 from adtn._errors import DeviceError, FitError, TopologyError
 from adtn.optim import make_schedule
 from adtn.optim._fit import _clipped
+
 from table import BACKENDS, usable
 
 LAYOUT = Layout.of((32, 32), 8)
@@ -27,7 +28,9 @@ def others() -> list[str]:
 
 
 @pytest.mark.parametrize("key", others())
-@pytest.mark.parametrize("topology", [adtn.TTN(bond=3), adtn.MERA(bond=2), adtn.MPO(bond=3)], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize(
+    "topology", [adtn.TTN(bond=3), adtn.MERA(bond=2), adtn.MPO(bond=3)], ids=lambda t: type(t).__name__
+)
 def test_adam_takes_the_same_100_steps_on_every_backend(key: str, topology: adtn.Topology) -> None:
     want = adtn.fit(make(topology), TARGET, steps=100, optimizer="adam")
     got = adtn.fit(make(topology), TARGET, steps=100, optimizer="adam", device=usable(key))
@@ -36,7 +39,10 @@ def test_adam_takes_the_same_100_steps_on_every_backend(key: str, topology: adtn
 
 
 @pytest.mark.parametrize("key", others())
-@pytest.mark.parametrize("options", [{"optimizer": "adamw", "weight_decay": 0.1}, {"optimizer": "sgd", "momentum": 0.8}, {"clip": 0.01}])
+@pytest.mark.parametrize(
+    "options",
+    [{"optimizer": "adamw", "weight_decay": 0.1}, {"optimizer": "sgd", "momentum": 0.8}, {"clip": 0.01}],
+)
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle"])
 def test_other_optimizers_agree_too(key: str, options: dict, schedule: str) -> None:
     want = adtn.fit(make(), TARGET, steps=30, schedule=schedule, **options)
@@ -144,18 +150,22 @@ def regression(library: str):
     x, true = rng.standard_normal((64, 32)), TARGET
     y = x @ true.T
     if library == "numpy":
+
         def loss(w):
             r = x @ w.T - y
             return np.mean(r * r), 2 * r.T @ x / r.size
     elif library == "torch":
         torch = pytest.importorskip("torch")
         xt, yt = torch.tensor(x), torch.tensor(y)
+
         def loss(w):
             return ((xt @ w.T - yt) ** 2).mean()
     else:
         jnp = pytest.importorskip("jax.numpy")
+
         def loss(w):
             return jnp.mean((x @ w.T - y) ** 2)
+
     return loss
 
 
@@ -183,7 +193,14 @@ def test_task_trains_other_parameters_and_sees_the_same_batches() -> None:
 
     start = {"bias": np.zeros(32, np.float32)}
     runs = [
-        adtn.fit(make(), adtn.Task(fn, params=start, batches=batches), device=f"{key}:cpu", steps=200, lr=0.02, lr_factors={"task/": 2.0})
+        adtn.fit(
+            make(),
+            adtn.Task(fn, params=start, batches=batches),
+            device=f"{key}:cpu",
+            steps=200,
+            lr=0.02,
+            lr_factors={"task/": 2.0},
+        )
         for key, fn in (("numpy", numpy_loss), ("torch", framework_loss), ("jax", framework_loss))
     ]
     for run in runs:
@@ -225,7 +242,10 @@ def test_cp_als_finds_an_exact_sum() -> None:
     assert np.linalg.norm(adtn.decompose(gen, target).weight() - target) < 1e-4 * np.linalg.norm(target)
 
 
-@pytest.mark.parametrize("topology", [adtn.TTN(bond=2), adtn.TensorRing(bond=2), adtn.Tucker(activation="tanh"), adtn.TT(share=True)])
+@pytest.mark.parametrize(
+    "topology",
+    [adtn.TTN(bond=2), adtn.TensorRing(bond=2), adtn.Tucker(activation="tanh"), adtn.TT(share=True)],
+)
 def test_what_cannot_be_decomposed(topology: adtn.Topology) -> None:
     with pytest.raises(TopologyError, match="train it instead|Train it instead"):
         adtn.decompose(make(topology), TARGET)
@@ -275,7 +295,7 @@ def check_diverged(solution: adtn.Solution) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_loss_that_blows_up_keeps_the_best_and_says_what_to_do(optimizer: str, device: str) -> None:
-    rate = lambda step: 0.01 if step < 5 else 1e30  # noqa: E731
+    rate = lambda step: 0.01 if step < 5 else 1e30
     check_diverged(adtn.fit(make(dtype="float32"), TARGET, device=device, optimizer=optimizer, schedule=rate, steps=50))
 
 

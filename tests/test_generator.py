@@ -8,6 +8,7 @@ import pytest
 from adtn import Generator, Layout
 from adtn._backend import check_device
 from adtn._errors import LayoutError, TopologyError
+
 from oracles import dense_weight
 from table import relative_error, to_numpy, tolerance
 
@@ -111,14 +112,18 @@ def test_with_params() -> None:
 def networks():
     import quimb.tensor as qtn
 
-    a = qtn.TensorNetwork([
-        qtn.rand_tensor((3, 2, 4), ("x", "y", "bond"), tags=["A", "TRAIN"], seed=1),
-        qtn.rand_tensor((4, 2), ("bond", "z"), tags=["B"], seed=2),
-    ])
-    b = qtn.TensorNetwork([
-        qtn.rand_tensor((3, 5), ("x", "out"), tags=["C", "TRAIN"], seed=3),
-        qtn.rand_tensor((2, 4), ("y", "in"), tags=["D", "TRAIN"], seed=4),
-    ])
+    a = qtn.TensorNetwork(
+        [
+            qtn.rand_tensor((3, 2, 4), ("x", "y", "bond"), tags=["A", "TRAIN"], seed=1),
+            qtn.rand_tensor((4, 2), ("bond", "z"), tags=["B"], seed=2),
+        ]
+    )
+    b = qtn.TensorNetwork(
+        [
+            qtn.rand_tensor((3, 5), ("x", "out"), tags=["C", "TRAIN"], seed=3),
+            qtn.rand_tensor((2, 4), ("y", "in"), tags=["D", "TRAIN"], seed=4),
+        ]
+    )
     return a, b
 
 

@@ -64,7 +64,16 @@ def test_factorise_holds_the_axis_with_little_padding(n: int, leg: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "leg", "padded"), [(10, 4, 10), (84, 4, 84), (120, 4, 120), (784, 4, 784), (25088, 8, 25088), (127, 4, 128), (4096, 8, 4096)]
+    ("n", "leg", "padded"),
+    [
+        (10, 4, 10),
+        (84, 4, 84),
+        (120, 4, 120),
+        (784, 4, 784),
+        (25088, 8, 25088),
+        (127, 4, 128),
+        (4096, 8, 4096),
+    ],
 )
 def test_awkward_sizes(n: int, leg: int, padded: int) -> None:
     assert math.prod(factorise(n, leg)) == padded
@@ -82,7 +91,9 @@ def test_axis_of_length_one_has_no_legs() -> None:
 
 
 def test_expensive_padding_is_refused_and_the_better_layout_named() -> None:
-    with pytest.raises(LayoutError, match=r"generates 1\.63 entries.*Better: factors=\(\(.*or allow it with max_padding=2"):
+    with pytest.raises(
+        LayoutError, match=r"generates 1\.63 entries.*Better: factors=\(\(.*or allow it with max_padding=2"
+    ):
         Layout.of((120, 84), 2, exact=True)
     assert Layout.of((120, 84), 2, exact=True, max_padding=2).padding == pytest.approx(128 * 128 / (120 * 84))
 
@@ -96,7 +107,10 @@ def test_expensive_padding_is_refused_and_the_better_layout_named() -> None:
         (lambda: Layout.of((4, 4), (2, 2, 2)), "one per axis"),
         (lambda: Layout.of((4, 4), order="sideways"), "'axis', 'interleaved'"),  # type: ignore[arg-type]
         (lambda: Layout.of((4, 4), 2, [0, 1, 2, 2]), "permutation"),
-        (lambda: Layout.from_factors((10,), [(2, 4)]), r"hold 8 entries, fewer than its 10; \(5, 2\) would do"),
+        (
+            lambda: Layout.from_factors((10,), [(2, 4)]),
+            r"hold 8 entries, fewer than its 10; \(5, 2\) would do",
+        ),
         (lambda: Layout.from_factors((10, 10), [(2, 5)]), "one tuple per axis"),
         (lambda: Layout.from_factors((2,), [(2, 1)]), "2 or more"),
         (lambda: Layout.from_factors((2,) * 5, [(2,) * 13] * 5, max_padding=1e9), "at most 64"),
@@ -112,6 +126,7 @@ def test_errors_say_what_to_do(make, message: str) -> None:
 
 def test_layout_runs_on_every_backend(device: str) -> None:
     from adtn._backend import check_device
+
     from table import to_numpy
 
     backend, where = check_device(device, "float32")

@@ -8,10 +8,11 @@ import sys
 import adtn
 
 NAMES = {
-    "ADTNError", "ATTN", "BrickWall", "CP", "DataAwareReconstruction", "Dense", "Generator", "Layout", "MERA", "MPO", "Objective",
-    "RandomFeatures", "Reconstruction", "ScaledIdentity", "ScaledRandom", "SeededBase", "Solution", "Status", "TT", "TTN",
-    "Task", "TensorRing", "Topology", "Tucker", "decompose", "devices", "fit", "from_tensornetwork", "load",
-    "register_activation", "register_topology", "save", "to_tensornetwork",
+    "ADTNError", "ATTN", "BrickWall", "CP", "DataAwareReconstruction", "Dense", "Generator", "Layout", "MERA",
+    "MPO", "Objective", "RandomFeatures", "Reconstruction", "ScaledIdentity", "ScaledRandom", "SeededBase",
+    "Solution", "Status", "TT", "TTN", "Task", "TensorRing", "Topology", "Tucker", "decompose", "devices",
+    "fit", "from_tensornetwork", "load", "register_activation", "register_topology", "save",
+    "to_tensornetwork",
 }  # fmt: skip
 STAGES = {"compress", "network", "optim", "schedule", "cli", "demo"}
 
@@ -28,7 +29,18 @@ def test_every_public_name_is_documented_with_an_example() -> None:
 
 
 def test_import_is_light() -> None:
-    heavy = ["torch", "jax", "quimb", "matplotlib", "cotengra", "scipy", "optax", "rich", "typer", "safetensors"]
+    heavy = [
+        "torch",
+        "jax",
+        "quimb",
+        "matplotlib",
+        "cotengra",
+        "scipy",
+        "optax",
+        "rich",
+        "typer",
+        "safetensors",
+    ]
     program = f"import sys, adtn; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,6 +8,7 @@ import adtn
 import numpy as np
 import pytest
 from adtn._errors import TopologyError
+
 from table import to_numpy
 
 

@@ -16,12 +16,17 @@ from adtn._errors import FileFormatError
 from adtn.compress import read_header
 from adtn.compress._storage import from_bytes, to_bytes
 from safetensors.numpy import save as save_plain
+
 from table import to_numpy
 
 GEN = adtn.Generator((24, 30), adtn.ATTN(bond=2), layout=Layout.of((24, 30), 3), base=adtn.SeededBase(7))
 
 
-@pytest.mark.parametrize("base", [None, adtn.SeededBase(3, "sign"), np.arange(720.0).reshape(24, 30)], ids=["none", "seeded", "given"])
+@pytest.mark.parametrize(
+    "base",
+    [None, adtn.SeededBase(3, "sign"), np.arange(720.0).reshape(24, 30)],
+    ids=["none", "seeded", "given"],
+)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_round_trip_is_bit_equal(tmp_path: Path, base, dtype: str) -> None:
     gen = adtn.Generator((24, 30), adtn.TTN(bond=3), layout=Layout.of((24, 30), 3), base=base, dtype=dtype, scale=0.1)
@@ -36,7 +41,11 @@ def test_round_trip_is_bit_equal(tmp_path: Path, base, dtype: str) -> None:
 
 def test_load_gives_the_same_weight_on_every_backend(device: str) -> None:
     back = from_bytes(to_bytes(GEN))
-    assert all(np.array_equal(to_numpy(x), back.params[k]) for k, x in back.arrays(device, "float32").items() if k in back.params)
+    assert all(
+        np.array_equal(to_numpy(x), back.params[k])
+        for k, x in back.arrays(device, "float32").items()
+        if k in back.params
+    )
     assert np.allclose(to_numpy(back.weight(device)), GEN.weight(), rtol=1e-4, atol=1e-6)
 
 
@@ -159,7 +168,10 @@ def test_forging_works() -> None:
         (setter("scale", value=3), "does not describe"),
         (setter("dtype", value="object"), "does not describe"),
         (setter("base", value={"kind": "given", "dtype": "object"}), "does not describe"),
-        (setter("base", value={"kind": "seeded", "seed": -1, "distribution": "uniform"}), "does not describe"),
+        (
+            setter("base", value={"kind": "seeded", "seed": -1, "distribution": "uniform"}),
+            "does not describe",
+        ),
         (lambda header: header.clear(), "no adtn header"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 from adtn import Layout
 from adtn._errors import TopologyError
 from adtn.network import topology_from_json, topology_to_json
+
 from table import TOPOLOGIES
 
 
@@ -22,14 +23,20 @@ def test_ttn_counts_by_hand() -> None:
     assert count(adtn.TTN(bond=4), (4096, 4096), leg=8) == 16 + 6 * 64 + 8 * 32
     # the literature's tree without leaves: (Q/2) chi d^2 + (Q/2 - 2) chi^3 + chi^2
     q, chi, d = 8, 3, 8
-    assert count(adtn.TTN(bond=chi, leaves=False), (4096, 4096), leg=8) == q // 2 * chi * d**2 + (q // 2 - 2) * chi**3 + chi**2
+    assert (
+        count(adtn.TTN(bond=chi, leaves=False), (4096, 4096), leg=8)
+        == q // 2 * chi * d**2 + (q // 2 - 2) * chi**3 + chi**2
+    )
 
 
 def test_mera_counts_by_hand() -> None:
     chi, d = 2, 8  # ranks of 2, 4 and 8 bonds, then leaves
     isometries, leaves = 6 * chi**3, 8 * chi * d
     assert count(adtn.MERA(bond=chi), (4096, 4096), leg=8) == chi**2 + isometries + leaves + (1 + 3) * chi**4
-    assert count(adtn.MERA(bond=chi, periodic=True), (4096, 4096), leg=8) == chi**2 + isometries + leaves + (2 + 4) * chi**4
+    assert (
+        count(adtn.MERA(bond=chi, periodic=True), (4096, 4096), leg=8)
+        == chi**2 + isometries + leaves + (2 + 4) * chi**4
+    )
 
 
 def test_attn_adds_disentanglers_of_physical_legs() -> None:
@@ -104,7 +111,15 @@ def test_one_generator_for_several_layers() -> None:
     layers = gen.weight()
     assert layers.shape == (3, 16, 16)
     target = np.stack([np.outer(np.arange(16.0), np.ones(16)) * k for k in (1, 2, 3)])
-    assert adtn.fit(adtn.Generator(gen.shape, gen.topology, layout=gen.layout, scale=target), target, steps=300, lr=0.05).relative_error < 0.1
+    assert (
+        adtn.fit(
+            adtn.Generator(gen.shape, gen.topology, layout=gen.layout, scale=target),
+            target,
+            steps=300,
+            lr=0.05,
+        ).relative_error
+        < 0.1
+    )
 
 
 def test_bonds_per_level_and_clipping() -> None:
@@ -184,7 +199,10 @@ def test_json_round_trip(key: str) -> None:
         (lambda: adtn.Tucker(bond=-1), "at least 1"),
         (lambda: adtn.CP(bond=2.5), "at least 1"),  # type: ignore[arg-type]
         (lambda: adtn.Generator((2,), adtn.BrickWall(), layout=Layout.of((2,), 2)), "at least 2 legs"),
-        (lambda: adtn.Generator((4, 4), adtn.ATTN(pairs=((0, 9),)), layout=Layout.of((4, 4), 2)), r"legs 0\.\.3"),
+        (
+            lambda: adtn.Generator((4, 4), adtn.ATTN(pairs=((0, 9),)), layout=Layout.of((4, 4), 2)),
+            r"legs 0\.\.3",
+        ),
         (lambda: topology_from_json({"name": "PEPS"}), "known are .*ttn, attn, mera"),
         (lambda: topology_from_json({"name": "TTN", "bnod": 3}), "do not make a TTN"),
         (lambda: adtn.register_topology(adtn.TTN), "exists already"),

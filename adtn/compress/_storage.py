@@ -132,17 +132,26 @@ def from_bytes(data: bytes) -> Generator:
         tensors = read_tensors(data)
         layout = header["layout"]
         lay = Layout(
-            _ints(layout["shape"]), tuple(_ints(f) for f in layout["factors"]), _ints(layout["order"]), layout["max_padding"]
+            _ints(layout["shape"]),
+            tuple(_ints(f) for f in layout["factors"]),
+            _ints(layout["order"]),
+            layout["max_padding"],
         )
         topology = topology_from_json(header["topology"])
         needed = {c.param: c.shape for s in topology.segments(lay) for c in s.cores if c.trainable or c.init == "given"}
         for name, shape in needed.items():
             got = tensors[name].shape if name in tensors else None
             if got != shape:
-                raise FileFormatError(f"Tensor {name!r} has shape {got}; the topology wants {shape}. Get the file again.")
+                raise FileFormatError(
+                    f"Tensor {name!r} has shape {got}; the topology wants {shape}. Get the file again."
+                )
         base = header["base"]
         if base is not None:
-            base = tensors[BASE].astype(base["dtype"]) if base["kind"] == "given" else SeededBase(base["seed"], base["distribution"])
+            base = (
+                tensors[BASE].astype(base["dtype"])
+                if base["kind"] == "given"
+                else SeededBase(base["seed"], base["distribution"])
+            )
         return Generator(
             lay.shape, topology, layout=lay, scale=float.fromhex(header["scale"]), base=base,
             dtype=header["dtype"], params={name: x for name, x in tensors.items() if name != BASE},

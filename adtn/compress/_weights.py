@@ -40,7 +40,9 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except FileFormatError:
         raise
     except Exception as error:
-        raise FileFormatError(f"Cannot read {path} ({error}). Expected plain arrays without pickled objects.") from error
+        raise FileFormatError(
+            f"Cannot read {path} ({error}). Expected plain arrays without pickled objects."
+        ) from error
     raise FileFormatError(f"Got {path.name}; expected a .npy, .npz or .safetensors file.")
 
 

@@ -69,7 +69,10 @@ class Comparison:
         """Milliseconds per step, their ratio to the first device, and the error each device ended with."""
         from rich.table import Table
 
-        table = Table(title=f"fit of a {self.size}x{self.size} weight, float32, adam, {self.steps} steps", title_justify="left")
+        table = Table(
+            title=f"fit of a {self.size}x{self.size} weight, float32, adam, {self.steps} steps",
+            title_justify="left",
+        )
         for column in ("topology", "device", "ms per step", "ratio", "relative error"):
             table.add_column(column, justify="left" if column in ("topology", "device") else "right")
         first: dict[str, float] = {}
@@ -77,14 +80,24 @@ class Comparison:
             base = first.setdefault(t.topology, t.median)
             if base is not None and t.topology in first and t is not self.timings[0] and base == t.median:
                 table.add_section()
-            cells = (t.error, "", "") if t.error else (f"{t.median:.2f}", f"{t.median / base:.2f}", f"{t.relative_error:.6f}")
+            cells = (
+                (t.error, "", "")
+                if t.error
+                else (f"{t.median:.2f}", f"{t.median / base:.2f}", f"{t.relative_error:.6f}")
+            )
             table.add_row(t.topology, t.device, *cells)
         return table
 
     def write(self, path: Path, command: str) -> None:
         """JSON with versions and machine; failed runs are kept."""
         rows: list[dict[str, Any]] = [{**vars(t), "median": t.median} for t in self.timings]
-        content = {"command": command, "size": self.size, "steps": self.steps, "machine": machine(), "timings": rows}
+        content = {
+            "command": command,
+            "size": self.size,
+            "steps": self.steps,
+            "machine": machine(),
+            "timings": rows,
+        }
         write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -105,7 +118,7 @@ def compare_backends(devices: Sequence[str] | None, *, size: int, steps: int, re
     """
     where = list(devices) if devices else [d.name for d in list_devices().usable]
     x = np.linspace(0.0, 1.0, size)
-    weight = np.sin(8.0 * np.add.outer(x**2, x)) * np.exp(-np.subtract.outer(x, x) ** 2 * 4.0)
+    weight = np.sin(8.0 * np.add.outer(x**2, x)) * np.exp(-(np.subtract.outer(x, x) ** 2) * 4.0)
     timings: list[Timing] = []
     for name, topology in TOPOLOGIES.items():
         generator = Generator(weight.shape, topology, scale=weight)

@@ -20,7 +20,6 @@ from ..network import (
     Tucker,
 )
 
-
 LR = 1e-2
 
 
@@ -86,7 +85,7 @@ PROBLEMS = {
         Problem("digits", (64, 256, 256, 10), 0, "first layer 256x64", 300, 128),
     ),
     "mnist": (
-        Problem("mnist", (784, 1024, 1024, 10), 1, "hidden layer 1024x1024", 800, 256),
+        Problem("mnist", (784, 1024, 1024, 10), 1, "hidden layer 1024x1024", 800, 256, 2e-3),
         Problem("mnist", (784, 1024, 1024, 10), 0, "first layer 1024x784", 800, 256),
     ),
 }
@@ -101,7 +100,13 @@ def cases_for(problem: Problem, seed: int) -> list[Case]:
     qubits = BrickWall().default_layout(shape)
     controls = [
         # its entries are the weight's up to the scale: this is the learning rate of the other layers
-        Case("dense", Dense(), coarse, problem.network_lr / Generator(shape, Dense(), layout=coarse).scale, True),
+        Case(
+            "dense",
+            Dense(),
+            coarse,
+            problem.network_lr / Generator(shape, Dense(), layout=coarse).scale,
+            True,
+        ),
         Case("scaled identity", ScaledIdentity(), coarse, is_control=True),
         Case("frozen random", ScaledRandom(seed=seed), coarse, is_control=True),
     ]
@@ -125,7 +130,7 @@ def cases_for(problem: Problem, seed: int) -> list[Case]:
 
 
 def _halves(n: int) -> tuple[int, ...]:
-    root = int(round(n**0.5))
+    root = round(n**0.5)
     return (root, root) if root * root == n else (n,)
 
 

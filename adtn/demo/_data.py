@@ -11,7 +11,6 @@ import os
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -45,8 +44,12 @@ class Images:
     y_test: np.ndarray
 
 
-def load_images(name: Literal["digits", "mnist"]) -> Images:
+def load_images(name: str) -> Images:
     """Read a data set.
+
+    Parameters
+    ----------
+    name : {"digits", "mnist"}
 
     Raises
     ------
@@ -61,7 +64,7 @@ def load_images(name: Literal["digits", "mnist"]) -> Images:
 
 
 def _digits() -> Images:
-    with (files(__package__) / "digits.npz").open("rb") as file, np.load(file) as data:
+    with (files("adtn.demo") / "digits.npz").open("rb") as file, np.load(file) as data:
         x, y = data["images"].astype(np.float32) / 16.0, data["labels"].astype(np.int64)
     order = np.random.Generator(np.random.Philox(key=np.array([0, 1797], dtype=np.uint64))).permutation(len(x))
     x, y = x[order], y[order]

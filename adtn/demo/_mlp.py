@@ -40,7 +40,7 @@ class MLP:
         return self.sizes[self.replaced + 1], self.sizes[self.replaced]
 
     def initial(self, seed: int) -> dict[str, np.ndarray]:
-        """Uniform weights of standard deviation ``1 / sqrt(3 n_in)`` (the usual default of ``nn.Linear``), zero biases."""
+        """Uniform weights of deviation ``1 / sqrt(3 n_in)``, as ``nn.Linear`` has by default, and zero biases."""
         params: dict[str, np.ndarray] = {}
         for layer, (n_in, n_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
             key = np.array([seed, layer], dtype=np.uint64)
@@ -50,7 +50,9 @@ class MLP:
             params[f"bias{layer}"] = np.zeros(n_out, np.float32)
         return params
 
-    def loss(self, weight: Array, params: Params, x: Array, labels: Array) -> tuple[Array, tuple[Array, dict[str, Array]]]:
+    def loss(
+        self, weight: Array, params: Params, x: Array, labels: Array
+    ) -> tuple[Array, tuple[Array, dict[str, Array]]]:
         """Mean cross-entropy, its gradient in the generated weight and in all parameters.
 
         Parameters

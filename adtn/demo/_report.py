@@ -66,7 +66,9 @@ def verdict(report: Report) -> list[str]:
         lost = {k: mean["dense"] - mean[k] for k in ("scaled identity", "frozen random")}
         matters = min(lost.values()) > 1.0
         told = ", ".join(f"{k} loses {v:+.2f} points" for k, v in lost.items())
-        lines.append(f"{layer}: {told}: this layer {'matters' if matters else 'is redundant: it compresses by itself'}.")
+        lines.append(
+            f"{layer}: {told}: this layer {'matters' if matters else 'is redundant: it compresses by itself'}."
+        )
     return lines
 
 
@@ -87,7 +89,12 @@ def draw(report: Report, path: Path) -> None:
         raise missing("matplotlib", "plot", "The demo's picture") from error
     layers = list(dict.fromkeys(r.layer for r in report.results))
     figure, axes = plt.subplots(
-        len(layers), 4, figsize=(17, 4.2 * len(layers)), squeeze=False, width_ratios=(1.3, 1, 1, 1.3), layout="constrained"
+        len(layers),
+        4,
+        figsize=(17, 4.2 * len(layers)),
+        squeeze=False,
+        width_ratios=(1.3, 1, 1, 1.3),
+        layout="constrained",
     )
     for row, layer in zip(axes, layers, strict=True):
         first = report.results[0].device

@@ -23,6 +23,7 @@ from ._cases import LR, PROBLEMS, Case, Problem, cases_for
 from ._data import Images, load_images
 from ._mlp import MLP
 
+
 @dataclass
 class Result:
     """One trained network.
@@ -82,7 +83,9 @@ class Report:
 
     def to_json(self, command: str) -> dict[str, Any]:
         """Everything but the weights, with versions and machine."""
-        rows = [{**asdict(r), "ratio": r.ratio, "history": [round(x, 5) for x in r.history[::10]]} for r in self.results]
+        rows = [
+            {**asdict(r), "ratio": r.ratio, "history": [round(x, 5) for x in r.history[::10]]} for r in self.results
+        ]
         return {"command": command, "data": self.data, "machine": machine(), "results": rows}
 
 
@@ -97,7 +100,12 @@ def machine() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    return {"system": platform.platform(terse=True), "machine": platform.machine(), "cpus": os.cpu_count(), "versions": versions}
+    return {
+        "system": platform.platform(terse=True),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "versions": versions,
+    }
 
 
 def run_demo(
@@ -143,7 +151,7 @@ def run_demo(
     ADTNError
         If the data cannot be read.
     """
-    images = load_images(data)  # type: ignore[arg-type]
+    images = load_images(data)
     where = list(devices) if devices else [d.name for d in list_devices().usable]
     report = Report(f"{data}-{layer}" if layer else data, [])
     problems = [problem for problem in PROBLEMS[data] if problem.title.startswith(layer)]

@@ -7,9 +7,9 @@ from ._adjoint import forward as forward
 from ._adjoint import forward_tape as forward_tape
 from ._adjoint import pullback as pullback
 from ._adjoint import vjp as vjp
+from ._brickwall import BrickWall as BrickWall
 from ._bridge import from_tensornetwork as from_tensornetwork
 from ._bridge import to_tensornetwork as to_tensornetwork
-from ._brickwall import BrickWall as BrickWall
 from ._controls import Dense as Dense
 from ._controls import ScaledIdentity as ScaledIdentity
 from ._controls import ScaledRandom as ScaledRandom

@@ -96,9 +96,7 @@ def get_activation(name: str) -> Activation:
         ) from None
 
 
-def register_activation(
-    name: str, value: Callable[[Array], Array], derivative: Callable[[Array], Array]
-) -> Activation:
+def register_activation(name: str, value: Callable[[Array], Array], derivative: Callable[[Array], Array]) -> Activation:
     """Add an activation that every topology and backend can then use by name.
 
     Parameters

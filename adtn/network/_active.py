@@ -29,8 +29,7 @@ def _probe_program(segments: tuple[Segment, ...]) -> Program:
         return compile_program(segments)
     sizes = sizes_of(segments)
     probes = tuple(
-        Core(f"probe{q}", (i,), (sizes[i],), f"probe{q}", "probe", trainable=False)
-        for q, i in enumerate(last.outputs)
+        Core(f"probe{q}", (i,), (sizes[i],), f"probe{q}", "probe", trainable=False) for q, i in enumerate(last.outputs)
     )
     return compile_program((*segments[:-1], replace(last, cores=(*last.cores, *probes), outputs=())))
 
@@ -111,7 +110,9 @@ def degrees_of_freedom(segments: tuple[Segment, ...], given: dict[str, np.ndarra
     """
     sizes = {core.param: core.size for s in segments for core in s.cores if core.trainable}
     if sum(sizes.values()) > _MOST:
-        raise TopologyError(f"Got {sum(sizes.values())} parameters; the rank of the whole Jacobian is for at most {_MOST}.")
+        raise TopologyError(
+            f"Got {sum(sizes.values())} parameters; the rank of the whole Jacobian is for at most {_MOST}."
+        )
     rows = jacobian_rows(segments, sum(sizes.values()) + _OVERSAMPLE, given)
     # each parameter gets the same weight, whatever its scale
     blocks = [found / (np.linalg.norm(found) or 1.0) for found in rows.values()]

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from .._errors import TopologyError
 from ._layout import Layout
-from ._segment import Core, Segment
+from ._segment import Core, Init, Segment
 from ._topology import Topology, register_topology
 
 MAX_LAYERS = 1024
@@ -85,10 +85,10 @@ class BrickWall(Topology):
         return levels
 
     def _vector(self, q: int, d: int) -> Core:
-        init = {"fixed": "basis", "trainable": "normal", "random": "seeded"}[self.boundary]
+        rules: dict[str, Init] = {"fixed": "basis", "trainable": "normal", "random": "seeded"}
         return Core(
             f"boundary_{q}", (f"v{q}",), (d,), f"boundary_{q}", "boundary",
-            init=init, trainable=self.boundary == "trainable", seed=self.seed + q,
+            init=rules[self.boundary], trainable=self.boundary == "trainable", seed=self.seed + q,
         )  # fmt: skip
 
     def _layer(self, m: int, inputs: tuple[str, ...], outputs: tuple[str, ...], dims: tuple[int, ...]) -> list[Core]:
@@ -98,15 +98,10 @@ class BrickWall(Topology):
         now, gates = list(inputs), []
         for column, starts in enumerate(columns):
             for i in starts:
-                out = [
-                    f"m{m}_{leg}" if column == 0 and leg in touched_again else outputs[leg] for leg in (i, i + 1)
-                ]
+                out = [f"m{m}_{leg}" if column == 0 and leg in touched_again else outputs[leg] for leg in (i, i + 1)]
                 name, (di, dj) = f"gate{m}_{i}", (dims[i], dims[i + 1])
-                gates.append(
-                    Core(
-                        name, (*out, now[i], now[i + 1]), (di, dj, di, dj), name, "gate", m, di * dj,
-                        "identity" if self.near_identity else "normal", self.noise,
-                    )  # fmt: skip
-                )
+                inds, shape = (*out, now[i], now[i + 1]), (di, dj, di, dj)
+                init: Init = "identity" if self.near_identity else "normal"
+                gates.append(Core(name, inds, shape, name, "gate", m, di * dj, init, self.noise))
                 now[i], now[i + 1] = out
         return gates

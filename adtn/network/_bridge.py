@@ -55,14 +55,19 @@ def to_tensornetwork(network: qtn.TensorNetwork, backend: str | None = None) -> 
     uses = Counter(i for tensor in tensors for i in tensor.inds)
     hyper = [i for i, n in uses.items() if n > 2]
     if hyper:
-        raise TopologyError(f"Indices {hyper} are on more than two tensors, which nodes cannot express; insert copy tensors.")
+        raise TopologyError(
+            f"Indices {hyper} are on more than two tensors, which nodes cannot express; insert copy tensors."
+        )
     ends: dict[str, Any] = {}
     nodes: list[Any] = []
     for tensor in tensors:
         if any(_SEPARATOR in tag for tag in tensor.tags):
             raise TopologyError(f"Got tags {list(tensor.tags)}; a tag with a comma cannot be told from two.")
         node = package.Node(
-            tensor.data, name=_SEPARATOR.join(tensor.tags) or "node", axis_names=list(tensor.inds), backend=backend
+            tensor.data,
+            name=_SEPARATOR.join(tensor.tags) or "node",
+            axis_names=list(tensor.inds),
+            backend=backend,
         )
         nodes.append(node)
         for axis, ind in enumerate(tensor.inds):

@@ -168,7 +168,9 @@ class Generator:
         pieces, numbers = read_networks(networks, trainable=trainable, outputs=outputs, output_inds=output_inds)
         topology = Networks(pieces=pieces, activation=activation, where=where)
         if shape is None:
-            sizes = {i: d for piece in pieces for core in piece.cores for i, d in zip(core.inds, core.shape, strict=True)}
+            sizes = {
+                i: d for piece in pieces for core in piece.cores for i, d in zip(core.inds, core.shape, strict=True)
+            }
             shape = layout.shape if layout is not None else tuple(sizes[i] for i in pieces[-1].outputs)
         return cls(shape, topology, layout=layout, scale=scale, base=base, dtype=dtype, params=numbers)
 
@@ -227,7 +229,11 @@ class Generator:
     def function(self) -> WeightFunction:
         """The weight as a function of :meth:`arrays`."""
         return WeightFunction(
-            self.program, self._layout, self._scale, self._base is not None, isinstance(self._base, SeededBase)
+            self.program,
+            self._layout,
+            self._scale,
+            self._base is not None,
+            isinstance(self._base, SeededBase),
         )
 
     @property
@@ -268,7 +274,9 @@ class Generator:
         if set(params) != set(self._params):
             raise TopologyError(f"Got parameters {sorted(params)}; expected {sorted(self._params)}.")
         new = object.__new__(Generator)
-        new.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("num_active_params", "degrees_of_freedom")})
+        new.__dict__.update(
+            {k: v for k, v in self.__dict__.items() if k not in ("num_active_params", "degrees_of_freedom")}
+        )
         new._params = _readonly(params, {name: x.shape for name, x in self._params.items()}, self._dtype)
         new._weight_cache = {}
         return new
@@ -366,7 +374,8 @@ class Generator:
 
 
 def _kaiming(shape: Shape) -> float:
-    return math.sqrt(2.0 / max(math.prod(shape[1:]) if len(shape) > 1 else shape[0], 1))
+    fan_in = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
+    return math.sqrt(2.0 / max(fan_in, 1))
 
 
 def _checked_base(base: Base, shape: Shape) -> Base:

@@ -35,14 +35,17 @@ def core_values(core: Core, seed: int) -> np.ndarray:
         values.flat[0] = 1.0
         return values
     if core.init == "bumps":
-        return _bumps(*core.shape, core.width)
+        n, d = core.shape
+        return _bumps(n, d, core.width)
     key = np.array([seed, zlib.crc32(core.param.encode())], dtype=np.uint64)
     normal = np.random.Generator(np.random.Philox(key=key)).standard_normal(core.shape)
     if core.init == "identity":
         return _identity(core) + core.noise * normal
     if core.init == "normal":
         return normal / np.sqrt(core.fan_in)
-    raise TopologyError(f"Core {core.name!r} has no rule for its first values; pass params that contain {core.param!r}.")
+    raise TopologyError(
+        f"Core {core.name!r} has no rule for its first values; pass params that contain {core.param!r}."
+    )
 
 
 def frozen_values(program: Program, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

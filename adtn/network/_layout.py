@@ -57,10 +57,14 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.shape) <= MAX_AXES:
-            raise LayoutError(f"Got a weight with {len(self.shape)} axes; a layout takes 1 to {MAX_AXES}. Reshape it first.")
+            raise LayoutError(
+                f"Got a weight with {len(self.shape)} axes; a layout takes 1 to {MAX_AXES}. Reshape it first."
+            )
         _check_shape(self.shape)
         if len(self.factors) != len(self.shape):
-            raise LayoutError(f"Got factors for {len(self.factors)} axes, expected {len(self.shape)}: one tuple per axis.")
+            raise LayoutError(
+                f"Got factors for {len(self.factors)} axes, expected {len(self.shape)}: one tuple per axis."
+            )
         n_legs = sum(map(len, self.factors))
         if n_legs > MAX_LEGS:
             raise LayoutError(f"Got {n_legs} legs, at most {MAX_LEGS} are possible; take larger legs.")
@@ -229,7 +233,9 @@ def _typical(factors: Shape) -> int:
     return max(2, round(math.exp(sum(map(math.log, factors)) / len(factors))))
 
 
-def _resolve_order(order: Literal["axis", "interleaved"] | Sequence[int], factors: tuple[Shape, ...]) -> tuple[int, ...]:
+def _resolve_order(
+    order: Literal["axis", "interleaved"] | Sequence[int], factors: tuple[Shape, ...]
+) -> tuple[int, ...]:
     n_legs = sum(map(len, factors))
     if isinstance(order, str):
         if order == "axis":

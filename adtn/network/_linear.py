@@ -216,7 +216,15 @@ class CP(Topology):
     def levels(self, layout: Layout) -> list[Segment]:
         """A single level of factors that share the index ``r``."""
         factors = tuple(
-            Core(f"factor{q}", ("r", name), (self.bond, d), f"factor{q}", "factor", q, self.bond if q == 0 else 1)
+            Core(
+                f"factor{q}",
+                ("r", name),
+                (self.bond, d),
+                f"factor{q}",
+                "factor",
+                q,
+                self.bond if q == 0 else 1,
+            )
             for q, (name, d) in enumerate(zip(layout.leg_names, layout.dims, strict=True))
         )
         return [Segment((), factors, layout.leg_names)]

@@ -12,7 +12,7 @@ import numpy as np
 from .._errors import TopologyError
 from .._typing import Inds
 from ._layout import Layout
-from ._segment import INITS, Core, Segment, place_activations, shared, sizes_of
+from ._segment import INITS, Core, Segment, sizes_of
 from ._topology import Topology, register_topology
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Networks(Topology):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Networks:
         """The inverse of :meth:`to_json`."""
-        where = data["where"] if isinstance(data["where"], str) else tuple(data["where"])
+        where: Any = data["where"] if isinstance(data["where"], str) else tuple(data["where"])
         pieces = tuple(
             Segment(tuple(p["inputs"]), tuple(_core(c) for c in p["cores"]), tuple(p["outputs"]), p["activation"])
             for p in data["pieces"]
@@ -77,7 +77,8 @@ class Networks(Topology):
 
 def _core(data: dict[str, Any]) -> Core:
     known = {f.name for f in fields(Core)}
-    core = Core(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
+    core = Core(**values)
     if core.init not in INITS:
         raise TopologyError(f"Core {core.name!r} has init={core.init!r}; expected one of {', '.join(INITS)}.")
     return core
@@ -173,7 +174,7 @@ def _read_tensor(t: int, k: int, tensor: Any, trainable: str | None, numbers: di
 
 
 def as_networks(
-    segments: Sequence[Segment], arrays: Mapping[str, np.ndarray], states: Sequence[np.ndarray | None]
+    segments: Sequence[Segment], arrays: Mapping[str, Any], states: Sequence[Any]
 ) -> list[qtn.TensorNetwork]:
     """One quimb network per segment; the incoming state, when there is one, is a tensor tagged ``STATE``."""
     import quimb.tensor as qtn

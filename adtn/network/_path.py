@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 from .._typing import Inds
 
@@ -12,7 +13,9 @@ _EXHAUSTIVE = 9
 
 
 @lru_cache(maxsize=1024)
-def find_path(inputs: tuple[Inds, ...], output: Inds, sizes: tuple[tuple[str, int], ...]) -> tuple[tuple[int, int], ...]:
+def find_path(
+    inputs: tuple[Inds, ...], output: Inds, sizes: tuple[tuple[str, int], ...]
+) -> tuple[tuple[int, int], ...]:
     """Pairs of operand positions, in the convention of :func:`numpy.einsum_path`; deterministic.
 
     Notes
@@ -31,9 +34,10 @@ def find_path(inputs: tuple[Inds, ...], output: Inds, sizes: tuple[tuple[str, in
     target = tuple(symbol[i] for i in output)
     dims = {symbol[i]: d for i, d in sizes if i in symbol}
     if len(inputs) <= _EXHAUSTIVE:
-        optimizer = OptimalOptimizer(minimize=_MINIMIZE)
+        optimizer: Any = OptimalOptimizer(minimize=_MINIMIZE)
     else:
-        optimizer = ctg.RandomGreedyOptimizer(max_repeats=32, seed=0, parallel=False)
+        # False is meant: cotengra annotates the default's type
+        optimizer = ctg.RandomGreedyOptimizer(max_repeats=32, seed=0, parallel=False)  # pyright: ignore[reportArgumentType]
     tree = ctg.array_contract_tree(terms, target, size_dict=dims, optimize=optimizer, canonicalize=False)
     if len(inputs) > _EXHAUSTIVE:
         tree.subtree_reconfigure_(minimize=_MINIMIZE)

@@ -85,4 +85,7 @@ class RandomFeatures(Topology):
             Core(f"window{k}", (o, i), (n, d), f"window{k}", "window", 1, init="bumps", width=self.width)
             for k, ((o, n), (i, d)) in enumerate(zip(outs, ins, strict=False))
         )
-        return [Segment((), (noise, *smooth), layout.leg_names), Segment(layout.leg_names, windows, layout.leg_names)]
+        return [
+            Segment((), (noise, *smooth), layout.leg_names),
+            Segment(layout.leg_names, windows, layout.leg_names),
+        ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from .._errors import LayoutError, TopologyError
 from ._activation import get_activation
@@ -84,10 +84,12 @@ def _segments(topology: Topology, layout: Layout) -> tuple[Segment, ...]:
     return segments
 
 
+TopologyT = TypeVar("TopologyT", bound=Topology)
+
 _TOPOLOGIES: dict[str, type[Topology]] = {}
 
 
-def register_topology(cls: type[Topology]) -> type[Topology]:
+def register_topology(cls: type[TopologyT]) -> type[TopologyT]:
     """Class decorator: let files and the command line name this topology."""
     if cls.__name__.lower() in _TOPOLOGIES:
         raise TopologyError(f"A topology called {cls.__name__!r} exists already; choose another name.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 from .._errors import TopologyError
@@ -27,14 +28,16 @@ class Rank:
 def _check_bond(bond: int | tuple[int, ...]) -> None:
     bonds = bond if isinstance(bond, tuple) else (bond,)
     if not bonds or any(not isinstance(b, int) or b < 1 for b in bonds):
-        raise TopologyError(f"Got bond={bond!r}; expected an integer of at least 1, or a tuple of them from root to legs.")
+        raise TopologyError(
+            f"Got bond={bond!r}; expected an integer of at least 1, or a tuple of them from root to legs."
+        )
 
 
 def _groups(n: int, arity: int) -> tuple[Group, ...]:
     """``ceil(n / arity)`` consecutive groups of nearly equal length."""
     parents = -(-n // arity)
     cuts = [round(i * n / parents) for i in range(parents + 1)]
-    return tuple(tuple(range(a, b)) for a, b in zip(cuts, cuts[1:], strict=False))
+    return tuple(tuple(range(a, b)) for a, b in pairwise(cuts))
 
 
 def build_ranks(layout: Layout, bond: int | tuple[int, ...], arity: int, leaves: bool) -> list[Rank]:
@@ -60,7 +63,13 @@ def build_ranks(layout: Layout, bond: int | tuple[int, ...], arity: int, leaves:
     if leaves:
         chi = bonds.pop()
         dims = tuple(min(chi, d) for d in layout.dims)
-        ranks.append(Rank(tuple(f"b{n_bonds}_{q}" for q in range(len(dims))), dims, tuple((q,) for q in range(len(dims)))))
+        ranks.append(
+            Rank(
+                tuple(f"b{n_bonds}_{q}" for q in range(len(dims))),
+                dims,
+                tuple((q,) for q in range(len(dims))),
+            )
+        )
     for groups in shape:
         below, level, chi = ranks[-1], len(bonds), bonds.pop()
         names, dims = [], []
@@ -116,7 +125,9 @@ def _isometries(upper: Rank, lower: Rank, level: int, kind: str, raw: dict[int, 
     return cores
 
 
-def _disentanglers(rank: Rank, pairs: list[tuple[int, int]], level: int, noise: float) -> tuple[list[Core], dict[int, str]]:
+def _disentanglers(
+    rank: Rank, pairs: list[tuple[int, int]], level: int, noise: float
+) -> tuple[list[Core], dict[int, str]]:
     """Cores on pairs of legs, identity at the start, and the names of the legs before them."""
     raw: dict[int, str] = {}
     cores: list[Core] = []
@@ -187,7 +198,7 @@ class TTN(Topology):
         ranks = _renamed(ranks, pairs)
         root = Core("root", ranks[0].names, ranks[0].dims, "root", "root")
         levels = [Segment((), (root,), ranks[0].names)]
-        for t, (upper, lower) in enumerate(zip(ranks, ranks[1:], strict=False), start=1):
+        for t, (upper, lower) in enumerate(pairwise(ranks), start=1):
             leaf = self.leaves and t == len(ranks) - 1
             dis, raw = _disentanglers(lower, pairs[t], t, noise)
             iso = _isometries(upper, lower, t, "leaf" if leaf else "isometry", raw)
@@ -297,5 +308,3 @@ class MERA(TTN):
         if self.leaves and t == len(ranks) - 1:
             return []
         return _straddling(ranks[t - 1], self.periodic)
-
-

@@ -60,7 +60,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: Checkpoint, mark: str)
     from safetensors.numpy import save
 
     groups = {"params": state.params, "best": state.best, "moments": state.moments}
-    tensors = {f"{group}/{name}": np.ascontiguousarray(x) for group, xs in groups.items() for name, x in xs.items()}
+    tensors = {f"{group}/{name}": np.array(x, order="C") for group, xs in groups.items() for name, x in xs.items()}
     tensors["history"] = np.asarray(state.history, dtype=np.float64)
     meta = {"step": state.step, "best_loss": state.best_loss, "best_step": state.best_step, "mark": mark}
     write_atomic(path, save(tensors, {_KEY: json.dumps(meta)}))
@@ -85,7 +85,9 @@ def read_checkpoint(path: str | os.PathLike[str], mark: str) -> Checkpoint | Non
             meta = json.loads(file.metadata()[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except Exception as error:
-        raise FileFormatError(f"{path} is not a checkpoint of adtn ({error}); delete it or choose another name.") from error
+        raise FileFormatError(
+            f"{path} is not a checkpoint of adtn ({error}); delete it or choose another name."
+        ) from error
     if meta["mark"] != mark:
         raise FitError(
             f"{path} belongs to another fit (generator, target, optimizer or schedule differ); "

@@ -51,10 +51,14 @@ def decompose(generator: Generator, target: np.ndarray) -> Generator:
     topology = generator.topology
     nonlinear = any(segment.activation != "identity" for segment in generator.segments)
     if nonlinear or topology.share or generator.base is not None:
-        raise TopologyError("A decomposition needs a linear topology without shared cores and without a base; train it instead.")
+        raise TopologyError(
+            "A decomposition needs a linear topology without shared cores and without a base; train it instead."
+        )
     legs = generator.layout.to_legs(np.asarray(target, dtype=np.float64)) / generator.scale
-    if isinstance(topology, TensorRing) or not isinstance(topology, TT | Tucker | CP):
-        raise TopologyError(f"No decomposition for {type(topology).__name__}; TT, MPO, Tucker and CP have one. Train it instead.")
+    if isinstance(topology, TensorRing) or not isinstance(topology, (TT, Tucker, CP)):
+        raise TopologyError(
+            f"No decomposition for {type(topology).__name__}; TT, MPO, Tucker and CP have one. Train it instead."
+        )
     if isinstance(topology, TT):
         params = _tt_svd(generator, topology, legs)
     elif isinstance(topology, Tucker):

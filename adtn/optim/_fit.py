@@ -58,13 +58,17 @@ class FitOptions:
         if self.optimizer not in known:
             raise FitError(f"Got optimizer={self.optimizer!r}; expected one of {', '.join(known)}.")
         if self.steps < 1 or self.checkpoint_every < 1:
-            raise FitError(f"Got steps={self.steps}, checkpoint_every={self.checkpoint_every}; both must be at least 1.")
+            raise FitError(
+                f"Got steps={self.steps}, checkpoint_every={self.checkpoint_every}; both must be at least 1."
+            )
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise FitError(f"Got lr={self.lr}; expected a positive number.")
         if self.clip is not None and not self.clip > 0:
             raise FitError(f"Got clip={self.clip}; expected a positive norm, or None.")
         if self.weight_decay and self.optimizer != "adamw":
-            raise FitError(f"Got weight_decay={self.weight_decay} with {self.optimizer!r}; only 'adamw' decays weights.")
+            raise FitError(
+                f"Got weight_decay={self.weight_decay} with {self.optimizer!r}; only 'adamw' decays weights."
+            )
 
     @property
     def master(self) -> str:
@@ -134,7 +138,8 @@ class Run:
         options, state = self.options, self.state
         state.history.append(loss)
         self.bar.update(step + 1, loss)
-        if any([callback(step, loss) for callback in options.callbacks]):
+        asked = [callback(step, loss) for callback in options.callbacks]  # all of them see every step
+        if any(asked):
             return Status.STOPPED
         if self.objective.is_relative_square and loss <= options.tolerance**2:
             return Status.REACHED
@@ -258,7 +263,13 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
     """:func:`fit` with its arguments checked and packed."""
     began = time.monotonic()
     backend, device = check_device(options.device, options.dtype)
-    mark = fingerprint(generator.topology, generator.layout, generator.scale, *options.mark(), *objective.constants().values())
+    mark = fingerprint(
+        generator.topology,
+        generator.layout,
+        generator.scale,
+        *options.mark(),
+        *objective.constants().values(),
+    )
     state = read_checkpoint(options.checkpoint, mark) if options.checkpoint is not None else None
     if state is None:
         params = {**generator.params, **{TASK + k: x for k, x in objective.params.items()}}

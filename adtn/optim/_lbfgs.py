@@ -69,7 +69,13 @@ def run_lbfgs(run: Run) -> Status:
             chunk = options.steps - state.step
             if options.checkpoint is not None:
                 chunk = min(chunk, options.checkpoint_every)
-            settings = {"maxiter": chunk, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 1e-12, "maxfun": 20 * chunk + 20}
+            settings = {
+                "maxiter": chunk,
+                "maxcor": _MEMORY,
+                "ftol": 0.0,
+                "gtol": 1e-12,
+                "maxfun": 20 * chunk + 20,
+            }
             before = state.step
             found = minimize(evaluate, x, jac=True, method="L-BFGS-B", callback=after, options=settings)
             x = np.asarray(found.x)

@@ -94,7 +94,9 @@ class Reconstruction(Objective):
 
 
 class DataAwareReconstruction(Reconstruction):
-    r"""Relative squared error of the layer's outputs, :math:`\lVert (\hat W - W) C^{1/2}\rVert_F^2 / \lVert W C^{1/2}\rVert_F^2`.
+    r"""Relative squared error of a layer's outputs.
+
+    .. math:: \lVert (\hat W - W) C^{1/2}\rVert_F^2 / \lVert W C^{1/2}\rVert_F^2
 
     Parameters
     ----------
@@ -116,12 +118,16 @@ class DataAwareReconstruction(Reconstruction):
         if self.second_moment.shape != (n_in, n_in):
             raise FitError(f"Got a second moment of shape {self.second_moment.shape}; expected {(n_in, n_in)}.")
         _check_finite(self.second_moment, "second moment")
-        if not np.allclose(self.second_moment, self.second_moment.T, rtol=1e-4, atol=1e-6 * np.abs(self.second_moment).max()):
+        if not np.allclose(
+            self.second_moment, self.second_moment.T, rtol=1e-4, atol=1e-6 * np.abs(self.second_moment).max()
+        ):
             raise FitError("The second moment is not symmetric; pass x.T @ x / n of the layer's inputs.")
         flat = self.target.reshape(self.target.shape[0], -1)
         power = float(np.sum((flat @ self.second_moment) * flat))
         if not power > 0.0:
-            raise FitError("The layer's outputs are zero under this second moment; check that its inputs were collected.")
+            raise FitError(
+                "The layer's outputs are zero under this second moment; check that its inputs were collected."
+            )
         self._inverse_norm = power**-0.5
 
     def constants(self) -> dict[str, np.ndarray]:
@@ -216,4 +222,6 @@ def as_objective(target: Any) -> Objective:
 def _check_finite(x: np.ndarray, what: str) -> None:
     bad = x.size - int(np.isfinite(x).sum())
     if bad:
-        raise FitError(f"The {what} has {bad} entries that are NaN or infinite; expected none. Repair the weight first.")
+        raise FitError(
+            f"The {what} has {bad} entries that are NaN or infinite; expected none. Repair the weight first."
+        )

@@ -70,4 +70,6 @@ class Solution:
 
     def __repr__(self) -> str:
         error = f", relative_error={self.relative_error:.4g}" if self.is_relative_square else ""
-        return f"Solution({self.status.name}, loss={self.loss:.6g}{error}, steps={self.steps}, seconds={self.seconds:.1f})"
+        return (
+            f"Solution({self.status.name}, loss={self.loss:.6g}{error}, steps={self.steps}, seconds={self.seconds:.1f})"
+        )

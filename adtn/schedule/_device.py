@@ -17,9 +17,14 @@ class Devices(tuple[DeviceInfo, ...]):
         return tuple(d for d in self if d.usable)
 
     def __repr__(self) -> str:
-        rows = [("device", "what", "memory", "dtypes"), *((d.name, d.description, _memory(d), _dtypes(d)) for d in self)]
+        rows = [
+            ("device", "what", "memory", "dtypes"),
+            *((d.name, d.description, _memory(d), _dtypes(d)) for d in self),
+        ]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows)
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows
+        )
 
 
 def devices(*, null: bool = False) -> Devices:

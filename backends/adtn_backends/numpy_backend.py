@@ -21,7 +21,9 @@ class NumpyBackend:
 
     def devices(self) -> list[DeviceInfo]:
         """The CPU."""
-        return [DeviceInfo("numpy:cpu", f"NumPy {np.__version__}", host_memory_bytes(), ("float64", "float32", "float16"))]
+        return [
+            DeviceInfo("numpy:cpu", f"NumPy {np.__version__}", host_memory_bytes(), ("float64", "float32", "float16"))
+        ]
 
     def asarray(self, x: np.ndarray, device: str, dtype: str) -> np.ndarray:
         """A new array."""

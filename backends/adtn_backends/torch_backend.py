@@ -74,7 +74,9 @@ class TorchBackend:
     def asarray(self, x: np.ndarray, device: str, dtype: str) -> torch.Tensor:
         """A new tensor; the copy to the device happens in ``dtype``, as MPS takes no float64."""
         if device.startswith("mps") and dtype == "float64":
-            raise DeviceError("Got dtype 'float64' on 'torch:mps', which has none. Pass dtype='float32', or use 'torch:cpu'.")
+            raise DeviceError(
+                "Got dtype 'float64' on 'torch:mps', which has none. Pass dtype='float32', or use 'torch:cpu'."
+            )
         return torch.tensor(np.asarray(x)).to(_DTYPES[dtype]).to(device)
 
     def to_numpy(self, x: torch.Tensor) -> np.ndarray:
@@ -137,11 +139,12 @@ class TorchOptimizer:
     ) -> None:  # fmt: skip
         self.name = name
         adam: dict[str, Any] = {"betas": (beta1, beta2), "eps": eps}
-        self.make, self.options = {
+        options: dict[str, tuple[Any, dict[str, Any]]] = {
             "adam": (torch.optim.Adam, adam),
             "adamw": (torch.optim.AdamW, {**adam, "weight_decay": weight_decay}),
             "sgd": (torch.optim.SGD, {"momentum": momentum}),
-        }[name]
+        }
+        self.make, self.options = options[name]
 
     def init(self, params: Params) -> torch.optim.Optimizer:
         """The torch optimizer over its own copies of the parameters, in the order of their names."""

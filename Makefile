@@ -1,0 +1,48 @@
+# `make demo` and `make test` set themselves up in .venv; later runs do not reinstall.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q -c constraints.txt
+
+.PHONY: demo test lint docs wheel-test clean
+
+demo: $(VENV)/.demo
+	$(BIN)/adtn demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --diff .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+wheel-test: $(VENV)/.test
+	bash .ci/wheel-test $(BIN)/python
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adtn needs Python 3.11 or newer; name one with make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[torch,jax,plot]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) -e '.[torch,jax,plot,tensornetwork,test]'
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.test
+	$(PIP) -e '.[lint]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.test
+	$(PIP) -e '.[docs]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist docs/_build docs/jupyter_execute .pytest_cache .hypothesis .ruff_cache
