@@ -58,7 +58,7 @@ class TT(Topology):
     --------
     >>> import adtn
     >>> adtn.Generator((64, 64), adtn.TT(bond=3)).num_params
-    96
+    192
     """
 
     bond: int = 4

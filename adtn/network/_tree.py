@@ -294,7 +294,7 @@ class MERA(TTN):
     >>> lay = adtn.Layout.of((4096, 4096), leg=8)
     >>> gen = adtn.Generator((4096, 4096), adtn.MERA(bond=2, periodic=True), layout=lay)
     >>> gen.num_params
-    292
+    276
     """
 
     periodic: bool = False
