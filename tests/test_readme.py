@@ -35,7 +35,12 @@ def test_install_and_a_runnable_block_come_before_line_35() -> None:
     opened = lines.index("```python")
     assert "```" in lines[opened : opened + 20]
     assert lines[opened + 1 :].index("```") + opened + 1 < 35
-    assert lines.index("make demo    # sets itself up in .venv, then trains digits through generated layers on every backend") < 10
+    assert (
+        lines.index(
+            "make demo    # sets itself up in .venv, then trains digits through generated layers on every backend"
+        )
+        < 10
+    )
 
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(adtn.__path__, "adtn.") if m.name not in ("adtn.__main__",))
@@ -55,5 +60,14 @@ def test_docstring_examples(name: str) -> None:
 def test_every_public_topology_and_function_has_an_example() -> None:
     public = [getattr(adtn, n) for n in dir(adtn) if not n.startswith("_")]
     topologies = [x for x in public if isinstance(x, type) and issubclass(x, adtn.Topology) and x is not adtn.Topology]
-    for thing in (*topologies, adtn.Generator, adtn.Layout, adtn.fit, adtn.save, adtn.decompose, adtn.devices, adtn.Task):
+    for thing in (
+        *topologies,
+        adtn.Generator,
+        adtn.Layout,
+        adtn.fit,
+        adtn.save,
+        adtn.decompose,
+        adtn.devices,
+        adtn.Task,
+    ):
         assert ">>>" in (thing.__doc__ or ""), thing

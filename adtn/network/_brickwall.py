@@ -14,7 +14,7 @@ MAX_LAYERS = 1024
 
 
 @register_topology
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class BrickWall(Topology):
     """ADTN brick wall: ``layers`` layers of ``Q - 1`` gates on ``Q`` legs, an activation between layers.
 

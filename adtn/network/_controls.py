@@ -21,7 +21,7 @@ _FACTOR = Core("factor", (), (), "factor", "factor", init="basis")
 
 
 @register_topology
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Dense(Topology):
     """The weight itself as a single core, ratio 1: the baseline.
 
@@ -44,7 +44,7 @@ class Dense(Topology):
 
 
 @register_topology
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ScaledIdentity(Topology):
     """Control: an identity (cut to shape) with one trained factor. A layer that this replaces was redundant.
 
@@ -68,7 +68,7 @@ class ScaledIdentity(Topology):
 
 
 @register_topology
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ScaledRandom(Topology):
     """Control: a frozen seeded random weight with one trained factor.
 

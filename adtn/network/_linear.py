@@ -39,7 +39,7 @@ def _chain(sites: list[tuple[int, ...]], layout: Layout, bonds: list[int]) -> li
 
 
 @register_topology
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TT(Topology):
     """Tensor train over the legs, one leg per site.
 
@@ -82,7 +82,7 @@ class TT(Topology):
 
 
 @register_topology
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class MPO(TT):
     """Matrix product operator: site k carries the k-th leg of every axis.
 
@@ -113,7 +113,7 @@ class MPO(TT):
 
 
 @register_topology
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TensorRing(TT):
     """Tensor ring: a train whose last site is joined with its first.
 
@@ -144,7 +144,7 @@ class TensorRing(TT):
 
 
 @register_topology
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Tucker(Topology):
     """Tucker decomposition over the legs: one core and a factor per leg.
 
@@ -185,7 +185,7 @@ class Tucker(Topology):
 
 
 @register_topology
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CP(Topology):
     """Canonical polyadic decomposition: a sum of ``bond`` products of one vector per leg.
 

@@ -22,7 +22,7 @@ MAX_CORES = 4096
 
 
 @register_topology
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Networks(Topology):
     """A list of networks whose outer indices feed the next; made by :meth:`adtn.Generator.from_networks`.
 

@@ -12,7 +12,7 @@ from ._topology import Topology, register_topology
 
 
 @register_topology
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RandomFeatures(Topology):
     r"""Seeded noise on a coarse grid, smoothed to the input legs and cut out by windows.
 

@@ -15,7 +15,7 @@ from ._segment import Segment, place_activations, shared, sizes_of
 Where = Literal["inner", "all"] | tuple[int, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Topology:
     """Which cores there are and how they are connected: frozen, hashable, without arrays.
 
@@ -49,6 +49,11 @@ class Topology:
             raise TopologyError(f"Got where={self.where!r}; expected 'inner', 'all' or a tuple of level numbers.")
         if isinstance(self.where, list):
             object.__setattr__(self, "where", tuple(self.where))
+
+    def __repr__(self) -> str:
+        """The call that makes it, without what has its default value."""
+        shown = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @abstractmethod
     def levels(self, layout: Layout) -> list[Segment]:

@@ -141,7 +141,7 @@ def _disentanglers(
 
 
 @register_topology
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TTN(Topology):
     """Tree tensor network: a root, isometries from one parent leg to ``arity`` children, leaves to the legs.
 
@@ -207,7 +207,7 @@ class TTN(Topology):
 
 
 @register_topology
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ATTN(TTN):
     """Augmented TTN: a TTN with disentanglers on physical legs that straddle neighbouring subtrees.
 
@@ -266,7 +266,7 @@ class ATTN(TTN):
 
 
 @register_topology
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class MERA(TTN):
     """Multi-scale entanglement renormalisation ansatz: per level isometries, then disentanglers.
 
