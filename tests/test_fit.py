@@ -92,7 +92,9 @@ def test_lbfgs_reaches_what_the_decomposition_knows() -> None:
 def test_schedules_by_hand() -> None:
     one = make_schedule("onecycle", 1.0, 100)
     assert one(0) == pytest.approx(1 / 25)
+    assert one(15) == pytest.approx((1 + 1 / 25) / 2)
     assert one(30) == pytest.approx(1.0)
+    assert one(65) == pytest.approx((1 + 1e-4) / 2)
     assert one(100) == pytest.approx(1e-4)
     assert max(one(s) for s in range(101)) == pytest.approx(1.0)
     cosine = make_schedule("cosine", 2.0, 10)

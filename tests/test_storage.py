@@ -61,8 +61,11 @@ def test_half_storage_rounds_to_nearest(store: str, bits: int) -> None:
 
 def test_bfloat16_is_what_torch_rounds_to() -> None:
     torch = pytest.importorskip("torch")
-    back = from_bytes(to_bytes(GEN, "bfloat16"))
-    for name, x in GEN.params.items():
+    # halfway cases too: 1 + 2^-8 goes down to 1, 1 + 3 * 2^-8 goes up to 1 + 2^-6
+    halves = 1.0 + 2.0**-8 * np.arange(GEN.params["root"].size).reshape(GEN.params["root"].shape)
+    gen = GEN.with_params({**GEN.params, "root": halves})
+    back = from_bytes(to_bytes(gen, "bfloat16"))
+    for name, x in gen.params.items():
         assert np.array_equal(back.params[name], torch.tensor(np.asarray(x)).bfloat16().float().numpy())
 
 
