@@ -102,6 +102,12 @@ class Run:
         Frozen numbers, the base and the objective's own, on the device.
     state : Checkpoint
         Where it stands; NumPy copies of the parameters are current only at checkpoints.
+    save : callable
+        Writes the checkpoint, if there is one.
+    bar : ProgressBar
+        Shows the loss.
+    deadline : float
+        ``time.monotonic()`` at which to stop.
     """
 
     backend: Backend
