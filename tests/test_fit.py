@@ -291,6 +291,9 @@ def check_diverged(solution: adtn.Solution) -> None:
     assert not solution.converged
     assert math.isfinite(solution.loss)
     assert solution.loss == min(solution.history)
+    # the parameters are those of that loss, not of a later step
+    error = np.linalg.norm(solution.generator.weight() - TARGET) / np.linalg.norm(TARGET)
+    assert error == pytest.approx(solution.relative_error, rel=1e-3)
     assert np.isfinite(solution.history).all()
     assert all(np.isfinite(x).all() for x in solution.generator.params.values())
 
@@ -299,6 +302,15 @@ def check_diverged(solution: adtn.Solution) -> None:
 def test_a_loss_that_blows_up_keeps_the_best_and_says_what_to_do(optimizer: str, device: str) -> None:
     rate = lambda step: 0.01 if step < 5 else 1e30
     check_diverged(adtn.fit(make(dtype="float32"), TARGET, device=device, optimizer=optimizer, schedule=rate, steps=50))
+
+
+def test_the_best_parameters_are_returned_even_if_later_steps_are_worse(device: str) -> None:
+    rate = lambda step: 0.02 if step < 20 else 0.3
+    solution = adtn.fit(make(), TARGET, device=device, dtype="float32", schedule=rate, steps=40)
+    assert solution.loss == min(solution.history)
+    assert np.argmin(solution.history) < 39
+    error = np.linalg.norm(solution.generator.weight() - TARGET) / np.linalg.norm(TARGET)
+    assert error == pytest.approx(solution.relative_error, rel=1e-3)
 
 
 def test_lbfgs_stops_at_nan_too() -> None:
