@@ -211,6 +211,15 @@ def test_task_trains_other_parameters_and_sees_the_same_batches() -> None:
         np.testing.assert_allclose(run.history[:20], runs[0].history[:20], rtol=1e-6)
 
 
+def test_single_parameters_can_have_their_own_learning_rate(device: str) -> None:
+    gen = make(dtype="float32")
+    solution = adtn.fit(gen, TARGET, device=device, steps=20, lr_factors={"root": 1e-9, "leaf2_0": 2.0})
+    assert np.allclose(solution.generator.params["root"], gen.params["root"], atol=1e-6)
+    assert set(solution.generator.params) == set(gen.params)
+    assert not np.allclose(solution.generator.params["leaf2_1"], gen.params["leaf2_1"], atol=1e-3)
+    assert solution.loss < solution.history[0]
+
+
 def test_start_from_a_decomposition() -> None:
     for topology in (adtn.TT(bond=4), adtn.MPO(bond=4), adtn.Tucker(bond=3), adtn.CP(bond=4)):
         cold = adtn.fit(make(topology), TARGET, steps=1, lr=1e-9)
