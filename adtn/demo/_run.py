@@ -164,7 +164,7 @@ def run_demo(
                 for case in cases_for(problem, seed):
                     if only and case.name not in only:
                         continue
-                    result, generator = _train(chosen, case, images, device, seed)
+                    result, generator = train(chosen, case, images, device, seed)
                     report.results.append(result)
                     if device == where[0] and seed == 0:
                         report.weights[problem.title, case.name] = generator.weight()
@@ -175,7 +175,21 @@ def run_demo(
     return report
 
 
-def _train(problem: Problem, case: Case, images: Images, device: str, seed: int) -> tuple[Result, Generator]:
+def train(problem: Problem, case: Case, images: Images, device: str, seed: int) -> tuple[Result, Generator]:
+    """Train the network of a problem through the generator of a case.
+
+    Parameters
+    ----------
+    problem : Problem
+    case : Case
+    images : Images
+    device : str
+    seed : int
+
+    Returns
+    -------
+    tuple of Result and Generator
+    """
     mlp = MLP(problem.sizes, problem.replaced)
     factors = {"task/": problem.network_lr / LR}
     start = case.generator(seed)
