@@ -91,7 +91,7 @@ def demo(
     try:
         draw(report, out / f"demo-{report.data}.png")
     except MissingDependencyError as error:
-        console.print(f"No picture: {error}")
+        console.print(f"No picture: {error}", markup=False, highlight=False)
     console.print(f"Generators, JSON and picture are in {out}/", highlight=False)
 
 

@@ -120,6 +120,21 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ar
     assert not done.stdout
 
 
+def test_demo_without_matplotlib_says_what_to_install(tmp_path: Path) -> None:
+    args = ["demo", "--steps", "2", "--device", "numpy:cpu", "--only", "TTN", "--layer", "first", "--out", str(tmp_path)]
+    program = f"""
+import sys
+sys.modules["matplotlib"] = None
+sys.argv = ["adtn", *{args!r}]
+from adtn.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert "pip install 'adtn[plot]'" in done.stdout
+    assert (tmp_path / "demo-digits-first.json").exists()
+    assert (tmp_path / "first-layer-256x64-TTN.safetensors").exists()
+
+
 def test_bench(tmp_path: Path) -> None:
     out = tmp_path / "b.json"
     text = run(
