@@ -85,8 +85,8 @@ class Backend(Protocol):
         """Every device, usable or not (then with a reason)."""
         ...
 
-    def asarray(self, x: np.ndarray, device: str, dtype: str) -> Array:
-        """A new array of this framework on ``device``."""
+    def asarray(self, x: np.ndarray, device: str, dtype: str | None) -> Array:
+        """A new array of this framework on ``device``; ``None`` keeps integers and booleans what they are."""
         ...
 
     def to_numpy(self, x: Array) -> np.ndarray:

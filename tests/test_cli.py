@@ -121,7 +121,19 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ar
 
 
 def test_demo_without_matplotlib_says_what_to_install(tmp_path: Path) -> None:
-    args = ["demo", "--steps", "2", "--device", "numpy:cpu", "--only", "TTN", "--layer", "first", "--out", str(tmp_path)]
+    args = [
+        "demo",
+        "--steps",
+        "2",
+        "--device",
+        "numpy:cpu",
+        "--only",
+        "TTN",
+        "--layer",
+        "first",
+        "--out",
+        str(tmp_path),
+    ]
     program = f"""
 import sys
 sys.modules["matplotlib"] = None

@@ -211,6 +211,40 @@ def test_task_trains_other_parameters_and_sees_the_same_batches() -> None:
         np.testing.assert_allclose(run.history[:20], runs[0].history[:20], rtol=1e-6)
 
 
+def test_integer_labels_reach_the_task_as_integers() -> None:
+    torch = pytest.importorskip("torch")
+    jax = pytest.importorskip("jax")
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((128, 32)), rng.integers(0, 32, 128)
+
+    def batches(rng: np.random.Generator):
+        i = rng.integers(0, 128, 32)
+        return x[i], labels[i]
+
+    def numpy_loss(w, x, y):
+        z = x @ w.T
+        p = np.exp(z - z.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        zbar = (p - np.eye(32)[y]) / len(y)
+        return -np.log(p[np.arange(len(y)), y]).mean(), zbar.T @ x
+
+    def jax_loss(w, x, y):
+        return -jax.numpy.take_along_axis(jax.nn.log_softmax(x @ w.T), y[:, None], 1).mean()
+
+    losses = {
+        "numpy": numpy_loss,
+        "torch": lambda w, x, y: torch.nn.functional.cross_entropy(x @ w.T, y),
+        "jax": jax_loss,
+    }
+    for dtype, rtol in (("float64", 1e-6), ("float32", 1e-2)):
+        runs = [
+            adtn.fit(make(dtype=dtype), adtn.Task(fn, batches=batches), device=f"{key}:cpu", steps=20)
+            for key, fn in losses.items()
+        ]
+        for run in runs[1:]:
+            np.testing.assert_allclose(run.history, runs[0].history, rtol=rtol)
+
+
 def test_single_parameters_can_have_their_own_learning_rate(device: str) -> None:
     gen = make(dtype="float32")
     solution = adtn.fit(gen, TARGET, device=device, steps=20, lr_factors={"root": 1e-9, "leaf2_0": 2.0})

@@ -136,8 +136,8 @@ class Run:
         return tuple(self._asarray(x) for x in arrays or ())
 
     def _asarray(self, x: np.ndarray) -> Array:
-        floating = np.issubdtype(x.dtype, np.floating)
-        return self.backend.asarray(x, self.device, self.options.dtype if floating else str(x.dtype))
+        x = np.asarray(x)
+        return self.backend.asarray(x, self.device, self.options.dtype if np.issubdtype(x.dtype, np.floating) else None)
 
     def record(self, step: int, loss: float) -> Status | None:
         """Note a loss; says when to stop."""

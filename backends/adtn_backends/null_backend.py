@@ -160,9 +160,9 @@ class NullBackend:
         """One device that holds anything."""
         return [DeviceInfo("null:cpu", "counts operations, computes nothing", None, tuple(_ITEMSIZE))]
 
-    def asarray(self, x: np.ndarray, device: str, dtype: str) -> NullArray:
+    def asarray(self, x: np.ndarray, device: str, dtype: str | None) -> NullArray:
         """The shape of ``x``, with a counter of its own backend."""
-        return NullArray(np.shape(x), dtype, self.counter)
+        return NullArray(np.shape(x), dtype or str(x.dtype), self.counter)
 
     def to_numpy(self, x: NullArray) -> np.ndarray:
         """Refused: there are no values."""

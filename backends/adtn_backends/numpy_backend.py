@@ -25,7 +25,7 @@ class NumpyBackend:
             DeviceInfo("numpy:cpu", f"NumPy {np.__version__}", host_memory_bytes(), ("float64", "float32", "float16"))
         ]
 
-    def asarray(self, x: np.ndarray, device: str, dtype: str) -> np.ndarray:
+    def asarray(self, x: np.ndarray, device: str, dtype: str | None) -> np.ndarray:
         """A new array."""
         if device != "cpu" or dtype == "bfloat16":
             raise DeviceError(f"Got device {device!r} and dtype {dtype!r}; NumPy has the CPU and no bfloat16.")

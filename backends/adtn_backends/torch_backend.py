@@ -71,13 +71,14 @@ class TorchBackend:
         mps = mps_devices(torch.backends.mps, torch.mps, platform.mac_ver()[0])
         return [cpu, *cuda_devices(torch.cuda), *mps]
 
-    def asarray(self, x: np.ndarray, device: str, dtype: str) -> torch.Tensor:
+    def asarray(self, x: np.ndarray, device: str, dtype: str | None) -> torch.Tensor:
         """A new tensor; the copy to the device happens in ``dtype``, as MPS takes no float64."""
         if device.startswith("mps") and dtype == "float64":
             raise DeviceError(
                 "Got dtype 'float64' on 'torch:mps', which has none. Pass dtype='float32', or use 'torch:cpu'."
             )
-        return torch.tensor(np.asarray(x)).to(_DTYPES[dtype]).to(device)
+        y = torch.tensor(np.asarray(x))
+        return (y if dtype is None else y.to(_DTYPES[dtype])).to(device)
 
     def to_numpy(self, x: torch.Tensor) -> np.ndarray:
         """A copy on the host."""
