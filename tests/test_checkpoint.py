@@ -108,6 +108,9 @@ def test_another_fits_checkpoint_is_refused(tmp_path: Path) -> None:
     adtn.fit(gen, target, steps=5, checkpoint=tmp_path / "c")
     with pytest.raises(FitError, match="belongs to another fit.*delete it"):
         adtn.fit(gen, target * 2, steps=5, checkpoint=tmp_path / "c")
+    other = adtn.Generator((16, 16), gen.topology, layout=gen.layout, scale=target, seed=1)
+    with pytest.raises(FitError, match="belongs to another fit"):
+        adtn.fit(other, target, steps=5, checkpoint=tmp_path / "c")
     with pytest.raises(FitError, match="belongs to another fit"):
         adtn.fit(gen, target, steps=5, lr=0.5, checkpoint=tmp_path / "c")
     (tmp_path / "junk").write_bytes(b"not a checkpoint")

@@ -269,12 +269,14 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
     """:func:`fit` with its arguments checked and packed."""
     began = time.monotonic()
     backend, device = check_device(options.device, options.dtype)
+    numbers = {**generator.params, **generator.constants(), **objective.constants(), **objective.params}
     mark = fingerprint(
         generator.topology,
         generator.layout,
         generator.scale,
         *options.mark(),
-        *objective.constants().values(),
+        *numbers,
+        *map(np.asarray, numbers.values()),
     )
     state = read_checkpoint(options.checkpoint, mark) if options.checkpoint is not None else None
     if state is None:
