@@ -81,8 +81,8 @@ class Case:
 
 PROBLEMS = {
     "digits": (
-        Problem("digits", (64, 256, 256, 10), 1, "hidden layer 256x256", 300, 128),
-        Problem("digits", (64, 256, 256, 10), 0, "first layer 256x64", 300, 128),
+        Problem("digits", (64, 256, 256, 10), 1, "hidden layer 256x256", 250, 128),
+        Problem("digits", (64, 256, 256, 10), 0, "first layer 256x64", 250, 128),
     ),
     "mnist": (
         Problem("mnist", (784, 1024, 1024, 10), 1, "hidden layer 1024x1024", 800, 256, 2e-3),
