@@ -78,9 +78,11 @@ class Comparison:
             table.add_column(column, justify="left" if column in ("topology", "device") else "right")
         first: dict[str, float] = {}
         for t in self.timings:
-            base = first.setdefault(t.topology, t.median)
-            if base is not None and t.topology in first and t is not self.timings[0] and base == t.median:
-                table.add_section()
+            if t.topology not in first:
+                if first:
+                    table.add_section()
+                first[t.topology] = t.median
+            base = first[t.topology]
             cells = (
                 (t.error, "", "")
                 if t.error

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from autoray import astype, do, get_dtype_name
 
 from .._errors import TopologyError
@@ -126,8 +127,6 @@ def register_activation(name: str, value: Callable[[Array], Array], derivative: 
     """
     if name in _ACTIVATIONS:
         raise TopologyError(f"Activation {name!r} exists already; choose another name.")
-    import numpy as np
-
     z, h = np.array([-2.3, -0.7, 0.4, 1.9]), 1e-5
     slope = (value(z + h) - value(z - h)) / (2 * h)
     got = derivative(z)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .._errors import TopologyError
@@ -150,8 +150,6 @@ def place_activations(
 
 def shared(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
     """Let all cores of one kind, level and shape read one parameter."""
-    from dataclasses import replace
-
     names: dict[tuple[str, int, Shape, Init, bool], str] = {}
     out: list[Segment] = []
     for segment in segments:
