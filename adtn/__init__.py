@@ -4,6 +4,7 @@ from ._errors import ADTNError as ADTNError
 from ._version import __version__ as __version__
 from .compress import load as load
 from .compress import save as save
+from .generator import Generator as Generator
 from .network import ATTN as ATTN
 from .network import CP as CP
 from .network import MERA as MERA
@@ -12,7 +13,6 @@ from .network import TT as TT
 from .network import TTN as TTN
 from .network import BrickWall as BrickWall
 from .network import Dense as Dense
-from .network import Generator as Generator
 from .network import Layout as Layout
 from .network import RandomFeatures as RandomFeatures
 from .network import ScaledIdentity as ScaledIdentity

@@ -51,6 +51,47 @@ class DeviceInfo:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation on arrays, as the null backend notes it and a device profile prices it.
+
+    Parameters
+    ----------
+    kind : str
+        ``"matmul"``, ``"permute"``, ``"sum"``, ``"arithmetic"``, or the name of an elementwise function.
+    dtype : str
+        Of its result.
+    shape : tuple of int
+        ``(batch, m, n, k)`` of a product; ``(entries, inner, axes, stride)`` of a permuting copy, with the length of
+        the last axis of the result, the number of axes that do not lie together and the stride at which the last one
+        is read; ``(entries,)`` otherwise.
+    read_bytes, written_bytes : int
+        Of operands and result.
+    fresh_bytes : int
+        Of the result, when memory is taken for it.
+    """
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    read_bytes: int = 0
+    written_bytes: int = 0
+    fresh_bytes: int = 0
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations; a multiply-add counts two."""
+        if self.kind == "matmul":
+            batch, m, n, k = self.shape
+            return 2 * batch * m * n * k
+        return 0 if self.kind == "permute" else self.shape[0]
+
+    @property
+    def moved_bytes(self) -> int:
+        """Read and written."""
+        return self.read_bytes + self.written_bytes
+
+
 class Optimizer(Protocol):
     """A first-order optimizer as three pure-looking functions; state is explicit so that it can be saved."""
 
@@ -115,6 +156,43 @@ class Backend(Protocol):
 
     def synchronize(self, device: str) -> None:
         """Wait until everything that was asked of ``device`` is done."""
+        ...
+
+    def with_vjp(self, fn: Callable[..., Array], vjp: Callable[..., Any]) -> Callable[..., Array]:
+        """``fn(arrays, x)`` for which the framework uses ``vjp(arrays, x, cotangent) -> (d_arrays, d_x)``."""
+        ...
+
+    @property
+    def reuses_buffers(self) -> bool:
+        """Whether the operations below work in place."""
+        ...
+
+    def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+        """``for i in range(n): carry = body(i, carry)``."""
+        ...
+
+    def take(self, x: Array, i: Any) -> Array:
+        """``x[i]``."""
+        ...
+
+    def put(self, x: Array, i: Any, y: Array) -> Array:
+        """``x[i] = y``; like the following, in place where the framework can: use what is returned."""
+        ...
+
+    def add_at(self, x: Array, i: Any, y: Array) -> Array:
+        """``x[i] += y``."""
+        ...
+
+    def add(self, x: Array, y: Array) -> Array:
+        """``x += y``."""
+        ...
+
+    def subtract(self, x: Array, y: Array) -> Array:
+        """``x -= y``."""
+        ...
+
+    def matmul(self, x: Array, y: Array, out: Array | None) -> Array:
+        """``x @ y``, into ``out`` where that is given."""
         ...
 
     def optimizer(self, name: str, **options: float) -> Optimizer:

@@ -118,7 +118,8 @@ def fit(
 ) -> None:
     """Fit a generator to a weight of your own and save it."""
     from .compress import pick_weight, save
-    from .network import Generator, Layout, get_topology
+    from .generator import Generator
+    from .network import Layout, get_topology
     from .optim import fit as run
 
     name, weight = pick_weight(file, key)

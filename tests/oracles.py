@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import adtn
 import numpy as np
-from adtn.network import Generator, Segment
+from adtn import Generator
+from adtn.network import Segment
 from scipy.special import erf
 
 SIGMA = {

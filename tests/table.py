@@ -13,9 +13,9 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
+from adtn import Generator, Layout
 from adtn._backend import backend_of, get_backend
 from adtn._errors import MissingDependencyError
-from adtn.network import Generator, Layout
 
 REQUIRED = [name for name in os.environ.get("ADTN_TEST_BACKENDS", "").split(",") if name]
 

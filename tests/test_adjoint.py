@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from adtn.network import Core, Generator, Segment, compile_program, forward_tape, pullback
+from adtn import Generator
+from adtn.network import Core, Segment, compile_program, forward_tape, pullback
 from hypothesis import given
 from hypothesis import strategies as st
 

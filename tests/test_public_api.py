@@ -14,7 +14,7 @@ NAMES = {
     "fit", "from_tensornetwork", "load", "register_activation", "register_topology", "save",
     "to_tensornetwork",
 }  # fmt: skip
-STAGES = {"compress", "network", "optim", "schedule", "cli", "demo"}
+STAGES = {"compress", "generator", "network", "optim", "schedule", "cli", "demo"}
 
 
 def test_the_public_names_are_these() -> None:

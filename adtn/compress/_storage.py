@@ -12,7 +12,8 @@ import numpy as np
 
 from .._atomic import write_atomic
 from .._errors import ADTNError, FileFormatError
-from ..network import BASE, Generator, Layout, SeededBase, topology_from_json, topology_to_json
+from ..generator import Generator
+from ..network import BASE, Layout, SeededBase, topology_from_json, topology_to_json
 
 FORMAT = 1
 _KEY = "adtn"

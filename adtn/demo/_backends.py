@@ -14,7 +14,8 @@ import numpy as np
 
 from .._atomic import write_atomic
 from .._errors import ADTNError
-from ..network import MERA, MPO, TTN, BrickWall, Generator, Topology
+from ..generator import Generator
+from ..network import MERA, MPO, TTN, BrickWall, Topology
 from ..optim import fit
 from ..schedule import devices as list_devices
 from ._run import machine

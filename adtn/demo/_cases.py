@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..generator import Generator
 from ..network import (
     ATTN,
     MERA,
@@ -11,7 +12,6 @@ from ..network import (
     TTN,
     BrickWall,
     Dense,
-    Generator,
     Layout,
     RandomFeatures,
     ScaledIdentity,

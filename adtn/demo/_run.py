@@ -16,7 +16,7 @@ from .._atomic import write_atomic
 from .._errors import ADTNError
 from .._version import __version__
 from ..compress import save
-from ..network import Generator
+from ..generator import Generator
 from ..optim import FitOptions, run_fit
 from ..schedule import devices as list_devices
 from ._cases import LR, PROBLEMS, Case, Problem, cases_for

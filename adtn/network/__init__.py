@@ -1,4 +1,4 @@
-"""What: layouts, topologies, activations, programs, their adjoint, generators and their quimb views."""
+"""What: layouts, topologies, activations, programs, their adjoint and quimb views."""
 
 from ._activation import Activation as Activation
 from ._activation import get_activation as get_activation
@@ -16,7 +16,6 @@ from ._controls import ScaledRandom as ScaledRandom
 from ._function import BASE as BASE
 from ._function import BASE_SCALE as BASE_SCALE
 from ._function import WeightFunction as WeightFunction
-from ._generator import Generator as Generator
 from ._layout import Layout as Layout
 from ._linear import CP as CP
 from ._linear import MPO as MPO

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._typing import Array, Params
+from ._pairwise import Matmul, PairStep, matmul
 from ._program import Program, Stage
 
 
@@ -107,27 +108,48 @@ def forward_stage(
     if stage.alone is not None:
         z = stage.alone.read(slots[0])
     else:
-        for step in stage.steps:
-            c, am, bm = step.forward(slots[step.left], slots[step.right])
-            slots[step.left] = slots[step.right] = None  # every slot is read once: free it
-            slots.append(c)
-            if keep:
-                matrices.append((am, bm))
+        slots += [None] * len(stage.steps)
+        matrices = forward_steps(stage.steps, slots, keep)
         z = slots[-1]
     if stage.segment.activation == "identity" or not activate:
         return z, StageTape(matrices, None)
     return stage.activation.value(z), StageTape(matrices, z if keep else None)
 
 
+def forward_steps(
+    steps: tuple[PairStep, ...], slots: list[Any], keep: bool, matmul: Matmul = matmul
+) -> list[tuple[Array, Array]]:
+    """Execute steps on a workspace; returns the operands as matrices when ``keep``."""
+    matrices: list[tuple[Array, Array]] = []
+    for step in steps:
+        slots[step.out], am, bm = step.forward(slots[step.left], slots[step.right], matmul)
+        slots[step.left] = slots[step.right] = None  # every slot is read once: free it
+        if keep:
+            matrices.append((am, bm))
+    return matrices
+
+
+def backward_steps(
+    steps: tuple[PairStep, ...],
+    matrices: list[tuple[Array, Array]],
+    cbar: Array | None,
+    n_operands: int,
+    bars: list[Any] | None = None,
+    matmul: Matmul = matmul,
+) -> list[Array | None]:
+    """Adjoints of the operands by one reverse sweep; ``bars``, by slot, may be given instead of the last one."""
+    if bars is None:
+        bars = [None] * (n_operands + len(steps))
+        bars[-1] = cbar
+    for step, (am, bm) in zip(reversed(steps), reversed(matrices), strict=True):
+        bar, bars[step.out] = bars[step.out], None
+        if bar is not None and (step.need_a or step.need_b):
+            bars[step.left], bars[step.right] = step.backward(bar, am, bm, matmul)
+    return bars[:n_operands]
+
+
 def _backward_stage(stage: Stage, record: StageTape, zbar: Array) -> list[Array | None]:
-    """Adjoints of all operands of a stage, by one reverse sweep over its tree."""
-    n_operands = len(stage.cores) + stage.has_state
+    """Adjoints of all operands of a stage."""
     if stage.alone is not None:
         return [stage.alone.write(zbar)]
-    bars: list[Any] = [None] * (n_operands + len(stage.steps))
-    bars[-1] = zbar
-    for step, (am, bm) in zip(reversed(stage.steps), reversed(record.matrices), strict=True):
-        cbar, bars[step.out] = bars[step.out], None
-        if cbar is not None and (step.need_a or step.need_b):
-            bars[step.left], bars[step.right] = step.backward(cbar, am, bm)
-    return bars[:n_operands]
+    return backward_steps(stage.steps, record.matrices, zbar, len(stage.cores) + stage.has_state)

@@ -11,35 +11,62 @@ so the two adjoints cost as much as the contraction each.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from autoray import do
 
 from .._typing import Array, Inds, Shape
+from ._tree_order import Node
+
+Matmul = Callable[[Array, Array], Array]
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """The matrix product of any framework."""
+    return do("matmul", x, y)
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixView:
-    """How a tensor is read as a (batch of) matrices: sum, merge axes that stay together, permute, reshape."""
+    """How a tensor is read as a (batch of) matrices: sum, merge axes that stay together, permute, reshape.
+
+    A tensor that lies as the transposed matrix is not permuted: ``swapped`` says so, and matrix products take
+    transposed operands for free.
+    """
 
     full: Shape
     sums: tuple[int, ...]
     merged: Shape
     perm: tuple[int, ...]
-    matrix: Shape
+    stored: Shape
     inverse: tuple[int, ...]
     permuted: Shape
+    swapped: bool = False
 
     @classmethod
     def of(cls, inds: Inds, sizes: dict[str, int], groups: tuple[Inds, ...]) -> MatrixView:
         """The view of a tensor with ``inds`` whose matrix axes are ``groups``; other indices are summed."""
+        view = cls.plain(inds, sizes, groups)
+        if len(groups) < 2 or not view.moves:
+            return view
+        turned = cls.plain(inds, sizes, (*groups[:-2], groups[-1], groups[-2]))
+        if turned.moves:
+            return view
+        return cls(turned.full, turned.sums, turned.merged, turned.perm, turned.stored, turned.inverse,
+                   turned.permuted, swapped=True)  # fmt: skip
+
+    @classmethod
+    def plain(cls, inds: Inds, sizes: dict[str, int], groups: tuple[Inds, ...]) -> MatrixView:
+        """:meth:`of` without looking at the transposed matrix."""
         wanted = [i for group in groups for i in group]
-        sums = tuple(axis for axis, i in enumerate(inds) if i not in wanted)
-        kept = [i for i in inds if i in wanted]
         # neighbours that stay neighbours in the same order move as one axis: fewer, larger strides to permute
         position = {i: p for p, i in enumerate(wanted)}
+        sums = tuple(axis for axis, i in enumerate(inds) if i not in position)
         blocks: list[list[str]] = []
-        for i in kept:
+        for i in inds:
+            if i not in position:
+                continue
             if blocks and position[i] == position[blocks[-1][-1]] + 1:
                 blocks[-1].append(i)
             else:
@@ -52,31 +79,49 @@ class MatrixView:
             sums=sums,
             merged=merged,
             perm=tuple(by_target),
-            matrix=tuple(math.prod(sizes[i] for i in group) for group in groups),
+            stored=tuple(math.prod(sizes[i] for i in group) for group in groups),
             inverse=inverse,
             permuted=tuple(merged[b] for b in by_target),
         )
 
+    @property
+    def moves(self) -> bool:
+        """Whether reading copies: an order that no reshape gives."""
+        return self.inverse != tuple(range(len(self.inverse)))
+
+    @property
+    def matrix(self) -> Shape:
+        """Shape of what :meth:`read` returns."""
+        return (*self.stored[:-2], self.stored[-1], self.stored[-2]) if self.swapped else self.stored
+
     def read(self, x: Array) -> Array:
         """The tensor as matrices."""
         if self.sums:
-            x = do("sum", x, axis=self.sums)
-        if self.inverse != tuple(range(len(self.inverse))):
+            x = do("sum", do("reshape", x, self.full), axis=self.sums)
+        if self.moves:
             x = do("transpose", do("reshape", x, self.merged), self.perm)
-        return do("reshape", x, self.matrix)
+        x = do("reshape", x, self.stored)
+        return swap(x) if self.swapped else x
 
     def write(self, matrix: Array) -> Array:
         """The adjoint of :meth:`read`: matrices back to a tensor; summed indices get copies."""
-        x = matrix
-        if self.inverse != tuple(range(len(self.inverse))):
-            x = do("transpose", do("reshape", x, self.permuted), self.inverse)
+        return self._restore(swap(matrix) if self.swapped else matrix)
+
+    def write_product(self, x: Array, y: Array, matmul: Matmul) -> Array:
+        """``write(x @ y)``, the product computed in the order in which it is stored."""
+        return self._restore(matmul(swap(y), swap(x)) if self.swapped else matmul(x, y))
+
+    def _restore(self, stored: Array) -> Array:
+        if self.moves:
+            stored = do("transpose", do("reshape", stored, self.permuted), self.inverse)
         if not self.sums:
-            return do("reshape", x, self.full)
+            return do("reshape", stored, self.full)
         thin = tuple(1 if axis in self.sums else d for axis, d in enumerate(self.full))
-        return do("broadcast_to", do("reshape", x, thin), self.full)
+        return do("broadcast_to", do("reshape", stored, thin), self.full)
 
 
-def _swap(x: Array) -> Array:
+def swap(x: Array) -> Array:
+    """The last two axes exchanged, without a copy."""
     return do("transpose", x, (1, 0) if len(x.shape) == 2 else (0, 2, 1))
 
 
@@ -92,6 +137,8 @@ class PairStep:
         How the operands and the result are read as matrices.
     need_a, need_b : bool
         Whether anything upstream of the operand is trained.
+    inds : tuple of str
+        Indices of the result, in the order in which it is stored.
     """
 
     left: int
@@ -102,79 +149,54 @@ class PairStep:
     c: MatrixView
     need_a: bool
     need_b: bool
+    inds: Inds
+
+    @property
+    def bmnk(self) -> tuple[int, int, int, int]:
+        """Batch, rows, columns and inner dimension of the product."""
+        a, b = self.a.matrix, self.b.matrix
+        return (a[0] if len(a) == 3 else 1), a[-2], b[-1], a[-1]
 
     @property
     def flops(self) -> int:
         """Multiply-adds, counted as two operations."""
-        m, n = self.a.matrix[-2], self.b.matrix[-1]
-        k = self.a.matrix[-1]
-        batch = self.a.matrix[0] if len(self.a.matrix) == 3 else 1
-        return 2 * batch * m * n * k
+        return 2 * math.prod(self.bmnk)
 
-    def forward(self, x: Array, y: Array) -> tuple[Array, Array, Array]:
+    def forward(self, x: Array, y: Array, matmul: Matmul) -> tuple[Array, Array, Array]:
         """The result, and both operands as matrices for the way back."""
         am, bm = self.a.read(x), self.b.read(y)
-        return self.c.write(do("matmul", am, bm)), am, bm
+        return self.c.write_product(am, bm, matmul), am, bm
 
-    def backward(self, cbar: Array, am: Array, bm: Array) -> tuple[Array | None, Array | None]:
+    def backward(self, cbar: Array, am: Array, bm: Array, matmul: Matmul) -> tuple[Array | None, Array | None]:
         """Adjoints of the operands that need one."""
         cm = self.c.read(cbar)
-        abar = self.a.write(do("matmul", cm, _swap(bm))) if self.need_a else None
-        bbar = self.b.write(do("matmul", _swap(am), cm)) if self.need_b else None
+        abar = self.a.write_product(cm, swap(bm), matmul) if self.need_a else None
+        bbar = self.b.write_product(swap(am), cm, matmul) if self.need_b else None
         return abar, bbar
 
 
-def plan_pair(
-    left: tuple[int, Inds, bool],
-    right: tuple[int, Inds, bool],
-    out: int,
-    needed: set[str],
-    sizes: dict[str, int],
-    order: Inds | None,
-) -> tuple[PairStep, Inds]:
+def plan_pair(node: Node, stored: tuple[Inds, Inds, Inds], need: tuple[bool, bool], sizes: dict[str, int]) -> PairStep:
     """Plan one contraction.
 
     Parameters
     ----------
-    left, right : tuple of int, tuple of str and bool
-        Slot, indices, and whether an adjoint is wanted.
-    out : int
-        Slot of the result.
-    needed : set of str
-        Indices that other operands or the output still need.
+    node : Node
+        Which slots, and the groups of indices.
+    stored : tuple of three tuples of str
+        Orders in which left, right and result lie.
+    need : tuple of two bool
+        Whether adjoints of left and right are wanted.
     sizes : dict of str to int
         Dimension of each index.
-    order : tuple of str or None
-        Required order of the result's indices, ``None`` for whatever costs no permutation.
-
-    Returns
-    -------
-    tuple of PairStep and tuple of str
-        The step and the indices of its result.
     """
-    if order is not None and right[1] and order and order[0] in right[1] and order[0] not in left[1]:
-        left, right = right, left  # rows of the product come first in the result
-    rank = {i: p for p, i in enumerate(order)} if order is not None else {}
-
-    def arranged(inds: list[str]) -> Inds:
-        return tuple(sorted(inds, key=lambda i: rank.get(i, 0)))
-
-    la, lb = left[1], right[1]
-    batch = arranged([i for i in la if i in lb and i in needed])
-    rows = arranged([i for i in la if i not in lb and i in needed])
-    cols = arranged([i for i in lb if i not in la and i in needed])
-    inner = tuple(i for i in la if i in lb and i not in needed)
-    lead = (batch,) if batch else ()
-    natural = (*batch, *rows, *cols)
-    result = natural if order is None else order
-    step = PairStep(
-        left[0],
-        right[0],
-        out,
-        MatrixView.of(la, sizes, (*lead, rows, inner)),
-        MatrixView.of(lb, sizes, (*lead, inner, cols)),
-        MatrixView.of(result, sizes, (*lead, rows, cols)),
-        left[2],
-        right[2],
+    lead = (node.batch,) if node.batch else ()
+    return PairStep(
+        node.left,
+        node.right,
+        node.out,
+        MatrixView.of(stored[0], sizes, (*lead, node.rows, node.inner)),
+        MatrixView.of(stored[1], sizes, (*lead, node.inner, node.cols)),
+        MatrixView.of(stored[2], sizes, (*lead, node.rows, node.cols)),
+        *need,
+        stored[2],
     )
-    return step, result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .._typing import Inds, Shape
@@ -10,8 +10,10 @@ from ._activation import Activation, get_activation
 from ._pairwise import MatrixView, PairStep, plan_pair
 from ._path import find_path
 from ._segment import Core, Segment, sizes_of
+from ._tree_order import Node, arrange, contraction_nodes
 
 Path = tuple[tuple[int, int], ...]
+Halves = tuple[Inds, Inds]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,31 +88,59 @@ class Program:
         return sum(stage.flops for stage in self.stages)
 
 
-def _plan_stage(segment: Segment, sizes: dict[str, int], need_state: bool, path: Path | None) -> Stage:
+def plan_stage(
+    segment: Segment, sizes: dict[str, int], need_state: bool, path: Path | None, halves: Halves | None = None
+) -> Stage:
+    """Plan one segment.
+
+    Parameters
+    ----------
+    segment : Segment
+        Its inputs are in the order in which the state comes, unless ``halves`` is given.
+    sizes : dict of str to int
+        Dimension of each index.
+    need_state : bool
+        Whether anything before is trained.
+    path : path or None
+        ``None`` lets :func:`find_path` choose.
+    halves : tuple of two tuples of str, optional
+        The state may come in any order, and these two groups of its indices lie together in it.
+    """
     has_state = bool(segment.inputs)
     operands = [(segment.inputs, need_state)] if has_state else []
     operands += [(core.inds, core.trainable) for core in segment.cores]
     terms = tuple(inds for inds, _ in operands)
     out_shape = tuple(sizes[i] for i in segment.outputs)
     if len(operands) == 1:
-        alone = MatrixView.of(terms[0], sizes, tuple((i,) for i in segment.outputs))
+        alone = MatrixView.plain(terms[0], sizes, tuple((i,) for i in segment.outputs))
         return Stage(segment, (), segment.cores, (), alone, has_state, need_state, out_shape)
     if path is None:
         path = find_path(terms, segment.outputs, tuple(sorted(sizes.items())))
-    live: list[tuple[int, Inds, bool]] = [(slot, inds, need) for slot, (inds, need) in enumerate(operands)]
+    stored: list[Inds | None] = [*terms, *(None for _ in path[1:]), segment.outputs]
+    free: dict[int, Halves] = {}
+    if has_state and halves is not None:
+        stored[0], free = None, {0: halves}
+    nodes, orders = arrange(contraction_nodes(terms, segment.outputs, path), stored, sizes, free)
+    steps = plan_steps(nodes, orders, {slot: need for slot, (_, need) in enumerate(operands)}, sizes)
+    segment = replace(segment, inputs=orders[0]) if has_state else segment
+    return Stage(segment, path, segment.cores, steps, None, has_state, need_state, out_shape)
+
+
+def plan_steps(
+    nodes: list[Node], orders: list[Inds], needs: dict[int, bool], sizes: dict[str, int]
+) -> tuple[PairStep, ...]:
+    """A step for every node; ``needs``, by slot, gets an entry for every result."""
     steps: list[PairStep] = []
-    for i, j in path:
-        right, left = live.pop(max(i, j)), live.pop(min(i, j))
-        needed = set(segment.outputs).union(*(inds for _, inds, _ in live))
-        slot = len(operands) + len(steps)
-        order = None if live else segment.outputs
-        step, inds = plan_pair(left, right, slot, needed, sizes, order)
-        steps.append(step)
-        live.append((slot, inds, left[2] or right[2]))
-    return Stage(segment, path, segment.cores, tuple(steps), None, has_state, need_state, out_shape)
+    for node in nodes:
+        need = (needs[node.left], needs[node.right])
+        steps.append(plan_pair(node, (orders[node.left], orders[node.right], orders[node.out]), need, sizes))
+        needs[node.out] = any(need)
+    return tuple(steps)
 
 
-def compile_program(segments: tuple[Segment, ...], paths: tuple[Path | None, ...] | None = None) -> Program:
+def compile_program(
+    segments: tuple[Segment, ...], paths: tuple[Path | None, ...] | None = None, *, free_states: bool = False
+) -> Program:
     """Plan every segment.
 
     Parameters
@@ -119,19 +149,35 @@ def compile_program(segments: tuple[Segment, ...], paths: tuple[Path | None, ...
         In order; the legs of one are the inputs of the next.
     paths : tuple of (path or None), optional
         Contraction order of each segment; ``None`` lets :func:`find_path` choose.
+    free_states : bool
+        Let the indices of states between segments lie in any order that saves permutations.
 
     Returns
     -------
     Program
     """
     sizes = sizes_of(segments)
+    paths = paths if paths is not None else (None,) * len(segments)
+    trained = [any(core.trainable for core in segment.cores) for segment in segments]
     stages: list[Stage] = []
-    trained = False
-    for t, segment in enumerate(segments):
-        path = paths[t] if paths is not None else None
-        stages.append(_plan_stage(segment, sizes, trained, path))
-        trained = trained or any(core.trainable for core in segment.cores)
-    return Program(tuple(stages))
+    outputs = segments[-1].outputs
+    # from the last to the first: a segment says in which order it wants its state
+    for t in reversed(range(len(segments))):
+        segment = replace(segments[t], outputs=outputs)
+        halves = last_halves(segments[t - 1], paths[t - 1]) if t and free_states else None
+        stage = plan_stage(segment, sizes, any(trained[:t]), paths[t], halves)
+        stages.append(stage)
+        outputs = stage.segment.inputs
+    return Program(tuple(reversed(stages)))
+
+
+def last_halves(segment: Segment, path: Path | None) -> Halves | None:
+    """The two groups of outputs that the last contraction of a segment brings together."""
+    if not path:
+        return None
+    terms = ((segment.inputs,) if segment.inputs else ()) + tuple(core.inds for core in segment.cores)
+    last = contraction_nodes(terms, segment.outputs, path)[-1]
+    return last.rows, last.cols
 
 
 @lru_cache(maxsize=256)

@@ -10,7 +10,8 @@ import math
 import numpy as np
 
 from .._errors import TopologyError
-from ..network import CP, TT, Generator, TensorRing, Tucker
+from ..generator import Generator
+from ..network import CP, TT, TensorRing, Tucker
 
 _ALS_SWEEPS = 50
 

@@ -15,7 +15,7 @@ from autoray import astype, do
 from .._backend import OPTIMIZERS, Backend, check_device
 from .._errors import FitError
 from .._typing import Array, Params
-from ..network import Generator
+from ..generator import Generator
 from ._checkpoint import Checkpoint, fingerprint, read_checkpoint, write_checkpoint
 from ._decompose import decompose
 from ._lbfgs import run_lbfgs

@@ -8,7 +8,7 @@ from enum import Enum
 
 import numpy as np
 
-from ..network import Generator
+from ..generator import Generator
 
 
 class Status(Enum):

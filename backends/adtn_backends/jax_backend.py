@@ -36,6 +36,7 @@ class JaxBackend:
     """JAX on every device it has."""
 
     name = "jax"
+    reuses_buffers = False
 
     def devices(self) -> list[DeviceInfo]:
         """The CPU and, where the plug-in is installed, GPUs."""
@@ -100,6 +101,49 @@ class JaxBackend:
         """Wait for everything that was dispatched."""
         platform, _, index = device.partition(":")
         jax.device_put(0.0, jax.devices(platform)[int(index or 0)]).block_until_ready()
+
+    def with_vjp(self, fn: Callable[..., Any], vjp: Callable[..., Any]) -> Callable[..., Any]:
+        """``jax.custom_vjp`` that remembers its arguments alone."""
+        custom = jax.custom_vjp(fn)
+
+        def forward(arrays: Params, x: Any) -> tuple[Any, Any]:
+            return fn(arrays, x), (arrays, x)
+
+        def backward(kept: Any, cotangent: Any) -> tuple[Any, Any]:
+            arrays, x = kept
+            grads, xbar = vjp(arrays, x, cotangent)
+            return {k: grads[k] if k in grads else jnp.zeros_like(a) for k, a in arrays.items()}, xbar
+
+        custom.defvjp(forward, backward)
+        return custom
+
+    def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+        """``lax.fori_loop``."""
+        return jax.lax.fori_loop(0, n, body, carry)
+
+    def take(self, x: Any, i: Any) -> Any:
+        """A dynamic slice."""
+        return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+    def put(self, x: Any, i: Any, y: Any) -> Any:
+        """A new array, which ``jit`` makes an update in place."""
+        return jax.lax.dynamic_update_index_in_dim(x, y, i, 0)
+
+    def add_at(self, x: Any, i: Any, y: Any) -> Any:
+        """A new array, which ``jit`` makes an update in place."""
+        return jax.lax.dynamic_update_index_in_dim(x, self.take(x, i) + y, i, 0)
+
+    def add(self, x: Any, y: Any) -> Any:
+        """The sum."""
+        return x + y
+
+    def subtract(self, x: Any, y: Any) -> Any:
+        """The difference."""
+        return x - y
+
+    def matmul(self, x: Any, y: Any, out: Any) -> Any:
+        """A new array; XLA plans its own buffers."""
+        return jnp.matmul(x, y)
 
     def optimizer(self, name: str, **options: float) -> OptaxOptimizer:
         """Adam, AdamW or SGD."""

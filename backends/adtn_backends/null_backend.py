@@ -1,15 +1,20 @@
-"""The null backend: shapes, dtypes, operations and bytes, but no values."""
+"""The null backend: shapes, dtypes, operations and bytes, but no values.
+
+Running the library's own code on null arrays is how plans learn what a device would have to do.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import Counter as Multiset
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import autoray
 import numpy as np
-from adtn._backend import Backend, DeviceInfo
+from adtn._backend import Backend, DeviceInfo, Op
 from adtn._errors import DeviceError
 from adtn._typing import Params, Shape
 
@@ -21,33 +26,67 @@ class Counter:
 
     Parameters
     ----------
+    ops : collections.Counter of Op
+        Every operation with how often it is done.
     flops : int
         Floating-point operations; a multiply-add counts two, an elementwise function one per entry.
     moved_bytes : int
         Bytes read and written by operations that touch memory.
     allocated_bytes : int
         Bytes of all results.
+    live_bytes, peak_bytes : int
+        Bytes of all arrays that exist, now and at most.
     """
 
     def __init__(self) -> None:
+        self.ops: Multiset[Op] = Multiset()
         self.flops = 0
         self.moved_bytes = 0
         self.allocated_bytes = 0
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self.times = 1
 
-    def add(self, flops: int, read: int, written: int) -> None:
-        """Count one operation."""
-        self.flops += flops
-        self.moved_bytes += read + written
-        self.allocated_bytes += written
+    def record(self, op: Op) -> None:
+        """Note one operation."""
+        self.ops[op] += self.times
+        self.flops += op.flops * self.times
+        self.moved_bytes += op.moved_bytes * self.times
+        self.allocated_bytes += op.fresh_bytes * self.times
+
+    def hold(self, nbytes: int) -> None:
+        """Memory is taken, or given back when negative."""
+        self.live_bytes += nbytes
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+
+class Buffer:
+    """Memory that one or several arrays look at; given back with the last of them."""
+
+    __slots__ = ("counter", "nbytes")
+
+    def __init__(self, nbytes: int, counter: Counter) -> None:
+        self.nbytes = nbytes
+        self.counter = counter
+        counter.hold(nbytes)
+
+    def __del__(self) -> None:
+        self.counter.hold(-self.nbytes)
 
 
 class NullArray:
     """An array without values; operations on it are counted by the counter it carries."""
 
-    def __init__(self, shape: Shape, dtype: str, counter: Counter) -> None:
+    __slots__ = ("buffer", "counter", "dtype", "shape", "strides")
+
+    def __init__(
+        self, shape: Shape, dtype: str, counter: Counter, *, strides: Shape | None = None, buffer: Buffer | None = None
+    ) -> None:
         self.shape = tuple(int(n) for n in shape)
         self.dtype = dtype
         self.counter = counter
+        self.strides = strides if strides is not None else _dense_strides(self.shape)
+        self.buffer = buffer if buffer is not None else Buffer(self.nbytes, counter)
 
     def __repr__(self) -> str:
         return f"NullArray({self.shape}, {self.dtype})"
@@ -67,42 +106,70 @@ class NullArray:
         """Bytes that the entries would take."""
         return self.size * _ITEMSIZE.get(self.dtype, 1)
 
-    def __getitem__(self, key: tuple[slice, ...] | slice) -> NullArray:
-        keys = key if isinstance(key, tuple) else (key,)
-        cut = tuple(len(range(*k.indices(n))) for k, n in zip(keys, self.shape, strict=False))
-        return NullArray((*cut, *self.shape[len(cut) :]), self.dtype, self.counter)
+    def view(self, shape: Shape, strides: Shape) -> NullArray:
+        """The same memory."""
+        return NullArray(shape, self.dtype, self.counter, strides=strides, buffer=self.buffer)
+
+    def __getitem__(self, key: tuple[slice | int | None, ...] | slice | int | None) -> NullArray:
+        shape: list[int] = []
+        strides: list[int] = []
+        at = 0
+        for k in key if isinstance(key, tuple) else (key,):
+            if k is None:
+                shape.append(1)
+                strides.append(0)
+                continue
+            if isinstance(k, slice):
+                shape.append(len(range(*k.indices(self.shape[at]))))
+                strides.append(self.strides[at] * (k.step or 1))
+            at += 1
+        return self.view((*shape, *self.shape[at:]), (*strides, *self.strides[at:]))
 
     def _with(self, other: Any = None) -> NullArray:
-        return _elementwise(self, other)
+        return _elementwise("arithmetic", self, other)
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _with
     __gt__ = __lt__ = __ge__ = __le__ = _with
 
     def __neg__(self) -> NullArray:
-        return _elementwise(self)
+        return _elementwise("arithmetic", self)
 
 
-def _elementwise(*args: Any, **_: Any) -> NullArray:
+def _dense_strides(shape: Shape) -> Shape:
+    return tuple(math.prod(shape[a + 1 :]) for a in range(len(shape)))
+
+
+def _new(shape: Shape, like: NullArray, op: str, read: int, out: NullArray | None = None, **sizes: Any) -> NullArray:
+    """Result of an operation, noted; written into ``out`` when that is given."""
+    made = out if out is not None else NullArray(shape, like.dtype, like.counter)
+    fresh = made.nbytes if out is None else 0
+    like.counter.record(Op(op, like.dtype, read_bytes=read, written_bytes=made.nbytes, fresh_bytes=fresh, **sizes))
+    return made
+
+
+def _elementwise(name: str, *args: Any, out: NullArray | None = None, **_: Any) -> NullArray:
     arrays = [x for x in args if isinstance(x, NullArray)]
-    out = NullArray(np.broadcast_shapes(*(x.shape for x in arrays)), arrays[0].dtype, arrays[0].counter)
-    out.counter.add(out.size, sum(x.nbytes for x in arrays), out.nbytes)
-    return out
+    shape = np.broadcast_shapes(*(x.shape for x in arrays))
+    return _new(shape, arrays[0], name, sum(x.nbytes for x in arrays), out, shape=(math.prod(shape),))
 
 
-def _matmul(x: NullArray, y: NullArray) -> NullArray:
-    if x.shape[-1] != y.shape[-2] or x.shape[:-2] != y.shape[:-2]:
+def _matmul(x: NullArray, y: NullArray, out: NullArray | None = None) -> NullArray:
+    one = x.ndim == y.ndim == 1
+    if one:
+        x, y = x[None, :], y[:, None]
+    if x.shape[-1] != y.shape[-2] or (x.ndim > 2 and y.ndim > 2 and x.shape[:-2] != y.shape[:-2]):
         raise ValueError(f"matmul of {x.shape} and {y.shape}")
-    out = NullArray((*x.shape[:-1], y.shape[-1]), x.dtype, x.counter)
-    out.counter.add(2 * out.size * x.shape[-1], x.nbytes + y.nbytes, out.nbytes)
-    return out
+    lead = x.shape[:-2] or y.shape[:-2]
+    if y.ndim == 2 and lead:  # one matrix for all: a single taller product
+        sizes = (1, math.prod(lead) * x.shape[-2], y.shape[-1], x.shape[-1])
+    else:
+        sizes = (math.prod(lead), x.shape[-2], y.shape[-1], x.shape[-1])
+    shape = () if one else (*lead, x.shape[-2], y.shape[-1])
+    return _new(shape, x, "matmul", x.nbytes + y.nbytes, out, shape=sizes)
 
 
 def _transpose(x: NullArray, axes: tuple[int, ...]) -> NullArray:
-    # a matrix product reads a swapped matrix as it is; any other permutation is a copy
-    out = NullArray(tuple(x.shape[a] for a in axes), x.dtype, x.counter)
-    if axes[:-2] != tuple(range(len(axes) - 2)):
-        out.counter.add(0, x.nbytes, out.nbytes)
-    return out
+    return x.view(tuple(x.shape[a] for a in axes), tuple(x.strides[a] for a in axes))
 
 
 def _reshape(x: NullArray, shape: Shape) -> NullArray:
@@ -111,47 +178,94 @@ def _reshape(x: NullArray, shape: Shape) -> NullArray:
         shape = tuple(x.size // known if n == -1 else n for n in shape)
     if math.prod(shape) != x.size:
         raise ValueError(f"cannot reshape {x.shape} to {shape}")
-    return NullArray(shape, x.dtype, x.counter)
+    strides = _reshaped(x.shape, x.strides, tuple(shape))
+    if strides is not None:
+        return x.view(tuple(shape), strides)
+    blocks = _coalesced(x.shape, x.strides)
+    copied = _new(x.shape, x, "permute", x.nbytes, shape=(x.size, blocks[-1][0], len(blocks), blocks[-1][1]))
+    return copied.view(tuple(shape), _dense_strides(tuple(shape)))
 
 
-def _sum(x: NullArray, axis: tuple[int, ...] | None = None) -> NullArray:
-    gone = range(x.ndim) if axis is None else axis
-    out = NullArray(tuple(n for a, n in enumerate(x.shape) if a not in gone), x.dtype, x.counter)
-    out.counter.add(x.size, x.nbytes, out.nbytes)
-    return out
+def _coalesced(shape: Shape, strides: Shape) -> list[tuple[int, int]]:
+    """Axes as ``(length, stride)``, those that lie together merged."""
+    blocks: list[tuple[int, int]] = []
+    for n, s in zip(shape, strides, strict=True):
+        if n == 1:
+            continue
+        if blocks and blocks[-1][1] == n * s:
+            blocks[-1] = (blocks[-1][0] * n, s)
+        else:
+            blocks.append((n, s))
+    return blocks or [(1, 1)]
+
+
+def _reshaped(shape: Shape, strides: Shape, new: Shape) -> Shape | None:
+    """Strides of a reshaped view, ``None`` when there is none."""
+    blocks = _coalesced(shape, strides)[::-1]
+    out: list[int] = []
+    at, left = 0, blocks[0][0]
+    for n in reversed(new):
+        if n == 1:
+            out.append(0)
+            continue
+        if left == 1:
+            at += 1
+            left = blocks[at][0]
+        if left % n:
+            return None
+        out.append(blocks[at][1] * (blocks[at][0] // left))
+        left //= n
+    return tuple(reversed(out))
+
+
+def _sum(x: NullArray, axis: tuple[int, ...] | int | None = None) -> NullArray:
+    axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+    return _new(tuple(n for a, n in enumerate(x.shape) if a not in axes), x, "sum", x.nbytes, shape=(x.size,))
 
 
 def _broadcast_to(x: NullArray, shape: Shape) -> NullArray:
-    return NullArray(shape, x.dtype, x.counter)
+    lead = len(shape) - x.ndim
+    kept = (s if n == m else 0 for s, n, m in zip(x.strides, x.shape, shape[lead:], strict=True))
+    return x.view(tuple(shape), ((0,) * lead + tuple(kept)))
 
 
 def _concatenate(arrays: tuple[NullArray, ...], axis: int) -> NullArray:
     shape = list(arrays[0].shape)
     shape[axis] = sum(x.shape[axis] for x in arrays)
-    out = NullArray(tuple(shape), arrays[0].dtype, arrays[0].counter)
-    out.counter.add(0, out.nbytes, out.nbytes)
-    return out
+    read = sum(x.nbytes for x in arrays)
+    return _new(tuple(shape), arrays[0], "arithmetic", read, shape=(math.prod(shape),))
+
+
+def _zeros_like(x: NullArray) -> NullArray:
+    return _new(x.shape, x, "arithmetic", 0, shape=(x.size,))
 
 
 def _astype(x: NullArray, dtype: str) -> NullArray:
-    return NullArray(x.shape, dtype, x.counter)
+    made = NullArray(x.shape, dtype, x.counter)
+    x.counter.record(
+        Op("arithmetic", dtype, (x.size,), read_bytes=x.nbytes, written_bytes=made.nbytes, fresh_bytes=made.nbytes)
+    )
+    return made
 
 
 autoray.register_backend(NullArray, "adtn_null")
 autoray.register_function("adtn_null", "get_dtype_name", lambda x: x.dtype)
 for _name, _fn in {
-    "matmul": _matmul, "transpose": _transpose, "reshape": _reshape, "sum": _sum,
+    "matmul": _matmul, "transpose": _transpose, "reshape": _reshape, "sum": _sum, "zeros_like": _zeros_like,
     "broadcast_to": _broadcast_to, "concatenate": _concatenate, "astype": _astype,
 }.items():  # fmt: skip
     autoray.register_function("adtn_null", _name, _fn)
-for _name in ("tanh", "exp", "log1p", "abs", "sin", "cos", "sqrt", "where", "scipy.special.erf"):
-    autoray.register_function("adtn_null", _name, _elementwise)
+for _name in ("tanh", "exp", "log1p", "sin", "cos", "sqrt", "scipy.special.erf"):
+    autoray.register_function("adtn_null", _name, partial(_elementwise, _name.rpartition(".")[2]))
+for _name in ("abs", "where"):
+    autoray.register_function("adtn_null", _name, partial(_elementwise, "arithmetic"))
 
 
 class NullBackend:
     """Computes shapes and costs, no values: for plans and tests without hardware."""
 
     name = "null"
+    reuses_buffers = True
 
     def __init__(self) -> None:
         self.counter = Counter()
@@ -180,6 +294,10 @@ class NullBackend:
         """Refused: there are no values."""
         raise DeviceError("The null backend cannot differentiate; it only counts. Use 'numpy:cpu'.")
 
+    def with_vjp(self, fn: Callable[..., Any], vjp: Callable[..., Any]) -> Callable[..., Any]:
+        """The function: nothing is differentiated."""
+        return fn
+
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Nothing to compile."""
         return fn
@@ -191,14 +309,51 @@ class NullBackend:
     def synchronize(self, device: str) -> None:
         """Nothing to wait for."""
 
+    def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+        """The first pass, and the second for all others: later passes do what the second does."""
+        carry = body(0, carry)
+        if n > 1:
+            counter, times = self.counter, self.counter.times
+            counter.times = times * (n - 1)
+            carry = body(1, carry)
+            counter.times = times
+        return carry
+
+    def take(self, x: NullArray, i: int) -> NullArray:
+        """A view."""
+        return x[i]
+
+    def put(self, x: NullArray, i: int, y: NullArray) -> NullArray:
+        """A copy into place."""
+        _elementwise("arithmetic", y, out=x[i])
+        return x
+
+    def add_at(self, x: NullArray, i: int, y: NullArray) -> NullArray:
+        """In place."""
+        part = x[i]
+        _elementwise("arithmetic", part, y, out=part)
+        return x
+
+    def add(self, x: NullArray, y: NullArray) -> NullArray:
+        """In place."""
+        return _elementwise("arithmetic", x, y, out=x)
+
+    def subtract(self, x: NullArray, y: NullArray) -> NullArray:
+        """In place."""
+        return _elementwise("arithmetic", x, y, out=x)
+
+    def matmul(self, x: NullArray, y: NullArray, out: NullArray | None) -> NullArray:
+        """Counted; into ``out``."""
+        return _matmul(x, y, out)
+
     def optimizer(self, name: str, **options: float) -> Any:
         """Refused: there are no values."""
         raise DeviceError("The null backend cannot optimise; it only counts. Use 'numpy:cpu'.")
 
     def arrays_like(self, arrays: Params, dtype: str = "float32") -> tuple[dict[str, NullArray], Counter]:
         """Null arrays of the same shapes that share a fresh counter."""
-        counter = Counter()
-        return {name: NullArray(x.shape, dtype, counter) for name, x in arrays.items()}, counter
+        self.counter = Counter()
+        return {name: NullArray(x.shape, dtype, self.counter) for name, x in arrays.items()}, self.counter
 
 
 _check: type[Backend] = NullBackend

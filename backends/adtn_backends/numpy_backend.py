@@ -18,6 +18,7 @@ class NumpyBackend:
     """NumPy on the CPU."""
 
     name = "numpy"
+    reuses_buffers = True
 
     def devices(self) -> list[DeviceInfo]:
         """The CPU."""
@@ -68,6 +69,44 @@ class NumpyBackend:
 
     def synchronize(self, device: str) -> None:
         """NumPy is done when it returns."""
+
+    def with_vjp(self, fn: Callable[..., Any], vjp: Callable[..., Any]) -> Callable[..., Any]:
+        """The function: NumPy differentiates nothing, call ``vjp`` yourself."""
+        return fn
+
+    def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+        """A loop."""
+        for i in range(n):
+            carry = body(i, carry)
+        return carry
+
+    def take(self, x: np.ndarray, i: int) -> np.ndarray:
+        """A view."""
+        return x[i]
+
+    def put(self, x: np.ndarray, i: int, y: np.ndarray) -> np.ndarray:
+        """In place."""
+        x[i] = y
+        return x
+
+    def add_at(self, x: np.ndarray, i: int, y: np.ndarray) -> np.ndarray:
+        """In place."""
+        x[i] += y
+        return x
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """In place."""
+        x += y
+        return x
+
+    def subtract(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """In place."""
+        x -= y
+        return x
+
+    def matmul(self, x: np.ndarray, y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        """Into ``out``."""
+        return np.matmul(x, y, out=out)
 
     def optimizer(self, name: str, **options: float) -> QuimbOptimizer:
         """Adam, AdamW or SGD."""

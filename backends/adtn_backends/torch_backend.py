@@ -62,6 +62,7 @@ class TorchBackend:
     """PyTorch on every device it has."""
 
     name = "torch"
+    reuses_buffers = True
 
     def devices(self) -> list[DeviceInfo]:
         """CPU, CUDA devices and MPS, usable or not."""
@@ -125,6 +126,62 @@ class TorchBackend:
             torch.cuda.synchronize(device)
         elif device.startswith("mps"):
             torch.mps.synchronize()
+
+    def with_vjp(self, fn: Callable[..., Any], vjp: Callable[..., Any]) -> Callable[..., Any]:
+        """A :class:`torch.autograd.Function` that remembers its arguments alone."""
+
+        class Applied(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, names: tuple[str, ...], x: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
+                ctx.names = names
+                ctx.save_for_backward(x, *numbers)
+                return fn(dict(zip(names, numbers, strict=True)), x)
+
+            @staticmethod
+            def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
+                x, *numbers = ctx.saved_tensors
+                with torch.no_grad():
+                    arrays, xbar = vjp(dict(zip(ctx.names, numbers, strict=True)), x, cotangents[0].contiguous())
+                return None, xbar, *(arrays.get(name) for name in ctx.names)
+
+        def run(arrays: Params, x: torch.Tensor) -> torch.Tensor:
+            return Applied.apply(tuple(arrays), x, *arrays.values())  # pyright: ignore[reportReturnType]
+
+        return run
+
+    def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+        """A loop."""
+        for i in range(n):
+            carry = body(i, carry)
+        return carry
+
+    def take(self, x: torch.Tensor, i: int) -> torch.Tensor:
+        """A view."""
+        return x[i]
+
+    def put(self, x: torch.Tensor, i: int, y: torch.Tensor) -> torch.Tensor:
+        """In place."""
+        x[i] = y
+        return x
+
+    def add_at(self, x: torch.Tensor, i: int, y: torch.Tensor) -> torch.Tensor:
+        """In place."""
+        x[i] += y
+        return x
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """In place."""
+        x += y
+        return x
+
+    def subtract(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """In place."""
+        x -= y
+        return x
+
+    def matmul(self, x: torch.Tensor, y: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        """Into ``out``."""
+        return torch.matmul(x, y, out=out)
 
     def optimizer(self, name: str, **options: float) -> TorchOptimizer:
         """Adam, AdamW or SGD."""

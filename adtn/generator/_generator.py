@@ -14,16 +14,16 @@ from autoray import do
 from .._backend import backend_of, check_device
 from .._errors import LayoutError, TopologyError
 from .._typing import Array, Shape
-from ._active import active_parameters, degrees_of_freedom
-from ._adjoint import forward_stage
-from ._function import BASE, BASE_SCALE, WeightFunction
-from ._initial import frozen_values, initial_values
-from ._layout import Layout
-from ._networks import Networks, as_networks, read_networks
-from ._program import Program, cached_program
-from ._seeded import SeededBase
-from ._segment import Segment
-from ._topology import Topology, Where
+from ..network._active import active_parameters, degrees_of_freedom
+from ..network._adjoint import forward_stage
+from ..network._function import BASE, BASE_SCALE, WeightFunction
+from ..network._initial import frozen_values, initial_values
+from ..network._layout import Layout
+from ..network._networks import Networks, as_networks, read_networks
+from ..network._program import Program, cached_program
+from ..network._seeded import SeededBase
+from ..network._segment import Segment
+from ..network._topology import Topology, Where
 
 if TYPE_CHECKING:
     import quimb.tensor as qtn

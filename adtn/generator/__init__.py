@@ -1,0 +1,3 @@
+"""The thing one holds: a topology on a layout with its numbers, and how it is run."""
+
+from ._generator import Generator as Generator

@@ -1,0 +1,180 @@
+r"""Forward and adjoint of a tiled program. Loops over tiles go through the backend.
+
+With a consumer that turns a tile of the weight into a loss and ``W̄[s]``, one pass is::
+
+    for s:  Z = steps(F[s]);  W = σ(Z);  loss, W̄ = consume(W, s);  F̄[s] += stepsᵀ(W̄ ⊙ σ'(Z))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from autoray import astype, do, get_dtype_name
+
+from .._backend import Backend
+from .._typing import Array, Params
+from ._adjoint import StageTape, backward_steps, forward_steps, forward_tape, pullback
+from ._tiles import Tiled
+
+
+class Workspace:
+    """Products of one tile, written where those of the tile before were: no page is touched for the first time."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._buffers: list[Array] = []
+        self._next = 0
+
+    def restart(self) -> None:
+        """A new tile."""
+        self._next = 0
+
+    def matmul(self, x: Array, y: Array) -> Array:
+        """A product, valid until the next tile."""
+        known = self._next < len(self._buffers)
+        out = self._backend.matmul(x, y, self._buffers[self._next] if known else None)
+        if not known and self._backend.reuses_buffers:
+            self._buffers.append(out)
+        self._next += 1
+        return out
+
+
+Consumer = Callable[[Array, Any, Any], "tuple[Any, Array | None]"]
+"""``(tile, number, carry) -> (carry, adjoint of the tile)``."""
+
+
+@dataclass(slots=True, eq=False)
+class Frontier:
+    """What is computed once, and what is needed on the way back.
+
+    Parameters
+    ----------
+    blocks : list of array
+        The operands of the tile network.
+    head : list of StageTape
+        Of the segments before the last.
+    state : array or None
+        What the last segment reads.
+    matrices : list of tuple of array
+        Of its steps.
+    """
+
+    blocks: list[Array]
+    head: list[StageTape]
+    state: Array | None
+    matrices: list[tuple[Array, Array]]
+
+
+def frontier(tiled: Tiled, arrays: Params) -> Frontier:
+    """Everything up to the operands of the tile network."""
+    state, head = forward_tape(tiled.head, arrays) if tiled.head.stages else (None, [])
+    last = tiled.last
+    slots: list[Any] = [None] * tiled.n_slots
+    operands = ([state] if last.has_state else []) + [arrays[core.param] for core in last.cores]
+    slots[: len(operands)] = operands
+    matrices = forward_steps(last.steps, slots, True)
+    return Frontier([op.view.read(slots[op.slot]) for op in tiled.operands], head, state, matrices)
+
+
+def walk(
+    tiled: Tiled, blocks: list[Array], backend: Backend, consume: Consumer, carry: Any, *, scale: float, adjoint: bool
+) -> tuple[Any, list[Array | None]]:
+    """Generate all tiles of ``scale * W`` and hand each to ``consume``.
+
+    Parameters
+    ----------
+    tiled : Tiled
+        The program.
+    blocks : list of array
+        From :func:`frontier`.
+    backend : Backend
+        Loops.
+    consume : callable
+        ``(tile, number, carry) -> (carry, adjoint of the tile)``. The tile is its own: it may overwrite it.
+    carry : any
+        What the consumer accumulates.
+    scale : float
+        Factor of the weight.
+    adjoint : bool
+        Whether adjoints are wanted.
+
+    Returns
+    -------
+    tuple of any and list of (array or None)
+        The last carry, and the adjoint of every block.
+    """
+    operands, sigma = tiled.operands, tiled.activation
+    blocks = list(blocks)
+    if tiled.linear_end and scale != 1.0:  # scale the smallest operand instead of every tile
+        least = min(range(len(operands)), key=lambda k: operands[k].entries)
+        blocks[least] = blocks[least] * scale
+    else:
+        least = -1
+
+    space = Workspace(backend)
+
+    def body(i: Any, state: Any) -> Any:
+        inner, bars = state
+        at = [op.block(i) if op.digits else None for op in operands]
+        slots: list[Any] = [x if b is None else backend.take(x, b) for x, b in zip(blocks, at, strict=True)]
+        slots += [None] * len(tiled.steps)
+        space.restart()
+        matrices = forward_steps(tiled.steps, slots, adjoint, space.matmul)
+        tile = z = do("reshape", slots[-1], tiled.shape)
+        if not tiled.linear_end:
+            tile = sigma.value(z) * scale
+        inner, wbar = consume(tile, i, inner)
+        if not adjoint:
+            return inner, bars
+        zbar = wbar if tiled.linear_end else wbar * sigma.derivative(z) * scale
+        found = backward_steps(tiled.steps, matrices, zbar, len(operands), matmul=space.matmul)
+        new: list[Any] = []
+        for op, b, bar, got in zip(operands, at, bars, found, strict=True):
+            if not op.need or got is None:
+                new.append(bar)
+                continue
+            got = _like(do("reshape", got, bar.shape if b is None else bar.shape[1:]), bar)
+            new.append(backend.add(bar, got) if b is None else backend.add_at(bar, b, got))
+        return inner, new
+
+    bars = [_zeros(x) if adjoint and op.need else None for op, x in zip(operands, blocks, strict=True)]
+    if tiled.tiles == 1:
+        carry, bars = body(0, (carry, bars))
+    else:
+        carry, bars = backend.loop(tiled.tiles, body, (carry, bars))
+    if adjoint and least >= 0 and bars[least] is not None:
+        bars[least] = bars[least] * scale
+    return carry, bars
+
+
+def frontier_pullback(tiled: Tiled, arrays: Params, tape: Frontier, bars: list[Array | None]) -> dict[str, Array]:
+    """Adjoints of all trained parameters from those of the blocks."""
+    last = tiled.last
+    slot_bars: list[Any] = [None] * tiled.n_slots
+    for op, bar, block in zip(tiled.operands, bars, tape.blocks, strict=True):
+        if bar is not None:
+            slot_bars[op.slot] = op.view.write(_like(bar, block))
+    backward_steps(last.steps, tape.matrices, None, 0, slot_bars)
+    grads: dict[str, Array] = {}
+    for core, bar in zip(last.cores, slot_bars[last.has_state :], strict=False):
+        if core.trainable and bar is not None:
+            bar = do("reshape", bar, arrays[core.param].shape)  # a leg may have been read as two
+            grads[core.param] = grads[core.param] + bar if core.param in grads else bar
+    if last.has_state and last.need_state and slot_bars[0] is not None:
+        xbar = do("reshape", slot_bars[0], tape.state.shape)  # type: ignore[union-attr]
+        for name, bar in pullback(tiled.head, tape.head, xbar).items():
+            grads[name] = grads[name] + bar if name in grads else bar
+    return grads
+
+
+def _zeros(x: Array) -> Array:
+    """Where adjoints are summed: half precisions sum in float32."""
+    zeros = do("zeros_like", x)
+    return astype(zeros, "float32") if get_dtype_name(x) in ("bfloat16", "float16") else zeros
+
+
+def _like(x: Array, other: Array) -> Array:
+    want = get_dtype_name(other)
+    return x if get_dtype_name(x) == want else astype(x, want)
