@@ -33,4 +33,8 @@ from .optim import Status as Status
 from .optim import Task as Task
 from .optim import decompose as decompose
 from .optim import fit as fit
+from .schedule import DeviceProfile as DeviceProfile
+from .schedule import Plan as Plan
+from .schedule import calibrate as calibrate
 from .schedule import devices as devices
+from .schedule import plan as plan

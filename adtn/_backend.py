@@ -126,8 +126,11 @@ class Backend(Protocol):
         """Every device, usable or not (then with a reason)."""
         ...
 
-    def asarray(self, x: np.ndarray, device: str, dtype: str | None) -> Array:
-        """A new array of this framework on ``device``; ``None`` keeps integers and booleans what they are."""
+    def asarray(self, x: np.ndarray, device: str, dtype: str | None, *, copy: bool = True) -> Array:
+        """An array of this framework on ``device``; ``None`` keeps integers and booleans what they are.
+
+        Without ``copy`` it may share memory with ``x``: for what nobody writes to.
+        """
         ...
 
     def to_numpy(self, x: Array) -> np.ndarray:

@@ -31,6 +31,10 @@ class FitError(ADTNError, ValueError):
     """A fit was asked for in a way that cannot work."""
 
 
+class ScheduleError(ADTNError, ValueError):
+    """A plan, mode, memory limit or device profile that cannot work."""
+
+
 def missing(package: str, extra: str, purpose: str) -> MissingDependencyError:
     """The error for an optional package that is not installed."""
     return MissingDependencyError(

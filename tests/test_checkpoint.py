@@ -30,8 +30,8 @@ PROGRAM = textwrap.dedent(
             import os, signal
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sol = adtn.fit(gen, target, device=device, optimizer=optimizer, steps=60, lr=0.02, clip=1.0, dtype=dtype,
-                   checkpoint=path, checkpoint_every=10, callbacks=[murder])
+    sol = adtn.fit(gen, target, device=device, optimizer=optimizer, steps=60, lr=0.02, dtype=dtype,
+                   clip=None if optimizer == "lbfgs" else 1.0, checkpoint=path, checkpoint_every=10, callbacks=[murder])
     np.savez(path + ".npz", history=sol.history, loss=sol.loss, steps=sol.steps, **dict(sol.generator.params))
     """
 )

@@ -79,8 +79,8 @@ class Tiled:
         How many.
     shape : tuple of int
         Of a tile's ``Z``: the legs that are not sliced, in the wanted order.
-    outputs : tuple of str
-        Sliced legs, then the legs of a tile.
+    legs : tuple of str
+        All legs of the weight in the order in which the tiles walk through them.
     """
 
     head: Program
@@ -89,7 +89,7 @@ class Tiled:
     steps: tuple[PairStep, ...]
     tiles: int
     shape: Shape
-    outputs: Inds
+    legs: Inds
 
     @property
     def activation(self) -> Activation:
@@ -147,7 +147,7 @@ def tile_program(
     sizes = sizes_of(segments)
     paths = tuple(p if p is not None else _default_path(s, sizes) for s, p in zip(segments, paths, strict=True))
     last, sliced = _cut(replace(segments[-1], outputs=order), sizes, tiles)
-    sizes, order = sizes | sizes_of([last]), last.outputs
+    legs, sizes, order = order, sizes | sizes_of([last]), last.outputs
     kept = tuple(i for i in order if i not in sliced)
     terms = ((last.inputs,) if last.inputs else ()) + tuple(core.inds for core in last.cores)
     nodes = contraction_nodes(terms, order, paths[-1])
@@ -188,7 +188,7 @@ def tile_program(
         last = replace(last, inputs=lies[0])
     shape = tuple(sizes[i] for i in order)
     stage = Stage(last, paths[-1], last.cores, once, None, bool(last.inputs), trained, shape)
-    return Tiled(head, stage, operands, steps, tiles, tuple(sizes[i] for i in kept), order)
+    return Tiled(head, stage, operands, steps, tiles, tuple(sizes[i] for i in kept), legs)
 
 
 def _divide(
@@ -280,7 +280,7 @@ def _split(segment: Segment, name: str, names: tuple[str, str], dims: tuple[int,
     return replace(segment, inputs=inds(segment.inputs), cores=tuple(cores), outputs=inds(segment.outputs))
 
 
-def leg_order(segments: tuple[Segment, ...], layout: Layout) -> Inds:
-    """The legs of the weight axis by axis, so that tiles are blocks of rows."""
+def row_order(segments: tuple[Segment, ...], layout: Layout) -> Inds:
+    """The legs of the weight axis by axis: tiles are blocks of rows."""
     positions = sorted(range(layout.ndim_legs), key=lambda p: layout.leg_axes[p])
     return tuple(segments[-1].outputs[p] for p in positions)

@@ -16,15 +16,18 @@ from .._backend import OPTIMIZERS, Backend, check_device
 from .._errors import FitError
 from .._typing import Array, Params
 from ..generator import Generator
+from ..network import BASE
+from ..schedule import TiledWeight, decide
 from ._checkpoint import Checkpoint, fingerprint, read_checkpoint, write_checkpoint
 from ._decompose import decompose
 from ._lbfgs import run_lbfgs
-from ._objective import Objective, Reconstruction, as_objective
+from ._objective import Objective, Reconstruction, TileObjective, ValueAndGrad, as_objective
 from ._progress import ProgressBar
 from ._schedules import Schedule, ScheduleName, make_schedule
 from ._solution import Solution, Status
 
 TASK = "task/"
+TARGET = "target"
 _KEEP_EVERY = 20  # steps between copies to fall back on when a task with batches diverges
 Callback = Callable[[int, float], "bool | None"]
 Name = Literal["adam", "adamw", "sgd", "lbfgs"]
@@ -52,6 +55,8 @@ class FitOptions:
     progress: bool | None = None
     checkpoint: str | os.PathLike[str] | None = None
     checkpoint_every: int = 100
+    mode: str | None = None
+    memory: str | int | None = None
 
     def __post_init__(self) -> None:
         known = (*OPTIMIZERS, "lbfgs")
@@ -65,6 +70,8 @@ class FitOptions:
             raise FitError(f"Got lr={self.lr}; expected a positive number.")
         if self.clip is not None and not self.clip > 0:
             raise FitError(f"Got clip={self.clip}; expected a positive norm, or None.")
+        if self.clip is not None and self.optimizer == "lbfgs":
+            raise FitError("Got clip with 'lbfgs', whose line search needs the gradient as it is; leave clip out.")
         if self.weight_decay and self.optimizer != "adamw":
             raise FitError(
                 f"Got weight_decay={self.weight_decay} with {self.optimizer!r}; only 'adamw' decays weights."
@@ -179,6 +186,8 @@ def fit(
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 100,
+    mode: Literal["materialise", "stream"] | None = None,
+    memory: str | int | None = None,
 ) -> Solution:
     """Train a generator's parameters.
 
@@ -202,7 +211,7 @@ def fit(
     schedule : {"constant", "cosine", "onecycle"} or callable
         See :func:`make_schedule`.
     clip : float, optional
-        Largest norm of the gradient over all parameters.
+        Largest norm of the gradient over all parameters; not for ``"lbfgs"``.
     momentum : float
         For ``"sgd"``.
     weight_decay : float
@@ -228,6 +237,10 @@ def fit(
         from there and ends with the numbers of an uninterrupted one.
     checkpoint_every : int
         Steps between checkpoints; ``"lbfgs"`` forgets its curvature there.
+    mode : {"materialise", "stream"}, optional
+        Whether the weight exists as a whole or passes by in tiles; the scheduler chooses when not given.
+    memory : str or int, optional
+        Largest extra memory in bytes, or such as ``"512MiB"``.
 
     Returns
     -------
@@ -237,6 +250,8 @@ def fit(
     ------
     FitError
         For options that cannot work.
+    ScheduleError
+        If the memory limit is too small; the message says the smallest that works.
     DeviceError, MissingDependencyError
         If the device or dtype is not available.
 
@@ -252,7 +267,7 @@ def fit(
     options = FitOptions(
         device, dtype or generator.dtype, optimizer, steps, lr, schedule, clip, momentum, weight_decay,
         dict(lr_factors or {}), seed, tolerance, patience, time_limit, tuple(callbacks), progress,
-        checkpoint, checkpoint_every,
+        checkpoint, checkpoint_every, mode, memory,
     )  # fmt: skip
     objective = as_objective(target)
     objective.check(generator.shape)
@@ -269,15 +284,7 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
     """:func:`fit` with its arguments checked and packed."""
     began = time.monotonic()
     backend, device = check_device(options.device, options.dtype)
-    numbers = {**generator.params, **generator.constants(), **objective.constants(), **objective.params}
-    mark = fingerprint(
-        generator.topology,
-        generator.layout,
-        generator.scale,
-        *options.mark(),
-        *numbers,
-        *map(np.asarray, numbers.values()),
-    )
+    mark = _mark(generator, objective, options) if options.checkpoint is not None else ""
     state = read_checkpoint(options.checkpoint, mark) if options.checkpoint is not None else None
     if state is None:
         params = {**generator.params, **{TASK + k: x for k, x in objective.params.items()}}
@@ -288,14 +295,14 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
         if options.checkpoint is not None:
             write_checkpoint(options.checkpoint, state, mark)
 
-    constants = {**generator.constants(), **objective.constants()}
+    task = _tiled_task(generator, objective, backend, options)
     run = Run(
         backend,
         device,
         objective,
         options,
-        backend.compile(_loss_and_grads(generator, objective.bind(backend), options)),
-        {k: backend.asarray(np.asarray(x), device, options.dtype) for k, x in constants.items()},
+        backend.compile(_loss_and_grads(task, backend, options)),
+        task.constants(backend, device, options.dtype),
         state,
         save,
         ProgressBar(options.progress, options.steps, state.step, f"fit {type(generator.topology).__name__}"),
@@ -317,21 +324,109 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
     )
 
 
-def _loss_and_grads(generator: Generator, value_and_grad: Any, options: FitOptions) -> Callable[..., Any]:
+def _mark(generator: Generator, objective: Objective, options: FitOptions) -> str:
+    """What a resumed fit must have in common with the interrupted one."""
+    numbers = {**generator.params, **generator.constants(), **objective.constants(), **objective.params}
+    return fingerprint(
+        generator.topology,
+        generator.layout,
+        generator.scale,
+        *options.mark(),
+        *numbers,
+        *map(np.asarray, numbers.values()),
+    )
+
+
+@dataclass(frozen=True)
+class _TiledTask:
+    """A generator and an objective, as a loss over the tiles of a plan.
+
+    Parameters
+    ----------
+    generator : Generator
+    objective : Objective
+    weight : TiledWeight
+        From the plan.
+    tiles : TileObjective or None
+        The loss as a sum over tiles, ``None`` for one that takes the weight as a whole.
+    whole : callable or None
+        That one.
+    """
+
+    generator: Generator
+    objective: Objective
+    weight: TiledWeight
+    tiles: TileObjective | None
+    whole: ValueAndGrad | None
+
+    def constants(self, backend: Backend, device: str, dtype: str) -> dict[str, Array]:
+        """Frozen numbers on the device; those of the weight's shape arranged in tiles, without a copy if possible."""
+        numbers = {**self.generator.constants(), **self.objective.constants()}
+        out: dict[str, Array] = {}
+        for name, x in numbers.items():
+            x = np.asarray(x)
+            if name == TARGET and self.tiles is not None:
+                x = self.weight.arrange(x if self.tiles.factor == 1.0 else x * self.tiles.factor)
+            elif name == BASE:
+                x = self.weight.arrange(x)
+            out[name] = backend.asarray(x, device, dtype, copy=False)
+        return out
+
+
+def _tiled_task(generator: Generator, objective: Objective, backend: Backend, options: FitOptions) -> _TiledTask:
+    tiles = objective.in_tiles(backend, options.master != options.dtype)
+    mode = options.mode
+    if tiles is None:
+        if mode not in (None, "materialise"):
+            raise FitError(f"Got mode={mode!r}; a task takes the weight as a whole. Use mode='materialise'.")
+        mode = "materialise"
+    plan = decide(
+        generator, "fit", device=options.device, dtype=options.dtype, mode=mode, memory=options.memory,
+        only_rows=tiles is None or tiles.whole_rows,
+    )  # fmt: skip
+    if plan.weight is None:
+        raise FitError(f"Got mode={mode!r}; a fit needs the weight: use 'materialise' or 'stream'.")
+    return _TiledTask(generator, objective, plan.weight, tiles, objective.bind(backend) if tiles is None else None)
+
+
+def _loss_and_grads(task: _TiledTask, backend: Backend, options: FitOptions) -> Callable[..., Any]:
     """Loss and all gradients as one function: the library's own adjoint around the objective's ``dL/dW``."""
-    function = generator.function
+    weight, tiles, whole = task.weight, task.tiles, task.whole
     dtype, master, clip = options.dtype, options.master, options.clip
+
+    def over_tiles(arrays: Params, constants: Params, tiles: TileObjective) -> tuple[Array, dict[str, Array]]:
+        consume = tiles.consume(constants[TARGET], constants)
+        zero = astype(do("zeros_like", do("reshape", constants[TARGET], (-1,))[0]), master)
+
+        def summed(tile: Array, i: Any, total: Any) -> tuple[Any, Array | None]:
+            part, wbar = consume(tile, i, astype(total, dtype) * 0.0 if master != dtype else total)
+            return (total + astype(part, master) if master != dtype else part), wbar
+
+        loss, grads = weight.run(backend, arrays, summed, zero, adjoint=True, factor=tiles.factor)
+        return loss * tiles.loss_factor, {k: g * tiles.slope_factor for k, g in grads.items()}
+
+    def at_once(
+        arrays: Params, params: Params, constants: Params, batch: tuple[Array, ...], whole: ValueAndGrad
+    ) -> tuple[Array, dict[str, Array]]:
+        own = {k.removeprefix(TASK): x for k, x in params.items() if k.startswith(TASK)}
+        rows = weight.weighting.layout.shape[0]
+
+        def consume(tile: Array, i: Any, carry: Any) -> tuple[Any, Array]:
+            loss, (wbar, *rest) = whole(tile[:rows] if weight.masked else tile, own, constants, batch)
+            return (loss, rest), weight.pad_rows(wbar)
+
+        (loss, rest), grads = weight.run(backend, arrays, consume, None, adjoint=True)
+        return loss, grads | ({TASK + k: g for k, g in rest[0].items()} if rest else {})
 
     def loss_and_grads(params: Params, constants: Params, batch: tuple[Array, ...]) -> tuple[Array, Params]:
         if master != dtype:
             params = {k: astype(x, dtype) for k, x in params.items()}
         arrays = {**constants, **params}
-        weight, tape = function.with_tape(arrays)
-        task = {k.removeprefix(TASK): x for k, x in params.items() if k.startswith(TASK)}
-        loss, (wbar, *rest) = value_and_grad(weight, task, constants, batch)
-        grads = dict(function.pullback(arrays, tape, wbar))
-        if rest:
-            grads |= {TASK + k: g for k, g in rest[0].items()}
+        if tiles is not None:
+            loss, grads = over_tiles(arrays, constants, tiles)
+        else:
+            assert whole is not None
+            loss, grads = at_once(arrays, params, constants, batch, whole)
         if master != dtype:
             grads = {k: astype(g, master) for k, g in grads.items()}
         return loss, _clipped(grads, clip)

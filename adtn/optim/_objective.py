@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from autoray import do
 from .._backend import Backend
 from .._errors import FitError
 from .._typing import Array, Params, Shape
+from ..schedule import Consumer, squared_distance
 
 ValueAndGrad = Callable[[Array, "Params | None", Params, tuple[Array, ...]], tuple[Array, tuple[Any, ...]]]
 
@@ -43,6 +46,35 @@ class Objective(ABC):
         """Whether the loss is the square of a relative error."""
         return False
 
+    def in_tiles(self, backend: Backend, half: bool) -> TileObjective | None:
+        """The loss as a sum over tiles of the weight; ``None`` when it needs the whole weight at once."""
+        return None
+
+
+@dataclass(frozen=True)
+class TileObjective:
+    """A loss that is a sum over tiles.
+
+    Parameters
+    ----------
+    whole_rows : bool
+        Whether a tile must be rows of the weight.
+    factor : float
+        The tiles that are asked for are of ``factor * W``, and the target is ``factor * target``.
+    loss_factor : float
+        What the sum is multiplied by in the end.
+    slope_factor : float
+        What ``adjoint`` must be multiplied by to be the derivative of the loss.
+    consume : callable
+        ``(arranged target, constants) -> consumer``, see :class:`adtn.schedule.TiledWeight`.
+    """
+
+    whole_rows: bool
+    factor: float
+    loss_factor: float
+    slope_factor: float
+    consume: Callable[[Array, Params], Consumer]
+
 
 class Reconstruction(Objective):
     r"""Relative squared error :math:`\lVert \hat W - W\rVert_F^2 / \lVert W\rVert_F^2`.
@@ -59,10 +91,11 @@ class Reconstruction(Objective):
     """
 
     def __init__(self, target: Any) -> None:
-        self.target = np.asarray(target, dtype=np.float64)
+        target = np.asarray(target)
+        # single and double precision stay as they are: a large weight is not copied
+        self.target = target if target.dtype in (np.float32, np.float64) else target.astype(np.float64)
         self.params = {}
-        _check_finite(self.target, "target")
-        norm = float(np.linalg.norm(self.target))
+        norm = _checked_norm(self.target, "target")
         if norm == 0.0:
             raise FitError("Got a target of zeros, for which no relative error exists; leave that layer out.")
         self._inverse_norm = 1.0 / norm
@@ -92,6 +125,15 @@ class Reconstruction(Objective):
         """It is."""
         return True
 
+    def in_tiles(self, backend: Backend, half: bool) -> TileObjective | None:
+        """Entry by entry, in any order."""
+        inverse = self._inverse_norm
+        # half precisions normalise before squaring, or sums of squares overflow
+        factor, rest = (inverse, 1.0) if half else (1.0, inverse * inverse)
+        return TileObjective(
+            False, factor, rest, 2.0 * rest, lambda target, constants: squared_distance(backend, target)
+        )
+
 
 class DataAwareReconstruction(Reconstruction):
     r"""Relative squared error of a layer's outputs.
@@ -113,11 +155,12 @@ class DataAwareReconstruction(Reconstruction):
 
     def __init__(self, target: Any, second_moment: Any) -> None:
         super().__init__(target)
+        self.target = np.asarray(self.target, dtype=np.float64)
         self.second_moment = np.asarray(second_moment, dtype=np.float64)
         n_in = self.target.size // self.target.shape[0]
         if self.second_moment.shape != (n_in, n_in):
             raise FitError(f"Got a second moment of shape {self.second_moment.shape}; expected {(n_in, n_in)}.")
-        _check_finite(self.second_moment, "second moment")
+        _checked_norm(self.second_moment, "second moment")
         if not np.allclose(
             self.second_moment, self.second_moment.T, rtol=1e-4, atol=1e-6 * np.abs(self.second_moment).max()
         ):
@@ -145,6 +188,23 @@ class DataAwareReconstruction(Reconstruction):
             return do("sum", weighted * residual), (grad,)
 
         return value_and_grad
+
+    def in_tiles(self, backend: Backend, half: bool) -> TileObjective | None:
+        """Row by row."""
+        inverse = self._inverse_norm
+
+        def consume(target: Array, constants: Params) -> Consumer:
+            moment = constants["second_moment"]
+
+            def on_tile(tile: Array, i: Any, total: Any) -> tuple[Any, Array]:
+                shape = tuple(tile.shape)
+                residual = do("reshape", backend.subtract(tile, backend.take(target, i)), (shape[0], -1))
+                weighted = do("matmul", residual, moment)
+                return total + do("sum", weighted * residual), do("reshape", weighted, shape)
+
+            return on_tile
+
+        return TileObjective(True, inverse, 1.0, 2.0, consume)
 
 
 class Task(Objective):
@@ -219,9 +279,16 @@ def as_objective(target: Any) -> Objective:
     return Reconstruction(target)
 
 
-def _check_finite(x: np.ndarray, what: str) -> None:
-    bad = x.size - int(np.isfinite(x).sum())
+def _checked_norm(x: np.ndarray, what: str) -> float:
+    """The Frobenius norm, in double precision and without copies of the whole array."""
+    total, bad = 0.0, 0
+    for part in np.array_split(x.reshape(-1), max(1, x.size >> 20)):
+        square = float(np.dot(part.astype(np.float64), part.astype(np.float64)))
+        if not math.isfinite(square):
+            bad += part.size - int(np.isfinite(part).sum())
+        total += square
     if bad:
         raise FitError(
             f"The {what} has {bad} entries that are NaN or infinite; expected none. Repair the weight first."
         )
+    return math.sqrt(total)

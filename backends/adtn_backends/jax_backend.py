@@ -49,13 +49,14 @@ class JaxBackend:
             found.append(DeviceInfo("jax:gpu:0", "GPU", usable=False, reason=reason))
         return found
 
-    def asarray(self, x: np.ndarray, device: str, dtype: str | None) -> jax.Array:
+    def asarray(self, x: np.ndarray, device: str, dtype: str | None, *, copy: bool = True) -> jax.Array:
         """A new array, committed to the device."""
         platform, _, index = device.partition(":")
         # labels come as int64, which JAX has in 64-bit mode only
         wanted = dtype or jax.dtypes.canonicalize_dtype(x.dtype)
         with _x64(dtype or ""):
-            return jax.device_put(jnp.asarray(np.array(x), dtype=wanted), jax.devices(platform)[int(index or 0)])
+            host = np.array(x) if copy else np.asarray(x)
+            return jax.device_put(jnp.asarray(host, dtype=wanted), jax.devices(platform)[int(index or 0)])
 
     def to_numpy(self, x: jax.Array) -> np.ndarray:
         """A copy on the host."""

@@ -139,18 +139,20 @@ def _dense_strides(shape: Shape) -> Shape:
     return tuple(math.prod(shape[a + 1 :]) for a in range(len(shape)))
 
 
-def _new(shape: Shape, like: NullArray, op: str, read: int, out: NullArray | None = None, **sizes: Any) -> NullArray:
+def _new(
+    shape: Shape, like: NullArray, kind: str, sizes: tuple[int, ...], read: int, out: NullArray | None = None
+) -> NullArray:
     """Result of an operation, noted; written into ``out`` when that is given."""
     made = out if out is not None else NullArray(shape, like.dtype, like.counter)
     fresh = made.nbytes if out is None else 0
-    like.counter.record(Op(op, like.dtype, read_bytes=read, written_bytes=made.nbytes, fresh_bytes=fresh, **sizes))
+    like.counter.record(Op(kind, like.dtype, sizes, read, made.nbytes, fresh))
     return made
 
 
 def _elementwise(name: str, *args: Any, out: NullArray | None = None, **_: Any) -> NullArray:
     arrays = [x for x in args if isinstance(x, NullArray)]
     shape = np.broadcast_shapes(*(x.shape for x in arrays))
-    return _new(shape, arrays[0], name, sum(x.nbytes for x in arrays), out, shape=(math.prod(shape),))
+    return _new(shape, arrays[0], name, (math.prod(shape),), sum(x.nbytes for x in arrays), out)
 
 
 def _matmul(x: NullArray, y: NullArray, out: NullArray | None = None) -> NullArray:
@@ -165,7 +167,7 @@ def _matmul(x: NullArray, y: NullArray, out: NullArray | None = None) -> NullArr
     else:
         sizes = (math.prod(lead), x.shape[-2], y.shape[-1], x.shape[-1])
     shape = () if one else (*lead, x.shape[-2], y.shape[-1])
-    return _new(shape, x, "matmul", x.nbytes + y.nbytes, out, shape=sizes)
+    return _new(shape, x, "matmul", sizes, x.nbytes + y.nbytes, out)
 
 
 def _transpose(x: NullArray, axes: tuple[int, ...]) -> NullArray:
@@ -182,7 +184,7 @@ def _reshape(x: NullArray, shape: Shape) -> NullArray:
     if strides is not None:
         return x.view(tuple(shape), strides)
     blocks = _coalesced(x.shape, x.strides)
-    copied = _new(x.shape, x, "permute", x.nbytes, shape=(x.size, blocks[-1][0], len(blocks), blocks[-1][1]))
+    copied = _new(x.shape, x, "permute", (x.size, blocks[-1][0], len(blocks), blocks[-1][1]), x.nbytes)
     return copied.view(tuple(shape), _dense_strides(tuple(shape)))
 
 
@@ -220,7 +222,7 @@ def _reshaped(shape: Shape, strides: Shape, new: Shape) -> Shape | None:
 
 def _sum(x: NullArray, axis: tuple[int, ...] | int | None = None) -> NullArray:
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-    return _new(tuple(n for a, n in enumerate(x.shape) if a not in axes), x, "sum", x.nbytes, shape=(x.size,))
+    return _new(tuple(n for a, n in enumerate(x.shape) if a not in axes), x, "sum", (x.size,), x.nbytes)
 
 
 def _broadcast_to(x: NullArray, shape: Shape) -> NullArray:
@@ -233,11 +235,11 @@ def _concatenate(arrays: tuple[NullArray, ...], axis: int) -> NullArray:
     shape = list(arrays[0].shape)
     shape[axis] = sum(x.shape[axis] for x in arrays)
     read = sum(x.nbytes for x in arrays)
-    return _new(tuple(shape), arrays[0], "arithmetic", read, shape=(math.prod(shape),))
+    return _new(tuple(shape), arrays[0], "arithmetic", (math.prod(shape),), read)
 
 
 def _zeros_like(x: NullArray) -> NullArray:
-    return _new(x.shape, x, "arithmetic", 0, shape=(x.size,))
+    return _new(x.shape, x, "arithmetic", (x.size,), 0)
 
 
 def _astype(x: NullArray, dtype: str) -> NullArray:
@@ -274,7 +276,7 @@ class NullBackend:
         """One device that holds anything."""
         return [DeviceInfo("null:cpu", "counts operations, computes nothing", None, tuple(_ITEMSIZE))]
 
-    def asarray(self, x: np.ndarray, device: str, dtype: str | None) -> NullArray:
+    def asarray(self, x: np.ndarray, device: str, dtype: str | None, *, copy: bool = True) -> NullArray:
         """The shape of ``x``, with a counter of its own backend."""
         return NullArray(np.shape(x), dtype or str(x.dtype), self.counter)
 

@@ -26,11 +26,11 @@ class NumpyBackend:
             DeviceInfo("numpy:cpu", f"NumPy {np.__version__}", host_memory_bytes(), ("float64", "float32", "float16"))
         ]
 
-    def asarray(self, x: np.ndarray, device: str, dtype: str | None) -> np.ndarray:
-        """A new array."""
+    def asarray(self, x: np.ndarray, device: str, dtype: str | None, *, copy: bool = True) -> np.ndarray:
+        """A new array, or a view without ``copy``."""
         if device != "cpu" or dtype == "bfloat16":
             raise DeviceError(f"Got device {device!r} and dtype {dtype!r}; NumPy has the CPU and no bfloat16.")
-        return np.array(x, dtype=dtype)
+        return np.array(x, dtype=dtype, copy=copy or None)
 
     def to_numpy(self, x: np.ndarray) -> np.ndarray:
         """A copy."""

@@ -72,13 +72,15 @@ class TorchBackend:
         mps = mps_devices(torch.backends.mps, torch.mps, platform.mac_ver()[0])
         return [cpu, *cuda_devices(torch.cuda), *mps]
 
-    def asarray(self, x: np.ndarray, device: str, dtype: str | None) -> torch.Tensor:
+    def asarray(self, x: np.ndarray, device: str, dtype: str | None, *, copy: bool = True) -> torch.Tensor:
         """A new tensor; the copy to the device happens in ``dtype``, as MPS takes no float64."""
         if device.startswith("mps") and dtype == "float64":
             raise DeviceError(
                 "Got dtype 'float64' on 'torch:mps', which has none. Pass dtype='float32', or use 'torch:cpu'."
             )
-        y = torch.tensor(np.asarray(x))
+        x = np.asarray(x)
+        # PyTorch warns about memory that NumPy protects, as if it would be written to
+        y = torch.tensor(x) if copy or not x.flags.writeable else torch.from_numpy(np.ascontiguousarray(x))
         return (y if dtype is None else y.to(_DTYPES[dtype])).to(device)
 
     def to_numpy(self, x: torch.Tensor) -> np.ndarray:

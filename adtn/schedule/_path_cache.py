@@ -1,0 +1,71 @@
+"""Contraction paths on disk, keyed by canonical graph, sizes, profile and version of the objective."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path as FilePath
+
+from .._atomic import write_atomic
+from .._typing import Inds
+from ..network import Path
+from ._calibrate import cache_dir
+
+
+class PathCache:
+    """Paths by key, in memory and in one small file each.
+
+    A file is written to a temporary name and renamed, so concurrent processes see whole files or none; one that
+    cannot be read counts as absent.
+
+    Parameters
+    ----------
+    folder : path, optional
+        ``paths`` in the cache directory when not given.
+    """
+
+    def __init__(self, folder: FilePath | None = None) -> None:
+        self._folder = folder
+        self._memory: dict[str, Path] = {}
+
+    def find(self, key: str, n_terms: int, search: Callable[[], Path]) -> Path:
+        """The path of a key; found by ``search`` when it is new."""
+        if key not in self._memory:
+            path = self._read(key, n_terms)
+            if path is None:
+                path = search()
+                self._write(key, path)
+            self._memory[key] = path
+        return self._memory[key]
+
+    def _file(self, key: str) -> FilePath:
+        return (self._folder or cache_dir() / "paths") / key[:2] / f"{key}.json"
+
+    def _read(self, key: str, n_terms: int) -> Path | None:
+        try:
+            path = tuple((int(i), int(j)) for i, j in json.loads(self._file(key).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+        left = n_terms
+        for i, j in path:
+            if not 0 <= i < j < left:
+                return None
+            left -= 1
+        return path if left == 1 else None
+
+    def _write(self, key: str, path: Path) -> None:
+        file = self._file(key)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, json.dumps(path).encode())
+        except OSError:
+            return  # a cache that cannot be written is slow, not wrong
+
+
+def path_key(terms: tuple[Inds, ...], output: Inds, sizes: dict[str, int], *context: object) -> str:
+    """A key that does not depend on the names of indices."""
+    number: dict[str, int] = {}
+    graph = [[number.setdefault(i, len(number)) for i in inds] for inds in (*terms, output)]
+    dims = [sizes[i] for i in number]
+    return hashlib.sha256(json.dumps([graph, dims, [str(c) for c in context]]).encode()).hexdigest()

@@ -1,0 +1,247 @@
+"""What the scheduler decides for one task on one device, with the alternatives it considered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .._backend import Backend
+from .._typing import Array, Params, Shape
+from ._execution import FactoredApply, StreamedApply, TiledWeight
+from ._profile import DeviceProfile
+
+MODES = ("materialise", "stream", "factored")
+TASKS = ("generate", "apply", "train", "fit")
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """One pairwise contraction of a plan.
+
+    Parameters
+    ----------
+    segment : int
+        In which segment.
+    times : int
+        How often it is done: once, or once per tile.
+    bmnk : tuple of int
+        Batch, rows, columns and inner dimension of the product.
+    result : tuple of int
+        Shape of the result.
+    flops, nbytes : int
+        Of one execution; bytes read and written.
+    permutes : int
+        How many of its three tensors are copied into another order.
+    seconds : float
+        Predicted, of one execution.
+    """
+
+    segment: int
+    times: int
+    bmnk: tuple[int, int, int, int]
+    result: Shape
+    flops: int
+    nbytes: int
+    permutes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One way to do the task.
+
+    Parameters
+    ----------
+    mode : {"materialise", "stream", "factored"}
+    by_rows : bool
+        Tiles are blocks of rows; otherwise blocks of legs in the order of the network.
+    tiles : int
+    tile_shape : tuple of int
+    seconds : float
+        Predicted for one call.
+    first_seconds : float
+        Predicted for what is done once and kept, such as generating a cached weight.
+    peak_bytes : int
+        Largest extra memory at any time.
+    lost : str
+        Why it was not chosen; empty for the chosen one.
+    """
+
+    mode: str
+    by_rows: bool
+    tiles: int
+    tile_shape: Shape
+    seconds: float
+    first_seconds: float
+    peak_bytes: int
+    lost: str = ""
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        if self.mode == "factored":
+            return "factored"
+        what = "rows" if self.by_rows else "legs"
+        return f"{self.mode}, {self.tiles} tile{'s' if self.tiles > 1 else ''} of {what}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a task is done on a device. It prints as a table.
+
+    Parameters
+    ----------
+    task : {"generate", "apply", "train", "fit"}
+    shape : tuple of int
+        Of the weight.
+    topology : str
+    device, dtype : str
+    batch : int or None
+        Rows of the input, for ``"apply"`` and ``"train"``.
+    memory_bytes : int or None
+        The limit, if there is one.
+    profile : DeviceProfile
+        What the predictions stand on.
+    chosen : Alternative
+    alternatives : tuple of Alternative
+        All that were considered, the chosen one first.
+    contractions : tuple of Contraction
+        Of the chosen one, forward.
+    notes : tuple of str
+        What a reader should know, such as why streaming is impossible.
+    weight : TiledWeight or None
+        What runs it, unless the mode is ``"factored"``.
+    applied : FactoredApply or StreamedApply or None
+        What runs a layer without its weight.
+    """
+
+    task: str
+    shape: Shape
+    topology: str
+    device: str
+    dtype: str
+    batch: int | None
+    memory_bytes: int | None
+    profile: DeviceProfile
+    chosen: Alternative
+    alternatives: tuple[Alternative, ...]
+    contractions: tuple[Contraction, ...]
+    notes: tuple[str, ...]
+    weight: TiledWeight | None = field(default=None, repr=False, compare=False)
+    applied: FactoredApply | StreamedApply | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def mode(self) -> str:
+        """How it is executed."""
+        return self.chosen.mode
+
+    @property
+    def tiles(self) -> int:
+        """Into how many tiles the weight is cut."""
+        return self.chosen.tiles
+
+    @property
+    def predicted_seconds(self) -> float:
+        """Of one call."""
+        return self.chosen.seconds
+
+    @property
+    def peak_bytes(self) -> int:
+        """Largest extra memory at any time."""
+        return self.chosen.peak_bytes
+
+    def function(self, backend: Backend) -> Callable[[Params, Array], Array]:
+        """``(arrays, x) -> y`` of a plan for ``"apply"`` or ``"train"``, differentiable where the framework is."""
+        from ._execution import MaterialisedApply
+
+        layer: Any = self.applied
+        if layer is None:
+            assert self.weight is not None
+            layer = MaterialisedApply(self.weight, backend)
+        return backend.with_vjp(layer, layer.vjp)
+
+    def __repr__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> list[str]:
+        size = "x".join(map(str, self.shape))
+        batch = f", batch {self.batch}" if self.batch is not None else ""
+        limit = f", memory limit {_bytes(self.memory_bytes)}" if self.memory_bytes is not None else ""
+        lines = [
+            f"{self.task} {size}{batch} by {self.topology}",
+            f"on {self.device}, {self.dtype}, profile {self.profile.name} ({self.profile.source}){limit}",
+            "",
+        ]
+        rows = [("segment", "times", "product b x m x n x k", "result", "Mflop", "MB", "permutes", "ms")]
+        for c in self.contractions:
+            rows.append(
+                (
+                    str(c.segment),
+                    str(c.times),
+                    " x ".join(map(str, c.bmnk)),
+                    "x".join(map(str, c.result)),
+                    f"{c.times * c.flops / 1e6:.3g}",
+                    f"{c.times * c.nbytes / 1e6:.3g}",
+                    str(c.permutes or ""),
+                    f"{c.times * c.seconds * 1e3:.3g}",
+                )
+            )
+        lines += _table(rows, left=(2, 3))
+        chosen = self.chosen
+        lines += [
+            "",
+            f"mode {chosen.label}" + (f", each {'x'.join(map(str, chosen.tile_shape))}" if chosen.tiles > 1 else ""),
+            f"predicted {chosen.seconds * 1e3:.3g} ms a call"
+            + (f" after {chosen.first_seconds * 1e3:.3g} ms once" if chosen.first_seconds else "")
+            + f", peak {_bytes(chosen.peak_bytes)} of extra memory",
+        ]
+        others = [("alternative", "ms", "once ms", "peak", "why not")]
+        for a in self.alternatives:
+            if a.lost:
+                first = f"{a.first_seconds * 1e3:.3g}" if a.first_seconds else ""
+                others.append((a.label, f"{a.seconds * 1e3:.3g}", first, _bytes(a.peak_bytes), a.lost))
+        if len(others) > 1:
+            lines += ["", *_table(others, left=(0, 4))]
+        return lines + [f"note: {note}" for note in self.notes]
+
+    def to_json(self) -> str:
+        """Everything but the arrays' programs, as text."""
+        content: dict[str, Any] = {
+            "task": self.task,
+            "shape": self.shape,
+            "topology": self.topology,
+            "device": self.device,
+            "dtype": self.dtype,
+            "batch": self.batch,
+            "memory_bytes": self.memory_bytes,
+            "profile": {"name": self.profile.name, "source": self.profile.source, "hardware": self.profile.hardware},
+            "mode": self.mode,
+            "tiles": self.tiles,
+            "predicted_seconds": self.predicted_seconds,
+            "peak_bytes": self.peak_bytes,
+            "contractions": [vars(c) for c in self.contractions],
+            "alternatives": [vars(a) for a in self.alternatives],
+            "notes": self.notes,
+        }
+        return json.dumps(content, indent=1)
+
+
+def _bytes(n: int | None) -> str:
+    if n is None:
+        return ""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n} B"
+
+
+def _table(rows: list[tuple[str, ...]], left: tuple[int, ...]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,437 @@
+"""The decision: candidates of every mode, run on null arrays, priced by the profile, the best one kept."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+from autoray import do
+
+from .._backend import Op, check_device, get_backend
+from .._errors import ScheduleError
+from .._typing import Shape
+from ..network import BASE, BASE_SCALE, Layout, Path, Segment, Stage, row_order, sizes_of, tile_counts, tile_program
+from ._calibrate import find_profile
+from ._execution import (
+    FactoredApply,
+    MaterialisedApply,
+    StreamedApply,
+    TiledWeight,
+    Weighting,
+    factored_program,
+    generate,
+    squared_distance,
+    with_input,
+)
+from ._plan import MODES, TASKS, Alternative, Contraction, Plan
+from ._profile import DeviceProfile, shipped_profiles
+from ._search import best_path, step_ops
+
+_TILE_ENTRIES = (1 << 16, 1 << 18, 1 << 20)
+_MARGIN = 0.95  # another mode than the cached weight must be predicted to be so much faster
+
+
+class Planned(Protocol):
+    """What a plan needs to know of a generator."""
+
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def topology(self) -> Any: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def base(self) -> Any: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def segments(self) -> tuple[Segment, ...]: ...
+
+
+def plan(
+    generator: Planned,
+    task: str = "apply",
+    *,
+    device: str = "numpy:cpu",
+    dtype: str | None = None,
+    batch: int | None = None,
+    memory: str | int | None = None,
+    mode: str | None = None,
+    profile: DeviceProfile | str | None = None,
+) -> Plan:
+    """Decide how a task is done on a device: contraction orders, execution mode, tiles.
+
+    Parameters
+    ----------
+    generator : Generator
+        Only its structure matters, not its numbers.
+    task : {"generate", "apply", "train", "fit"}
+        - ``"generate"``: the weight
+        - ``"apply"``: ``x @ W.T`` again and again with the same parameters
+        - ``"train"``: ``x @ W.T`` and its adjoint with parameters that change at every call
+        - ``"fit"``: loss and gradients of a reconstruction
+    device : str
+        Where. With ``profile`` it need not be there: the plan is made on the null backend.
+    dtype : str, optional
+        That of the generator when not given.
+    batch : int, optional
+        Rows of ``x``; 1 when not given.
+    memory : str or int, optional
+        Largest extra memory in bytes, or such as ``"512MiB"``.
+    mode : {"materialise", "stream", "factored"}, optional
+        Use this one.
+    profile : DeviceProfile or str, optional
+        A profile, the name of a shipped one (``"h200"``) or a file; that of the device when not given.
+
+    Returns
+    -------
+    Plan
+        Prints as a table.
+
+    Raises
+    ------
+    ScheduleError
+        If no alternative fits the memory (the message says the smallest limit that works) or the mode is impossible.
+    DeviceError, MissingDependencyError
+        If the device or dtype is not available.
+
+    References
+    ----------
+    Roofline: S. Williams, A. Waterman, D. Patterson (2009), doi:10.1145/1498765.1498785. Contraction trees:
+    J. Gray, S. Kourtis (2021), arXiv:2002.01935.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> gen = adtn.Generator((4096, 4096), adtn.TTN(bond=4), layout=adtn.Layout.of((4096, 4096), leg=8))
+    >>> adtn.plan(gen, "fit", profile="h200").mode in ("materialise", "stream")
+    True
+    """
+    return decide(generator, task, device=device, dtype=dtype, batch=batch, memory=memory, mode=mode, profile=profile)
+
+
+def decide(
+    generator: Planned,
+    task: str,
+    *,
+    device: str,
+    dtype: str | None = None,
+    batch: int | None = None,
+    memory: str | int | None = None,
+    mode: str | None = None,
+    profile: DeviceProfile | str | None = None,
+    only_rows: bool = False,
+) -> Plan:
+    """:func:`plan`, also for objectives that need whole rows of the weight."""
+    if task not in TASKS:
+        raise ScheduleError(f"Got task={task!r}; expected one of {', '.join(TASKS)}.")
+    if mode is not None and mode not in MODES:
+        raise ScheduleError(f"Got mode={mode!r}; expected one of {', '.join(MODES)}.")
+    if task in ("apply", "train") and len(generator.shape) != 2:
+        raise ScheduleError(f"Got a weight of shape {generator.shape}; task={task!r} needs (n_out, n_in).")
+    if batch is not None and batch < 1:
+        raise ScheduleError(f"Got batch={batch}; expected at least 1.")
+    dtype = dtype or generator.dtype
+    found = _profile(device, dtype, profile)
+    trains_base = generator.base is not None and not isinstance(generator.base, np.ndarray)
+    weighting = Weighting(generator.layout, generator.scale, generator.base is not None, trains_base)
+    key = _Key(
+        generator.segments, weighting, task, device, dtype, batch if task in ("apply", "train") else None,
+        parse_bytes(memory), mode, found, str(generator.topology), only_rows,
+    )  # fmt: skip
+    return _decide(key)
+
+
+def parse_bytes(memory: str | int | None) -> int | None:
+    """``"512MiB"`` as a number.
+
+    Raises
+    ------
+    ScheduleError
+        If it cannot be read.
+    """
+    if memory is None or isinstance(memory, int):
+        return memory
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(i?)B?\s*", memory, re.IGNORECASE)
+    if match is None:
+        raise ScheduleError(f"Got memory={memory!r}; expected bytes, or such as '512MiB' or '2GB'.")
+    power = " KMGT".index(match[2].upper() or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def _profile(device: str, dtype: str, profile: DeviceProfile | str | None) -> DeviceProfile:
+    if isinstance(profile, DeviceProfile):
+        return profile
+    if profile is None:
+        backend, where = check_device(device, dtype)
+        return find_profile(backend, where, dtype)
+    if profile in shipped_profiles():
+        return DeviceProfile.shipped(profile, dtype)
+    try:
+        return DeviceProfile.load(profile)
+    except OSError:
+        names = ", ".join(shipped_profiles())
+        raise ScheduleError(f"Got profile={profile!r}, which is no file; shipped are {names}.") from None
+
+
+@dataclass(frozen=True)
+class _Key:
+    """Everything a decision depends on."""
+
+    segments: tuple[Segment, ...]
+    weighting: Weighting
+    task: str
+    device: str
+    dtype: str
+    batch: int | None
+    memory: int | None
+    mode: str | None
+    profile: DeviceProfile
+    topology: str
+    only_rows: bool
+
+
+@lru_cache(maxsize=256)
+def _decide(key: _Key) -> Plan:
+    return _Planner(key).decide()
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    alternative: Alternative
+    weight: TiledWeight | None
+    applied: Any
+
+
+class _Planner:
+    """One decision under way."""
+
+    def __init__(self, key: _Key) -> None:
+        self.key = key
+        self.layout = key.weighting.layout
+        self.sizes = sizes_of(key.segments)
+        self.notes: list[str] = []
+        self.null: Any = get_backend("null")
+        inner = key.segments[:-1]
+        self.head: tuple[Path, ...] = tuple(best_path(s, self.sizes, key.profile) for s in inner)
+
+    def decide(self) -> Plan:
+        """Try everything, keep the best."""
+        key = self.key
+        tried = list(self.candidates())
+        fitting = [c for c in tried if key.memory is None or c.alternative.peak_bytes <= key.memory]
+        if not fitting:
+            least = min(c.alternative.peak_bytes for c in tried)
+            asked = f" in mode {key.mode!r}" if key.mode else ""
+            raise ScheduleError(
+                f"Got a memory limit of {key.memory} bytes; the smallest that works for this {key.task}{asked} is "
+                f"{least} bytes ({least / 2**20:.1f} MiB). Raise it, or use smaller bonds or dtypes."
+            )
+        best = self.best(fitting)
+        alternatives = [best.alternative]
+        for c in sorted(tried, key=lambda c: c.alternative.seconds):
+            if c is not best:
+                alternatives.append(replace(c.alternative, lost=self.reason(c.alternative, best.alternative)))
+        return Plan(
+            key.task, self.layout.shape, key.topology, key.device, key.dtype, key.batch, key.memory, key.profile,
+            best.alternative, tuple(alternatives), tuple(self.contractions(best)), tuple(self.notes), best.weight,
+            best.applied,
+        )  # fmt: skip
+
+    def best(self, fitting: list[_Candidate]) -> _Candidate:
+        """The fastest; a cached weight unless something else is clearly faster, and rows when they are as fast."""
+        best = min(fitting, key=lambda c: c.alternative.seconds)
+        if not best.alternative.by_rows:  # rows need no copy of the target in another order
+            rows = [c for c in fitting if c.alternative.by_rows]
+            near = min(rows, key=lambda c: c.alternative.seconds, default=best)
+            if near.alternative.seconds * _MARGIN <= best.alternative.seconds:
+                best = near
+        if self.key.task == "apply":
+            for c in fitting:
+                if c.alternative.mode == "materialise" and c.alternative.seconds * _MARGIN <= best.alternative.seconds:
+                    return c
+        return best
+
+    def reason(self, a: Alternative, best: Alternative) -> str:
+        """Why an alternative lost."""
+        if self.key.memory is not None and a.peak_bytes > self.key.memory:
+            return "does not fit the memory limit"
+        if a.seconds < best.seconds:
+            return "not clearly faster than a cached weight"
+        return f"{a.seconds / best.seconds:.2f}x the time"
+
+    def candidates(self) -> Iterable[_Candidate]:
+        """All that the task and the forced mode allow."""
+        key = self.key
+        linear_end = key.segments[-1].activation == "identity"
+        wanted = (key.mode,) if key.mode else MODES
+        if "factored" in wanted:
+            if key.task in ("apply", "train") and linear_end:
+                yield self.factored()
+            elif key.mode:
+                why = "there is an activation after the last segment" if not linear_end else "the task needs the weight"
+                raise ScheduleError(f"Got mode='factored', but {why}; use 'stream' or 'materialise'.")
+        orders = [(True, row_order(key.segments, self.layout))]
+        if key.task == "fit" and not key.only_rows and orders[0][1] != key.segments[-1].outputs:
+            orders.append((False, key.segments[-1].outputs))
+        fastest: dict[bool, float] = {}
+        for by_rows, order in orders:
+            path = best_path(replace(key.segments[-1], outputs=order), self.sizes, key.profile)
+            if "materialise" in wanted:
+                found = self.tiled(path, order, by_rows, 1)
+                fastest[by_rows] = found.alternative.seconds
+                yield found
+            slower = not by_rows and fastest.get(False, 0.0) > fastest.get(True, math.inf) * _MARGIN
+            if "stream" in wanted and key.task != "generate" and not slower:
+                for tiles in self.tilings(order):
+                    yield self.tiled(path, order, by_rows, tiles)
+        if key.mode == "stream" and key.task == "generate":
+            raise ScheduleError(
+                "Got mode='stream' for 'generate', whose result is the whole weight; use 'materialise'."
+            )
+        self.note_large_state()
+
+    def tilings(self, order: tuple[str, ...]) -> list[int]:
+        """How many tiles are worth trying: near the usual sizes, and with a limit also the smallest tiles."""
+        total = math.prod(self.sizes[i] for i in order)
+        rows = [i for i in order if i in set(self._row_legs())] if order != self.key.segments[-1].outputs else order
+        counts = [c for c in tile_counts(tuple(self.sizes[i] for i in rows)) if c > 1]
+        wanted = [total / entries for entries in _TILE_ENTRIES]
+        if self.key.memory is not None:
+            wanted += [total / (1 << p) for p in (14, 12, 22)]
+        near = {min(counts, key=lambda c: abs(math.log(c / w))) for w in wanted if w > 1.5 and counts}
+        if self.key.mode == "stream" and counts and not near:
+            near = {counts[0]}
+        return sorted(near)
+
+    def _row_legs(self) -> Iterable[str]:
+        return (n for n, (axis, _) in zip(self.key.segments[-1].outputs, self.layout.leg_axes, strict=True) if not axis)
+
+    def note_large_state(self) -> None:
+        """Say when the state before the last segment is as large as the weight: then no tiling saves memory."""
+        key = self.key
+        state = math.prod(self.sizes[i] for i in key.segments[-1].inputs)
+        if state * 4 >= math.prod(self.layout.padded_shape):
+            self.notes.append(
+                "streaming is not possible in the usual sense: the last segment reads a state of "
+                f"{state} entries, as large as the weight; its gates are fused into blocks instead"
+            )
+
+    def tiled(self, path: Path, order: tuple[str, ...], by_rows: bool, tiles: int) -> _Candidate:
+        """One tiling of the weight."""
+        key = self.key
+        program = tile_program(key.segments, (*self.head, path), order, tiles)
+        places = tuple(key.segments[-1].outputs.index(i) for i in order)
+        weight = TiledWeight(program, key.weighting, places, by_rows)
+        mode = "materialise" if tiles == 1 else "stream"
+        seconds, first, peak = self.trace(weight, mode)
+        a = Alternative(mode, by_rows, tiles, weight.tile_shape, seconds, first, peak)
+        applied = StreamedApply(weight, self.null) if mode == "stream" and key.task in ("apply", "train") else None
+        return _Candidate(a, weight, applied)
+
+    def factored(self) -> _Candidate:
+        """The layer without its weight."""
+        key = self.key
+        segments = with_input(key.segments, self.layout, key.batch or 1)
+        sizes = sizes_of(segments)
+        path = best_path(segments[-1], sizes, key.profile)
+        applied = FactoredApply(factored_program(segments, (*self.head, path)), key.weighting)
+        arrays, counter = self.arrays()
+        x = self.null.asarray(_shaped((key.batch or 1, self.layout.shape[1])), "cpu", key.dtype)
+        held = counter.live_bytes
+        counter.ops.clear()
+        counter.peak_bytes = held
+        y = applied(arrays, x)
+        if key.task == "train":
+            applied.vjp(arrays, x, y)
+        a = Alternative("factored", True, 1, (), self.seconds(counter), 0.0, counter.peak_bytes - held)
+        return _Candidate(a, None, applied)
+
+    def arrays(self) -> tuple[dict[str, Any], Any]:
+        """Null arrays for every core and the base."""
+        key = self.key
+        shapes = {core.param: _shaped(core.shape) for s in key.segments for core in s.cores}
+        if key.weighting.has_base:
+            shapes[BASE] = _shaped(self.layout.shape)
+            shapes[BASE_SCALE] = _shaped(())
+        return self.null.arrays_like(shapes, key.dtype)
+
+    def seconds(self, counter: Any) -> float:
+        """Predicted time of what was counted."""
+        return self.key.profile.total_s(counter.ops.items())
+
+    def trace(self, weight: TiledWeight, mode: str) -> tuple[float, float, int]:
+        """Seconds of a call, seconds of what is kept, peak bytes, by running the task on null arrays."""
+        key, null = self.key, self.null
+        arrays, counter = self.arrays()
+
+        def target(shape: Shape) -> Any:
+            return null.asarray(_shaped(shape), "cpu", key.dtype)
+
+        if key.task == "fit":
+            goal = target(self.layout.shape)
+            held = counter.live_bytes
+            arranged = weight.arrange(goal)
+            if weight.weighting.has_base:
+                arrays[BASE] = weight.arrange(arrays[BASE])
+            counter.ops.clear()
+            zero = do("zeros_like", do("sum", arranged))
+            weight.run(null, arrays, squared_distance(null, arranged), zero, adjoint=True)
+            return self.seconds(counter), 0.0, counter.peak_bytes - held
+        if key.task == "generate":
+            held = counter.live_bytes
+            w = generate(weight, null, arrays)
+            del w
+            return self.seconds(counter), 0.0, counter.peak_bytes - held
+        x = target((key.batch or 1, self.layout.shape[1]))
+        held = counter.live_bytes
+        counter.ops.clear()
+        first = 0.0
+        if mode == "stream":
+            layer: Any = StreamedApply(weight, null)
+        elif key.task == "apply":  # the weight is kept from the first call on
+            w = generate(weight, null, arrays)
+            first = self.seconds(counter)
+            counter.ops.clear()
+            y = do("matmul", x, do("transpose", w, (1, 0)))
+            del w, y
+            return self.seconds(counter), first, counter.peak_bytes - held
+        else:
+            layer = MaterialisedApply(weight, null)
+        y = layer(arrays, x)
+        if key.task == "train":
+            layer.vjp(arrays, x, y)
+        del y
+        return self.seconds(counter), first, counter.peak_bytes - held
+
+    def contractions(self, c: _Candidate) -> Iterable[Contraction]:
+        """The pairwise contractions of the chosen one, forward."""
+        if c.weight is None:
+            stages: tuple[Stage, ...] = c.applied.program.stages
+            tile_steps, tiles = (), 1
+        else:
+            tiled = c.weight.tiled
+            stages, tile_steps, tiles = (*tiled.head.stages, tiled.last), tiled.steps, tiled.tiles
+        last = len(stages) - 1
+        for t, times, step in [
+            *((t, 1, step) for t, stage in enumerate(stages) for step in stage.steps),
+            *((last, tiles, step) for step in tile_steps),
+        ]:
+            ops = list(step_ops(step, self.key.dtype))
+            product: Op = ops[-1]
+            yield Contraction(
+                t, times, step.bmnk, step.c.full, step.flops, product.moved_bytes, len(ops) - 1,
+                sum(map(self.key.profile.seconds, ops)),
+            )  # fmt: skip
+
+
+def _shaped(shape: Shape) -> np.ndarray:
+    """An array of any shape that takes no memory."""
+    return np.broadcast_to(np.float32(0), shape)

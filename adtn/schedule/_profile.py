@@ -1,0 +1,312 @@
+"""Device profiles: what operations cost on one device in one dtype, measured or from datasheets."""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from .._backend import Op
+from .._errors import ScheduleError
+
+FORMAT = 1
+Curve = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """What operations cost on one device in one dtype.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``"torch:cpu"`` or ``"h200"``.
+    dtype : str
+        For which it holds.
+    hardware : str
+        What it was measured on, or whose datasheet it is.
+    source : {"measured", "datasheet"}
+        Measured numbers are tables; datasheets give peaks, from which tables are made with assumed efficiencies.
+    gemm_sizes : tuple of int
+        Grid of m, n and k.
+    gemm_seconds : tuple of float
+        Seconds of a product ``(m, n, k)`` at each point of the grid, the last index running fastest; between points
+        logarithms are interpolated.
+    curves : dict of str to tuple of (float, float)
+        For ``"arithmetic"``, ``"in_place"``, ``"sum"``, ``"fresh"`` and every elementwise function: entries and
+        seconds; logarithms are interpolated. ``"fresh"`` is what touching new memory costs.
+    permute_seconds : tuple of five float
+        Per call, per entry, per run (of the result's last axis), per entry read at a stride, and per entry beyond the
+        last-level cache.
+    launch_s : float
+        Of one operation inside a program, in addition to the tables.
+    call_s : float
+        Of one call of a compiled program.
+    batch_s : float
+        Of one more product in a batch.
+    bandwidth_bytes_per_s : float
+        Of memory.
+    cache_bytes : int
+        Of the last-level cache.
+    memory_bytes : int or None
+        Of the device.
+    fuses : bool
+        Whether elementwise operations are fused and pass through memory once.
+    versions : dict of str to str
+        Framework, threads: what the measurement depends on.
+    fit_error : dict of str to float
+        Median of ``abs(log(predicted / measured))`` per group, on measurements that made no table.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> adtn.DeviceProfile.shipped("h200").source
+    'datasheet'
+    """
+
+    name: str
+    dtype: str
+    hardware: str
+    source: str
+    gemm_sizes: tuple[int, ...]
+    gemm_seconds: tuple[float, ...]
+    curves: dict[str, Curve]
+    permute_seconds: tuple[float, float, float, float, float]
+    launch_s: float
+    call_s: float
+    batch_s: float
+    bandwidth_bytes_per_s: float
+    cache_bytes: int
+    memory_bytes: int | None = None
+    fuses: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+    fit_error: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.gemm_seconds) != len(self.gemm_sizes) ** 3:
+            raise ScheduleError(
+                f"Got {len(self.gemm_seconds)} times of products; expected {len(self.gemm_sizes)}**3. Calibrate again."
+            )
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.dtype, self.hardware, self.gemm_seconds, self.permute_seconds, self.launch_s))
+
+    def __repr__(self) -> str:
+        peak = max(self.gemm_flop_per_s(n, n, n) for n in self.gemm_sizes)
+        errors = ", ".join(f"{k} {v:.2f}" for k, v in self.fit_error.items())
+        lines = [
+            f"{self.name} {self.dtype} ({self.source}): {self.hardware}",
+            f"  products      {peak / 1e9:.0f} GFLOP/s at best, "
+            f"{self.gemm_flop_per_s(4096, 64, 16) / 1e9:.1f} at 4096x64x16",
+            f"  memory        {self.bandwidth_bytes_per_s / 1e9:.1f} GB/s, "
+            f"last-level cache {self.cache_bytes >> 20} MiB",
+            f"  launch        {self.launch_s * 1e6:.2f} us, call {self.call_s * 1e6:.1f} us",
+        ]
+        if errors:
+            lines.append(f"  median |log(predicted/measured)|: {errors}")
+        if not self.fits:
+            lines.append("  this profile does not fit its measurements: calibrate again on an idle machine")
+        return "\n".join(lines)
+
+    @property
+    def fits(self) -> bool:
+        """Whether predictions are within a factor of 1.5 of the measurements in every group."""
+        return all(error <= math.log(1.5) for error in self.fit_error.values())
+
+    @cached_property
+    def _gemm_logs(self) -> tuple[float, ...]:
+        return tuple(math.log(s) for s in self.gemm_seconds)
+
+    @cached_property
+    def _axis(self) -> tuple[float, ...]:
+        return tuple(math.log(n) for n in self.gemm_sizes)
+
+    def gemm_s(self, m: int, n: int, k: int) -> float:
+        """Seconds of one product ``(m, k) @ (k, n)``."""
+        axis, logs, size = self._axis, self._gemm_logs, len(self._axis)
+        beyond = 0.0
+        corners: list[tuple[int, float]] = []
+        for d in (m, n, k):
+            x = math.log(max(d, 1))
+            if x > axis[-1]:  # beyond the grid: proportional
+                beyond += x - axis[-1]
+                x = axis[-1]
+            i = min(bisect_right(axis, x) - 1, size - 2)
+            corners.append((i, (x - axis[i]) / (axis[i + 1] - axis[i])))
+        total = 0.0
+        for bits in range(8):
+            weight, at = 1.0, 0
+            for d, (i, t) in enumerate(corners):
+                up = bits >> d & 1
+                weight *= t if up else 1.0 - t
+                at = at * size + i + up
+            if weight:
+                total += weight * logs[at]
+        return math.exp(total + beyond)
+
+    def gemm_flop_per_s(self, m: int, n: int, k: int) -> float:
+        """Rate of one product."""
+        return 2.0 * m * n * k / self.gemm_s(m, n, k)
+
+    def curve_s(self, kind: str, entries: int) -> float:
+        """Seconds of an elementwise operation."""
+        curve = self.curves.get(kind) or self.curves["tanh"]
+        if entries <= curve[0][0]:
+            return curve[0][1]
+        for (x0, y0), (x1, y1) in pairwise(curve):
+            if entries <= x1:
+                t = math.log(entries / x0) / math.log(x1 / x0)
+                return math.exp((1 - t) * math.log(y0) + t * math.log(y1))
+        return curve[-1][1] * entries / curve[-1][0]
+
+    def permute_s(self, entries: int, inner: int, axes: int, stride: int, nbytes: int) -> float:
+        """Seconds of a permuting copy."""
+        call, per_entry, per_run, per_strided, per_far = self.permute_seconds
+        if axes == 1 and stride == 1:
+            return call + entries * per_entry
+        far = 2 * nbytes > self.cache_bytes
+        return call + entries * (per_entry + per_run / inner + per_strided * (stride > 1) + per_far * far)
+
+    def seconds(self, op: Op) -> float:
+        """Seconds of one operation."""
+        entries = op.shape[0]
+        fresh = self.curve_s("fresh", op.fresh_bytes // 4) if op.fresh_bytes >= 1 << 16 else 0.0
+        if op.kind == "matmul":
+            batch, m, n, k = op.shape
+            one = self.gemm_s(m, n, k)
+            if batch > 1:
+                one = max(one, self.gemm_s(1, 1, 1)) + (batch - 1) * max(one - self.gemm_s(1, 1, 1), self.batch_s)
+            far = op.moved_bytes > self.cache_bytes
+            return self.launch_s + (max(one, op.moved_bytes / self.bandwidth_bytes_per_s) if far else one) + fresh
+        if op.kind == "permute":
+            return self.launch_s + self.permute_s(*op.shape, op.written_bytes) + fresh
+        kind = "in_place" if op.kind == "arithmetic" and not op.fresh_bytes else op.kind
+        return self.launch_s + self.curve_s(kind, entries)
+
+    def total_s(self, ops: Iterable[tuple[Op, int]]) -> float:
+        """Seconds of a program: its operations with how often each is done."""
+        return self.call_s + sum(self.seconds(op) * times for op, times in ops)
+
+    @property
+    def flops_per_entry(self) -> float:
+        """Multiply-adds that take as long as moving one entry: the factor of a roofline."""
+        itemsize = {"float64": 8, "float32": 4}.get(self.dtype, 2)
+        # the rate of products whose operands are thin, which is what trees are made of
+        rate = self.gemm_flop_per_s(4096, 64, 64) / 2.0
+        return rate * itemsize / self.bandwidth_bytes_per_s
+
+    def to_json(self) -> str:
+        """As text."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> DeviceProfile:
+        """The inverse of :meth:`to_json`.
+
+        Raises
+        ------
+        ScheduleError
+            If the text is not a profile of this format.
+        """
+        try:
+            content: dict[str, Any] = json.loads(text)
+            if content.pop("format") != FORMAT:
+                raise ValueError("another format")
+            content["curves"] = {k: tuple(tuple(p) for p in curve) for k, curve in content["curves"].items()}
+            for key in ("gemm_sizes", "gemm_seconds", "permute_seconds"):
+                content[key] = tuple(content[key])
+            return cls(**content)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ScheduleError(f"Got a profile that cannot be read ({error}); calibrate again.") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> DeviceProfile:
+        """Read a profile from a file."""
+        return cls.from_json(Path(path).read_text())
+
+    @classmethod
+    def shipped(cls, name: str, dtype: str = "float32") -> DeviceProfile:
+        """A profile made from a public datasheet.
+
+        Parameters
+        ----------
+        name : str
+            One of :func:`shipped_profiles`.
+        dtype : str
+            For which it is wanted.
+
+        Raises
+        ------
+        ScheduleError
+            For unknown names.
+        """
+        sheets = _datasheets()
+        if name not in sheets:
+            raise ScheduleError(f"Got profile {name!r}; shipped are {', '.join(sheets)}. A path to a file works too.")
+        return _from_datasheet(name, dtype, sheets[name])
+
+
+def shipped_profiles() -> tuple[str, ...]:
+    """Names of the profiles that come with the library."""
+    return tuple(_datasheets())
+
+
+def _datasheets() -> dict[str, dict[str, Any]]:
+    return json.loads((resources.files("adtn.schedule") / "datasheets.json").read_text())
+
+
+_SHEET_SIZES = (1, 4, 16, 64, 256, 1024, 4096)
+_SHEET_ENTRIES = (1 << 10, 1 << 14, 1 << 18, 1 << 22, 1 << 26)
+_FUNCTIONS = ("tanh", "exp", "erf", "sin", "cos", "log1p", "sqrt")
+
+
+def _from_datasheet(name: str, dtype: str, sheet: dict[str, Any]) -> DeviceProfile:
+    """Tables from peaks: a product is a roofline with half rate at the dimension where one tile per unit is filled."""
+    flops: dict[str, float] = sheet["flop_per_s"]
+    if dtype not in flops:
+        raise ScheduleError(f"Got dtype {dtype!r} for profile {name!r}, which has {', '.join(flops)}.")
+    peak = flops[dtype] * sheet["efficiency"]
+    bandwidth = sheet["bandwidth_bytes_per_s"] * sheet["efficiency"]
+    half, launch = sheet["half_rate_size"], sheet["launch_s"]
+    itemsize = {"float64": 8, "float32": 4}.get(dtype, 2)
+
+    def product(m: int, n: int, k: int) -> float:
+        rate = peak * math.prod(d / (d + half) for d in (m, n, k))
+        return launch + max(2.0 * m * n * k / rate, (m * n + m * k + k * n) * itemsize / bandwidth)
+
+    def curve(passes: float, work: float) -> Curve:
+        return tuple(
+            (float(n), launch + max(passes * n * itemsize / bandwidth, work * n / sheet["function_per_s"]))
+            for n in _SHEET_ENTRIES
+        )
+
+    entry = 2.0 * itemsize / bandwidth
+    return DeviceProfile(
+        name=name,
+        dtype=dtype,
+        hardware=sheet["hardware"],
+        source="datasheet",
+        gemm_sizes=_SHEET_SIZES,
+        gemm_seconds=tuple(product(m, n, k) for m in _SHEET_SIZES for n in _SHEET_SIZES for k in _SHEET_SIZES),
+        curves={
+            "arithmetic": curve(3.0, 0.05),
+            "in_place": curve(3.0, 0.05),
+            "sum": curve(1.0, 0.05),
+            "fresh": curve(0.0, 0.0),
+            **{f: curve(2.0, 1.0) for f in _FUNCTIONS},
+        },
+        permute_seconds=(launch, entry, entry * sheet["permute_run_entries"], entry, 0.0),
+        launch_s=0.0,
+        call_s=launch,
+        batch_s=sheet["batch_s"],
+        bandwidth_bytes_per_s=bandwidth,
+        cache_bytes=sheet["cache_bytes"],
+        memory_bytes=sheet["memory_bytes"],
+    )
