@@ -14,9 +14,10 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from autoray import do
 
 from ._errors import DeviceError, MissingDependencyError
-from ._typing import Array, Params
+from ._typing import Array, Params, Shape
 
 GROUP = "adtn.backends"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -49,6 +50,18 @@ class DeviceInfo:
     dtypes: tuple[str, ...] = ()
     usable: bool = True
     reason: str = ""
+
+
+class Workspace:
+    """Where results of products and permuting copies go; this one leaves it to the framework."""
+
+    def matmul(self, x: Array, y: Array) -> Array:
+        """``x @ y``."""
+        return do("matmul", x, y)
+
+    def packed(self, x: Array, shape: Shape) -> Array:
+        """``x`` reshaped; a copy when its entries do not lie in this order."""
+        return do("reshape", x, shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,17 +170,16 @@ class Backend(Protocol):
         """A context in which operations on arrays of ``dtype`` keep it (JAX's 64-bit mode)."""
         ...
 
-    def synchronize(self, device: str) -> None:
-        """Wait until everything that was asked of ``device`` is done."""
+    def synchronize(self, device: str, result: Any = None) -> None:
+        """Wait until everything that was asked of ``device`` is done, and ``result`` is there."""
         ...
 
     def with_vjp(self, fn: Callable[..., Array], vjp: Callable[..., Any]) -> Callable[..., Array]:
         """``fn(arrays, x)`` for which the framework uses ``vjp(arrays, x, cotangent) -> (d_arrays, d_x)``."""
         ...
 
-    @property
-    def reuses_buffers(self) -> bool:
-        """Whether the operations below work in place."""
+    def workspace(self, keep_bytes: int | None = None) -> Workspace:
+        """Memory for intermediates that is used again by whoever holds it; at most ``keep_bytes`` stay while unused."""
         ...
 
     def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
@@ -192,10 +204,6 @@ class Backend(Protocol):
 
     def subtract(self, x: Array, y: Array) -> Array:
         """``x -= y``."""
-        ...
-
-    def matmul(self, x: Array, y: Array, out: Array | None) -> Array:
-        """``x @ y``, into ``out`` where that is given."""
         ...
 
     def optimizer(self, name: str, **options: float) -> Optimizer:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from autoray import do
 
-from .._backend import backend_of, check_device
+from .._backend import Backend, backend_of, check_device
 from .._errors import LayoutError, TopologyError
 from .._typing import Array, Shape
 from ..network._active import active_parameters, degrees_of_freedom
@@ -24,6 +24,7 @@ from ..network._program import Program, cached_program
 from ..network._seeded import SeededBase
 from ..network._segment import Segment
 from ..network._topology import Topology, Where
+from ..schedule import decide
 
 if TYPE_CHECKING:
     import quimb.tensor as qtn
@@ -109,7 +110,8 @@ class Generator:
         frozen = frozen_values(program, given)
         self._frozen = _readonly(frozen, {c.param: c.shape for c in program.cores}, dtype)
         self._weight_cache: dict[tuple[str, str], Array] = {}
-        self._compiled: dict[str, Callable[[Mapping[str, Array]], Array]] = {}
+        self._compiled: dict[tuple[str, str], Callable[[Mapping[str, Array]], Array]] = {}
+        self._applied: dict[tuple[Any, ...], Callable[[Array], Array]] = {}
 
     @classmethod
     def from_networks(
@@ -279,6 +281,7 @@ class Generator:
         )
         new._params = _readonly(params, {name: x.shape for name, x in self._params.items()}, self._dtype)
         new._weight_cache = {}
+        new._applied = {}
         return new
 
     def constants(self) -> dict[str, np.ndarray]:
@@ -324,19 +327,32 @@ class Generator:
         """
         dtype = dtype or self._dtype
         backend, _ = check_device(device, dtype)
-        if backend.name not in self._compiled:
-            self._compiled[backend.name] = backend.compile(self.function)
-        return self._compiled[backend.name](self.arrays(device, dtype))
+        key = (device, dtype)
+        if key not in self._compiled:
+            self._compiled[key] = decide(self, "generate", device=device, dtype=dtype).generator(backend)
+        return self._compiled[key](self.arrays(device, dtype))
 
-    def apply(self, x: Array) -> Array:
-        """``y = x @ W.T`` on the framework, device and dtype of ``x``.
-
-        The weight is generated at the first call for a device and dtype and kept with this generator.
+    def apply(
+        self,
+        x: Array,
+        *,
+        mode: Literal["materialise", "stream", "factored"] | None = None,
+        memory: str | int | None = None,
+    ) -> Array:
+        """``y = x @ W.T`` on the framework, device and dtype of ``x``; differentiable in ``x`` where the framework is.
 
         Parameters
         ----------
         x : array
             Shape ``(..., n_in)``.
+        mode : {"materialise", "stream", "factored"}, optional
+            The scheduler chooses when not given.
+
+            - ``"materialise"``: the weight is generated at the first call and kept with this generator
+            - ``"stream"``: one block of rows of the weight after the other is generated and dropped
+            - ``"factored"``: ``x`` goes through the network; possible without an activation after its last segment
+        memory : str or int, optional
+            Largest extra memory in bytes, or such as ``"512MiB"``.
 
         Returns
         -------
@@ -347,17 +363,36 @@ class Generator:
         ------
         LayoutError
             If the weight is not a matrix or ``x`` does not fit.
+        ScheduleError
+            If the memory limit is too small, or the mode is not possible.
         """
         if len(self.shape) != 2:
             raise LayoutError(f"apply needs a weight (n_out, n_in); this one is {self.shape}. Use weight() instead.")
         if not len(x.shape) or x.shape[-1] != self.shape[1]:
             raise LayoutError(f"Got x of shape {tuple(x.shape)}; expected (..., {self.shape[1]}).")
         backend = backend_of(x)
-        key = (f"{backend.name}:{backend.device_of(x)}", backend.dtype_of(x))
-        if key not in self._weight_cache:
-            self._weight_cache[key] = self.weight(*key)
-        with backend.scope(key[1]):
-            return do("matmul", x, do("transpose", self._weight_cache[key], (1, 0)))
+        device, dtype = f"{backend.name}:{backend.device_of(x)}", backend.dtype_of(x)
+        batch = math.prod(x.shape[:-1])
+        # one decision for all batches up to the next power of two
+        key = (device, dtype, 1 << max(batch - 1, 0).bit_length(), mode, memory)
+        if key not in self._applied:
+            self._applied[key] = self._applier(backend, *key)
+        with backend.scope(dtype):
+            if len(x.shape) == 2:
+                return self._applied[key](x)
+            return do("reshape", self._applied[key](do("reshape", x, (batch, -1))), (*x.shape[:-1], self.shape[0]))
+
+    def _applier(
+        self, backend: Backend, device: str, dtype: str, batch: int, mode: str | None, memory: str | int | None
+    ) -> Callable[[Array], Array]:
+        """How ``apply`` is done for one device, dtype and size of batch."""
+        planned = decide(self, "apply", device=device, dtype=dtype, batch=batch, mode=mode, memory=memory)
+        if planned.mode != "materialise":
+            return partial(planned.function(backend), self.arrays(device, dtype))
+        if (device, dtype) not in self._weight_cache:
+            self._weight_cache[device, dtype] = self.weight(device, dtype)
+        weight = do("transpose", self._weight_cache[device, dtype], (1, 0))
+        return lambda x: do("matmul", x, weight)
 
     def networks(self) -> list[qtn.TensorNetwork]:
         """One quimb network per segment, named and tagged, ready for ``.draw()``.

@@ -17,8 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .._backend import Workspace
 from .._typing import Array, Params
-from ._pairwise import Matmul, PairStep, matmul
+from ._pairwise import PLAIN, PairStep
 from ._program import Program, Stage
 
 
@@ -30,7 +31,7 @@ class StageTape:
     z: Array | None
 
 
-def forward(program: Program, arrays: Params) -> Array:
+def forward(program: Program, arrays: Params, space: Workspace = PLAIN) -> Array:
     """The state ``X_T`` of a program.
 
     Parameters
@@ -39,6 +40,8 @@ def forward(program: Program, arrays: Params) -> Array:
         What to compute.
     arrays : mapping of str to array
         Numbers of every core, trained or frozen, by its ``param``, all on one device.
+    space : Workspace
+        Where intermediates go; what is returned may lie there, too.
 
     Returns
     -------
@@ -47,21 +50,21 @@ def forward(program: Program, arrays: Params) -> Array:
     """
     state: Any = None
     for stage in program.stages:
-        state, _ = forward_stage(stage, state, arrays, keep=False)
+        state, _ = forward_stage(stage, state, arrays, keep=False, space=space)
     return state
 
 
-def forward_tape(program: Program, arrays: Params) -> tuple[Array, list[StageTape]]:
+def forward_tape(program: Program, arrays: Params, space: Workspace = PLAIN) -> tuple[Array, list[StageTape]]:
     """:func:`forward`, and what :func:`pullback` needs."""
     state: Any = None
     tape: list[StageTape] = []
     for stage in program.stages:
-        state, record = forward_stage(stage, state, arrays, keep=True)
+        state, record = forward_stage(stage, state, arrays, keep=True, space=space)
         tape.append(record)
     return state, tape
 
 
-def pullback(program: Program, tape: list[StageTape], cotangent: Array) -> dict[str, Array]:
+def pullback(program: Program, tape: list[StageTape], cotangent: Array, space: Workspace = PLAIN) -> dict[str, Array]:
     """The adjoint of every trained parameter.
 
     Parameters
@@ -72,6 +75,8 @@ def pullback(program: Program, tape: list[StageTape], cotangent: Array) -> dict[
         From :func:`forward_tape`.
     cotangent : array
         ``X̄_T``, with the shape of the state.
+    space : Workspace
+        Where intermediates go.
 
     Returns
     -------
@@ -82,7 +87,7 @@ def pullback(program: Program, tape: list[StageTape], cotangent: Array) -> dict[
     xbar = cotangent
     for stage, record in zip(reversed(program.stages), reversed(tape), strict=True):
         zbar = xbar if record.z is None else xbar * stage.activation.derivative(record.z)
-        operands = _backward_stage(stage, record, zbar)
+        operands = _backward_stage(stage, record, zbar, space)
         for core, abar in zip(stage.cores, operands[stage.has_state :], strict=True):
             if core.trainable and abar is not None:
                 grads[core.param] = grads[core.param] + abar if core.param in grads else abar
@@ -99,7 +104,7 @@ def vjp(program: Program, arrays: Params, cotangent: Array) -> tuple[Array, dict
 
 
 def forward_stage(
-    stage: Stage, state: Array, arrays: Params, keep: bool, activate: bool = True
+    stage: Stage, state: Array, arrays: Params, keep: bool, activate: bool = True, space: Workspace = PLAIN
 ) -> tuple[Array, StageTape]:
     """``X_t`` from ``X_{t-1}``, or ``Z_t`` without activation; the record is empty unless ``keep``."""
     slots: list[Any] = [state] if stage.has_state else []
@@ -109,7 +114,7 @@ def forward_stage(
         z = stage.alone.read(slots[0])
     else:
         slots += [None] * len(stage.steps)
-        matrices = forward_steps(stage.steps, slots, keep)
+        matrices = forward_steps(stage.steps, slots, keep, space)
         z = slots[-1]
     if stage.segment.activation == "identity" or not activate:
         return z, StageTape(matrices, None)
@@ -117,12 +122,12 @@ def forward_stage(
 
 
 def forward_steps(
-    steps: tuple[PairStep, ...], slots: list[Any], keep: bool, matmul: Matmul = matmul
+    steps: tuple[PairStep, ...], slots: list[Any], keep: bool, space: Workspace = PLAIN
 ) -> list[tuple[Array, Array]]:
     """Execute steps on a workspace; returns the operands as matrices when ``keep``."""
     matrices: list[tuple[Array, Array]] = []
     for step in steps:
-        slots[step.out], am, bm = step.forward(slots[step.left], slots[step.right], matmul)
+        slots[step.out], am, bm = step.forward(slots[step.left], slots[step.right], space)
         slots[step.left] = slots[step.right] = None  # every slot is read once: free it
         if keep:
             matrices.append((am, bm))
@@ -135,7 +140,7 @@ def backward_steps(
     cbar: Array | None,
     n_operands: int,
     bars: list[Any] | None = None,
-    matmul: Matmul = matmul,
+    space: Workspace = PLAIN,
 ) -> list[Array | None]:
     """Adjoints of the operands by one reverse sweep; ``bars``, by slot, may be given instead of the last one."""
     if bars is None:
@@ -144,12 +149,12 @@ def backward_steps(
     for step, (am, bm) in zip(reversed(steps), reversed(matrices), strict=True):
         bar, bars[step.out] = bars[step.out], None
         if bar is not None and (step.need_a or step.need_b):
-            bars[step.left], bars[step.right] = step.backward(bar, am, bm, matmul)
+            bars[step.left], bars[step.right] = step.backward(bar, am, bm, space)
     return bars[:n_operands]
 
 
-def _backward_stage(stage: Stage, record: StageTape, zbar: Array) -> list[Array | None]:
+def _backward_stage(stage: Stage, record: StageTape, zbar: Array, space: Workspace) -> list[Array | None]:
     """Adjoints of all operands of a stage."""
     if stage.alone is not None:
         return [stage.alone.write(zbar)]
-    return backward_steps(stage.steps, record.matrices, zbar, len(stage.cores) + stage.has_state)
+    return backward_steps(stage.steps, record.matrices, zbar, len(stage.cores) + stage.has_state, space=space)

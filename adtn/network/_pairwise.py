@@ -11,20 +11,15 @@ so the two adjoints cost as much as the contraction each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from autoray import do
 
+from .._backend import Workspace
 from .._typing import Array, Inds, Shape
 from ._tree_order import Node
 
-Matmul = Callable[[Array, Array], Array]
-
-
-def matmul(x: Array, y: Array) -> Array:
-    """The matrix product of any framework."""
-    return do("matmul", x, y)
+PLAIN = Workspace()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,33 +84,38 @@ class MatrixView:
         """Whether reading copies: an order that no reshape gives."""
         return self.inverse != tuple(range(len(self.inverse)))
 
+    def copied(self, *, written: bool) -> tuple[int, int, int, int]:
+        """Of the permuting copy: entries, length of the last axis, number of axes, stride at which that is read."""
+        shape, axes = (self.permuted, self.inverse) if written else (self.merged, self.perm)
+        return math.prod(shape), shape[axes[-1]], len(shape), math.prod(shape[axes[-1] + 1 :])
+
     @property
     def matrix(self) -> Shape:
         """Shape of what :meth:`read` returns."""
         return (*self.stored[:-2], self.stored[-1], self.stored[-2]) if self.swapped else self.stored
 
-    def read(self, x: Array) -> Array:
+    def read(self, x: Array, space: Workspace = PLAIN) -> Array:
         """The tensor as matrices."""
         if self.sums:
             x = do("sum", do("reshape", x, self.full), axis=self.sums)
         if self.moves:
             x = do("transpose", do("reshape", x, self.merged), self.perm)
-        x = do("reshape", x, self.stored)
+        x = space.packed(x, self.stored)
         return swap(x) if self.swapped else x
 
     def write(self, matrix: Array) -> Array:
         """The adjoint of :meth:`read`: matrices back to a tensor; summed indices get copies."""
-        return self._restore(swap(matrix) if self.swapped else matrix)
+        return self._restore(swap(matrix) if self.swapped else matrix, PLAIN)
 
-    def write_product(self, x: Array, y: Array, matmul: Matmul) -> Array:
+    def write_product(self, x: Array, y: Array, space: Workspace) -> Array:
         """``write(x @ y)``, the product computed in the order in which it is stored."""
-        return self._restore(matmul(swap(y), swap(x)) if self.swapped else matmul(x, y))
+        return self._restore(space.matmul(swap(y), swap(x)) if self.swapped else space.matmul(x, y), space)
 
-    def _restore(self, stored: Array) -> Array:
+    def _restore(self, stored: Array, space: Workspace) -> Array:
         if self.moves:
             stored = do("transpose", do("reshape", stored, self.permuted), self.inverse)
         if not self.sums:
-            return do("reshape", stored, self.full)
+            return space.packed(stored, self.full)
         thin = tuple(1 if axis in self.sums else d for axis, d in enumerate(self.full))
         return do("broadcast_to", do("reshape", stored, thin), self.full)
 
@@ -162,16 +162,16 @@ class PairStep:
         """Multiply-adds, counted as two operations."""
         return 2 * math.prod(self.bmnk)
 
-    def forward(self, x: Array, y: Array, matmul: Matmul) -> tuple[Array, Array, Array]:
+    def forward(self, x: Array, y: Array, space: Workspace) -> tuple[Array, Array, Array]:
         """The result, and both operands as matrices for the way back."""
-        am, bm = self.a.read(x), self.b.read(y)
-        return self.c.write_product(am, bm, matmul), am, bm
+        am, bm = self.a.read(x, space), self.b.read(y, space)
+        return self.c.write_product(am, bm, space), am, bm
 
-    def backward(self, cbar: Array, am: Array, bm: Array, matmul: Matmul) -> tuple[Array | None, Array | None]:
+    def backward(self, cbar: Array, am: Array, bm: Array, space: Workspace) -> tuple[Array | None, Array | None]:
         """Adjoints of the operands that need one."""
-        cm = self.c.read(cbar)
-        abar = self.a.write_product(cm, swap(bm), matmul) if self.need_a else None
-        bbar = self.b.write_product(swap(am), cm, matmul) if self.need_b else None
+        cm = self.c.read(cbar, space)
+        abar = self.a.write_product(cm, swap(bm), space) if self.need_a else None
+        bbar = self.b.write_product(swap(am), cm, space) if self.need_b else None
         return abar, bbar
 
 

@@ -13,33 +13,10 @@ from typing import Any
 
 from autoray import astype, do, get_dtype_name
 
-from .._backend import Backend
+from .._backend import Backend, Workspace
 from .._typing import Array, Params
 from ._adjoint import StageTape, backward_steps, forward_steps, forward_tape, pullback
 from ._tiles import Tiled
-
-
-class Workspace:
-    """Products of one tile, written where those of the tile before were: no page is touched for the first time."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._buffers: list[Array] = []
-        self._next = 0
-
-    def restart(self) -> None:
-        """A new tile."""
-        self._next = 0
-
-    def matmul(self, x: Array, y: Array) -> Array:
-        """A product, valid until the next tile."""
-        known = self._next < len(self._buffers)
-        out = self._backend.matmul(x, y, self._buffers[self._next] if known else None)
-        if not known and self._backend.reuses_buffers:
-            self._buffers.append(out)
-        self._next += 1
-        return out
-
 
 Consumer = Callable[[Array, Any, Any], "tuple[Any, Array | None]"]
 """``(tile, number, carry) -> (carry, adjoint of the tile)``."""
@@ -67,19 +44,27 @@ class Frontier:
     matrices: list[tuple[Array, Array]]
 
 
-def frontier(tiled: Tiled, arrays: Params) -> Frontier:
+def frontier(tiled: Tiled, arrays: Params, space: Workspace) -> Frontier:
     """Everything up to the operands of the tile network."""
-    state, head = forward_tape(tiled.head, arrays) if tiled.head.stages else (None, [])
+    state, head = forward_tape(tiled.head, arrays, space) if tiled.head.stages else (None, [])
     last = tiled.last
     slots: list[Any] = [None] * tiled.n_slots
     operands = ([state] if last.has_state else []) + [arrays[core.param] for core in last.cores]
     slots[: len(operands)] = operands
-    matrices = forward_steps(last.steps, slots, True)
-    return Frontier([op.view.read(slots[op.slot]) for op in tiled.operands], head, state, matrices)
+    matrices = forward_steps(last.steps, slots, True, space)
+    return Frontier([op.view.read(slots[op.slot], space) for op in tiled.operands], head, state, matrices)
 
 
 def walk(
-    tiled: Tiled, blocks: list[Array], backend: Backend, consume: Consumer, carry: Any, *, scale: float, adjoint: bool
+    tiled: Tiled,
+    blocks: list[Array],
+    backend: Backend,
+    space: Workspace,
+    consume: Consumer,
+    carry: Any,
+    *,
+    scale: float,
+    adjoint: bool,
 ) -> tuple[Any, list[Array | None]]:
     """Generate all tiles of ``scale * W`` and hand each to ``consume``.
 
@@ -91,6 +76,8 @@ def walk(
         From :func:`frontier`.
     backend : Backend
         Loops.
+    space : Workspace
+        Where intermediates go.
     consume : callable
         ``(tile, number, carry) -> (carry, adjoint of the tile)``. The tile is its own: it may overwrite it.
     carry : any
@@ -113,15 +100,12 @@ def walk(
     else:
         least = -1
 
-    space = Workspace(backend)
-
     def body(i: Any, state: Any) -> Any:
         inner, bars = state
         at = [op.block(i) if op.digits else None for op in operands]
         slots: list[Any] = [x if b is None else backend.take(x, b) for x, b in zip(blocks, at, strict=True)]
         slots += [None] * len(tiled.steps)
-        space.restart()
-        matrices = forward_steps(tiled.steps, slots, adjoint, space.matmul)
+        matrices = forward_steps(tiled.steps, slots, adjoint, space)
         tile = z = do("reshape", slots[-1], tiled.shape)
         if not tiled.linear_end:
             tile = sigma.value(z) * scale
@@ -129,7 +113,7 @@ def walk(
         if not adjoint:
             return inner, bars
         zbar = wbar if tiled.linear_end else wbar * sigma.derivative(z) * scale
-        found = backward_steps(tiled.steps, matrices, zbar, len(operands), matmul=space.matmul)
+        found = backward_steps(tiled.steps, matrices, zbar, len(operands), space=space)
         new: list[Any] = []
         for op, b, bar, got in zip(operands, at, bars, found, strict=True):
             if not op.need or got is None:
@@ -149,14 +133,16 @@ def walk(
     return carry, bars
 
 
-def frontier_pullback(tiled: Tiled, arrays: Params, tape: Frontier, bars: list[Array | None]) -> dict[str, Array]:
+def frontier_pullback(
+    tiled: Tiled, arrays: Params, tape: Frontier, bars: list[Array | None], space: Workspace
+) -> dict[str, Array]:
     """Adjoints of all trained parameters from those of the blocks."""
     last = tiled.last
     slot_bars: list[Any] = [None] * tiled.n_slots
     for op, bar, block in zip(tiled.operands, bars, tape.blocks, strict=True):
         if bar is not None:
             slot_bars[op.slot] = op.view.write(_like(bar, block))
-    backward_steps(last.steps, tape.matrices, None, 0, slot_bars)
+    backward_steps(last.steps, tape.matrices, None, 0, slot_bars, space)
     grads: dict[str, Array] = {}
     for core, bar in zip(last.cores, slot_bars[last.has_state :], strict=False):
         if core.trainable and bar is not None:
@@ -164,7 +150,7 @@ def frontier_pullback(tiled: Tiled, arrays: Params, tape: Frontier, bars: list[A
             grads[core.param] = grads[core.param] + bar if core.param in grads else bar
     if last.has_state and last.need_state and slot_bars[0] is not None:
         xbar = do("reshape", slot_bars[0], tape.state.shape)  # type: ignore[union-attr]
-        for name, bar in pullback(tiled.head, tape.head, xbar).items():
+        for name, bar in pullback(tiled.head, tape.head, xbar, space).items():
             grads[name] = grads[name] + bar if name in grads else bar
     return grads
 

@@ -295,14 +295,14 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
         if options.checkpoint is not None:
             write_checkpoint(options.checkpoint, state, mark)
 
-    task = _tiled_task(generator, objective, backend, options)
+    step, constants = _compiled(generator, objective, backend, device, options)
     run = Run(
         backend,
         device,
         objective,
         options,
-        backend.compile(_loss_and_grads(task, backend, options)),
-        task.constants(backend, device, options.dtype),
+        step,
+        constants,
         state,
         save,
         ProgressBar(options.progress, options.steps, state.step, f"fit {type(generator.topology).__name__}"),
@@ -322,6 +322,23 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
         {k.removeprefix(TASK): x for k, x in best.items() if k.startswith(TASK)},
         objective.is_relative_square,
     )
+
+
+def fit_step(
+    generator: Generator, objective: Objective, options: FitOptions
+) -> tuple[Callable[..., tuple[Array, Params]], dict[str, Array], dict[str, Array]]:
+    """One evaluation of loss and gradients as :func:`fit` does it: the function, parameters and constants."""
+    backend, device = check_device(options.device, options.dtype)
+    step, constants = _compiled(generator, objective, backend, device, options)
+    params = {k: backend.asarray(x, device, options.master) for k, x in generator.params.items()}
+    return step, params, constants
+
+
+def _compiled(
+    generator: Generator, objective: Objective, backend: Backend, device: str, options: FitOptions
+) -> tuple[Callable[..., tuple[Array, Params]], dict[str, Array]]:
+    task = _tiled_task(generator, objective, backend, options)
+    return backend.compile(_loss_and_grads(task, backend, options)), task.constants(backend, device, options.dtype)
 
 
 def _mark(generator: Generator, objective: Objective, options: FitOptions) -> str:
@@ -393,6 +410,7 @@ def _loss_and_grads(task: _TiledTask, backend: Backend, options: FitOptions) -> 
     """Loss and all gradients as one function: the library's own adjoint around the objective's ``dL/dW``."""
     weight, tiles, whole = task.weight, task.tiles, task.whole
     dtype, master, clip = options.dtype, options.master, options.clip
+    space = backend.workspace()
 
     def over_tiles(arrays: Params, constants: Params, tiles: TileObjective) -> tuple[Array, dict[str, Array]]:
         consume = tiles.consume(constants[TARGET], constants)
@@ -402,7 +420,7 @@ def _loss_and_grads(task: _TiledTask, backend: Backend, options: FitOptions) -> 
             part, wbar = consume(tile, i, astype(total, dtype) * 0.0 if master != dtype else total)
             return (total + astype(part, master) if master != dtype else part), wbar
 
-        loss, grads = weight.run(backend, arrays, summed, zero, adjoint=True, factor=tiles.factor)
+        loss, grads = weight.run(backend, arrays, summed, zero, adjoint=True, factor=tiles.factor, space=space)
         return loss * tiles.loss_factor, {k: g * tiles.slope_factor for k, g in grads.items()}
 
     def at_once(
@@ -415,7 +433,7 @@ def _loss_and_grads(task: _TiledTask, backend: Backend, options: FitOptions) -> 
             loss, (wbar, *rest) = whole(tile[:rows] if weight.masked else tile, own, constants, batch)
             return (loss, rest), weight.pad_rows(wbar)
 
-        (loss, rest), grads = weight.run(backend, arrays, consume, None, adjoint=True)
+        (loss, rest), grads = weight.run(backend, arrays, consume, None, adjoint=True, space=space)
         return loss, grads | ({TASK + k: g for k, g in rest[0].items()} if rest else {})
 
     def loss_and_grads(params: Params, constants: Params, batch: tuple[Array, ...]) -> tuple[Array, Params]:

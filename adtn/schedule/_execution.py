@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from autoray import do
 
-from .._backend import Backend
+from .._backend import Backend, Workspace
 from .._typing import Array, Params, Shape
 from ..network import (
     BASE,
@@ -31,6 +32,7 @@ from ..network import (
 
 INPUT = "x/input"
 _BATCH = "x/batch"
+KEPT_BYTES = 32 << 20  # what a function that makes weights keeps between calls
 
 Consumer = Callable[[Array, Any, Any], "tuple[Any, Array | None]"]
 
@@ -111,7 +113,15 @@ class TiledWeight:
         return do("reshape", column, (self.tiled.tiles, self.rows, *(1 for _ in layout.shape[1:])))
 
     def run(
-        self, backend: Backend, arrays: Params, consume: Consumer, carry: Any, *, adjoint: bool, factor: float = 1.0
+        self,
+        backend: Backend,
+        arrays: Params,
+        consume: Consumer,
+        carry: Any,
+        *,
+        adjoint: bool,
+        factor: float = 1.0,
+        space: Workspace | None = None,
     ) -> tuple[Any, dict[str, Array]]:
         """Generate ``factor * W`` and hand every tile to ``consume``.
 
@@ -129,13 +139,16 @@ class TiledWeight:
             Whether adjoints of the parameters are wanted.
         factor : float
             Of the weight that the consumer gets.
+        space : Workspace, optional
+            Where intermediates go; one for this call when not given.
 
         Returns
         -------
         tuple of any and dict of str to array
             The last carry, and the adjoints of the trained parameters.
         """
-        tape = frontier(self.tiled, arrays)
+        space = space if space is not None else backend.workspace()
+        tape = frontier(self.tiled, arrays, space)
         weighting = self.weighting
         base, masks = arrays.get(BASE), self.mask(tape.blocks[0]) if self.masked else None
         trains_base = weighting.trains_base_scale and adjoint
@@ -161,13 +174,13 @@ class TiledWeight:
             return (inner, slope), self._uncrop(wbar)
 
         state, bars = walk(
-            self.tiled, tape.blocks, backend, on_tile, (carry, start),
+            self.tiled, tape.blocks, backend, space, on_tile, (carry, start),
             scale=weighting.scale * factor, adjoint=adjoint,
         )  # fmt: skip
         inner, slope = state
         if not adjoint:
             return inner, {}
-        grads = frontier_pullback(self.tiled, arrays, tape, bars)
+        grads = frontier_pullback(self.tiled, arrays, tape, bars, space)
         if slope is not None:
             grads[BASE_SCALE] = slope
         return inner, grads
@@ -198,9 +211,11 @@ def _pad(x: Array, axis: int, thickness: int) -> Array:
     return do("concatenate", (x, slab), axis=axis)
 
 
-def generate(weight: TiledWeight, backend: Backend, arrays: Params) -> Array:
+def generate(weight: TiledWeight, backend: Backend, arrays: Params, space: Workspace | None = None) -> Array:
     """The whole weight of a program with one tile."""
-    whole, _ = weight.run(backend, _with_base(weight, arrays), lambda w, i, c: (w, None), None, adjoint=False)
+    whole, _ = weight.run(
+        backend, _with_base(weight, arrays), lambda w, i, c: (w, None), None, adjoint=False, space=space
+    )
     return whole[: weight.weighting.layout.shape[0]] if weight.masked else whole
 
 
@@ -229,6 +244,7 @@ class MaterialisedApply:
     def __init__(self, weight: TiledWeight, backend: Backend) -> None:
         self.weight = weight
         self.backend = backend
+        self.space = backend.workspace()
 
     def __call__(self, arrays: Params, x: Array) -> Array:
         """``(batch, n_in)`` to ``(batch, n_out)``."""
@@ -243,7 +259,9 @@ class MaterialisedApply:
         def consume(w: Array, i: Any, carry: Any) -> tuple[Any, Array]:
             return do("matmul", ybar, w), do("matmul", do("transpose", ybar, (1, 0)), x)
 
-        xbar, grads = self.weight.run(self.backend, _with_base(self.weight, arrays), consume, None, adjoint=True)
+        xbar, grads = self.weight.run(
+            self.backend, _with_base(self.weight, arrays), consume, None, adjoint=True, space=self.space
+        )
         return grads, xbar
 
 
@@ -261,6 +279,7 @@ class StreamedApply:
     def __init__(self, weight: TiledWeight, backend: Backend) -> None:
         self.weight = weight
         self.backend = backend
+        self.space = backend.workspace()
 
     def __call__(self, arrays: Params, x: Array) -> Array:
         """``(batch, n_in)`` to ``(batch, n_out)``."""
@@ -273,7 +292,7 @@ class StreamedApply:
 
         zero = do("reshape", do("zeros_like", do("reshape", x, (-1,))[:1]), (1, 1, 1))
         y = zero + do("zeros_like", do("broadcast_to", zero, (tiles, x.shape[0], weight.rows)))
-        y, _ = weight.run(backend, arrays, consume, y, adjoint=False)
+        y, _ = weight.run(backend, arrays, consume, y, adjoint=False, space=self.space)
         y = do("reshape", do("transpose", y, (1, 0, 2)), (x.shape[0], layout.padded_shape[0]))
         return y[:, : layout.shape[0]] if layout.shape[0] != layout.padded_shape[0] else y
 
@@ -290,7 +309,9 @@ class StreamedApply:
             yb = backend.take(by_tile, i)
             return backend.add(xbar, do("matmul", yb, w)), do("matmul", do("transpose", yb, (1, 0)), x)
 
-        xbar, grads = weight.run(backend, _with_base(weight, arrays), consume, do("zeros_like", x), adjoint=True)
+        xbar, grads = weight.run(
+            backend, _with_base(weight, arrays), consume, do("zeros_like", x), adjoint=True, space=self.space
+        )
         return grads, xbar
 
 
@@ -303,27 +324,43 @@ class FactoredApply:
 
     Parameters
     ----------
-    program : Program
-        From :func:`factored_program`.
+    segments : tuple of Segment
+        Of the generator.
+    paths : tuple of path
+        Contraction orders, the last one of the segment :func:`with_input`.
     weighting : Weighting
         What makes it a weight.
+    backend : Backend
+        Of the arrays.
     """
 
-    def __init__(self, program: Program, weighting: Weighting) -> None:
-        self.program = program
+    def __init__(
+        self, segments: tuple[Segment, ...], paths: tuple[Path, ...], weighting: Weighting, backend: Backend
+    ) -> None:
+        self.segments = segments
+        self.paths = paths
         self.weighting = weighting
+        self.space = backend.workspace()
+        self.program = lru_cache(maxsize=16)(self._program)
+
+    def _program(self, batch: int) -> Program:
+        """For so many rows of ``x``."""
+        segments = with_input(self.segments, self.weighting.layout, batch)
+        return compile_program(segments, self.paths, free_states=True)
 
     def __call__(self, arrays: Params, x: Array) -> Array:
         """``(batch, n_in)`` to ``(batch, n_out)``."""
-        return self._finish(forward(self.program, self._inputs(arrays, x)), arrays, x)
+        program = self.program(x.shape[0])
+        return self._finish(forward(program, self._inputs(arrays, x), self.space), arrays, x)
 
     def vjp(self, arrays: Params, x: Array, ybar: Array) -> tuple[dict[str, Array], Array]:
         """Adjoints of the parameters and of ``x``."""
         layout, scale = self.weighting.layout, self.weighting.scale
-        _, tape = forward_tape(self.program, self._inputs(arrays, x))
+        program = self.program(x.shape[0])
+        _, tape = forward_tape(program, self._inputs(arrays, x), self.space)
         missing = layout.padded_shape[0] - layout.shape[0]
         full = _pad(ybar, 1, missing) if missing else ybar
-        grads = pullback(self.program, tape, do("reshape", full * scale, self.program.stages[-1].out_shape))
+        grads = pullback(program, tape, do("reshape", full * scale, program.stages[-1].out_shape), self.space)
         xbar = do("reshape", grads.pop(INPUT), (x.shape[0], layout.padded_shape[1]))[:, : layout.shape[1]]
         if self.weighting.has_base:
             base = arrays[BASE]
@@ -344,7 +381,7 @@ class FactoredApply:
         y = do("reshape", state, (x.shape[0], layout.padded_shape[0]))
         if layout.shape[0] != layout.padded_shape[0]:
             y = y[:, : layout.shape[0]]
-        y = y * self.weighting.scale
+        y = y * self.weighting.scale  # a new array: the state lies in the workspace
         if not self.weighting.has_base:
             return y
         base = do("matmul", x, do("transpose", arrays[BASE], (1, 0)))
@@ -360,8 +397,3 @@ def with_input(segments: tuple[Segment, ...], layout: Layout, batch: int) -> tup
     rows, columns = (tuple(name for _, name in sorted(legs)) for legs in by_axis)
     x = Core(INPUT, (_BATCH, *columns), (batch, *layout.factors[1]), INPUT, "input", init="given")
     return (*segments[:-1], replace(last, cores=(*last.cores, x), outputs=(_BATCH, *rows)))
-
-
-def factored_program(segments: tuple[Segment, ...], paths: tuple[Path | None, ...]) -> Program:
-    """The program of segments :func:`with_input`."""
-    return compile_program(segments, paths, free_states=True)

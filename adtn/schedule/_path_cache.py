@@ -10,7 +10,7 @@ from pathlib import Path as FilePath
 from .._atomic import write_atomic
 from .._typing import Inds
 from ..network import Path
-from ._calibrate import cache_dir
+from ._profile_store import cache_dir
 
 
 class PathCache:

@@ -7,9 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from autoray import do
+
 from .._backend import Backend
 from .._typing import Array, Params, Shape
-from ._execution import FactoredApply, StreamedApply, TiledWeight
+from ..network import Path, Segment
+from ._execution import (
+    KEPT_BYTES,
+    FactoredApply,
+    MaterialisedApply,
+    StreamedApply,
+    TiledWeight,
+    Weighting,
+    generate,
+    squared_distance,
+)
 from ._profile import DeviceProfile
 
 MODES = ("materialise", "stream", "factored")
@@ -111,10 +123,12 @@ class Plan:
         Of the chosen one, forward.
     notes : tuple of str
         What a reader should know, such as why streaming is impossible.
+    segments, weighting
+        Of the generator.
     weight : TiledWeight or None
         What runs it, unless the mode is ``"factored"``.
-    applied : FactoredApply or StreamedApply or None
-        What runs a layer without its weight.
+    paths : tuple of path
+        Contraction orders of a layer without its weight.
     """
 
     task: str
@@ -129,8 +143,10 @@ class Plan:
     alternatives: tuple[Alternative, ...]
     contractions: tuple[Contraction, ...]
     notes: tuple[str, ...]
+    segments: tuple[Segment, ...] = field(repr=False)
+    weighting: Weighting = field(repr=False)
     weight: TiledWeight | None = field(default=None, repr=False, compare=False)
-    applied: FactoredApply | StreamedApply | None = field(default=None, repr=False, compare=False)
+    paths: tuple[Path, ...] = ()
 
     @property
     def mode(self) -> str:
@@ -152,14 +168,42 @@ class Plan:
         """Largest extra memory at any time."""
         return self.chosen.peak_bytes
 
+    def generator(self, backend: Backend) -> Callable[[Params], Array]:
+        """``arrays -> W`` of a plan for ``"generate"``."""
+        weight, space = self.weight, backend.workspace(KEPT_BYTES)
+        assert weight is not None
+        return backend.compile(lambda arrays: generate(weight, backend, arrays, space))
+
+    def step(self, backend: Backend) -> Callable[[Params, Array], Any]:
+        """The task as one function of the arrays and what it works on, with adjoints for ``"fit"`` and ``"train"``."""
+        if self.task == "generate":
+            make = self.generator(backend)
+            return lambda arrays, _: make(arrays)
+        if self.task == "fit":
+            weight, space = self.weight, backend.workspace()
+            assert weight is not None
+
+            def fit(arrays: Params, target: Array) -> Any:
+                arranged = weight.arrange(target)
+                zero = do("zeros_like", do("sum", arranged))
+                consume = squared_distance(backend, arranged)
+                return weight.run(backend, arrays, consume, zero, adjoint=True, space=space)
+
+            return backend.compile(fit)
+        layer = self.layer(backend)
+        if self.task == "apply":
+            return backend.compile(layer)
+        return backend.compile(lambda arrays, x: layer.vjp(arrays, x, layer(arrays, x)))
+
+    def layer(self, backend: Backend) -> FactoredApply | StreamedApply | MaterialisedApply:
+        """``(arrays, x) -> y`` and its ``vjp``."""
+        if self.weight is None:
+            return FactoredApply(self.segments, self.paths, self.weighting, backend)
+        return (StreamedApply if self.tiles > 1 else MaterialisedApply)(self.weight, backend)
+
     def function(self, backend: Backend) -> Callable[[Params, Array], Array]:
         """``(arrays, x) -> y`` of a plan for ``"apply"`` or ``"train"``, differentiable where the framework is."""
-        from ._execution import MaterialisedApply
-
-        layer: Any = self.applied
-        if layer is None:
-            assert self.weight is not None
-            layer = MaterialisedApply(self.weight, backend)
+        layer = self.layer(backend)
         return backend.with_vjp(layer, layer.vjp)
 
     def __repr__(self) -> str:

@@ -15,21 +15,33 @@ from autoray import do
 from .._backend import Op, check_device, get_backend
 from .._errors import ScheduleError
 from .._typing import Shape
-from ..network import BASE, BASE_SCALE, Layout, Path, Segment, Stage, row_order, sizes_of, tile_counts, tile_program
-from ._calibrate import find_profile
+from ..network import (
+    BASE,
+    BASE_SCALE,
+    Layout,
+    Path,
+    Segment,
+    Stage,
+    Topology,
+    row_order,
+    sizes_of,
+    tile_counts,
+    tile_program,
+)
 from ._execution import (
+    KEPT_BYTES,
     FactoredApply,
     MaterialisedApply,
     StreamedApply,
     TiledWeight,
     Weighting,
-    factored_program,
     generate,
     squared_distance,
     with_input,
 )
 from ._plan import MODES, TASKS, Alternative, Contraction, Plan
 from ._profile import DeviceProfile, shipped_profiles
+from ._profile_store import find_profile
 from ._search import best_path, step_ops
 
 _TILE_ENTRIES = (1 << 16, 1 << 18, 1 << 20)
@@ -53,6 +65,23 @@ class Planned(Protocol):
     def dtype(self) -> str: ...
     @property
     def segments(self) -> tuple[Segment, ...]: ...
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A generator without numbers: enough for a plan."""
+
+    shape: Shape
+    topology: Topology
+    layout: Layout
+    dtype: str = "float32"
+    scale: float = 1.0
+    base: None = None
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The program as index equations."""
+        return self.topology.segments(self.layout)
 
 
 def plan(
@@ -207,7 +236,8 @@ def _decide(key: _Key) -> Plan:
 class _Candidate:
     alternative: Alternative
     weight: TiledWeight | None
-    applied: Any
+    applied: FactoredApply | None
+    paths: tuple[Path, ...] = ()
 
 
 class _Planner:
@@ -241,8 +271,8 @@ class _Planner:
                 alternatives.append(replace(c.alternative, lost=self.reason(c.alternative, best.alternative)))
         return Plan(
             key.task, self.layout.shape, key.topology, key.device, key.dtype, key.batch, key.memory, key.profile,
-            best.alternative, tuple(alternatives), tuple(self.contractions(best)), tuple(self.notes), best.weight,
-            best.applied,
+            best.alternative, tuple(alternatives), tuple(self.contractions(best)), tuple(self.notes),
+            key.segments, key.weighting, best.weight, best.paths,
         )  # fmt: skip
 
     def best(self, fitting: list[_Candidate]) -> _Candidate:
@@ -333,8 +363,7 @@ class _Planner:
         mode = "materialise" if tiles == 1 else "stream"
         seconds, first, peak = self.trace(weight, mode)
         a = Alternative(mode, by_rows, tiles, weight.tile_shape, seconds, first, peak)
-        applied = StreamedApply(weight, self.null) if mode == "stream" and key.task in ("apply", "train") else None
-        return _Candidate(a, weight, applied)
+        return _Candidate(a, weight, None)
 
     def factored(self) -> _Candidate:
         """The layer without its weight."""
@@ -342,7 +371,8 @@ class _Planner:
         segments = with_input(key.segments, self.layout, key.batch or 1)
         sizes = sizes_of(segments)
         path = best_path(segments[-1], sizes, key.profile)
-        applied = FactoredApply(factored_program(segments, (*self.head, path)), key.weighting)
+        paths = (*self.head, path)
+        applied = FactoredApply(key.segments, paths, key.weighting, self.null)
         arrays, counter = self.arrays()
         x = self.null.asarray(_shaped((key.batch or 1, self.layout.shape[1])), "cpu", key.dtype)
         held = counter.live_bytes
@@ -352,7 +382,7 @@ class _Planner:
         if key.task == "train":
             applied.vjp(arrays, x, y)
         a = Alternative("factored", True, 1, (), self.seconds(counter), 0.0, counter.peak_bytes - held)
-        return _Candidate(a, None, applied)
+        return _Candidate(a, None, applied, paths)
 
     def arrays(self) -> tuple[dict[str, Any], Any]:
         """Null arrays for every core and the base."""
@@ -387,7 +417,7 @@ class _Planner:
             return self.seconds(counter), 0.0, counter.peak_bytes - held
         if key.task == "generate":
             held = counter.live_bytes
-            w = generate(weight, null, arrays)
+            w = generate(weight, null, arrays, null.workspace(KEPT_BYTES))
             del w
             return self.seconds(counter), 0.0, counter.peak_bytes - held
         x = target((key.batch or 1, self.layout.shape[1]))
@@ -397,7 +427,7 @@ class _Planner:
         if mode == "stream":
             layer: Any = StreamedApply(weight, null)
         elif key.task == "apply":  # the weight is kept from the first call on
-            w = generate(weight, null, arrays)
+            w = generate(weight, null, arrays, null.workspace(KEPT_BYTES))
             first = self.seconds(counter)
             counter.ops.clear()
             y = do("matmul", x, do("transpose", w, (1, 0)))
@@ -413,10 +443,11 @@ class _Planner:
 
     def contractions(self, c: _Candidate) -> Iterable[Contraction]:
         """The pairwise contractions of the chosen one, forward."""
-        if c.weight is None:
-            stages: tuple[Stage, ...] = c.applied.program.stages
+        if c.applied is not None:
+            stages: tuple[Stage, ...] = c.applied.program(self.key.batch or 1).stages
             tile_steps, tiles = (), 1
         else:
+            assert c.weight is not None
             tiled = c.weight.tiled
             stages, tile_steps, tiles = (*tiled.head.stages, tiled.last), tiled.steps, tiled.tiles
         last = len(stages) - 1

@@ -42,15 +42,17 @@ class DeviceProfile:
     curves : dict of str to tuple of (float, float)
         For ``"arithmetic"``, ``"in_place"``, ``"sum"``, ``"fresh"`` and every elementwise function: entries and
         seconds; logarithms are interpolated. ``"fresh"`` is what touching new memory costs.
-    permute_seconds : tuple of five float
-        Per call, per entry, per run (of the result's last axis), per entry read at a stride, and per entry beyond the
-        last-level cache.
+    permute_seconds : tuple of six float
+        Per call, per entry, per run (of the result's last axis), per entry read at a stride, per entry read at a stride
+        of a page or more, and per such entry when the tensors are larger than the last-level cache.
     launch_s : float
         Of one operation inside a program, in addition to the tables.
     call_s : float
         Of one call of a compiled program.
     batch_s : float
         Of one more product in a batch.
+    program_factor : float
+        What whole programs take relative to the sum of their operations, each measured with warm caches.
     bandwidth_bytes_per_s : float
         Of memory.
     cache_bytes : int
@@ -78,10 +80,11 @@ class DeviceProfile:
     gemm_sizes: tuple[int, ...]
     gemm_seconds: tuple[float, ...]
     curves: dict[str, Curve]
-    permute_seconds: tuple[float, float, float, float, float]
+    permute_seconds: tuple[float, float, float, float, float, float]
     launch_s: float
     call_s: float
     batch_s: float
+    program_factor: float
     bandwidth_bytes_per_s: float
     cache_bytes: int
     memory_bytes: int | None = None
@@ -114,6 +117,11 @@ class DeviceProfile:
         if not self.fits:
             lines.append("  this profile does not fit its measurements: calibrate again on an idle machine")
         return "\n".join(lines)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an entry."""
+        return itemsize_of(self.dtype)
 
     @property
     def fits(self) -> bool:
@@ -166,13 +174,10 @@ class DeviceProfile:
                 return math.exp((1 - t) * math.log(y0) + t * math.log(y1))
         return curve[-1][1] * entries / curve[-1][0]
 
-    def permute_s(self, entries: int, inner: int, axes: int, stride: int, nbytes: int) -> float:
+    def permute_s(self, entries: int, inner: int, axes: int, stride: int) -> float:
         """Seconds of a permuting copy."""
-        call, per_entry, per_run, per_strided, per_far = self.permute_seconds
-        if axes == 1 and stride == 1:
-            return call + entries * per_entry
-        far = 2 * nbytes > self.cache_bytes
-        return call + entries * (per_entry + per_run / inner + per_strided * (stride > 1) + per_far * far)
+        features = permute_features(entries, inner, stride, self.itemsize, self.cache_bytes)
+        return sum(c * f for c, f in zip(self.permute_seconds, features, strict=True))
 
     def seconds(self, op: Op) -> float:
         """Seconds of one operation."""
@@ -186,21 +191,20 @@ class DeviceProfile:
             far = op.moved_bytes > self.cache_bytes
             return self.launch_s + (max(one, op.moved_bytes / self.bandwidth_bytes_per_s) if far else one) + fresh
         if op.kind == "permute":
-            return self.launch_s + self.permute_s(*op.shape, op.written_bytes) + fresh
+            return self.launch_s + self.permute_s(*op.shape) + fresh
         kind = "in_place" if op.kind == "arithmetic" and not op.fresh_bytes else op.kind
         return self.launch_s + self.curve_s(kind, entries)
 
     def total_s(self, ops: Iterable[tuple[Op, int]]) -> float:
         """Seconds of a program: its operations with how often each is done."""
-        return self.call_s + sum(self.seconds(op) * times for op, times in ops)
+        return self.call_s + self.program_factor * sum(self.seconds(op) * times for op, times in ops)
 
     @property
     def flops_per_entry(self) -> float:
         """Multiply-adds that take as long as moving one entry: the factor of a roofline."""
-        itemsize = {"float64": 8, "float32": 4}.get(self.dtype, 2)
         # the rate of products whose operands are thin, which is what trees are made of
         rate = self.gemm_flop_per_s(4096, 64, 64) / 2.0
-        return rate * itemsize / self.bandwidth_bytes_per_s
+        return rate * self.itemsize / self.bandwidth_bytes_per_s
 
     def to_json(self) -> str:
         """As text."""
@@ -253,6 +257,26 @@ class DeviceProfile:
         return _from_datasheet(name, dtype, sheets[name])
 
 
+def itemsize_of(dtype: str) -> int:
+    """Bytes of an entry."""
+    return {"float64": 8, "float32": 4}.get(dtype, 2)
+
+
+_PAGE = 4096
+_LONG = 16
+
+
+def permute_features(entries: int, inner: int, stride: int, itemsize: int, cache_bytes: int) -> tuple[float, ...]:
+    """What the time of a permuting copy is linear in; see ``permute_seconds`` of :class:`DeviceProfile`.
+
+    Entries that are read a page or more apart share the sets of a cache: a long run of them evicts itself.
+    """
+    strided = entries * (stride > 1)
+    paged = entries * (stride * itemsize >= _PAGE and inner >= _LONG)
+    far = paged * (2 * entries * itemsize > cache_bytes)
+    return (1.0, float(entries), entries / inner, float(strided), float(paged), float(far))
+
+
 def shipped_profiles() -> tuple[str, ...]:
     """Names of the profiles that come with the library."""
     return tuple(_datasheets())
@@ -275,7 +299,7 @@ def _from_datasheet(name: str, dtype: str, sheet: dict[str, Any]) -> DeviceProfi
     peak = flops[dtype] * sheet["efficiency"]
     bandwidth = sheet["bandwidth_bytes_per_s"] * sheet["efficiency"]
     half, launch = sheet["half_rate_size"], sheet["launch_s"]
-    itemsize = {"float64": 8, "float32": 4}.get(dtype, 2)
+    itemsize = itemsize_of(dtype)
 
     def product(m: int, n: int, k: int) -> float:
         rate = peak * math.prod(d / (d + half) for d in (m, n, k))
@@ -302,10 +326,11 @@ def _from_datasheet(name: str, dtype: str, sheet: dict[str, Any]) -> DeviceProfi
             "fresh": curve(0.0, 0.0),
             **{f: curve(2.0, 1.0) for f in _FUNCTIONS},
         },
-        permute_seconds=(launch, entry, entry * sheet["permute_run_entries"], entry, 0.0),
+        permute_seconds=(launch, entry, entry * sheet["permute_run_entries"], entry, 0.0, 0.0),
         launch_s=0.0,
         call_s=launch,
         batch_s=sheet["batch_s"],
+        program_factor=1.0,
         bandwidth_bytes_per_s=bandwidth,
         cache_bytes=sheet["cache_bytes"],
         memory_bytes=sheet["memory_bytes"],

@@ -11,7 +11,7 @@ from .._backend import Op
 from .._typing import Inds
 from ..network import PairStep, Path, Segment, arrange, contraction_nodes, plan_steps
 from ._path_cache import PathCache, path_key
-from ._profile import DeviceProfile
+from ._profile import DeviceProfile, itemsize_of
 
 _OUTER = 10  # operands up to which all trees are searched, outer products included
 _FUSED = (1 << 10, 1 << 12, 1 << 14)
@@ -83,14 +83,14 @@ def path_seconds(segment: Segment, sizes: dict[str, int], profile: DeviceProfile
 
 def step_ops(step: PairStep, dtype: str) -> Iterable[Op]:
     """The permuting copies of a contraction, then its product."""
-    itemsize = {"float64": 8, "float32": 4}.get(dtype, 2)
+    itemsize = itemsize_of(dtype)
     b, m, n, k = step.bmnk
     entries = (b * m * k, b * k * n, b * m * n)
     for view, size in zip((step.a, step.b, step.c), entries, strict=True):
         if view.moves:
-            lengths = view.permuted if view is not step.c else view.merged
-            yield Op("permute", dtype, (size, lengths[-1], len(lengths), 2), *(size * itemsize,) * 3)
-    yield Op("matmul", dtype, (b, m, n, k), (entries[0] + entries[1]) * itemsize, entries[2] * itemsize)
+            yield Op("permute", dtype, view.copied(written=view is step.c), *(size * itemsize,) * 3)
+    shape = (b, n, m, k) if step.c.swapped else (b, m, n, k)  # as it is computed
+    yield Op("matmul", dtype, shape, (entries[0] + entries[1]) * itemsize, entries[2] * itemsize)
 
 
 def _searched(segment: Segment, sizes: dict[str, int], profile: DeviceProfile) -> list[Path]:

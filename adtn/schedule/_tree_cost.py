@@ -33,7 +33,6 @@ class DeviceTime(ExactObjective):
 
     def __init__(self, profile: DeviceProfile) -> None:
         self.profile = profile
-        self.itemsize = {"float64": 8, "float32": 4}.get(profile.dtype, 2)
         self.per_second = profile.gemm_flop_per_s(1024, 1024, 1024) / 2.0
         super().__init__()
 
@@ -56,14 +55,14 @@ class DeviceTime(ExactObjective):
         profile = self.profile
         entries = (b * m * k, b * k * n, b * m * n)
         time = profile.launch_s + b * profile.gemm_s(m, n, k) if b > 1 else profile.launch_s + profile.gemm_s(m, n, k)
-        moved = sum(entries) * self.itemsize
+        moved = sum(entries) * profile.itemsize
         if moved > profile.cache_bytes:
             time = max(time, moved / profile.bandwidth_bytes_per_s)
         inner = set(groups["inner"])
         for inds, size in zip((left, right), entries, strict=False):
             if not _contiguous(inds, inner):
                 run = sizes[next(reversed(list(inds)))]
-                time += profile.permute_s(size, run, 3, 2, size * self.itemsize)
+                time += profile.permute_s(size, run, 3, 2)
         return time
 
     def cost_local_tree_node(self, tree: Any, node: Any) -> float:

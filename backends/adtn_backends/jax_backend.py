@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from adtn._backend import Backend, DeviceInfo
+from adtn._backend import Backend, DeviceInfo, Workspace
 from adtn._errors import DeviceError
 from adtn._typing import Params
 
@@ -36,7 +36,6 @@ class JaxBackend:
     """JAX on every device it has."""
 
     name = "jax"
-    reuses_buffers = False
 
     def devices(self) -> list[DeviceInfo]:
         """The CPU and, where the plug-in is installed, GPUs."""
@@ -98,13 +97,16 @@ class JaxBackend:
         """64-bit mode for float64."""
         return _x64(dtype)
 
-    def synchronize(self, device: str) -> None:
+    def synchronize(self, device: str, result: Any = None) -> None:
         """Wait for everything that was dispatched."""
         platform, _, index = device.partition(":")
+        if result is not None:
+            jax.block_until_ready(result)
+            return
         jax.device_put(0.0, jax.devices(platform)[int(index or 0)]).block_until_ready()
 
     def with_vjp(self, fn: Callable[..., Any], vjp: Callable[..., Any]) -> Callable[..., Any]:
-        """``jax.custom_vjp`` that remembers its arguments alone."""
+        """``jax.custom_vjp`` that remembers its arguments alone, jitted."""
         custom = jax.custom_vjp(fn)
 
         def forward(arrays: Params, x: Any) -> tuple[Any, Any]:
@@ -116,7 +118,11 @@ class JaxBackend:
             return {k: grads[k] if k in grads else jnp.zeros_like(a) for k, a in arrays.items()}, xbar
 
         custom.defvjp(forward, backward)
-        return custom
+        return self.compile(custom)
+
+    def workspace(self, keep_bytes: int | None = None) -> Workspace:
+        """XLA plans its own buffers."""
+        return Workspace()
 
     def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
         """``lax.fori_loop``."""
@@ -141,10 +147,6 @@ class JaxBackend:
     def subtract(self, x: Any, y: Any) -> Any:
         """The difference."""
         return x - y
-
-    def matmul(self, x: Any, y: Any, out: Any) -> Any:
-        """A new array; XLA plans its own buffers."""
-        return jnp.matmul(x, y)
 
     def optimizer(self, name: str, **options: float) -> OptaxOptimizer:
         """Adam, AdamW or SGD."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import autoray
 import numpy as np
-from adtn._backend import Backend, DeviceInfo, Op
+from adtn._backend import Backend, DeviceInfo, Op, Workspace
 from adtn._errors import DeviceError
 from adtn._typing import Params, Shape
 
@@ -140,11 +140,19 @@ def _dense_strides(shape: Shape) -> Shape:
 
 
 def _new(
-    shape: Shape, like: NullArray, kind: str, sizes: tuple[int, ...], read: int, out: NullArray | None = None
+    shape: Shape,
+    like: NullArray,
+    kind: str,
+    sizes: tuple[int, ...],
+    read: int,
+    out: NullArray | None = None,
+    space: NullWorkspace | None = None,
 ) -> NullArray:
     """Result of an operation, noted; written into ``out`` when that is given."""
     made = out if out is not None else NullArray(shape, like.dtype, like.counter)
     fresh = made.nbytes if out is None else 0
+    if space is not None and out is None:
+        fresh = 0 if space.keeps(made.nbytes) else made.nbytes
     like.counter.record(Op(kind, like.dtype, sizes, read, made.nbytes, fresh))
     return made
 
@@ -155,7 +163,7 @@ def _elementwise(name: str, *args: Any, out: NullArray | None = None, **_: Any) 
     return _new(shape, arrays[0], name, (math.prod(shape),), sum(x.nbytes for x in arrays), out)
 
 
-def _matmul(x: NullArray, y: NullArray, out: NullArray | None = None) -> NullArray:
+def _matmul(x: NullArray, y: NullArray, *, space: NullWorkspace | None = None) -> NullArray:
     one = x.ndim == y.ndim == 1
     if one:
         x, y = x[None, :], y[:, None]
@@ -167,14 +175,14 @@ def _matmul(x: NullArray, y: NullArray, out: NullArray | None = None) -> NullArr
     else:
         sizes = (math.prod(lead), x.shape[-2], y.shape[-1], x.shape[-1])
     shape = () if one else (*lead, x.shape[-2], y.shape[-1])
-    return _new(shape, x, "matmul", sizes, x.nbytes + y.nbytes, out)
+    return _new(shape, x, "matmul", sizes, x.nbytes + y.nbytes, space=space)
 
 
 def _transpose(x: NullArray, axes: tuple[int, ...]) -> NullArray:
     return x.view(tuple(x.shape[a] for a in axes), tuple(x.strides[a] for a in axes))
 
 
-def _reshape(x: NullArray, shape: Shape) -> NullArray:
+def _reshape(x: NullArray, shape: Shape, *, space: NullWorkspace | None = None) -> NullArray:
     if -1 in shape:
         known = -math.prod(shape)
         shape = tuple(x.size // known if n == -1 else n for n in shape)
@@ -184,7 +192,7 @@ def _reshape(x: NullArray, shape: Shape) -> NullArray:
     if strides is not None:
         return x.view(tuple(shape), strides)
     blocks = _coalesced(x.shape, x.strides)
-    copied = _new(x.shape, x, "permute", (x.size, blocks[-1][0], len(blocks), blocks[-1][1]), x.nbytes)
+    copied = _new(x.shape, x, "permute", (x.size, blocks[-1][0], len(blocks), blocks[-1][1]), x.nbytes, space=space)
     return copied.view(tuple(shape), _dense_strides(tuple(shape)))
 
 
@@ -263,11 +271,27 @@ for _name in ("abs", "where"):
     autoray.register_function("adtn_null", _name, partial(_elementwise, "arithmetic"))
 
 
+class NullWorkspace(Workspace):
+    """Counts as fresh only what a pool does not keep: results larger than a quarter of ``keep_bytes``."""
+
+    def __init__(self, keep_bytes: int | None) -> None:
+        self._largest = math.inf if keep_bytes is None else keep_bytes // 4
+
+    def matmul(self, x: NullArray, y: NullArray) -> NullArray:
+        return _matmul(x, y, space=self)
+
+    def packed(self, x: NullArray, shape: Shape) -> NullArray:
+        return _reshape(x, shape, space=self)
+
+    def keeps(self, nbytes: int) -> bool:
+        """Whether memory of this size was touched before."""
+        return nbytes <= self._largest
+
+
 class NullBackend:
     """Computes shapes and costs, no values: for plans and tests without hardware."""
 
     name = "null"
-    reuses_buffers = True
 
     def __init__(self) -> None:
         self.counter = Counter()
@@ -308,8 +332,12 @@ class NullBackend:
         """Nothing to set."""
         return nullcontext()
 
-    def synchronize(self, device: str) -> None:
+    def synchronize(self, device: str, result: Any = None) -> None:
         """Nothing to wait for."""
+
+    def workspace(self, keep_bytes: int | None = None) -> NullWorkspace:
+        """As a pool that has been used before."""
+        return NullWorkspace(keep_bytes)
 
     def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
         """The first pass, and the second for all others: later passes do what the second does."""
@@ -343,10 +371,6 @@ class NullBackend:
     def subtract(self, x: NullArray, y: NullArray) -> NullArray:
         """In place."""
         return _elementwise("arithmetic", x, y, out=x)
-
-    def matmul(self, x: NullArray, y: NullArray, out: NullArray | None) -> NullArray:
-        """Counted; into ``out``."""
-        return _matmul(x, y, out)
 
     def optimizer(self, name: str, **options: float) -> Any:
         """Refused: there are no values."""

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
-from adtn._backend import Backend, DeviceInfo
+from adtn._backend import Backend, DeviceInfo, Workspace
 from adtn._errors import DeviceError, FitError
-from adtn._typing import Params
+from adtn._typing import Params, Shape
 
 from ._memory import host_memory_bytes
+from ._pool import SMALLEST, Pool
 
 
 class NumpyBackend:
     """NumPy on the CPU."""
 
     name = "numpy"
-    reuses_buffers = True
 
     def devices(self) -> list[DeviceInfo]:
         """The CPU."""
@@ -67,12 +68,16 @@ class NumpyBackend:
         """Nothing to set."""
         return nullcontext()
 
-    def synchronize(self, device: str) -> None:
+    def synchronize(self, device: str, result: Any = None) -> None:
         """NumPy is done when it returns."""
 
     def with_vjp(self, fn: Callable[..., Any], vjp: Callable[..., Any]) -> Callable[..., Any]:
         """The function: NumPy differentiates nothing, call ``vjp`` yourself."""
         return fn
+
+    def workspace(self, keep_bytes: int | None = None) -> NumpyWorkspace:
+        """A pool."""
+        return NumpyWorkspace(keep_bytes)
 
     def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
         """A loop."""
@@ -104,13 +109,31 @@ class NumpyBackend:
         x -= y
         return x
 
-    def matmul(self, x: np.ndarray, y: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-        """Into ``out``."""
-        return np.matmul(x, y, out=out)
-
     def optimizer(self, name: str, **options: float) -> QuimbOptimizer:
         """Adam, AdamW or SGD."""
         return QuimbOptimizer(name, **options)
+
+
+class NumpyWorkspace(Workspace):
+    """Results in memory that was touched before."""
+
+    def __init__(self, keep_bytes: int | None = None) -> None:
+        self._pool = Pool(keep_bytes)
+
+    def matmul(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """``x @ y``."""
+        shape = (*x.shape[:-1], y.shape[-1])
+        if math.prod(shape) * x.itemsize < SMALLEST:
+            return np.matmul(x, y)
+        return np.matmul(x, y, out=self._pool.empty(shape, x.dtype))
+
+    def packed(self, x: np.ndarray, shape: Shape) -> np.ndarray:
+        """``x`` reshaped; a copy when its entries do not lie in this order."""
+        if x.flags.c_contiguous or x.nbytes < SMALLEST:
+            return x.reshape(shape)
+        out = self._pool.empty(x.shape, x.dtype)
+        np.copyto(out, x)
+        return out.reshape(shape)
 
 
 class QuimbOptimizer:

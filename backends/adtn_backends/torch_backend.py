@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import autoray
 import numpy as np
 import torch
-from adtn._backend import Backend, DeviceInfo
+from adtn._backend import Backend, DeviceInfo, Workspace
 from adtn._errors import DeviceError
-from adtn._typing import Params
+from adtn._typing import Params, Shape
 
 from ._memory import host_memory_bytes
+from ._pool import SMALLEST, Pool
 
 # autoray looks for scipy.special.erf inside torch; it lies at the top there
 autoray.register_function("torch", "scipy.special.erf", torch.erf)
@@ -62,7 +64,6 @@ class TorchBackend:
     """PyTorch on every device it has."""
 
     name = "torch"
-    reuses_buffers = True
 
     def devices(self) -> list[DeviceInfo]:
         """CPU, CUDA devices and MPS, usable or not."""
@@ -122,7 +123,7 @@ class TorchBackend:
         """Nothing to set."""
         return nullcontext()
 
-    def synchronize(self, device: str) -> None:
+    def synchronize(self, device: str, result: Any = None) -> None:
         """Wait for CUDA or MPS."""
         if device.startswith("cuda"):
             torch.cuda.synchronize(device)
@@ -150,6 +151,10 @@ class TorchBackend:
             return Applied.apply(tuple(arrays), x, *arrays.values())  # pyright: ignore[reportReturnType]
 
         return run
+
+    def workspace(self, keep_bytes: int | None = None) -> TorchWorkspace:
+        """A pool on the CPU; other devices have allocators that keep memory."""
+        return TorchWorkspace(keep_bytes)
 
     def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
         """A loop."""
@@ -181,13 +186,38 @@ class TorchBackend:
         x -= y
         return x
 
-    def matmul(self, x: torch.Tensor, y: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-        """Into ``out``."""
-        return torch.matmul(x, y, out=out)
-
     def optimizer(self, name: str, **options: float) -> TorchOptimizer:
         """Adam, AdamW or SGD."""
         return TorchOptimizer(name, **options)
+
+
+class TorchWorkspace(Workspace):
+    """Results in memory that was touched before; PyTorch itself asks the system anew."""
+
+    def __init__(self, keep_bytes: int | None = None) -> None:
+        self._pool = Pool(keep_bytes)
+
+    def matmul(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """``x @ y``."""
+        shape = (*x.shape[:-1], y.shape[-1])
+        if self._leaves_alone(x, shape):
+            return torch.matmul(x, y)
+        return torch.matmul(x, y, out=self._empty(shape, x.dtype))
+
+    def packed(self, x: torch.Tensor, shape: Shape) -> torch.Tensor:
+        """``x`` reshaped; a copy when its entries do not lie in this order."""
+        if x.is_contiguous() or self._leaves_alone(x, x.shape):
+            return x.reshape(shape)
+        return self._empty(x.shape, x.dtype).copy_(x).view(shape)
+
+    def _empty(self, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
+        # through bytes: NumPy has no bfloat16
+        flat = self._pool.empty((math.prod(shape) * dtype.itemsize,), np.uint8)
+        return torch.from_numpy(flat).view(dtype).view(shape)
+
+    def _leaves_alone(self, x: torch.Tensor, shape: Shape) -> bool:
+        small = math.prod(shape) * x.itemsize < SMALLEST
+        return small or x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
 class TorchOptimizer:

@@ -1,0 +1,79 @@
+"""Where measured profiles are kept, and which profile a device gets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+from .._backend import Backend
+from ._profile import DeviceProfile
+
+
+def find_profile(backend: Backend, where: str, dtype: str) -> DeviceProfile:
+    """The calibrated profile of a device, or the datasheet that is nearest to it."""
+    path = profile_path(backend, where, dtype)
+    stamp = path.stat().st_mtime_ns if path.exists() else 0
+    key = (str(path), stamp)
+    if key not in _LOADED:
+        _LOADED[key] = DeviceProfile.load(path) if stamp else nearest_datasheet(backend, where, dtype)
+    return _LOADED[key]
+
+
+_LOADED: dict[tuple[str, int], DeviceProfile] = {}
+
+
+def cache_dir() -> Path:
+    """Where profiles and paths are kept: ``ADTN_CACHE``, or the user's cache directory."""
+    import platformdirs
+
+    return Path(os.environ.get("ADTN_CACHE") or platformdirs.user_cache_dir("adtn"))
+
+
+def profile_path(backend: Backend, where: str, dtype: str) -> Path:
+    """File of a calibrated profile."""
+    mark = hashlib.sha256(repr(sorted(versions(backend, where).items())).encode()).hexdigest()[:12]
+    return cache_dir() / "profiles" / f"{backend.name}-{where.replace(':', '')}-{dtype}-{mark}.json"
+
+
+def nearest_datasheet(backend: Backend, where: str, dtype: str) -> DeviceProfile:
+    """The shipped profile that is nearest to a device."""
+    description = next((d.description.lower() for d in backend.devices() if d.name.endswith(where)), "")
+    names = [
+        n for n in ("t4", "a100", "h200", "h100") if n in description.replace("-", " ").split() or n in description
+    ]
+    if where.startswith("mps"):
+        names = ["apple-m"]
+    elif not names:
+        names = ["generic-cpu" if where == "cpu" else "t4"]
+    return DeviceProfile.shipped(names[0], dtype if dtype != "bfloat16" or names[0] != "t4" else "float16")
+
+
+def versions(backend: Backend, where: str) -> dict[str, str]:
+    """What a measurement depends on."""
+    info = next((d for d in backend.devices() if d.name.partition(":")[2] == where), None)
+    return {
+        "device": info.description if info else where,
+        "threads": os.environ.get("OMP_NUM_THREADS", "") + "/" + str(os.cpu_count()),
+        "machine": f"{platform.machine()} {_cpu_name()}",
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache that one core sees; 32 MiB where the system does not tell."""
+    sizes: list[int] = []
+    for entry in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = entry.read_text().strip()
+        sizes.append(int(text[:-1]) * {"K": 1 << 10, "M": 1 << 20}.get(text[-1], 1))
+    return max(sizes, default=32 << 20)
