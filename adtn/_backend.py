@@ -135,6 +135,11 @@ class Backend(Protocol):
 
     name: str
 
+    @property
+    def compiles(self) -> bool:
+        """Whether :meth:`compile` makes a program whose first call takes long and whose operations are fused."""
+        ...
+
     def devices(self) -> list[DeviceInfo]:
         """Every device, usable or not (then with a reason)."""
         ...

@@ -1,4 +1,4 @@
-"""The command line: ``adtn demo | devices | fit | inspect | bench``."""
+"""The command line: ``adtn demo | devices | calibrate | plan | fit | inspect | bench``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from ._atomic import write_atomic
 from ._errors import ADTNError, MissingDependencyError
 from ._version import __version__
 
@@ -119,23 +120,11 @@ def fit(
     """Fit a generator to a weight of your own and save it."""
     from .compress import pick_weight, save
     from .generator import Generator
-    from .network import Layout, get_topology
     from .optim import fit as run
 
     name, weight = pick_weight(file, key)
-    cls = get_topology(topology)
-    options: dict[str, Any] = {"bond": bond, "layers": layers, "activation": activation}
-    chosen = {k: v for k, v in options.items() if v is not None}
-    unknown = [k for k in chosen if k not in cls.__dataclass_fields__]
-    if unknown:
-        raise ADTNError(
-            f"{cls.__name__} takes no {', '.join('--' + k for k in unknown)}; "
-            f"it takes {', '.join(cls.__dataclass_fields__)}."
-        )
-    top = cls(**chosen)
-    layout = None
-    if leg is not None or order is not None:
-        layout = Layout.of(weight.shape, leg or cls.leg, order or cls.order, exact=cls.exact)  # type: ignore[arg-type]
+    top = _topology(topology, bond=bond, layers=layers, activation=activation)
+    layout = _layout(weight.shape, top, leg, order)
     weight = np.asarray(weight, dtype=np.float64)
     generator = Generator(weight.shape, top, layout=layout, seed=seed, scale=weight)
     solution = run(
@@ -183,22 +172,121 @@ def inspect(
 
 
 @app.command()
-def bench(
+def calibrate(
     device: Devices = None,
-    size: Annotated[int, typer.Option(min=16, help="Rows and columns of the weight.")] = 512,
-    steps: Annotated[int, typer.Option(min=1)] = 100,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs per device, interleaved.")] = 5,
-    out: Annotated[Path | None, typer.Option(help="JSON file.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the arrays.")] = "float32",
+    out: Annotated[Path | None, typer.Option(help="Also write the profile here (one device).")] = None,
 ) -> None:
-    """Time one fit on every usable device, side by side."""
+    """Measure what operations cost on a device, for all later plans; on an idle machine, under 20 seconds each."""
+    from .schedule import calibrate as measure
+    from .schedule import devices as list_devices
+
+    names = device or [d.name for d in list_devices().usable]
+    if out is not None and len(names) != 1:
+        raise ADTNError(f"Got --out for {len(names)} devices; name one with --device.")
+    for name in names:
+        profile = measure(name, dtype)
+        print(profile)
+        if out is not None:
+            write_atomic(out, profile.to_json().encode())
+
+
+@app.command()
+def plan(
+    shape: Annotated[str, typer.Argument(help="Of the weight, such as 4096x4096, or a file of adtn.save.")],
+    topology: Annotated[str, typer.Option(help="ttn, attn, mera, brickwall, tt, mpo, ...")] = "ttn",
+    bond: Annotated[int | None, typer.Option(min=1, help="Bond dimension.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Layers of a brick wall.")] = None,
+    activation: Annotated[str | None, typer.Option(help="Between levels.")] = None,
+    leg: Annotated[int | None, typer.Option(min=2, help="Wished size of a leg.")] = None,
+    order: Annotated[str | None, typer.Option(help="Order of the legs: axis or interleaved.")] = None,
+    task: Annotated[str, typer.Option(help="generate, apply, train or fit.")] = "apply",
+    batch: Annotated[int, typer.Option(min=1, help="Rows of the input.")] = 1,
+    device: Annotated[str, typer.Option(help="Where.")] = "numpy:cpu",
+    dtype: Annotated[str, typer.Option(help="Of the arrays.")] = "float32",
+    profile: Annotated[str | None, typer.Option(help="A shipped profile (h200, ...) or a file.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Largest extra memory, such as 512MiB.")] = None,
+    mode: Annotated[str | None, typer.Option(help="Force materialise, stream or factored.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show how a task would be done: contractions, mode, tiles, predicted time and memory, and what lost."""
+    from .schedule import Sketch
+    from .schedule import plan as make
+
+    if Path(shape).exists():
+        from .compress import load
+
+        thing: Any = load(Path(shape))
+    else:
+        size = _shape(shape)
+        top = _topology(topology, bond=bond, layers=layers, activation=activation)
+        thing = Sketch(size, top, _layout(size, top, leg, order) or top.default_layout(size), dtype)
+    found = make(thing, task, device=device, dtype=dtype, batch=batch, profile=profile, memory=memory, mode=mode)
+    print(found.to_json() if as_json else found)
+
+
+@app.command()
+def bench(
+    config: Annotated[Path | None, typer.Argument(help="TOML file; a small set when not given.")] = None,
+    device: Devices = None,
+    seconds: Annotated[float | None, typer.Option(help="Time for the repetitions of one measurement.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file; a picture is put beside it.")] = None,
+) -> None:
+    """The same work on every usable device, side by side: time, peak memory, agreement."""
+    from dataclasses import replace
+
     from rich.console import Console
 
-    from .demo import compare_backends
+    from .bench import BenchConfig, run_bench
 
-    report = compare_backends(device, size=size, steps=steps, repeats=repeats)
-    Console(width=None if sys.stdout.isatty() else 140).print(report.table())
+    chosen = BenchConfig.read(config) if config is not None else BenchConfig()
+    if device:
+        chosen = replace(chosen, devices=tuple(device))
+    if seconds is not None:
+        chosen = replace(chosen, seconds=seconds)
+
+    def show(result: Any) -> None:
+        if sys.stderr.isatty():
+            print(f"{result.case} {result.task} on {result.device}", file=sys.stderr)
+
+    report = run_bench(chosen, show)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(report.table())
     if out is not None:
         report.write(out, "adtn " + " ".join(sys.argv[1:]))
+        try:
+            report.draw(out.with_suffix(".png"))
+        except MissingDependencyError as error:
+            console.print(f"No picture: {error}", markup=False, highlight=False)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(n) for n in text.split("x"))
+    except ValueError:
+        raise ADTNError(f"Got {text!r}, which is no file and no shape; expected such as 4096x4096.") from None
+
+
+def _topology(name: str, **options: Any) -> Any:
+    from .network import get_topology
+
+    cls = get_topology(name)
+    chosen = {k: v for k, v in options.items() if v is not None}
+    unknown = [k for k in chosen if k not in cls.__dataclass_fields__]
+    if unknown:
+        raise ADTNError(
+            f"{cls.__name__} takes no {', '.join('--' + k for k in unknown)}; "
+            f"it takes {', '.join(cls.__dataclass_fields__)}."
+        )
+    return cls(**chosen)
+
+
+def _layout(shape: tuple[int, ...], topology: Any, leg: int | None, order: str | None) -> Any:
+    from .network import Layout
+
+    if leg is None and order is None:
+        return None
+    return Layout.of(shape, leg or topology.leg, order or topology.order, exact=topology.exact)  # type: ignore[arg-type]
 
 
 def _spectrum(x: np.ndarray) -> str:

@@ -13,6 +13,14 @@ settings.register_profile(
 settings.load_profile("adtn")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """No plan depends on what was calibrated on this machine, and nothing is left behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADTN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(params=BACKENDS)
 def device(request: pytest.FixtureRequest) -> str:
     """Every device of the table."""

@@ -148,24 +148,44 @@ main()
 
 
 def test_bench(tmp_path: Path) -> None:
-    out = tmp_path / "b.json"
-    text = run(
-        "bench",
-        "--size",
-        "64",
-        "--steps",
-        "3",
-        "--repeats",
-        "2",
-        "--device",
-        "numpy:cpu",
-        "--device",
-        "numpy:gpu",
-        "--out",
-        out,
-    ).stdout
-    assert "ms per step" in text
-    rows = json.loads(out.read_text())["timings"]
-    assert {r["device"] for r in rows} == {"numpy:cpu", "numpy:gpu"}
+    config, out = tmp_path / "b.toml", tmp_path / "b.json"
+    config.write_text('topologies = ["TTN 2", "MPO 8"]\nshapes = [[256, 256]]\nbatches = [4]\n')
+    devices = ("--device", "numpy:cpu", "--device", "numpy:gpu")
+    text = run("bench", config, *devices, "--seconds", "0.01", "--out", out).stdout
+    assert "relative error" in text
+    content = json.loads(out.read_text())
+    rows = content["results"]
+    assert {(r["case"], r["task"]) for r in rows} == {
+        (case, task) for case in ("TTN 2 256x256", "MPO 8 256x256") for task in ("generate", "apply", "fit")
+    }
     assert all(r["error"] for r in rows if r["device"] == "numpy:gpu"), "failed runs are kept"
-    assert all(len(r["milliseconds"]) == 2 for r in rows if r["device"] == "numpy:cpu")
+    good = [r for r in rows if r["device"] == "numpy:cpu"]
+    assert all(r["seconds"] > 0 and r["relative_error"] < 1e-5 and not r["error"] for r in good)
+    assert content["machine"]["versions"]["numpy"] == np.__version__
+    assert out.with_suffix(".png").stat().st_size > 1000
+
+
+def test_bench_refuses_a_config_it_does_not_understand(tmp_path: Path) -> None:
+    config = tmp_path / "b.toml"
+    config.write_text("topology = 3\n")
+    assert "expected topologies, shapes" in run("bench", config, code=1).stderr
+
+
+def test_plan_prints_a_table_and_json() -> None:
+    text = run("plan", "4096x4096", "--leg", "8", "--task", "fit", "--profile", "h200").stdout
+    assert "profile h200 (datasheet)" in text
+    assert "why not" in text
+    found = json.loads(run("plan", "256x256", "--bond", "2", "--batch", "16", "--json").stdout)
+    assert found["task"] == "apply"
+    assert found["batch"] == 16
+    assert found["contractions"]
+
+
+def test_plan_of_a_saved_generator(tmp_path: Path) -> None:
+    adtn.save(tmp_path / "g.safetensors", adtn.Generator((64, 32), adtn.MPO(bond=2)))
+    assert "64x32" in run("plan", tmp_path / "g.safetensors", "--mode", "factored").stdout
+
+
+def test_plan_says_what_is_wrong() -> None:
+    assert "no file and no shape" in run("plan", "large", code=1).stderr
+    assert "smallest that works" in run("plan", "512x512", "--memory", "1KiB", code=1).stderr

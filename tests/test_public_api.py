@@ -8,13 +8,14 @@ import sys
 import adtn
 
 NAMES = {
-    "ADTNError", "ATTN", "BrickWall", "CP", "DataAwareReconstruction", "Dense", "Generator", "Layout", "MERA",
+    "ADTNError", "ATTN", "BrickWall", "CP", "DataAwareReconstruction", "Dense", "DeviceProfile", "Generator", "Layout",
+    "MERA", "Plan", "calibrate", "plan",
     "MPO", "Objective", "RandomFeatures", "Reconstruction", "ScaledIdentity", "ScaledRandom", "SeededBase",
     "Solution", "Status", "TT", "TTN", "Task", "TensorRing", "Topology", "Tucker", "decompose", "devices",
     "fit", "from_tensornetwork", "load", "register_activation", "register_topology", "save",
     "to_tensornetwork",
 }  # fmt: skip
-STAGES = {"compress", "generator", "network", "optim", "schedule", "cli", "demo"}
+STAGES = {"bench", "compress", "generator", "network", "optim", "schedule", "cli", "demo"}
 
 
 def test_the_public_names_are_these() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +13,7 @@ import numpy as np
 
 from .._atomic import write_atomic
 from .._errors import ADTNError
-from .._version import __version__
+from ..bench import machine
 from ..compress import save
 from ..generator import Generator
 from ..optim import FitOptions, run_fit
@@ -87,25 +86,6 @@ class Report:
             {**asdict(r), "ratio": r.ratio, "history": [round(x, 5) for x in r.history[::10]]} for r in self.results
         ]
         return {"command": command, "data": self.data, "machine": machine(), "results": rows}
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were made on."""
-    import os
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions: dict[str, str] = {"adtn": __version__, "python": platform.python_version()}
-    for package in ("numpy", "torch", "jax", "quimb", "cotengra", "autoray", "optax"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "system": platform.platform(terse=True),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "versions": versions,
-    }
 
 
 def run_demo(

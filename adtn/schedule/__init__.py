@@ -6,7 +6,10 @@ from ._device import devices as devices
 from ._execution import Consumer as Consumer
 from ._execution import TiledWeight as TiledWeight
 from ._execution import squared_distance as squared_distance
+from ._plan import MODES as MODES
+from ._plan import TASKS as TASKS
 from ._plan import Plan as Plan
+from ._planner import Sketch as Sketch
 from ._planner import decide as decide
 from ._planner import parse_bytes as parse_bytes
 from ._planner import plan as plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 # below this the framework's own allocator does not go to the system
 SMALLEST = 1 << 16
 _STEP = 1 << 16
+_HUGE = 1 << 21
 
 
 class Pool:
@@ -25,7 +27,7 @@ class Pool:
     """
 
     def __init__(self, keep_bytes: int | None = None) -> None:
-        self._free: dict[int, list[np.ndarray]] = {}
+        self._free: dict[int, list[mmap.mmap]] = {}
         self._largest = math.inf if keep_bytes is None else keep_bytes // 4
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -34,23 +36,38 @@ class Pool:
         if nbytes < SMALLEST or nbytes > self._largest:
             return np.empty(shape, dtype)
         size = -(-nbytes // _STEP) * _STEP
+        free = self._free.setdefault(size, [])
         try:
-            memory = self._free[size].pop()
-        except (KeyError, IndexError):
-            memory = np.empty(size, np.uint8)
-        lease = memory.view(_Lease)
-        lease.free = self._free.setdefault(size, [])
+            memory = free.pop()
+        except IndexError:
+            memory = _map(size)
+        lease = _Lease((size,), np.uint8, buffer=memory)
+        lease.free = free
         return np.ndarray(shape, dtype, buffer=lease)
 
 
 class _Lease(np.ndarray):
-    """The owner that views keep alive; with it the memory goes back."""
+    """The owner that views keep alive; with it the memory goes back.
 
-    free: list[np.ndarray] | None
+    A view skips bases that are arrays of its own type, down to the last one: so the memory itself is no array, and
+    this is of another type.
+    """
+
+    free: list[mmap.mmap] | None
 
     def __array_finalize__(self, obj: Any) -> None:
         self.free = None
 
     def __del__(self) -> None:
-        if self.free is not None and self.base is not None:
-            self.free.append(self.base)
+        if self.free is not None:
+            self.free.append(self.base)  # pyright: ignore[reportArgumentType]
+
+
+def _map(size: int) -> mmap.mmap:
+    """Anonymous memory, in huge pages where the system has them."""
+    if not hasattr(mmap, "MAP_ANONYMOUS"):
+        return mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

@@ -36,6 +36,7 @@ class JaxBackend:
     """JAX on every device it has."""
 
     name = "jax"
+    compiles = True
 
     def devices(self) -> list[DeviceInfo]:
         """The CPU and, where the plug-in is installed, GPUs."""

@@ -292,6 +292,7 @@ class NullBackend:
     """Computes shapes and costs, no values: for plans and tests without hardware."""
 
     name = "null"
+    compiles = False
 
     def __init__(self) -> None:
         self.counter = Counter()

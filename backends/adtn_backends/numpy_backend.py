@@ -20,6 +20,7 @@ class NumpyBackend:
     """NumPy on the CPU."""
 
     name = "numpy"
+    compiles = False
 
     def devices(self) -> list[DeviceInfo]:
         """The CPU."""

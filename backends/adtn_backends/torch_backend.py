@@ -64,6 +64,7 @@ class TorchBackend:
     """PyTorch on every device it has."""
 
     name = "torch"
+    compiles = False
 
     def devices(self) -> list[DeviceInfo]:
         """CPU, CUDA devices and MPS, usable or not."""

@@ -1,0 +1,78 @@
+"""What a side-by-side run does: from a TOML file, or the defaults."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .._errors import ScheduleError
+from ..schedule import TASKS
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What is run.
+
+    Parameters
+    ----------
+    topologies : tuple of str
+        Keys of :data:`TOPOLOGIES`.
+    shapes : tuple of (int, int)
+        Of the weights.
+    tasks : tuple of str
+        Of :func:`adtn.plan`.
+    batches : tuple of int
+        For ``"apply"`` and ``"train"``.
+    devices : tuple of str
+        All usable ones when empty.
+    dtypes : tuple of str
+        Those that a device lacks are noted as failed.
+    mode : str or None
+        Force one.
+    seconds : float
+        Time for the repetitions of one measurement.
+    """
+
+    topologies: tuple[str, ...] = ("TTN 4", "MERA 4", "wall 2", "MPO 8")
+    shapes: tuple[tuple[int, int], ...] = ((1024, 1024),)
+    tasks: tuple[str, ...] = ("generate", "apply", "fit")
+    batches: tuple[int, ...] = (64,)
+    devices: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ("float32",)
+    mode: str | None = None
+    seconds: float = 0.3
+
+    def __post_init__(self) -> None:
+        unknown = [t for t in self.tasks if t not in TASKS]
+        if unknown:
+            raise ScheduleError(f"Got tasks {unknown}; expected some of {', '.join(TASKS)}.")
+        if not self.seconds > 0:
+            raise ScheduleError(f"Got seconds={self.seconds}; expected a positive number.")
+
+    @classmethod
+    def read(cls, path: Path) -> BenchConfig:
+        """From a TOML file with these fields.
+
+        Raises
+        ------
+        ScheduleError
+            If it cannot be read or has other fields.
+        """
+        try:
+            content: dict[str, Any] = tomllib.loads(path.read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ScheduleError(f"Got the config {path}, which cannot be read: {error}.") from error
+        unknown = set(content) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise ScheduleError(f"Got {sorted(unknown)} in {path}; expected {', '.join(cls.__dataclass_fields__)}.")
+        return cls(**{k: _frozen(v) for k, v in content.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dictionary."""
+        return asdict(self)
+
+
+def _frozen(x: Any) -> Any:
+    return tuple(_frozen(y) for y in x) if isinstance(x, list) else x

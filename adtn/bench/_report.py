@@ -1,0 +1,126 @@
+"""Results side by side: a table, JSON, and a picture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._atomic import write_atomic
+from .._errors import missing
+from ._config import BenchConfig
+from ._machine import machine
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass
+class BenchResult:
+    """One piece of work on one device; ``error`` says why it failed, and is empty if it did not."""
+
+    case: str
+    task: str
+    batch: int | None
+    device: str
+    dtype: str
+    mode: str = ""
+    tiles: int = 1
+    seconds: float | None = None
+    predicted_seconds: float | None = None
+    peak_bytes: int | None = None
+    predicted_peak_bytes: int | None = None
+    relative_error: float | None = None
+    error: str = ""
+
+    @property
+    def work(self) -> tuple[str, str, int | None, str]:
+        """What is the same on every device."""
+        return self.case, self.task, self.batch, self.dtype
+
+
+@dataclass
+class BenchReport:
+    """All results of a run."""
+
+    config: BenchConfig
+    results: list[BenchResult] = field(default_factory=list)
+
+    def table(self) -> Table:
+        """One line per piece of work and device; ratios to the first device."""
+        from rich.table import Table
+
+        table = Table(title="the same work on every device", title_justify="left")
+        columns = ("work", "device", "dtype", "mode", "ms", "ratio", "predicted ms", "peak MiB", "relative error")
+        for column in columns:
+            table.add_column(column, justify="left" if column in columns[:4] else "right")
+        first: dict[tuple[Any, ...], float] = {}
+        last: tuple[Any, ...] | None = None
+        for r in self.results:
+            if last is not None and r.work != last:
+                table.add_section()
+            last = r.work
+            name = f"{r.case} {r.task}" + (f" {r.batch}" if r.batch is not None else "")
+            if r.error:
+                table.add_row(name, r.device, r.dtype, r.error)
+                continue
+            assert r.seconds is not None
+            base = first.setdefault(r.work, r.seconds)
+            mode = r.mode + (f", {r.tiles} tiles" if r.tiles > 1 else "")
+            table.add_row(
+                name, r.device, r.dtype, mode, _number(r.seconds, 1e3), f"{r.seconds / base:.2f}",
+                _number(r.predicted_seconds, 1e3), _number(r.peak_bytes, 2**-20),
+                "" if r.relative_error is None else f"{r.relative_error:.1e}",
+            )  # fmt: skip
+        return table
+
+    def to_json(self, command: str) -> dict[str, Any]:
+        """Everything, with versions and machine."""
+        return {
+            "command": command,
+            "machine": machine(),
+            "config": self.config.to_json(),
+            "results": [asdict(r) for r in self.results],
+        }
+
+    def write(self, path: Path, command: str) -> None:
+        """JSON."""
+        write_atomic(path, (json.dumps(self.to_json(command), indent=1) + "\n").encode())
+
+    def draw(self, path: Path) -> None:
+        """Bars of time per piece of work, one colour per device.
+
+        Raises
+        ------
+        MissingDependencyError
+            Without matplotlib.
+        """
+        try:
+            import matplotlib
+        except ImportError as error:
+            raise missing("matplotlib", "plot", "A picture") from error
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        good = [r for r in self.results if r.seconds is not None]
+        works = list(dict.fromkeys((r.case, r.task, r.batch, r.dtype) for r in good))
+        devices = list(dict.fromkeys(r.device for r in good))
+        figure, axes = plt.subplots(figsize=(8, 0.8 + 0.16 * len(works) * (len(devices) + 1)), layout="constrained")
+        for d, device in enumerate(devices):
+            found = {r.work: r.seconds * 1e3 for r in good if r.device == device and r.seconds is not None}
+            places = [w * (len(devices) + 1) + d for w, work in enumerate(works) if work in found]
+            axes.barh(places, [found[work] for work in works if work in found], label=device)
+        middle = (len(devices) - 1) / 2
+        axes.set_yticks([w * (len(devices) + 1) + middle for w in range(len(works))])
+        axes.set_yticklabels([" ".join(str(x) for x in work if x is not None) for work in works], fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xscale("log")
+        axes.set_xlabel("ms")
+        axes.legend(fontsize=8)
+        figure.savefig(path, dpi=150)
+        plt.close(figure)
+
+
+def _number(x: float | None, factor: float) -> str:
+    return "" if x is None else f"{x * factor:.3g}"

@@ -1,0 +1,165 @@
+"""Materialise, stream, factored: one answer, one gradient, on every backend."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import adtn
+import numpy as np
+import pytest
+from adtn._backend import check_device, get_backend
+from adtn._errors import FitError, ScheduleError
+
+from table import BACKENDS, TOPOLOGIES, Row, relative_error, to_numpy, tolerance, usable
+
+MODES = ("materialise", "stream", "factored")
+
+
+def modes_of(row: Row) -> tuple[str, ...]:
+    linear = row.generator().segments[-1].activation == "identity"
+    return MODES if linear else MODES[:2]
+
+
+@pytest.mark.parametrize("base", [None, "seeded", "array"])
+def test_apply_and_its_adjoint_in_every_mode(row: Row, base: str | None) -> None:
+    if len(row.shape) != 2:
+        pytest.skip("apply is for matrices")
+    rng = np.random.default_rng(0)
+    given = {"seeded": adtn.SeededBase(2), "array": rng.standard_normal(row.shape), None: None}[base]
+    gen = row.generator(seed=1, base=given)
+    arrays = gen.arrays("numpy:cpu", "float64")
+    weight = gen.function(arrays)
+    x, ybar = rng.standard_normal((5, row.shape[1])), rng.standard_normal((5, row.shape[0]))
+    want = gen.function.vjp(arrays, ybar.T @ x)[1]
+    for mode in modes_of(row):
+        assert relative_error(gen.apply(x, mode=mode), x @ weight.T) < 1e-12, mode
+        layer = adtn.plan(gen, "train", batch=5, mode=mode).layer(get_backend("numpy"))
+        grads, xbar = layer.vjp(arrays, x, ybar)
+        assert relative_error(xbar, ybar @ weight) < 1e-12, mode
+        for name, grad in want.items():
+            scale = max(float(np.abs(grad).max()), 1e-9)
+            assert float(np.abs(grads[name] - grad).max()) < 1e-9 * scale, (mode, name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("key", BACKENDS)
+def test_apply_on_every_backend(key: str, mode: str) -> None:
+    device = usable(key)
+    for dtype in BACKENDS[key][1]:
+        gen = TOPOLOGIES["attn"].generator(seed=3)
+        backend, where = check_device(device, dtype)
+        x = np.random.default_rng(0).standard_normal((3, 4, 16))
+        y = gen.apply(backend.asarray(x, where, dtype), mode=mode)
+        assert tuple(y.shape) == (3, 4, 16)
+        assert backend.dtype_of(y) == dtype
+        assert relative_error(to_numpy(y), x @ gen.weight(dtype="float64").T) < tolerance(dtype, 128)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_torch_autograd_goes_through_every_mode(mode: str) -> None:
+    torch = pytest.importorskip("torch")
+    gen = TOPOLOGIES["mera"].generator(seed=4)
+    function = adtn.plan(gen, "train", device="torch:cpu", batch=3, mode=mode).function(get_backend("torch"))
+    arrays = {k: v.requires_grad_() for k, v in gen.arrays("torch:cpu", "float64").items()}
+    x = torch.randn(3, gen.shape[1], dtype=torch.float64, requires_grad=True)
+    loss = (function(arrays, x) ** 2).sum()
+    got = torch.autograd.grad(loss, [x, *arrays.values()])
+    reference = ((x @ gen.function(arrays).T) ** 2).sum()
+    want = torch.autograd.grad(reference, [x, *arrays.values()])
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    y = gen.apply(x, mode=mode)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones_like(y) @ torch.tensor(gen.weight()))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_jax_gradients_go_through_every_mode(mode: str) -> None:
+    jax = pytest.importorskip("jax")
+    gen = TOPOLOGIES["mera"].generator(seed=4)
+    function = adtn.plan(gen, "train", device="jax:cpu", batch=3, mode=mode).function(get_backend("jax"))
+    arrays = gen.arrays("jax:cpu", "float64")
+    with jax.enable_x64(True):
+        x = get_backend("jax").asarray(np.random.default_rng(0).standard_normal((3, gen.shape[1])), "cpu", "float64")
+        got = jax.grad(lambda a, x: (function(a, x) ** 2).sum(), argnums=(0, 1))(arrays, x)
+        want = jax.grad(lambda a, x: ((x @ gen.function(a).T) ** 2).sum(), argnums=(0, 1))(arrays, x)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("device", ["numpy:cpu", "torch:cpu", "jax:cpu"])
+@pytest.mark.parametrize("kind", ["plain", "data-aware"])
+def test_a_fit_in_tiles_is_the_fit_of_the_whole(device: str, kind: str) -> None:
+    pytest.importorskip(device.partition(":")[0])
+    rng = np.random.default_rng(0)
+    target = rng.standard_normal((64, 48))
+    moment = np.cov(rng.standard_normal((48, 200)))
+    goal = adtn.Reconstruction(target) if kind == "plain" else adtn.DataAwareReconstruction(target, moment)
+    gen = adtn.Generator((64, 48), adtn.MERA(bond=2), scale=target, dtype="float64")
+    options = {"device": device, "steps": 12, "lr": 0.02}
+    whole = adtn.fit(gen, goal, mode="materialise", **options)
+    tiles = adtn.fit(gen, goal, mode="stream", **options)
+    np.testing.assert_allclose(tiles.history, whole.history, rtol=1e-10)
+    weight = tiles.generator.weight()
+    assert tiles.loss == pytest.approx(
+        np.sum((weight - target) ** 2) / np.sum(target**2)
+        if kind == "plain"
+        else np.trace((weight - target) @ moment @ (weight - target).T) / np.trace(target @ moment @ target.T)
+    )
+
+
+def test_large_results_in_pooled_memory_are_right() -> None:
+    # every product is above the size from which memory is used again
+    for device in ("numpy:cpu", "torch:cpu"):
+        pytest.importorskip(device.partition(":")[0])
+        gen = adtn.Generator((1024, 512), adtn.TTN(bond=4), layout=adtn.Layout.of((1024, 512), 8, "interleaved"))
+        target = np.random.default_rng(0).standard_normal(gen.shape).astype("float32")
+        want = np.sum((gen.weight(dtype="float64") - target) ** 2) / np.sum(target.astype("float64") ** 2)
+        for mode in ("materialise", "stream"):
+            solution = adtn.fit(gen, target, device=device, steps=2, lr=1e-9, mode=mode)
+            assert solution.history[0] == pytest.approx(want, rel=1e-5)
+            assert solution.history[1] == pytest.approx(want, rel=1e-5)
+
+
+def test_a_task_needs_the_whole_weight() -> None:
+    gen = adtn.Generator((16, 16), adtn.TTN(bond=2))
+    with pytest.raises(FitError, match="takes the weight as a whole"):
+        adtn.fit(gen, lambda w: ((w * w).sum(), 2 * w), steps=1, mode="stream")
+    with pytest.raises(ScheduleError, match="smallest that works"):
+        adtn.fit(gen, np.eye(16), steps=1, memory=10)
+
+
+def test_a_large_target_is_not_copied() -> None:
+    target = np.random.default_rng(0).standard_normal((256, 256)).astype("float32")
+    assert adtn.Reconstruction(target).target is target
+
+
+PROGRAM = """
+import sys
+import numpy as np
+import adtn
+from adtn.bench import peak_bytes
+
+device, limit = sys.argv[1], int(sys.argv[2])
+n = 4096
+layout = adtn.Layout.of((n, n), 8, "interleaved")
+target = np.random.default_rng(0).standard_normal((n, n), dtype=np.float32)
+gen = adtn.Generator((n, n), adtn.TTN(bond=2), layout=layout, scale=0.1)
+small = adtn.Generator((256, 256), adtn.TTN(bond=2), layout=adtn.Layout.of((256, 256), 8, "interleaved"), scale=0.1)
+adtn.fit(small, target[:256, :256], device=device, steps=2, mode="stream")  # the framework and its threads
+print(peak_bytes(lambda: adtn.fit(gen, target, device=device, steps=2, memory=limit)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["numpy:cpu", "torch:cpu"])
+@pytest.mark.parametrize("limit", [16 << 20, 64 << 20])
+def test_a_process_stays_within_its_memory_limit(device: str, limit: int) -> None:
+    pytest.importorskip(device.partition(":")[0])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, device, str(limit)], capture_output=True, text=True, timeout=300, check=True
+    )
+    if done.stdout.strip() == "None":
+        pytest.skip("this system does not tell the peak of a process")
+    assert int(done.stdout) <= 1.1 * limit

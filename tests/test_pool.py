@@ -1,0 +1,56 @@
+"""Pooled memory: never shared by two living arrays, used again when nobody looks at it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from adtn._backend import get_backend
+from hypothesis import given
+from hypothesis import strategies as st
+
+from table import to_numpy
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+@given(data=st.data())
+def test_living_results_keep_their_values(name: str, data: st.DataObject) -> None:
+    pytest.importorskip(name)
+    backend = get_backend(name)
+    space = backend.workspace()
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    alive: list[tuple] = []
+    compute = backend.compile(lambda f: f())
+    for _ in range(data.draw(st.integers(1, 12))):
+        x = rng.standard_normal((256, 192))  # results above the size from which memory is pooled
+        y = backend.asarray(x, "cpu", "float64")
+        if data.draw(st.booleans()):
+            got, want = compute(lambda y=y: space.matmul(y, y.T)), x @ x.T
+        else:
+            got, want = compute(lambda y=y: space.packed(y.T, (96, 512))), x.T.reshape(96, 512)
+        if data.draw(st.booleans()):  # a view alone must keep the memory, too
+            got, want = got[3:, ::2], want[3:, ::2]
+        alive.append((got, want))
+        del got
+        if alive and data.draw(st.booleans()):
+            alive.pop(data.draw(st.integers(0, len(alive) - 1)))
+        for got, want in alive:
+            np.testing.assert_allclose(to_numpy(got), want, rtol=1e-12, atol=1e-10)
+
+
+def test_memory_comes_back() -> None:
+    space = get_backend("numpy").workspace()
+    x = np.ones((300, 300))
+    first = space.matmul(x, x)
+    place = first.ctypes.data
+    second = space.matmul(x, x)
+    assert second.ctypes.data != place
+    del first
+    assert space.matmul(x, x).ctypes.data == place
+
+
+def test_what_is_large_is_not_kept() -> None:
+    from adtn_backends._pool import Pool
+
+    pool = Pool(keep_bytes=1 << 20)
+    assert pool.empty((1 << 18,), np.uint8).base is not None
+    assert pool.empty(((1 << 18) + 1,), np.uint8).base is None

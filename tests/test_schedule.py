@@ -1,0 +1,320 @@
+"""Plans on the null backend and shipped profiles: no hardware, no clock."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import adtn
+import cotengra as ctg
+import numpy as np
+import pytest
+from adtn._atomic import write_atomic
+from adtn._backend import Op, get_backend
+from adtn._errors import ScheduleError
+from adtn.network import contraction_nodes, sizes_of
+from adtn.schedule import Sketch, shipped_profiles
+from adtn.schedule._path_cache import PathCache, path_key
+from adtn.schedule._planner import parse_bytes
+from adtn.schedule._profile_store import find_profile, profile_path
+from adtn.schedule._search import best_path, candidates, path_seconds, terms_of
+from adtn.schedule._tree_cost import DeviceTime
+
+from table import TOPOLOGIES
+
+CPU = adtn.DeviceProfile.shipped("generic-cpu")
+
+
+def sketch(topology: adtn.Topology, n: int = 1024, leg: int | None = 8) -> Sketch:
+    layout = adtn.Layout.of((n, n), leg, topology.order) if leg else topology.default_layout((n, n))
+    return Sketch((n, n), topology, layout)
+
+
+@pytest.mark.parametrize("name", shipped_profiles())
+def test_every_shipped_profile_plans(name: str) -> None:
+    for task in ("generate", "apply", "train", "fit"):
+        found = adtn.plan(sketch(adtn.TTN(bond=4)), task, batch=16, profile=name)
+        assert found.predicted_seconds > 0
+        assert found.peak_bytes > 0
+        assert found.profile.source == "datasheet"
+        assert sum(not a.lost for a in found.alternatives) == 1
+    assert adtn.DeviceProfile.shipped(name).fits
+
+
+def test_a_plan_reads_like_a_table_and_survives_json() -> None:
+    found = adtn.plan(sketch(adtn.TTN(bond=4), 4096), "fit", profile=CPU)
+    text = repr(found)
+    for piece in ("product b x m x n x k", "predicted", "why not", "peak", "the time"):
+        assert piece in text
+    content = json.loads(found.to_json())
+    assert content["mode"] == found.mode
+    assert len(content["alternatives"]) == len(found.alternatives)
+    flops = sum(c["times"] * c["flops"] for c in content["contractions"])
+    assert flops == sum(c.times * c.flops for c in found.contractions)
+
+
+def test_flops_of_a_plan_are_those_of_its_contractions() -> None:
+    # one segment of two cores: a product (64 x 8) @ (8 x 64)
+    found = adtn.plan(sketch(adtn.MPO(bond=8), 64, leg=8), "generate", profile=CPU)
+    assert sum(c.flops for c in found.contractions) == 2 * 64 * 8 * 64
+
+
+def test_streaming_takes_less_memory_and_is_exact_about_it() -> None:
+    s = sketch(adtn.TTN(bond=4), 2048)
+    whole = adtn.plan(s, "fit", profile=CPU, mode="materialise")
+    tiles = adtn.plan(s, "fit", profile=CPU, mode="stream")
+    assert tiles.peak_bytes < whole.peak_bytes / 4
+    assert whole.peak_bytes > 4 * 2048 * 2048
+
+
+def test_the_memory_limit_is_kept_or_the_smallest_is_named() -> None:
+    s = sketch(adtn.TTN(bond=4), 2048)
+    limit = 4 << 20
+    found = adtn.plan(s, "fit", profile=CPU, memory=limit)
+    assert found.peak_bytes <= limit
+    assert any(a.lost == "does not fit the memory limit" for a in found.alternatives)
+    with pytest.raises(ScheduleError, match=r"smallest that works for this fit is (\d+) bytes") as error:
+        adtn.plan(s, "fit", profile=CPU, memory="1KiB")
+    smallest = int(str(error.value).split("fit is ")[1].split()[0])
+    assert adtn.plan(s, "fit", profile=CPU, memory=smallest).peak_bytes == smallest
+
+
+@pytest.mark.parametrize(
+    ("text", "want"), [("512MiB", 512 << 20), ("2GB", 2 * 10**9), ("1.5 KiB", 1536), ("77", 77), (None, None), (5, 5)]
+)
+def test_bytes_as_text(text: str | int | None, want: int | None) -> None:
+    assert parse_bytes(text) == want
+
+
+def test_an_activation_at_the_end_forbids_factored() -> None:
+    s = sketch(adtn.TTN(bond=2, where="all"), 256)
+    assert "factored" not in {a.mode for a in adtn.plan(s, "apply", profile=CPU).alternatives}
+    with pytest.raises(ScheduleError, match="activation after the last segment"):
+        adtn.plan(s, "apply", profile=CPU, mode="factored")
+
+
+def test_a_brick_wall_says_that_it_cannot_stream() -> None:
+    found = adtn.plan(sketch(adtn.BrickWall(layers=2), 256, leg=None), "fit", profile=CPU)
+    assert any("streaming is not possible" in note for note in found.notes)
+    assert not adtn.plan(sketch(adtn.TTN(bond=2), 1024), "fit", profile=CPU).notes
+
+
+def test_gates_are_fused_where_a_pass_over_the_state_is_dear() -> None:
+    s = sketch(adtn.BrickWall(layers=2), 1024, leg=None)
+    last, sizes = s.segments[-1], sizes_of(s.segments)
+    path = best_path(last, sizes, CPU, cache=PathCache(Path("/nonexistent")))
+    nodes = contraction_nodes(terms_of(last), last.outputs, path)
+    large = [n for n in nodes if math.prod(sizes[i] for i in n.inds) >= 1024 * 1024]
+    assert len(large) <= 0.6 * len(last.cores), "fewer passes over the state than gates"
+
+
+def test_unknown_things_are_refused() -> None:
+    s = sketch(adtn.TTN(bond=2), 64)
+    for options, message in (
+        ({"task": "guess"}, "expected one of generate, apply, train, fit"),
+        ({"mode": "magic"}, "expected one of materialise"),
+        ({"profile": "z80"}, "shipped are generic-cpu"),
+        ({"memory": "much"}, "expected bytes"),
+        ({"batch": 0}, "expected at least 1"),
+        ({"task": "generate", "mode": "stream"}, "whose result is the whole weight"),
+        ({"task": "fit", "mode": "factored"}, "needs the weight"),
+    ):
+        with pytest.raises(ScheduleError, match=message):
+            adtn.plan(s, **{"profile": CPU, **options})
+    with pytest.raises(ScheduleError, match="n_out, n_in"):
+        adtn.plan(adtn.Generator((4, 4, 4), adtn.TTN(bond=2)), "apply", profile=CPU)
+
+
+# --- profiles and costs ---
+
+
+def test_a_profile_survives_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "p.json"
+    write_atomic(file, CPU.to_json().encode())
+    assert adtn.DeviceProfile.load(file) == CPU
+    assert adtn.plan(sketch(adtn.TTN(bond=2), 64), profile=str(file)).profile == CPU
+    file.write_text(CPU.to_json().replace('"format": 1', '"format": 99'))
+    with pytest.raises(ScheduleError, match="another format"):
+        adtn.DeviceProfile.load(file)
+
+
+def test_a_profile_says_when_it_does_not_fit() -> None:
+    bad = replace(CPU, fit_error={"product": 0.9})
+    assert not bad.fits
+    assert "does not fit its measurements" in repr(bad)
+    assert "does not fit" not in repr(CPU)
+
+
+def test_a_product_costs_what_its_table_says_and_grows_in_proportion_beyond() -> None:
+    size = CPU.gemm_sizes[-1]
+    assert CPU.gemm_s(size, size, size) == pytest.approx(CPU.gemm_seconds[-1])
+    assert CPU.gemm_s(4 * size, size, size) == pytest.approx(4 * CPU.gemm_seconds[-1])
+    assert CPU.gemm_s(64, 64, 64) < CPU.gemm_s(65, 64, 64) < CPU.gemm_s(128, 64, 64)
+
+
+def test_permutes_of_short_runs_and_long_strides_cost_more() -> None:
+    def seconds(inner: int, stride: int) -> float:
+        return CPU.seconds(Op("permute", "float32", (1 << 20, inner, 3, stride), 1 << 22, 1 << 22))
+
+    assert seconds(2, 8) > seconds(64, 8) > seconds(64, 1)
+
+
+def test_a_calibrated_profile_is_found_and_a_new_one_replaces_it() -> None:
+    backend = get_backend("numpy")
+    path = profile_path(backend, "cpu", "float16")
+    assert find_profile(backend, "cpu", "float16").source == "datasheet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = replace(adtn.DeviceProfile.shipped("generic-cpu", "float16"), name="mine", source="measured")
+    write_atomic(path, own.to_json().encode())
+    try:
+        assert find_profile(backend, "cpu", "float16").name == "mine"
+    finally:
+        path.unlink()
+
+
+def test_device_time_is_a_cotengra_objective() -> None:
+    s = sketch(adtn.ATTN(bond=4), 256, leg=4)
+    segment, sizes = s.segments[-1], sizes_of(s.segments)
+    names = dict.fromkeys(i for inds in (*terms_of(segment), segment.outputs) for i in inds)
+    symbol = {i: ctg.get_symbol(n) for n, i in enumerate(names)}
+    inputs = [tuple(symbol[i] for i in inds) for inds in terms_of(segment)]
+    output = tuple(symbol[i] for i in segment.outputs)
+    dims = {symbol[i]: d for i, d in sizes.items() if i in symbol}
+    objective = DeviceTime(CPU)
+    optimizer = ctg.HyperOptimizer(
+        methods=("greedy",), minimize=objective, max_repeats=4, parallel=False, on_trial_error="raise", seed=0,
+        reconf_opts={}, slicing_reconf_opts={"target_size": 2**12}, optlib="random",
+    )  # fmt: skip
+    tree = optimizer.search(inputs, output, dims)
+    assert objective({"tree": tree}) == pytest.approx(
+        math.log2(sum(objective.cost_local_tree_node(tree, node) for node, _, _ in tree.traverse()))
+    )
+    assert objective.get_dynamic_programming_minimize().startswith("limit-")
+    assert objective == DeviceTime(CPU)
+    assert objective != DeviceTime(adtn.DeviceProfile.shipped("a100"))
+
+
+# --- search and cache ---
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_candidates_are_paths_and_the_best_is_not_worse_than_any(name: str) -> None:
+    gen = TOPOLOGIES[name].generator()
+    sizes = sizes_of(gen.segments)
+    for segment in gen.segments:
+        if len(terms_of(segment)) < 3:
+            continue
+        found = candidates(segment, sizes, CPU)
+        for path in found:
+            assert len(path) == len(terms_of(segment)) - 1
+            contraction_nodes(terms_of(segment), segment.outputs, path)
+        best = best_path(segment, sizes, CPU, cache=PathCache(Path("/nonexistent")))
+        least = min(path_seconds(segment, sizes, CPU, path) for path in found)
+        assert path_seconds(segment, sizes, CPU, best) == pytest.approx(least)
+
+
+def test_paths_are_kept_by_structure_and_objective(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def search():
+        calls.append(1)
+        return ((0, 1), (0, 1))
+
+    terms, sizes = (("a", "b"), ("b", "c"), ("c", "d")), dict.fromkeys("abcd", 4)
+    key = path_key(terms, ("a", "d"), sizes, 1, "cpu")
+    assert PathCache(tmp_path).find(key, 3, search) == ((0, 1), (0, 1))
+    assert PathCache(tmp_path).find(key, 3, search) == ((0, 1), (0, 1))
+    assert len(calls) == 1, "the second cache reads the file"
+    renamed = path_key((("x", "y"), ("y", "z"), ("z", "w")), ("x", "w"), dict.fromkeys("xyzw", 4), 1, "cpu")
+    assert renamed == key
+    others = {
+        path_key(terms, ("d", "a"), sizes, 1, "cpu"),
+        path_key(terms, ("a", "d"), {**sizes, "a": 5}, 1, "cpu"),
+        path_key(terms, ("a", "d"), sizes, 2, "cpu"),
+        path_key(terms, ("a", "d"), sizes, 1, "gpu"),
+    }
+    assert key not in others
+    assert len(others) == 4
+
+
+@pytest.mark.parametrize("content", ["", "[[0, 1]", "[[0, 9], [0, 1]]", "[[0, 1]]", '{"a": 1}', "[[1, 0], [0, 1]]"])
+def test_a_broken_cache_file_counts_as_absent(tmp_path: Path, content: str) -> None:
+    cache = PathCache(tmp_path)
+    key = "ab" * 32
+    file = tmp_path / "ab" / f"{key}.json"
+    file.parent.mkdir()
+    file.write_text(content)
+    assert cache.find(key, 3, lambda: ((0, 1), (0, 1))) == ((0, 1), (0, 1))
+    assert json.loads(file.read_text()) == [[0, 1], [0, 1]]
+
+
+def test_concurrent_processes_share_the_cache(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    program = """
+import sys
+from pathlib import Path
+from adtn.schedule._path_cache import PathCache
+cache = PathCache(Path(sys.argv[1]))
+for i in range(300):
+    fresh = PathCache(Path(sys.argv[1]))
+    assert fresh.find(f"{i % 7:064d}", 3, lambda: ((0, 1), (0, 1))) == ((0, 1), (0, 1))
+"""
+    workers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(3)]
+    assert [w.wait(120) for w in workers] == [0, 0, 0]
+    assert len(list(tmp_path.rglob("*.json"))) == 7
+    assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 7, "no temporary files are left"
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert PathCache(blocked).find("k" * 64, 2, lambda: ((0, 1),)) == ((0, 1),)
+
+
+# --- what the null backend measures ---
+
+
+def test_copies_are_counted_only_where_no_view_exists() -> None:
+    from autoray import do
+
+    null = get_backend("null")
+    arrays, counter = null.arrays_like({"x": np.ones((4, 6, 8))})
+    do("reshape", do("transpose", arrays["x"], (1, 0, 2)), (6, 32))
+    assert [op.kind for op in counter.ops] == ["permute"]
+    (op,) = counter.ops
+    assert op.shape == (192, 8, 3, 1)
+    counter.ops.clear()
+    do("reshape", do("reshape", arrays["x"], (24, 8)), (4, 48))
+    do("transpose", arrays["x"], (2, 1, 0))
+    do("reshape", do("transpose", arrays["x"], (0, 1, 2)), (24, 8))
+    assert not counter.ops
+
+
+def test_peak_memory_follows_what_is_alive() -> None:
+    null = get_backend("null")
+    arrays, counter = null.arrays_like({"x": np.ones((10, 10))}, "float64")
+    x = arrays["x"]
+    assert counter.live_bytes == 800
+    y = x + x
+    z = y + y
+    assert counter.peak_bytes == 2400
+    del y
+    assert counter.live_bytes == 1600
+    view = z[2:]
+    del z
+    assert counter.live_bytes == 1600, "a view keeps its memory"
+    del view
+    assert counter.live_bytes == 800
+
+
+def test_loops_count_every_pass() -> None:
+    from autoray import do
+
+    null = get_backend("null")
+    arrays, counter = null.arrays_like({"x": np.ones((5, 3, 4)), "y": np.ones((4, 2))})
+    null.loop(5, lambda i, c: (do("matmul", null.take(arrays["x"], i), arrays["y"]), c)[1], None)
+    assert counter.flops == 5 * 2 * 3 * 4 * 2

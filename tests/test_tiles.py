@@ -1,0 +1,134 @@
+"""Tiles: the same weight and the same gradients, whatever the order, the number of tiles and the path."""
+
+from __future__ import annotations
+
+import adtn
+import numpy as np
+import pytest
+from adtn._backend import check_device
+from adtn._errors import TopologyError
+from adtn.network import row_order, sizes_of, tile_counts, tile_program
+from adtn.schedule import TiledWeight
+from adtn.schedule._execution import Weighting
+from hypothesis import given
+from hypothesis import strategies as st
+
+from table import BACKENDS, TOPOLOGIES, Row, relative_error, to_numpy, tolerance, usable
+
+
+def tiled(gen: adtn.Generator, tiles: int, by_rows: bool, once_part: float = 1 / 12) -> TiledWeight:
+    order = row_order(gen.segments, gen.layout) if by_rows else gen.segments[-1].outputs
+    program = tile_program(gen.segments, (None,) * len(gen.segments), order, tiles, once_part=once_part)
+    places = tuple(gen.segments[-1].outputs.index(i) for i in order)
+    seeded = isinstance(gen.base, adtn.SeededBase)
+    return TiledWeight(program, Weighting(gen.layout, gen.scale, gen.base is not None, seeded), places, by_rows)
+
+
+def run(gen: adtn.Generator, weight: TiledWeight, wbar: np.ndarray, device: str, dtype: str):
+    """All tiles put together, and the gradients for a cotangent of the weight."""
+    backend, where = check_device(device, dtype)
+    arrays = gen.arrays(device, dtype)
+    bars = backend.asarray(np.ascontiguousarray(weight.arrange(wbar)), where, dtype)
+
+    def compute(arrays, bars):
+        if "base" in arrays:
+            arrays = {**arrays, "base": weight.arrange(arrays["base"])}
+
+        def consume(tile, i, out):
+            return backend.put(out, i, tile), backend.take(bars, i)
+
+        return weight.run(backend, arrays, consume, bars * 0.0, adjoint=True)
+
+    out, grads = backend.compile(compute)(arrays, bars)
+    return to_numpy(out), {k: to_numpy(g) for k, g in grads.items()}
+
+
+def all_counts(gen: adtn.Generator, by_rows: bool) -> list[int]:
+    order = row_order(gen.segments, gen.layout) if by_rows else gen.segments[-1].outputs
+    sizes = sizes_of(gen.segments)
+    legs = [i for i, (axis, _) in zip(gen.segments[-1].outputs, gen.layout.leg_axes, strict=True) if not axis]
+    return tile_counts(tuple(sizes[i] for i in (legs if by_rows else order)))
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+@pytest.mark.parametrize("once_part", [0.0, 1 / 12, 1.0])
+def test_tiles_are_the_weight_and_its_gradients(row: Row, by_rows: bool, once_part: float) -> None:
+    gen = row.generator(seed=1)
+    wbar = np.random.default_rng(1).standard_normal(row.shape)
+    arrays = gen.arrays("numpy:cpu", "float64")
+    want, grads = gen.function.vjp(arrays, wbar)
+    counts = all_counts(gen, by_rows)
+    for tiles in dict.fromkeys((*counts[:5], counts[len(counts) // 2])):
+        weight = tiled(gen, tiles, by_rows, once_part)
+        got, found = run(gen, weight, wbar, "numpy:cpu", "float64")
+        assert relative_error(got, weight.arrange(want)) < 1e-12, tiles
+        assert set(found) == set(grads)
+        for name, grad in grads.items():
+            scale = max(float(np.abs(grad).max()), 1e-9 * float(np.linalg.norm(wbar)))
+            assert float(np.abs(found[name] - grad).max()) < 1e-9 * scale, (tiles, name)
+
+
+@pytest.mark.parametrize("key", BACKENDS)
+@pytest.mark.parametrize("name", ["ttn", "ttn-all", "mera-periodic", "attn", "brickwall-odd", "mpo", "dense"])
+def test_tiles_are_the_same_on_every_backend(key: str, name: str) -> None:
+    device = usable(key)
+    dtype = BACKENDS[key][1][0]
+    gen = TOPOLOGIES[name].generator(seed=2)
+    wbar = np.random.default_rng(0).standard_normal(gen.shape)
+    want, grads = gen.function.vjp(gen.arrays("numpy:cpu", "float64"), wbar)
+    for by_rows in (True, False):
+        weight = tiled(gen, all_counts(gen, by_rows)[1], by_rows, 0.0)
+        got, found = run(gen, weight, wbar, device, dtype)
+        assert relative_error(got, weight.arrange(want)) < tolerance(dtype, 64)
+        for k, grad in grads.items():
+            error = np.linalg.norm(found[k] - grad) / max(np.linalg.norm(grad), 1e-3 * np.linalg.norm(wbar) * gen.scale)
+            assert error < tolerance(dtype, 256), k
+
+
+@pytest.mark.parametrize("base", ["seeded", "array"])
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_bases_and_padding_pass_by_in_tiles(base: str, by_rows: bool) -> None:
+    row = TOPOLOGIES["attn-pairs"] if by_rows else TOPOLOGIES["brickwall-mixed"]
+    given_base = adtn.SeededBase(3) if base == "seeded" else np.random.default_rng(5).standard_normal(row.shape)
+    gen = row.generator(seed=3, base=given_base)
+    padded = adtn.Generator((7, 11), adtn.TTN(bond=2), layout=adtn.Layout.of((7, 11), 4, max_padding=3), base=given_base
+                            if base == "seeded" else np.ones((7, 11)), dtype="float64")  # fmt: skip
+    for g in (gen, padded):
+        wbar = np.random.default_rng(1).standard_normal(g.shape)
+        want, grads = g.function.vjp(g.arrays("numpy:cpu", "float64"), wbar)
+        for tiles in all_counts(g, by_rows)[:3]:
+            weight = tiled(g, tiles, by_rows)
+            got, found = run(g, weight, wbar, "numpy:cpu", "float64")
+            assert relative_error(got, weight.arrange(want)) < 1e-12
+            for k, grad in grads.items():
+                np.testing.assert_allclose(found[k], grad, rtol=1e-9, atol=1e-12)
+
+
+def test_padding_rows_are_silent() -> None:
+    layout = adtn.Layout.from_factors((7, 8), ((2, 4), (2, 4)))
+    gen = adtn.Generator((7, 8), adtn.TTN(bond=2), layout=layout, dtype="float64")
+    assert layout.padded_shape[0] > 7
+    weight = tiled(gen, 2, True)
+    got, _ = run(gen, weight, np.ones((7, 8)), "numpy:cpu", "float64")
+    assert np.all(got.reshape(-1, 8)[7:] == 0)
+    np.testing.assert_allclose(got.reshape(-1, 8)[:7], gen.weight(), rtol=1e-10)
+
+
+def test_a_count_that_does_not_divide_is_refused() -> None:
+    gen = adtn.Generator((16, 16), adtn.TTN(bond=2))
+    with pytest.raises(TopologyError, match=r"Got tiles=7; legs .* can be cut into \[1, 2, 4"):
+        tiled(gen, 7, True)
+
+
+@given(dims=st.lists(st.integers(1, 12), min_size=1, max_size=4), data=st.data())
+def test_counts_are_exactly_those_that_can_be_cut(dims: list[int], data: st.DataObject) -> None:
+    counts = tile_counts(tuple(dims))
+    assert counts[0] == 1
+    assert counts[-1] == int(np.prod(dims))
+    assert counts == sorted(set(counts))
+    n = data.draw(st.sampled_from(counts))
+    for d in dims:  # whole legs, then a divisor of the next
+        if n % d:
+            break
+        n //= d
+    assert n == 1 or d % n == 0
