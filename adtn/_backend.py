@@ -140,6 +140,15 @@ class Backend(Protocol):
         """Whether :meth:`compile` makes a program whose first call takes long and whose operations are fused."""
         ...
 
+    @property
+    def scratch_bytes(self) -> int:
+        """What the framework itself takes on top of a program's arrays: packed operands, thread stacks, compiling."""
+        ...
+
+    def shares_memory(self, device: str) -> bool:
+        """Whether arrays on ``device`` can be views of NumPy arrays."""
+        ...
+
     def devices(self) -> list[DeviceInfo]:
         """Every device, usable or not (then with a reason)."""
         ...

@@ -71,7 +71,7 @@ def test_streaming_takes_less_memory_and_is_exact_about_it() -> None:
 
 def test_the_memory_limit_is_kept_or_the_smallest_is_named() -> None:
     s = sketch(adtn.TTN(bond=4), 2048)
-    limit = 4 << 20
+    limit = 6 << 20
     found = adtn.plan(s, "fit", profile=CPU, memory=limit)
     assert found.peak_bytes <= limit
     assert any(a.lost == "does not fit the memory limit" for a in found.alternatives)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from autoray import do
 
-from .._backend import Op, check_device, get_backend
+from .._backend import Op, check_device, get_backend, split_device
 from .._errors import ScheduleError
 from .._typing import Shape
 from ..network import (
@@ -249,6 +249,11 @@ class _Planner:
         self.sizes = sizes_of(key.segments)
         self.notes: list[str] = []
         self.null: Any = get_backend("null")
+        # a shipped profile plans for devices that are not there
+        name, where = split_device(key.device)
+        backend = None if key.profile.source == "datasheet" and name == "null" else get_backend(name)
+        self.shares = backend is None or backend.shares_memory(where)
+        self.scratch_bytes = 0 if backend is None else backend.scratch_bytes
         inner = key.segments[:-1]
         self.head: tuple[Path, ...] = tuple(best_path(s, self.sizes, key.profile) for s in inner)
 
@@ -362,7 +367,7 @@ class _Planner:
         weight = TiledWeight(program, key.weighting, places, by_rows)
         mode = "materialise" if tiles == 1 else "stream"
         seconds, first, peak = self.trace(weight, mode)
-        a = Alternative(mode, by_rows, tiles, weight.tile_shape, seconds, first, peak)
+        a = Alternative(mode, by_rows, tiles, weight.tile_shape, seconds, first, peak + self.scratch_bytes)
         return _Candidate(a, weight, None)
 
     def factored(self) -> _Candidate:
@@ -381,7 +386,9 @@ class _Planner:
         y = applied(arrays, x)
         if key.task == "train":
             applied.vjp(arrays, x, y)
-        a = Alternative("factored", True, 1, (), self.seconds(counter), 0.0, counter.peak_bytes - held)
+        a = Alternative(
+            "factored", True, 1, (), self.seconds(counter), 0.0, counter.peak_bytes - held + self.scratch_bytes
+        )
         return _Candidate(a, None, applied, paths)
 
     def arrays(self) -> tuple[dict[str, Any], Any]:
@@ -407,7 +414,7 @@ class _Planner:
 
         if key.task == "fit":
             goal = target(self.layout.shape)
-            held = counter.live_bytes
+            held = counter.live_bytes if self.shares else counter.live_bytes - goal.nbytes
             arranged = weight.arrange(goal)
             if weight.weighting.has_base:
                 arrays[BASE] = weight.arrange(arrays[BASE])

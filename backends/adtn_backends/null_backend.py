@@ -293,9 +293,14 @@ class NullBackend:
 
     name = "null"
     compiles = False
+    scratch_bytes = 0
 
     def __init__(self) -> None:
         self.counter = Counter()
+
+    def shares_memory(self, device: str) -> bool:
+        """There is nothing to copy."""
+        return True
 
     def devices(self) -> list[DeviceInfo]:
         """One device that holds anything."""

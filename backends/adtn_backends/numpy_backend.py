@@ -21,6 +21,11 @@ class NumpyBackend:
 
     name = "numpy"
     compiles = False
+    scratch_bytes = 1 << 20
+
+    def shares_memory(self, device: str) -> bool:
+        """Always."""
+        return True
 
     def devices(self) -> list[DeviceInfo]:
         """The CPU."""

@@ -1,0 +1,259 @@
+"""A fit step beside its peers: the same generator, the same numbers, outputs checked to agree.
+
+Run as ``python bench/peers.py``; writes ``bench/results/peers.json``. Every method computes loss and all gradients of
+a reconstruction. Times are medians in one process, in turns; peak memory is that of one step in a process of its own,
+above what the process had with target and parameters in place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import adtn
+import cotengra as ctg
+import numpy as np
+from adtn.bench import BenchCase, Work, machine, paired_seconds, peak_bytes
+from adtn.schedule._search import terms_of
+
+RESULTS = Path(__file__).parent / "results"
+CASES = ("TTN 2", "TTN 4", "MERA 4", "aTTN 4")
+Step = Callable[[], tuple[float, dict[str, np.ndarray]]]
+
+
+class Problem:
+    """One generator with a target, as every method gets it."""
+
+    def __init__(self, name: str, n: int) -> None:
+        self.generator = BenchCase(name, (n, n)).generator()
+        self.target = Work(self.generator, "fit", "numpy:cpu").operand
+        self.segments = self.generator.segments
+        self.layout = self.generator.layout
+        self.scale = self.generator.scale
+
+    def expressions(self) -> list[Any]:
+        """One contraction per segment, in cotengra's own order."""
+        found: list[Any] = []
+        shapes: dict[str, int] = {}
+        for segment in self.segments:
+            for core in segment.cores:
+                shapes |= dict(zip(core.inds, core.shape, strict=True))
+        for segment in self.segments:
+            terms = terms_of(segment)
+            found.append(
+                ctg.array_contract_expression(
+                    terms, segment.outputs, shapes=[tuple(shapes[i] for i in t) for t in terms],
+                    optimize=ctg.AutoOptimizer(parallel=False),
+                )
+                if len(terms) > 1
+                else None
+            )
+        return found
+
+    def loss(self, params: dict[str, Any], target: Any, expressions: list[Any], silu: Callable[[Any], Any]) -> Any:
+        """The reconstruction error of the weight in legs."""
+        state = None
+        for segment, expression in zip(self.segments, expressions, strict=True):
+            operands = ([state] if segment.inputs else []) + [params[core.param] for core in segment.cores]
+            state = expression(*operands) if expression is not None else operands[0]
+            if segment.activation != "identity":
+                state = silu(state)
+        residual = state * self.scale - target
+        return (residual * residual).sum()
+
+    def target_in_legs(self) -> np.ndarray:
+        return np.ascontiguousarray(self.layout.to_legs(self.target))
+
+
+def ours(problem: Problem, device: str) -> Step:
+    """The library's streamed step, as ``adtn.fit`` does it."""
+    work = Work(problem.generator, "fit", device, mode="stream")
+    convert = adtn._backend.get_backend(device.partition(":")[0]).to_numpy  # type: ignore[attr-defined]
+    work.run()
+
+    def step() -> tuple[float, dict[str, np.ndarray]]:
+        loss, slopes = work.run()
+        # the adjoint of a squared distance is handed over without its factor two
+        return float(loss), {k: 2.0 * convert(g) for k, g in slopes.items()}
+
+    return step
+
+
+def with_torch(problem: Problem, how: str) -> Step:
+    """Stored expressions, the same compiled, or quimb, with torch autograd."""
+    import torch
+
+    params = {k: torch.tensor(np.array(x)).requires_grad_() for k, x in problem.generator.params.items()}
+    target = torch.from_numpy(problem.target_in_legs())
+    silu = torch.nn.functional.silu
+    if how == "quimb":
+        import quimb.tensor as qtn
+
+        def loss() -> Any:
+            state: Any = None
+            for segment in problem.segments:
+                tensors = [qtn.Tensor(params[core.param], core.inds) for core in segment.cores]
+                if segment.inputs:
+                    tensors.append(qtn.Tensor(state, segment.inputs))
+                network = qtn.TensorNetwork(tensors)
+                found = network.contract(output_inds=segment.outputs, optimize="greedy")
+                state = found.transpose(*segment.outputs).data
+                if segment.activation != "identity":
+                    state = silu(state)
+            residual = state * problem.scale - target
+            return (residual * residual).sum()
+
+    else:
+        expressions = problem.expressions()
+
+        def plain() -> Any:
+            return problem.loss(params, target, expressions, silu)
+
+        loss = torch.compile(plain, fullgraph=True) if how == "compile" else plain
+
+    def step() -> tuple[float, dict[str, np.ndarray]]:
+        value = loss()
+        grads = torch.autograd.grad(value, list(params.values()))
+        return float(value.detach()), {k: g.numpy() for k, g in zip(params, grads, strict=True)}
+
+    return step
+
+
+def with_jax(problem: Problem) -> Step:
+    """Stored expressions under ``jax.jit(jax.value_and_grad)``."""
+    import jax
+    import jax.numpy as jnp
+
+    params = {k: jnp.asarray(x) for k, x in problem.generator.params.items()}
+    target = jnp.asarray(problem.target_in_legs())
+    expressions = problem.expressions()
+    run = jax.jit(jax.value_and_grad(lambda p, t: problem.loss(p, t, expressions, jax.nn.silu)))
+
+    def step() -> tuple[float, dict[str, np.ndarray]]:
+        value, grads = run(params, target)
+        return float(value), {k: np.asarray(g) for k, g in grads.items()}
+
+    return step
+
+
+def three_products(problem: Problem, name: str) -> Step:
+    """The products of a TTN of bond 4 through the middle: n x 256 x n forward, and twice on the way back."""
+    n, k = problem.generator.shape[0], 256
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((n, k), dtype=np.float32), rng.standard_normal((k, n), dtype=np.float32)
+    if name == "torch":
+        import torch
+
+        ta, tb = torch.from_numpy(a), torch.from_numpy(b)
+        out, left, right = torch.empty(n, n), torch.empty(n, k), torch.empty(k, n)
+
+        def step() -> Any:
+            torch.matmul(ta, tb, out=out)
+            torch.matmul(out, tb.T, out=left)
+            torch.matmul(ta.T, out, out=right)
+            return 0.0, {}
+
+        return step
+    out, left, right = np.empty((n, n), np.float32), np.empty((n, k), np.float32), np.empty((k, n), np.float32)
+
+    def numpy_step() -> Any:
+        np.matmul(a, b, out=out)
+        np.matmul(out, b.T, out=left)
+        np.matmul(a.T, out, out=right)
+        return 0.0, {}
+
+    return numpy_step
+
+
+METHODS: dict[str, Callable[[Problem], Step]] = {
+    "adtn numpy:cpu": lambda p: ours(p, "numpy:cpu"),
+    "adtn torch:cpu": lambda p: ours(p, "torch:cpu"),
+    "adtn jax:cpu": lambda p: ours(p, "jax:cpu"),
+    "cotengra + torch autograd": lambda p: with_torch(p, "expressions"),
+    "cotengra + torch.compile": lambda p: with_torch(p, "compile"),
+    "cotengra + jax.jit": with_jax,
+    "quimb + torch autograd": lambda p: with_torch(p, "quimb"),
+    "three products n x 256 x n, numpy": lambda p: three_products(p, "numpy"),
+    "three products n x 256 x n, torch": lambda p: three_products(p, "torch"),
+}
+
+
+def measure(name: str, n: int, seconds: float, skip: tuple[str, ...]) -> dict[str, Any]:
+    """All methods on one generator."""
+    problem = Problem(name, n)
+    rows: dict[str, dict[str, Any]] = {}
+    steps: dict[str, Step] = {}
+    reference: tuple[float, dict[str, np.ndarray]] | None = None
+    for method, make in METHODS.items():
+        if method in skip:
+            continue
+        try:
+            began = time.perf_counter()
+            step = make(problem)
+            loss, grads = step()
+            rows[method] = {"first_s": time.perf_counter() - began}
+        except Exception as error:  # a failed run is a result
+            rows[method] = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+            continue
+        steps[method] = step
+        if grads and reference is None:
+            reference = (loss, grads)
+        if grads and reference is not None:
+            rows[method]["loss_difference"] = abs(loss / reference[0] - 1.0)
+            rows[method]["gradient_difference"] = max(
+                float(np.linalg.norm(g - reference[1][k]) / np.linalg.norm(reference[1][k])) for k, g in grads.items()
+            )
+    for method, found in paired_seconds(steps, seconds).items():
+        rows[method]["seconds"] = found
+        command = [sys.executable, __file__, "--peak", method, "--case", name, "--n", str(n)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        rows[method]["peak_over_weight"] = float(done.stdout) if done.returncode == 0 else None
+    peers = {m: r["seconds"] for m, r in rows.items() if m.startswith(("cotengra", "quimb")) and "seconds" in r}
+    best = min(peers, key=peers.__getitem__)
+    for method, row in rows.items():
+        if "seconds" in row:
+            row["best_peer_over_this"] = peers[best] / row["seconds"]
+    return {"case": name, "n": n, "best_peer": best, "methods": rows}
+
+
+def peak(method: str, name: str, n: int) -> None:
+    """Peak of one step above the process with target and parameters in place, in weights."""
+    problem = Problem(name, n)
+    small = METHODS[method](Problem(name, 256))
+    small()  # the framework and its threads
+    step = METHODS[method](problem)
+    if "jit" in method or "compile" in method or "jax" in method:
+        step()  # compiling takes memory, too
+    print(peak_bytes(step) / problem.target.nbytes)  # type: ignore[operator]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--peak", default="")
+    parser.add_argument("--case", default="")
+    parser.add_argument("--n", type=int, default=4096)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--skip", nargs="*", default=[])
+    parser.add_argument("--out", type=Path, default=RESULTS / "peers.json")
+    options = parser.parse_args()
+    if options.peak:
+        peak(options.peak, options.case, options.n)
+        return
+    cases = [options.case] if options.case else CASES
+    results = [measure(name, options.n, options.seconds, tuple(options.skip)) for name in cases]
+    content = {
+        "command": "python " + " ".join(["bench/peers.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "peers": results,
+    }
+    options.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
