@@ -48,7 +48,9 @@ class Problem:
             terms = terms_of(segment)
             found.append(
                 ctg.array_contract_expression(
-                    terms, segment.outputs, shapes=[tuple(shapes[i] for i in t) for t in terms],
+                    terms,
+                    segment.outputs,
+                    shapes=[tuple(shapes[i] for i in t) for t in terms],
                     optimize=ctg.AutoOptimizer(parallel=False),
                 )
                 if len(terms) > 1
@@ -56,12 +58,15 @@ class Problem:
             )
         return found
 
-    def loss(self, params: dict[str, Any], target: Any, expressions: list[Any], silu: Callable[[Any], Any]) -> Any:
+    def loss(
+        self, params: dict[str, Any], target: Any, expressions: list[Any], silu: Callable[[Any], Any], backend: str
+    ) -> Any:
         """The reconstruction error of the weight in legs."""
         state = None
         for segment, expression in zip(self.segments, expressions, strict=True):
             operands = ([state] if segment.inputs else []) + [params[core.param] for core in segment.cores]
-            state = expression(*operands) if expression is not None else operands[0]
+            # named, or PyTorch's compiler does not follow how the framework is inferred
+            state = expression(*operands, backend=backend) if expression is not None else operands[0]
             if segment.activation != "identity":
                 state = silu(state)
         residual = state * self.scale - target
@@ -75,10 +80,10 @@ def ours(problem: Problem, device: str) -> Step:
     """The library's streamed step, as ``adtn.fit`` does it."""
     work = Work(problem.generator, "fit", device, mode="stream")
     convert = adtn._backend.get_backend(device.partition(":")[0]).to_numpy  # type: ignore[attr-defined]
-    work.run()
+    run = work.run  # target and parameters are in place from here on
 
     def step() -> tuple[float, dict[str, np.ndarray]]:
-        loss, slopes = work.run()
+        loss, slopes = run()
         # the adjoint of a squared distance is handed over without its factor two
         return float(loss), {k: 2.0 * convert(g) for k, g in slopes.items()}
 
@@ -113,8 +118,9 @@ def with_torch(problem: Problem, how: str) -> Step:
         expressions = problem.expressions()
 
         def plain() -> Any:
-            return problem.loss(params, target, expressions, silu)
+            return problem.loss(params, target, expressions, silu, "torch")
 
+        plain()  # autoray imports functions at their first use, which the compiler does not follow
         loss = torch.compile(plain, fullgraph=True) if how == "compile" else plain
 
     def step() -> tuple[float, dict[str, np.ndarray]]:
@@ -133,7 +139,7 @@ def with_jax(problem: Problem) -> Step:
     params = {k: jnp.asarray(x) for k, x in problem.generator.params.items()}
     target = jnp.asarray(problem.target_in_legs())
     expressions = problem.expressions()
-    run = jax.jit(jax.value_and_grad(lambda p, t: problem.loss(p, t, expressions, jax.nn.silu)))
+    run = jax.jit(jax.value_and_grad(lambda p, t: problem.loss(p, t, expressions, jax.nn.silu, "jax")))
 
     def step() -> tuple[float, dict[str, np.ndarray]]:
         value, grads = run(params, target)
@@ -216,7 +222,7 @@ def measure(name: str, n: int, seconds: float, skip: tuple[str, ...]) -> dict[st
         rows[method]["peak_over_weight"] = float(done.stdout) if done.returncode == 0 else None
     peers = {m: r["seconds"] for m, r in rows.items() if m.startswith(("cotengra", "quimb")) and "seconds" in r}
     best = min(peers, key=peers.__getitem__)
-    for method, row in rows.items():
+    for row in rows.values():
         if "seconds" in row:
             row["best_peer_over_this"] = peers[best] / row["seconds"]
     return {"case": name, "n": n, "best_peer": best, "methods": rows}

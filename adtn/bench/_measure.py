@@ -55,7 +55,10 @@ class Work:
     def run(self) -> Callable[[], Any]:
         """Do it once, and wait for it."""
         backend, where = check_device(self.device, self.dtype)
-        operand = backend.asarray(self.operand, where, self.dtype, copy=False)
+        operand = self.operand
+        if self.task == "fit" and self.plan.weight is not None:
+            operand = self.plan.weight.arrange(operand)
+        operand = backend.asarray(operand, where, self.dtype, copy=False)
         if self.task == "apply":  # as a user calls it: a materialised weight is kept
             step: Callable[[], Any] = lambda: self.generator.apply(operand, mode=self.plan.mode)  # noqa: E731  # pyright: ignore[reportArgumentType]
         else:

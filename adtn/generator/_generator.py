@@ -176,6 +176,18 @@ class Generator:
             shape = layout.shape if layout is not None else tuple(sizes[i] for i in pieces[-1].outputs)
         return cls(shape, topology, layout=layout, scale=scale, base=base, dtype=dtype, params=numbers)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # numbers, and nothing that was made from them
+        caches = {"_weight_cache": {}, "_compiled": {}, "_applied": {}}
+        return {**self.__dict__, "_params": dict(self._params), "_frozen": dict(self._frozen), **caches}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for name in ("_params", "_frozen"):
+            for x in state[name].values():
+                x.setflags(write=False)
+            self.__dict__[name] = MappingProxyType(state[name])
+
     def __repr__(self) -> str:
         return (
             f"Generator({'x'.join(map(str, self.shape))}, {self.topology}, legs={self.layout.dims}, "

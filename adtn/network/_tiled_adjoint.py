@@ -95,7 +95,7 @@ def walk(
     operands, sigma = tiled.operands, tiled.activation
     blocks = list(blocks)
     if tiled.linear_end and scale != 1.0:  # scale the smallest operand instead of every tile
-        least = min(range(len(operands)), key=lambda k: operands[k].entries)
+        least = tiled.smallest
         blocks[least] = blocks[least] * scale
     else:
         least = -1

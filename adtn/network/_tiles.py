@@ -81,6 +81,8 @@ class Tiled:
         Of a tile's ``Z``: the legs that are not sliced, in the wanted order.
     legs : tuple of str
         All legs of the weight in the order in which the tiles walk through them.
+    smallest : int
+        The operand with the fewest entries: where a factor of the weight costs least.
     """
 
     head: Program
@@ -90,6 +92,7 @@ class Tiled:
     tiles: int
     shape: Shape
     legs: Inds
+    smallest: int
 
     @property
     def activation(self) -> Activation:
@@ -188,7 +191,8 @@ def tile_program(
         last = replace(last, inputs=lies[0])
     shape = tuple(sizes[i] for i in order)
     stage = Stage(last, paths[-1], last.cores, once, None, bool(last.inputs), trained, shape)
-    return Tiled(head, stage, operands, steps, tiles, tuple(sizes[i] for i in kept), legs)
+    smallest = min(range(len(operands)), key=lambda k: operands[k].entries)
+    return Tiled(head, stage, operands, steps, tiles, tuple(sizes[i] for i in kept), legs, smallest)
 
 
 def _divide(

@@ -5,6 +5,7 @@ from ._device import Devices as Devices
 from ._device import devices as devices
 from ._execution import Consumer as Consumer
 from ._execution import TiledWeight as TiledWeight
+from ._execution import generate as generate
 from ._execution import squared_distance as squared_distance
 from ._plan import MODES as MODES
 from ._plan import TASKS as TASKS

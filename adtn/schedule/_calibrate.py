@@ -162,7 +162,9 @@ class _Bench:
                     made = plan(sketch, task, device=profile.name, batch=64, profile=profile)
                     shapes = {core.param: core.shape for s in sketch.segments for core in s.cores}
                     arrays = {name: self.array(*shape) * (1.0 / shape[0]) for name, shape in shapes.items()}
-                    goal = self.array(n, n) if task == "fit" else self.array(64, n)
+                    goal = self.array(64, n)
+                    if made.task == "fit" and made.weight is not None:
+                        goal = made.weight.arrange(self.array(n, n))
                     measured = self.measure(made.step(self.backend), arrays, goal)
                     logs.append(math.log(measured / (made.predicted_seconds - profile.call_s)))
         middle = statistics.median(logs)

@@ -175,7 +175,10 @@ class Plan:
         return backend.compile(lambda arrays: generate(weight, backend, arrays, space))
 
     def step(self, backend: Backend) -> Callable[[Params, Array], Any]:
-        """The task as one function of the arrays and what it works on, with adjoints for ``"fit"`` and ``"train"``."""
+        """The task as one function of the arrays and what it works on, with adjoints for ``"fit"`` and ``"train"``.
+
+        That is ``x``, or for ``"fit"`` the target as :meth:`TiledWeight.arrange` gives it.
+        """
         if self.task == "generate":
             make = self.generator(backend)
             return lambda arrays, _: make(arrays)
@@ -183,8 +186,7 @@ class Plan:
             weight, space = self.weight, backend.workspace()
             assert weight is not None
 
-            def fit(arrays: Params, target: Array) -> Any:
-                arranged = weight.arrange(target)
+            def fit(arrays: Params, arranged: Array) -> Any:
                 zero = do("zeros_like", do("sum", arranged))
                 consume = squared_distance(backend, arranged)
                 return weight.run(backend, arrays, consume, zero, adjoint=True, space=space)

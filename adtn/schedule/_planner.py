@@ -46,6 +46,7 @@ from ._search import best_path, step_ops
 
 _TILE_ENTRIES = (1 << 16, 1 << 18, 1 << 20)
 _MARGIN = 0.95  # another mode than the cached weight must be predicted to be so much faster
+_SPARING = 0.92  # tiles this much slower are taken when they need less memory
 
 
 class Planned(Protocol):
@@ -288,6 +289,14 @@ class _Planner:
             near = min(rows, key=lambda c: c.alternative.seconds, default=best)
             if near.alternative.seconds * _MARGIN <= best.alternative.seconds:
                 best = near
+        if best.alternative.mode == "stream":
+            a = best.alternative
+            near = [
+                c for c in fitting
+                if (c.alternative.mode, c.alternative.by_rows) == (a.mode, a.by_rows)
+                and c.alternative.seconds * _SPARING <= a.seconds
+            ]  # fmt: skip
+            best = min(near, key=lambda c: c.alternative.peak_bytes)
         if self.key.task == "apply":
             for c in fitting:
                 if c.alternative.mode == "materialise" and c.alternative.seconds * _MARGIN <= best.alternative.seconds:
@@ -299,7 +308,7 @@ class _Planner:
         if self.key.memory is not None and a.peak_bytes > self.key.memory:
             return "does not fit the memory limit"
         if a.seconds < best.seconds:
-            return "not clearly faster than a cached weight"
+            return "not clearly faster, and takes more memory"
         return f"{a.seconds / best.seconds:.2f}x the time"
 
     def candidates(self) -> Iterable[_Candidate]:

@@ -222,8 +222,9 @@ class TorchWorkspace(Workspace):
         return torch.from_numpy(flat).view(dtype).view(shape)
 
     def _leaves_alone(self, x: torch.Tensor, shape: Shape) -> bool:
-        small = math.prod(shape) * x.itemsize < SMALLEST
-        return small or x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
+            return True
+        return math.prod(shape) * x.itemsize < SMALLEST
 
 
 class TorchOptimizer:
