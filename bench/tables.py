@@ -37,15 +37,96 @@ def _accuracy(values: list[float]) -> str:
     return f"{mean(values):.2f}{spread} ({len(values)} seed{'s' * (len(values) > 1)})"
 
 
-def timing_table(content: dict) -> list[str]:
-    """Ratios of the devices of one comparison; absolute times of a shared machine say little."""
-    lines = ["| topology | device | time per step, first device = 1 | relative error |", "|---|---|---|---|"]
-    first: dict[str, float] = {}
-    for t in content["timings"]:
-        base = first.setdefault(t["topology"], t["median"])
-        cells = (t["error"], "") if t["error"] else (f"{t['median'] / base:.2f}", f"{t['relative_error']:.6f}")
-        lines.append(f"| {t['topology']} | {t['device']} | {cells[0]} | {cells[1]} |")
+def side_by_side_table(content: dict) -> list[str]:
+    """Ratios of the devices; absolute times of a shared machine say little."""
+    lines = ["| work | device | mode | time, first device = 1 | relative error |", "|---|---|---|---|---|"]
+    first: dict[tuple, float] = {}
+    for r in content["results"]:
+        work = (r["case"], r["task"], r["batch"], r["dtype"])
+        name = " ".join(str(x) for x in work if x is not None)
+        if r["error"]:
+            lines.append(f"| {name} | {r['device']} | {r['error']} | | |")
+            continue
+        base = first.setdefault(work, r["seconds"])
+        mode = r["mode"] + (f", {r['tiles']} tiles" if r["tiles"] > 1 else "")
+        lines.append(f"| {name} | {r['device']} | {mode} | {r['seconds'] / base:.2f} | {r['relative_error']:.1e} |")
     return [*lines, ""]
+
+
+def peers_table(content: dict) -> list[str]:
+    """One column per generator: time relative to the best peer, and peak memory."""
+    cases = content["peers"]
+    methods = list(dict.fromkeys(m for c in cases for m in c["methods"]))
+    lines = [
+        "Time relative to the fastest peer (cotengra, quimb; below 1 is faster), and in brackets the peak of extra",
+        "memory in weights.",
+        "",
+        f"| method | {' | '.join(c['case'] + ' ' + str(c['n']) for c in cases)} |",
+        "|---" * (1 + len(cases)) + "|",
+    ]
+    for method in methods:
+        cells: list[str] = []
+        for case in cases:
+            row = case["methods"].get(method, {"error": "not run"})
+            if "error" in row:
+                cells.append(row["error"][:60])
+                continue
+            peak = row["peak_over_weight"]
+            cells.append(f"{1 / row['best_peer_over_this']:.2f}" + (f" ({peak:.2f})" if peak is not None else ""))
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def summary_table(content: dict) -> list[str]:
+    """What a run says of itself."""
+    rows = content["summary"]
+    columns = list(next(iter(rows.values())))
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for name, row in rows.items():
+        cells = [str(x) if isinstance(x, int) else f"{x:.2f}" for x in row.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def apply_table(content: dict) -> list[str]:
+    """Ratios to the dense layer."""
+    rows = content["apply"]
+    batches = list(dict.fromkeys(r["batch"] for r in rows))
+    lines = [
+        "Time relative to a dense layer with its weight at hand.",
+        "",
+        f"| layer | device | {' | '.join(f'batch {b}' for b in batches)} |",
+        "|---" * (2 + len(batches)) + "|",
+    ]
+    for case, device in dict.fromkeys((r["case"], r["device"]) for r in rows):
+        own = {r["batch"]: r for r in rows if (r["case"], r["device"]) == (case, device)}
+        cells = [f"{own[b]['adtn_over_dense']:.2f} {own[b]['mode'][0]}" for b in batches]
+        lines.append(f"| {case} | {device} | {' | '.join(cells)} |")
+    return [*lines, "", "f: factored, m: materialise, s: stream.", ""]
+
+
+def growth_table(content: dict) -> list[str]:
+    """Time and memory against size."""
+    lines = ["| entries | device | parameters | tiles | ms | predicted ms | extra MiB | weight MiB |", "|---" * 8 + "|"]
+    for r in content["growth"]:
+        peak = "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 2**20:.1f}"
+        lines.append(
+            f"| 2^{r['bits']} | {r['device']} | {r['params']} | {r['tiles']} | {r['seconds'] * 1e3:.3g} "
+            f"| {r['predicted'] * 1e3:.3g} | {peak} | {2 ** r['bits'] / 2**18:.3g} |"
+        )
+    exponents = ", ".join(f"{k} {v:.2f}" for k, v in content["exponents_from_2^20"].items())
+    return [*lines, "", f"Exponents from 2^20 entries on: {exponents}.", ""]
+
+
+def table_of(content: dict) -> list[str]:
+    """The table that fits the content."""
+    for key, make in {
+        "growth": growth_table, "apply": apply_table, "peers": peers_table, "summary": summary_table,
+        "config": side_by_side_table, "results": accuracy_table,
+    }.items():  # fmt: skip
+        if key in content:
+            return make(content)
+    return []
 
 
 def main() -> None:
@@ -61,7 +142,7 @@ def main() -> None:
             f"`{content['command']}`; {machine['cpus']} CPUs, {machine['machine']}; {versions}.",
             "",
         ]
-        lines += accuracy_table(content) if "results" in content else timing_table(content)
+        lines += table_of(content)
         picture = path.with_suffix(".png")
         if picture.exists():
             lines += [f"![{path.stem}]({picture.name})", ""]

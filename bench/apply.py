@@ -1,0 +1,70 @@
+"""Layers beside a dense one: ``apply`` in the mode that the scheduler chooses, five batches, 4096x4096.
+
+Run as ``python bench/apply.py``; writes ``bench/results/apply.json``. The dense layer has its weight at hand: it is
+``x @ W.T`` in NumPy and JAX, ``nn.functional.linear`` in PyTorch. One process per device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from adtn._backend import check_device
+from adtn.bench import BATCHES, BenchCase, Work, machine, paired_seconds
+
+RESULTS = Path(__file__).parent / "results"
+DEVICES = ("numpy:cpu", "torch:cpu", "jax:cpu")
+CASES = ("TTN 2", "TTN 4", "TTN 8", "aTTN 4", "MERA 4", "wall 1", "wall 2", "MPO 8", "Tucker 4")
+
+
+def measure(device: str, n: int, seconds: float) -> list[dict[str, Any]]:
+    """All cases and batches on one device."""
+    backend, where = check_device(device, "float32")
+    rows: list[dict[str, Any]] = []
+    dense = backend.asarray(np.random.default_rng(0).standard_normal((n, n), dtype=np.float32), where, "float32")
+    if device.startswith("torch"):
+        import torch
+
+        product = torch.nn.functional.linear
+    else:
+        product = backend.compile(lambda x, w: x @ w.T)
+    for name in CASES:
+        generator = BenchCase(name, (n, n)).generator()
+        for batch in BATCHES:
+            work = Work(generator, "apply", device, batch=batch)
+            x = backend.asarray(work.operand, where, "float32")
+            times = paired_seconds(
+                {"adtn": work.run, "dense": lambda x=x: backend.synchronize(where, product(x, dense))}, seconds
+            )
+            rows.append(
+                {"device": device, "case": name, "batch": batch, "mode": work.plan.mode, **times,
+                 "adtn_over_dense": times["adtn"] / times["dense"]}
+            )  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="")
+    parser.add_argument("--n", type=int, default=4096)
+    parser.add_argument("--seconds", type=float, default=0.3)
+    parser.add_argument("--out", type=Path, default=RESULTS / "apply.json")
+    options = parser.parse_args()
+    if options.device:
+        print(json.dumps(measure(options.device, options.n, options.seconds)))
+        return
+    rows: list[dict[str, Any]] = []
+    for device in DEVICES:
+        command = [sys.executable, *sys.argv, "--device", device]
+        rows += json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    content = {"command": "python bench/apply.py", "machine": machine(), "apply": rows}
+    options.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
