@@ -15,7 +15,7 @@ from adtn._atomic import write_atomic
 from adtn._backend import Op, get_backend
 from adtn._errors import ScheduleError
 from adtn.network import contraction_nodes, sizes_of
-from adtn.schedule import Sketch, shipped_profiles
+from adtn.schedule import Sketch, _calibrate, shipped_profiles
 from adtn.schedule._path_cache import PathCache, path_key
 from adtn.schedule._planner import parse_bytes
 from adtn.schedule._profile_store import find_profile, profile_path
@@ -172,6 +172,38 @@ def test_a_calibrated_profile_is_found_and_a_new_one_replaces_it() -> None:
         assert find_profile(backend, "cpu", "float16").name == "mine"
     finally:
         path.unlink()
+
+
+@pytest.mark.parametrize("device", ["numpy:cpu", "torch:cpu", "jax:cpu"])
+def test_calibration_recovers_a_known_machine_and_is_found(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(device.partition(":")[0])
+    backend = get_backend(device.partition(":")[0])
+
+    def clock(self, fn, *args) -> float:
+        """A machine on which everything takes a microsecond and a nanosecond per entry it reads."""
+        fn(*args)
+        return 1e-6 + 1e-9 * sum(math.prod(x.shape) for a in args for x in (a.values() if isinstance(a, dict) else [a]))
+
+    monkeypatch.setattr(_calibrate._Bench, "measure", clock)
+    for name, value in {
+        "GEMM_SIZES": (1, 4, 16, 64), "COARSE_SIZES": (1, 4, 16, 64), "_PERMUTE_BITS": (10, 12, 14),
+        "_PROGRAM_SIZES": (64,),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(_calibrate, name, value)
+    monkeypatch.setattr(_calibrate, "_LARGEST_PRODUCT", 1 << 12)
+    monkeypatch.setattr(_calibrate, "_ENTRIES", (1 << 8, 1 << 14, 1 << 20))
+    profile = adtn.calibrate(device)
+    try:
+        assert find_profile(backend, "cpu", "float32") == profile
+        assert profile.source == "measured"
+        assert profile.gemm_s(16, 16, 4) == pytest.approx(1e-6 + 1e-9 * 128, rel=0.2)
+        assert profile.curve_s("tanh", 1 << 16) == pytest.approx(1e-6 + 2e-9 * (1 << 16), rel=0.3)
+        assert set(profile.fit_error) == {"product", "elementwise", "permute", "program"}
+        assert profile.fit_error["permute"] < 1e-3, "the model contains this machine"
+        assert adtn.plan(sketch(adtn.TTN(bond=2), 64), "fit", device=device).profile == profile
+    finally:
+        profile_path(backend, "cpu", "float32").unlink()
+    assert find_profile(backend, "cpu", "float32").source == "datasheet"
 
 
 def test_device_time_is_a_cotengra_objective() -> None:

@@ -23,11 +23,13 @@ from ._profile import Curve, DeviceProfile, itemsize_of, permute_features
 from ._profile_store import last_level_cache, profile_path, versions
 
 GEMM_SIZES = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 65536)
+COARSE_SIZES = (1, 8, 64, 512, 4096, 65536)  # where compiling takes longer than measuring
 _LARGEST_PRODUCT = 1 << 28
 _LARGEST_MATRIX = 1 << 23
+_PERMUTE_BITS = (10, 14, 18, 20, 22, 23)
+_PROGRAM_SIZES = (512, 2048)
 _ENTRIES = (1 << 8, 1 << 12, 1 << 16, 1 << 19, 1 << 22, 1 << 24)
 _FUNCTIONS = ("tanh", "exp", "erf", "sin", "cos", "log1p", "sqrt")
-_SECONDS = 15.0
 
 
 def calibrate(device: str = "numpy:cpu", dtype: str = "float32", *, save: bool = True) -> DeviceProfile:
@@ -100,6 +102,7 @@ class _Bench:
 
         def once(n: int) -> float:
             began = time.perf_counter()
+            result: Any = None
             for _ in range(n):
                 result = run(*args)
             sync(self.where, result)
@@ -157,7 +160,7 @@ class _Bench:
         topologies = (TTN(bond=3), BrickWall(layers=2), MERA(bond=2), MPO(bond=6))
         # compiling a program takes longer than running it
         for topology in topologies[: 2 if self.compiles else 4]:
-            for n in (512,) if self.compiles else (512, 2048):
+            for n in _PROGRAM_SIZES[: 1 if self.compiles else 2]:
                 layout = topology.default_layout((n, n))
                 for task in ("fit", "train"):
                     sketch = Sketch((n, n), topology, layout, self.dtype)
@@ -184,9 +187,8 @@ class _Bench:
         return 0.0 if self.compiles else self.measure(views, x) / 8
 
     def _products(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        # compiling takes longer than measuring: a coarser grid
-        sizes = (1, 8, 64, 512, 4096, 65536) if self.compiles else GEMM_SIZES
-        table: dict[tuple[int, int, int], float] = {}
+        sizes = COARSE_SIZES if self.compiles else GEMM_SIZES
+        table: dict[tuple[int, ...], float] = {}
         x = {(a, b): self.array(a, b) for a, b in product(sizes, sizes) if a * b <= _LARGEST_MATRIX}
         for m, n, k in product(sizes, repeat=3):
             if m * n * k <= _LARGEST_PRODUCT and all(s in x for s in ((m, k), (k, n), (m, n))):
@@ -235,7 +237,7 @@ class _Bench:
         times: list[float] = []
         cases: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         space = self.backend.workspace()
-        for bits in (10, 14, 18, 22) if self.compiles else (10, 14, 18, 20, 22, 23):
+        for bits in _PERMUTE_BITS[::2] if self.compiles else _PERMUTE_BITS:
             for legs in dict.fromkeys((bits, bits // 2, bits // 3, bits // 4, 3, 2)):
                 dims = [2 ** (bits // legs)] * legs
                 for _ in range(2 if self.compiles else 3):

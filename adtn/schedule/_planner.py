@@ -45,7 +45,7 @@ from ._profile_store import find_profile
 from ._search import best_path, step_ops
 
 _TILE_ENTRIES = (1 << 16, 1 << 18, 1 << 20)
-_MARGIN = 0.95  # another mode than the cached weight must be predicted to be so much faster
+_MARGIN = 0.95
 _SPARING = 0.92  # tiles this much slower are taken when they need less memory
 
 
@@ -299,9 +299,20 @@ class _Planner:
             best = min(near, key=lambda c: c.alternative.peak_bytes)
         if self.key.task == "apply":
             for c in fitting:
-                if c.alternative.mode == "materialise" and c.alternative.seconds * _MARGIN <= best.alternative.seconds:
+                if (
+                    c.alternative.mode == "materialise"
+                    and c.alternative.seconds * self.doubt() <= best.alternative.seconds
+                ):
                     return c
         return best
+
+    def doubt(self) -> float:
+        """How much faster than a cached weight another mode must be predicted to be: a good profile is believed more.
+
+        The cached weight is a single product, and predicted better than anything else.
+        """
+        error = self.key.profile.fit_error.get("program", 0.2)
+        return min(_MARGIN, math.exp(-2.0 * error))
 
     def reason(self, a: Alternative, best: Alternative) -> str:
         """Why an alternative lost."""
@@ -326,12 +337,15 @@ class _Planner:
         if key.task == "fit" and not key.only_rows and orders[0][1] != key.segments[-1].outputs:
             orders.append((False, key.segments[-1].outputs))
         fastest: dict[bool, float] = {}
-        for by_rows, order in orders:
+        while orders:
+            by_rows, order = orders.pop(0)
             path = best_path(replace(key.segments[-1], outputs=order), self.sizes, key.profile)
             if "materialise" in wanted:
                 found = self.tiled(path, order, by_rows, 1)
                 fastest[by_rows] = found.alternative.seconds
                 yield found
+                if by_rows and not _permutes(found):
+                    orders.clear()  # rows are as good as any order
             slower = not by_rows and fastest.get(False, 0.0) > fastest.get(True, math.inf) * _MARGIN
             if "stream" in wanted and key.task != "generate" and not slower:
                 for tiles in self.tilings(order):
@@ -477,6 +491,13 @@ class _Planner:
                 t, times, step.bmnk, step.c.full, step.flops, product.moved_bytes, len(ops) - 1,
                 sum(map(self.key.profile.seconds, ops)),
             )  # fmt: skip
+
+
+def _permutes(candidate: _Candidate) -> bool:
+    """Whether the last contraction copies any of its tensors into another order."""
+    tiled = candidate.weight.tiled if candidate.weight is not None else None
+    steps = (*tiled.last.steps, *tiled.steps) if tiled is not None else ()
+    return not steps or any(view.moves for view in (steps[-1].a, steps[-1].b, steps[-1].c))
 
 
 def _shaped(shape: Shape) -> np.ndarray:

@@ -80,7 +80,7 @@ class DeviceProfile:
     gemm_sizes: tuple[int, ...]
     gemm_seconds: tuple[float, ...]
     curves: dict[str, Curve]
-    permute_seconds: tuple[float, float, float, float, float, float]
+    permute_seconds: tuple[float, ...]
     launch_s: float
     call_s: float
     batch_s: float

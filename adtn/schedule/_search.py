@@ -14,6 +14,8 @@ from ._path_cache import PathCache, path_key
 from ._profile import DeviceProfile, itemsize_of
 
 _OUTER = 10  # operands up to which all trees are searched, outer products included
+_SAMPLES = 12
+_SAMPLED_TERMS = 120  # samples times operands: planning stays short for large networks
 _FUSED = (1 << 10, 1 << 12, 1 << 14)
 _CACHE = PathCache()
 
@@ -66,7 +68,7 @@ def candidates(segment: Segment, sizes: dict[str, int], profile: DeviceProfile) 
     found = _searched(segment, sizes, profile)
     if segment.inputs:
         found += [_sweep(segment, sizes, bound, by_legs) for by_legs in (True, False) for bound in _FUSED]
-    return list(dict.fromkeys(found))
+    return [path for path in dict.fromkeys(found) if len(path) == len(terms_of(segment)) - 1]
 
 
 def path_seconds(segment: Segment, sizes: dict[str, int], profile: DeviceProfile, path: Path) -> float:
@@ -123,7 +125,14 @@ def _searched(segment: Segment, sizes: dict[str, int], profile: DeviceProfile) -
         trees.append(tree.copy())
         tree.subtree_reconfigure_(minimize=objective, maxiter=4, seed=0)
         trees.append(tree)
-    return [tuple((min(i, j), max(i, j)) for i, j in tree.get_path()) for tree in trees]
+    found = [tree.get_path() for tree in trees]
+    # no cost that knows sizes alone finds what permutes little: many orders, and the full cost to choose
+    words, word = ["".join(inds) for inds in inputs], "".join(output)
+    for seed in range(min(_SAMPLES, _SAMPLED_TERMS // len(terms))):
+        options: dict[str, Any] = {"parallel": False, "temperature": (0.01, 3.0), "costmod": (0.1, 4.0)}
+        sampler = ctg.RandomGreedyOptimizer(max_repeats=1, seed=seed, **options)
+        found.append(sampler(words, word, dims))
+    return [tuple((min(p), max(p)) for p in path if len(p) == 2) for path in found]
 
 
 def _sweep(segment: Segment, sizes: dict[str, int], bound: int, by_legs: bool) -> Path:

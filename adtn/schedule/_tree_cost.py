@@ -11,7 +11,7 @@ from cotengra.scoring import ExactObjective
 from ._profile import DeviceProfile
 
 # part of every cache key: raise it when the cost changes
-OBJECTIVE_VERSION = 1
+OBJECTIVE_VERSION = 2
 
 
 class DeviceTime(ExactObjective):
