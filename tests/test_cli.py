@@ -149,14 +149,17 @@ main()
 
 def test_bench(tmp_path: Path) -> None:
     config, out = tmp_path / "b.toml", tmp_path / "b.json"
-    config.write_text('topologies = ["TTN 2", "MPO 8"]\nshapes = [[256, 256]]\nbatches = [4]\n')
+    config.write_text(
+        'topologies = ["TTN 2", "MPO 8"]\nshapes = [[256, 256]]\nbatches = [4]\n'
+        'tasks = ["generate", "apply", "train", "fit"]\n'
+    )
     devices = ("--device", "numpy:cpu", "--device", "numpy:gpu")
     text = run("bench", config, *devices, "--seconds", "0.01", "--out", out).stdout
     assert "relative error" in text
     content = json.loads(out.read_text())
     rows = content["results"]
     assert {(r["case"], r["task"]) for r in rows} == {
-        (case, task) for case in ("TTN 2 256x256", "MPO 8 256x256") for task in ("generate", "apply", "fit")
+        (case, task) for case in ("TTN 2 256x256", "MPO 8 256x256") for task in ("generate", "apply", "train", "fit")
     }
     assert all(r["error"] for r in rows if r["device"] == "numpy:gpu"), "failed runs are kept"
     good = [r for r in rows if r["device"] == "numpy:cpu"]

@@ -74,10 +74,12 @@ class Work:
         return run
 
     def answer(self) -> np.ndarray:
-        """What it computes, as a NumPy array: weight, output, or loss of the fit."""
+        """What it computes, as a NumPy array: weight, output, adjoint of the input, or loss of the fit."""
         backend, _ = check_device(self.device, self.dtype)
         result = self.run()
-        return np.asarray(backend.to_numpy(result[0] if self.task in ("fit", "train") else result), np.float64)
+        if self.task in ("fit", "train"):
+            result = result[0 if self.task == "fit" else 1]
+        return np.asarray(backend.to_numpy(result), np.float64)
 
 
 def median_seconds(run: Callable[[], Any], seconds: float = 0.3, least: int = 3, most: int = 200) -> float:

@@ -84,4 +84,5 @@ def _reference(piece: _Piece) -> np.ndarray:
     operand = Work(generator, piece.task, "numpy:cpu", batch=piece.batch).operand.astype(np.float64)
     if piece.task == "fit":
         return np.asarray(np.sum((weight - operand) ** 2))
-    return operand @ weight.T
+    output = operand @ weight.T
+    return output if piece.task == "apply" else output @ weight  # a step takes its output as the cotangent
