@@ -10,7 +10,7 @@ import pytest
 from adtn import Layout, Status
 from adtn._errors import DeviceError, FitError, TopologyError
 from adtn.optim import make_schedule
-from adtn.optim._fit import _clipped
+from adtn.optim._loss import _clipped
 
 from table import BACKENDS, usable
 
@@ -136,12 +136,18 @@ def test_data_aware_gradient_and_convolutions() -> None:
     objective = adtn.DataAwareReconstruction(target, c)
     from adtn._backend import get_backend
 
-    fn = objective.bind(get_backend("numpy"))
-    w, d = target * 0.5, np.random.default_rng(1).standard_normal(target.shape)
+    tiles = objective.in_tiles(get_backend("numpy"), half=False)
     constants = objective.constants()
-    loss, (grad,) = fn(w, None, constants, ())
+    consume = tiles.consume(tiles.factor * target[None], constants)
+
+    def fn(w):
+        loss, slope = consume(tiles.factor * w, 0, 0.0)
+        return tiles.loss_factor * loss, (tiles.slope_factor * tiles.factor * slope,)
+
+    w, d = target * 0.5, np.random.default_rng(1).standard_normal(target.shape)
+    loss, (grad,) = fn(w)
     h = 1e-6
-    slope = (fn(w + h * d, None, constants, ())[0] - fn(w - h * d, None, constants, ())[0]) / (2 * h)
+    slope = (fn(w + h * d)[0] - fn(w - h * d)[0]) / (2 * h)
     assert np.sum(grad * d) == pytest.approx(slope, rel=1e-6)
     assert loss == pytest.approx(0.25)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import adtn
 import numpy as np
@@ -109,6 +110,57 @@ def test_a_fit_in_tiles_is_the_fit_of_the_whole(device: str, kind: str) -> None:
     )
 
 
+@pytest.mark.parametrize("device", ["numpy:cpu", "torch:cpu", "jax:cpu"])
+@pytest.mark.parametrize("base", [False, True])
+def test_a_projected_fit_is_the_fit_of_the_whole(device: str, base: bool) -> None:
+    pytest.importorskip(device.partition(":")[0])
+    rng = np.random.default_rng(0)
+    target = rng.standard_normal((64, 48))
+    given = target + 0.3 * rng.standard_normal(target.shape) if base else None
+    layout = adtn.Layout.from_factors((64, 48), ((8, 8), (8, 6)), "interleaved")
+    gen = adtn.Generator((64, 48), adtn.TTN(bond=3), layout=layout, base=given, scale=0.3, dtype="float64")
+    options = {"device": device, "steps": 12, "lr": 0.02}
+    whole = adtn.fit(gen, target, mode="materialise", **options)
+    without = adtn.fit(gen, target, mode="factored", **options)
+    np.testing.assert_allclose(without.history, whole.history, rtol=1e-9)
+    assert without.relative_error == pytest.approx(
+        np.linalg.norm(without.generator.weight() - target) / np.linalg.norm(target), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+@pytest.mark.parametrize("device", ["numpy:cpu", "torch:cpu", "jax:cpu"])
+def test_a_projected_fit_goes_on_with_the_residual_when_digits_cancel(device: str, optimizer: str) -> None:
+    pytest.importorskip(device.partition(":")[0])
+    layout = adtn.Layout.of((64, 64), 8, "interleaved")
+    made = adtn.Generator((64, 64), adtn.MPO(bond=2), layout=layout, seed=1, scale=1.0)
+    noise = {k: np.random.default_rng(0).standard_normal(x.shape) for k, x in made.params.items()}
+    start = made.with_params({k: x + 0.1 * noise[k] for k, x in made.params.items()})
+    target = made.weight(dtype="float64")
+    found = adtn.fit(start, target, device=device, mode="factored", steps=400, lr=0.01, optimizer=optimizer)
+    # single precision: the sums that cancel are lost at 1e-7, the residual is not
+    assert found.history[0] > 1.3e-3
+    assert found.loss < 1e-8
+    weight = found.generator.weight(dtype="float64")
+    assert found.loss == pytest.approx(np.sum((weight - target) ** 2) / np.sum(target**2), rel=0.05)
+    assert np.all(np.asarray(found.history) > 0)
+
+
+def test_a_fit_is_continued_where_it_had_left_the_projections(tmp_path: Path) -> None:
+    layout = adtn.Layout.of((64, 64), 8, "interleaved")
+    made = adtn.Generator((64, 64), adtn.MPO(bond=2), layout=layout, seed=1, scale=1.0)
+    start = made.with_params({k: 1.1 * x for k, x in made.params.items()})
+    options = {"steps": 150, "lr": 0.01, "mode": "factored", "checkpoint_every": 10}
+    target = made.weight()
+    whole = adtn.fit(start, target, checkpoint=tmp_path / "whole", **options)
+    for stop_at in (20, 100):
+        file = tmp_path / f"cut{stop_at}"
+        first = adtn.fit(start, target, checkpoint=file, callbacks=[lambda step, _, n=stop_at: step == n], **options)
+        assert first.steps < whole.steps
+        again = adtn.fit(start, target, checkpoint=file, **options)
+        np.testing.assert_array_equal(again.generator.params["site0"], whole.generator.params["site0"])
+
+
 def test_large_results_in_pooled_memory_are_right() -> None:
     # every product is above the size from which memory is used again
     for device in ("numpy:cpu", "torch:cpu"):
@@ -116,7 +168,7 @@ def test_large_results_in_pooled_memory_are_right() -> None:
         gen = adtn.Generator((1024, 512), adtn.TTN(bond=4), layout=adtn.Layout.of((1024, 512), 8, "interleaved"))
         target = np.random.default_rng(0).standard_normal(gen.shape).astype("float32")
         want = np.sum((gen.weight(dtype="float64") - target) ** 2) / np.sum(target.astype("float64") ** 2)
-        for mode in ("materialise", "stream"):
+        for mode in MODES:
             solution = adtn.fit(gen, target, device=device, steps=2, lr=1e-9, mode=mode)
             assert solution.history[0] == pytest.approx(want, rel=1e-5)
             assert solution.history[1] == pytest.approx(want, rel=1e-5)

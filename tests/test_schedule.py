@@ -119,10 +119,21 @@ def test_unknown_things_are_refused() -> None:
         ({"memory": "much"}, "expected bytes"),
         ({"batch": 0}, "expected at least 1"),
         ({"task": "generate", "mode": "stream"}, "whose result is the whole weight"),
-        ({"task": "fit", "mode": "factored"}, "needs the weight"),
+        ({"task": "generate", "mode": "factored"}, "needs the weight"),
+        ({"task": "fit", "mode": "factored", "dtype": "bfloat16"}, "loses the difference"),
     ):
         with pytest.raises(ScheduleError, match=message):
             adtn.plan(s, **{"profile": CPU, **options})
+    for topology, layout, message in (
+        (adtn.TTN(bond=2, where="all"), None, "activation after the last segment"),
+        (adtn.TTN(bond=2), adtn.Layout.from_factors((60, 64), ((8, 8), (8, 8))), "layout has padding"),
+        (adtn.BrickWall(layers=2), None, "state as large as the weight"),
+        (adtn.Dense(), None, "single tensor"),
+    ):
+        shape = (60, 64) if layout is not None else (64, 64)
+        gen = adtn.Generator(shape, topology, layout=layout)
+        with pytest.raises(ScheduleError, match=message):
+            adtn.plan(gen, "fit", mode="factored", profile=CPU)
     with pytest.raises(ScheduleError, match="n_out, n_in"):
         adtn.plan(adtn.Generator((4, 4, 4), adtn.TTN(bond=2)), "apply", profile=CPU)
 

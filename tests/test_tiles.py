@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from adtn._backend import check_device
 from adtn._errors import TopologyError
-from adtn.network import row_order, sizes_of, tile_counts, tile_program
+from adtn.network import Weighting, row_order, sizes_of, tile_counts, tile_program
 from adtn.schedule import TiledWeight
-from adtn.schedule._execution import Weighting
+from adtn.schedule._distance import projecting, why_not_factored
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,6 +102,62 @@ def test_bases_and_padding_pass_by_in_tiles(base: str, by_rows: bool) -> None:
             assert relative_error(got, weight.arrange(want)) < 1e-12
             for k, grad in grads.items():
                 np.testing.assert_allclose(found[k], grad, rtol=1e-9, atol=1e-12)
+
+
+def projected(gen: adtn.Generator, tiles: int) -> TiledWeight:
+    return projecting(gen.segments, (None,) * len(gen.segments), Weighting(gen.layout, gen.scale), tiles)
+
+
+def distance(gen: adtn.Generator, target: np.ndarray, tiles: int, device: str, dtype: str):
+    """Squared distance and half of its gradient without the weight."""
+    backend, where = check_device(device, dtype)
+    weight = projected(gen, tiles)
+    arranged = backend.asarray(np.ascontiguousarray(weight.arrange(target)), where, dtype)
+    step = backend.compile(lambda arrays, goal: weight.project(backend, arrays, goal, backend.workspace()))
+    loss, grads = step(gen.arrays(device, dtype), arranged)
+    return float(to_numpy(loss)) + float(np.sum(target**2)), {k: to_numpy(g) for k, g in grads.items()}
+
+
+def test_projections_are_the_distance_and_its_gradients(row: Row) -> None:
+    gen = row.generator(seed=1)
+    why = why_not_factored(gen.segments, Weighting(gen.layout, gen.scale), "float64")
+    if why:
+        pytest.skip(why)
+    target = np.random.default_rng(1).standard_normal(row.shape)
+    arrays = gen.arrays("numpy:cpu", "float64")
+    weight = gen.function(arrays)
+    want, grads = np.sum((weight - target) ** 2), gen.function.vjp(arrays, weight - target)[1]
+    for tiles in (1, *[n for n in range(2, 65) if can_be_cut(gen, n)][:4]):
+        loss, found = distance(gen, target, tiles, "numpy:cpu", "float64")
+        assert loss == pytest.approx(want, rel=1e-12)
+        assert set(found) == set(grads)
+        for name, grad in grads.items():
+            scale = max(float(np.abs(grad).max()), 1e-9 * float(np.linalg.norm(target)))
+            assert float(np.abs(found[name] - grad).max()) < 1e-9 * scale, (tiles, name)
+
+
+def can_be_cut(gen: adtn.Generator, tiles: int) -> bool:
+    try:
+        projected(gen, tiles)
+    except TopologyError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("key", BACKENDS)
+@pytest.mark.parametrize("name", ["ttn-linear", "attn", "mpo", "mera-shared", "cp"])
+def test_projections_are_the_same_on_every_backend(key: str, name: str) -> None:
+    device = usable(key)
+    dtype = BACKENDS[key][1][0]
+    gen = TOPOLOGIES[name].generator(seed=2)
+    target = np.random.default_rng(0).standard_normal(gen.shape)
+    arrays = gen.arrays("numpy:cpu", "float64")
+    residual = gen.function(arrays) - target
+    loss, found = distance(gen, target, 4, device, dtype)
+    assert loss == pytest.approx(np.sum(residual**2), rel=tolerance(dtype, 64))
+    for k, grad in gen.function.vjp(arrays, residual)[1].items():
+        error = np.linalg.norm(found[k] - grad) / max(np.linalg.norm(grad), 1e-3 * np.linalg.norm(target) * gen.scale)
+        assert error < tolerance(dtype, 256), k
 
 
 def test_padding_rows_are_silent() -> None:

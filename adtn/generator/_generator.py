@@ -16,7 +16,7 @@ from .._errors import LayoutError, TopologyError
 from .._typing import Array, Shape
 from ..network._active import active_parameters, degrees_of_freedom
 from ..network._adjoint import forward_stage
-from ..network._function import BASE, BASE_SCALE, WeightFunction
+from ..network._function import BASE, BASE_SCALE, WeightFunction, Weighting
 from ..network._initial import frozen_values, initial_values
 from ..network._layout import Layout
 from ..network._networks import Networks, as_networks, read_networks
@@ -242,13 +242,9 @@ class Generator:
     @property
     def function(self) -> WeightFunction:
         """The weight as a function of :meth:`arrays`."""
-        return WeightFunction(
-            self.program,
-            self._layout,
-            self._scale,
-            self._base is not None,
-            isinstance(self._base, SeededBase),
-        )
+        trains_base_scale = isinstance(self._base, SeededBase)
+        weighting = Weighting(self._layout, self._scale, self._base is not None, trains_base_scale)
+        return WeightFunction(self.program, weighting)
 
     @property
     def stored(self) -> Mapping[str, np.ndarray]:

@@ -21,6 +21,7 @@ from .._backend import Workspace
 from .._typing import Array, Params
 from ._pairwise import PLAIN, PairStep
 from ._program import Program, Stage
+from ._segment import Core
 
 
 @dataclass(slots=True, eq=False)
@@ -88,13 +89,18 @@ def pullback(program: Program, tape: list[StageTape], cotangent: Array, space: W
     for stage, record in zip(reversed(program.stages), reversed(tape), strict=True):
         zbar = xbar if record.z is None else xbar * stage.activation.derivative(record.z)
         operands = _backward_stage(stage, record, zbar, space)
-        for core, abar in zip(stage.cores, operands[stage.has_state :], strict=True):
-            if core.trainable and abar is not None:
-                grads[core.param] = grads[core.param] + abar if core.param in grads else abar
+        collect(grads, stage.cores, operands[stage.has_state :])
         if not stage.need_state:
             break
         xbar = operands[0]
     return grads
+
+
+def collect(grads: dict[str, Array], cores: tuple[Core, ...], bars: list[Array | None]) -> None:
+    """Add the adjoints of cores to those of their parameters."""
+    for core, bar in zip(cores, bars, strict=True):
+        if core.trainable and bar is not None:
+            grads[core.param] = grads[core.param] + bar if core.param in grads else bar
 
 
 def vjp(program: Program, arrays: Params, cotangent: Array) -> tuple[Array, dict[str, Array]]:

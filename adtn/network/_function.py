@@ -16,16 +16,14 @@ BASE = "base"
 BASE_SCALE = "base.scale"
 
 
-@dataclass(frozen=True, eq=False)
-class WeightFunction:
-    """``W = base.scale * base + scale * crop(reshape(X_T))``.
+@dataclass(frozen=True)
+class Weighting:
+    """How a generated state becomes a weight: ``base.scale * base + scale * crop(reshape(X_T))``.
 
     Parameters
     ----------
-    program : Program
-        Generates ``X_T``.
     layout : Layout
-        Reads it as a weight.
+        Reads the state as a weight.
     scale : float
         Standard deviation that a generated state of unit variance gets.
     has_base : bool
@@ -34,11 +32,26 @@ class WeightFunction:
         Whether its factor ``"base.scale"`` is trained; it is 1 otherwise.
     """
 
-    program: Program
     layout: Layout
     scale: float
     has_base: bool = False
     trains_base_scale: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class WeightFunction:
+    """The weight of a program.
+
+    Parameters
+    ----------
+    program : Program
+        Generates the state.
+    weighting : Weighting
+        Makes it a weight.
+    """
+
+    program: Program
+    weighting: Weighting
 
     def __call__(self, arrays: Params) -> Array:
         """The weight.
@@ -51,7 +64,7 @@ class WeightFunction:
         Returns
         -------
         array
-            Of shape ``layout.shape``.
+            Of shape ``weighting.layout.shape``.
         """
         return self._finish(forward(self.program, arrays), arrays)
 
@@ -62,9 +75,9 @@ class WeightFunction:
 
     def pullback(self, arrays: Params, tape: list[StageTape], wbar: Array) -> dict[str, Array]:
         """Adjoints of all trained parameters from ``W̄ = dL/dW``."""
-        xbar = self.layout.to_legs(wbar)
-        grads = pullback(self.program, tape, xbar * self.scale)
-        if self.trains_base_scale:
+        weighting = self.weighting
+        grads = pullback(self.program, tape, weighting.layout.to_legs(wbar) * weighting.scale)
+        if weighting.trains_base_scale:
             grads[BASE_SCALE] = do("sum", wbar * arrays[BASE])
         return grads
 
@@ -74,8 +87,9 @@ class WeightFunction:
         return weight, self.pullback(arrays, tape, wbar)
 
     def _finish(self, state: Array, arrays: Params) -> Array:
-        weight = self.layout.from_legs(state) * self.scale
-        if not self.has_base:
+        weighting = self.weighting
+        weight = weighting.layout.from_legs(state) * weighting.scale
+        if not weighting.has_base:
             return weight
         base = arrays[BASE]
-        return weight + (base * arrays[BASE_SCALE] if self.trains_base_scale else base)
+        return weight + (base * arrays[BASE_SCALE] if weighting.trains_base_scale else base)

@@ -188,9 +188,7 @@ class Layout:
             raise LayoutError(f"Got a weight of shape {tuple(weight.shape)}; this layout is for {self.shape}.")
         if self.padded_shape != self.shape:
             for axis, (n, p) in enumerate(zip(self.shape, self.padded_shape, strict=True)):
-                if p > n:
-                    fill = self._slab(weight, axis, p - n)
-                    weight = do("concatenate", (weight, fill), axis=axis)
+                weight = pad(weight, axis, p - n)
         flat = tuple(f for fs in self.factors for f in fs)
         legs = do("reshape", weight, flat)
         if self.order == tuple(range(len(flat))):
@@ -211,12 +209,16 @@ class Layout:
             return padded
         return padded[tuple(slice(0, n) for n in self.shape)]
 
-    def _slab(self, weight: Array, axis: int, thickness: int) -> Array:
-        """Zeros to put behind ``axis``, on the weight's framework, device and dtype."""
-        shape = list(weight.shape)
-        shape[axis] = thickness
-        template = do("reshape", weight, (-1,))[:1] * 0.0
-        return do("broadcast_to", do("reshape", template, (1,) * len(shape)), tuple(shape))
+
+def pad(x: Array, axis: int, thickness: int) -> Array:
+    """``x`` with zeros behind one axis, on its framework, device and dtype."""
+    if not thickness:
+        return x
+    shape = list(x.shape)
+    shape[axis] = thickness
+    zero = do("zeros_like", do("reshape", x, (-1,))[:1])
+    slab = do("broadcast_to", do("reshape", zero, (1,) * len(shape)), tuple(shape))
+    return do("concatenate", (x, slab), axis=axis)
 
 
 def _check_shape(shape: Shape) -> None:

@@ -11,7 +11,9 @@ so the two adjoints cost as much as the contraction each.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate, pairwise
 
 from autoray import do
 
@@ -48,35 +50,16 @@ class MatrixView:
         turned = cls.plain(inds, sizes, (*groups[:-2], groups[-1], groups[-2]))
         if turned.moves:
             return view
-        return cls(turned.full, turned.sums, turned.merged, turned.perm, turned.stored, turned.inverse,
-                   turned.permuted, swapped=True)  # fmt: skip
+        return replace(turned, swapped=True)
 
     @classmethod
     def plain(cls, inds: Inds, sizes: dict[str, int], groups: tuple[Inds, ...]) -> MatrixView:
         """:meth:`of` without looking at the transposed matrix."""
-        wanted = [i for group in groups for i in group]
-        # neighbours that stay neighbours in the same order move as one axis: fewer, larger strides to permute
-        position = {i: p for p, i in enumerate(wanted)}
-        sums = tuple(axis for axis, i in enumerate(inds) if i not in position)
-        blocks: list[list[str]] = []
-        for i in inds:
-            if i not in position:
-                continue
-            if blocks and position[i] == position[blocks[-1][-1]] + 1:
-                blocks[-1].append(i)
-            else:
-                blocks.append([i])
-        by_target = sorted(range(len(blocks)), key=lambda b: position[blocks[b][0]])
-        merged = tuple(math.prod(sizes[i] for i in block) for block in blocks)
-        inverse = tuple(sorted(range(len(by_target)), key=lambda b: by_target[b]))
-        return cls(
-            full=tuple(sizes[i] for i in inds),
-            sums=sums,
-            merged=merged,
-            perm=tuple(by_target),
-            stored=tuple(math.prod(sizes[i] for i in group) for group in groups),
-            inverse=inverse,
-            permuted=tuple(merged[b] for b in by_target),
+        position = {i: p for p, i in enumerate(i for group in groups for i in group)}
+        return _view(
+            tuple(sizes[i] for i in inds),
+            tuple(position.get(i, -1) for i in inds),
+            tuple(len(group) for group in groups),
         )
 
     @property
@@ -118,6 +101,27 @@ class MatrixView:
             return space.packed(stored, self.full)
         thin = tuple(1 if axis in self.sums else d for axis, d in enumerate(self.full))
         return do("broadcast_to", do("reshape", stored, thin), self.full)
+
+
+@lru_cache(maxsize=1 << 16)  # few patterns: plans look at the same ones again and again
+def _view(full: Shape, wanted: tuple[int, ...], lengths: tuple[int, ...]) -> MatrixView:
+    """The view of a tensor whose axes go to ``wanted`` places (-1: summed), in groups of so many."""
+    sums = tuple(axis for axis, p in enumerate(wanted) if p < 0)
+    kept = [axis for axis, p in enumerate(wanted) if p >= 0]
+    # neighbours that stay neighbours in the same order move as one axis: fewer, larger strides to permute
+    blocks: list[list[int]] = []
+    for axis in kept:
+        if blocks and wanted[axis] == wanted[blocks[-1][-1]] + 1:
+            blocks[-1].append(axis)
+        else:
+            blocks.append([axis])
+    by_target = sorted(range(len(blocks)), key=lambda b: wanted[blocks[b][0]])
+    merged = tuple(math.prod(full[axis] for axis in block) for block in blocks)
+    size_at = {wanted[axis]: full[axis] for axis in kept}
+    ends = list(accumulate(lengths, initial=0))
+    stored = tuple(math.prod(size_at[p] for p in range(start, end)) for start, end in pairwise(ends))
+    inverse = tuple(sorted(range(len(by_target)), key=lambda b: by_target[b]))
+    return MatrixView(full, sums, merged, tuple(by_target), stored, inverse, tuple(merged[b] for b in by_target))
 
 
 def swap(x: Array) -> Array:

@@ -15,7 +15,7 @@ from autoray import astype, do, get_dtype_name
 
 from .._backend import Backend, Workspace
 from .._typing import Array, Params
-from ._adjoint import StageTape, backward_steps, forward_steps, forward_tape, pullback
+from ._adjoint import StageTape, backward_steps, collect, forward_steps, forward_tape, pullback
 from ._tiles import Tiled
 
 Consumer = Callable[[Array, Any, Any], "tuple[Any, Array | None]"]
@@ -92,7 +92,7 @@ def walk(
     tuple of any and list of (array or None)
         The last carry, and the adjoint of every block.
     """
-    operands, sigma = tiled.operands, tiled.activation
+    sigma = tiled.activation
     blocks = list(blocks)
     if tiled.linear_end and scale != 1.0:  # scale the smallest operand instead of every tile
         least = tiled.smallest
@@ -102,9 +102,7 @@ def walk(
 
     def body(i: Any, state: Any) -> Any:
         inner, bars = state
-        at = [op.block(i) if op.digits else None for op in operands]
-        slots: list[Any] = [x if b is None else backend.take(x, b) for x, b in zip(blocks, at, strict=True)]
-        slots += [None] * len(tiled.steps)
+        at, slots = operands_of(tiled, blocks, backend, i)
         matrices = forward_steps(tiled.steps, slots, adjoint, space)
         tile = z = do("reshape", slots[-1], tiled.shape)
         if not tiled.linear_end:
@@ -113,17 +111,10 @@ def walk(
         if not adjoint:
             return inner, bars
         zbar = wbar if tiled.linear_end else wbar * sigma.derivative(z) * scale
-        found = backward_steps(tiled.steps, matrices, zbar, len(operands), space=space)
-        new: list[Any] = []
-        for op, b, bar, got in zip(operands, at, bars, found, strict=True):
-            if not op.need or got is None:
-                new.append(bar)
-                continue
-            got = _like(do("reshape", got, bar.shape if b is None else bar.shape[1:]), bar)
-            new.append(backend.add(bar, got) if b is None else backend.add_at(bar, b, got))
-        return inner, new
+        found = backward_steps(tiled.steps, matrices, zbar, len(blocks), space=space)
+        return inner, accumulate(tiled, backend, bars, at, found)
 
-    bars = [_zeros(x) if adjoint and op.need else None for op, x in zip(operands, blocks, strict=True)]
+    bars = no_bars(tiled, blocks) if adjoint else []
     if tiled.tiles == 1:
         carry, bars = body(0, (carry, bars))
     else:
@@ -133,10 +124,53 @@ def walk(
     return carry, bars
 
 
+def operands_of(tiled: Tiled, blocks: list[Array], backend: Backend, i: Any) -> tuple[list[Any], list[Any]]:
+    """Which block of every operand tile ``i`` reads, and the slots of its workspace, filled with them."""
+    at = [op.block(i) if op.digits else None for op in tiled.operands]
+    slots: list[Any] = [x if b is None else backend.take(x, b) for x, b in zip(blocks, at, strict=True)]
+    return at, slots + [None] * len(tiled.steps)
+
+
+def no_bars(tiled: Tiled, blocks: list[Array]) -> list[Array | None]:
+    """Where the adjoints of the blocks are summed."""
+    return [_zeros(x) if op.need else None for op, x in zip(tiled.operands, blocks, strict=True)]
+
+
+def accumulate(
+    tiled: Tiled, backend: Backend, bars: list[Array | None], at: list[Any], found: list[Array | None]
+) -> list[Array | None]:
+    """``bars`` with the adjoints of one tile's operands added where they belong."""
+    new: list[Array | None] = []
+    for op, b, bar, got in zip(tiled.operands, at, bars, found, strict=True):
+        if not op.need or got is None or bar is None:
+            new.append(bar)
+            continue
+        got = _like(do("reshape", got, bar.shape if b is None else bar.shape[1:]), bar)
+        new.append(backend.add(bar, got) if b is None else backend.add_at(bar, b, got))
+    return new
+
+
 def frontier_pullback(
-    tiled: Tiled, arrays: Params, tape: Frontier, bars: list[Array | None], space: Workspace
+    tiled: Tiled,
+    arrays: Params,
+    tape: Frontier,
+    bars: list[Array | None],
+    space: Workspace,
+    others: list[Array | None] | None = None,
 ) -> dict[str, Array]:
-    """Adjoints of all trained parameters from those of the blocks."""
+    """Adjoints of all trained parameters from those of the blocks.
+
+    Parameters
+    ----------
+    tiled, arrays, tape
+        See :func:`frontier`.
+    bars : list of (array or None)
+        Of the blocks.
+    space : Workspace
+        Where intermediates go.
+    others : list of (array or None), optional
+        What is added to the adjoints of the state and of the cores of the last segment.
+    """
     last = tiled.last
     slot_bars: list[Any] = [None] * tiled.n_slots
     for op, bar, block in zip(tiled.operands, bars, tape.blocks, strict=True):
@@ -144,12 +178,19 @@ def frontier_pullback(
             slot_bars[op.slot] = op.view.write(_like(bar, block))
     backward_steps(last.steps, tape.matrices, None, 0, slot_bars, space)
     grads: dict[str, Array] = {}
-    for core, bar in zip(last.cores, slot_bars[last.has_state :], strict=False):
-        if core.trainable and bar is not None:
-            bar = do("reshape", bar, arrays[core.param].shape)  # a leg may have been read as two
-            grads[core.param] = grads[core.param] + bar if core.param in grads else bar
-    if last.has_state and last.need_state and slot_bars[0] is not None:
-        xbar = do("reshape", slot_bars[0], tape.state.shape)  # type: ignore[union-attr]
+    operands: list[Any] = [tape.state] if last.has_state else []
+    operands += [arrays[core.param] for core in last.cores]
+
+    def shaped(bars: list[Any]) -> list[Any]:  # a leg may have been read as two
+        return [None if x is None else do("reshape", x, a.shape) for x, a in zip(bars, operands, strict=True)]
+
+    found = shaped(slot_bars[: len(operands)])
+    if others is not None:
+        pairs = zip(found, shaped(others), strict=True)
+        found = [x if y is None else y if x is None else x + y for x, y in pairs]
+    collect(grads, last.cores, found[last.has_state :])
+    xbar = found[0]
+    if last.has_state and last.need_state and xbar is not None:
         for name, bar in pullback(tiled.head, tape.head, xbar, space).items():
             grads[name] = grads[name] + bar if name in grads else bar
     return grads

@@ -126,6 +126,7 @@ def tile_program(
     tiles: int = 1,
     *,
     once_part: float = ONCE_PART,
+    keep_last: bool = False,
 ) -> Tiled:
     """Cut a program into tiles.
 
@@ -141,6 +142,8 @@ def tile_program(
         How many tiles; one of :func:`tile_counts` of the legs' dimensions.
     once_part : float
         Results up to this part of the weight are computed once.
+    keep_last : bool
+        The last product belongs to the tile even when there is only one.
 
     Raises
     ------
@@ -148,14 +151,14 @@ def tile_program(
         If the first legs cannot be cut into so many tiles.
     """
     sizes = sizes_of(segments)
-    paths = tuple(p if p is not None else _default_path(s, sizes) for s, p in zip(segments, paths, strict=True))
+    paths = tuple(p if p is not None else default_path(s, sizes) for s, p in zip(segments, paths, strict=True))
     last, sliced = _cut(replace(segments[-1], outputs=order), sizes, tiles)
     legs, sizes, order = order, sizes | sizes_of([last]), last.outputs
     kept = tuple(i for i in order if i not in sliced)
     terms = ((last.inputs,) if last.inputs else ()) + tuple(core.inds for core in last.cores)
     nodes = contraction_nodes(terms, order, paths[-1])
     bound = once_part * math.prod(sizes[i] for i in order)
-    tile_nodes, once_nodes = _divide(nodes, sliced, sizes, bound)
+    tile_nodes, once_nodes = _divide(nodes, sliced, sizes, bound, keep_last)
     made = {node.out for node in tile_nodes}
     top = len(terms) + len(nodes) - 1
     frontier = sorted({s for node in tile_nodes for s in (node.left, node.right)} - made or {top})
@@ -196,7 +199,7 @@ def tile_program(
 
 
 def _divide(
-    nodes: list[Node], sliced: frozenset[str], sizes: dict[str, int], bound: float
+    nodes: list[Node], sliced: frozenset[str], sizes: dict[str, int], bound: float, keep_last: bool
 ) -> tuple[list[Node], list[Node]]:
     """Nodes of a tile and nodes of the part that is computed once.
 
@@ -207,7 +210,8 @@ def _divide(
     made: set[int] = set()
     for node in nodes:
         large = math.prod(sizes[i] for i in node.inds) > bound or node is nodes[-1]
-        if sliced & set(node.inds) and (large or {node.left, node.right} & made):
+        kept = keep_last and node is nodes[-1]
+        if kept or (sliced & set(node.inds) and (large or {node.left, node.right} & made)):
             made.add(node.out)
             tile.append(node.without(sliced))
         else:
@@ -215,7 +219,8 @@ def _divide(
     return tile, once
 
 
-def _default_path(segment: Segment, sizes: dict[str, int]) -> Path:
+def default_path(segment: Segment, sizes: dict[str, int]) -> Path:
+    """What :func:`find_path` gives for a segment."""
     terms = ((segment.inputs,) if segment.inputs else ()) + tuple(core.inds for core in segment.cores)
     return find_path(terms, segment.outputs, tuple(sorted(sizes.items()))) if len(terms) > 1 else ()
 

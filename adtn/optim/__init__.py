@@ -1,13 +1,13 @@
 """How: objectives, schedules, decompositions and the fit."""
 
 from ._decompose import decompose as decompose
-from ._fit import FitOptions as FitOptions
 from ._fit import fit as fit
 from ._fit import run_fit as run_fit
 from ._objective import DataAwareReconstruction as DataAwareReconstruction
 from ._objective import Objective as Objective
 from ._objective import Reconstruction as Reconstruction
 from ._objective import Task as Task
+from ._options import FitOptions as FitOptions
 from ._schedules import make_schedule as make_schedule
 from ._solution import Solution as Solution
 from ._solution import Status as Status

@@ -14,6 +14,7 @@ from .._atomic import write_atomic
 from .._errors import FileFormatError, FitError
 
 _KEY = "adtn.checkpoint"
+_NUMBERS = ("step", "best_loss", "best_step", "exact")
 
 
 @dataclass
@@ -32,6 +33,8 @@ class Checkpoint:
         Loss of ``best``.
     best_step : int
         When it was reached.
+    exact : bool
+        Whether the loss had become too small for sums that cancel.
     """
 
     step: int
@@ -41,6 +44,7 @@ class Checkpoint:
     history: list[float]
     best_loss: float
     best_step: int
+    exact: bool = False
 
 
 def fingerprint(*parts: object) -> str:
@@ -62,7 +66,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: Checkpoint, mark: str)
     groups = {"params": state.params, "best": state.best, "moments": state.moments}
     tensors = {f"{group}/{name}": np.array(x, order="C") for group, xs in groups.items() for name, x in xs.items()}
     tensors["history"] = np.asarray(state.history, dtype=np.float64)
-    meta = {"step": state.step, "best_loss": state.best_loss, "best_step": state.best_step, "mark": mark}
+    meta = {name: getattr(state, name) for name in _NUMBERS} | {"mark": mark}
     write_atomic(path, save(tensors, {_KEY: json.dumps(meta)}))
 
 
@@ -98,10 +102,4 @@ def read_checkpoint(path: str | os.PathLike[str], mark: str) -> Checkpoint | Non
         group, _, name = key.partition("/")
         if group in groups:
             groups[group][name] = x
-    return Checkpoint(
-        step=meta["step"],
-        history=tensors["history"].tolist(),
-        best_loss=meta["best_loss"],
-        best_step=meta["best_step"],
-        **groups,
-    )
+    return Checkpoint(history=tensors["history"].tolist(), **groups, **{name: meta[name] for name in _NUMBERS})

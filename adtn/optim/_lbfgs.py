@@ -47,7 +47,7 @@ def run_lbfgs(run: Run) -> Status:
     seen: dict[str, float] = {}
 
     def evaluate(x: np.ndarray) -> tuple[float, np.ndarray]:
-        loss_array, grads = run.value_and_grad(run.to_device(unflat(x)), run.constants, ())
+        loss_array, grads = run.loss_and_grads(run.to_device(unflat(x)), ())
         loss = float(loss_array)
         if not math.isfinite(loss):
             raise _Stop(Status.DIVERGED)

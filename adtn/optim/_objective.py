@@ -29,9 +29,12 @@ class Objective(ABC):
     def constants(self) -> dict[str, np.ndarray]:
         """Arrays that are moved to the device once."""
 
-    @abstractmethod
     def bind(self, backend: Backend) -> ValueAndGrad:
-        """A function ``(W, params, constants, batch) -> (loss, (dW, d_params))`` in the backend's arrays."""
+        """A function ``(W, params, constants, batch) -> (loss, (dW, d_params))`` in the backend's arrays.
+
+        For a loss that has no :meth:`in_tiles`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs bind or in_tiles.")
 
     def batch(self, rng: np.random.Generator) -> tuple[np.ndarray, ...] | None:
         """The data of one step, ``None`` for an objective that is the same at every step."""
@@ -57,8 +60,9 @@ class TileObjective:
 
     Parameters
     ----------
-    whole_rows : bool
-        Whether a tile must be rows of the weight.
+    plain : bool
+        Whether it is the squared distance from the target: tiles may be any legs, and the weight need not be made.
+        Otherwise tiles are rows.
     factor : float
         The tiles that are asked for are of ``factor * W``, and the target is ``factor * target``.
     loss_factor : float
@@ -69,7 +73,7 @@ class TileObjective:
         ``(arranged target, constants) -> consumer``, see :class:`adtn.schedule.TiledWeight`.
     """
 
-    whole_rows: bool
+    plain: bool
     factor: float
     loss_factor: float
     slope_factor: float
@@ -109,17 +113,6 @@ class Reconstruction(Objective):
         if self.target.shape != shape:
             raise FitError(f"Got a target of shape {self.target.shape} for a generator of {shape}; they must be equal.")
 
-    def bind(self, backend: Backend) -> ValueAndGrad:
-        """Loss and ``dL/dW``, in closed form."""
-        inverse_norm = self._inverse_norm
-
-        def value_and_grad(weight: Array, params: Any, constants: Params, batch: Any) -> tuple[Array, tuple[Array]]:
-            # normalise before squaring: half-precision sums of squares overflow
-            residual = (weight - constants["target"]) * inverse_norm
-            return do("sum", residual * residual), (residual * (2.0 * inverse_norm),)
-
-        return value_and_grad
-
     @property
     def is_relative_square(self) -> bool:
         """It is."""
@@ -131,7 +124,7 @@ class Reconstruction(Objective):
         # half precisions normalise before squaring, or sums of squares overflow
         factor, rest = (inverse, 1.0) if half else (1.0, inverse * inverse)
         return TileObjective(
-            False, factor, rest, 2.0 * rest, lambda target, constants: squared_distance(backend, target)
+            True, factor, rest, 2.0 * rest, lambda target, constants: squared_distance(backend, target)
         )
 
 
@@ -177,18 +170,6 @@ class DataAwareReconstruction(Reconstruction):
         """The target and the second moment."""
         return {"target": self.target, "second_moment": self.second_moment}
 
-    def bind(self, backend: Backend) -> ValueAndGrad:
-        """Loss and ``dL/dW``, in closed form."""
-        inverse_norm, shape = self._inverse_norm, self.target.shape
-
-        def value_and_grad(weight: Array, params: Any, constants: Params, batch: Any) -> tuple[Array, tuple[Array]]:
-            residual = do("reshape", (weight - constants["target"]) * inverse_norm, (shape[0], -1))
-            weighted = do("matmul", residual, constants["second_moment"])
-            grad = do("reshape", weighted * (2.0 * inverse_norm), shape)
-            return do("sum", weighted * residual), (grad,)
-
-        return value_and_grad
-
     def in_tiles(self, backend: Backend, half: bool) -> TileObjective | None:
         """Row by row."""
         inverse = self._inverse_norm
@@ -204,7 +185,7 @@ class DataAwareReconstruction(Reconstruction):
 
             return on_tile
 
-        return TileObjective(True, inverse, 1.0, 2.0, consume)
+        return TileObjective(False, inverse, 1.0, 2.0, consume)
 
 
 class Task(Objective):

@@ -18,9 +18,10 @@ from .._backend import Backend, Op, check_device
 from .._errors import ScheduleError
 from .._typing import Array
 from ..network import MERA, MPO, TTN, BrickWall
-from ._planner import Sketch, plan
+from ._planner import plan
 from ._profile import Curve, DeviceProfile, itemsize_of, permute_features
 from ._profile_store import last_level_cache, profile_path, versions
+from ._sketch import Sketch
 
 GEMM_SIZES = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 65536)
 COARSE_SIZES = (1, 8, 64, 512, 4096, 65536)  # where compiling takes longer than measuring
@@ -145,7 +146,6 @@ class _Bench:
             memory_bytes=next(
                 (d.memory_bytes for d in self.backend.devices() if d.name.partition(":")[2] == self.where), None
             ),
-            fuses=self.compiles,
             versions=versions(self.backend, self.where),
         )
         coefficients, permute_error = self._permutes(profile.cache_bytes)

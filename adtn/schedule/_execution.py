@@ -1,11 +1,10 @@
-"""What a plan runs: a weight tile by tile, a layer without its weight, and the adjoints of both."""
+"""A weight tile by tile, and its adjoint."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any
 
 from autoray import do
@@ -15,18 +14,14 @@ from .._typing import Array, Params, Shape
 from ..network import (
     BASE,
     BASE_SCALE,
-    Core,
-    Layout,
-    Path,
-    Program,
-    Segment,
+    Stage,
     Tiled,
-    compile_program,
-    forward,
-    forward_tape,
+    Weighting,
     frontier,
     frontier_pullback,
-    pullback,
+    pad,
+    project,
+    squared_norm,
     walk,
 )
 
@@ -35,16 +30,6 @@ _BATCH = "x/batch"
 KEPT_BYTES = 32 << 20  # what a function that makes weights keeps between calls
 
 Consumer = Callable[[Array, Any, Any], "tuple[Any, Array | None]"]
-
-
-@dataclass(frozen=True)
-class Weighting:
-    """How a generated state becomes a weight: ``base_scale * base + scale * crop(reshape(X_T))``."""
-
-    layout: Layout
-    scale: float
-    has_base: bool = False
-    trains_base_scale: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +46,15 @@ class TiledWeight:
         Where the layout has each of ``tiled.legs``.
     by_rows : bool
         Tiles are ``(rows, ...)`` of the weight; otherwise they are flat, in the order of ``tiled.legs``.
+    norm : Stage or None
+        The last segment closed with its own copy, for :meth:`project`.
     """
 
     tiled: Tiled
     weighting: Weighting
     positions: tuple[int, ...]
     by_rows: bool = True
+    norm: Stage | None = None
 
     @property
     def rows(self) -> int:
@@ -91,16 +79,13 @@ class TiledWeight:
         if not self.by_rows:
             legs = do("transpose", layout.to_legs(weight), self.positions)
             return do("reshape", legs, (tiles, *self.tile_shape))
-        missing = layout.padded_shape[0] - layout.shape[0]
-        if missing:
-            weight = _pad(weight, 0, missing)
+        weight = pad(weight, 0, layout.padded_shape[0] - layout.shape[0])
         return do("reshape", weight, (tiles, *self.tile_shape))
 
     def pad_rows(self, wbar: Array) -> Array:
         """An adjoint of the weight as one of the single tile: zeros for rows that are padding."""
         layout = self.weighting.layout
-        missing = layout.padded_shape[0] - layout.shape[0]
-        return _pad(wbar, 0, missing) if missing else wbar
+        return pad(wbar, 0, layout.padded_shape[0] - layout.shape[0])
 
     def mask(self, like: Array) -> Array:
         """Ones where a tile holds entries of the weight, arranged; ``like`` is any array of the device."""
@@ -109,7 +94,7 @@ class TiledWeight:
         if not self.by_rows:
             return self.arrange(do("broadcast_to", one, layout.shape))
         column = do("broadcast_to", one, (layout.shape[0], *(1 for _ in layout.shape[1:])))
-        column = _pad(column, 0, layout.padded_shape[0] - layout.shape[0])
+        column = pad(column, 0, layout.padded_shape[0] - layout.shape[0])
         return do("reshape", column, (self.tiled.tiles, self.rows, *(1 for _ in layout.shape[1:])))
 
     def run(
@@ -185,6 +170,29 @@ class TiledWeight:
             grads[BASE_SCALE] = slope
         return inner, grads
 
+    def project(
+        self, backend: Backend, arrays: Params, arranged: Array, space: Workspace
+    ) -> tuple[Array, dict[str, Array]]:
+        """``‖W - target‖² - ‖target‖²`` and half of its gradient without any tile of W, see :func:`project`.
+
+        Parameters
+        ----------
+        backend : Backend
+            Of the arrays.
+        arrays : mapping of str to array
+            Numbers of the cores.
+        arranged : array
+            The target, less the base where there is one.
+        space : Workspace
+            Where intermediates go.
+        """
+        assert self.norm is not None
+        tape, scale = frontier(self.tiled, arrays, space), self.weighting.scale
+        square, others = squared_norm(self.norm, tape.state, arrays, scale * scale, space)
+        overlap, bars = project(self.tiled, tape.blocks, backend, space, arranged, -scale)
+        grads = frontier_pullback(self.tiled, arrays, tape, bars, space, others)
+        return square + 2.0 * overlap, grads
+
     def _crop(self, tile: Array) -> Array:
         layout = self.weighting.layout
         if not self.by_rows:
@@ -198,202 +206,19 @@ class TiledWeight:
         layout = self.weighting.layout
         if self.by_rows:
             for axis, (n, p) in enumerate(zip(layout.shape, layout.padded_shape, strict=True)):
-                if axis and p > n:
-                    wbar = _pad(wbar, axis, p - n)
+                if axis:
+                    wbar = pad(wbar, axis, p - n)
         return do("reshape", wbar, self.tiled.shape)
-
-
-def _pad(x: Array, axis: int, thickness: int) -> Array:
-    shape = list(x.shape)
-    shape[axis] = thickness
-    zero = do("zeros_like", do("reshape", x, (-1,))[:1])
-    slab = do("broadcast_to", do("reshape", zero, (1,) * len(shape)), tuple(shape))
-    return do("concatenate", (x, slab), axis=axis)
 
 
 def generate(weight: TiledWeight, backend: Backend, arrays: Params, space: Workspace | None = None) -> Array:
     """The whole weight of a program with one tile."""
     whole, _ = weight.run(
-        backend, _with_base(weight, arrays), lambda w, i, c: (w, None), None, adjoint=False, space=space
+        backend, with_base(weight, arrays), lambda w, i, c: (w, None), None, adjoint=False, space=space
     )
     return whole[: weight.weighting.layout.shape[0]] if weight.masked else whole
 
 
-def squared_distance(backend: Backend, arranged: Array) -> Consumer:
-    """The consumer of a reconstruction: adds ``‖W - target‖²``, and half of its adjoint is the residual."""
-
-    def consume(tile: Array, i: Any, total: Any) -> tuple[Any, Array]:
-        residual = backend.subtract(tile, backend.take(arranged, i))
-        flat = do("reshape", residual, (-1,))
-        return total + do("matmul", flat, flat), residual
-
-    return consume
-
-
-class MaterialisedApply:
-    """``y = x Wᵀ`` and its adjoint with the weight generated at every call.
-
-    Parameters
-    ----------
-    weight : TiledWeight
-        With one tile.
-    backend : Backend
-        Of the arrays.
-    """
-
-    def __init__(self, weight: TiledWeight, backend: Backend) -> None:
-        self.weight = weight
-        self.backend = backend
-        self.space = backend.workspace()
-
-    def __call__(self, arrays: Params, x: Array) -> Array:
-        """``(batch, n_in)`` to ``(batch, n_out)``."""
-        return do("matmul", x, do("transpose", generate(self.weight, self.backend, arrays), (1, 0)))
-
-    def vjp(self, arrays: Params, x: Array, ybar: Array) -> tuple[dict[str, Array], Array]:
-        """Adjoints of the parameters and of ``x``; the weight is generated again."""
-        missing = self.weight.weighting.layout.padded_shape[0] - ybar.shape[1]
-        if missing:
-            ybar = _pad(ybar, 1, missing)
-
-        def consume(w: Array, i: Any, carry: Any) -> tuple[Any, Array]:
-            return do("matmul", ybar, w), do("matmul", do("transpose", ybar, (1, 0)), x)
-
-        xbar, grads = self.weight.run(
-            self.backend, _with_base(self.weight, arrays), consume, None, adjoint=True, space=self.space
-        )
-        return grads, xbar
-
-
-class StreamedApply:
-    """``y = x Wᵀ`` and its adjoint, one block of rows of W after the other.
-
-    Parameters
-    ----------
-    weight : TiledWeight
-        By rows.
-    backend : Backend
-        Of the arrays.
-    """
-
-    def __init__(self, weight: TiledWeight, backend: Backend) -> None:
-        self.weight = weight
-        self.backend = backend
-        self.space = backend.workspace()
-
-    def __call__(self, arrays: Params, x: Array) -> Array:
-        """``(batch, n_in)`` to ``(batch, n_out)``."""
-        backend, weight = self.backend, self.weight
-        layout, tiles = weight.weighting.layout, weight.tiled.tiles
-        arrays = _with_base(weight, arrays)
-
-        def consume(w: Array, i: Any, y: Any) -> tuple[Any, None]:
-            return backend.put(y, i, do("matmul", x, do("transpose", w, (1, 0)))), None
-
-        zero = do("reshape", do("zeros_like", do("reshape", x, (-1,))[:1]), (1, 1, 1))
-        y = zero + do("zeros_like", do("broadcast_to", zero, (tiles, x.shape[0], weight.rows)))
-        y, _ = weight.run(backend, arrays, consume, y, adjoint=False, space=self.space)
-        y = do("reshape", do("transpose", y, (1, 0, 2)), (x.shape[0], layout.padded_shape[0]))
-        return y[:, : layout.shape[0]] if layout.shape[0] != layout.padded_shape[0] else y
-
-    def vjp(self, arrays: Params, x: Array, ybar: Array) -> tuple[dict[str, Array], Array]:
-        """Adjoints of the parameters and of ``x``; tiles are generated again."""
-        backend, weight = self.backend, self.weight
-        layout, tiles = weight.weighting.layout, weight.tiled.tiles
-        missing = layout.padded_shape[0] - layout.shape[0]
-        if missing:
-            ybar = _pad(ybar, 1, missing)
-        by_tile = do("transpose", do("reshape", ybar, (x.shape[0], tiles, weight.rows)), (1, 0, 2))
-
-        def consume(w: Array, i: Any, xbar: Any) -> tuple[Any, Array]:
-            yb = backend.take(by_tile, i)
-            return backend.add(xbar, do("matmul", yb, w)), do("matmul", do("transpose", yb, (1, 0)), x)
-
-        xbar, grads = weight.run(
-            backend, _with_base(weight, arrays), consume, do("zeros_like", x), adjoint=True, space=self.space
-        )
-        return grads, xbar
-
-
-def _with_base(weight: TiledWeight, arrays: Params) -> Params:
+def with_base(weight: TiledWeight, arrays: Params) -> Params:
+    """The arrays with the base as the tiles read it."""
     return {**arrays, BASE: weight.arrange(arrays[BASE])} if weight.weighting.has_base else arrays
-
-
-class FactoredApply:
-    """``y = x Wᵀ`` and its adjoint with x as one more tensor of the last segment; W never exists.
-
-    Parameters
-    ----------
-    segments : tuple of Segment
-        Of the generator.
-    paths : tuple of path
-        Contraction orders, the last one of the segment :func:`with_input`.
-    weighting : Weighting
-        What makes it a weight.
-    backend : Backend
-        Of the arrays.
-    """
-
-    def __init__(
-        self, segments: tuple[Segment, ...], paths: tuple[Path, ...], weighting: Weighting, backend: Backend
-    ) -> None:
-        self.segments = segments
-        self.paths = paths
-        self.weighting = weighting
-        self.space = backend.workspace()
-        self.program = lru_cache(maxsize=16)(self._program)
-
-    def _program(self, batch: int) -> Program:
-        """For so many rows of ``x``."""
-        segments = with_input(self.segments, self.weighting.layout, batch)
-        return compile_program(segments, self.paths, free_states=True)
-
-    def __call__(self, arrays: Params, x: Array) -> Array:
-        """``(batch, n_in)`` to ``(batch, n_out)``."""
-        program = self.program(x.shape[0])
-        return self._finish(forward(program, self._inputs(arrays, x), self.space), arrays, x)
-
-    def vjp(self, arrays: Params, x: Array, ybar: Array) -> tuple[dict[str, Array], Array]:
-        """Adjoints of the parameters and of ``x``."""
-        layout, scale = self.weighting.layout, self.weighting.scale
-        program = self.program(x.shape[0])
-        _, tape = forward_tape(program, self._inputs(arrays, x), self.space)
-        missing = layout.padded_shape[0] - layout.shape[0]
-        full = _pad(ybar, 1, missing) if missing else ybar
-        grads = pullback(program, tape, do("reshape", full * scale, program.stages[-1].out_shape), self.space)
-        xbar = do("reshape", grads.pop(INPUT), (x.shape[0], layout.padded_shape[1]))[:, : layout.shape[1]]
-        if self.weighting.has_base:
-            base = arrays[BASE]
-            through = do("matmul", ybar, base)
-            if self.weighting.trains_base_scale:
-                grads[BASE_SCALE] = do("sum", do("matmul", x, do("transpose", base, (1, 0))) * ybar)
-                through = through * arrays[BASE_SCALE]
-            xbar = xbar + through
-        return grads, xbar
-
-    def _inputs(self, arrays: Params, x: Array) -> Params:
-        layout = self.weighting.layout
-        missing = layout.padded_shape[1] - layout.shape[1]
-        return {**arrays, INPUT: _pad(x, 1, missing) if missing else x}
-
-    def _finish(self, state: Array, arrays: Params, x: Array) -> Array:
-        layout = self.weighting.layout
-        y = do("reshape", state, (x.shape[0], layout.padded_shape[0]))
-        if layout.shape[0] != layout.padded_shape[0]:
-            y = y[:, : layout.shape[0]]
-        y = y * self.weighting.scale  # a new array: the state lies in the workspace
-        if not self.weighting.has_base:
-            return y
-        base = do("matmul", x, do("transpose", arrays[BASE], (1, 0)))
-        return y + (base * arrays[BASE_SCALE] if self.weighting.trains_base_scale else base)
-
-
-def with_input(segments: tuple[Segment, ...], layout: Layout, batch: int) -> tuple[Segment, ...]:
-    """The segments with ``x``, of shape ``(batch, n_in)``, as one more tensor of the last one."""
-    last = segments[-1]
-    by_axis: list[list[tuple[int, str]]] = [[], []]
-    for name, (axis, k) in zip(last.outputs, layout.leg_axes, strict=True):
-        by_axis[axis].append((k, name))
-    rows, columns = (tuple(name for _, name in sorted(legs)) for legs in by_axis)
-    x = Core(INPUT, (_BATCH, *columns), (batch, *layout.factors[1]), INPUT, "input", init="given")
-    return (*segments[:-1], replace(last, cores=(*last.cores, x), outputs=(_BATCH, *rows)))

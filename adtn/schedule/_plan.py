@@ -11,17 +11,11 @@ from autoray import do
 
 from .._backend import Backend
 from .._typing import Array, Params, Shape
-from ..network import Path, Segment
-from ._execution import (
-    KEPT_BYTES,
-    FactoredApply,
-    MaterialisedApply,
-    StreamedApply,
-    TiledWeight,
-    Weighting,
-    generate,
-    squared_distance,
-)
+from ..network import Path, Segment, Weighting
+from ._bytes import format_bytes
+from ._distance import squared_distance
+from ._execution import KEPT_BYTES, TiledWeight, generate
+from ._layers import FactoredApply, TiledApply
 from ._profile import DeviceProfile
 
 MODES = ("materialise", "stream", "factored")
@@ -93,7 +87,7 @@ class Alternative:
     @property
     def label(self) -> str:
         """For people."""
-        if self.mode == "factored":
+        if self.mode == "factored" and not self.tiles > 1:
             return "factored"
         what = "rows" if self.by_rows else "legs"
         return f"{self.mode}, {self.tiles} tile{'s' if self.tiles > 1 else ''} of {what}"
@@ -126,9 +120,9 @@ class Plan:
     segments, weighting
         Of the generator.
     weight : TiledWeight or None
-        What runs it, unless the mode is ``"factored"``.
+        What runs it, unless it is a layer in mode ``"factored"``.
     paths : tuple of path
-        Contraction orders of a layer without its weight.
+        Contraction orders of that one.
     """
 
     task: str
@@ -177,7 +171,8 @@ class Plan:
     def step(self, backend: Backend) -> Callable[[Params, Array], Any]:
         """The task as one function of the arrays and what it works on, with adjoints for ``"fit"`` and ``"train"``.
 
-        That is ``x``, or for ``"fit"`` the target as :meth:`TiledWeight.arrange` gives it.
+        That is ``x``, or for ``"fit"`` the target as :meth:`TiledWeight.arrange` gives it. The loss of a ``"fit"`` is
+        ``‖W - target‖²``, in mode ``"factored"`` without ``‖target‖²``; its gradient comes without its factor two.
         """
         if self.task == "generate":
             make = self.generator(backend)
@@ -187,7 +182,9 @@ class Plan:
             assert weight is not None
 
             def fit(arrays: Params, arranged: Array) -> Any:
-                zero = do("zeros_like", do("sum", arranged))
+                if self.mode == "factored":
+                    return weight.project(backend, arrays, arranged, space)
+                zero = do("zeros_like", do("reshape", arranged, (-1,))[0])
                 consume = squared_distance(backend, arranged)
                 return weight.run(backend, arrays, consume, zero, adjoint=True, space=space)
 
@@ -197,11 +194,11 @@ class Plan:
             return backend.compile(layer)
         return backend.compile(lambda arrays, x: layer.vjp(arrays, x, layer(arrays, x)))
 
-    def layer(self, backend: Backend) -> FactoredApply | StreamedApply | MaterialisedApply:
+    def layer(self, backend: Backend) -> FactoredApply | TiledApply:
         """``(arrays, x) -> y`` and its ``vjp``."""
         if self.weight is None:
             return FactoredApply(self.segments, self.paths, self.weighting, backend)
-        return (StreamedApply if self.tiles > 1 else MaterialisedApply)(self.weight, backend)
+        return TiledApply(self.weight, backend)
 
     def function(self, backend: Backend) -> Callable[[Params, Array], Array]:
         """``(arrays, x) -> y`` of a plan for ``"apply"`` or ``"train"``, differentiable where the framework is."""
@@ -214,7 +211,7 @@ class Plan:
     def _lines(self) -> list[str]:
         size = "x".join(map(str, self.shape))
         batch = f", batch {self.batch}" if self.batch is not None else ""
-        limit = f", memory limit {_bytes(self.memory_bytes)}" if self.memory_bytes is not None else ""
+        limit = f", memory limit {format_bytes(self.memory_bytes)}" if self.memory_bytes is not None else ""
         lines = [
             f"{self.task} {size}{batch} by {self.topology}",
             f"on {self.device}, {self.dtype}, profile {self.profile.name} ({self.profile.source}){limit}",
@@ -241,13 +238,13 @@ class Plan:
             f"mode {chosen.label}" + (f", each {'x'.join(map(str, chosen.tile_shape))}" if chosen.tiles > 1 else ""),
             f"predicted {chosen.seconds * 1e3:.3g} ms a call"
             + (f" after {chosen.first_seconds * 1e3:.3g} ms once" if chosen.first_seconds else "")
-            + f", peak {_bytes(chosen.peak_bytes)} of extra memory",
+            + f", peak {format_bytes(chosen.peak_bytes)} of extra memory",
         ]
         others = [("alternative", "ms", "once ms", "peak", "why not")]
         for a in self.alternatives:
             if a.lost:
                 first = f"{a.first_seconds * 1e3:.3g}" if a.first_seconds else ""
-                others.append((a.label, f"{a.seconds * 1e3:.3g}", first, _bytes(a.peak_bytes), a.lost))
+                others.append((a.label, f"{a.seconds * 1e3:.3g}", first, format_bytes(a.peak_bytes), a.lost))
         if len(others) > 1:
             lines += ["", *_table(others, left=(0, 4))]
         return lines + [f"note: {note}" for note in self.notes]
@@ -272,15 +269,6 @@ class Plan:
             "notes": self.notes,
         }
         return json.dumps(content, indent=1)
-
-
-def _bytes(n: int | None) -> str:
-    if n is None:
-        return ""
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n} B"
 
 
 def _table(rows: list[tuple[str, ...]], left: tuple[int, ...]) -> list[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from autoray import do
@@ -18,71 +17,31 @@ from .._typing import Shape
 from ..network import (
     BASE,
     BASE_SCALE,
-    Layout,
     Path,
     Segment,
     Stage,
-    Topology,
+    Weighting,
+    closed,
+    product_order,
     row_order,
     sizes_of,
     tile_counts,
     tile_program,
 )
-from ._execution import (
-    KEPT_BYTES,
-    FactoredApply,
-    MaterialisedApply,
-    StreamedApply,
-    TiledWeight,
-    Weighting,
-    generate,
-    squared_distance,
-    with_input,
-)
+from ._bytes import parse_bytes
+from ._distance import projecting, squared_distance, why_not_factored
+from ._execution import KEPT_BYTES, TiledWeight, generate
+from ._layers import FactoredApply, TiledApply, with_input
 from ._plan import MODES, TASKS, Alternative, Contraction, Plan
 from ._profile import DeviceProfile, shipped_profiles
 from ._profile_store import find_profile
-from ._search import best_path, step_ops
+from ._search import Cost, best_path, step_ops
+from ._sketch import Planned
 
 _TILE_ENTRIES = (1 << 16, 1 << 18, 1 << 20)
 _MARGIN = 0.95
+_CLEARLY = 0.5
 _SPARING = 0.92  # tiles this much slower are taken when they need less memory
-
-
-class Planned(Protocol):
-    """What a plan needs to know of a generator."""
-
-    @property
-    def shape(self) -> Shape: ...
-    @property
-    def layout(self) -> Layout: ...
-    @property
-    def topology(self) -> Any: ...
-    @property
-    def scale(self) -> float: ...
-    @property
-    def base(self) -> Any: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def segments(self) -> tuple[Segment, ...]: ...
-
-
-@dataclass(frozen=True)
-class Sketch:
-    """A generator without numbers: enough for a plan."""
-
-    shape: Shape
-    topology: Topology
-    layout: Layout
-    dtype: str = "float32"
-    scale: float = 1.0
-    base: None = None
-
-    @property
-    def segments(self) -> tuple[Segment, ...]:
-        """The program as index equations."""
-        return self.topology.segments(self.layout)
 
 
 def plan(
@@ -158,8 +117,9 @@ def decide(
     mode: str | None = None,
     profile: DeviceProfile | str | None = None,
     only_rows: bool = False,
+    modes: tuple[str, ...] = MODES,
 ) -> Plan:
-    """:func:`plan`, also for objectives that need whole rows of the weight."""
+    """:func:`plan`, also for objectives that need whole rows of the weight, and with fewer modes to choose from."""
     if task not in TASKS:
         raise ScheduleError(f"Got task={task!r}; expected one of {', '.join(TASKS)}.")
     if mode is not None and mode not in MODES:
@@ -174,26 +134,9 @@ def decide(
     weighting = Weighting(generator.layout, generator.scale, generator.base is not None, trains_base)
     key = _Key(
         generator.segments, weighting, task, device, dtype, batch if task in ("apply", "train") else None,
-        parse_bytes(memory), mode, found, str(generator.topology), only_rows,
+        parse_bytes(memory), mode, found, str(generator.topology), only_rows, modes,
     )  # fmt: skip
     return _decide(key)
-
-
-def parse_bytes(memory: str | int | None) -> int | None:
-    """``"512MiB"`` as a number.
-
-    Raises
-    ------
-    ScheduleError
-        If it cannot be read.
-    """
-    if memory is None or isinstance(memory, int):
-        return memory
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(i?)B?\s*", memory, re.IGNORECASE)
-    if match is None:
-        raise ScheduleError(f"Got memory={memory!r}; expected bytes, or such as '512MiB' or '2GB'.")
-    power = " KMGT".index(match[2].upper() or " ")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def _profile(device: str, dtype: str, profile: DeviceProfile | str | None) -> DeviceProfile:
@@ -226,6 +169,7 @@ class _Key:
     profile: DeviceProfile
     topology: str
     only_rows: bool
+    modes: tuple[str, ...]
 
 
 @lru_cache(maxsize=256)
@@ -237,7 +181,7 @@ def _decide(key: _Key) -> Plan:
 class _Candidate:
     alternative: Alternative
     weight: TiledWeight | None
-    applied: FactoredApply | None
+    stages: tuple[Stage, ...] = ()  # of what is done without the weight
     paths: tuple[Path, ...] = ()
 
 
@@ -255,8 +199,9 @@ class _Planner:
         backend = None if key.profile.source == "datasheet" and name == "null" else get_backend(name)
         self.shares = backend is None or backend.shares_memory(where)
         self.scratch_bytes = 0 if backend is None else backend.scratch_bytes
+        self.cost: Cost = "adjoint" if key.task in ("fit", "train") else "forward"
         inner = key.segments[:-1]
-        self.head: tuple[Path, ...] = tuple(best_path(s, self.sizes, key.profile) for s in inner)
+        self.head: tuple[Path, ...] = tuple(best_path(s, self.sizes, key.profile, self.cost) for s in inner)
 
     def decide(self) -> Plan:
         """Try everything, keep the best."""
@@ -289,7 +234,7 @@ class _Planner:
             near = min(rows, key=lambda c: c.alternative.seconds, default=best)
             if near.alternative.seconds * _MARGIN <= best.alternative.seconds:
                 best = near
-        if best.alternative.mode == "stream":
+        if best.alternative.tiles > 1:
             a = best.alternative
             near = [
                 c for c in fitting
@@ -325,13 +270,15 @@ class _Planner:
     def candidates(self) -> Iterable[_Candidate]:
         """All that the task and the forced mode allow."""
         key = self.key
-        linear_end = key.segments[-1].activation == "identity"
-        wanted = (key.mode,) if key.mode else MODES
+        wanted = (key.mode,) if key.mode else key.modes
+        projected = math.inf
         if "factored" in wanted:
-            if key.task in ("apply", "train") and linear_end:
-                yield self.factored()
+            why = self.why_not_factored()
+            if not why:
+                for found in self.projected() if key.task == "fit" else (self.factored(),):
+                    projected = min(projected, found.alternative.seconds)
+                    yield found
             elif key.mode:
-                why = "there is an activation after the last segment" if not linear_end else "the task needs the weight"
                 raise ScheduleError(f"Got mode='factored', but {why}; use 'stream' or 'materialise'.")
         orders = [(True, row_order(key.segments, self.layout))]
         if key.task == "fit" and not key.only_rows and orders[0][1] != key.segments[-1].outputs:
@@ -339,27 +286,48 @@ class _Planner:
         fastest: dict[bool, float] = {}
         while orders:
             by_rows, order = orders.pop(0)
-            path = best_path(replace(key.segments[-1], outputs=order), self.sizes, key.profile)
+            path = best_path(replace(key.segments[-1], outputs=order), self.sizes, key.profile, self.cost)
             if "materialise" in wanted:
-                found = self.tiled(path, order, by_rows, 1)
+                found = self.tiled(path, order, by_rows, 1, "materialise")
                 fastest[by_rows] = found.alternative.seconds
                 yield found
-                if by_rows and not _permutes(found):
-                    orders.clear()  # rows are as good as any order
+                if by_rows and (not _permutes(found) or projected < _CLEARLY * found.alternative.seconds):
+                    orders.clear()  # rows are as good as any order, or no order helps
             slower = not by_rows and fastest.get(False, 0.0) > fastest.get(True, math.inf) * _MARGIN
             if "stream" in wanted and key.task != "generate" and not slower:
-                for tiles in self.tilings(order):
-                    yield self.tiled(path, order, by_rows, tiles)
+                for tiles in self.tilings(order, by_rows=by_rows):
+                    yield self.tiled(path, order, by_rows, tiles, "stream")
         if key.mode == "stream" and key.task == "generate":
             raise ScheduleError(
                 "Got mode='stream' for 'generate', whose result is the whole weight; use 'materialise'."
             )
         self.note_large_state()
 
-    def tilings(self, order: tuple[str, ...]) -> list[int]:
+    def why_not_factored(self) -> str:
+        """Why the task needs the weight; empty when it does not."""
+        key = self.key
+        if key.task == "generate" or key.only_rows:
+            return "the task needs the weight"
+        if key.task == "fit":
+            if self.large_state():
+                return "the last segment reads a state as large as the weight"
+            return why_not_factored(key.segments, key.weighting, key.dtype)
+        return "there is an activation after the last segment" if key.segments[-1].activation != "identity" else ""
+
+    def projected(self) -> Iterable[_Candidate]:
+        """A fit that projects the target, in tiles."""
+        key, last = self.key, self.key.segments[-1]
+        paths = (*self.head, best_path(last, self.sizes, key.profile, "projected"))
+        square = closed(last, self.sizes)
+        norm_path = best_path(square, self.sizes | sizes_of([square]), key.profile, "small")
+        order = product_order(last, paths[-1], self.sizes, math.prod(self.layout.dims))
+        for tiles in (1, *self.tilings(order, by_rows=False)[:2]):
+            yield self.priced(projecting(key.segments, paths, key.weighting, tiles, norm_path), "factored")
+
+    def tilings(self, order: tuple[str, ...], *, by_rows: bool) -> list[int]:
         """How many tiles are worth trying: near the usual sizes, and with a limit also the smallest tiles."""
         total = math.prod(self.sizes[i] for i in order)
-        rows = [i for i in order if i in set(self._row_legs())] if order != self.key.segments[-1].outputs else order
+        rows = [i for i in order if i in set(self._row_legs())] if by_rows else order
         counts = [c for c in tile_counts(tuple(self.sizes[i] for i in rows)) if c > 1]
         wanted = [total / entries for entries in _TILE_ENTRIES]
         if self.key.memory is not None:
@@ -372,33 +340,41 @@ class _Planner:
     def _row_legs(self) -> Iterable[str]:
         return (n for n, (axis, _) in zip(self.key.segments[-1].outputs, self.layout.leg_axes, strict=True) if not axis)
 
+    def large_state(self) -> bool:
+        """Whether what the last segment reads is of the size of the weight."""
+        state = math.prod(self.sizes[i] for i in self.key.segments[-1].inputs)
+        return state * 4 >= math.prod(self.layout.padded_shape)
+
     def note_large_state(self) -> None:
         """Say when the state before the last segment is as large as the weight: then no tiling saves memory."""
         key = self.key
         state = math.prod(self.sizes[i] for i in key.segments[-1].inputs)
-        if state * 4 >= math.prod(self.layout.padded_shape):
+        if self.large_state():
             self.notes.append(
                 "streaming is not possible in the usual sense: the last segment reads a state of "
                 f"{state} entries, as large as the weight; its gates are fused into blocks instead"
             )
 
-    def tiled(self, path: Path, order: tuple[str, ...], by_rows: bool, tiles: int) -> _Candidate:
+    def tiled(self, path: Path, order: tuple[str, ...], by_rows: bool, tiles: int, mode: str) -> _Candidate:
         """One tiling of the weight."""
         key = self.key
         program = tile_program(key.segments, (*self.head, path), order, tiles)
         places = tuple(key.segments[-1].outputs.index(i) for i in order)
-        weight = TiledWeight(program, key.weighting, places, by_rows)
-        mode = "materialise" if tiles == 1 else "stream"
+        return self.priced(TiledWeight(program, key.weighting, places, by_rows), mode)
+
+    def priced(self, weight: TiledWeight, mode: str) -> _Candidate:
+        """A candidate with its prices."""
         seconds, first, peak = self.trace(weight, mode)
-        a = Alternative(mode, by_rows, tiles, weight.tile_shape, seconds, first, peak + self.scratch_bytes)
-        return _Candidate(a, weight, None)
+        tiles, shape = weight.tiled.tiles, weight.tile_shape
+        a = Alternative(mode, weight.by_rows, tiles, shape, seconds, first, peak + self.scratch_bytes)
+        return _Candidate(a, weight)
 
     def factored(self) -> _Candidate:
         """The layer without its weight."""
         key = self.key
         segments = with_input(key.segments, self.layout, key.batch or 1)
         sizes = sizes_of(segments)
-        path = best_path(segments[-1], sizes, key.profile)
+        path = best_path(segments[-1], sizes, key.profile, self.cost)
         paths = (*self.head, path)
         applied = FactoredApply(key.segments, paths, key.weighting, self.null)
         arrays, counter = self.arrays()
@@ -412,7 +388,13 @@ class _Planner:
         a = Alternative(
             "factored", True, 1, (), self.seconds(counter), 0.0, counter.peak_bytes - held + self.scratch_bytes
         )
-        return _Candidate(a, None, applied, paths)
+        return _Candidate(a, None, applied.program(key.batch or 1).stages, paths)
+
+    def target(self, counter: Any, arrange: Callable[[Any], Any]) -> tuple[Any, int, Any]:
+        """The target of a fit, to be kept alive, the bytes that are held before it, and the target as it is read."""
+        goal = self.null.asarray(_shaped(self.layout.shape), "cpu", self.key.dtype)
+        held = counter.live_bytes if self.shares else counter.live_bytes - goal.nbytes
+        return goal, held, arrange(goal)
 
     def arrays(self) -> tuple[dict[str, Any], Any]:
         """Null arrays for every core and the base."""
@@ -431,18 +413,16 @@ class _Planner:
         """Seconds of a call, seconds of what is kept, peak bytes, by running the task on null arrays."""
         key, null = self.key, self.null
         arrays, counter = self.arrays()
-
-        def target(shape: Shape) -> Any:
-            return null.asarray(_shaped(shape), "cpu", key.dtype)
-
         if key.task == "fit":
-            goal = target(self.layout.shape)
-            held = counter.live_bytes if self.shares else counter.live_bytes - goal.nbytes
-            arranged = weight.arrange(goal)
+            _goal, held, arranged = self.target(counter, weight.arrange)
+            if mode == "factored":
+                counter.ops.clear()
+                weight.project(null, arrays, arranged, null.workspace())
+                return self.seconds(counter), 0.0, counter.peak_bytes - held
             if weight.weighting.has_base:
                 arrays[BASE] = weight.arrange(arrays[BASE])
             counter.ops.clear()
-            zero = do("zeros_like", do("sum", arranged))
+            zero = do("zeros_like", do("reshape", arranged, (-1,))[0])
             weight.run(null, arrays, squared_distance(null, arranged), zero, adjoint=True)
             return self.seconds(counter), 0.0, counter.peak_bytes - held
         if key.task == "generate":
@@ -450,21 +430,18 @@ class _Planner:
             w = generate(weight, null, arrays, null.workspace(KEPT_BYTES))
             del w
             return self.seconds(counter), 0.0, counter.peak_bytes - held
-        x = target((key.batch or 1, self.layout.shape[1]))
+        x = null.asarray(_shaped((key.batch or 1, self.layout.shape[1])), "cpu", key.dtype)
         held = counter.live_bytes
         counter.ops.clear()
         first = 0.0
-        if mode == "stream":
-            layer: Any = StreamedApply(weight, null)
-        elif key.task == "apply":  # the weight is kept from the first call on
+        if mode == "materialise" and key.task == "apply":  # the weight is kept from the first call on
             w = generate(weight, null, arrays, null.workspace(KEPT_BYTES))
             first = self.seconds(counter)
             counter.ops.clear()
             y = do("matmul", x, do("transpose", w, (1, 0)))
             del w, y
             return self.seconds(counter), first, counter.peak_bytes - held
-        else:
-            layer = MaterialisedApply(weight, null)
+        layer = TiledApply(weight, null)
         y = layer(arrays, x)
         if key.task == "train":
             layer.vjp(arrays, x, y)
@@ -473,18 +450,16 @@ class _Planner:
 
     def contractions(self, c: _Candidate) -> Iterable[Contraction]:
         """The pairwise contractions of the chosen one, forward."""
-        if c.applied is not None:
-            stages: tuple[Stage, ...] = c.applied.program(self.key.batch or 1).stages
-            tile_steps, tiles = (), 1
-        else:
-            assert c.weight is not None
+        stages, tile_steps, tiles = c.stages, (), 1
+        if c.weight is not None:
             tiled = c.weight.tiled
             stages, tile_steps, tiles = (*tiled.head.stages, tiled.last), tiled.steps, tiled.tiles
         last = len(stages) - 1
-        for t, times, step in [
-            *((t, 1, step) for t, stage in enumerate(stages) for step in stage.steps),
-            *((last, tiles, step) for step in tile_steps),
-        ]:
+        listed = [(t, 1, step) for t, stage in enumerate(stages) for step in stage.steps]
+        listed += [(last, tiles, step) for step in tile_steps]
+        if c.alternative.mode == "factored" and c.weight is not None:  # not the last product: two that project
+            listed[-1] = (last, 2 * tiles, listed[-1][2])
+        for t, times, step in listed:
             ops = list(step_ops(step, self.key.dtype))
             product: Op = ops[-1]
             yield Contraction(

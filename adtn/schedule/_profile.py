@@ -59,8 +59,6 @@ class DeviceProfile:
         Of the last-level cache.
     memory_bytes : int or None
         Of the device.
-    fuses : bool
-        Whether elementwise operations are fused and pass through memory once.
     versions : dict of str to str
         Framework, threads: what the measurement depends on.
     fit_error : dict of str to float
@@ -88,7 +86,6 @@ class DeviceProfile:
     bandwidth_bytes_per_s: float
     cache_bytes: int
     memory_bytes: int | None = None
-    fuses: bool = False
     versions: dict[str, str] = field(default_factory=dict)
     fit_error: dict[str, float] = field(default_factory=dict)
 
@@ -136,8 +133,18 @@ class DeviceProfile:
     def _axis(self) -> tuple[float, ...]:
         return tuple(math.log(n) for n in self.gemm_sizes)
 
+    @cached_property
+    def _gemm_known(self) -> dict[tuple[int, int, int], float]:
+        return {}
+
     def gemm_s(self, m: int, n: int, k: int) -> float:
         """Seconds of one product ``(m, k) @ (k, n)``."""
+        known = self._gemm_known.get((m, n, k))
+        if known is None:
+            known = self._gemm_known[m, n, k] = self._interpolated(m, n, k)
+        return known
+
+    def _interpolated(self, m: int, n: int, k: int) -> float:
         axis, logs, size = self._axis, self._gemm_logs, len(self._axis)
         beyond = 0.0
         corners: list[tuple[int, float]] = []

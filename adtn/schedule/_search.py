@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
 from .._backend import Op
 from .._typing import Inds
-from ..network import PairStep, Path, Segment, arrange, contraction_nodes, plan_steps
+from ..network import (
+    MatrixView,
+    PairStep,
+    Path,
+    Segment,
+    arrange,
+    contraction_nodes,
+    default_path,
+    plan_steps,
+    product_order,
+)
 from ._path_cache import PathCache, path_key
 from ._profile import DeviceProfile, itemsize_of
+
+Cost = Literal["forward", "adjoint", "projected", "small"]
 
 _OUTER = 10  # operands up to which all trees are searched, outer products included
 _SAMPLES = 12
@@ -26,7 +38,12 @@ def terms_of(segment: Segment) -> tuple[Inds, ...]:
 
 
 def best_path(
-    segment: Segment, sizes: dict[str, int], profile: DeviceProfile, *, cache: PathCache | None = None
+    segment: Segment,
+    sizes: dict[str, int],
+    profile: DeviceProfile,
+    cost: Cost = "forward",
+    *,
+    cache: PathCache | None = None,
 ) -> Path:
     """The contraction order of a segment with the least predicted time.
 
@@ -38,6 +55,8 @@ def best_path(
         Dimension of each index.
     profile : DeviceProfile
         Of the device and dtype.
+    cost : {"forward", "adjoint", "projected", "small"}
+        See :func:`path_seconds`; ``"small"`` takes the default order, where every order is cheap.
     cache : PathCache, optional
         The user's when not given.
     """
@@ -47,13 +66,25 @@ def best_path(
     from ._tree_cost import OBJECTIVE_VERSION
 
     key = path_key(
-        terms, segment.outputs, sizes, OBJECTIVE_VERSION, profile.name, profile.dtype, hash_of(profile), segment.inputs
-    )
+        terms, segment.outputs, sizes, OBJECTIVE_VERSION, cost, profile.name, profile.dtype, hash_of(profile),
+        segment.inputs, *(core.trainable for core in segment.cores),
+    )  # fmt: skip
     store = cache if cache is not None else _CACHE
 
     def search() -> Path:
+        if cost == "small":
+            return default_path(segment, sizes)
         found = candidates(segment, sizes, profile)
-        return min(found, key=lambda path: path_seconds(segment, sizes, profile, path))
+        # products alone are a lower bound, and cheap to price: most candidates need no closer look
+        bounds = sorted((product_seconds(segment, sizes, profile, path, cost), n) for n, path in enumerate(found))
+        best, least = found[bounds[0][1]], math.inf
+        for bound, n in bounds:
+            if bound >= least:
+                break
+            seconds = path_seconds(segment, sizes, profile, found[n], cost)
+            if seconds < least:
+                best, least = found[n], seconds
+        return best
 
     return store.find(key, len(terms), search)
 
@@ -65,50 +96,138 @@ def hash_of(profile: DeviceProfile) -> str:
 
 def candidates(segment: Segment, sizes: dict[str, int], profile: DeviceProfile) -> list[Path]:
     """Contraction orders worth comparing."""
-    found = _searched(segment, sizes, profile)
+    terms = terms_of(segment)
+    used = {i for inds in terms for i in inds}
+    # in which order the outputs lie does not matter here, so that one search serves all orders and costs
+    dimensions = tuple((i, d) for i, d in sizes.items() if i in used)
+    found = list(_searched(terms, frozenset(segment.outputs), dimensions, profile))
     if segment.inputs:
         found += [_sweep(segment, sizes, bound, by_legs) for by_legs in (True, False) for bound in _FUSED]
-    return [path for path in dict.fromkeys(found) if len(path) == len(terms_of(segment)) - 1]
+    return [path for path in dict.fromkeys(found) if len(path) == len(terms) - 1]
 
 
-def path_seconds(segment: Segment, sizes: dict[str, int], profile: DeviceProfile, path: Path) -> float:
-    """Predicted time of a segment, forward, with the indices of intermediates arranged as they will be."""
+def path_seconds(
+    segment: Segment, sizes: dict[str, int], profile: DeviceProfile, path: Path, cost: Cost = "forward"
+) -> float:
+    """Predicted time of a segment with the indices of intermediates arranged as they will be.
+
+    Parameters
+    ----------
+    segment, sizes, profile
+        See :func:`best_path`.
+    path : path
+        Contraction order.
+    cost : {"forward", "adjoint", "projected"}
+        - ``"forward"``: the contractions
+        - ``"adjoint"``: the contractions and all environments
+        - ``"projected"``: the same with the last product replaced by projections of a target, see :func:`project`
+    """
     terms = terms_of(segment)
+    projected = cost == "projected"
     stored: list[Inds | None] = [*terms, *(None for _ in path)]
-    stored[-1] = segment.outputs
+    stored[-1] = product_order(segment, path, sizes, 1) if projected else segment.outputs
     if segment.inputs:
         stored[0] = None
     nodes, orders = arrange(contraction_nodes(terms, segment.outputs, path), stored, sizes, {})
-    steps = plan_steps(nodes, orders, defaultdict(bool), sizes)
-    return sum(profile.seconds(op) for step in steps for op in step_ops(step, profile.dtype))
+    trained = ([True] if segment.inputs else []) + [core.trainable for core in segment.cores]
+    steps = plan_steps(nodes, orders, dict(enumerate(trained)), sizes)
+    ops = [op for step in (steps[:-1] if projected else steps) for op in step_ops(step, profile.dtype)]
+    if cost != "forward":
+        ops += [op for step in (steps[:-1] if projected else steps) for op in adjoint_ops(step, profile.dtype)]
+    if projected:
+        ops += projection_ops(steps[-1], profile.dtype)
+    return sum(map(profile.seconds, ops))
+
+
+def product_seconds(
+    segment: Segment, sizes: dict[str, int], profile: DeviceProfile, path: Path, cost: Cost = "forward"
+) -> float:
+    """Less than :func:`path_seconds`: nothing but products, each in its faster orientation."""
+    nodes = contraction_nodes(terms_of(segment), segment.outputs, path)
+    trained = {slot for slot, core in enumerate(segment.cores, bool(segment.inputs)) if core.trainable}
+    trained |= {0} if segment.inputs else set()
+    total = 0.0
+    for node in nodes:
+        b, m, k, n = (math.prod(sizes[i] for i in group) for group in (node.batch, node.rows, node.inner, node.cols))
+        need = (node.left in trained, node.right in trained)
+        if any(need):
+            trained.add(node.out)
+        wanted = [] if cost == "projected" and node is nodes[-1] else [(m, n, k)]
+        if cost != "forward":
+            wanted += [shape for shape, needed in zip(((m, k, n), (k, n, m)), need, strict=True) if needed]
+        itemsize = profile.itemsize
+        for x, y, z in wanted:
+            shape = min((b, x, y, z), (b, y, x, z), key=lambda s: profile.gemm_s(*s[1:]))
+            total += profile.seconds(
+                Op("matmul", profile.dtype, shape, b * z * (x + y) * itemsize, b * x * y * itemsize)
+            )
+    return total
 
 
 def step_ops(step: PairStep, dtype: str) -> Iterable[Op]:
     """The permuting copies of a contraction, then its product."""
-    itemsize = itemsize_of(dtype)
     b, m, n, k = step.bmnk
-    entries = (b * m * k, b * k * n, b * m * n)
-    for view, size in zip((step.a, step.b, step.c), entries, strict=True):
+    for view, size in zip((step.a, step.b, step.c), (b * m * k, b * k * n, b * m * n), strict=True):
         if view.moves:
-            yield Op("permute", dtype, view.copied(written=view is step.c), *(size * itemsize,) * 3)
-    shape = (b, n, m, k) if step.c.swapped else (b, m, n, k)  # as it is computed
-    yield Op("matmul", dtype, shape, (entries[0] + entries[1]) * itemsize, entries[2] * itemsize)
+            yield _copy(view, size, dtype, written=view is step.c)
+    yield _product(dtype, *((b, n, m, k) if step.c.swapped else (b, m, n, k)))  # as it is computed
 
 
-def _searched(segment: Segment, sizes: dict[str, int], profile: DeviceProfile) -> list[Path]:
+def adjoint_ops(step: PairStep, dtype: str) -> Iterable[Op]:
+    """The same of a contraction's adjoints."""
+    b, m, n, k = step.bmnk
+    if step.c.moves and (step.need_a or step.need_b):
+        yield _copy(step.c, b * m * n, dtype, written=False)
+    if step.need_a:
+        yield _product(dtype, *((b, k, m, n) if step.a.swapped else (b, m, k, n)))
+        if step.a.moves:
+            yield _copy(step.a, b * m * k, dtype, written=True)
+    if step.need_b:
+        yield _product(dtype, *((b, n, k, m) if step.b.swapped else (b, k, n, m)))
+        if step.b.moves:
+            yield _copy(step.b, b * k * n, dtype, written=True)
+
+
+def projection_ops(step: PairStep, dtype: str) -> Iterable[Op]:
+    """The two projections of a target on the operands of the last product."""
+    b, m, n, k = step.bmnk
+    for view, size in ((step.a, b * m * k), (step.b, b * k * n)):
+        if view.moves:
+            yield _copy(view, size, dtype, written=False)
+    if step.need_a:
+        yield _product(dtype, b, m, k, n)
+    if step.need_b:
+        yield _product(dtype, b, k, n, m)
+    for view, size, need in ((step.a, b * m * k, step.need_a), (step.b, b * k * n, step.need_b)):
+        if view.moves and need:
+            yield _copy(view, size, dtype, written=True)
+
+
+def _product(dtype: str, b: int, m: int, n: int, k: int) -> Op:
+    itemsize = itemsize_of(dtype)
+    return Op("matmul", dtype, (b, m, n, k), b * k * (m + n) * itemsize, b * m * n * itemsize)
+
+
+def _copy(view: MatrixView, size: int, dtype: str, *, written: bool) -> Op:
+    return Op("permute", dtype, view.copied(written=written), *(size * itemsize_of(dtype),) * 3)
+
+
+@lru_cache(maxsize=32)
+def _searched(
+    terms: tuple[Inds, ...], outputs: frozenset[str], dimensions: tuple[tuple[str, int], ...], profile: DeviceProfile
+) -> list[Path]:
     """Dynamic programming for few operands, randomised greedy with reconfiguration for many."""
     import cotengra as ctg
     from cotengra.pathfinders.path_basic import OptimalOptimizer
 
     from ._tree_cost import DeviceTime
 
-    terms = terms_of(segment)
-    objective = DeviceTime(profile)
+    objective, sizes = DeviceTime(profile), dict(dimensions)
     # cotengrust wants single characters
-    names = dict.fromkeys(i for inds in (*terms, segment.outputs) for i in inds)
+    names = dict.fromkeys(i for inds in terms for i in inds)
     symbol = {i: ctg.get_symbol(n) for n, i in enumerate(names)}
     inputs = [tuple(symbol[i] for i in inds) for inds in terms]
-    output = tuple(symbol[i] for i in segment.outputs)
+    output = tuple(symbol[i] for i in names if i in outputs)
     dims = {symbol[i]: d for i, d in sizes.items() if i in symbol}
 
     def tree_of(optimizer: Any) -> Any:

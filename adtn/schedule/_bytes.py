@@ -1,0 +1,34 @@
+"""Numbers of bytes as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from .._errors import ScheduleError
+
+
+def parse_bytes(memory: str | int | None) -> int | None:
+    """``"512MiB"`` as a number.
+
+    Raises
+    ------
+    ScheduleError
+        If it cannot be read.
+    """
+    if memory is None or isinstance(memory, int):
+        return memory
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(i?)B?\s*", memory, re.IGNORECASE)
+    if match is None:
+        raise ScheduleError(f"Got memory={memory!r}; expected bytes, or such as '512MiB' or '2GB'.")
+    power = " KMGT".index(match[2].upper() or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def format_bytes(n: int | None) -> str:
+    """``536870912`` as ``"512 MiB"``; nothing for ``None``."""
+    if n is None:
+        return ""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n} B"

@@ -1,0 +1,159 @@
+"""Layers as a plan runs them: with the weight in tiles, or without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from autoray import do
+
+from .._backend import Backend
+from .._typing import Array, Params
+from ..network import (
+    BASE,
+    BASE_SCALE,
+    Core,
+    Layout,
+    Path,
+    Program,
+    Segment,
+    Weighting,
+    compile_program,
+    forward,
+    forward_tape,
+    pad,
+    pullback,
+)
+from ._execution import TiledWeight, generate, with_base
+
+INPUT = "x/input"
+_BATCH = "x/batch"
+
+
+class TiledApply:
+    """``y = x Wᵀ`` and its adjoint, one block of rows of W after the other, or all at once.
+
+    Parameters
+    ----------
+    weight : TiledWeight
+        By rows.
+    backend : Backend
+        Of the arrays.
+    """
+
+    def __init__(self, weight: TiledWeight, backend: Backend) -> None:
+        self.weight = weight
+        self.backend = backend
+        self.space = backend.workspace()
+
+    def __call__(self, arrays: Params, x: Array) -> Array:
+        """``(batch, n_in)`` to ``(batch, n_out)``."""
+        backend, weight = self.backend, self.weight
+        layout, tiles = weight.weighting.layout, weight.tiled.tiles
+        if tiles == 1:
+            return do("matmul", x, do("transpose", generate(weight, backend, arrays), (1, 0)))
+        arrays = with_base(weight, arrays)
+
+        def consume(w: Array, i: Any, y: Any) -> tuple[Any, None]:
+            return backend.put(y, i, do("matmul", x, do("transpose", w, (1, 0)))), None
+
+        zero = do("reshape", do("zeros_like", do("reshape", x, (-1,))[:1]), (1, 1, 1))
+        y = zero + do("zeros_like", do("broadcast_to", zero, (tiles, x.shape[0], weight.rows)))
+        y, _ = weight.run(backend, arrays, consume, y, adjoint=False, space=self.space)
+        y = do("reshape", do("transpose", y, (1, 0, 2)), (x.shape[0], layout.padded_shape[0]))
+        return y[:, : layout.shape[0]] if layout.shape[0] != layout.padded_shape[0] else y
+
+    def vjp(self, arrays: Params, x: Array, ybar: Array) -> tuple[dict[str, Array], Array]:
+        """Adjoints of the parameters and of ``x``; tiles are generated again."""
+        backend, weight = self.backend, self.weight
+        layout, tiles = weight.weighting.layout, weight.tiled.tiles
+        ybar = pad(ybar, 1, layout.padded_shape[0] - layout.shape[0])
+        by_tile = do("transpose", do("reshape", ybar, (x.shape[0], tiles, weight.rows)), (1, 0, 2))
+
+        def consume(w: Array, i: Any, xbar: Any) -> tuple[Any, Array]:
+            yb = backend.take(by_tile, i)
+            return backend.add(xbar, do("matmul", yb, w)), do("matmul", do("transpose", yb, (1, 0)), x)
+
+        xbar, grads = weight.run(
+            backend, with_base(weight, arrays), consume, do("zeros_like", x), adjoint=True, space=self.space
+        )
+        return grads, xbar
+
+
+class FactoredApply:
+    """``y = x Wᵀ`` and its adjoint with x as one more tensor of the last segment; W never exists.
+
+    Parameters
+    ----------
+    segments : tuple of Segment
+        Of the generator.
+    paths : tuple of path
+        Contraction orders, the last one of the segment :func:`with_input`.
+    weighting : Weighting
+        What makes it a weight.
+    backend : Backend
+        Of the arrays.
+    """
+
+    def __init__(
+        self, segments: tuple[Segment, ...], paths: tuple[Path, ...], weighting: Weighting, backend: Backend
+    ) -> None:
+        self.segments = segments
+        self.paths = paths
+        self.weighting = weighting
+        self.space = backend.workspace()
+        self.program = lru_cache(maxsize=16)(self._program)
+
+    def _program(self, batch: int) -> Program:
+        """For so many rows of ``x``."""
+        segments = with_input(self.segments, self.weighting.layout, batch)
+        return compile_program(segments, self.paths, free_states=True)
+
+    def __call__(self, arrays: Params, x: Array) -> Array:
+        """``(batch, n_in)`` to ``(batch, n_out)``."""
+        program = self.program(x.shape[0])
+        return self._finish(forward(program, self._inputs(arrays, x), self.space), arrays, x)
+
+    def vjp(self, arrays: Params, x: Array, ybar: Array) -> tuple[dict[str, Array], Array]:
+        """Adjoints of the parameters and of ``x``."""
+        layout, scale = self.weighting.layout, self.weighting.scale
+        program = self.program(x.shape[0])
+        _, tape = forward_tape(program, self._inputs(arrays, x), self.space)
+        full = pad(ybar, 1, layout.padded_shape[0] - layout.shape[0])
+        grads = pullback(program, tape, do("reshape", full * scale, program.stages[-1].out_shape), self.space)
+        xbar = do("reshape", grads.pop(INPUT), (x.shape[0], layout.padded_shape[1]))[:, : layout.shape[1]]
+        if self.weighting.has_base:
+            base = arrays[BASE]
+            through = do("matmul", ybar, base)
+            if self.weighting.trains_base_scale:
+                grads[BASE_SCALE] = do("sum", do("matmul", x, do("transpose", base, (1, 0))) * ybar)
+                through = through * arrays[BASE_SCALE]
+            xbar = xbar + through
+        return grads, xbar
+
+    def _inputs(self, arrays: Params, x: Array) -> Params:
+        layout = self.weighting.layout
+        return {**arrays, INPUT: pad(x, 1, layout.padded_shape[1] - layout.shape[1])}
+
+    def _finish(self, state: Array, arrays: Params, x: Array) -> Array:
+        layout = self.weighting.layout
+        y = do("reshape", state, (x.shape[0], layout.padded_shape[0]))
+        if layout.shape[0] != layout.padded_shape[0]:
+            y = y[:, : layout.shape[0]]
+        y = y * self.weighting.scale  # a new array: the state lies in the workspace
+        if not self.weighting.has_base:
+            return y
+        base = do("matmul", x, do("transpose", arrays[BASE], (1, 0)))
+        return y + (base * arrays[BASE_SCALE] if self.weighting.trains_base_scale else base)
+
+
+def with_input(segments: tuple[Segment, ...], layout: Layout, batch: int) -> tuple[Segment, ...]:
+    """The segments with ``x``, of shape ``(batch, n_in)``, as one more tensor of the last one."""
+    last = segments[-1]
+    by_axis: list[list[tuple[int, str]]] = [[], []]
+    for name, (axis, k) in zip(last.outputs, layout.leg_axes, strict=True):
+        by_axis[axis].append((k, name))
+    rows, columns = (tuple(name for _, name in sorted(legs)) for legs in by_axis)
+    x = Core(INPUT, (_BATCH, *columns), (batch, *layout.factors[1]), INPUT, "input", init="given")
+    return (*segments[:-1], replace(last, cores=(*last.cores, x), outputs=(_BATCH, *rows)))
