@@ -202,7 +202,7 @@ def plan(
     order: Annotated[str | None, typer.Option(help="Order of the legs: axis or interleaved.")] = None,
     task: Annotated[str, typer.Option(help="generate, apply, train or fit.")] = "apply",
     batch: Annotated[int, typer.Option(min=1, help="Rows of the input.")] = 1,
-    device: Annotated[str, typer.Option(help="Where.")] = "numpy:cpu",
+    device: Annotated[str | None, typer.Option(help="Where; numpy:cpu, or a profile's device, when not given.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the arrays.")] = "float32",
     profile: Annotated[str | None, typer.Option(help="A shipped profile (h200, ...) or a file.")] = None,
     memory: Annotated[str | None, typer.Option(help="Largest extra memory, such as 512MiB.")] = None,

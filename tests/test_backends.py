@@ -211,3 +211,15 @@ def test_a_backend_of_another_distribution_is_found(tmp_path) -> None:
     )  # fmt: skip
     assert "(8, 8)" in done.stdout
     assert "toy:cpu" in done.stdout
+
+
+def test_jax_multiplies_in_the_dtype_that_was_asked_for() -> None:
+    jax = pytest.importorskip("jax")
+    seen: list[object] = []
+
+    def product(x):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return x @ x
+
+    get_backend("jax").compile(product)(jax.numpy.ones((2, 2)))
+    assert seen == ["highest"]  # otherwise GPUs take TF32, and CPU and GPU disagree in the fourth digit

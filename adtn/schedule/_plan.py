@@ -212,9 +212,10 @@ class Plan:
         size = "x".join(map(str, self.shape))
         batch = f", batch {self.batch}" if self.batch is not None else ""
         limit = f", memory limit {format_bytes(self.memory_bytes)}" if self.memory_bytes is not None else ""
+        where = f"on {self.device}" if not self.device.startswith("null:") else "for a device that need not be here"
         lines = [
             f"{self.task} {size}{batch} by {self.topology}",
-            f"on {self.device}, {self.dtype}, profile {self.profile.name} ({self.profile.source}){limit}",
+            f"{where}, {self.dtype}, profile {self.profile.name} ({self.profile.source}){limit}",
             "",
         ]
         rows = [("segment", "times", "product b x m x n x k", "result", "Mflop", "MB", "permutes", "ms")]

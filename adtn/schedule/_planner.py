@@ -48,7 +48,7 @@ def plan(
     generator: Planned,
     task: str = "apply",
     *,
-    device: str = "numpy:cpu",
+    device: str | None = None,
     dtype: str | None = None,
     batch: int | None = None,
     memory: str | int | None = None,
@@ -66,8 +66,9 @@ def plan(
         - ``"apply"``: ``x @ W.T`` again and again with the same parameters
         - ``"train"``: ``x @ W.T`` and its adjoint with parameters that change at every call
         - ``"fit"``: loss and gradients of a reconstruction
-    device : str
-        Where. With ``profile`` it need not be there: the plan is made on the null backend.
+    device : str, optional
+        Where; ``"numpy:cpu"`` when not given, or with the name of a profile whatever that describes, which need not
+        be there: the plan is made on the null backend.
     dtype : str, optional
         That of the generator when not given.
     batch : int, optional
@@ -100,9 +101,11 @@ def plan(
     --------
     >>> import adtn
     >>> gen = adtn.Generator((4096, 4096), adtn.TTN(bond=4), layout=adtn.Layout.of((4096, 4096), leg=8))
-    >>> adtn.plan(gen, "fit", profile="h200").mode in ("materialise", "stream")
-    True
+    >>> adtn.plan(gen, "fit", profile="h200").mode
+    'factored'
     """
+    if device is None:
+        device = "null:cpu" if isinstance(profile, str) and profile in shipped_profiles() else "numpy:cpu"
     return decide(generator, task, device=device, dtype=dtype, batch=batch, memory=memory, mode=mode, profile=profile)
 
 

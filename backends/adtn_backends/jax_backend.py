@@ -89,12 +89,12 @@ class JaxBackend:
         return run
 
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """``jax.jit``, in 64-bit mode when an argument is float64."""
+        """``jax.jit``, in 64-bit mode when an argument is float64; GPUs multiply in the dtype, not in TF32."""
         jitted = jax.jit(fn)
 
         def run(*args: Any) -> Any:
             wide = any(getattr(x, "dtype", None) == np.float64 for x in jax.tree.leaves(args))
-            with _x64("float64" if wide else "float32"):
+            with _x64("float64" if wide else "float32"), jax.default_matmul_precision("highest"):
                 return jitted(*args)
 
         return run
