@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,7 @@ from ._search import Cost, best_path, step_ops
 from ._sketch import Planned
 
 _TILE_ENTRIES = (1 << 16, 1 << 18, 1 << 20)
+_PROJECTED = (1 << 18, 1 << 21)
 _MARGIN = 0.95
 _CLEARLY = 0.5
 _SPARING = 0.92  # tiles this much slower are taken when they need less memory
@@ -323,8 +326,11 @@ class _Planner:
         paths = (*self.head, best_path(last, self.sizes, key.profile, "projected"))
         square = closed(last, self.sizes)
         norm_path = best_path(square, self.sizes | sizes_of([square]), key.profile, "small")
-        order = product_order(last, paths[-1], self.sizes, math.prod(self.layout.dims))
-        for tiles in (1, *self.tilings(order, by_rows=False)[:2]):
+        total = math.prod(self.layout.dims)
+        order = product_order(last, paths[-1], self.sizes, total)
+        # whole legs only: what is left of a leg would lie in the way of the products
+        counts = list(accumulate((self.sizes[i] for i in order), operator.mul))
+        for tiles in dict.fromkeys([1, *(min(counts, key=lambda c: abs(math.log(c * e / total))) for e in _PROJECTED)]):
             yield self.priced(projecting(key.segments, paths, key.weighting, tiles, norm_path), "factored")
 
     def tilings(self, order: tuple[str, ...], *, by_rows: bool) -> list[int]:
