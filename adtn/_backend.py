@@ -82,6 +82,8 @@ class Op:
         Of operands and result.
     fresh_bytes : int
         Of the result, when memory is taken for it.
+    turned : int
+        Of a product: 1 when the left operand lies transposed, 2 when the right one does, 3 when both do.
     """
 
     kind: str
@@ -90,6 +92,7 @@ class Op:
     read_bytes: int = 0
     written_bytes: int = 0
     fresh_bytes: int = 0
+    turned: int = 0
 
     @property
     def flops(self) -> int:

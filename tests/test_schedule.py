@@ -146,7 +146,7 @@ def test_a_profile_survives_a_file(tmp_path: Path) -> None:
     write_atomic(file, CPU.to_json().encode())
     assert adtn.DeviceProfile.load(file) == CPU
     assert adtn.plan(sketch(adtn.TTN(bond=2), 64), profile=str(file)).profile == CPU
-    file.write_text(CPU.to_json().replace('"format": 1', '"format": 99'))
+    file.write_text(CPU.to_json().replace('"format": 2', '"format": 99'))
     with pytest.raises(ScheduleError, match="another format"):
         adtn.DeviceProfile.load(file)
 

@@ -22,6 +22,7 @@ from .._typing import Array, Inds, Shape
 from ._tree_order import Node
 
 PLAIN = Workspace()
+_SMALL = 8  # so much smaller than an operand a result is turned for free
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,10 @@ class MatrixView:
         """The adjoint of :meth:`read`: matrices back to a tensor; summed indices get copies."""
         return self._restore(swap(matrix) if self.swapped else matrix, PLAIN)
 
-    def write_product(self, x: Array, y: Array, space: Workspace) -> Array:
-        """``write(x @ y)``, the product computed in the order in which it is stored."""
-        return self._restore(space.matmul(swap(y), swap(x)) if self.swapped else space.matmul(x, y), space)
+    def write_product(self, x: Array, y: Array, turned: bool, space: Workspace) -> Array:
+        """``write(x @ y)``, computed as its transpose when ``turned``."""
+        found = space.matmul(swap(y), swap(x)) if turned else space.matmul(x, y)
+        return self._restore(found if turned == self.swapped else swap(found), space)
 
     def _restore(self, stored: Array, space: Workspace) -> Array:
         if self.moves:
@@ -143,6 +145,8 @@ class PairStep:
         Whether anything upstream of the operand is trained.
     inds : tuple of str
         Indices of the result, in the order in which it is stored.
+    turned : tuple of three bool
+        Whether the result and the adjoints of left and right are computed as their transposes.
     """
 
     left: int
@@ -154,6 +158,7 @@ class PairStep:
     need_a: bool
     need_b: bool
     inds: Inds
+    turned: tuple[bool, bool, bool]
 
     @property
     def bmnk(self) -> tuple[int, int, int, int]:
@@ -169,13 +174,13 @@ class PairStep:
     def forward(self, x: Array, y: Array, space: Workspace) -> tuple[Array, Array, Array]:
         """The result, and both operands as matrices for the way back."""
         am, bm = self.a.read(x, space), self.b.read(y, space)
-        return self.c.write_product(am, bm, space), am, bm
+        return self.c.write_product(am, bm, self.turned[0], space), am, bm
 
     def backward(self, cbar: Array, am: Array, bm: Array, space: Workspace) -> tuple[Array | None, Array | None]:
         """Adjoints of the operands that need one."""
         cm = self.c.read(cbar, space)
-        abar = self.a.write_product(cm, swap(bm), space) if self.need_a else None
-        bbar = self.b.write_product(swap(am), cm, space) if self.need_b else None
+        abar = self.a.write_product(cm, swap(bm), self.turned[1], space) if self.need_a else None
+        bbar = self.b.write_product(swap(am), cm, self.turned[2], space) if self.need_b else None
         return abar, bbar
 
 
@@ -194,13 +199,22 @@ def plan_pair(node: Node, stored: tuple[Inds, Inds, Inds], need: tuple[bool, boo
         Dimension of each index.
     """
     lead = (node.batch,) if node.batch else ()
-    return PairStep(
-        node.left,
-        node.right,
-        node.out,
-        MatrixView.of(stored[0], sizes, (*lead, node.rows, node.inner)),
-        MatrixView.of(stored[1], sizes, (*lead, node.inner, node.cols)),
-        MatrixView.of(stored[2], sizes, (*lead, node.rows, node.cols)),
-        *need,
-        stored[2],
+    a = MatrixView.of(stored[0], sizes, (*lead, node.rows, node.inner))
+    b = MatrixView.of(stored[1], sizes, (*lead, node.inner, node.cols))
+    c = MatrixView.of(stored[2], sizes, (*lead, node.rows, node.cols))
+    return PairStep(node.left, node.right, node.out, a, b, c, *need, stored[2], _orientations(a, b, c))
+
+
+def _orientations(a: MatrixView, b: MatrixView, c: MatrixView) -> tuple[bool, bool, bool]:
+    """How ``C``, ``Ā`` and ``B̄`` are computed: as they are stored, but small ones with the large operand as it lies.
+
+    Libraries are slow at thin products with a large transposed operand (up to ten times, measured), and turning a
+    small result costs nothing.
+    """
+    size_a, size_b, size_c = (math.prod(view.matrix) for view in (a, b, c))
+    larger, large = (a, size_a) if size_a >= size_b else (b, size_b)
+    return (
+        larger.swapped if _SMALL * size_c <= large else c.swapped,
+        c.swapped if _SMALL * size_a <= size_c else a.swapped,
+        c.swapped if _SMALL * size_b <= size_c else b.swapped,
     )

@@ -25,6 +25,7 @@ from ._sketch import Sketch
 
 GEMM_SIZES = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 65536)
 COARSE_SIZES = (1, 8, 64, 512, 4096, 65536)  # where compiling takes longer than measuring
+TURNED_SIZES = (4, 16, 64, 1024, 65536)
 _LARGEST_PRODUCT = 1 << 28
 _LARGEST_MATRIX = 1 << 23
 _PERMUTE_BITS = (10, 14, 18, 20, 22, 23)
@@ -124,6 +125,7 @@ class _Bench:
         launch = self._launch()
         curves = self._curves()
         sizes, seconds = self._products()
+        turned_sizes, turned_factors = self._turned(sizes, seconds)
         one = min(seconds)
         batched = self.measure(lambda x, y: do("matmul", x, y), self.array(64, 4, 4), self.array(64, 4, 4))
         memory = dict(curves["arithmetic" if self.compiles else "in_place"])
@@ -135,6 +137,8 @@ class _Bench:
             source="measured",
             gemm_sizes=sizes,
             gemm_seconds=seconds,
+            turned_sizes=turned_sizes,
+            turned_factors=turned_factors,
             curves=curves,
             permute_seconds=(0.0,) * 6,
             launch_s=launch,
@@ -202,6 +206,22 @@ class _Bench:
                 ]
                 table[point] = min(table[p] * f for p, f in smaller if p in table)
         return sizes, tuple(table[p] for p in product(sizes, repeat=3))
+
+    def _turned(self, sizes: tuple[int, ...], seconds: tuple[float, ...]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """What transposed operands cost; a compiler lays them out as it likes."""
+        if self.compiles:
+            return (), ()
+        plain = dict(zip(product(sizes, repeat=3), seconds, strict=True))
+        found: list[float] = []
+        for turned in (1, 2, 3):
+            for m, n, k in product(TURNED_SIZES, repeat=3):
+                if m * n * k > _LARGEST_PRODUCT or max(m * k, k * n, m * n) > _LARGEST_MATRIX:
+                    found.append(1.0)
+                    continue
+                x = do("transpose", self.array(k, m), (1, 0)) if turned & 1 else self.array(m, k)
+                y = do("transpose", self.array(n, k), (1, 0)) if turned & 2 else self.array(k, n)
+                found.append(min(max(self._product(x, y) / plain[m, n, k], 0.2), 20.0))
+        return TURNED_SIZES, tuple(found)
 
     def _product(self, x: Array, y: Array) -> float:
         return self.measure(self.backend.workspace().matmul, x, y)

@@ -16,8 +16,38 @@ from typing import Any
 from .._backend import Op
 from .._errors import ScheduleError
 
-FORMAT = 1
+FORMAT = 2
 Curve = tuple[tuple[float, float], ...]
+
+
+class _Grid:
+    """A table over ``(m, n, k)``, interpolated in logarithms."""
+
+    def __init__(self, sizes: tuple[int, ...], values: tuple[float, ...]) -> None:
+        self.axis = tuple(math.log(n) for n in sizes)
+        self.logs = tuple(math.log(x) for x in values)
+
+    def at(self, m: int, n: int, k: int, *, beyond: bool) -> float:
+        """The value at a point; outside the grid that of its edge, or with ``beyond`` in proportion."""
+        axis, size, rest = self.axis, len(self.axis), 0.0
+        corners: list[tuple[int, float]] = []
+        for d in (m, n, k):
+            x = max(math.log(max(d, 1)), axis[0])
+            if x > axis[-1]:
+                rest += x - axis[-1]
+                x = axis[-1]
+            i = min(bisect_right(axis, x) - 1, size - 2)
+            corners.append((i, (x - axis[i]) / (axis[i + 1] - axis[i])))
+        total = rest if beyond else 0.0
+        for bits in range(8):
+            weight, at = 1.0, 0
+            for d, (i, t) in enumerate(corners):
+                up = bits >> d & 1
+                weight *= t if up else 1.0 - t
+                at = at * size + i + up
+            if weight:
+                total += weight * self.logs[at]
+        return math.exp(total)
 
 
 @dataclass(frozen=True)
@@ -42,6 +72,11 @@ class DeviceProfile:
     curves : dict of str to tuple of (float, float)
         For ``"arithmetic"``, ``"in_place"``, ``"sum"``, ``"fresh"`` and every elementwise function: entries and
         seconds; logarithms are interpolated. ``"fresh"`` is what touching new memory costs.
+    turned_sizes : tuple of int
+        Of another such grid.
+    turned_factors : tuple of float
+        How much longer a product takes when its left operand, its right one, or both lie transposed: three times
+        ``len(turned_sizes) ** 3``. Empty: no longer.
     permute_seconds : tuple of six float
         Per call, per entry, per run (of the result's last axis), per entry read at a stride, per entry read at a stride
         of a page or more, and per such entry when the tensors are larger than the last-level cache.
@@ -86,6 +121,8 @@ class DeviceProfile:
     bandwidth_bytes_per_s: float
     cache_bytes: int
     memory_bytes: int | None = None
+    turned_sizes: tuple[int, ...] = ()
+    turned_factors: tuple[float, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     fit_error: dict[str, float] = field(default_factory=dict)
 
@@ -126,45 +163,27 @@ class DeviceProfile:
         return all(error <= math.log(1.5) for error in self.fit_error.values())
 
     @cached_property
-    def _gemm_logs(self) -> tuple[float, ...]:
-        return tuple(math.log(s) for s in self.gemm_seconds)
+    def _tables(self) -> list[_Grid]:
+        """Of products, then of what transposed operands do to them."""
+        grids = [_Grid(self.gemm_sizes, self.gemm_seconds)]
+        n = len(self.turned_sizes) ** 3
+        factors = [self.turned_factors[i * n : (i + 1) * n] for i in range(3 if n else 0)]
+        return grids + [_Grid(self.turned_sizes, values) for values in factors]
 
     @cached_property
-    def _axis(self) -> tuple[float, ...]:
-        return tuple(math.log(n) for n in self.gemm_sizes)
-
-    @cached_property
-    def _gemm_known(self) -> dict[tuple[int, int, int], float]:
+    def _known(self) -> dict[tuple[int, int, int, int], float]:
         return {}
 
-    def gemm_s(self, m: int, n: int, k: int) -> float:
-        """Seconds of one product ``(m, k) @ (k, n)``."""
-        known = self._gemm_known.get((m, n, k))
+    def gemm_s(self, m: int, n: int, k: int, turned: int = 0) -> float:
+        """Seconds of one product ``(m, k) @ (k, n)``; ``turned`` as in :class:`Op`."""
+        known = self._known.get((m, n, k, turned))
         if known is None:
-            known = self._gemm_known[m, n, k] = self._interpolated(m, n, k)
+            first, *others = self._tables
+            known = first.at(m, n, k, beyond=True)
+            if turned and others:
+                known *= others[turned - 1].at(m, n, k, beyond=False)
+            self._known[m, n, k, turned] = known
         return known
-
-    def _interpolated(self, m: int, n: int, k: int) -> float:
-        axis, logs, size = self._axis, self._gemm_logs, len(self._axis)
-        beyond = 0.0
-        corners: list[tuple[int, float]] = []
-        for d in (m, n, k):
-            x = math.log(max(d, 1))
-            if x > axis[-1]:  # beyond the grid: proportional
-                beyond += x - axis[-1]
-                x = axis[-1]
-            i = min(bisect_right(axis, x) - 1, size - 2)
-            corners.append((i, (x - axis[i]) / (axis[i + 1] - axis[i])))
-        total = 0.0
-        for bits in range(8):
-            weight, at = 1.0, 0
-            for d, (i, t) in enumerate(corners):
-                up = bits >> d & 1
-                weight *= t if up else 1.0 - t
-                at = at * size + i + up
-            if weight:
-                total += weight * logs[at]
-        return math.exp(total + beyond)
 
     def gemm_flop_per_s(self, m: int, n: int, k: int) -> float:
         """Rate of one product."""
@@ -192,7 +211,7 @@ class DeviceProfile:
         fresh = self.curve_s("fresh", op.fresh_bytes // 4) if op.fresh_bytes >= 1 << 16 else 0.0
         if op.kind == "matmul":
             batch, m, n, k = op.shape
-            one = self.gemm_s(m, n, k)
+            one = self.gemm_s(m, n, k, op.turned)
             if batch > 1:
                 one = max(one, self.gemm_s(1, 1, 1)) + (batch - 1) * max(one - self.gemm_s(1, 1, 1), self.batch_s)
             far = op.moved_bytes > self.cache_bytes
@@ -231,7 +250,7 @@ class DeviceProfile:
             if content.pop("format") != FORMAT:
                 raise ValueError("another format")
             content["curves"] = {k: tuple(tuple(p) for p in curve) for k, curve in content["curves"].items()}
-            for key in ("gemm_sizes", "gemm_seconds", "permute_seconds"):
+            for key in ("gemm_sizes", "gemm_seconds", "permute_seconds", "turned_sizes", "turned_factors"):
                 content[key] = tuple(content[key])
             return cls(**content)
         except (ValueError, KeyError, TypeError) as error:

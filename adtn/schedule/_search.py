@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import product
 from typing import Any, Literal
 
 from .._backend import Op
@@ -155,12 +156,10 @@ def product_seconds(
         wanted = [] if cost == "projected" and node is nodes[-1] else [(m, n, k)]
         if cost != "forward":
             wanted += [shape for shape, needed in zip(((m, k, n), (k, n, m)), need, strict=True) if needed]
-        itemsize = profile.itemsize
         for x, y, z in wanted:
-            shape = min((b, x, y, z), (b, y, x, z), key=lambda s: profile.gemm_s(*s[1:]))
-            total += profile.seconds(
-                Op("matmul", profile.dtype, shape, b * z * (x + y) * itemsize, b * x * y * itemsize)
-            )
+            shapes = product(((x, y, z), (y, x, z)), range(4))
+            shape, turned = min(shapes, key=lambda s: profile.gemm_s(*s[0], s[1]))
+            total += profile.seconds(_product(profile.dtype, b, *shape, turned))
     return total
 
 
@@ -170,7 +169,7 @@ def step_ops(step: PairStep, dtype: str) -> Iterable[Op]:
     for view, size in zip((step.a, step.b, step.c), (b * m * k, b * k * n, b * m * n), strict=True):
         if view.moves:
             yield _copy(view, size, dtype, written=view is step.c)
-    yield _product(dtype, *((b, n, m, k) if step.c.swapped else (b, m, n, k)))  # as it is computed
+    yield _written(step.turned[0], dtype, b, (m, n, k), step.a.swapped, step.b.swapped)
 
 
 def adjoint_ops(step: PairStep, dtype: str) -> Iterable[Op]:
@@ -179,11 +178,11 @@ def adjoint_ops(step: PairStep, dtype: str) -> Iterable[Op]:
     if step.c.moves and (step.need_a or step.need_b):
         yield _copy(step.c, b * m * n, dtype, written=False)
     if step.need_a:
-        yield _product(dtype, *((b, k, m, n) if step.a.swapped else (b, m, k, n)))
+        yield _written(step.turned[1], dtype, b, (m, k, n), step.c.swapped, not step.b.swapped)
         if step.a.moves:
             yield _copy(step.a, b * m * k, dtype, written=True)
     if step.need_b:
-        yield _product(dtype, *((b, n, k, m) if step.b.swapped else (b, k, n, m)))
+        yield _written(step.turned[2], dtype, b, (k, n, m), not step.a.swapped, step.c.swapped)
         if step.b.moves:
             yield _copy(step.b, b * k * n, dtype, written=True)
 
@@ -194,18 +193,31 @@ def projection_ops(step: PairStep, dtype: str) -> Iterable[Op]:
     for view, size in ((step.a, b * m * k), (step.b, b * k * n)):
         if view.moves:
             yield _copy(view, size, dtype, written=False)
-    if step.need_a:
-        yield _product(dtype, b, m, k, n)
+    if step.need_a:  # computed in the order in which the target lies
+        yield _written(step.c.swapped, dtype, b, (m, k, n), step.c.swapped, not step.b.swapped)
     if step.need_b:
-        yield _product(dtype, b, k, n, m)
+        yield _written(step.c.swapped, dtype, b, (k, n, m), not step.a.swapped, step.c.swapped)
     for view, size, need in ((step.a, b * m * k, step.need_a), (step.b, b * k * n, step.need_b)):
         if view.moves and need:
             yield _copy(view, size, dtype, written=True)
 
 
-def _product(dtype: str, b: int, m: int, n: int, k: int) -> Op:
+def _written(swapped: bool, dtype: str, b: int, mnk: tuple[int, int, int], left: bool, right: bool) -> Op:
+    """A product of operands that may lie transposed, or its transpose computed instead."""
+    m, n, k = mnk
+    if swapped:
+        m, n, left, right = n, m, not right, not left
+    return _product(dtype, b, m, n, k, left + 2 * right)
+
+
+def _product(dtype: str, b: int, m: int, n: int, k: int, turned: int = 0) -> Op:
     itemsize = itemsize_of(dtype)
-    return Op("matmul", dtype, (b, m, n, k), b * k * (m + n) * itemsize, b * m * n * itemsize)
+    if min(m, k) == 1:
+        turned &= 2
+    if min(k, n) == 1:
+        turned &= 1
+    read, written = b * k * (m + n) * itemsize, b * m * n * itemsize
+    return Op("matmul", dtype, (b, m, n, k), read, written, turned=turned)
 
 
 def _copy(view: MatrixView, size: int, dtype: str, *, written: bool) -> Op:

@@ -147,13 +147,14 @@ def _new(
     read: int,
     out: NullArray | None = None,
     space: NullWorkspace | None = None,
+    turned: int = 0,
 ) -> NullArray:
     """Result of an operation, noted; written into ``out`` when that is given."""
     made = out if out is not None else NullArray(shape, like.dtype, like.counter)
     fresh = made.nbytes if out is None else 0
     if space is not None and out is None:
         fresh = 0 if space.keeps(made.nbytes) else made.nbytes
-    like.counter.record(Op(kind, like.dtype, sizes, read, made.nbytes, fresh))
+    like.counter.record(Op(kind, like.dtype, sizes, read, made.nbytes, fresh, turned))
     return made
 
 
@@ -175,7 +176,12 @@ def _matmul(x: NullArray, y: NullArray, *, space: NullWorkspace | None = None) -
     else:
         sizes = (math.prod(lead), x.shape[-2], y.shape[-1], x.shape[-1])
     shape = () if one else (*lead, x.shape[-2], y.shape[-1])
-    return _new(shape, x, "matmul", sizes, x.nbytes + y.nbytes, space=space)
+    turned = _lies_transposed(x) + 2 * _lies_transposed(y)
+    return _new(shape, x, "matmul", sizes, x.nbytes + y.nbytes, space=space, turned=turned)
+
+
+def _lies_transposed(x: NullArray) -> bool:
+    return min(x.shape[-2:]) > 1 and x.strides[-1] != 1 and x.strides[-2] == 1
 
 
 def _transpose(x: NullArray, axes: tuple[int, ...]) -> NullArray:
