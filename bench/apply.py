@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from adtn._backend import check_device
-from adtn.bench import BATCHES, BenchCase, Work, machine, paired_seconds
+from adtn.bench import BATCHES, BenchCase, Work, paired_seconds
+from processes import rows_per_device, write_results
 
 RESULTS = Path(__file__).parent / "results"
 DEVICES = ("numpy:cpu", "torch:cpu", "jax:cpu")
@@ -66,12 +65,7 @@ def main() -> None:
     if options.device:
         print(json.dumps(measure(options.device, options.n, options.seconds)))
         return
-    rows: list[dict[str, Any]] = []
-    for device in DEVICES:
-        command = [sys.executable, *sys.argv, "--device", device]
-        rows += json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    content = {"command": "python bench/apply.py", "machine": machine(), "apply": rows}
-    options.out.write_text(json.dumps(content, indent=1) + "\n")
+    write_results(options.out, apply=rows_per_device(DEVICES))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from typing import Any
 
 import adtn
 import numpy as np
-from adtn.bench import Work, machine, median_seconds, peak_bytes
+from adtn.bench import Work, median_seconds, peak_bytes
+from processes import write_results
 
 RESULTS = Path(__file__).parent / "results"
 BITS = tuple(range(16, 29, 2))
@@ -84,13 +85,7 @@ def main() -> None:
         for device in options.device
         for key in ("seconds", "peak_bytes")
     }
-    content = {
-        "command": "python bench/growth.py",
-        "machine": machine(),
-        "exponents_from_2^20": exponents,
-        "growth": rows,
-    }
-    options.out.write_text(json.dumps(content, indent=1) + "\n")
+    write_results(options.out, **{"exponents_from_2^20": exponents, "growth": rows})
     draw(rows, options.out.with_suffix(".png"))
     print(json.dumps(exponents, indent=1))
 

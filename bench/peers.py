@@ -8,7 +8,6 @@ above what the process had with target and parameters in place.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -19,11 +18,12 @@ from typing import Any
 import adtn
 import cotengra as ctg
 import numpy as np
-from adtn.bench import BenchCase, Work, machine, paired_seconds, peak_bytes
+from adtn.bench import BenchCase, Work, paired_seconds, peak_bytes
 from adtn.schedule._search import terms_of
+from processes import write_results
 
 RESULTS = Path(__file__).parent / "results"
-CASES = ("TTN 2", "TTN 4", "MERA 4", "aTTN 4")
+CASES = ("TTN 2", "TTN 4", "MERA 4", "aTTN 4", "MPO 8", "Tucker 4")
 Step = Callable[[], tuple[float, dict[str, np.ndarray]]]
 
 
@@ -31,11 +31,13 @@ class Problem:
     """One generator with a target, as every method gets it."""
 
     def __init__(self, name: str, n: int) -> None:
+        self.topology = name
         self.generator = BenchCase(name, (n, n)).generator()
         self.target = Work(self.generator, "fit", "numpy:cpu").operand
         self.segments = self.generator.segments
         self.layout = self.generator.layout
         self.scale = self.generator.scale
+        self.square = float(np.sum(np.square(self.target, dtype=np.float64)))
 
     def expressions(self) -> list[Any]:
         """One contraction per segment, in cotengra's own order."""
@@ -76,16 +78,17 @@ class Problem:
         return np.ascontiguousarray(self.layout.to_legs(self.target))
 
 
-def ours(problem: Problem, device: str) -> Step:
-    """The library's streamed step, as ``adtn.fit`` does it."""
-    work = Work(problem.generator, "fit", device, mode="stream")
+def ours(problem: Problem, device: str, mode: str | None = None) -> Step:
+    """The library's step as ``adtn.fit`` does it, in the mode that the scheduler chooses or in a given one."""
+    work = Work(problem.generator, "fit", device, mode=mode)
     convert = adtn._backend.get_backend(device.partition(":")[0]).to_numpy  # type: ignore[attr-defined]
     run = work.run  # target and parameters are in place from here on
 
     def step() -> tuple[float, dict[str, np.ndarray]]:
         loss, slopes = run()
+        square = problem.square if work.plan.mode == "factored" else 0.0  # no part of a step
         # the adjoint of a squared distance is handed over without its factor two
-        return float(loss), {k: 2.0 * convert(g) for k, g in slopes.items()}
+        return float(loss) + square, {k: 2.0 * convert(g) for k, g in slopes.items()}
 
     return step
 
@@ -125,6 +128,95 @@ def with_torch(problem: Problem, how: str) -> Step:
 
     def step() -> tuple[float, dict[str, np.ndarray]]:
         value = loss()
+        grads = torch.autograd.grad(value, list(params.values()))
+        return float(value.detach()), {k: g.numpy() for k, g in zip(params, grads, strict=True)}
+
+    return step
+
+
+def with_tensorly(problem: Problem) -> Step:
+    """tensorly-torch's own reconstruction of the linear topologies that it knows, with torch autograd."""
+    import torch
+    from tltorch.factorized_tensors import BlockTT, TuckerTensor
+
+    if problem.topology not in ("MPO 8", "Tucker 4"):
+        raise NotImplementedError("tensorly-torch has no such topology")
+    (segment,) = problem.segments
+    block = problem.topology == "MPO 8"
+    factors: list[torch.nn.Parameter] = []
+    for core in segment.cores:
+        x = torch.tensor(np.array(problem.generator.params[core.param]))
+        if block:  # (left bond, out, in, right bond)
+            left = [a for a, i in enumerate(core.inds) if i.startswith("b")]
+            first, last = core is segment.cores[0], core is segment.cores[-1]
+            x = x.movedim(left[-1], -1) if not last else x[..., None]
+            x = x[None] if first else x
+        elif core is not segment.cores[0]:
+            x = x.T
+        factors.append(torch.nn.Parameter(x.contiguous()))
+    if block:
+        rank = (*(f.shape[0] for f in factors), 1)
+        tensor: Any = BlockTT(factors, tensorized_shape=problem.layout.factors, rank=rank)
+        target = torch.from_numpy(problem.target)
+    else:
+        shape = tuple(f.shape[0] for f in factors[1:])
+        tensor = TuckerTensor(factors[0], factors[1:], shape=shape, rank=tuple(factors[0].shape))
+        target = torch.from_numpy(problem.target_in_legs())
+
+    def restored(core: Any, g: Any) -> np.ndarray:
+        if block and core is not segment.cores[-1]:
+            first = core is segment.cores[0]
+            g = (g[0] if first else g).movedim(-1, 0 if first else 1)
+        elif not block and core is not segment.cores[0]:
+            g = g.T
+        return g.reshape(core.shape).numpy()
+
+    def step() -> tuple[float, dict[str, np.ndarray]]:
+        made = tensor.to_matrix() if block else tensor.to_tensor()
+        residual = made.reshape(target.shape) * problem.scale - target
+        value = (residual * residual).sum()
+        grads = torch.autograd.grad(value, factors)
+        return float(value.detach()), {c.param: restored(c, g) for c, g in zip(segment.cores, grads, strict=True)}
+
+    return step
+
+
+def with_tensorkrowch(problem: Problem) -> Step:
+    """TensorKrowch's networks of nodes, one per segment, contracted by its einsum, with torch autograd."""
+    import tensorkrowch as tk
+    import torch
+
+    params = {k: torch.tensor(np.array(x)).requires_grad_() for k, x in problem.generator.params.items()}
+    target = torch.from_numpy(problem.target_in_legs())
+    symbol: dict[str, str] = {}
+
+    def network(segment: Any, state: Any) -> tuple[str, list[Any]]:
+        net = tk.TensorNetwork()
+        operands = [(segment.inputs, state)] if segment.inputs else []
+        operands += [(core.inds, params[core.param]) for core in segment.cores]
+        nodes: list[Any] = []
+        ends: dict[str, Any] = {}
+        for inds, x in operands:
+            node = tk.Node(tensor=x, axes_names=[f"{i}_axis" for i in inds], network=net)
+            for i, edge in zip(inds, node.edges, strict=True):
+                if i in ends:
+                    ends[i] ^ edge
+                else:
+                    ends[i] = edge
+            nodes.append(node)
+        terms = [inds for inds, _ in operands]
+        words = ["".join(symbol.setdefault(i, ctg.get_symbol(len(symbol))) for i in t) for t in terms]
+        return ",".join(words) + "->" + "".join(symbol[i] for i in segment.outputs), nodes
+
+    def step() -> tuple[float, dict[str, np.ndarray]]:
+        state: Any = None
+        for segment in problem.segments:
+            equation, nodes = network(segment, state)
+            state = tk.einsum(equation, *nodes).tensor
+            if segment.activation != "identity":
+                state = torch.nn.functional.silu(state)
+        residual = state * problem.scale - target
+        value = (residual * residual).sum()
         grads = torch.autograd.grad(value, list(params.values()))
         return float(value.detach()), {k: g.numpy() for k, g in zip(params, grads, strict=True)}
 
@@ -181,10 +273,15 @@ METHODS: dict[str, Callable[[Problem], Step]] = {
     "adtn numpy:cpu": lambda p: ours(p, "numpy:cpu"),
     "adtn torch:cpu": lambda p: ours(p, "torch:cpu"),
     "adtn jax:cpu": lambda p: ours(p, "jax:cpu"),
+    "adtn numpy:cpu, stream": lambda p: ours(p, "numpy:cpu", "stream"),
+    "adtn torch:cpu, stream": lambda p: ours(p, "torch:cpu", "stream"),
+    "adtn jax:cpu, stream": lambda p: ours(p, "jax:cpu", "stream"),
     "cotengra + torch autograd": lambda p: with_torch(p, "expressions"),
     "cotengra + torch.compile": lambda p: with_torch(p, "compile"),
     "cotengra + jax.jit": with_jax,
     "quimb + torch autograd": lambda p: with_torch(p, "quimb"),
+    "TensorKrowch": with_tensorkrowch,
+    "tensorly-torch": with_tensorly,
     "three products n x 256 x n, numpy": lambda p: three_products(p, "numpy"),
     "three products n x 256 x n, torch": lambda p: three_products(p, "torch"),
 }
@@ -220,7 +317,7 @@ def measure(name: str, n: int, seconds: float, skip: tuple[str, ...]) -> dict[st
         command = [sys.executable, __file__, "--peak", method, "--case", name, "--n", str(n)]
         done = subprocess.run(command, capture_output=True, text=True)
         rows[method]["peak_over_weight"] = float(done.stdout) if done.returncode == 0 else None
-    peers = {m: r["seconds"] for m, r in rows.items() if m.startswith(("cotengra", "quimb")) and "seconds" in r}
+    peers = {m: r["seconds"] for m, r in rows.items() if not m.startswith(("adtn", "three")) and "seconds" in r}
     best = min(peers, key=peers.__getitem__)
     for row in rows.values():
         if "seconds" in row:
@@ -253,12 +350,7 @@ def main() -> None:
         return
     cases = [options.case] if options.case else CASES
     results = [measure(name, options.n, options.seconds, tuple(options.skip)) for name in cases]
-    content = {
-        "command": "python " + " ".join(["bench/peers.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "peers": results,
-    }
-    options.out.write_text(json.dumps(content, indent=1) + "\n")
+    write_results(options.out, peers=results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """How well the scheduler predicts: measured time over the bench set beside the plan's prediction, per backend.
 
-Run as ``python bench/predictions.py`` after ``adtn calibrate``; writes ``bench/results/predictions.json``. One process
-per device, because threads of one framework slow another down.
+Run as ``python bench/predictions.py`` after ``adtn calibrate``; writes ``bench/results/predictions.json``.
 """
 
 from __future__ import annotations
@@ -9,13 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from adtn.bench import BATCHES, SHAPES, Work, bench_set, machine, median_seconds
+from adtn.bench import BATCHES, SHAPES, Work, bench_set, median_seconds
+from processes import rows_per_device, write_results
 
 RESULTS = Path(__file__).parent / "results"
 DEVICES = ("numpy:cpu", "torch:cpu", "jax:cpu")
@@ -59,25 +57,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--largest", type=int, default=4096 * 4096)
+    parser.add_argument("--largest", type=int, default=11008 * 4096)
     parser.add_argument("--seconds", type=float, default=0.2)
     parser.add_argument("--out", type=Path, default=RESULTS / "predictions.json")
     options = parser.parse_args()
     if options.device:
         print(json.dumps(measure(options.device, options.dtype, options.largest, options.seconds)))
         return
-    rows: list[dict[str, Any]] = []
-    for device in DEVICES:
-        command = [sys.executable, *sys.argv, "--device", device]
-        rows += json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    content = {
-        "command": "python " + " ".join(["bench/predictions.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "summary": summary(rows),
-        "predictions": rows,
-    }
-    options.out.write_text(json.dumps(content, indent=1) + "\n")
-    print(json.dumps(content["summary"], indent=1))
+    rows = rows_per_device([d for d in DEVICES if options.dtype != "bfloat16" or not d.startswith("numpy")])
+    found = summary(rows)
+    write_results(options.out, summary=found, predictions=rows)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +18,13 @@ import cotengra as ctg
 import numpy as np
 import opt_einsum
 from adtn._backend import check_device
-from adtn.bench import machine, median_seconds
+from adtn.bench import median_seconds
 from adtn.network import Path as Order
 from adtn.network import Segment, compile_program, forward, row_order, sizes_of
 from adtn.schedule._execution import INPUT, with_input
 from adtn.schedule._profile_store import find_profile
 from adtn.schedule._search import best_path, candidates, path_seconds, terms_of
+from processes import rows_per_device, write_results
 
 RESULTS = Path(__file__).parent / "results"
 DEVICES = ("numpy:cpu", "torch:cpu")
@@ -140,18 +139,10 @@ def main() -> None:
     if options.device:
         print(json.dumps(measure(options.device, options.seconds)))
         return
-    rows: list[dict[str, Any]] = []
-    for device in DEVICES:
-        command = [sys.executable, *sys.argv, "--device", device]
-        rows += json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    content = {
-        "command": "python " + " ".join(["bench/regret.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "summary": summary(rows),
-        "regret": rows,
-    }
-    options.out.write_text(json.dumps(content, indent=1) + "\n")
-    print(json.dumps(content["summary"], indent=1))
+    rows = rows_per_device(DEVICES)
+    found = summary(rows)
+    write_results(options.out, summary=found, regret=rows)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
