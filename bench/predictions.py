@@ -1,6 +1,9 @@
 """How well the scheduler predicts: measured time over the bench set beside the plan's prediction, per backend.
 
-Run as ``python bench/predictions.py`` after ``adtn calibrate``; writes ``bench/results/predictions.json``.
+Run as ``python bench/predictions.py`` after ``adtn calibrate``; writes ``bench/results/predictions.json``. On a shared
+machine the speed changes by a factor of two within minutes. So every measurement is paired with two plain operations,
+a product and an addition, that the profile prices, too: what these are slower than predicted is the machine's, the
+rest is the prediction's error.
 """
 
 from __future__ import annotations
@@ -8,20 +11,46 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from adtn.bench import BATCHES, SHAPES, Work, bench_set, median_seconds
+from adtn._backend import Op, check_device
+from adtn.bench import BATCHES, SHAPES, Work, bench_set, paired_seconds
+from adtn.schedule._profile_store import find_profile
+from autoray import do
 from processes import rows_per_device, write_results
 
 RESULTS = Path(__file__).parent / "results"
 DEVICES = ("numpy:cpu", "torch:cpu", "jax:cpu")
 
 
+def plain_operations(device: str, dtype: str) -> tuple[Callable[[], Any], float]:
+    """A product and an addition, and their time by the profile."""
+    backend, where = check_device(device, dtype)
+    profile = find_profile(backend, where, dtype)
+    rng = np.random.default_rng(0)
+    x, y = (backend.asarray(rng.standard_normal((512, 512), dtype=np.float32), where, dtype) for _ in range(2))
+    big = backend.asarray(np.ones(1 << 20, dtype=np.float32), where, dtype)
+    function = backend.compile(lambda x, y, big: (do("matmul", x, y), big + big))
+
+    def run() -> None:
+        with backend.scope(dtype):
+            backend.synchronize(where, function(x, y, big))
+
+    n = 512 * 512 * profile.itemsize
+    ops = (
+        Op("matmul", dtype, (1, 512, 512, 512), 2 * n, n, n),
+        Op("arithmetic", dtype, (1 << 20,), fresh_bytes=(1 << 20) * profile.itemsize),
+    )
+    return run, profile.call_s + sum(map(profile.seconds, ops))
+
+
 def measure(device: str, dtype: str, largest: int, seconds: float) -> list[dict[str, Any]]:
     """Every case and task on one device."""
     rows: list[dict[str, Any]] = []
+    plain, plain_predicted = plain_operations(device, dtype)
     for case in bench_set([s for s in SHAPES if s[0] * s[1] <= largest]):
         generator = case.generator()
         works = [("generate", None), ("fit", None), *(("apply", b) for b in BATCHES)]
@@ -30,7 +59,8 @@ def measure(device: str, dtype: str, largest: int, seconds: float) -> list[dict[
             try:
                 work = Work(generator, task, device, dtype, batch)
                 row |= {"mode": work.plan.mode, "tiles": work.plan.tiles, "predicted": work.plan.predicted_seconds}
-                row["seconds"] = median_seconds(work.run, seconds)
+                times = paired_seconds({"work": work.run, "plain": plain}, seconds)
+                row |= {"seconds": times["work"], "slowness": times["plain"] / plain_predicted}
             except Exception as error:  # a failed run is a result
                 row["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
             rows.append(row)
@@ -38,17 +68,16 @@ def measure(device: str, dtype: str, largest: int, seconds: float) -> list[dict[
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Median and 90th percentile of ``|log(predicted / measured)|`` per device and task."""
+    """Median and 90th percentile of ``|log(predicted / measured)|`` per device and task, as measured and paired."""
     out: dict[str, dict[str, float]] = {}
     for device in dict.fromkeys(r["device"] for r in rows):
         for task in ("all", "generate", "fit", "apply"):
-            logs = [
-                abs(math.log(r["predicted"] / r["seconds"]))
-                for r in rows
-                if r["device"] == device and task in ("all", r["task"]) and "seconds" in r
-            ]
+            own = [r for r in rows if r["device"] == device and task in ("all", r["task"]) and "seconds" in r]
+            raw = [abs(math.log(r["predicted"] / r["seconds"])) for r in own]
+            paired = [abs(math.log(r["predicted"] * r["slowness"] / r["seconds"])) for r in own]
             out[f"{device} {task}"] = {
-                "n": len(logs), "median": float(np.median(logs)), "p90": float(np.quantile(logs, 0.9)),
+                "n": len(own), "median": float(np.median(paired)), "p90": float(np.quantile(paired, 0.9)),
+                "median as measured": float(np.median(raw)), "p90 as measured": float(np.quantile(raw, 0.9)),
             }  # fmt: skip
     return out
 

@@ -58,8 +58,8 @@ def peers_table(content: dict) -> list[str]:
     cases = content["peers"]
     methods = list(dict.fromkeys(m for c in cases for m in c["methods"]))
     lines = [
-        "Time relative to the fastest peer (all but adtn and the products alone; below 1 is faster), and in brackets the",
-        "peak of extra memory in weights.",
+        "Time relative to the fastest peer (all but adtn and the products alone; below 1 is faster), and in brackets",
+        "the peak of extra memory in weights.",
         "",
         f"| method | {' | '.join(c['case'] + ' ' + str(c['n']) for c in cases)} |",
         "|---" * (1 + len(cases)) + "|",
