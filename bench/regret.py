@@ -21,7 +21,7 @@ from adtn._backend import check_device
 from adtn.bench import median_seconds
 from adtn.network import Path as Order
 from adtn.network import Segment, compile_program, forward, row_order, sizes_of
-from adtn.schedule._execution import INPUT, with_input
+from adtn.schedule._layers import INPUT, with_input
 from adtn.schedule._profile_store import find_profile
 from adtn.schedule._search import best_path, candidates, path_seconds, terms_of
 from processes import rows_per_device, write_results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +15,22 @@ import pytest
 from adtn._atomic import write_atomic
 from adtn._backend import Op, get_backend
 from adtn._errors import ScheduleError
-from adtn.network import contraction_nodes, sizes_of
+from adtn.network import compile_program, contraction_nodes, forward_tape, pullback, sizes_of
 from adtn.schedule import Sketch, _calibrate, shipped_profiles
 from adtn.schedule._path_cache import PathCache, path_key
 from adtn.schedule._planner import parse_bytes
 from adtn.schedule._profile_store import find_profile, profile_path
-from adtn.schedule._search import best_path, candidates, path_seconds, terms_of
+from adtn.schedule._search import (
+    adjoint_ops,
+    best_path,
+    candidates,
+    path_seconds,
+    product_seconds,
+    step_ops,
+    terms_of,
+)
 from adtn.schedule._tree_cost import DeviceTime
+from autoray import do
 
 from table import TOPOLOGIES
 
@@ -256,6 +266,60 @@ def test_candidates_are_paths_and_the_best_is_not_worse_than_any(name: str) -> N
         best = best_path(segment, sizes, CPU, cache=PathCache(Path("/nonexistent")))
         least = min(path_seconds(segment, sizes, CPU, path) for path in found)
         assert path_seconds(segment, sizes, CPU, best) == pytest.approx(least)
+
+
+@pytest.mark.parametrize("cost", ["forward", "adjoint", "projected"])
+@pytest.mark.parametrize("name", ["ttn", "attn", "mera", "brickwall-odd", "mpo", "cp"])
+def test_products_alone_are_a_lower_bound(name: str, cost: str) -> None:
+    gen = TOPOLOGIES[name].generator()
+    sizes, rng = sizes_of(gen.segments), np.random.default_rng(0)
+    factors = tuple(float(x) for x in rng.uniform(0.3, 5.0, 3 * 27))
+    uneven = replace(CPU, turned_sizes=(4, 64, 1024), turned_factors=factors)
+    for profile in (CPU, uneven):
+        for segment in gen.segments:
+            if len(terms_of(segment)) < 3:
+                continue
+            for path in candidates(segment, sizes, profile):
+                bound = product_seconds(segment, sizes, profile, path, cost)
+                assert bound <= path_seconds(segment, sizes, profile, path, cost) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["ttn", "attn", "mera", "brickwall-odd", "mpo", "cp"])
+def test_the_search_prices_the_products_that_are_done(name: str) -> None:
+    gen = TOPOLOGIES[name].generator()
+    program = compile_program(gen.segments)
+    want = Counter()
+    for stage in program.stages:
+        for step in stage.steps:
+            for op in (*step_ops(step, "float32"), *adjoint_ops(step, "float32")):
+                if op.kind == "matmul":
+                    want[op.shape, op.turned] += 1
+    null = get_backend("null")
+    arrays, counter = null.arrays_like({k: np.broadcast_to(np.float32(0), x.shape) for k, x in gen.arrays(
+        "numpy:cpu", "float32").items()})  # fmt: skip
+    state, tape = forward_tape(program, arrays)
+    pullback(program, tape, state)
+    done = Counter()
+    for op, times in counter.ops.items():
+        if op.kind == "matmul":
+            done[op.shape, op.turned] += times
+    assert done == want
+
+
+def test_a_transposed_operand_is_noted_and_priced() -> None:
+    null = get_backend("null")
+    arrays, counter = null.arrays_like({"x": np.ones((64, 1024)), "y": np.ones((64, 1024)), "v": np.ones((1024, 1))})
+    x, y = (do("transpose", arrays[k], (1, 0)) for k in ("x", "y"))
+    for left, right in ((arrays["x"], y), (x, arrays["y"]), (do("reshape", y, (1024, 64)), arrays["x"])):
+        do("matmul", left, right)
+    do("matmul", arrays["x"], arrays["v"])
+    assert [op.turned for op in counter.ops if op.kind == "matmul"] == [2, 1, 1, 0]
+    factors = (2.0,) * 8 + (3.0,) * 8 + (4.0,) * 8
+    profile = replace(CPU, turned_sizes=(1, 4096), turned_factors=factors)
+    plain = profile.gemm_s(64, 64, 1024)
+    assert [profile.gemm_s(64, 64, 1024, turned) / plain for turned in (1, 2, 3)] == pytest.approx([2.0, 3.0, 4.0])
+    assert CPU.gemm_s(64, 64, 1024, 3) == CPU.gemm_s(64, 64, 1024)
+    assert adtn.DeviceProfile.from_json(profile.to_json()) == profile
 
 
 def test_paths_are_kept_by_structure_and_objective(tmp_path: Path) -> None:

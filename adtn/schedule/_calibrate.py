@@ -25,7 +25,7 @@ from ._sketch import Sketch
 
 GEMM_SIZES = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 65536)
 COARSE_SIZES = (1, 8, 64, 512, 4096, 65536)  # where compiling takes longer than measuring
-TURNED_SIZES = (4, 16, 64, 1024, 65536)
+TURNED_SIZES = (1, 4, 16, 64, 1024, 65536)
 _ROUNDS = 3
 _THIN = 1024  # below, products are small and how they lie matters little
 _LARGEST_PRODUCT = 1 << 28
@@ -218,7 +218,8 @@ class _Bench:
         found: dict[tuple[int, ...], list[float]] = {}
         for m, n, k in product(TURNED_SIZES, repeat=3):
             found[m, n, k] = [1.0] * 3
-            if max(m, n, k) < _THIN or m * n * k > _LARGEST_PRODUCT or max(m * k, k * n, m * n) > _LARGEST_MATRIX:
+            large = m * n * k > _LARGEST_PRODUCT or max(m * k, k * n, m * n) > _LARGEST_MATRIX
+            if large or max(m, n, k) < _THIN or (m, n, k).count(1) > 1:
                 continue
             x, xt = self.array(m, k), do("transpose", self.array(k, m), (1, 0))
             y, yt = self.array(k, n), do("transpose", self.array(n, k), (1, 0))

@@ -92,7 +92,8 @@ def best_path(
 
 def hash_of(profile: DeviceProfile) -> str:
     """What distinguishes two profiles of one device."""
-    return f"{sum(map(math.log, profile.gemm_seconds)):.6f}/{profile.permute_seconds}/{profile.launch_s}"
+    tables = (*profile.gemm_seconds, *profile.turned_factors)
+    return f"{sum(map(math.log, tables)):.6f}/{profile.permute_seconds}/{profile.launch_s}"
 
 
 def candidates(segment: Segment, sizes: dict[str, int], profile: DeviceProfile) -> list[Path]:

@@ -11,7 +11,7 @@ from cotengra.scoring import ExactObjective
 from ._profile import DeviceProfile
 
 # part of every cache key: raise it when the cost changes
-OBJECTIVE_VERSION = 2
+OBJECTIVE_VERSION = 3
 
 
 class DeviceTime(ExactObjective):
