@@ -311,10 +311,10 @@ def test_a_transposed_operand_is_noted_and_priced() -> None:
     null = get_backend("null")
     arrays, counter = null.arrays_like({"x": np.ones((64, 1024)), "y": np.ones((64, 1024)), "v": np.ones((1024, 1))})
     x, y = (do("transpose", arrays[k], (1, 0)) for k in ("x", "y"))
-    for left, right in ((arrays["x"], y), (x, arrays["y"]), (do("reshape", y, (1024, 64)), arrays["x"])):
+    for left, right in ((arrays["x"], y), (x, arrays["y"])):
         do("matmul", left, right)
     do("matmul", arrays["x"], arrays["v"])
-    assert [op.turned for op in counter.ops if op.kind == "matmul"] == [2, 1, 1, 0]
+    assert [op.turned for op in counter.ops if op.kind == "matmul"] == [2, 1, 0]
     factors = (2.0,) * 8 + (3.0,) * 8 + (4.0,) * 8
     profile = replace(CPU, turned_sizes=(1, 4096), turned_factors=factors)
     plain = profile.gemm_s(64, 64, 1024)
