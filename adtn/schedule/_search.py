@@ -27,8 +27,8 @@ from ._profile import DeviceProfile, itemsize_of
 Cost = Literal["forward", "adjoint", "projected", "small"]
 
 _OUTER = 10  # operands up to which all trees are searched, outer products included
-_SAMPLES = 12
-_SAMPLED_TERMS = 120  # samples times operands: planning stays short for large networks
+_SAMPLES = 16
+_SAMPLED_TERMS = 480  # samples times operands: planning stays short for large networks
 _FUSED = (1 << 10, 1 << 12, 1 << 14)
 _CACHE = PathCache()
 
