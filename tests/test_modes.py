@@ -50,11 +50,12 @@ def test_apply_on_every_backend(key: str, mode: str) -> None:
     for dtype in BACKENDS[key][1]:
         gen = TOPOLOGIES["attn"].generator(seed=3)
         backend, where = check_device(device, dtype)
-        x = np.random.default_rng(0).standard_normal((3, 4, 16))
-        y = gen.apply(backend.asarray(x, where, dtype), mode=mode)
-        assert tuple(y.shape) == (3, 4, 16)
-        assert backend.dtype_of(y) == dtype
-        assert relative_error(to_numpy(y), x @ gen.weight(dtype="float64").T) < tolerance(dtype, 128)
+        batch = np.random.default_rng(0).standard_normal((3, 4, 16))
+        for x in (batch, batch[0, 0]):  # many rows, and a single one
+            y = gen.apply(backend.asarray(x, where, dtype), mode=mode)
+            assert tuple(y.shape) == (*x.shape[:-1], 16)
+            assert backend.dtype_of(y) == dtype
+            assert relative_error(to_numpy(y), x @ gen.weight(dtype="float64").T) < tolerance(dtype, 128)
 
 
 @pytest.mark.parametrize("mode", MODES)

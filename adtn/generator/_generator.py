@@ -399,7 +399,11 @@ class Generator:
             return partial(planned.function(backend), self.arrays(device, dtype))
         if (device, dtype) not in self._weight_cache:
             self._weight_cache[device, dtype] = self.weight(device, dtype)
-        weight = do("transpose", self._weight_cache[device, dtype], (1, 0))
+        weight = self._weight_cache[device, dtype]
+        if backend.compiles and batch == 1:  # XLA: one row by rows; more rows are faster with the other matrix
+            product = backend.compile(lambda x, w: do("tensordot", x, w, axes=((1,), (1,))))
+            return lambda x: product(x, weight)
+        weight = do("transpose", weight, (1, 0))
         return lambda x: do("matmul", x, weight)
 
     def networks(self) -> list[qtn.TensorNetwork]:
