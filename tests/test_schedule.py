@@ -111,10 +111,10 @@ def test_a_brick_wall_says_that_it_cannot_stream() -> None:
     assert not adtn.plan(sketch(adtn.TTN(bond=2), 1024), "fit", profile=CPU).notes
 
 
-def test_gates_are_fused_where_a_pass_over_the_state_is_dear() -> None:
+def test_gates_are_fused_where_a_pass_over_the_state_is_dear(tmp_path: Path) -> None:
     s = sketch(adtn.BrickWall(layers=2), 1024, leg=None)
     last, sizes = s.segments[-1], sizes_of(s.segments)
-    path = best_path(last, sizes, CPU, cache=PathCache(Path("/nonexistent")))
+    path = best_path(last, sizes, CPU, cache=PathCache(tmp_path))
     nodes = contraction_nodes(terms_of(last), last.outputs, path)
     large = [n for n in nodes if math.prod(sizes[i] for i in n.inds) >= 1024 * 1024]
     assert len(large) <= 0.6 * len(last.cores), "fewer passes over the state than gates"
@@ -253,7 +253,7 @@ def test_device_time_is_a_cotengra_objective() -> None:
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
-def test_candidates_are_paths_and_the_best_is_not_worse_than_any(name: str) -> None:
+def test_candidates_are_paths_and_the_best_is_not_worse_than_any(name: str, tmp_path: Path) -> None:
     gen = TOPOLOGIES[name].generator()
     sizes = sizes_of(gen.segments)
     for segment in gen.segments:
@@ -263,7 +263,7 @@ def test_candidates_are_paths_and_the_best_is_not_worse_than_any(name: str) -> N
         for path in found:
             assert len(path) == len(terms_of(segment)) - 1
             contraction_nodes(terms_of(segment), segment.outputs, path)
-        best = best_path(segment, sizes, CPU, cache=PathCache(Path("/nonexistent")))
+        best = best_path(segment, sizes, CPU, cache=PathCache(tmp_path))
         least = min(path_seconds(segment, sizes, CPU, path) for path in found)
         assert path_seconds(segment, sizes, CPU, best) == pytest.approx(least)
 

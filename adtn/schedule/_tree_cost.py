@@ -10,8 +10,8 @@ from cotengra.scoring import ExactObjective
 
 from ._profile import DeviceProfile
 
-# part of every cache key: raise it when the cost changes
-OBJECTIVE_VERSION = 3
+# part of every cache key: raise it when the cost or the candidates change
+OBJECTIVE_VERSION = 4
 
 
 class DeviceTime(ExactObjective):
