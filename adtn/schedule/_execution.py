@@ -25,8 +25,6 @@ from ..network import (
     walk,
 )
 
-INPUT = "x/input"
-_BATCH = "x/batch"
 KEPT_BYTES = 32 << 20  # what a function that makes weights keeps between calls
 
 Consumer = Callable[[Array, Any, Any], "tuple[Any, Array | None]"]

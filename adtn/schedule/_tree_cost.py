@@ -54,7 +54,7 @@ class DeviceTime(ExactObjective):
         b, m, k, n = (math.prod(sizes[i] for i in groups[g]) for g in ("batch", "rows", "inner", "cols"))
         profile = self.profile
         entries = (b * m * k, b * k * n, b * m * n)
-        time = profile.launch_s + b * profile.gemm_s(m, n, k) if b > 1 else profile.launch_s + profile.gemm_s(m, n, k)
+        time = profile.launch_s + b * profile.gemm_s(m, n, k)
         moved = sum(entries) * profile.itemsize
         if moved > profile.cache_bytes:
             time = max(time, moved / profile.bandwidth_bytes_per_s)
