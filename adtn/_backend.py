@@ -75,9 +75,9 @@ class Op:
     dtype : str
         Of its result.
     shape : tuple of int
-        ``(batch, m, n, k)`` of a product; ``(entries, inner, axes, stride)`` of a permuting copy, with the length of
-        the last axis of the result, the number of axes that do not lie together and the stride at which the last one
-        is read; ``(entries,)`` otherwise.
+        ``(batch, m, n, k)`` of a product; ``(entries, inner, stride, next, axes)`` of a permuting copy, with the length
+        of the last axis of the result, the stride at which it is read, the length of the axis before it and the
+        number of axes that do not lie together; ``(entries,)`` otherwise.
     read_bytes, written_bytes : int
         Of operands and result.
     fresh_bytes : int

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from .._backend import check_device
 from ..generator import Generator
 from ..schedule import Plan, plan
 
-_TURNS = 3
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,24 +91,24 @@ def median_seconds(run: Callable[[], Any], seconds: float = 0.3, least: int = 3,
 
 
 def paired_seconds(
-    runs: Mapping[str, Callable[[], Any]], seconds: float = 0.3, least: int = 3, most: int = 200
-) -> dict[str, float]:
+    runs: Mapping[Name, Callable[[], Any]], seconds: float = 0.3, least: int = 3, most: int = 200, turns: int = 3
+) -> dict[Name, float]:
     """Medians of several pieces of work in one run, in turns.
 
     A turn is a block of repetitions whose first one is not counted: threads of one framework go on spinning for a
     moment after its work is done, and would be counted as another one's time.
     """
-    once: dict[str, float] = {}
+    once: dict[Name, float] = {}
     for name, run in runs.items():
         run()
         began = time.perf_counter()
         run()
         once[name] = time.perf_counter() - began
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(_TURNS):
+    found: dict[Name, list[float]] = {name: [] for name in runs}
+    for _ in range(turns):
         for name, run in runs.items():
             run()
-            for _ in range(max(-(-least // _TURNS), min(most, int(seconds / _TURNS / max(once[name], 1e-6))))):
+            for _ in range(max(-(-least // turns), min(most, int(seconds / turns / max(once[name], 1e-6))))):
                 began = time.perf_counter()
                 run()
                 found[name].append(time.perf_counter() - began)

@@ -45,33 +45,23 @@ class MatrixView:
     @classmethod
     def of(cls, inds: Inds, sizes: dict[str, int], groups: tuple[Inds, ...]) -> MatrixView:
         """The view of a tensor with ``inds`` whose matrix axes are ``groups``; other indices are summed."""
-        view = cls.plain(inds, sizes, groups)
-        if len(groups) < 2 or not view.moves:
-            return view
-        turned = cls.plain(inds, sizes, (*groups[:-2], groups[-1], groups[-2]))
-        if turned.moves:
-            return view
-        return replace(turned, swapped=True)
+        return _view(*_pattern(inds, sizes, groups))
 
     @classmethod
     def plain(cls, inds: Inds, sizes: dict[str, int], groups: tuple[Inds, ...]) -> MatrixView:
         """:meth:`of` without looking at the transposed matrix."""
-        position = {i: p for p, i in enumerate(i for group in groups for i in group)}
-        return _view(
-            tuple(sizes[i] for i in inds),
-            tuple(position.get(i, -1) for i in inds),
-            tuple(len(group) for group in groups),
-        )
+        return _plain(*_pattern(inds, sizes, groups))
 
     @property
     def moves(self) -> bool:
         """Whether reading copies: an order that no reshape gives."""
         return self.inverse != tuple(range(len(self.inverse)))
 
-    def copied(self, *, written: bool) -> tuple[int, int, int, int]:
-        """Of the permuting copy: entries, length of the last axis, number of axes, stride at which that is read."""
+    def copied(self, *, written: bool) -> tuple[int, int, int, int, int]:
+        """The shape of :class:`Op` of its permuting copy."""
         shape, axes = (self.permuted, self.inverse) if written else (self.merged, self.perm)
-        return math.prod(shape), shape[axes[-1]], len(shape), math.prod(shape[axes[-1] + 1 :])
+        *_, before, last = axes
+        return math.prod(shape), shape[last], math.prod(shape[last + 1 :]), shape[before], len(shape)
 
     @property
     def matrix(self) -> Shape:
@@ -105,9 +95,27 @@ class MatrixView:
         return do("broadcast_to", do("reshape", stored, thin), self.full)
 
 
+def _pattern(inds: Inds, sizes: dict[str, int], groups: tuple[Inds, ...]) -> tuple[Shape, tuple[int, ...], Shape]:
+    """A tensor and its groups without names: lengths, where each axis goes, lengths of the groups."""
+    position = {i: p for p, i in enumerate(i for group in groups for i in group)}
+    return tuple([sizes[i] for i in inds]), tuple([position.get(i, -1) for i in inds]), tuple(map(len, groups))
+
+
 @lru_cache(maxsize=1 << 16)  # few patterns: plans look at the same ones again and again
 def _view(full: Shape, wanted: tuple[int, ...], lengths: tuple[int, ...]) -> MatrixView:
     """The view of a tensor whose axes go to ``wanted`` places (-1: summed), in groups of so many."""
+    view = _plain(full, wanted, lengths)
+    if len(lengths) < 2 or not view.moves:
+        return view
+    *_, m, n = lengths
+    start = sum(lengths) - m - n
+    other = tuple(p if p < start else p + n if p < start + m else p - m for p in wanted)
+    turned = _plain(full, other, (*lengths[:-2], n, m))
+    return view if turned.moves else replace(turned, swapped=True)
+
+
+def _plain(full: Shape, wanted: tuple[int, ...], lengths: tuple[int, ...]) -> MatrixView:
+    """The same without looking at the transposed matrix."""
     sums = tuple(axis for axis, p in enumerate(wanted) if p < 0)
     kept = [axis for axis, p in enumerate(wanted) if p >= 0]
     # neighbours that stay neighbours in the same order move as one axis: fewer, larger strides to permute

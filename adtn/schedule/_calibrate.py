@@ -19,7 +19,7 @@ from .._errors import ScheduleError
 from .._typing import Array
 from ..network import MERA, MPO, TTN, BrickWall
 from ._planner import plan
-from ._profile import Curve, DeviceProfile, itemsize_of, permute_features
+from ._profile import Curve, DeviceProfile, Sizes, itemsize_of, permute_features
 from ._profile_store import last_level_cache, profile_path, versions
 from ._sketch import Sketch
 
@@ -30,7 +30,10 @@ _ROUNDS = 3
 _THIN = 1024  # below, products are small and how they lie matters little
 _LARGEST_PRODUCT = 1 << 28
 _LARGEST_MATRIX = 1 << 23
-_PERMUTE_BITS = (10, 14, 18, 20, 22, 23)
+PERMUTE_SIZES = ((1 << 10, 1 << 14, 1 << 18, 1 << 22), (2, 8, 64, 512), (1, 2, 8, 64, 256, 1024, 4096))
+COARSE_PERMUTES = ((1 << 12, 1 << 18, 1 << 22), (2, 16, 256), (1, 2, 64, 4096))
+_PERMUTE_BITS = (12, 16, 20, 22)
+_MANY = 5  # axes of a copy from which on their number shows
 _PROGRAM_SIZES = (512, 2048)
 _ENTRIES = (1 << 8, 1 << 12, 1 << 16, 1 << 19, 1 << 22, 1 << 24)
 _FUNCTIONS = ("tanh", "exp", "erf", "sin", "cos", "log1p", "sqrt")
@@ -127,6 +130,7 @@ class _Bench:
         launch = self._launch()
         sizes, seconds = self._products()
         curves = self._curves()
+        permute_sizes, permute_seconds = self._permutes()
         turned_sizes, turned_factors = self._turned()
         if not self.compiles:  # again, some seconds later: a shared machine is slow for a while, and fast again
             seconds = tuple(map(min, seconds, self._products()[1]))
@@ -144,7 +148,9 @@ class _Bench:
             turned_sizes=turned_sizes,
             turned_factors=turned_factors,
             curves=curves,
-            permute_seconds=(0.0,) * 6,
+            permute_sizes=permute_sizes,
+            permute_seconds=permute_seconds,
+            permute_many=(0.0, 0.0),
             launch_s=launch,
             call_s=self.call_s,
             batch_s=max((batched - one) / 63, 0.0),
@@ -156,8 +162,8 @@ class _Bench:
             ),
             versions=versions(self.backend, self.where),
         )
-        coefficients, permute_error = self._permutes(profile.cache_bytes)
-        profile = replace(profile, permute_seconds=coefficients)
+        many, permute_error = self._many_axes(profile)
+        profile = replace(profile, permute_many=many)
         factor, program_error = self._programs(profile)
         errors = {**self._check(profile), "permute": permute_error, "program": program_error}
         return replace(profile, program_factor=factor, fit_error=errors)
@@ -254,38 +260,57 @@ class _Bench:
         curves["fresh"] = tuple(fresh)
         return curves
 
-    def _permutes(self, cache_bytes: int) -> tuple[tuple[float, ...], float]:
-        """Non-negative least squares on relative errors; every fourth measurement is kept for the check."""
+    def _permutes(self) -> tuple[tuple[Sizes, Sizes, Sizes], tuple[float, ...]]:
+        """Copies of three axes; where the grid asks for more than there are entries, what is known in proportion."""
+        sizes = COARSE_PERMUTES if self.compiles else PERMUTE_SIZES
+        table: dict[tuple[int, ...], float] = {}
+        for entries, inner, stride in product(*sizes):
+            rows = entries // inner
+            half = 1 << (rows.bit_length() - 1) // 2
+            if inner * stride * 2 <= entries:
+                dims, axes = (rows // stride, inner, stride), (0, 2, 1)
+                if stride == 1:
+                    dims, axes = (half, rows // half, inner), (1, 0, 2)
+                table[entries, inner, stride] = self._permute(dims, axes)
+        for entries, inner, stride in sorted(product(*sizes), reverse=True):
+            if (entries, inner, stride) in table:
+                continue
+            larger = [n for n in sizes[0] if (n, inner, stride) in table]
+            nearest = (larger[0], inner, stride) if larger else max(p for p in table if p[0] == entries)
+            table[entries, inner, stride] = table[nearest] * entries / nearest[0]
+        return sizes, tuple(table[p] for p in product(*sizes))
+
+    def _permute(self, dims: tuple[int, ...], axes: tuple[int, ...]) -> float:
+        space = self.backend.workspace()
+
+        def copy(x: Array) -> Array:
+            y = space.packed(do("transpose", x, axes), (math.prod(dims),))
+            return y + 0.0 if self.compiles else y
+
+        return self.measure(copy, self.array(*dims))
+
+    def _many_axes(self, profile: DeviceProfile) -> tuple[tuple[float, float], float]:
+        """Non-negative least squares on what many axes add; every third measurement is kept for the check."""
         from scipy.optimize import nnls
 
-        rows: list[list[float]] = []
+        shapes: list[tuple[int, int, int, int, int]] = []
         times: list[float] = []
-        cases: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-        space = self.backend.workspace()
         for bits in _PERMUTE_BITS[::2] if self.compiles else _PERMUTE_BITS:
-            for legs in dict.fromkeys((bits, bits // 2, bits // 3, bits // 4, 3, 2)):
-                dims = [2 ** (bits // legs)] * legs
-                for _ in range(2 if self.compiles else 3):
-                    axes = tuple(int(a) for a in self.rng.permutation(len(dims)))
-                    cases.append((tuple(dims), axes))
-        for dims, axes in cases:
-            blocks = _blocks(dims, axes)
-            entries, inner, n_axes, stride = blocks
-            if n_axes == 1:
-                continue
-            x = self.array(*dims)
-
-            def copy(x: Array, axes: tuple[int, ...] = axes, n: int = entries) -> Array:
-                y = space.packed(do("transpose", x, axes), (n,))
-                return y + 0.0 if self.compiles else y
-
-            times.append(self.measure(copy, x))
-            rows.append(list(permute_features(entries, inner, stride, self.itemsize, cache_bytes)))
-        a, t = np.array(rows), np.array(times)
-        held = np.arange(len(t)) % 4 == 3
-        found, _ = nnls(a[~held] / t[~held, None], np.ones(int((~held).sum())))
-        error = float(np.median(np.abs(np.log(np.maximum(a[held] @ found, 1e-12) / t[held]))))
-        return tuple(float(c) for c in found), error
+            for legs in dict.fromkeys((bits, bits // 2, bits // 3, bits // 4, 3)):
+                dims = (2 ** (bits // legs),) * legs
+                for _ in range(2):
+                    axes = tuple(int(a) for a in self.rng.permutation(legs))
+                    shape = _copied(dims, axes)
+                    if shape[-1] > 1:
+                        shapes.append(shape)
+                        times.append(self._permute(dims, axes))
+        t, known = np.array(times), np.array([profile.permute_s(*shape) for shape in shapes])
+        a = np.array([permute_features(s[0], s[1], s[3], s[4]) for s in shapes])
+        held = np.arange(len(t)) % 3 == 2
+        use = ~held & np.array([s[-1] >= _MANY for s in shapes])
+        found, _ = nnls(a[use] / t[use, None], np.maximum(1.0 - known[use] / t[use], 0.0))
+        error = float(np.median(np.abs(np.log((known + a @ found) / t)[held])))
+        return (float(found[0]), float(found[1])), error
 
     def _check(self, profile: DeviceProfile) -> dict[str, float]:
         """Errors on sizes between the points of the tables."""
@@ -305,13 +330,13 @@ class _Bench:
         return {"product": statistics.median(products), "elementwise": statistics.median(functions)}
 
 
-def _blocks(dims: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Entries, length of the result's last axis, axes that do not lie together, stride of the last one."""
+def _copied(dims: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, int, int, int, int]:
+    """The shape of :class:`Op` of a permuting copy."""
     strides = [math.prod(dims[a + 1 :]) for a in range(len(dims))]
-    merged: list[tuple[int, int]] = []
+    merged: list[tuple[int, int]] = [(1, 0)]
     for a in axes:
-        if merged and merged[-1][1] == dims[a] * strides[a]:
+        if merged[-1][1] == dims[a] * strides[a]:
             merged[-1] = (merged[-1][0] * dims[a], strides[a])
         else:
             merged.append((dims[a], strides[a]))
-    return math.prod(dims), merged[-1][0], len(merged), merged[-1][1]
+    return math.prod(dims), *merged[-1], merged[-2][0], len(merged) - 1

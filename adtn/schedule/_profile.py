@@ -16,32 +16,32 @@ from typing import Any
 from .._backend import Op
 from .._errors import ScheduleError
 
-FORMAT = 2
+FORMAT = 3
 Curve = tuple[tuple[float, float], ...]
+Sizes = tuple[int, ...]
 
 
 class _Grid:
-    """A table over ``(m, n, k)``, interpolated in logarithms."""
+    """A table over three sizes, interpolated in logarithms."""
 
-    def __init__(self, sizes: tuple[int, ...], values: tuple[float, ...]) -> None:
-        self.axis = tuple(math.log(n) for n in sizes)
+    def __init__(self, axes: tuple[Sizes, ...], values: tuple[float, ...]) -> None:
+        self.axes = tuple(tuple(math.log(n) for n in sizes) for sizes in axes)
         self.logs = tuple(math.log(x) for x in values)
 
-    def at(self, m: int, n: int, k: int, *, beyond: bool) -> float:
-        """The value at a point; outside the grid that of its edge, or with ``beyond`` in proportion."""
-        axis, size, rest = self.axis, len(self.axis), 0.0
-        corners: list[tuple[int, float]] = []
-        for d in (m, n, k):
+    def at(self, *point: int, beyond: tuple[bool, ...]) -> float:
+        """The value at a point; outside the grid that of its edge, or in proportion along the axes ``beyond``."""
+        total = 0.0
+        corners: list[tuple[int, int, float]] = []
+        for d, axis, grows in zip(point, self.axes, beyond, strict=True):
             x = max(math.log(max(d, 1)), axis[0])
             if x > axis[-1]:
-                rest += x - axis[-1]
+                total += (x - axis[-1]) * grows
                 x = axis[-1]
-            i = min(bisect_right(axis, x) - 1, size - 2)
-            corners.append((i, (x - axis[i]) / (axis[i + 1] - axis[i])))
-        total = rest if beyond else 0.0
+            i = min(bisect_right(axis, x) - 1, len(axis) - 2)
+            corners.append((len(axis), i, (x - axis[i]) / (axis[i + 1] - axis[i])))
         for bits in range(8):
             weight, at = 1.0, 0
-            for d, (i, t) in enumerate(corners):
+            for d, (size, i, t) in enumerate(corners):
                 up = bits >> d & 1
                 weight *= t if up else 1.0 - t
                 at = at * size + i + up
@@ -77,9 +77,12 @@ class DeviceProfile:
     turned_factors : tuple of float
         How much longer a product takes when its left operand, its right one, or both lie transposed: three times
         ``len(turned_sizes) ** 3``. Empty: no longer.
-    permute_seconds : tuple of six float
-        Per call, per entry, per run (of the result's last axis), per entry read at a stride, per entry read at a stride
-        of a page or more, and per such entry when the tensors are larger than the last-level cache.
+    permute_sizes : tuple of three tuple of int
+        Entries of a permuting copy of three axes, length of the result's last axis, stride at which that is read.
+    permute_seconds : tuple of float
+        At each point of that grid, the last one running fastest.
+    permute_many : tuple of two float
+        What more axes add: per pass over the two last ones, and per entry and axis.
     launch_s : float
         Of one operation inside a program, in addition to the tables.
     call_s : float
@@ -113,7 +116,9 @@ class DeviceProfile:
     gemm_sizes: tuple[int, ...]
     gemm_seconds: tuple[float, ...]
     curves: dict[str, Curve]
+    permute_sizes: tuple[Sizes, Sizes, Sizes]
     permute_seconds: tuple[float, ...]
+    permute_many: tuple[float, float]
     launch_s: float
     call_s: float
     batch_s: float
@@ -127,9 +132,12 @@ class DeviceProfile:
     fit_error: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len(self.gemm_seconds) != len(self.gemm_sizes) ** 3:
+        expected = len(self.gemm_sizes) ** 3, math.prod(map(len, self.permute_sizes))
+        got = len(self.gemm_seconds), len(self.permute_seconds)
+        if got != expected:
             raise ScheduleError(
-                f"Got {len(self.gemm_seconds)} times of products; expected {len(self.gemm_sizes)}**3. Calibrate again."
+                f"Got {got[0]} times of products and {got[1]} of permutes; expected {expected[0]} and {expected[1]}. "
+                "Calibrate again."
             )
 
     def __hash__(self) -> int:
@@ -165,13 +173,21 @@ class DeviceProfile:
     @cached_property
     def _tables(self) -> list[_Grid]:
         """Of products, then of what transposed operands do to them."""
-        grids = [_Grid(self.gemm_sizes, self.gemm_seconds)]
+        grids = [_Grid((self.gemm_sizes,) * 3, self.gemm_seconds)]
         n = len(self.turned_sizes) ** 3
         factors = [self.turned_factors[i * n : (i + 1) * n] for i in range(3 if n else 0)]
-        return grids + [_Grid(self.turned_sizes, values) for values in factors]
+        return grids + [_Grid((self.turned_sizes,) * 3, values) for values in factors]
+
+    @cached_property
+    def _permutes(self) -> _Grid:
+        return _Grid(self.permute_sizes, self.permute_seconds)
 
     @cached_property
     def _known(self) -> dict[tuple[int, int, int, int], float]:
+        return {}
+
+    @cached_property
+    def _known_permutes(self) -> dict[tuple[int, int, int], float]:
         return {}
 
     def gemm_s(self, m: int, n: int, k: int, turned: int = 0) -> float:
@@ -179,9 +195,9 @@ class DeviceProfile:
         known = self._known.get((m, n, k, turned))
         if known is None:
             first, *others = self._tables
-            known = first.at(m, n, k, beyond=True)
+            known = first.at(m, n, k, beyond=(True,) * 3)
             if turned and others:
-                known *= others[turned - 1].at(m, n, k, beyond=False)
+                known *= others[turned - 1].at(m, n, k, beyond=(False,) * 3)
             self._known[m, n, k, turned] = known
         return known
 
@@ -200,10 +216,14 @@ class DeviceProfile:
                 return math.exp((1 - t) * math.log(y0) + t * math.log(y1))
         return curve[-1][1] * entries / curve[-1][0]
 
-    def permute_s(self, entries: int, inner: int, axes: int, stride: int) -> float:
-        """Seconds of a permuting copy."""
-        features = permute_features(entries, inner, stride, self.itemsize, self.cache_bytes)
-        return sum(c * f for c, f in zip(self.permute_seconds, features, strict=True))
+    def permute_s(self, entries: int, inner: int, stride: int, before: int, axes: int) -> float:
+        """Seconds of a permuting copy; the numbers as in :class:`Op`."""
+        key = (entries, inner, stride)
+        known = self._known_permutes.get(key)
+        if known is None:
+            known = self._known_permutes[key] = self._permutes.at(*key, beyond=(True, False, False))
+        features = permute_features(entries, inner, before, axes)
+        return known + sum(c * f for c, f in zip(self.permute_many, features, strict=True))
 
     def seconds(self, op: Op) -> float:
         """Seconds of one operation."""
@@ -250,7 +270,9 @@ class DeviceProfile:
             if content.pop("format") != FORMAT:
                 raise ValueError("another format")
             content["curves"] = {k: tuple(tuple(p) for p in curve) for k, curve in content["curves"].items()}
-            for key in ("gemm_sizes", "gemm_seconds", "permute_seconds", "turned_sizes", "turned_factors"):
+            content["permute_sizes"] = tuple(map(tuple, content["permute_sizes"]))
+            tables = ("gemm_sizes", "gemm_seconds", "permute_seconds", "permute_many", "turned_sizes", "turned_factors")
+            for key in tables:
                 content[key] = tuple(content[key])
             return cls(**content)
         except (ValueError, KeyError, TypeError) as error:
@@ -288,19 +310,10 @@ def itemsize_of(dtype: str) -> int:
     return {"float64": 8, "float32": 4}.get(dtype, 2)
 
 
-_PAGE = 4096
-_LONG = 16
-
-
-def permute_features(entries: int, inner: int, stride: int, itemsize: int, cache_bytes: int) -> tuple[float, ...]:
-    """What the time of a permuting copy is linear in; see ``permute_seconds`` of :class:`DeviceProfile`.
-
-    Entries that are read a page or more apart share the sets of a cache: a long run of them evicts itself.
-    """
-    strided = entries * (stride > 1)
-    paged = entries * (stride * itemsize >= _PAGE and inner >= _LONG)
-    far = paged * (2 * entries * itemsize > cache_bytes)
-    return (1.0, float(entries), entries / inner, float(strided), float(paged), float(far))
+def permute_features(entries: int, inner: int, before: int, axes: int) -> tuple[float, float]:
+    """What the time of a permuting copy of more than three axes is linear in, beside the table."""
+    more = max(axes - 3, 0)
+    return entries / (inner * before) * (more > 0), float(entries * more)
 
 
 def shipped_profiles() -> tuple[str, ...]:
@@ -314,6 +327,8 @@ def _datasheets() -> dict[str, dict[str, Any]]:
 
 _SHEET_SIZES = (1, 4, 16, 64, 256, 1024, 4096)
 _SHEET_ENTRIES = (1 << 10, 1 << 14, 1 << 18, 1 << 22, 1 << 26)
+_SHEET_INNER = (1, 2, 4, 8, 16, 64, 1024)
+_SHEET_STRIDES = (1, 2)
 _FUNCTIONS = ("tanh", "exp", "erf", "sin", "cos", "log1p", "sqrt")
 
 
@@ -352,7 +367,14 @@ def _from_datasheet(name: str, dtype: str, sheet: dict[str, Any]) -> DeviceProfi
             "fresh": curve(0.0, 0.0),
             **{f: curve(2.0, 1.0) for f in _FUNCTIONS},
         },
-        permute_seconds=(launch, entry, entry * sheet["permute_run_entries"], entry, 0.0, 0.0),
+        permute_sizes=(_SHEET_ENTRIES, _SHEET_INNER, _SHEET_STRIDES),
+        permute_seconds=tuple(
+            launch + entry * n * (1.0 + sheet["permute_run_entries"] / inner + (stride > 1))
+            for n in _SHEET_ENTRIES
+            for inner in _SHEET_INNER
+            for stride in _SHEET_STRIDES
+        ),
+        permute_many=(0.0, 0.0),
         launch_s=0.0,
         call_s=launch,
         batch_s=sheet["batch_s"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import lru_cache
-from itertools import product
 from typing import Any, Literal
 
 from .._backend import Op
@@ -23,12 +22,15 @@ from ..network import (
 )
 from ._path_cache import PathCache, path_key
 from ._profile import DeviceProfile, itemsize_of
+from ._recombine import Estimate
 
 Cost = Literal["forward", "adjoint", "projected", "small"]
 
 _OUTER = 10  # operands up to which all trees are searched, outer products included
-_SAMPLES = 16
-_SAMPLED_TERMS = 480  # samples times operands: planning stays short for large networks
+_SAMPLES = 64
+_SAMPLED_TERMS = 1600  # samples times operands: planning stays short for large networks
+_RECOMBINED = 4
+_PRICED = 8
 _FUSED = (1 << 10, 1 << 12, 1 << 14)
 _CACHE = PathCache()
 
@@ -75,29 +77,20 @@ def best_path(
     def search() -> Path:
         if cost == "small":
             return default_path(segment, sizes)
-        found = candidates(segment, sizes, profile)
-        # products alone are a lower bound, and cheap to price: most candidates need no closer look
-        bounds = sorted((product_seconds(segment, sizes, profile, path, cost), n) for n, path in enumerate(found))
-        best, least = found[bounds[0][1]], math.inf
-        for bound, n in bounds:
-            if bound >= least:
-                break
-            seconds = path_seconds(segment, sizes, profile, found[n], cost)
-            if seconds < least:
-                best, least = found[n], seconds
-        return best
+        found = candidates(segment, sizes, profile, cost)
+        return min(found, key=lambda path: path_seconds(segment, sizes, profile, path, cost))
 
     return store.find(key, len(terms), search)
 
 
 def hash_of(profile: DeviceProfile) -> str:
     """What distinguishes two profiles of one device."""
-    tables = (*profile.gemm_seconds, *profile.turned_factors)
-    return f"{sum(map(math.log, tables)):.6f}/{profile.permute_seconds}/{profile.launch_s}"
+    tables = (*profile.gemm_seconds, *profile.turned_factors, *profile.permute_seconds)
+    return f"{sum(map(math.log, tables)):.6f}/{profile.permute_many}/{profile.launch_s}"
 
 
-def candidates(segment: Segment, sizes: dict[str, int], profile: DeviceProfile) -> list[Path]:
-    """Contraction orders worth comparing."""
+def candidates(segment: Segment, sizes: dict[str, int], profile: DeviceProfile, cost: Cost = "forward") -> list[Path]:
+    """Contraction orders worth a full price: by estimate the best of many, and of what their subtrees make together."""
     terms = terms_of(segment)
     used = {i for inds in terms for i in inds}
     # in which order the outputs lie does not matter here, so that one search serves all orders and costs
@@ -105,7 +98,18 @@ def candidates(segment: Segment, sizes: dict[str, int], profile: DeviceProfile) 
     found = list(_searched(terms, frozenset(segment.outputs), dimensions, profile))
     if segment.inputs:
         found += [_sweep(segment, sizes, bound, by_legs) for by_legs in (True, False) for bound in _FUSED]
-    return [path for path in dict.fromkeys(found) if len(path) == len(terms) - 1]
+    found = [path for path in dict.fromkeys(found) if len(path) == len(terms) - 1]
+    trained = trained_slots(segment) if cost != "forward" else ()
+    estimate = Estimate(terms, segment.outputs, sizes, profile, trained, projected=cost == "projected")
+    trees = [estimate.pairs(path) for path in found]
+    ranked = sorted(range(len(found)), key=[estimate.seconds(tree) for tree in trees].__getitem__)
+    return list(dict.fromkeys([*estimate.best(trees, _RECOMBINED), *(found[n] for n in ranked[:_PRICED])]))
+
+
+def trained_slots(segment: Segment) -> set[int]:
+    """The operands that want an adjoint: the state and the trained cores."""
+    slots = {slot for slot, core in enumerate(segment.cores, bool(segment.inputs)) if core.trainable}
+    return slots | ({0} if segment.inputs else set())
 
 
 def path_seconds(
@@ -131,37 +135,14 @@ def path_seconds(
     if segment.inputs:
         stored[0] = None
     nodes, orders = arrange(contraction_nodes(terms, segment.outputs, path), stored, sizes, {})
-    trained = ([True] if segment.inputs else []) + [core.trainable for core in segment.cores]
-    steps = plan_steps(nodes, orders, dict(enumerate(trained)), sizes)
+    trained = trained_slots(segment)
+    steps = plan_steps(nodes, orders, {slot: slot in trained for slot in range(len(terms))}, sizes)
     ops = [op for step in (steps[:-1] if projected else steps) for op in step_ops(step, profile.dtype)]
     if cost != "forward":
         ops += [op for step in (steps[:-1] if projected else steps) for op in adjoint_ops(step, profile.dtype)]
     if projected:
         ops += projection_ops(steps[-1], profile.dtype)
     return sum(map(profile.seconds, ops))
-
-
-def product_seconds(
-    segment: Segment, sizes: dict[str, int], profile: DeviceProfile, path: Path, cost: Cost = "forward"
-) -> float:
-    """Less than :func:`path_seconds`: nothing but products, each in its faster orientation."""
-    nodes = contraction_nodes(terms_of(segment), segment.outputs, path)
-    trained = {slot for slot, core in enumerate(segment.cores, bool(segment.inputs)) if core.trainable}
-    trained |= {0} if segment.inputs else set()
-    total = 0.0
-    for node in nodes:
-        b, m, k, n = (math.prod(sizes[i] for i in group) for group in (node.batch, node.rows, node.inner, node.cols))
-        need = (node.left in trained, node.right in trained)
-        if any(need):
-            trained.add(node.out)
-        wanted = [] if cost == "projected" and node is nodes[-1] else [(m, n, k)]
-        if cost != "forward":
-            wanted += [shape for shape, needed in zip(((m, k, n), (k, n, m)), need, strict=True) if needed]
-        for x, y, z in wanted:
-            shapes = product(((x, y, z), (y, x, z)), range(4))
-            shape, turned = min(shapes, key=lambda s: profile.gemm_s(*s[0], s[1]))
-            total += profile.seconds(_product(profile.dtype, b, *shape, turned))
-    return total
 
 
 def step_ops(step: PairStep, dtype: str) -> Iterable[Op]:

@@ -11,7 +11,7 @@ from cotengra.scoring import ExactObjective
 from ._profile import DeviceProfile
 
 # part of every cache key: raise it when the cost or the candidates change
-OBJECTIVE_VERSION = 4
+OBJECTIVE_VERSION = 6
 
 
 class DeviceTime(ExactObjective):
@@ -62,7 +62,7 @@ class DeviceTime(ExactObjective):
         for inds, size in zip((left, right), entries, strict=False):
             if not _contiguous(inds, inner):
                 run = sizes[next(reversed(list(inds)))]
-                time += profile.permute_s(size, run, 3, 2)
+                time += profile.permute_s(size, run, 2, 2, 3)
         return time
 
     def cost_local_tree_node(self, tree: Any, node: Any) -> float:

@@ -198,7 +198,8 @@ def _reshape(x: NullArray, shape: Shape, *, space: NullWorkspace | None = None) 
     if strides is not None:
         return x.view(tuple(shape), strides)
     blocks = _coalesced(x.shape, x.strides)
-    copied = _new(x.shape, x, "permute", (x.size, blocks[-1][0], len(blocks), blocks[-1][1]), x.nbytes, space=space)
+    before = blocks[-2][0] if len(blocks) > 1 else 1
+    copied = _new(x.shape, x, "permute", (x.size, *blocks[-1], before, len(blocks)), x.nbytes, space=space)
     return copied.view(tuple(shape), _dense_strides(tuple(shape)))
 
 
