@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
+from typing import Any, NamedTuple
 
 from .._typing import Inds
 from ..network import Path
@@ -20,8 +20,7 @@ from ._profile import DeviceProfile
 Pairs = tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Subtree:
+class _Subtree(NamedTuple):
     """The contraction of two sets of operands, with the best subtrees that make them; ``None`` for an operand."""
 
     seconds: float
@@ -29,7 +28,7 @@ class _Subtree:
     right: int
     rows: int
     cols: int
-    below: tuple[_Subtree | None, _Subtree | None]
+    below: tuple[Any, Any]  # subtrees again
 
 
 class Estimate:
@@ -104,8 +103,9 @@ class Estimate:
         known = self._products.get((left, right))
         if known is None:
             x, y, out = self._open[left], self._open[right], self.left_open(left, right)
-            common = x & y
-            b, k, m, n = map(self.size, (common & out, common & ~out, x & ~common, y & ~common))
+            common, k = self.size(x & y), self.size(x & y & ~out)
+            b, m, n = common // k, self.size(x) // common, self.size(y) // common
+            self._sizes[out] = b * m * n  # without a look at every index
             shapes = [] if self.projected and left | right == self.all else [(m, n, k)]
             shapes += [(m, k, n)] if left & self.trained else []
             shapes += [(k, n, m)] if right & self.trained else []

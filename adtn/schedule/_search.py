@@ -28,8 +28,8 @@ Cost = Literal["forward", "adjoint", "projected", "small"]
 
 _OUTER = 10  # operands up to which all trees are searched, outer products included
 _SAMPLES = 64
-_SAMPLED_TERMS = 1600  # samples times operands: planning stays short for large networks
-_RECOMBINED = 4
+_SAMPLED_TERMS = 1200  # samples times operands: planning stays short for large networks
+_RECOMBINED = 2
 _PRICED = 8
 _FUSED = (1 << 10, 1 << 12, 1 << 14)
 _CACHE = PathCache()
@@ -230,7 +230,7 @@ def _searched(
     trees: list[Any] = []
     if len(terms) <= _OUTER:
         # the fixed factor and not the profile's: a thin product costs more than its operations
-        trees.append(tree_of(OptimalOptimizer(minimize="limit-64", search_outer=True, simplify=False)))
+        trees.append(tree_of(OptimalOptimizer(minimize="limit-64", search_outer=False, simplify=False)))
     else:
         # False is meant: cotengra annotates the default's type
         greedy: Any = ctg.RandomGreedyOptimizer(max_repeats=32, seed=0, parallel=False)  # pyright: ignore[reportArgumentType]
