@@ -8,9 +8,10 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Layout, Status
+from adtn._backend import get_backend
 from adtn._errors import DeviceError, FitError, TopologyError
 from adtn.optim import make_schedule
-from adtn.optim._loss import _clipped
+from adtn.optim._loss import _clipped, _LossFunction
 
 from table import BACKENDS, usable
 
@@ -134,11 +135,9 @@ def test_data_aware_gradient_and_convolutions() -> None:
     target = np.random.default_rng(0).standard_normal((8, 4, 3, 3))
     c = np.eye(36) * np.arange(1, 37)
     objective = adtn.DataAwareReconstruction(target, c)
-    from adtn._backend import get_backend
-
-    tiles = objective.in_tiles(get_backend("numpy"), half=False)
+    tiles = objective.in_tiles(half=False)
     constants = objective.constants()
-    consume = tiles.consume(tiles.factor * target[None], constants)
+    consume = tiles.consume(get_backend("numpy"), tiles.factor * target[None], constants)
 
     def fn(w):
         loss, slope = consume(tiles.factor * w, 0, 0.0)
@@ -150,6 +149,26 @@ def test_data_aware_gradient_and_convolutions() -> None:
     slope = (fn(w + h * d)[0] - fn(w - h * d)[0]) / (2 * h)
     assert np.sum(grad * d) == pytest.approx(slope, rel=1e-6)
     assert loss == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", ["materialise", "stream", "factored"])
+def test_fits_of_one_structure_share_what_jax_compiled(mode: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    usable("jax")
+    if (mode, dtype) == ("factored", "bfloat16"):
+        pytest.skip("half precisions do not project")
+    traced = []
+    plain = _LossFunction.__call__
+    monkeypatch.setattr(_LossFunction, "__call__", lambda self, *a: traced.append(self) or plain(self, *a))
+    for n, (seed, factor) in enumerate(((0, 1.0), (1, 3.0), (2, 0.01))):
+        target = factor * (TARGET + 0.1 * seed)
+        options = {"steps": 5, "mode": mode, "dtype": dtype}
+        gen = adtn.Generator((32, 32), adtn.TTN(bond=3), layout=LAYOUT, scale=target, seed=seed)
+        traced.clear()
+        got = adtn.fit(gen, target, device="jax:cpu", **options)
+        assert len(traced) <= (n == 0)
+        want = adtn.fit(gen, target, device=usable("torch"), **options)
+        np.testing.assert_allclose(got.history, want.history, rtol=1e-4 if dtype == "float32" else 0.05)
 
 
 def regression(library: str):

@@ -91,7 +91,7 @@ def closed(segment: Segment, sizes: dict[str, int]) -> Segment:
 
 
 def squared_norm(
-    stage: Stage, state: Array | None, arrays: Params, factor: float, space: Workspace
+    stage: Stage, state: Array | None, arrays: Params, factor: float | Array, space: Workspace
 ) -> tuple[Array, list[Array | None]]:
     """``factor * ‖W‖²`` by a :func:`closed` segment, and half of its adjoints: of the state, then of every core."""
     if stage.has_state:
@@ -107,7 +107,7 @@ def squared_norm(
 
 
 def project(
-    tiled: Tiled, blocks: list[Array], backend: Backend, space: Workspace, target: Array, factor: float
+    tiled: Tiled, blocks: list[Array], backend: Backend, space: Workspace, target: Array, factor: float | Array
 ) -> tuple[Array, list[Array | None]]:
     """``factor * ⟨target, W⟩`` and the adjoint of every block.
 
@@ -123,7 +123,7 @@ def project(
         Where intermediates go.
     target : array
         ``(tiles, ...)``, each as the tile's ``Z``.
-    factor : float
+    factor : float or array
         Of everything.
     """
     *steps, root = tiled.steps

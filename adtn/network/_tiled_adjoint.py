@@ -63,7 +63,7 @@ def walk(
     consume: Consumer,
     carry: Any,
     *,
-    scale: float,
+    scale: float | Array,
     adjoint: bool,
 ) -> tuple[Any, list[Array | None]]:
     """Generate all tiles of ``scale * W`` and hand each to ``consume``.
@@ -82,7 +82,7 @@ def walk(
         ``(tile, number, carry) -> (carry, adjoint of the tile)``. The tile is its own: it may overwrite it.
     carry : any
         What the consumer accumulates.
-    scale : float
+    scale : float or array
         Factor of the weight.
     adjoint : bool
         Whether adjoints are wanted.
@@ -94,7 +94,7 @@ def walk(
     """
     sigma = tiled.activation
     blocks = list(blocks)
-    if tiled.linear_end and scale != 1.0:  # scale the smallest operand instead of every tile
+    if tiled.linear_end:  # scale the smallest operand instead of every tile
         least = tiled.smallest
         blocks[least] = blocks[least] * scale
     else:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from autoray import astype, do
 
-from .._backend import Backend, Workspace
+from .._backend import Backend, Workspace, get_backend
 from .._errors import FitError
 from .._typing import Array, Params
 from ..generator import Generator
 from ..network import BASE
-from ..schedule import MODES, Plan, TiledWeight, decide, trusted_relative_square
-from ._objective import Objective, TileObjective, ValueAndGrad
+from ..schedule import MODES, Consumer, TiledWeight, decide, trusted_relative_square
+from ._objective import Objective, ValueAndGrad
 from ._options import FitOptions
 
 TASK = "task/"
 TARGET = "target"
+SCALE, FACTOR, OFFSET = "number/scale", "number/factor", "number/offset"
+LOSS_FACTOR, SLOPE_FACTOR = "number/loss_factor", "number/slope_factor"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +40,7 @@ class Loss:
     mode: str
     trusted: float
     _function: Callable[..., tuple[Array, Params]]
-    _constants: dict[str, Array]
+    _constants: dict[str, Any]
 
     def __call__(self, params: Params, batch: tuple[Array, ...]) -> tuple[Array, Params]:
         """Loss and gradients."""
@@ -71,7 +74,8 @@ def plan_loss(
     modes : tuple of str
         What else it may choose from.
     """
-    tiles = objective.in_tiles(backend, options.master != options.dtype)
+    half = options.master != options.dtype
+    tiles = objective.in_tiles(half)
     mode = options.mode if options.mode in modes else None
     if tiles is None:
         if mode not in (None, "materialise"):
@@ -81,72 +85,100 @@ def plan_loss(
         generator, "fit", device=options.device, dtype=options.dtype, mode=mode, memory=options.memory, modes=modes,
         only_rows=tiles is None or not tiles.plain,
     )  # fmt: skip
-    numbers = {**generator.constants(), **objective.constants()}
-    function = _LossFunction(plan, objective.bind(backend) if tiles is None else None, tiles, options, backend)
-    if tiles is not None and plan.mode == "factored":
-        function.offset = 1.0
-        if BASE in numbers:
-            target = numbers[TARGET] = numbers[TARGET] - numbers.pop(BASE)
-            function.offset = float(np.sum(np.square(target, dtype=np.float64))) * tiles.loss_factor
-    constants = {name: function.constant(name, np.asarray(x), device) for name, x in numbers.items()}
-    trusted = trusted_relative_square(options.dtype) * function.offset
-    return Loss(plan.mode, trusted, backend.compile(function), constants)
+    assert plan.weight is not None
+    arrays, offset = {**generator.constants(), **objective.constants()}, 0.0
+    numbers = {SCALE: generator.scale}
+    if tiles is not None:
+        if plan.mode == "factored":
+            offset = 1.0
+            if BASE in arrays:
+                target = arrays[TARGET] = arrays[TARGET] - arrays.pop(BASE)
+                offset = float(np.sum(np.square(target, dtype=np.float64))) * tiles.loss_factor
+        elif tiles.factor != 1.0:
+            numbers[FACTOR] = tiles.factor
+        numbers |= {LOSS_FACTOR: tiles.loss_factor, SLOPE_FACTOR: tiles.slope_factor, OFFSET: offset}
+    constants: dict[str, Any] = {}
+    for name, x in arrays.items():
+        x = np.asarray(x)
+        if name == TARGET and tiles is not None:
+            x = x if tiles.factor == 1.0 else x * tiles.factor
+        if (name == TARGET and tiles is not None) or name == BASE:
+            x = plan.weight.arrange(x)  # a view where that is possible
+        constants[name] = backend.asarray(x, device, options.dtype, copy=False)
+    for name, number in numbers.items():  # arguments, so that fits of other targets need nothing compiled
+        precision = options.dtype if name in (SCALE, FACTOR) else options.master
+        constants[name] = backend.asarray(np.asarray(number), device, precision) if backend.compiles else number
+    # what is not compiled has a pool of its own, which must not outlive the fit
+    make = _shared if backend.compiles and tiles is not None else _compiled
+    whole, consume = (objective.bind(backend), None) if tiles is None else (None, tiles.consume)
+    function = make(backend.name, plan.weight, plan.mode, consume, whole, options.dtype, options.master, options.clip)
+    return Loss(plan.mode, trusted_relative_square(options.dtype) * offset, function, constants)
 
 
+def _compiled(
+    backend: str,
+    weight: TiledWeight,
+    mode: str,
+    consume: Callable[[Backend, Array, Params], Consumer] | None,
+    whole: ValueAndGrad | None,
+    dtype: str,
+    master: str,
+    clip: float | None,
+) -> Callable[..., tuple[Array, Params]]:
+    found = get_backend(backend)
+    function = _LossFunction(found, found.workspace(), weight, mode, consume, whole, dtype, master, clip)
+    return found.compile(function)
+
+
+_shared = lru_cache(maxsize=64)(_compiled)
+
+
+@dataclass(frozen=True, eq=False)
 class _LossFunction:
     """``(params, constants, batch) -> (loss, grads)``: the library's own adjoint around the objective's ``dL/dW``."""
 
-    def __init__(
-        self, plan: Plan, whole: ValueAndGrad | None, tiles: TileObjective | None, options: FitOptions, backend: Backend
-    ) -> None:
-        assert plan.weight is not None
-        self.mode = plan.mode
-        self.weight: TiledWeight = plan.weight
-        self.whole = whole
-        self.tiles = tiles
-        self.options = options
-        self.backend = backend
-        self.space: Workspace = backend.workspace()
-        self.offset = 0.0  # ‖target‖², in units of the loss, where the weight is never made
-
-    def constant(self, name: str, x: np.ndarray, device: str) -> Array:
-        """A frozen array on the device; those of the weight's shape arranged in tiles, without a copy if possible."""
-        if name == TARGET and self.tiles is not None:
-            x = self.weight.arrange(x if self.tiles.factor == 1.0 else x * self.tiles.factor)
-        elif name == BASE:
-            x = self.weight.arrange(x)
-        return self.backend.asarray(x, device, self.options.dtype, copy=False)
+    backend: Backend
+    space: Workspace
+    weight: TiledWeight
+    mode: str
+    consume: Callable[[Backend, Array, Params], Consumer] | None
+    whole: ValueAndGrad | None
+    dtype: str
+    master: str
+    clip: float | None
 
     def __call__(self, params: Params, constants: Params, batch: tuple[Array, ...]) -> tuple[Array, Params]:
-        dtype, master = self.options.dtype, self.options.master
+        dtype, master = self.dtype, self.master
         if master != dtype:
             params = {k: astype(x, dtype) for k, x in params.items()}
         arrays = {**constants, **params}
-        if self.tiles is not None:
-            loss, grads = self._over_tiles(arrays, constants, self.tiles)
+        if self.consume is not None:
+            loss, grads = self._over_tiles(arrays, constants, self.consume(self.backend, constants[TARGET], constants))
         else:
             assert self.whole is not None
             loss, grads = self._at_once(arrays, params, constants, batch, self.whole)
         if master != dtype:
             grads = {k: astype(g, master) for k, g in grads.items()}
-        return loss, _clipped(grads, self.options.clip)
+        return loss, _clipped(grads, self.clip)
 
-    def _over_tiles(self, arrays: Params, constants: Params, tiles: TileObjective) -> tuple[Array, dict[str, Array]]:
-        dtype, master = self.options.dtype, self.options.master
+    def _over_tiles(self, arrays: Params, constants: Params, consume: Consumer) -> tuple[Array, dict[str, Array]]:
+        dtype, master, scale = self.dtype, self.master, constants[SCALE]
         if self.mode == "factored":
-            loss, grads = self.weight.project(self.backend, arrays, constants[TARGET], self.space)
+            loss, grads = self.weight.project(self.backend, arrays, constants[TARGET], self.space, scale)
         else:
             zero = astype(do("zeros_like", do("reshape", constants[TARGET], (-1,))[0]), master)
-            consume = tiles.consume(constants[TARGET], constants)
 
             def summed(tile: Array, i: Any, total: Any) -> tuple[Any, Array | None]:
                 part, wbar = consume(tile, i, astype(total, dtype) * 0.0 if master != dtype else total)
                 return (total + astype(part, master) if master != dtype else part), wbar
 
             loss, grads = self.weight.run(
-                self.backend, arrays, summed, zero, adjoint=True, factor=tiles.factor, space=self.space
-            )
-        return loss * tiles.loss_factor + self.offset, {k: g * tiles.slope_factor for k, g in grads.items()}
+                self.backend, arrays, summed, zero, adjoint=True, scale=scale, factor=constants.get(FACTOR),
+                space=self.space,
+            )  # fmt: skip
+        slope = constants[SLOPE_FACTOR]
+        slope = slope if isinstance(slope, float) or master == dtype else astype(slope, dtype)
+        return loss * constants[LOSS_FACTOR] + constants[OFFSET], {k: g * slope for k, g in grads.items()}
 
     def _at_once(
         self, arrays: Params, params: Params, constants: Params, batch: tuple[Array, ...], whole: ValueAndGrad
@@ -158,7 +190,9 @@ class _LossFunction:
             loss, (wbar, *rest) = whole(tile[:rows] if weight.masked else tile, own, constants, batch)
             return (loss, rest), weight.pad_rows(wbar)
 
-        (loss, rest), grads = weight.run(self.backend, arrays, consume, None, adjoint=True, space=self.space)
+        (loss, rest), grads = weight.run(
+            self.backend, arrays, consume, None, adjoint=True, scale=constants[SCALE], space=self.space
+        )
         return loss, grads | ({TASK + k: g for k, g in rest[0].items()} if rest else {})
 
 

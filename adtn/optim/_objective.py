@@ -49,7 +49,7 @@ class Objective(ABC):
         """Whether the loss is the square of a relative error."""
         return False
 
-    def in_tiles(self, backend: Backend, half: bool) -> TileObjective | None:
+    def in_tiles(self, half: bool) -> TileObjective | None:
         """The loss as a sum over tiles of the weight; ``None`` when it needs the whole weight at once."""
         return None
 
@@ -63,21 +63,22 @@ class TileObjective:
     plain : bool
         Whether it is the squared distance from the target: tiles may be any legs, and the weight need not be made.
         Otherwise tiles are rows.
+    consume : callable
+        ``(backend, arranged target, constants) -> consumer``, see :class:`adtn.schedule.TiledWeight`. The same function
+        for all objectives of a kind, so that what is compiled for one serves another.
     factor : float
         The tiles that are asked for are of ``factor * W``, and the target is ``factor * target``.
     loss_factor : float
         What the sum is multiplied by in the end.
     slope_factor : float
         What ``adjoint`` must be multiplied by to be the derivative of the loss.
-    consume : callable
-        ``(arranged target, constants) -> consumer``, see :class:`adtn.schedule.TiledWeight`.
     """
 
     plain: bool
+    consume: Callable[[Backend, Array, Params], Consumer]
     factor: float
     loss_factor: float
     slope_factor: float
-    consume: Callable[[Array, Params], Consumer]
 
 
 class Reconstruction(Objective):
@@ -118,14 +119,12 @@ class Reconstruction(Objective):
         """It is."""
         return True
 
-    def in_tiles(self, backend: Backend, half: bool) -> TileObjective | None:
+    def in_tiles(self, half: bool) -> TileObjective | None:
         """Entry by entry, in any order."""
         inverse = self._inverse_norm
         # half precisions normalise before squaring, or sums of squares overflow
         factor, rest = (inverse, 1.0) if half else (1.0, inverse * inverse)
-        return TileObjective(
-            True, factor, rest, 2.0 * rest, lambda target, constants: squared_distance(backend, target)
-        )
+        return TileObjective(True, _distance, factor, rest, 2.0 * rest)
 
 
 class DataAwareReconstruction(Reconstruction):
@@ -170,22 +169,9 @@ class DataAwareReconstruction(Reconstruction):
         """The target and the second moment."""
         return {"target": self.target, "second_moment": self.second_moment}
 
-    def in_tiles(self, backend: Backend, half: bool) -> TileObjective | None:
+    def in_tiles(self, half: bool) -> TileObjective | None:
         """Row by row."""
-        inverse = self._inverse_norm
-
-        def consume(target: Array, constants: Params) -> Consumer:
-            moment = constants["second_moment"]
-
-            def on_tile(tile: Array, i: Any, total: Any) -> tuple[Any, Array]:
-                shape = tuple(tile.shape)
-                residual = do("reshape", backend.subtract(tile, backend.take(target, i)), (shape[0], -1))
-                weighted = do("matmul", residual, moment)
-                return total + do("sum", weighted * residual), do("reshape", weighted, shape)
-
-            return on_tile
-
-        return TileObjective(False, inverse, 1.0, 2.0, consume)
+        return TileObjective(False, _weighted_distance, self._inverse_norm, 1.0, 2.0)
 
 
 class Task(Objective):
@@ -258,6 +244,23 @@ def as_objective(target: Any) -> Objective:
     if callable(target):
         return Task(target)
     return Reconstruction(target)
+
+
+def _distance(backend: Backend, target: Array, constants: Params) -> Consumer:
+    return squared_distance(backend, target)
+
+
+def _weighted_distance(backend: Backend, target: Array, constants: Params) -> Consumer:
+    """Of outputs: residuals are multiplied by the second moment of the inputs."""
+    moment = constants["second_moment"]
+
+    def on_tile(tile: Array, i: Any, total: Any) -> tuple[Any, Array]:
+        shape = tuple(tile.shape)
+        residual = do("reshape", backend.subtract(tile, backend.take(target, i)), (shape[0], -1))
+        weighted = do("matmul", residual, moment)
+        return total + do("sum", weighted * residual), do("reshape", weighted, shape)
+
+    return on_tile
 
 
 def _checked_norm(x: np.ndarray, what: str) -> float:

@@ -103,7 +103,8 @@ class TiledWeight:
         carry: Any,
         *,
         adjoint: bool,
-        factor: float = 1.0,
+        scale: float | Array | None = None,
+        factor: float | Array | None = None,
         space: Workspace | None = None,
     ) -> tuple[Any, dict[str, Array]]:
         """Generate ``factor * W`` and hand every tile to ``consume``.
@@ -120,8 +121,10 @@ class TiledWeight:
             What it accumulates.
         adjoint : bool
             Whether adjoints of the parameters are wanted.
-        factor : float
-            Of the weight that the consumer gets.
+        scale : float or array, optional
+            In place of that of :attr:`weighting`.
+        factor : float or array, optional
+            Of the weight that the consumer gets; 1 when not given.
         space : Workspace, optional
             Where intermediates go; one for this call when not given.
 
@@ -133,6 +136,7 @@ class TiledWeight:
         space = space if space is not None else backend.workspace()
         tape = frontier(self.tiled, arrays, space)
         weighting = self.weighting
+        factors = (weighting.scale if scale is None else scale) * (1.0 if factor is None else factor)
         base, masks = arrays.get(BASE), self.mask(tape.blocks[0]) if self.masked else None
         trains_base = weighting.trains_base_scale and adjoint
         start = do("zeros_like", do("sum", tape.blocks[0])) if trains_base else None
@@ -143,7 +147,7 @@ class TiledWeight:
             part = None
             if weighting.has_base and base is not None:
                 part = backend.take(base, i)
-                part = part * factor if factor != 1.0 else part
+                part = part if factor is None else part * factor
                 w = w + (part * arrays[BASE_SCALE] if weighting.trains_base_scale else part)
             if masks is not None:
                 w = w * backend.take(masks, i)
@@ -158,7 +162,7 @@ class TiledWeight:
 
         state, bars = walk(
             self.tiled, tape.blocks, backend, space, on_tile, (carry, start),
-            scale=weighting.scale * factor, adjoint=adjoint,
+            scale=factors, adjoint=adjoint,
         )  # fmt: skip
         inner, slope = state
         if not adjoint:
@@ -169,7 +173,7 @@ class TiledWeight:
         return inner, grads
 
     def project(
-        self, backend: Backend, arrays: Params, arranged: Array, space: Workspace
+        self, backend: Backend, arrays: Params, arranged: Array, space: Workspace, scale: float | Array | None = None
     ) -> tuple[Array, dict[str, Array]]:
         """``‖W - target‖² - ‖target‖²`` and half of its gradient without any tile of W, see :func:`project`.
 
@@ -183,11 +187,13 @@ class TiledWeight:
             The target, less the base where there is one.
         space : Workspace
             Where intermediates go.
+        scale : float or array, optional
+            In place of that of :attr:`weighting`.
         """
         assert self.norm is not None
-        tape, scale = frontier(self.tiled, arrays, space), self.weighting.scale
-        square, others = squared_norm(self.norm, tape.state, arrays, scale * scale, space)
-        overlap, bars = project(self.tiled, tape.blocks, backend, space, arranged, -scale)
+        tape, factor = frontier(self.tiled, arrays, space), self.weighting.scale if scale is None else scale
+        square, others = squared_norm(self.norm, tape.state, arrays, factor * factor, space)
+        overlap, bars = project(self.tiled, tape.blocks, backend, space, arranged, -factor)
         grads = frontier_pullback(self.tiled, arrays, tape, bars, space, others)
         return square + 2.0 * overlap, grads
 

@@ -178,15 +178,15 @@ class Plan:
             make = self.generator(backend)
             return lambda arrays, _: make(arrays)
         if self.task == "fit":
-            weight, space = self.weight, backend.workspace()
+            weight, space, scale = self.weight, backend.workspace(), self.weighting.scale
             assert weight is not None
 
             def fit(arrays: Params, arranged: Array) -> Any:
                 if self.mode == "factored":
-                    return weight.project(backend, arrays, arranged, space)
+                    return weight.project(backend, arrays, arranged, space, scale)
                 zero = do("zeros_like", do("reshape", arranged, (-1,))[0])
                 consume = squared_distance(backend, arranged)
-                return weight.run(backend, arrays, consume, zero, adjoint=True, space=space)
+                return weight.run(backend, arrays, consume, zero, adjoint=True, scale=scale, space=space)
 
             return backend.compile(fit)
         layer = self.layer(backend)

@@ -142,7 +142,10 @@ def decide(
         generator.segments, weighting, task, device, dtype, batch if task in ("apply", "train") else None,
         parse_bytes(memory), mode, found, str(generator.topology), only_rows, modes,
     )  # fmt: skip
-    return _decide(key)
+    if task != "fit":
+        return _decide(key)
+    # the scale is an argument of a fit's loss: all fits of one structure share a plan, and what was compiled for it
+    return replace(_decide(replace(key, weighting=replace(weighting, scale=1.0))), weighting=weighting)
 
 
 def _profile(device: str, dtype: str, profile: DeviceProfile | str | None) -> DeviceProfile:

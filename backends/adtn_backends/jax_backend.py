@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -167,13 +167,7 @@ class OptaxOptimizer:
         momentum: float = 0.9, weight_decay: float = 0.0,
     ) -> None:  # fmt: skip
         self.name = name
-        adam = optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps)
-        self.chain = {
-            "adam": adam,
-            "adamw": optax.chain(adam, optax.add_decayed_weights(weight_decay)),
-            "sgd": optax.trace(decay=momentum),
-        }[name]
-        self._step = jax.jit(partial(_optax_step, self.chain))
+        self.chain, self._step = _optax_chain(name, beta1, beta2, eps, momentum, weight_decay)
 
     def init(self, params: Params) -> Any:
         """State of the chain."""
@@ -203,6 +197,20 @@ class OptaxOptimizer:
                 for i, x in enumerate(jax.tree.leaves(fresh))
             ]
             return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+
+
+@lru_cache(maxsize=32)  # optimizers with the same options share what is compiled
+def _optax_chain(
+    name: str, beta1: float, beta2: float, eps: float, momentum: float, weight_decay: float
+) -> tuple[Any, Any]:
+    """The chain and its jitted step."""
+    adam = optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps)
+    chain = {
+        "adam": adam,
+        "adamw": optax.chain(adam, optax.add_decayed_weights(weight_decay)),
+        "sgd": optax.trace(decay=momentum),
+    }[name]
+    return chain, jax.jit(partial(_optax_step, chain))
 
 
 def _optax_step(chain: Any, params: Any, grads: Any, state: Any, lr: Any) -> tuple[Any, Any]:
