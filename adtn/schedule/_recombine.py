@@ -79,6 +79,7 @@ class Estimate:
         self._sizes = {0: 1}
         self._open = {1 << slot: sum(order) & ~alone for slot, order in enumerate(self.orders)}
         self._products: dict[tuple[int, int], float] = {}
+        self._fastest: dict[tuple[int, int, int], float] = {}
         self._operands: dict[tuple[int, int], float] = {}
 
     def size(self, inds: int) -> int:
@@ -99,7 +100,7 @@ class Estimate:
         return known
 
     def product(self, left: int, right: int) -> float:
-        """Seconds of a contraction and its adjoints, each product in its faster orientation."""
+        """Seconds of a contraction and its adjoints."""
         known = self._products.get((left, right))
         if known is None:
             x, y, out = self._open[left], self._open[right], self.left_open(left, right)
@@ -109,9 +110,16 @@ class Estimate:
             shapes = [] if self.projected and left | right == self.all else [(m, n, k)]
             shapes += [(m, k, n)] if left & self.trained else []
             shapes += [(k, n, m)] if right & self.trained else []
+            known = self._products[left, right] = sum(self.profile.launch_s + b * self.fastest(*s) for s in shapes)
+        return known
+
+    def fastest(self, m: int, n: int, k: int) -> float:
+        """Seconds of a product whose operands lie as is best."""
+        known = self._fastest.get((m, n, k))
+        if known is None:
             price = self.profile.gemm_s
-            seconds = sum(self.profile.launch_s + b * min(price(*s), price(s[1], s[0], s[2])) for s in shapes)
-            known = self._products[left, right] = seconds
+            known = min(price(*shape, turned) for shape in ((m, n, k), (n, m, k)) for turned in range(4))
+            self._fastest[m, n, k] = known
         return known
 
     def operand(self, slot: int, inner: int) -> float:
