@@ -1,8 +1,9 @@
-"""The linear module: an ordinary module whose forward compiles and exports."""
+"""The torch modules: drop-in for dense layers, with plain states that survive everything PyTorch does to modules."""
 
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 
 import adtn
@@ -14,60 +15,380 @@ from table import TOPOLOGIES
 
 torch = pytest.importorskip("torch")
 layers = pytest.importorskip("adtn_backends.torch_layers")
+nn = torch.nn
 
 GENERATORS = {
     "ttn": lambda: TOPOLOGIES["ttn"].generator(dtype="float32"),
     "nonlinear end": lambda: TOPOLOGIES["ttn-all"].generator(dtype="float32"),
     "frozen cores": lambda: TOPOLOGIES["brickwall"].generator(dtype="float32"),
     "seeded base": lambda: TOPOLOGIES["mpo"].generator(dtype="float32", base=adtn.SeededBase(1)),
+    "padded": lambda: adtn.Generator((11, 13), adtn.TTN(bond=2)),
 }
+TTN = adtn.TTN(bond=2)
+
+
+def linear():
+    torch.manual_seed(0)
+    return layers.ADTNLinear.from_linear(nn.Linear(24, 16), TTN), torch.randn(5, 24)
+
+
+def conv(n: int, **options):
+    torch.manual_seed(0)
+    dense = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[n - 1](6, 8, 3, **options)
+    made = (layers.ADTNConv1d, layers.ADTNConv2d, layers.ADTNConv3d)[n - 1].from_conv(dense, TTN)
+    return made, torch.randn(2, 6, *(7,) * n)
+
+
+def embedding():
+    torch.manual_seed(0)
+    return layers.ADTNEmbedding.from_embedding(nn.Embedding(30, 8, padding_idx=3), TTN), torch.tensor([[1, 3, 29]])
+
+
+def attention():
+    torch.manual_seed(0)
+    dense = nn.MultiheadAttention(16, 4, batch_first=True)
+    return Attend(layers.ADTNMultiheadAttention.from_attention(dense, TTN)), torch.randn(2, 5, 16)
+
+
+class Attend(nn.Module):
+    """Self-attention as a function of one tensor."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x, x, x, need_weights=False)[0]
+
+    def to_dense(self):
+        return Attend(self.inner.to_dense())
+
+
+LAYERS = {
+    "linear": linear,
+    "conv1d": lambda: conv(1, stride=2, padding=1),
+    "conv2d": lambda: conv(2, padding="same", dilation=2),
+    "conv2d grouped": lambda: conv(2, groups=2, stride=(1, 2), padding=(2, 0)),
+    "conv2d reflected": lambda: conv(2, padding=1, padding_mode="reflect", bias=False),
+    "conv2d circular": lambda: conv(2, padding="same", padding_mode="circular", dilation=2),
+    "conv3d": lambda: conv(3),
+    "embedding": embedding,
+    "attention": attention,
+}
+traces = pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
+
+
+def parameters_of(layer):
+    """Trained numbers and the other parameters, by name."""
+    return dict(layer.named_parameters())
+
+
+def grads_of(layer, x):
+    y = layer(x)
+    out = torch.autograd.grad((y * y.detach().cos()).sum(), list(parameters_of(layer).values()), allow_unused=True)
+    return y, dict(zip(parameters_of(layer), out, strict=True))
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_forward_and_gradients_are_those_of_the_dense_layer(name: str) -> None:
+@pytest.mark.parametrize("mode", [None, "materialise", "stream"])
+def test_forward_and_gradients_are_those_of_the_dense_layer(name: str, mode: str | None) -> None:
     gen = GENERATORS[name]()
-    layer = layers.ADTNLinear(gen, bias=np.arange(gen.shape[0]))
+    layer = layers.ADTNLinear(gen, bias=np.arange(gen.shape[0]), mode=mode)
     x = torch.randn(2, 3, gen.shape[1], requires_grad=True)
-    weight = gen.function({k: getattr(layer, k.replace(".", "_"), None) if k in gen.params else torch.tensor(
-        np.asarray(v, dtype="float32")) for k, v in {**gen.params, **gen.constants()}.items()})  # fmt: skip
+    arrays = layer.generated.arrays()
+    weight = gen.function(arrays)  # differentiated by PyTorch
     want = x @ weight.T + layer.bias
     got = layer(x)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(layer.weight(), weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.weight, weight, rtol=1e-4, atol=1e-5)
     leaves = [x, *layer.parameters()]
-    for a, b in zip(
-        torch.autograd.grad((got**2).sum(), leaves), torch.autograd.grad((want**2).sum(), leaves), strict=True
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+    for other in (got, x @ layer.weight.T + layer.bias):
+        found = torch.autograd.grad((other**2).sum(), leaves)
+        for a, b in zip(found, torch.autograd.grad((want**2).sum(), leaves, retain_graph=True), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.detach().abs().max()))
+    with torch.no_grad():
+        torch.testing.assert_close(layer.eval()(x), want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
-@pytest.mark.parametrize("name", GENERATORS)
-def test_forward_compiles_to_one_graph_and_exports(name: str) -> None:
-    gen = GENERATORS[name]()
-    layer = layers.ADTNLinear(gen)
-    x = torch.randn(5, gen.shape[1])
-    want = layer(x)
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_is_its_dense_form(name: str) -> None:
+    layer, x = LAYERS[name]()
+    dense = layer.to_dense()
+    assert not any(isinstance(m, layers.GeneratedWeight) for m in dense.modules())
+    y, grads = grads_of(layer, x)
+    want, dense_grads = grads_of(dense, x)
+    torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
+    for key, grad in dense_grads.items():
+        if key in grads and grads[key] is not None:  # biases
+            torch.testing.assert_close(grads[key], grad, rtol=1e-3, atol=1e-5)
+    # those of the cores: the chain rule through the dense layer's gradient of the weight
+    for part, twin in ((m, dense.get_submodule(n)) for n, m in layer.named_modules() if hasattr(m, "generated")):
+        attribute = "in_proj_weight" if isinstance(part, layers.ADTNMultiheadAttention) else "weight"
+        key = next(k for k, p in dense.named_parameters() if p is getattr(twin, attribute))
+        cores = list(part.generated.parameters())
+        through = torch.autograd.grad((part.generated() * dense_grads[key]).sum(), cores)
+        names = {id(p): k for k, p in layer.named_parameters()}
+        for core, want_core in zip(cores, through, strict=True):
+            got_core = grads[names[id(core)]]
+            torch.testing.assert_close(got_core, want_core, rtol=1e-3, atol=1e-4 * float(want_core.abs().max()))
+    layer.eval()
+    dense.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-5)
+
+
+@traces
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_compiles_to_one_graph_and_exports(name: str) -> None:
+    layer, x = LAYERS[name]()
+    want, _ = grads_of(layer, x)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), want, rtol=1e-4, atol=1e-5)
-    exported = torch.export.export(layer, (x,)).module()
+    found = torch.autograd.grad(compiled(x).sum(), list(layer.parameters()))
+    for a, b in zip(found, torch.autograd.grad(layer(x).sum(), list(layer.parameters())), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    exported = torch.export.export(layer.eval(), (x,)).module()
     torch.testing.assert_close(exported(x), want, rtol=1e-4, atol=1e-5)
 
 
-def test_the_state_is_plain_and_stable() -> None:
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_state_is_plain_and_survives(name: str, tmp_path) -> None:
+    from safetensors.torch import load_model, save_model
+
+    layer, x = LAYERS[name]()
+    keys = set(layer.state_dict())
+    want = layer(x)
+    layer.eval()(x)
+    assert set(layer.state_dict()) == keys, "a forward adds nothing"
+    assert all(type(p) in (torch.Tensor, nn.Parameter) for p in layer.state_dict().values())
+    file, plain = io.BytesIO(), str(tmp_path / "m.safetensors")
+    torch.save(layer, file)
+    file.seek(0)
+    save_model(layer, plain)
+    fresh = [copy.deepcopy(layer) for _ in range(2)]
+    for other in fresh:
+        for p in other.parameters():
+            nn.init.normal_(p)
+    fresh[0].load_state_dict(layer.state_dict())
+    load_model(fresh[1], plain)
+    twins = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(file, weights_only=False), *fresh]
+    for twin in twins:
+        torch.testing.assert_close(twin.eval()(x), want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(twin.train()(x), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_half_precision_and_autocast(name: str, dtype: str) -> None:
+    layer, x = LAYERS[name]()
+    want, grads = grads_of(layer, x)
+    kind, scale = getattr(torch, dtype), float(want.detach().abs().max())
+    with torch.autocast("cpu", dtype=kind):
+        got, mixed = grads_of(layer, x)
+    assert got.dtype == (want.dtype if name == "embedding" else kind)
+    torch.testing.assert_close(got.float(), want, rtol=0, atol=0.03 * scale)
+    for key, grad in grads.items():
+        assert mixed[key].dtype == torch.float32
+        torch.testing.assert_close(mixed[key], grad, rtol=0, atol=0.2 * float(grad.detach().abs().max()) + 1e-6)
+    half = copy.deepcopy(layer).to(kind)
+    assert {p.dtype for p in half.parameters()} == {kind}
+    got = half(x.to(kind) if x.is_floating_point() else x)
+    assert got.dtype == kind
+    torch.testing.assert_close(got.float(), want, rtol=0, atol=0.1 * scale)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_function_transforms(name: str) -> None:
+    if name == "attention":
+        pytest.skip("PyTorch's own attention does not map over parameters")
+    layer, x = LAYERS[name]()
+    params = {k: p.detach() for k, p in layer.named_parameters()}
+
+    def loss(params, x):
+        return (torch.func.functional_call(layer, params, (x,)) ** 2).sum()
+
+    got = torch.func.grad(loss)(params, x)
+    want = dict(zip(params, torch.autograd.grad((layer(x) ** 2).sum(), list(layer.parameters())), strict=True))
+    for key in params:
+        torch.testing.assert_close(got[key], want[key], rtol=1e-3, atol=1e-4)
+    many = {k: torch.stack([p, 2 * p]) for k, p in params.items()}
+    both = torch.func.vmap(loss, in_dims=(0, None))(many, x)
+    single = [loss({k: p[i] for k, p in many.items()}, x) for i in range(2)]
+    torch.testing.assert_close(both, torch.stack(single), rtol=1e-4, atol=1e-4)
+
+
+# --- one generator, several layers ---
+
+
+class Tied(nn.Module):
+    """A language model's embedding and output layer from one generator."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.embed = layers.ADTNEmbedding(adtn.Generator((32, 8), TTN, seed=seed))
+        self.head = layers.ADTNLinear(self.embed.generated, bias=False)
+
+    def forward(self, i):
+        with self.embed.generated.once():
+            return self.head(self.embed(i))
+
+
+def test_layers_with_one_generator_stay_tied(tmp_path) -> None:
+    from safetensors.torch import load_model, save_model
+
+    model, i = Tied(), torch.tensor([1, 4, 31])
+    assert len(list(model.parameters())) == len(list(model.embed.parameters()))
+    weight = model.embed.weight.detach().requires_grad_()
+    (slope,) = torch.autograd.grad((weight[i] @ weight.T).square().sum(), weight)
+    through = torch.autograd.grad((model.embed.weight * slope).sum(), list(model.parameters()))
+    got = torch.autograd.grad(model(i).square().sum(), list(model.parameters()))
+    for a, b in zip(got, through, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.detach().abs().max()))
+    file = str(tmp_path / "m.safetensors")
+    save_model(model, file)
+    for other in (Tied(seed=5), Tied(seed=6)):
+        other.load_state_dict(model.state_dict())
+        torch.testing.assert_close(other(i), model(i))
+    other = Tied(seed=7)
+    load_model(other, file)
+    torch.testing.assert_close(other(i), model(i))
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin.embed.generated is twin.head.generated
+        with torch.no_grad():
+            next(twin.parameters()).mul_(2.0)
+        assert not torch.allclose(twin(i), model(i))
+
+
+def test_once_makes_one_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made = Tied(), []
+    apply = layers._weight._Generate.apply
+    monkeypatch.setattr(layers._weight._Generate, "apply", lambda *a: made.append(1) or apply(*a))
+    with model.embed.generated.once() as weight:
+        assert model.embed.weight is weight
+        assert model.head.weight is weight
+    assert len(made) == 1
+    assert model.head.weight is not weight
+    inner = LAYERS["attention"]()[0]
+    made.clear()
+    inner(torch.randn(1, 2, 16))
+    assert len(made) == 2
+
+
+# --- the kept weight ---
+
+
+def test_the_weight_is_kept_for_inference_until_a_number_changes() -> None:
+    layer, _ = LAYERS["conv2d"]()
+    generated, other = layer.generated, adtn.Generator(layer.generated.shape, TTN, seed=3)
+    layer.eval()
+    with torch.no_grad():
+        first = generated.kept()
+        assert generated.kept() is first
+        core = next(generated.parameters())
+        core.mul_(2.0)
+        torch.testing.assert_close(generated.kept(), generated().detach())
+        assert not torch.allclose(generated.kept(), first)
+        generated.load_state_dict(layers.GeneratedWeight(other).state_dict())
+        assert np.array_equal(generated.generator().params["root"], other.params["root"])
+        torch.testing.assert_close(generated.kept(), generated().detach())
+        loaded = generated.kept()
+        core.data = core.data * 3.0
+        torch.testing.assert_close(generated.kept(), generated().detach())
+        assert not torch.allclose(generated.kept(), loaded)
+        assert generated.half().kept().dtype == torch.float16
+        generated.float()
+        layer.train()
+        core.data.zero_()  # leaves no trace, but training keeps nothing
+        assert not generated.kept().any()
+        assert not layer.eval().generated.kept().any()
+    with torch.inference_mode():
+        assert not generated.kept().any()
+
+
+# --- numbers in and out ---
+
+
+def test_numbers_go_to_a_generator_and_back() -> None:
     gen = TOPOLOGIES["mera"].generator(dtype="float32")
     layer = layers.ADTNLinear(gen)
-    assert set(layer.state_dict()) == {*gen.params, "bias"}
-    layer(torch.randn(3, gen.shape[1]))
-    assert set(layer.state_dict()) == {*gen.params, "bias"}, "a forward adds nothing"
-    other = layers.ADTNLinear(TOPOLOGIES["mera"].generator(seed=9, dtype="float32"))
-    other.load_state_dict(layer.state_dict())
-    x = torch.randn(4, gen.shape[1])
-    for twin in (other, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        torch.testing.assert_close(twin(x), layer(x))
-    assert np.array_equal(layer.generator().params["root"], gen.params["root"])
+    assert {k.removeprefix("generated.") for k in layer.state_dict()} == {*gen.params, "bias"}
+    assert np.array_equal(layer.generated.generator().params["root"], gen.params["root"])
+    with torch.no_grad():
+        layer.generated.root.mul_(2.0)
+    np.testing.assert_allclose(layer.generated.generator().weight(), layer.weight.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_only_matrices() -> None:
+def test_given_numbers_are_part_of_the_state() -> None:
+    base = np.random.default_rng(0).standard_normal((8, 8)).astype("float32")
+    kept = layers.GeneratedWeight(adtn.Generator((8, 8), TTN, base=base))
+    assert "frozen_base" in kept.state_dict()
+    other = layers.GeneratedWeight(adtn.Generator((8, 8), TTN, base=0 * base))
+    other.load_state_dict(kept.state_dict())
+    torch.testing.assert_close(other(), kept())
+    assert "frozen_base" not in layers.GeneratedWeight(GENERATORS["seeded base"]()).state_dict()
+
+
+def test_from_dense_layers_fits() -> None:
+    target = adtn.Generator((16, 24), TTN, seed=4).weight()
+    dense = nn.Linear(24, 16, dtype=torch.float64)
+    with torch.no_grad():
+        dense.weight.copy_(torch.tensor(target))
+    near = layers.ADTNLinear.from_linear(dense, TTN, steps=300, optimizer="lbfgs", seed=4)
+    assert near.weight.dtype == torch.float64
+    error = torch.linalg.norm(near.weight - dense.weight) / torch.linalg.norm(dense.weight)
+    assert error < 0.05
+    torch.testing.assert_close(near.bias, dense.bias)
+
+    class Conv1D(nn.Module):  # as in GPT-2
+        def __init__(self) -> None:
+            super().__init__()
+            self.nf, self.weight, self.bias = 16, nn.Parameter(dense.weight.T.contiguous()), dense.bias
+
+    turned = layers.ADTNLinear.from_linear(Conv1D(), TTN, steps=300, optimizer="lbfgs", seed=4)
+    torch.testing.assert_close(turned.weight, near.weight, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_without_generated_weights_keeps_its_ties_and_its_original() -> None:
+    model, i = nn.ModuleDict({"lm": Tied(), "norm": nn.BatchNorm1d(8), "none": None}), torch.tensor([1, 31])
+    model["again"] = model["lm"].head
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    dense = layers.to_dense(model)
+    assert not any(isinstance(m, layers.GeneratedWeight) for m in dense.modules())
+    assert dense["lm"].head.weight is dense["lm"].embed.weight
+    assert dense["again"] is dense["lm"].head
+    torch.testing.assert_close(dense["lm"].head(dense["lm"].embed(i)), model["lm"](i))
+    with torch.no_grad():
+        for tensor in (*dense.parameters(), *dense.buffers()):
+            tensor.zero_()
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[key])
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of PyTorch's exporter about itself
+def test_the_dense_form_exports_to_onnx(tmp_path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    model = nn.Sequential(conv(2, stride=2)[0], nn.Flatten(), layers.ADTNLinear(adtn.Generator((5, 72), TTN))).eval()
+    x = torch.randn(2, 6, 7, 7)
+    file = str(tmp_path / "model.onnx")
+    torch.onnx.export(layers.to_dense(model), (x,), file, dynamo=True, verbose=False)
+    graph = onnx.load(file)
+    (got,) = ReferenceEvaluator(graph).run(None, {graph.graph.input[0].name: x.numpy()})
+    torch.testing.assert_close(torch.tensor(got), model(x).detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(LayoutError, match="n_out, n_in"):
-        layers.ADTNLinear(adtn.Generator((4, 4, 4), adtn.TTN(bond=2)))
+        layers.ADTNLinear(adtn.Generator((4, 4, 4), TTN))
+    with pytest.raises(LayoutError, match="kernel"):
+        layers.ADTNConv2d(adtn.Generator((4, 4), TTN))
+    with pytest.raises(LayoutError, match=r"expected \(4,\)"):
+        layers.ADTNLinear(adtn.Generator((4, 4), TTN), bias=np.ones(3))
+    with pytest.raises(LayoutError, match="takes the place of Conv2d"):
+        layers.ADTNConv2d.from_conv(nn.Conv1d(2, 2, 3), TTN)
+    with pytest.raises(LayoutError, match="other widths"):
+        layers.ADTNMultiheadAttention.from_attention(nn.MultiheadAttention(8, 2, kdim=4), TTN)
+    with pytest.raises(LayoutError, match="must divide"):
+        layers.ADTNConv1d(adtn.Generator((6, 4, 3), TTN), groups=4)

@@ -6,9 +6,11 @@ from ._device import Devices as Devices
 from ._device import devices as devices
 from ._distance import squared_distance as squared_distance
 from ._distance import trusted_relative_square as trusted_relative_square
+from ._execution import KEPT_BYTES as KEPT_BYTES
 from ._execution import Consumer as Consumer
 from ._execution import TiledWeight as TiledWeight
 from ._execution import generate as generate
+from ._execution import with_base as with_base
 from ._plan import MODES as MODES
 from ._plan import TASKS as TASKS
 from ._plan import Plan as Plan

@@ -1,0 +1,103 @@
+"""Multi-head attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from adtn import SeededBase, Topology
+from adtn._errors import LayoutError
+from torch import nn
+
+from ._linear import ADTNLinear
+from ._weight import GeneratedWeight, generator_of, is_traced
+
+
+class ADTNMultiheadAttention(nn.MultiheadAttention):
+    """:class:`torch.nn.MultiheadAttention` with generated in- and out-projections.
+
+    Made by :meth:`from_attention`. The three in-projections of query, key and value are one weight
+    ``(3 embed_dim, embed_dim)``.
+    """
+
+    generated: GeneratedWeight
+
+    @classmethod
+    def from_attention(
+        cls,
+        attention: nn.MultiheadAttention,
+        topology: Topology,
+        *,
+        seed: int = 0,
+        base: SeededBase | None = None,
+        steps: int = 0,
+        **options: Any,
+    ) -> ADTNMultiheadAttention:
+        """A layer in place of a dense one.
+
+        Parameters
+        ----------
+        attention : torch.nn.MultiheadAttention
+            With query, key and value of the same width.
+        topology, seed, base
+            See :class:`adtn.Generator`; both projections get their default layouts.
+        steps : int
+            Of a fit to each dense weight; without one only its spread is taken over.
+        **options
+            Of :func:`adtn.fit`.
+
+        Raises
+        ------
+        LayoutError
+            If keys and values have widths of their own.
+        """
+        dense = attention.in_proj_weight
+        if dense is None:
+            raise LayoutError(
+                "Got an attention whose keys and values have other widths than its queries; replace its linear parts."
+            )
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        biases = ("in_proj_bias", "bias_k", "bias_v")
+        own = {k: v for k, v in vars(attention).items() if not k.startswith("_") or k == "_qkv_same_embed_dim"}
+        vars(made).update({k: v for k, v in own.items() if k not in biases})
+        for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
+            made.register_parameter(name, None)
+        for name in biases:
+            x = getattr(attention, name)
+            made.register_parameter(name, None if x is None else nn.Parameter(x.detach().clone()))
+        found = generator_of(dense, topology, None, seed=seed, base=base, steps=steps, options=options)
+        made.generated = GeneratedWeight(found).to(dense.device, dense.dtype)
+        made.out_proj = ADTNLinear.from_linear(  # type: ignore[assignment]
+            attention.out_proj, topology, seed=seed, base=base, steps=steps, **options
+        )
+        return made.train(attention.training)
+
+    @property
+    def in_proj_weight(self) -> torch.Tensor:  # type: ignore[override]
+        """The in-projections, ``(3 embed_dim, embed_dim)``, differentiable."""
+        return self.generated()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See :class:`torch.nn.MultiheadAttention`."""
+        if is_traced():
+            return super().forward(*args, **kwargs)
+        projection: Any = self.out_proj
+        with self.generated.once(), projection.generated.once():  # it looks at its weights more than once
+            return super().forward(*args, **kwargs)
+
+    def to_dense(self) -> nn.MultiheadAttention:
+        """An ordinary layer with the weights as they are now."""
+        dense = nn.MultiheadAttention(
+            self.embed_dim, self.num_heads, self.dropout, self.in_proj_bias is not None, self.bias_k is not None,
+            self.add_zero_attn, batch_first=self.batch_first, device=self.generated.device, dtype=self.generated.dtype,
+        )  # fmt: skip
+        with torch.no_grad():
+            dense.in_proj_weight.copy_(self.in_proj_weight)
+            dense.out_proj.weight.copy_(self.out_proj.weight)
+            for name in ("in_proj_bias", "bias_k", "bias_v"):
+                if getattr(self, name) is not None:
+                    getattr(dense, name).copy_(getattr(self, name))
+            if self.out_proj.bias is not None:
+                dense.out_proj.bias.copy_(self.out_proj.bias)
+        return dense.train(self.training)

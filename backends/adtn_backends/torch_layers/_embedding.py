@@ -1,0 +1,80 @@
+"""Embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from adtn import Generator, Layout, Topology
+from torch import nn
+
+from ._weight import Base, GeneratedWeight, as_weight, generator_of, is_traced
+
+
+class ADTNEmbedding(nn.Module):
+    """Rows of a generated table; takes the place of :class:`torch.nn.Embedding`.
+
+    Parameters
+    ----------
+    weight : Generator or GeneratedWeight
+        Of the table, ``(num_embeddings, embedding_dim)``. Given to an :class:`ADTNLinear` as well, the two are tied.
+    padding_idx : int, optional
+        Its row passes no gradient on.
+
+    Raises
+    ------
+    LayoutError
+        If the weight is not a matrix.
+
+    Examples
+    --------
+    >>> import adtn, torch
+    >>> table = ADTNEmbedding(adtn.Generator((100, 16), adtn.TTN(bond=2)))
+    >>> table(torch.tensor([[1, 2, 99]])).shape
+    torch.Size([1, 3, 16])
+    """
+
+    def __init__(self, weight: Generator | GeneratedWeight, padding_idx: int | None = None) -> None:
+        super().__init__()
+        self.generated = as_weight(weight, (2,), "an embedding (num_embeddings, embedding_dim)")
+        self.num_embeddings, self.embedding_dim = self.generated.shape
+        self.padding_idx = padding_idx
+
+    @classmethod
+    def from_embedding(
+        cls,
+        embedding: nn.Embedding,
+        topology: Topology,
+        layout: Layout | None = None,
+        *,
+        seed: int = 0,
+        base: Base = None,
+        steps: int = 0,
+        **options: Any,
+    ) -> ADTNEmbedding:
+        """A table in place of a dense one; parameters as of :meth:`ADTNLinear.from_linear`."""
+        dense = embedding.weight
+        found = generator_of(dense, topology, layout, seed=seed, base=base, steps=steps, options=options)
+        weight = GeneratedWeight(found).to(dense.device, dense.dtype)
+        return cls(weight, embedding.padding_idx).train(embedding.training)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The table, differentiable."""
+        return self.generated()
+
+    def to_dense(self) -> nn.Embedding:
+        """An ordinary embedding with the table as it is now."""
+        dense = nn.Embedding.from_pretrained(self.weight.detach(), freeze=False, padding_idx=self.padding_idx)
+        return dense.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Sizes."""
+        padding = f", padding_idx={self.padding_idx}" if self.padding_idx is not None else ""
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        """``(...)`` of integers to ``(..., embedding_dim)``."""
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.generated.parameters())
+        table = self.weight if trains or is_traced() else self.generated.kept()
+        return nn.functional.embedding(indices, table, self.padding_idx)

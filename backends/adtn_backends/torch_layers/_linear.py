@@ -1,0 +1,122 @@
+"""Linear layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from adtn import Generator, Layout, Topology
+from torch import nn
+
+from ._weight import Base, GeneratedWeight, Mode, as_weight, bias_parameter, generator_of, is_traced
+
+
+class ADTNLinear(nn.Module):
+    """``y = x Wᵀ + b`` with W generated from a few trained numbers; takes the place of :class:`torch.nn.Linear`.
+
+    Parameters
+    ----------
+    weight : Generator or GeneratedWeight
+        Of the weight, ``(n_out, n_in)``. A module may be given to several layers, which are tied then.
+    bias : array or bool
+        ``(n_out,)``, ``True`` for zeros, ``False`` for none.
+    mode : {"materialise", "stream", "factored"}, optional
+        The scheduler chooses by the batch when not given.
+
+    Raises
+    ------
+    LayoutError
+        If the weight is not a matrix, or the bias does not fit.
+
+    Examples
+    --------
+    >>> import adtn, torch
+    >>> layer = ADTNLinear(adtn.Generator((64, 32), adtn.TTN(bond=2)))
+    >>> layer(torch.zeros(5, 32)).shape
+    torch.Size([5, 64])
+    """
+
+    def __init__(self, weight: Generator | GeneratedWeight, bias: Any = True, mode: Mode | None = None) -> None:
+        super().__init__()
+        self.generated = as_weight(weight, (2,), "a linear layer (n_out, n_in)")
+        self.out_features, self.in_features = self.generated.shape
+        self.mode: Mode | None = mode
+        self.bias = bias_parameter(bias, self.out_features, self.generated)
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Module,
+        topology: Topology,
+        layout: Layout | None = None,
+        *,
+        seed: int = 0,
+        base: Base = None,
+        mode: Mode | None = None,
+        steps: int = 0,
+        **options: Any,
+    ) -> ADTNLinear:
+        """A layer in place of a dense one, with its bias, device and dtype.
+
+        Parameters
+        ----------
+        linear : torch.nn.Linear or transformers.pytorch_utils.Conv1D
+            The latter keeps its weight as ``(n_in, n_out)``.
+        topology, layout, seed, base
+            See :class:`adtn.Generator`.
+        mode
+            See :class:`ADTNLinear`.
+        steps : int
+            Of a fit to the dense weight; without one only its spread is taken over.
+        **options
+            Of :func:`adtn.fit`.
+        """
+        dense: torch.Tensor = linear.weight.T if is_transposed(linear) else linear.weight  # type: ignore[assignment]
+        found = generator_of(dense, topology, layout, seed=seed, base=base, steps=steps, options=options)
+        weight = GeneratedWeight(found).to(dense.device, dense.dtype)
+        return cls(weight, linear.bias if linear.bias is not None else False, mode).train(linear.training)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight, ``(n_out, n_in)``, differentiable."""
+        return self.generated()
+
+    def to_dense(self) -> nn.Linear:
+        """An ordinary layer with the weight as it is now."""
+        has_bias = self.bias is not None
+        dense = nn.Linear(self.in_features, self.out_features, has_bias, self.generated.device, self.generated.dtype)
+        with torch.no_grad():
+            dense.weight.copy_(self.weight)
+            if self.bias is not None:
+                dense.bias.copy_(self.bias)
+        return dense.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Sizes and mode."""
+        mode = f", mode={self.mode!r}" if self.mode else ""
+        bias = self.bias is not None
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}{mode}"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(..., n_in)`` to ``(..., n_out)``."""
+        linear = nn.functional.linear
+        if is_traced():  # one graph for every batch
+            return linear(x, self.weight, self.bias)
+        weight, autocast = self.generated, torch.is_autocast_enabled(x.device.type)
+        rows = x.reshape(-1, self.in_features)
+        rows = rows.to(weight.dtype) if autocast else rows
+        trains = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in weight.parameters()))
+        mode, layer = weight.layer(rows, self.mode, train=trains)
+        if mode == "materialise" and not trains:
+            return linear(x, weight.kept(), self.bias)
+        if mode == "materialise" and autocast:
+            return linear(x, self.weight, self.bias)
+        with torch.autocast(x.device.type, enabled=False):  # numbers keep their precision, as norms do
+            y = layer(weight.arrays(), rows).reshape(*x.shape[:-1], self.out_features)
+            y = y if self.bias is None else y + self.bias
+        return y.to(torch.get_autocast_dtype(x.device.type)) if autocast else y
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether a layer is the ``Conv1D`` of GPT-2, which keeps its weight as ``(n_in, n_out)``."""
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")

@@ -1,0 +1,215 @@
+"""A generated weight as a module: the trained numbers, and the weight that is made from them."""
+
+from __future__ import annotations
+
+import collections.abc
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import adtn
+import numpy as np
+import torch
+from adtn import Generator, Layout, SeededBase, Topology
+from adtn._backend import get_backend
+from adtn._errors import LayoutError
+from adtn.schedule import KEPT_BYTES, TiledWeight, decide, generate, with_base
+from torch import nn
+
+Mode = Literal["materialise", "stream", "factored"]
+Base = np.ndarray | SeededBase | None
+_BACKEND = get_backend("torch")
+_SPACE = _BACKEND.workspace(KEPT_BYTES)
+
+
+class GeneratedWeight(nn.Module):
+    """The trained numbers of a generator as parameters, and its weight as a tensor.
+
+    Layers that are given the same one are tied: they train, move and save the same numbers.
+
+    Parameters
+    ----------
+    generator : Generator
+        Its numbers are the first values of the parameters.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> weight = GeneratedWeight(adtn.Generator((64, 32), adtn.TTN(bond=2)))
+    >>> weight().shape
+    torch.Size([64, 32])
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self._structure = generator
+        self._names = {name: name.replace(".", "_") for name in generator.params}
+        for name, key in self._names.items():
+            self.register_parameter(key, nn.Parameter(torch.tensor(generator.params[name])))
+        constants = {name: x for name, x in generator.constants().items() if name not in generator.params}
+        self._constants = {name: f"frozen_{name.replace('.', '_')}" for name in constants}
+        for name, key in self._constants.items():
+            x = torch.tensor(np.asarray(constants[name], dtype=generator.dtype))
+            # what follows from a rule is no part of the state
+            given = name in generator.stored or (name == "base" and isinstance(generator.base, np.ndarray))
+            self.register_buffer(key, x, persistent=given)
+        plan = decide(generator, "generate", device="torch:cpu")
+        assert plan.weight is not None
+        self._whole: TiledWeight = plan.weight
+        self._kept: tuple[Any, list[torch.Tensor], torch.Tensor] | None = None
+        self._now: torch.Tensor | None = None
+        self._layers: dict[tuple[Any, ...], Any] = {}
+
+    def extra_repr(self) -> str:
+        """The generator."""
+        return repr(self._structure)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight."""
+        return self._structure.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters, and of the weight."""
+        return next(iter(self.arrays().values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the parameters, and of the weight."""
+        return next(iter(self.arrays().values())).device
+
+    def generator(self) -> Generator:
+        """A generator with the numbers as they are now."""
+        numbers: dict[str, np.ndarray] = {}
+        for name, key in self._names.items():
+            x: Any = getattr(self, key).detach()
+            x = x.full_tensor() if hasattr(x, "full_tensor") else x  # FSDP keeps shards between forwards
+            numbers[name] = x.cpu().double().numpy()
+        return self._structure.with_params(numbers)
+
+    def arrays(self) -> dict[str, torch.Tensor]:
+        """Trained and frozen numbers by the names of the generator."""
+        return {name: getattr(self, key) for name, key in (self._names | self._constants).items()}
+
+    def forward(self) -> torch.Tensor:
+        """The weight, differentiable."""
+        if self._now is not None:
+            return self._now
+        arrays = self.arrays()
+        if is_traced():
+            return generate(self._whole, _BACKEND, arrays)
+        with torch.autocast(self.device.type, enabled=False):
+            return _Generate.apply(self._whole, tuple(arrays), *arrays.values())  # pyright: ignore[reportReturnType]
+
+    @contextmanager
+    def once(self) -> collections.abc.Generator[torch.Tensor, None, None]:
+        """Inside this block the weight is made once, however many layers and properties ask for it."""
+        self._now = weight = self()
+        try:
+            yield weight
+        finally:
+            self._now = None
+
+    def kept(self) -> torch.Tensor:
+        """The weight for inference: made when the numbers have changed since the last call, without a graph."""
+        numbers = list(self.arrays().values())
+        if self.training or any(x.is_inference() for x in numbers):
+            return self().detach()
+        stamp = [(x.data_ptr(), x._version, x.dtype, x.device) for x in numbers]
+        if self._kept is None or self._kept[0] != stamp:
+            # the numbers are held, so that no other tensor gets their addresses
+            self._kept = (stamp, [x.detach() for x in numbers], self().detach())
+        return self._kept[2]
+
+    def layer(self, rows: torch.Tensor, mode: Mode | None, *, train: bool) -> tuple[str, Any]:
+        """The mode in which batches up to the next power of two run, and ``(arrays, x) -> y``.
+
+        Parameters
+        ----------
+        rows : torch.Tensor
+            ``(batch, n_in)``.
+        mode : {"materialise", "stream", "factored"}, optional
+            Forces one.
+        train : bool
+            Whether the time of the backward pass counts.
+        """
+        device, dtype = f"torch:{_BACKEND.device_of(rows)}", _BACKEND.dtype_of(rows)
+        batch = 1 << max(rows.shape[0] - 1, 0).bit_length()
+        key = (device, dtype, batch, mode, train)
+        if key not in self._layers:
+            task = "train" if train else "apply"
+            plan = decide(self._structure, task, device=device, dtype=dtype, batch=batch, mode=mode)
+            self._layers[key] = (plan.mode, plan.function(_BACKEND))
+        return self._layers[key]
+
+    def train(self, mode: bool = True) -> GeneratedWeight:
+        """Training drops the kept weight: optimizers may change numbers without a trace."""
+        self._kept = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GeneratedWeight:
+        self._kept = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_layers": {}, "_kept": None, "_now": None}
+
+
+class _Generate(torch.autograd.Function):
+    """The weight with the library's adjoint, which generates again and remembers nothing but the numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: TiledWeight, names: tuple[str, ...], *numbers: torch.Tensor) -> torch.Tensor:
+        ctx.weight, ctx.names = weight, names
+        ctx.save_for_backward(*numbers)
+        return generate(weight, _BACKEND, dict(zip(names, numbers, strict=True)), _SPACE)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        weight, arrays = ctx.weight, dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        wbar = weight.pad_rows(cotangents[0].contiguous())
+        _, grads = weight.run(
+            _BACKEND, with_base(weight, arrays), lambda w, i, carry: (carry, wbar), None, adjoint=True
+        )
+        return None, None, *(grads.get(name) for name in ctx.names)
+
+
+def is_traced() -> bool:
+    """Whether a compiler or a function transform looks at every operation."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def as_weight(weight: Generator | GeneratedWeight, axes: tuple[int, ...], what: str) -> GeneratedWeight:
+    """A module for a generator; refuses weights with another number of axes."""
+    if len(weight.shape) not in axes:
+        wanted = " or ".join(map(str, axes))
+        raise LayoutError(f"Got a weight of shape {weight.shape}; {what} needs {wanted} axes.")
+    return weight if isinstance(weight, GeneratedWeight) else GeneratedWeight(weight)
+
+
+def generator_of(
+    dense: torch.Tensor,
+    topology: Topology,
+    layout: Layout | None,
+    *,
+    seed: int,
+    base: Base,
+    steps: int,
+    options: dict[str, Any],
+) -> Generator:
+    """A generator for a given weight: of its spread, and fitted to it for so many steps."""
+    values = dense.detach().cpu().double().numpy()
+    generator = Generator(values.shape, topology, layout=layout, scale=values, base=base, seed=seed)
+    return adtn.fit(generator, values, steps=steps, seed=seed, **options).generator if steps else generator
+
+
+def bias_parameter(bias: Any, n: int, like: GeneratedWeight) -> nn.Parameter | None:
+    """``True`` for zeros, ``False`` or ``None`` for nothing, or the values."""
+    if bias is False or bias is None:
+        return None
+    values = torch.zeros(n) if bias is True else torch.as_tensor(bias).detach().clone()
+    if values.shape != (n,):
+        raise LayoutError(f"Got a bias of shape {tuple(values.shape)}; expected ({n},).")
+    return nn.Parameter(values.to(like.device, like.dtype))

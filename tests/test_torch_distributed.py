@@ -1,0 +1,76 @@
+"""Two processes train generated layers as one does: DDP and FSDP2 over gloo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import adtn
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+layers = pytest.importorskip("adtn_backends.torch_layers")
+
+pytestmark = pytest.mark.skipif(
+    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="PyTorch without gloo"
+)
+STEPS, LR = 3, 0.05
+
+
+def model():
+    first = layers.ADTNLinear(adtn.Generator((16, 24), adtn.TTN(bond=2), seed=1))
+    second = layers.ADTNLinear(adtn.Generator((8, 16), adtn.MPO(bond=2), seed=2))
+    tied = layers.ADTNLinear(second.generated)
+    return torch.nn.Sequential(first, torch.nn.SiLU(), second, torch.nn.Linear(8, 16), tied)
+
+
+def data():
+    rng = np.random.default_rng(0)
+    return (torch.tensor(rng.standard_normal(shape, dtype=np.float32)) for shape in ((12, 24), (12, 8)))
+
+
+def train(net, x, y):
+    optimizer = torch.optim.Adam(net.parameters(), lr=LR)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(net(x), y).backward()
+        optimizer.step()
+    return net
+
+
+def work(rank: int, kind: str, folder: str) -> None:
+    """One of two processes, with half of the rows."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    group = torch.distributed
+    group.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        net, (x, y) = model(), data()
+        if kind == "ddp":
+            net = torch.nn.parallel.DistributedDataParallel(net)
+        else:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = init_device_mesh("cpu", (2,))
+            fully_shard(net[0], mesh=mesh)
+            fully_shard(net, mesh=mesh)
+        train(net, x[rank::2], y[rank::2])
+        inner = net.module if kind == "ddp" else net
+        numbers = [inner[i].generated.generator() for i in (0, 2)]
+        if rank == 0:
+            for n, generator in enumerate(numbers):
+                adtn.save(f"{folder}/{n}.safetensors", generator)
+    finally:
+        group.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_train_what_one_trains(kind: str, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(work, (kind, str(tmp_path)), nprocs=2)
+    torch.manual_seed(0)
+    alone = train(model(), *data())
+    for n, i in enumerate((0, 2)):
+        got, want = adtn.load(tmp_path / f"{n}.safetensors"), alone[i].generated.generator()
+        for name in want.params:
+            np.testing.assert_allclose(got.params[name], want.params[name], rtol=1e-3, atol=1e-5)
