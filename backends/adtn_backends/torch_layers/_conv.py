@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import repeat
 from typing import Any, ClassVar, Self
 
 import torch
@@ -10,9 +9,8 @@ from adtn import Generator, Layout, Topology
 from adtn._errors import LayoutError
 from torch import nn
 
+from .._geometry import Geometry, PaddingMode, Size
 from ._weight import Base, GeneratedWeight, as_weight, bias_parameter, generator_of, is_traced
-
-Size = int | tuple[int, ...]
 
 
 class _ADTNConv(nn.Module):
@@ -30,18 +28,14 @@ class _ADTNConv(nn.Module):
         padding: Size | str = 0,
         dilation: Size = 1,
         groups: int = 1,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
     ) -> None:
         super().__init__()
         self.generated = as_weight(weight, (2 + self.axes,), f"{type(self).__name__} (out, in / groups, kernel)")
-        self.out_channels, per_group, *kernel = self.generated.shape
-        self.in_channels, self.kernel_size = per_group * groups, tuple(kernel)
-        if self.out_channels % groups:
-            raise LayoutError(f"Got groups={groups} for {self.out_channels} output channels; it must divide them.")
-        self.stride, self.dilation = self._size(stride), self._size(dilation)
-        self.padding = padding if isinstance(padding, str) else self._size(padding)
-        self.groups, self.padding_mode = groups, padding_mode
-        self.bias = bias_parameter(bias, self.out_channels, self.generated)
+        self.geometry = Geometry.of(self.generated.shape, stride, padding, dilation, groups, padding_mode)
+        for name in ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "padding_mode"):
+            setattr(self, name, getattr(self.geometry, name))  # where code that looks at dense layers finds them
+        self.bias = bias_parameter(bias, self.geometry.out_channels, self.generated)
 
     @classmethod
     def from_conv(
@@ -90,9 +84,12 @@ class _ADTNConv(nn.Module):
 
     def to_dense(self) -> Any:
         """An ordinary layer with the weight as it is now."""
+        g = self.geometry
+        symmetric = all(before == after for before, after in g.padding)
+        padding = tuple(before for before, _ in g.padding) if symmetric else "same"
         dense = self.dense(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
-            self.groups, self.bias is not None, self.padding_mode, self.generated.device, self.generated.dtype,
+            g.in_channels, g.out_channels, g.kernel_size, g.stride, padding, g.dilation, g.groups,
+            self.bias is not None, g.padding_mode, self.generated.device, self.generated.dtype,
         )  # fmt: skip
         with torch.no_grad():
             dense.weight.copy_(self.weight)
@@ -102,10 +99,7 @@ class _ADTNConv(nn.Module):
 
     def extra_repr(self) -> str:
         """As of the dense layer."""
-        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
-        plain = {"padding": (0,) * self.axes, "dilation": (1,) * self.axes, "groups": 1, "padding_mode": "zeros"}
-        parts += [f"{name}={getattr(self, name)!r}" for name, value in plain.items() if getattr(self, name) != value]
-        return ", ".join([*parts, *(["bias=False"] if self.bias is None else [])])
+        return f"{self.geometry}{'' if self.bias is not None else ', bias=False'}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, in, *size)`` to ``(batch, out, *size)``; the batch may be missing."""
@@ -113,28 +107,14 @@ class _ADTNConv(nn.Module):
             torch.is_grad_enabled() and any(p.requires_grad for p in self.generated.parameters())
         )
         weight = self.generated.kept() if keeps else self.weight
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x = nn.functional.pad(x, self._around(), mode=self.padding_mode)
+        g = self.geometry
+        padding: Any = tuple(before for before, _ in g.padding)
+        if g.padding_mode != "zeros" or any(before != after for before, after in g.padding):
+            around = [n for pair in reversed(g.padding) for n in pair]  # last axis first
+            x = nn.functional.pad(x, around, mode="constant" if g.padding_mode == "zeros" else g.padding_mode)
             padding = 0
-        conv = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[self.axes - 1]
-        return conv(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
-
-    def _around(self) -> list[int]:
-        """What :func:`torch.nn.functional.pad` wants: last axis first, before and after."""
-        if self.padding == "valid":
-            return [0] * (2 * self.axes)
-        around: list[int] = []
-        for axis in reversed(range(self.axes)):
-            if isinstance(self.padding, str):  # "same"
-                total = self.dilation[axis] * (self.kernel_size[axis] - 1)
-                around += [total // 2, total - total // 2]
-            else:
-                around += [self.padding[axis]] * 2
-        return around
-
-    def _size(self, value: Size) -> tuple[int, ...]:
-        return tuple(repeat(value, self.axes)) if isinstance(value, int) else tuple(value)
+        conv: Any = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[self.axes - 1]
+        return conv(x, weight, self.bias, g.stride, padding, g.dilation, g.groups)
 
 
 class ADTNConv1d(_ADTNConv):

@@ -1,0 +1,94 @@
+"""What stride, padding and dilation of a convolution mean, for every framework."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from adtn._errors import LayoutError
+
+Size = int | tuple[int, ...]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A convolution without its numbers.
+
+    Parameters
+    ----------
+    out_channels, in_channels : int
+    kernel_size, stride, dilation : tuple of int
+        One entry per spatial axis.
+    padding : tuple of (int, int)
+        Before and after each spatial axis.
+    groups : int
+    padding_mode : str
+        As in PyTorch.
+    """
+
+    out_channels: int
+    in_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: PaddingMode
+
+    @classmethod
+    def of(
+        cls,
+        shape: tuple[int, ...],
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        padding_mode: PaddingMode = "zeros",
+    ) -> Geometry:
+        """From a weight ``(out, in / groups, *kernel)`` and the options of PyTorch's convolutions.
+
+        Raises
+        ------
+        LayoutError
+            If they do not fit together.
+        """
+        out, per_group, *kernel = shape
+        axes = len(kernel)
+        steps, widths = _each("stride", stride, axes), _each("dilation", dilation, axes)
+        if groups < 1 or out % groups:
+            raise LayoutError(f"Got groups={groups} for {out} output channels; it must divide them.")
+        if padding_mode not in ("zeros", "reflect", "replicate", "circular"):
+            raise LayoutError(f"Got padding_mode={padding_mode!r}; expected zeros, reflect, replicate or circular.")
+        if padding == "same":
+            if any(s != 1 for s in steps):
+                raise LayoutError(f"Got padding='same' with stride={steps}; it needs a stride of 1.")
+            totals = [d * (k - 1) for d, k in zip(widths, kernel, strict=True)]
+            around = tuple((total // 2, total - total // 2) for total in totals)
+        elif padding == "valid":
+            around = ((0, 0),) * axes
+        elif isinstance(padding, str):
+            raise LayoutError(f"Got padding={padding!r}; expected 'same', 'valid' or numbers.")
+        else:
+            around = tuple((p, p) for p in _each("padding", padding, axes))
+        return cls(out, per_group * groups, tuple(kernel), steps, around, widths, groups, padding_mode)
+
+    @property
+    def axes(self) -> int:
+        """Spatial axes."""
+        return len(self.kernel_size)
+
+    def __str__(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
+        if any(a or b for a, b in self.padding):
+            parts.append(f"padding={self.padding}")
+        plain = {"dilation": (1,) * self.axes, "groups": 1, "padding_mode": "zeros"}
+        parts += [f"{name}={getattr(self, name)!r}" for name, value in plain.items() if getattr(self, name) != value]
+        return ", ".join(parts)
+
+
+def _each(name: str, value: Size, axes: int) -> tuple[int, ...]:
+    found = (value,) * axes if isinstance(value, int) else tuple(value)
+    if len(found) != axes or any(v < (name != "padding") for v in found):
+        raise LayoutError(f"Got {name}={value} for {axes} spatial axes; expected one number or one for each.")
+    return found

@@ -1,0 +1,175 @@
+"""Layers for inference on NumPy: the same numbers as on PyTorch and JAX, no training."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from adtn import Generator
+from adtn._errors import LayoutError
+
+from ._geometry import Geometry, PaddingMode, Size
+
+_PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+class ADTNLinear:
+    """``y = x Wᵀ + b``.
+
+    Parameters
+    ----------
+    generator : Generator
+        Of the weight, ``(n_out, n_in)``.
+    bias : array, optional
+        ``(n_out,)``.
+
+    Raises
+    ------
+    LayoutError
+        If the weight is not a matrix, or the bias does not fit.
+
+    Examples
+    --------
+    >>> import adtn, numpy as np
+    >>> ADTNLinear(adtn.Generator((64, 32), adtn.TTN(bond=2)))(np.zeros((5, 32), "float32")).shape
+    (5, 64)
+    """
+
+    def __init__(self, generator: Generator, bias: Any = None) -> None:
+        self.generator = _checked(generator, 2, "a linear layer (n_out, n_in)")
+        self.bias = _bias(bias, generator)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """``(..., n_in)`` to ``(..., n_out)``, in the mode that the scheduler chooses."""
+        y = self.generator.apply(x)
+        return y if self.bias is None else y + self.bias
+
+
+class ADTNEmbedding:
+    """Rows of a generated table.
+
+    Parameters
+    ----------
+    generator : Generator
+        Of the table, ``(num_embeddings, embedding_dim)``.
+
+    Examples
+    --------
+    >>> import adtn, numpy as np
+    >>> ADTNEmbedding(adtn.Generator((100, 16), adtn.TTN(bond=2)))(np.array([1, 99])).shape
+    (2, 16)
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = _checked(generator, 2, "an embedding (num_embeddings, embedding_dim)")
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        return self.generator.weight()
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        """``(...)`` of integers to ``(..., embedding_dim)``."""
+        return self._table[np.asarray(indices)]
+
+
+class _ADTNConv:
+    """Common part; see :class:`ADTNConv2d`."""
+
+    axes: ClassVar[int]
+
+    def __init__(
+        self,
+        generator: Generator,
+        bias: Any = None,
+        *,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        padding_mode: PaddingMode = "zeros",
+    ) -> None:
+        self.generator = _checked(generator, 2 + self.axes, f"{type(self).__name__} (out, in / groups, kernel)")
+        self.geometry = Geometry.of(generator.shape, stride, padding, dilation, groups, padding_mode)
+        self.bias = _bias(bias, generator)
+
+    @cached_property
+    def _weight(self) -> np.ndarray:
+        """By groups: (groups, out / groups, in / groups * kernel)."""
+        g = self.geometry
+        return self.generator.weight().reshape(g.groups, g.out_channels // g.groups, -1)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """``(batch, in, *size)`` to ``(batch, out, *size)``."""
+        g, axes = self.geometry, self.axes
+        if x.ndim != 2 + axes or x.shape[1] != g.in_channels:
+            raise LayoutError(f"Got x of shape {x.shape}; expected (batch, {g.in_channels}, and {axes} sizes).")
+        mode: Any = _PAD[g.padding_mode]
+        x = np.pad(x, ((0, 0), (0, 0), *g.padding), mode=mode)
+        reach = tuple(d * (k - 1) + 1 for d, k in zip(g.dilation, g.kernel_size, strict=True))
+        windows = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(2, 2 + axes)))
+        steps = tuple(slice(None, None, s) for s in g.stride)
+        taps = tuple(slice(None, None, d) for d in g.dilation)
+        windows = windows[(slice(None), slice(None), *steps, *taps)]
+        batch, _, *size = windows.shape[: 2 + axes]
+        # (batch, positions, groups, in / groups * kernel), then one product per group
+        columns = np.moveaxis(windows, 1, 1 + axes).reshape(batch, math.prod(size), g.groups, -1)
+        y = np.matmul(columns.transpose(2, 0, 1, 3), self._weight.transpose(0, 2, 1)[:, None])
+        y = y.transpose(1, 0, 3, 2).reshape(batch, g.out_channels, *size)
+        return y if self.bias is None else y + self.bias.reshape(-1, *(1,) * axes)
+
+
+class ADTNConv1d(_ADTNConv):
+    """See :class:`ADTNConv2d`."""
+
+    axes = 1
+
+
+class ADTNConv2d(_ADTNConv):
+    """A convolution over ``(batch, in, height, width)``.
+
+    Parameters
+    ----------
+    generator : Generator
+        Of the weight, ``(out, in / groups, height, width)``.
+    bias : array, optional
+        ``(out,)``.
+    stride, padding, dilation, groups, padding_mode
+        As of :class:`torch.nn.Conv2d`.
+
+    Raises
+    ------
+    LayoutError
+        If they do not fit together.
+
+    Examples
+    --------
+    >>> import adtn, numpy as np
+    >>> layer = ADTNConv2d(adtn.Generator((8, 4, 3, 3), adtn.TTN(bond=2)), padding=1)
+    >>> layer(np.zeros((2, 4, 6, 6), "float32")).shape
+    (2, 8, 6, 6)
+    """
+
+    axes = 2
+
+
+class ADTNConv3d(_ADTNConv):
+    """See :class:`ADTNConv2d`."""
+
+    axes = 3
+
+
+def _checked(generator: Generator, axes: int, what: str) -> Generator:
+    if len(generator.shape) != axes:
+        raise LayoutError(f"Got a weight of shape {generator.shape}; {what} needs {axes} axes.")
+    return generator
+
+
+def _bias(bias: Any, generator: Generator) -> np.ndarray | None:
+    if bias is None:
+        return None
+    values = np.asarray(bias, dtype=generator.dtype)
+    if values.shape != generator.shape[:1]:
+        raise LayoutError(f"Got a bias of shape {values.shape}; expected {generator.shape[:1]}.")
+    return values

@@ -1,0 +1,168 @@
+"""Flax NNX modules: gradients, jit, vmap, ties, and a mesh of several CPU devices."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import adtn
+import numpy as np
+import pytest
+from adtn._errors import LayoutError
+
+from table import TOPOLOGIES
+
+jax = pytest.importorskip("jax")
+nnx = pytest.importorskip("flax.nnx")
+jnp = jax.numpy
+layers = pytest.importorskip("adtn_backends.jax_layers")
+
+TTN = adtn.TTN(bond=2)
+GENERATORS = {
+    "ttn": lambda: TOPOLOGIES["ttn"].generator(dtype="float32"),
+    "nonlinear end": lambda: TOPOLOGIES["ttn-all"].generator(dtype="float32"),
+    "frozen cores": lambda: TOPOLOGIES["brickwall"].generator(dtype="float32"),
+    "seeded base": lambda: TOPOLOGIES["mpo"].generator(dtype="float32", base=adtn.SeededBase(1)),
+}
+
+
+@pytest.mark.parametrize("mode", [None, "materialise", "stream"])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_gradients_under_jit_are_those_of_the_dense_layer(name: str, mode: str | None) -> None:
+    gen = GENERATORS[name]()
+    layer = layers.ADTNLinear(gen, bias=np.arange(gen.shape[0]), mode=mode)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, gen.shape[1])), jnp.float32)
+
+    @nnx.jit
+    def grads(layer, x):
+        return nnx.grad(lambda layer, x: (layer(x) ** 2).sum(), argnums=(0, 1))(layer, x)
+
+    got, got_x = grads(layer, x)
+    keys = layer.generated.names
+    frozen = {k: v for k, v in layer.generated.arrays().items() if k not in keys}
+
+    def dense(numbers, bias, x):  # differentiated by JAX
+        return ((x @ gen.function({**frozen, **numbers}).T + bias) ** 2).sum()
+
+    numbers = {k: layer.generated.arrays()[k] for k in keys}
+    want, want_bias, want_x = jax.grad(dense, argnums=(0, 1, 2))(numbers, layer.bias[...], x)
+    for key, grad in want.items():
+        found = getattr(got.generated, keys[key])[...]
+        np.testing.assert_allclose(found, grad, rtol=2e-3, atol=2e-3 * float(jnp.abs(grad).max()))
+    np.testing.assert_allclose(got.bias[...], want_bias, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(got_x, want_x, rtol=1e-3, atol=1e-3 * float(jnp.abs(want_x).max()))
+    np.testing.assert_allclose(layer.weight, gen.weight(), rtol=1e-4, atol=1e-5)
+
+
+def test_vmap_over_inputs_and_over_numbers() -> None:
+    layer = layers.ADTNLinear(adtn.Generator((6, 8), TTN))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3, 8)), jnp.float32)
+    np.testing.assert_allclose(jax.vmap(layer)(x), layer(x), rtol=1e-4, atol=1e-5)
+    graph, state = nnx.split(layer)
+    many = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), state)
+    both = jax.vmap(lambda s: nnx.merge(graph, s)(x[0]))(many)
+    for i in range(2):
+        alone = nnx.merge(graph, jax.tree.map(lambda p, i=i: p[i], many))
+        np.testing.assert_allclose(both[i], alone(x[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_tied_layers_have_one_state_and_numbers_come_back() -> None:
+    class Tied(nnx.Module):
+        def __init__(self) -> None:
+            self.embed = layers.ADTNEmbedding(adtn.Generator((32, 8), TTN))
+            self.head = layers.ADTNLinear(self.embed.generated, bias=False)
+
+        def __call__(self, i):
+            return self.head(self.embed(i))
+
+    model, i = Tied(), jnp.array([1, 31])
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    assert len(jax.tree.leaves(params)) == len(model.embed.generated.names)
+    twin = nnx.merge(graph, jax.tree.map(lambda p: 2 * p, params), rest)
+    assert twin.embed.generated is twin.head.generated
+    assert not jnp.allclose(twin(i), model(i))
+    np.testing.assert_allclose(twin.embed.generated.generator().weight(), twin.embed.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_training_with_optax_learns() -> None:
+    optax = pytest.importorskip("optax")
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((64, 16)), jnp.float32)
+    y = x @ jnp.asarray(adtn.Generator((8, 16), TTN, seed=5).weight()).T
+    layer = layers.ADTNLinear(adtn.Generator((8, 16), TTN, seed=5))
+    layer.generated.root[...] = layer.generated.root[...] * 0.5
+    optimizer = nnx.Optimizer(layer, optax.adam(0.02), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(layer, optimizer):
+        loss, grads = nnx.value_and_grad(lambda layer: ((layer(x) - y) ** 2).mean())(layer)
+        optimizer.update(layer, grads)
+        return loss
+
+    losses = [float(step(layer, optimizer)) for _ in range(60)]
+    assert losses[-1] < 0.2 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(dtype: str) -> None:
+    layer = layers.ADTNConv2d(adtn.Generator((8, 4, 3, 3), TTN), padding=1)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 5, 4)), jnp.float32)
+    want = layer(x)
+    graph, state = nnx.split(layer)
+    half = nnx.merge(graph, jax.tree.map(lambda p: p.astype(dtype), state))
+    got = half(x.astype(dtype))
+    assert got.dtype == dtype
+    np.testing.assert_allclose(np.asarray(got, np.float32), want, rtol=0, atol=0.1 * float(jnp.abs(want).max()))
+
+
+def test_a_mesh_of_four_cpu_devices() -> None:
+    """In a process of its own: the number of devices is fixed at the first use."""
+    code = """
+        import jax, jax.numpy as jnp, numpy as np, adtn
+        from flax import nnx
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        from adtn_backends import jax_layers as layers
+        assert jax.device_count() == 4
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        class Net(nnx.Module):
+            def __init__(self):
+                self.conv = layers.ADTNConv2d(adtn.Generator((8, 4, 3, 3), adtn.TTN(bond=2)), padding=1)
+                self.out = layers.ADTNLinear(adtn.Generator((6, 200), adtn.MPO(bond=2)))
+            def __call__(self, x):
+                return self.out(nnx.relu(self.conv(x)).reshape(x.shape[0], -1))
+        net = Net()
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 5, 5, 4)), jnp.float32)
+        @nnx.jit
+        def grads(net, x):
+            return nnx.value_and_grad(lambda net: (net(x) ** 2).mean())(net)
+        want_loss, want = grads(net, x)
+        state = nnx.state(net)
+        nnx.update(net, jax.device_put(state, NamedSharding(mesh, P())))
+        sharded = jax.device_put(x, NamedSharding(mesh, P("data")))
+        loss, got = grads(net, sharded)
+        np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+            assert len(a.devices()) == 4
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+        y = jax.jit(lambda s, x: nnx.merge(nnx.graphdef(net), s)(x))(nnx.state(net), sharded)
+        assert len(y.devices()) == 4
+        print("agrees")
+    """
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "agrees", done.stderr[-2000:]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    gen = adtn.Generator((4, 4), TTN)
+    with pytest.raises(LayoutError, match="kernel"):
+        layers.ADTNConv2d(gen)
+    with pytest.raises(LayoutError, match=r"expected \(4,\)"):
+        layers.ADTNLinear(gen, bias=np.ones(3))
+    with pytest.raises(LayoutError, match="divided by num_heads"):
+        layers.ADTNMultiheadAttention(adtn.Generator((12, 4), TTN), gen, 3)

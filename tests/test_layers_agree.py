@@ -1,0 +1,125 @@
+"""The same numbers in PyTorch's, JAX's and NumPy's layers give the same outputs, through files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import adtn
+import numpy as np
+import pytest
+from adtn._errors import LayoutError
+
+from adtn_backends import numpy_layers
+from adtn_backends._geometry import Geometry
+from table import usable
+
+TTN = adtn.TTN(bond=2)
+RNG = np.random.default_rng(0)
+CONVS: dict[str, tuple[int, tuple[int, ...], dict[str, Any]]] = {
+    "conv1d": (1, (8, 6, 3), {"stride": 2, "padding": 1}),
+    "conv2d": (2, (8, 6, 3, 3), {}),
+    "conv2d same": (2, (8, 6, 2, 3), {"padding": "same", "dilation": (2, 1)}),
+    "conv2d grouped": (2, (8, 3, 3, 3), {"groups": 2, "stride": (1, 2), "padding": (2, 0)}),
+    "conv2d reflect": (2, (4, 6, 3, 3), {"padding": 1, "padding_mode": "reflect"}),
+    "conv2d replicate": (2, (4, 6, 3, 3), {"padding": 2, "padding_mode": "replicate"}),
+    "conv2d circular": (2, (4, 6, 3, 3), {"padding": "same", "padding_mode": "circular"}),
+    "conv3d": (3, (4, 6, 3, 2, 2), {"padding": "valid"}),
+}
+
+
+def modules():
+    """The layers of the frameworks that are here, with arrays there and back."""
+    found: dict[str, tuple[Any, Any, Any]] = {"numpy": (numpy_layers, lambda x: x, lambda y: y)}
+    for key in ("torch", "jax"):
+        usable(key)
+    import jax.numpy as jnp
+    import torch
+
+    from adtn_backends import jax_layers, torch_layers
+
+    found["torch"] = (torch_layers, torch.tensor, lambda y: y.detach().numpy())
+    found["jax"] = (jax_layers, jnp.asarray, np.asarray)
+    return found
+
+
+def through_a_file(tmp_path: Path, shape: tuple[int, ...], topology: adtn.Topology = TTN) -> adtn.Generator:
+    adtn.save(tmp_path / "layer.safetensors", adtn.Generator(shape, topology, seed=3))
+    return adtn.load(tmp_path / "layer.safetensors")
+
+
+def agree(results: dict[str, np.ndarray]) -> None:
+    want = results["torch"]
+    for name, got in results.items():
+        assert got.shape == want.shape, name
+        np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-5 * np.abs(want).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("topology", [TTN, adtn.MPO(bond=3), adtn.TTN(bond=2, where="all")], ids=repr)
+def test_linear_layers(topology: adtn.Topology, tmp_path: Path) -> None:
+    gen, bias = through_a_file(tmp_path, (12, 20), topology), RNG.standard_normal(12).astype("float32")
+    x = RNG.standard_normal((2, 3, 20)).astype("float32")
+    agree({name: back(m.ADTNLinear(gen, bias)(to(x))) for name, (m, to, back) in modules().items()})
+
+
+def test_embeddings(tmp_path: Path) -> None:
+    gen, i = through_a_file(tmp_path, (30, 8)), np.array([[0, 29], [7, 7]])
+    agree({name: back(m.ADTNEmbedding(gen)(to(i))) for name, (m, to, back) in modules().items()})
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_convolutions(name: str, tmp_path: Path) -> None:
+    axes, shape, options = CONVS[name]
+    gen, bias = through_a_file(tmp_path, shape), RNG.standard_normal(shape[0]).astype("float32")
+    x = RNG.standard_normal((2, 6, *(7, 6, 5)[:axes])).astype("float32")
+    results = {}
+    for who, (m, to, back) in modules().items():
+        layer = getattr(m, f"ADTNConv{axes}d")(gen, bias, **options)
+        y = back(layer(to(np.moveaxis(x, 1, -1) if who == "jax" else x)))
+        results[who] = np.moveaxis(y, -1, 1) if who == "jax" else y
+    agree(results)
+
+
+def test_attention(tmp_path: Path) -> None:
+    found = modules()
+    import torch
+
+    dense = torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    layer = found["torch"][0].ADTNMultiheadAttention.from_attention(dense, TTN)
+    adtn.save(tmp_path / "in.safetensors", layer.generated.generator())
+    adtn.save(tmp_path / "out.safetensors", layer.out_proj.generated.generator())
+    module, to, back = found["jax"]
+    twin = module.ADTNMultiheadAttention(
+        adtn.load(tmp_path / "in.safetensors"), adtn.load(tmp_path / "out.safetensors"), 4,
+        dense.in_proj_bias.detach().numpy(), dense.out_proj.bias.detach().numpy(),
+    )  # fmt: skip
+    q, k = (RNG.standard_normal((2, n, 16)).astype("float32") for n in (5, 3))
+    want = layer(*(torch.tensor(x) for x in (q, k, k)), need_weights=False)[0].detach().numpy()
+    np.testing.assert_allclose(back(twin(to(q), to(k), to(k))), want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": 3}, "must divide"),
+        ({"padding_mode": "mirror"}, "expected zeros, reflect"),
+        ({"padding": "same", "stride": 2}, "needs a stride of 1"),
+        ({"padding": "full"}, "'same', 'valid' or numbers"),
+        ({"stride": (1, 2, 3)}, "one number or one for each"),
+        ({"stride": 0}, "one number or one for each"),
+        ({"padding": -1}, "one number or one for each"),
+    ],
+)
+def test_geometries_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(LayoutError, match=message):
+        Geometry.of((8, 3, 3, 3), **options)
+
+
+def test_numpy_layers_refuse_what_does_not_fit() -> None:
+    gen = adtn.Generator((4, 4), TTN)
+    with pytest.raises(LayoutError, match="kernel"):
+        numpy_layers.ADTNConv2d(gen)
+    with pytest.raises(LayoutError, match="bias of shape"):
+        numpy_layers.ADTNLinear(gen, np.ones(3))
+    with pytest.raises(LayoutError, match=r"expected \(batch, 2"):
+        numpy_layers.ADTNConv1d(adtn.Generator((4, 2, 3), TTN))(np.ones((1, 3, 8)))
