@@ -198,6 +198,19 @@ def test_a_calibrated_profile_is_found_and_a_new_one_replaces_it() -> None:
         path.unlink()
 
 
+def test_a_profile_of_an_older_format_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = get_backend("numpy")
+    path = profile_path(backend, "cpu", "float16")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = adtn.DeviceProfile.shipped("generic-cpu", "float16").to_json()
+    write_atomic(path, text.replace(f'"format": {FORMAT}', f'"format": {FORMAT - 1}').encode())
+    try:
+        monkeypatch.setattr("adtn.schedule._profile_store.FORMAT", FORMAT + 1)
+        assert find_profile(backend, "cpu", "float16").source == "datasheet"
+    finally:
+        path.unlink()
+
+
 @pytest.mark.parametrize("device", ["numpy:cpu", "torch:cpu", "jax:cpu"])
 def test_calibration_recovers_a_known_machine_and_is_found(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(device.partition(":")[0])

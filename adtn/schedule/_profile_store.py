@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 
 from .._backend import Backend
-from ._profile import DeviceProfile
+from ._profile import FORMAT, DeviceProfile
 
 
 def find_profile(backend: Backend, where: str, dtype: str) -> DeviceProfile:
@@ -32,8 +32,8 @@ def cache_dir() -> Path:
 
 
 def profile_path(backend: Backend, where: str, dtype: str) -> Path:
-    """File of a calibrated profile."""
-    mark = hashlib.sha256(repr(sorted(versions(backend, where).items())).encode()).hexdigest()[:12]
+    """File of a calibrated profile; what another version of the library wrote in another format has another name."""
+    mark = hashlib.sha256(repr((FORMAT, sorted(versions(backend, where).items()))).encode()).hexdigest()[:12]
     return cache_dir() / "profiles" / f"{backend.name}-{where.replace(':', '')}-{dtype}-{mark}.json"
 
 
