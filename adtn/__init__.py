@@ -2,6 +2,9 @@
 
 from ._errors import ADTNError as ADTNError
 from ._version import __version__ as __version__
+from .compress import CompressReport as CompressReport
+from .compress import Config as Config
+from .compress import compress as compress
 from .compress import load as load
 from .compress import save as save
 from .generator import Generator as Generator

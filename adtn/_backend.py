@@ -227,6 +227,10 @@ class Backend(Protocol):
         """One of :data:`OPTIMIZERS`, adapted from the framework's own library."""
         ...
 
+    def model(self, model: Any, device: str | None) -> Any | None:
+        """An adapter with which ``adtn.compress`` replaces layers of a model; ``None`` for what is no model of it."""
+        ...
+
 
 @lru_cache(maxsize=1)
 def _entry_points() -> dict[str, EntryPoint]:

@@ -35,6 +35,10 @@ class ScheduleError(ADTNError, ValueError):
     """A plan, mode, memory limit or device profile that cannot work."""
 
 
+class CompressError(ADTNError, ValueError):
+    """A model cannot be compressed in the way that was asked for; it is left as it was."""
+
+
 def missing(package: str, extra: str, purpose: str) -> MissingDependencyError:
     """The error for an optional package that is not installed."""
     return MissingDependencyError(

@@ -1,5 +1,14 @@
-"""Use: files (layer configurations and whole models come on top of them)."""
+"""Use: files, and whole models."""
 
+from ._compress import compress as compress
+from ._config import RECIPES as RECIPES
+from ._config import Config as Config
+from ._model import Layer as Layer
+from ._model import Model as Model
+from ._model import Tuning as Tuning
+from ._report import CompressReport as CompressReport
+from ._report import LayerRow as LayerRow
+from ._report import ModelCost as ModelCost
 from ._storage import load as load
 from ._storage import read_header as read_header
 from ._storage import save as save

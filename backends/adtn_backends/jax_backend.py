@@ -154,6 +154,9 @@ class JaxBackend:
         """The difference."""
         return x - y
 
+    def model(self, model: Any, device: str | None) -> None:
+        """No models yet."""
+
     def optimizer(self, name: str, **options: float) -> OptaxOptimizer:
         """Adam, AdamW or SGD."""
         return OptaxOptimizer(name, **options)

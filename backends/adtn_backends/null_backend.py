@@ -385,6 +385,9 @@ class NullBackend:
         """In place."""
         return _elementwise("arithmetic", x, y, out=x)
 
+    def model(self, model: Any, device: str | None) -> None:
+        """No models yet."""
+
     def optimizer(self, name: str, **options: float) -> Any:
         """Refused: there are no values."""
         raise DeviceError("The null backend cannot optimise; it only counts. Use 'numpy:cpu'.")

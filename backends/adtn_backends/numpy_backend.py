@@ -115,6 +115,9 @@ class NumpyBackend:
         x -= y
         return x
 
+    def model(self, model: Any, device: str | None) -> None:
+        """No models yet."""
+
     def optimizer(self, name: str, **options: float) -> QuimbOptimizer:
         """Adam, AdamW or SGD."""
         return QuimbOptimizer(name, **options)

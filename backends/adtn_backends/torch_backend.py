@@ -192,6 +192,14 @@ class TorchBackend:
         x -= y
         return x
 
+    def model(self, model: Any, device: str | None) -> Any | None:
+        """A :class:`torch.nn.Module`."""
+        if not isinstance(model, torch.nn.Module):
+            return None
+        from .torch_model import TorchModel
+
+        return TorchModel(model, device)
+
     def optimizer(self, name: str, **options: float) -> TorchOptimizer:
         """Adam, AdamW or SGD."""
         return TorchOptimizer(name, **options)

@@ -56,6 +56,28 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
             raise LayoutError(
                 "Got an attention whose keys and values have other widths than its queries; replace its linear parts."
             )
+        weights = (
+            GeneratedWeight(
+                generator_of(weight, topology, None, seed=seed, base=base, steps=steps, options=options)
+            ).to(dense.device, dense.dtype)
+            for weight in (dense, attention.out_proj.weight)
+        )
+        return cls.of(attention, *weights)
+
+    @classmethod
+    def of(
+        cls, attention: nn.MultiheadAttention, projections: GeneratedWeight, output: GeneratedWeight
+    ) -> ADTNMultiheadAttention:
+        """A layer with the biases and options of a dense one, and with given weights.
+
+        Parameters
+        ----------
+        attention : torch.nn.MultiheadAttention
+        projections : GeneratedWeight
+            ``(3 embed_dim, embed_dim)``.
+        output : GeneratedWeight
+            ``(embed_dim, embed_dim)``.
+        """
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         biases = ("in_proj_bias", "bias_k", "bias_v")
@@ -66,11 +88,8 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
         for name in biases:
             x = getattr(attention, name)
             made.register_parameter(name, None if x is None else nn.Parameter(x.detach().clone()))
-        found = generator_of(dense, topology, None, seed=seed, base=base, steps=steps, options=options)
-        made.generated = GeneratedWeight(found).to(dense.device, dense.dtype)
-        made.out_proj = ADTNLinear.from_linear(  # type: ignore[assignment]
-            attention.out_proj, topology, seed=seed, base=base, steps=steps, **options
-        )
+        made.generated = projections
+        made.out_proj = ADTNLinear(output, attention.out_proj.bias)  # type: ignore[assignment]
         return made.train(attention.training)
 
     @property

@@ -1,0 +1,157 @@
+"""A whole model in one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._errors import CompressError
+from ._config import Config
+from ._local import Executor, LocalResult, LocalTask, run_local
+from ._model import Layer, Model, Tuning, model_of
+from ._report import CompressReport, LayerRow, ModelCost
+
+
+def compress(
+    model: Any,
+    config: Config | None = None,
+    *,
+    data: Iterable[Any] | None = None,
+    test: Iterable[Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    device: str | None = None,
+    executor: Executor | None = None,
+    folder: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> CompressReport:
+    """Replace layers of a model by generated ones, in place.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Changed in place; left as it was when an error occurs.
+    config : Config, optional
+        What to compress, into what, and how.
+    data : iterable, optional
+        Batches: ``(inputs, labels)``, or mappings with ``"labels"`` for models that take keywords. Gone through more
+        than once: a list or a data loader, not a generator.
+    test : iterable, optional
+        The same, for the accuracy before and after.
+    loss : callable, optional
+        ``loss(model, batch)``, cross entropy of the outputs and the labels when not given.
+    device : str, optional
+        Where local fits run, such as ``"torch:cuda:0"``; on NumPy when not given. The model stays where it is.
+    executor : optional
+        Runs local fits: one of :mod:`concurrent.futures`, or a Dask client. One after the other when not given.
+    folder : path, optional
+        Finished layers are kept there, and found there when the call is repeated.
+    progress : callable, optional
+        Called with a line of text for every layer and now and then during training.
+
+    Returns
+    -------
+    CompressReport
+        Parameters, bytes, errors, accuracy and time before and after, and what stayed dense and why.
+
+    Raises
+    ------
+    CompressError
+        If no layer can be replaced, or the recipe needs data that are not given.
+
+    Examples
+    --------
+    >>> import adtn, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    >>> report = adtn.compress(model, adtn.Config(targets=["0"], topology=adtn.TTN(bond=2), steps=20))
+    >>> report.layers[0].ratio > 10
+    True
+    """
+    config = config or Config()
+    if config.recipe in ("reconstruct-data", "finetune") and data is None:
+        raise CompressError(f"Got recipe={config.recipe!r} without data; pass data=, or use recipe='reconstruct'.")
+    adapter = model_of(model, None)
+    say = progress or (lambda line: None)
+    began = time.monotonic()
+    layers = adapter.layers()
+    chosen, dense = config.select(layers)
+    if not chosen:
+        reasons = "; ".join(f"{name}: {why}" for name, why in dense.items())
+        raise CompressError(f"No layer can be replaced: {reasons}. Change targets, exclude or smallest.")
+    before = _cost(adapter, test, data)
+    tasks = _tasks(adapter, config, chosen, data, device or "numpy:cpu")
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+
+    def done(result: LocalResult) -> None:
+        say(f"{result.name}: relative error {result.relative_error:.4f}")
+
+    results = {r.name: r for r in run_local(tasks, executor, Path(folder) if folder is not None else None, done)}
+    adapter.install({name: r.generator for name, r in results.items()})
+    try:
+        losses = _tune(adapter, config, data, loss, say)
+        after = _cost(adapter, test, data)
+        generators = adapter.generators()
+    except BaseException:
+        adapter.restore()
+        raise
+    rows = [_row(layer, results, generators) for layer in chosen]
+    return CompressReport(config, rows, dense, before, after, losses, time.monotonic() - began, generators)
+
+
+def _tasks(
+    adapter: Model, config: Config, chosen: Sequence[Layer], data: Iterable[Any] | None, device: str
+) -> list[LocalTask]:
+    """One for every weight; layouts are checked before anything is fitted."""
+    names = [name for layer in chosen for name in layer.weights]
+    by_data = config.recipe in ("reconstruct-data", "local-then-global") and data is not None and config.steps > 0
+    planned = [(layer, name, config.options_of(layer)) for layer in chosen for name in layer.weights]
+    layouts = {name: own.layout(layer.weights[name]) for layer, name, own in planned}
+    moments = adapter.second_moments(names, data) if by_data and data is not None else {}
+    return [
+        LocalTask(
+            name, adapter.weight(name), _usable(moments.get(name)), own.topology, layouts[name], own.base, own.seed,
+            0 if config.recipe == "finetune" else own.steps, own.optimizer, own.lr, device,  # type: ignore[arg-type]
+        )
+        for _, name, own in planned
+    ]  # fmt: skip
+
+
+def _usable(moment: np.ndarray | None) -> np.ndarray | None:
+    """``None`` for inputs that are all zero: nothing is to be learnt from them."""
+    return moment if moment is not None and float(np.trace(moment)) > 0.0 else None
+
+
+def _tune(
+    adapter: Model, config: Config, data: Iterable[Any] | None, loss: Any, say: Callable[[str], None]
+) -> list[float]:
+    if data is None or not config.tune_steps or config.recipe not in ("finetune", "local-then-global"):
+        return []
+    every = max(config.tune_steps // 10, 1)
+
+    def report(step: int, value: float) -> None:
+        if step % every == 0:
+            say(f"step {step} of {config.tune_steps}: loss {value:.4f}")
+
+    tuning = Tuning(config.tune_steps, config.tune_lr, config.distill, config.train, config.clip, config.seed)
+    return adapter.tune(data, loss, tuning, report)
+
+
+def _cost(adapter: Model, test: Iterable[Any] | None, data: Iterable[Any] | None) -> ModelCost:
+    params, size = adapter.numbers()
+    sample = test if test is not None else data
+    seconds, peak = adapter.forward_cost(sample) if sample is not None else (None, None)
+    return ModelCost(params, size, adapter.score(test) if test is not None else None, seconds, peak)
+
+
+def _row(layer: Layer, results: dict[str, LocalResult], generators: dict[str, Any]) -> LayerRow:
+    parts = [generators[name] for name in layer.weights]
+    dense = sum(int(np.prod(shape)) for shape in layer.weights.values())
+    return LayerRow(
+        layer.name, layer.kind, tuple(tuple(s) for s in layer.weights.values()), str(parts[0].topology), dense,
+        sum(g.num_params for g in parts), sum(g.num_active_params for g in parts),
+        [results[name].relative_error for name in layer.weights], layer.tied,
+    )  # fmt: skip

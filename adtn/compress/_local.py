@@ -1,0 +1,154 @@
+"""Layers by themselves: one generator for one weight, on any executor."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from .._errors import FileFormatError
+from ..generator import Generator
+from ..network import Layout, SeededBase, Topology
+from ..optim import DataAwareReconstruction, Reconstruction, fit
+from ._storage import from_bytes, load, save, to_bytes
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """One weight to be generated.
+
+    Parameters
+    ----------
+    name : str
+        Of the weight.
+    weight : numpy.ndarray
+    moment : numpy.ndarray or None
+        Of its inputs: then the outputs are reconstructed.
+    topology, layout, base, seed
+        Of the generator.
+    steps : int
+        0 for a random generator of the weight's spread.
+    optimizer, lr, device
+        Of the fit.
+    """
+
+    name: str
+    weight: np.ndarray
+    moment: np.ndarray | None
+    topology: Topology
+    layout: Layout
+    base: SeededBase | None
+    seed: int
+    steps: int
+    optimizer: Literal["adam", "adamw", "sgd", "lbfgs"]
+    lr: float
+    device: str
+
+    def mark(self) -> str:
+        """What the result depends on, apart from the device."""
+        parts = (self.name, self.topology, self.layout, self.base, self.seed, self.steps, self.optimizer, self.lr)
+        digest = hashlib.sha256(repr(parts).encode())
+        for x in (self.weight, self.moment):
+            if x is not None:
+                digest.update(np.ascontiguousarray(x).tobytes())
+        return digest.hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """A generator in place of a weight.
+
+    Parameters
+    ----------
+    name : str
+    content : bytes
+        Of an adtn file.
+    relative_error : float
+        Of the weight, Frobenius norm.
+    """
+
+    name: str
+    content: bytes
+    relative_error: float
+
+    @property
+    def generator(self) -> Generator:
+        """With its numbers."""
+        return from_bytes(self.content)
+
+
+class Executor(Protocol):
+    """What :mod:`concurrent.futures` and a Dask client have in common."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Any:
+        """A future with ``result()``."""
+        ...
+
+
+def solve(task: LocalTask) -> LocalResult:
+    """Fit one layer; what workers run."""
+    generator = Generator(
+        task.weight.shape, task.topology, layout=task.layout, scale=task.weight, base=task.base, seed=task.seed
+    )
+    if task.steps:
+        target = Reconstruction(task.weight)
+        if task.moment is not None:
+            target = DataAwareReconstruction(task.weight, task.moment)
+        generator = fit(
+            generator, target, device=task.device, optimizer=task.optimizer, steps=task.steps, lr=task.lr,
+            seed=task.seed, progress=False,
+        ).generator  # fmt: skip
+    return LocalResult(task.name, to_bytes(generator), _error(generator, task.weight))
+
+
+def run_local(
+    tasks: Sequence[LocalTask], executor: Executor | None, folder: Path | None, done: Callable[[LocalResult], None]
+) -> list[LocalResult]:
+    """All layers, in the order of the tasks; finished ones are kept in ``folder`` and found there again."""
+    found: dict[str, LocalResult] = {}
+    waiting: list[LocalTask] = []
+    for task in tasks:
+        kept = _kept(task, folder)
+        if kept is None:
+            waiting.append(task)
+        else:
+            found[task.name] = kept
+            done(kept)
+    for task, result in _results(waiting, executor):
+        if folder is not None:
+            save(_file(task, folder), result.generator)
+        found[task.name] = result
+        done(result)
+    return [found[task.name] for task in tasks]
+
+
+def _results(tasks: Iterable[LocalTask], executor: Executor | None) -> Iterator[tuple[LocalTask, LocalResult]]:
+    if executor is None:
+        for task in tasks:
+            yield task, solve(task)
+        return
+    for task, future in [(task, executor.submit(solve, task)) for task in tasks]:
+        yield task, future.result()
+
+
+def _kept(task: LocalTask, folder: Path | None) -> LocalResult | None:
+    if folder is None or not _file(task, folder).exists():
+        return None
+    try:
+        generator = load(_file(task, folder))
+    except FileFormatError:
+        return None  # made again
+    return LocalResult(task.name, to_bytes(generator), _error(generator, task.weight))
+
+
+def _file(task: LocalTask, folder: Path) -> Path:
+    return folder / f"{task.name}-{task.mark()}.safetensors"
+
+
+def _error(generator: Generator, weight: np.ndarray) -> float:
+    norm = float(np.linalg.norm(weight))
+    return float(np.linalg.norm(generator.weight() - weight)) / norm if norm else 0.0

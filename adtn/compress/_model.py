@@ -1,0 +1,138 @@
+"""What a framework must offer so that a whole model can be compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from .._backend import backend_names, get_backend
+from .._errors import CompressError, MissingDependencyError
+from .._typing import Shape
+from ..generator import Generator
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a model.
+
+    Parameters
+    ----------
+    name : str
+        Of the module.
+    kind : str
+        Name of its class, such as ``"Linear"`` or ``"Conv2d"``.
+    weights : mapping of str to tuple of int
+        Shapes of the weights that can be generated, by full name; most layers have one, called as the layer.
+    params : int
+        Numbers of the whole layer, biases included.
+    tied : tuple of str
+        Other layers with the same weight; they are replaced together.
+    reason : str
+        Why it cannot be replaced; empty when it can.
+    """
+
+    name: str
+    kind: str
+    weights: Mapping[str, Shape] = field(default_factory=dict)
+    params: int = 0
+    tied: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a whole model is trained through its generators.
+
+    Parameters
+    ----------
+    steps : int
+    lr : float
+        Of Adam, falling as a cosine.
+    distill : float
+        Weight of the dense model's outputs in the loss, between 0 and 1.
+    train : {"generated", "all"}
+        Whether other parameters are trained, too.
+    clip : float or None
+        Largest norm of all gradients together.
+    seed : int
+    """
+
+    steps: int = 0
+    lr: float = 1e-3
+    distill: float = 0.0
+    train: str = "generated"
+    clip: float | None = 1.0
+    seed: int = 0
+
+
+class Model(Protocol):
+    """A model of some framework. Nothing of it changes before :meth:`install`, and :meth:`restore` undoes that."""
+
+    @property
+    def device(self) -> str:
+        """Such as ``"torch:cpu"``."""
+        ...
+
+    def layers(self) -> list[Layer]:
+        """Every layer with numbers of its own, also those that cannot be replaced."""
+        ...
+
+    def weight(self, name: str) -> np.ndarray:
+        """A dense weight by its full name."""
+        ...
+
+    def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
+        """Mean of ``x xᵀ`` over the inputs of those weights for which it makes sense."""
+        ...
+
+    def install(self, generators: Mapping[str, Generator]) -> None:
+        """Replace layers by generated ones, all or none."""
+        ...
+
+    def restore(self) -> None:
+        """The model as it was."""
+        ...
+
+    def tune(self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Any) -> list[float]:
+        """Train through the generators; returns the losses."""
+        ...
+
+    def score(self, data: Iterable[Any]) -> float:
+        """Accuracy in percent."""
+        ...
+
+    def generators(self) -> dict[str, Generator]:
+        """Of all installed weights, with their numbers as they are now."""
+        ...
+
+    def numbers(self) -> tuple[int, int]:
+        """Parameters and their bytes; what is shared counts once."""
+        ...
+
+    def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
+        """Median seconds and peak bytes of a forward pass of the first batch."""
+        ...
+
+
+def model_of(model: Any, device: str | None) -> Model:
+    """The adapter of a framework for one of its models.
+
+    Raises
+    ------
+    CompressError
+        If no framework knows it.
+    """
+    packages = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
+    for name in sorted(backend_names(), key=lambda n: n not in packages):
+        try:
+            found = get_backend(name).model(model, device)
+        except MissingDependencyError:
+            continue
+        if found is not None:
+            return found
+    raise CompressError(
+        f"Got {type(model).__name__}, which is no model of {', '.join(backend_names())}; expected a torch.nn.Module."
+    )

@@ -1,0 +1,352 @@
+"""A PyTorch model whose layers are replaced by generated ones."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator as Generated
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from adtn import Generator
+from adtn._errors import CompressError, DeviceError
+from adtn.bench import peak_bytes
+from adtn.compress import Layer, Tuning
+from torch import nn
+
+from .torch_layers import (
+    ADTNConv1d,
+    ADTNConv2d,
+    ADTNConv3d,
+    ADTNEmbedding,
+    ADTNLinear,
+    ADTNMultiheadAttention,
+    GeneratedWeight,
+)
+
+_CONVS: dict[type, Any] = {nn.Conv1d: ADTNConv1d, nn.Conv2d: ADTNConv2d, nn.Conv3d: ADTNConv3d}
+_LARGEST_MOMENT = 1 << 26  # entries: beyond, the second moment of the inputs takes more than the weight is worth
+
+
+class TorchModel:
+    """See :class:`adtn.compress.Model`."""
+
+    def __init__(self, model: nn.Module, device: str | None) -> None:
+        self.model = model
+        first = next(model.parameters(), None)
+        if first is None:
+            raise CompressError("Got a model without parameters; there is nothing to compress.")
+        here = str(first.device)
+        if device is not None and device.removeprefix("torch:") != here.removesuffix(":0"):
+            raise DeviceError(f"Got device={device!r} for a model on {here!r}; move it first, with model.to(...).")
+        self._where = here
+        self._originals: dict[str, nn.Module] = {}
+        self._weights: dict[str, GeneratedWeight] = {}
+        self._dense: nn.Module | None = None
+
+    @property
+    def device(self) -> str:
+        """Where the parameters lie."""
+        return f"torch:{self._where}"
+
+    def layers(self) -> list[Layer]:
+        """Modules with parameters of their own; what is inside an attention belongs to it."""
+        found: list[Layer] = []
+        inside = tuple(f"{n}." for n, m in self.model.named_modules() if type(m) is nn.MultiheadAttention)
+        owners: dict[int, list[str]] = {}
+        for name, module in self.model.named_modules(remove_duplicate=False):
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, nn.Parameter) and not name.startswith(inside or "\0"):
+                owners.setdefault(id(weight), []).append(name)
+        for name, module in self.model.named_modules():
+            own = sum(p.numel() for p in module.parameters(recurse=type(module) is nn.MultiheadAttention))
+            if not own or name.startswith(inside or "\0"):
+                continue
+            weights, reason = _weights_of(name, module)
+            tied = tuple(n for n in owners.get(id(getattr(module, "weight", None)), []) if n != name)
+            if tied and not reason and not isinstance(module, nn.Linear | nn.Embedding):
+                reason = f"shares its weight with {', '.join(tied)}"
+            found.append(Layer(name, type(module).__name__, weights, own, tied, reason))
+        return found
+
+    def weight(self, name: str) -> np.ndarray:
+        """In the orientation of the generated layer."""
+        owner, part = self._owner(name)
+        if part == "in_proj":
+            found = owner.in_proj_weight
+        elif part == "out_proj":
+            found = owner.out_proj.weight
+        else:
+            found = owner.weight.T if type(owner).__name__ == "Conv1D" else owner.weight
+        return found.detach().cpu().double().numpy()
+
+    def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
+        """Of linear layers and ungrouped convolutions; others are left out."""
+        sums: dict[str, torch.Tensor] = {}
+        counts: dict[str, int] = {}
+        hooks: list[Any] = []
+        for name in names:
+            owner, part = self._owner(name)
+            n_in = int(np.prod(self._shape(name)[1:]))
+            if part or n_in**2 > _LARGEST_MOMENT or isinstance(owner, nn.Embedding):
+                continue
+            if isinstance(owner, nn.Conv1d | nn.Conv3d) or (isinstance(owner, nn.Conv2d) and owner.groups > 1):
+                continue
+
+            def look(module: Any, inputs: Any, _: Any, name: str = name) -> None:
+                rows = _patches(module, inputs[0].detach()).double()
+                found = (rows.T @ rows).cpu()
+                sums[name] = sums[name] + found if name in sums else found
+                counts[name] = counts.get(name, 0) + rows.shape[0]
+
+            hooks.append(owner.register_forward_hook(look))
+        try:
+            with torch.no_grad(), self._evaluating():
+                for batch in data:
+                    self._outputs(self.model, self._to_device(batch))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {name: (total / counts[name]).numpy() for name, total in sums.items()}
+
+    def install(self, generators: Mapping[str, Generator]) -> None:
+        """Everything is made first; then modules change places."""
+        weights: dict[str, GeneratedWeight] = {}
+        for name, generator in generators.items():
+            owner, _ = self._owner(name)
+            like = next(owner.parameters())
+            weights[name] = GeneratedWeight(generator).to(like.device, like.dtype)
+        made: dict[str, nn.Module] = {}
+        for layer in self.layers():
+            for name in layer.weights:
+                if name in weights:
+                    for who in (layer.name, *layer.tied):
+                        made[who] = _generated(self.model.get_submodule(who), layer, who, weights)
+        self._dense = copy.deepcopy(self.model)
+        self._originals = {name: self.model.get_submodule(name) for name in made}
+        self._weights = weights
+        if "" in made:
+            raise CompressError("Got a model that is one layer; replace it yourself with a layer of torch_layers.")
+        for name, module in made.items():
+            self._put(name, module)
+
+    def restore(self) -> None:
+        """The very modules that were there."""
+        for name, module in self._originals.items():
+            self._put(name, module)
+        self._originals, self._weights = {}, {}
+
+    def tune(
+        self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
+    ) -> list[float]:
+        """Adam with a cosine, in training mode; batches are cycled through."""
+        cores = {id(p) for w in self._weights.values() for p in w.parameters()}
+        trained = [p for p in self.model.parameters() if p.requires_grad and (tuning.train == "all" or id(p) in cores)]
+        frozen = [
+            p for p in self.model.parameters() if p.requires_grad and tuning.train != "all" and id(p) not in cores
+        ]
+        optimizer = torch.optim.Adam(trained, lr=tuning.lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda n: 0.5 * (1 + math.cos(math.pi * n / max(tuning.steps, 1)))
+        )
+        teacher = self._dense.eval() if tuning.distill and self._dense is not None else None
+        torch.manual_seed(tuning.seed)
+        losses: list[float] = []
+        was_training = self.model.training
+        try:
+            for p in frozen:
+                p.requires_grad_(False)
+            self.model.train()
+            for batch in _cycled(data, tuning.steps):
+                batch = self._to_device(batch)
+                value = self._loss(loss, batch, teacher, tuning.distill)
+                losses.append(float(value.detach()))
+                if not math.isfinite(losses[-1]):
+                    raise CompressError(
+                        f"The loss became {losses[-1]} at step {len(losses)}; lower tune_lr, now {tuning.lr}."
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                if tuning.clip is not None:
+                    torch.nn.utils.clip_grad_norm_(trained, tuning.clip)
+                optimizer.step()
+                schedule.step()
+                report(len(losses), losses[-1])
+        finally:
+            for p in frozen:
+                p.requires_grad_(True)
+            self.model.train(was_training)
+        return losses
+
+    def score(self, data: Iterable[Any]) -> float:
+        """Of the largest output."""
+        right = total = 0
+        with torch.no_grad(), self._evaluating():
+            for batch in data:
+                batch = self._to_device(batch)
+                target = batch["labels"] if isinstance(batch, Mapping) else batch[1]
+                guess = self._outputs(self.model, batch).argmax(-1)
+                right += int((guess == target).sum())
+                total += target.numel()
+        if not total:
+            raise CompressError("Got test data without a batch; pass some, or leave test out.")
+        return 100.0 * right / total
+
+    def generators(self) -> dict[str, Generator]:
+        """Of all installed weights."""
+        return {name: weight.generator() for name, weight in self._weights.items()}
+
+    def numbers(self) -> tuple[int, int]:
+        """Parameters, and their bytes."""
+        own = list(self.model.parameters())
+        return sum(p.numel() for p in own), sum(p.numel() * p.element_size() for p in own)
+
+    def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
+        """Of inference on the first batch."""
+        batch = self._to_device(next(iter(data)))
+        with torch.no_grad(), self._evaluating():
+
+            def run() -> None:
+                self._outputs(self.model, batch)
+                if self._where.startswith("cuda"):
+                    torch.cuda.synchronize(self._where)
+
+            run()
+            times: list[float] = []
+            while len(times) < 5 or (sum(times) < 0.3 and len(times) < 50):
+                began = time.perf_counter()
+                run()
+                times.append(time.perf_counter() - began)
+            peak = peak_bytes(run) if self._where == "cpu" else None
+        return statistics.median(times), peak
+
+    def _loss(self, loss: Any, batch: Any, teacher: nn.Module | None, distill: float) -> torch.Tensor:
+        if loss is not None and teacher is None:
+            return loss(self.model, batch)
+        logits = self._outputs(self.model, batch)
+        if loss is not None:
+            value = loss(self.model, batch)
+        else:
+            target = batch["labels"] if isinstance(batch, Mapping) else batch[1]
+            value = nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), target.reshape(-1))
+        if teacher is None:
+            return value
+        with torch.no_grad():
+            wanted = self._outputs(teacher, batch).log_softmax(-1)
+        away = nn.functional.kl_div(logits.log_softmax(-1), wanted, reduction="batchmean", log_target=True)
+        return (1.0 - distill) * value + distill * away
+
+    @staticmethod
+    def _outputs(model: nn.Module, batch: Any) -> torch.Tensor:
+        if isinstance(batch, Mapping):
+            found: Any = model(**{k: v for k, v in batch.items() if k != "labels"})
+        else:
+            found = model(batch[0] if isinstance(batch, tuple | list) else batch)
+        return getattr(found, "logits", found)
+
+    def _to_device(self, batch: Any) -> Any:
+        if isinstance(batch, Mapping):
+            return {k: self._to_device(v) for k, v in batch.items()}
+        if isinstance(batch, tuple | list):
+            return tuple(self._to_device(v) for v in batch)
+        return torch.as_tensor(batch).to(self._where)
+
+    @contextmanager
+    def _evaluating(self) -> Generated[None, None, None]:
+        was = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was)
+
+    def _owner(self, name: str) -> tuple[Any, str]:
+        """The dense module of a weight, and which of its weights it is."""
+        for part in ("in_proj", "out_proj"):
+            owner = name.removesuffix(f".{part}")
+            if owner != name and type(self._original(owner)) is nn.MultiheadAttention:
+                return self._original(owner), part
+        return self._original(name), ""
+
+    def _original(self, name: str) -> nn.Module:
+        return self._originals[name] if name in self._originals else self.model.get_submodule(name)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return self.weight(name).shape
+
+    def _put(self, name: str, module: nn.Module) -> None:
+        owner, _, leaf = name.rpartition(".")
+        parent = self.model.get_submodule(owner)
+        parent._modules[leaf] = module
+
+
+def _weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]], str]:
+    """Shapes of the weights of a layer, or why it has none."""
+    if type(module) is nn.MultiheadAttention:
+        if module.in_proj_weight is None:
+            return {}, "keys and values have other widths than queries"
+        n = module.embed_dim
+        return {f"{name}.in_proj": (3 * n, n), f"{name}.out_proj": (n, n)}, ""
+    if type(module) in _CONVS or type(module) in (nn.Linear, nn.Embedding):
+        if isinstance(module, nn.Embedding) and module.max_norm is not None:
+            return {}, "max_norm changes its rows in place"
+        return {name: tuple(module.weight.shape)}, ""  # type: ignore[union-attr]
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        n_in, n_out = module.weight.shape  # type: ignore[misc]
+        return {name: (int(n_out), int(n_in))}, ""
+    return {}, f"no generated form of {type(module).__name__}"
+
+
+def _generated(dense: Any, layer: Layer, name: str, weights: Mapping[str, GeneratedWeight]) -> nn.Module:
+    """The generated layer in place of a dense one."""
+    found: nn.Module
+    if type(dense) is nn.MultiheadAttention:
+        first, last = (weights[f"{name}.{part}"] for part in ("in_proj", "out_proj"))
+        return ADTNMultiheadAttention.of(dense, first, last)
+    weight = weights[next(iter(layer.weights))]
+    if isinstance(dense, nn.Embedding):
+        found = ADTNEmbedding(weight, dense.padding_idx)
+    elif type(dense) in _CONVS:
+        found = _CONVS[type(dense)](
+            weight, dense.bias, stride=dense.stride, padding=dense.padding, dilation=dense.dilation,
+            groups=dense.groups, padding_mode=dense.padding_mode,
+        )  # fmt: skip
+    else:
+        found = ADTNLinear(weight, dense.bias)
+    return found.train(dense.training)
+
+
+def _patches(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """What a layer multiplies its weight with, as rows."""
+    if not isinstance(module, nn.Conv2d):
+        return x.reshape(-1, x.shape[-1])
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        around = list(module._reversed_padding_repeated_twice)
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = nn.functional.pad(x, around, mode=mode)
+        padding: Any = 0
+    else:
+        padding = module.padding
+    columns = nn.functional.unfold(x, module.kernel_size, module.dilation, padding, module.stride)  # type: ignore[arg-type]
+    return columns.transpose(1, 2).reshape(-1, columns.shape[1])
+
+
+def _cycled(data: Iterable[Any], steps: int) -> Iterator[Any]:
+    """So many batches, beginning anew when the data are over."""
+    taken = 0
+    while taken < steps:
+        before = taken
+        for batch in data:
+            if taken == steps:
+                return
+            taken += 1
+            yield batch
+        if taken == before:
+            raise CompressError(
+                "Got data without a batch, or an iterator that is used up; pass a list or a DataLoader."
+            )
