@@ -127,19 +127,21 @@ class TorchModel:
                 if name in weights:
                     for who in (layer.name, *layer.tied):
                         made[who] = _generated(self.model.get_submodule(who), layer, who, weights)
+        if "" in made:
+            raise CompressError("Got a model that is one layer; replace it yourself with a layer of torch_layers.")
         self._dense = copy.deepcopy(self.model)
         self._originals = {name: self.model.get_submodule(name) for name in made}
         self._weights = weights
-        if "" in made:
-            raise CompressError("Got a model that is one layer; replace it yourself with a layer of torch_layers.")
         for name, module in made.items():
             self._put(name, module)
 
     def restore(self) -> None:
-        """The very modules that were there."""
+        """The very modules that were there, with the numbers they had: training may have changed others, too."""
         for name, module in self._originals.items():
             self._put(name, module)
-        self._originals, self._weights = {}, {}
+        if self._dense is not None:
+            self.model.load_state_dict(self._dense.state_dict())
+        self._originals, self._weights, self._dense = {}, {}, None
 
     def tune(
         self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
@@ -208,7 +210,7 @@ class TorchModel:
 
     def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
         """Of inference on the first batch."""
-        batch = self._to_device(next(iter(data)))
+        batch = self._to_device(next(_cycled(data, 1)))
         with torch.no_grad(), self._evaluating():
 
             def run() -> None:

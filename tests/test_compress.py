@@ -1,0 +1,371 @@
+"""Whole models: what is chosen, what stays as it was, what survives, and what the report says."""
+
+from __future__ import annotations
+
+import copy
+import json
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import adtn
+import numpy as np
+import pytest
+from adtn._errors import CompressError, DeviceError
+from adtn.compress import Config, Layer, _local
+
+torch = pytest.importorskip("torch")
+layers = pytest.importorskip("adtn_backends.torch_layers")
+nn = torch.nn
+
+TTN = adtn.TTN(bond=2)
+QUICK: dict[str, Any] = {"topology": TTN, "steps": 5, "tune_steps": 3}
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 32), nn.ReLU(),
+        nn.Linear(32, 3),
+    )  # fmt: skip
+
+
+def batches(n: int = 3):
+    rng = torch.Generator().manual_seed(1)
+    x = [torch.randn(8, 4, 4, 4, generator=rng) for _ in range(n)]
+    return [(b, (b.mean((1, 2, 3)) > 0).long() + (b[:, 0].mean((1, 2)) > 0).long()) for b in x]
+
+
+class Language(nn.Module):
+    """Tied embedding, attention, and a module without a generated form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(32, 16)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.recurrent = nn.GRU(16, 16, batch_first=True)
+        self.head = nn.Linear(16, 32, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, input_ids):
+        x = self.embed(input_ids)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.head(self.recurrent(x)[0])
+
+
+def texts():
+    rng = torch.Generator().manual_seed(0)
+    found = [torch.randint(0, 32, (4, 6), generator=rng) for _ in range(2)]
+    return [{"input_ids": i, "labels": i} for i in found]
+
+
+def state_of(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(model, state) -> bool:
+    now = model.state_dict()
+    return set(now) == set(state) and all(torch.equal(now[k], v) for k, v in state.items())
+
+
+# --- what is chosen ---
+
+
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        ({}, {"0", "4"}),
+        ({"targets": ["Linear"]}, {"4"}),
+        ({"targets": ["Linear"], "smallest": 10}, {"4", "6"}),
+        ({"targets": ["[04]"]}, {"0", "4"}),
+        ({"targets": ["*"], "exclude": ["Conv2d"]}, {"4"}),
+    ],
+)
+def test_layers_are_chosen_by_name_pattern_and_class(options: dict[str, Any], want: set[str]) -> None:
+    model = net()
+    report = adtn.compress(model, Config(**QUICK, **options, recipe="reconstruct"))
+    assert {r.name for r in report.layers} == want
+    found = {n for n, m in model.named_modules() if hasattr(m, "generated")}
+    assert found == want
+    everything = {n for n, m in net().named_children() if list(m.parameters())}
+    assert set(report.dense) == everything - want
+    assert all(report.dense.values())
+
+
+def test_what_stays_dense_says_why() -> None:
+    report = adtn.compress(net(), Config(**QUICK, targets=["0"], recipe="reconstruct"))
+    assert report.dense["4"] == "not among the targets"
+    assert "BatchNorm2d" in report.dense["1"]
+    report = adtn.compress(net(), Config(**QUICK, exclude=["0"], recipe="reconstruct"))
+    assert report.dense["0"] == "excluded"
+    assert "fewer than smallest" in report.dense["6"]
+
+
+def test_layers_have_options_of_their_own() -> None:
+    special = {"Conv2d": {"topology": adtn.MPO(bond=2)}, "4": {"leg": 4, "base": adtn.SeededBase(3)}}
+    model = net()
+    adtn.compress(model, Config(**QUICK, layers=special, recipe="reconstruct"))
+    conv, linear = model[0].generated.generator(), model[4].generated.generator()
+    assert isinstance(conv.topology, adtn.MPO)
+    assert linear.base == adtn.SeededBase(3)
+    assert max(linear.layout.dims) == 4
+
+
+def test_ties_attention_and_keywords() -> None:
+    model, data = Language(), texts()
+    report = adtn.compress(model, Config(**QUICK), data=data, test=data)
+    assert {r.name: r.tied for r in report.layers} == {"embed": ("head",), "attention": ()}
+    assert model.embed.generated is model.head.generated
+    assert isinstance(model.attention, layers.ADTNMultiheadAttention)
+    assert "GRU" in report.dense["recurrent"]
+    assert set(report.generators) == {"embed", "attention.in_proj", "attention.out_proj"}
+    assert report.after.accuracy is not None
+    assert len(report.losses) == 3
+
+
+# --- nothing is half done ---
+
+
+def failing(step: int):
+    """A loss that fails at a step."""
+    seen: list[int] = []
+
+    def loss(model, batch):
+        seen.append(1)
+        if len(seen) > step:
+            raise RuntimeError("lost")
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    return loss
+
+
+@pytest.mark.parametrize("train", ["generated", "all"])
+def test_a_model_is_as_before_when_an_error_occurs(train: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = net(), batches()
+    state, modules = state_of(model), dict(model.named_modules())
+    with pytest.raises(RuntimeError, match="lost"):
+        adtn.compress(model, Config(**QUICK, train=train), data=data, loss=failing(2))
+    assert same(model, state)
+    assert dict(model.named_modules()) == modules
+    assert all(p.requires_grad for p in model.parameters())
+    assert model.training
+
+    def broken(task):
+        if task.name == "4":
+            raise MemoryError("no room")
+        return real(task)
+
+    real = _local.solve
+    monkeypatch.setattr(_local, "solve", broken)
+    with pytest.raises(MemoryError):
+        adtn.compress(model, Config(**QUICK), data=data)
+    assert same(model, state)
+    assert dict(model.named_modules()) == modules
+
+
+def test_a_loss_that_explodes_leaves_the_model_and_says_so() -> None:
+    model, data = net(), batches()
+    state = state_of(model)
+    with pytest.raises(CompressError, match="lower tune_lr"):
+        adtn.compress(model, Config(**QUICK), data=data, loss=lambda m, b: m(b[0]).sum() * float("nan"))
+    assert same(model, state)
+
+
+def test_only_generated_numbers_are_trained_unless_all_are_wished() -> None:
+    for train in ("generated", "all"):
+        model, data = net(), batches()
+        before = state_of(model)
+        adtn.compress(model, Config(**QUICK, train=train), data=data)
+        now = model.state_dict()
+        moved = not torch.equal(now["6.weight"], before["6.weight"])
+        assert moved == (train == "all")
+        assert all(p.requires_grad for p in model.parameters())
+
+
+# --- the recipes ---
+
+
+def test_outputs_are_reconstructed_where_there_are_data() -> None:
+    """Inputs that live in few directions: the layer's outputs there count, not the weight."""
+    torch.manual_seed(0)
+    basis = torch.randn(2, 32)
+    data = [(torch.randn(64, 2) @ basis, torch.zeros(64, dtype=torch.long)) for _ in range(3)]
+    x = torch.cat([b[0] for b in data])
+    errors = {}
+    for recipe in ("reconstruct", "reconstruct-data"):
+        model = nn.Sequential(nn.Linear(32, 16), nn.ReLU())
+        torch.manual_seed(1)
+        nn.init.normal_(model[0].weight)
+        want = model(x).detach()
+        options = {"topology": adtn.TTN(bond=3), "steps": 100, "recipe": recipe}
+        adtn.compress(model, Config(**options, targets=["0"]), data=data)
+        errors[recipe] = float((model(x) - want).norm() / want.norm())
+    assert errors["reconstruct-data"] < 0.6 * errors["reconstruct"]
+
+
+def test_second_moments_of_convolutions_are_those_of_their_patches() -> None:
+    from adtn_backends.torch_model import TorchModel
+
+    for options in ({"padding": 1}, {"padding": "same", "dilation": 2}, {"stride": 2, "padding_mode": "reflect"}):
+        model, data = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False, **options)), batches()
+        data = [(x[:, :3], y) for x, y in data]
+        (moment,) = TorchModel(model, None).second_moments(["0"], data).values()
+        weight = model[0].weight.detach().double().reshape(5, -1)
+        outputs = torch.cat([model(x).detach().double().transpose(0, 1).reshape(5, -1) for x, _ in data], 1)
+        power = float((outputs**2).sum() / outputs.shape[1])
+        assert float(torch.trace(weight @ torch.tensor(moment) @ weight.T)) == pytest.approx(power, rel=1e-5)
+
+
+def test_training_through_the_generators_and_distillation_help() -> None:
+    torch.manual_seed(0)
+    dense, data = net(), batches(8)
+    optimizer = torch.optim.Adam(dense.parameters(), 5e-3)
+    for _ in range(30):
+        for x, y in data:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(dense(x), y).backward()
+            optimizer.step()
+    options = {"targets": ["4"], "topology": adtn.TTN(bond=3), "steps": 20}
+    raw = adtn.compress(copy.deepcopy(dense), Config(**options, tune_steps=0), data=data, test=data)
+    tuned = adtn.compress(copy.deepcopy(dense), Config(**options, tune_steps=150), data=data, test=data)
+    assert raw.before.accuracy == tuned.before.accuracy > 90
+    assert tuned.after.accuracy > raw.after.accuracy + 5
+    copied = adtn.compress(copy.deepcopy(dense), Config(**options, tune_steps=150, distill=1.0), data=data, test=data)
+    assert copied.after.accuracy > raw.after.accuracy + 5
+
+
+# --- where layers run, and what is kept ---
+
+
+@pytest.mark.parametrize("kind", [ThreadPoolExecutor, ProcessPoolExecutor])
+def test_any_executor_gives_the_same_layers(kind: type) -> None:
+    import multiprocessing
+
+    options = {"mp_context": multiprocessing.get_context("spawn")} if kind is ProcessPoolExecutor else {}
+    config = Config(**QUICK, recipe="reconstruct")
+    want = adtn.compress(net(), config).generators
+    with kind(2, **options) as executor:
+        got = adtn.compress(net(), config, executor=executor).generators
+    for name, generator in want.items():
+        for key, x in generator.params.items():
+            np.testing.assert_allclose(got[name].params[key], x, rtol=1e-5, atol=1e-7)
+
+
+def test_finished_layers_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(**QUICK, recipe="reconstruct")
+    solved: list[str] = []
+    real = _local.solve
+
+    def counted(task):
+        if len(solved) == 1 and not tmp_path.joinpath("go").exists():
+            raise KeyboardInterrupt
+        solved.append(task.name)
+        return real(task)
+
+    monkeypatch.setattr(_local, "solve", counted)
+    model = net()
+    with pytest.raises(KeyboardInterrupt):
+        adtn.compress(model, config, folder=tmp_path)
+    assert solved == ["0"]
+    tmp_path.joinpath("go").touch()
+    first = adtn.compress(model, config, folder=tmp_path)
+    assert solved == ["0", "4"]
+    again = adtn.compress(net(), config, folder=tmp_path)
+    assert solved == ["0", "4"]
+    for name, generator in first.generators.items():
+        np.testing.assert_array_equal(again.generators[name].weight(), generator.weight())
+    damaged = next(tmp_path.glob("4-*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-3])
+    adtn.compress(net(), config, folder=tmp_path)
+    adtn.compress(net(), Config(**{**QUICK, "steps": 6}, recipe="reconstruct"), folder=tmp_path)
+    assert solved == ["0", "4", "4", "0", "4"]
+
+
+# --- the report ---
+
+
+def test_the_report_counts_what_is_there_and_saves_whole_pages(tmp_path: Path) -> None:
+    model, data = net(), batches()
+    dense = sum(p.numel() for p in model.parameters())
+    lines: list[str] = []
+    report = adtn.compress(model, Config(**QUICK), data=data, test=data, progress=lines.append)
+    assert report.before.params == dense
+    assert report.after.params == sum(p.numel() for p in model.parameters())
+    assert report.after.bytes == 4 * report.after.params
+    assert sum(r.params for r in report.layers) == sum(g.num_params for g in report.generators.values())
+    assert report.before.forward_seconds > 0
+    assert any(line.startswith("4: relative error") for line in lines)
+    assert any(line.startswith("step 3 of 3") for line in lines)
+    for row in report.layers:
+        assert row.name in str(report)
+    content = json.loads(report.to_json())
+    assert content["layers"][1]["dense"] == 8 * 16 * 32
+    assert content["config"]["topology"]["name"] == "TTN"
+    for name in ("report.json", "report.html"):
+        report.save(tmp_path / name)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "http" not in page
+    assert "src=" not in page
+    assert json.loads((tmp_path / "report.json").read_text()) == content
+
+
+# --- configs ---
+
+
+def test_configs_are_read_from_toml(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(
+        'targets = ["fc*"]\nrecipe = "reconstruct"\nbase = 3\ntopology = {name = "mera", bond = 3}\n'
+        '[layers.Conv2d]\ntopology = "tucker"\nleg = 4\n'
+    )
+    config = Config.load(file)
+    assert config.topology == adtn.MERA(bond=3)
+    assert config.base == adtn.SeededBase(3)
+    assert config.options_of(Layer("c", "Conv2d")).topology == adtn.Tucker()
+    assert config.options_of(Layer("c", "Conv2d")).leg == 4
+    assert config.options_of(Layer("fc", "Linear")).topology == adtn.MERA(bond=3)
+    file.write_text("steps = [")
+    with pytest.raises(CompressError, match="Cannot read"):
+        Config.load(file)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": "fc"}, r"expected a list, such as \['fc'\]"),
+        ({"recipe": "magic"}, "expected one of reconstruct"),
+        ({"train": "some"}, "'generated' or 'all'"),
+        ({"distill": 2.0}, "between 0 and 1"),
+        ({"steps": -1}, "0 or more"),
+        ({"layers": {"a": {"bond": 2}}}, "expected topology, leg, order, base"),
+        ({"colour": 1}, "a config knows"),
+        ({"topology": {"name": "ttn", "legs": 3}}, "takes no"),
+    ],
+)
+def test_configs_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CompressError, match=message):
+        Config.from_dict(options)
+
+
+def test_what_cannot_be_compressed_is_refused_before_anything_is_done() -> None:
+    model = net()
+    state = state_of(model)
+    with pytest.raises(CompressError, match="no model of"):
+        adtn.compress(object())
+    with pytest.raises(CompressError, match="matches no layer"):
+        adtn.compress(model, Config(targets=["nothing"]))
+    with pytest.raises(CompressError, match="No layer can be replaced"):
+        adtn.compress(model, Config(smallest=10**9))
+    with pytest.raises(CompressError, match="without data"):
+        adtn.compress(model, Config(recipe="finetune"))
+    with pytest.raises(CompressError, match="without parameters"):
+        adtn.compress(nn.ReLU())
+    with pytest.raises(CompressError, match="is one layer"):
+        adtn.compress(nn.Linear(64, 64), Config(**QUICK, recipe="reconstruct"))
+    with pytest.raises(CompressError, match="used up"):
+        adtn.compress(model, Config(**QUICK), data=iter(()), loss=failing(9))
+    with pytest.raises(DeviceError):
+        adtn.compress(model, Config(**QUICK, recipe="reconstruct"), device="torch:nowhere")
+    assert same(model, state)
