@@ -87,10 +87,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("targets", "exclude"):
-            if isinstance(getattr(self, name), str):
-                raise CompressError(
-                    f"Got {name}={getattr(self, name)!r}; expected a list, such as [{getattr(self, name)!r}]."
-                )
+            got = getattr(self, name)
+            if isinstance(got, str):
+                raise CompressError(f"Got {name}={got!r}; expected a list, such as [{got!r}].")
         if self.recipe not in RECIPES:
             raise CompressError(f"Got recipe={self.recipe!r}; expected one of {', '.join(RECIPES)}.")
         if self.train not in ("generated", "all"):

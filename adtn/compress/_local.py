@@ -68,7 +68,7 @@ class LocalResult:
     content : bytes
         Of an adtn file.
     relative_error : float
-        Of the weight, Frobenius norm.
+        Of the layer's outputs where their inputs are known, of the weight otherwise.
     """
 
     name: str
@@ -102,7 +102,7 @@ def solve(task: LocalTask) -> LocalResult:
             generator, target, device=task.device, optimizer=task.optimizer, steps=task.steps, lr=task.lr,
             seed=task.seed, progress=False,
         ).generator  # fmt: skip
-    return LocalResult(task.name, to_bytes(generator), _error(generator, task.weight))
+    return LocalResult(task.name, to_bytes(generator), _error(generator, task))
 
 
 def run_local(
@@ -142,13 +142,19 @@ def _kept(task: LocalTask, folder: Path | None) -> LocalResult | None:
         generator = load(_file(task, folder))
     except FileFormatError:
         return None  # made again
-    return LocalResult(task.name, to_bytes(generator), _error(generator, task.weight))
+    return LocalResult(task.name, to_bytes(generator), _error(generator, task))
 
 
 def _file(task: LocalTask, folder: Path) -> Path:
     return folder / f"{task.name}-{task.mark()}.safetensors"
 
 
-def _error(generator: Generator, weight: np.ndarray) -> float:
-    norm = float(np.linalg.norm(weight))
-    return float(np.linalg.norm(generator.weight() - weight)) / norm if norm else 0.0
+def _error(generator: Generator, task: LocalTask) -> float:
+    """Of the outputs where their inputs are known, of the weight otherwise."""
+    rows = task.weight.reshape(task.weight.shape[0], -1)
+    away = generator.weight().reshape(rows.shape) - rows
+
+    def power(x: np.ndarray) -> float:
+        return float(np.vdot(x if task.moment is None else x @ task.moment, x))
+
+    return (max(power(away), 0.0) / power(rows)) ** 0.5 if power(rows) > 0.0 else 0.0

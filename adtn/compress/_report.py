@@ -31,7 +31,8 @@ class LayerRow:
     dense, params, active : int
         Entries of the dense weights, numbers of the generators, and those that can influence the weights.
     local_errors : list of float
-        Relative error of every weight after the local fit, before the model was trained as a whole.
+        After the local fit, before the model was trained as a whole: relative error of the layer's outputs where there
+        were data, of its weight otherwise.
     tied : tuple of str
         Layers that share the generator.
     """
