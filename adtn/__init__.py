@@ -6,6 +6,7 @@ from .compress import CompressReport as CompressReport
 from .compress import Config as Config
 from .compress import compress as compress
 from .compress import load as load
+from .compress import load_model as load_model
 from .compress import save as save
 from .generator import Generator as Generator
 from .network import ATTN as ATTN

@@ -226,6 +226,52 @@ def plan(
 
 
 @app.command()
+def compress(
+    model: Annotated[str, typer.Argument(help="MODULE:FACTORY; the factory returns a torch.nn.Module.")],
+    weights: Annotated[Path | None, typer.Option(help="State of the dense model, .safetensors.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with a config; see adtn.Config.")] = None,
+    data: Annotated[str | None, typer.Option(help="MODULE:FACTORY of training batches.")] = None,
+    test: Annotated[str | None, typer.Option(help="MODULE:FACTORY of test batches.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where local fits run.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for generators, state and report.")] = Path("compressed"),
+) -> None:
+    """Compress a PyTorch model and save its generators, its state and a report."""
+    from .compress import Config, run_folder
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    settings = Config.load(config) if config is not None else Config()
+    report = run_folder(
+        _factory(model), settings, out, weights=weights, data=_made(data), test=_made(test), device=device, progress=say
+    )
+    print(report)
+    print(f"generators, state and report are in {out}/")
+
+
+def _factory(name: str) -> Any:
+    """What ``module:name`` means, also for modules of the working directory."""
+    import importlib
+
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ADTNError(f"Got {name!r}; expected MODULE:FACTORY, such as mypackage.models:build.")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ADTNError(f"Got {name!r}, which cannot be found ({error}); check the module and the name.") from error
+    if not callable(found):
+        raise ADTNError(f"Got {name!r}, which is a {type(found).__name__}; expected a function without arguments.")
+    return found
+
+
+def _made(name: str | None) -> Any:
+    return None if name is None else _factory(name)()
+
+
+@app.command()
 def bench(
     config: Annotated[Path | None, typer.Argument(help="TOML file; a small set when not given.")] = None,
     device: Devices = None,

@@ -371,3 +371,95 @@ def test_what_cannot_be_compressed_is_refused_before_anything_is_done() -> None:
     with pytest.raises(DeviceError):
         adtn.compress(model, Config(**QUICK, recipe="reconstruct"), device="torch:nowhere")
     assert same(model, state)
+
+
+# --- folders and the command line ---
+
+MODULE = """
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3))
+
+def data():
+    rng = torch.Generator().manual_seed(0)
+    return [(torch.randn(8, 16, generator=rng), torch.arange(8) % 3) for _ in range(2)]
+
+nothing = 3
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import sys
+
+    monkeypatch.chdir(tmp_path)
+    tmp_path.joinpath("somenet.py").write_text(MODULE)
+    tmp_path.joinpath("c.toml").write_text(
+        'targets = ["0"]\ntopology = {name = "ttn", bond = 2}\nsteps = 5\ntune_steps = 3\n'
+    )
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    sys.modules.pop("somenet", None)
+    return tmp_path
+
+
+def command(*arguments: str) -> Any:
+    from adtn.cli import app
+    from typer.testing import CliRunner
+
+    return CliRunner().invoke(app, ["compress", *arguments])
+
+
+def test_the_command_line_writes_a_folder_that_loads_back(here: Path) -> None:
+    import somenet
+    from safetensors.torch import save_model
+
+    torch.manual_seed(3)
+    dense = somenet.build()
+    save_model(dense, "dense.safetensors")
+    done = command(
+        "somenet:build", "--weights", "dense.safetensors", "--config", "c.toml", "--data", "somenet:data", "--test",
+        "somenet:data", "--out", "small",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "accuracy" in done.output
+    found = {str(p.relative_to(here / "small")) for p in (here / "small").rglob("*") if p.is_file()}
+    assert {"generators/0.safetensors", "state.safetensors", "report.json", "report.html"} < found
+    model = adtn.load_model(somenet.build(), "small")
+    assert torch.equal(model[2].weight, dense[2].weight)
+    want = adtn.load(here / "small/generators/0.safetensors").weight()
+    np.testing.assert_allclose(model[0].weight.detach(), want, rtol=1e-5, atol=1e-7)
+    accuracy = json.loads((here / "small/report.json").read_text())["after"]["accuracy"]
+    right = [(model(x).argmax(-1) == y).float().mean() for x, y in somenet.data()]
+    assert accuracy == pytest.approx(100 * float(torch.stack(right).mean()))
+
+
+def test_folders_and_names_that_do_not_fit_are_refused(here: Path) -> None:
+    import somenet
+
+    for arguments, message in (
+        (["somenet"], "expected MODULE:FACTORY"),
+        (["somenet:missing"], "cannot be found"),
+        (["elsewhere:build"], "cannot be found"),
+        (["somenet:nothing"], "expected a function"),
+        (["somenet:build", "--weights", "no.safetensors"], "Cannot load"),
+    ):
+        done = command(*arguments)
+        assert done.exit_code != 0
+        assert message in str(done.exception)
+    with pytest.raises(CompressError, match="no generators"):
+        adtn.load_model(somenet.build(), here)
+    assert command("somenet:build", "--config", "c.toml", "--out", "small").exit_code == 0
+    model = nn.Sequential(nn.Linear(16, 31), nn.ReLU(), nn.Linear(31, 3))
+    state = state_of(model)
+    with pytest.raises(CompressError, match="whose weight is \\(31, 16\\)"):
+        adtn.load_model(model, "small")
+    assert same(model, state)
+    with pytest.raises(CompressError, match="whose weight is None"):
+        adtn.load_model(nn.Sequential(nn.ReLU(), nn.Linear(2, 2)), "small")
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    state = state_of(model)
+    with pytest.raises(CompressError, match="Cannot load"):
+        adtn.load_model(model, "small")
+    assert same(model, state)

@@ -8,12 +8,11 @@ import sys
 import adtn
 
 NAMES = {
-    "ADTNError", "ATTN", "BrickWall", "CP", "DataAwareReconstruction", "Dense", "DeviceProfile", "Generator", "Layout",
-    "MERA", "Plan", "calibrate", "plan",
-    "MPO", "Objective", "RandomFeatures", "Reconstruction", "ScaledIdentity", "ScaledRandom", "SeededBase",
-    "Solution", "Status", "TT", "TTN", "Task", "TensorRing", "Topology", "Tucker", "decompose", "devices",
-    "fit", "from_tensornetwork", "load", "register_activation", "register_topology", "save",
-    "to_tensornetwork",
+    "ADTNError", "ATTN", "BrickWall", "CP", "CompressReport", "Config", "DataAwareReconstruction", "Dense",
+    "DeviceProfile", "Generator", "Layout", "MERA", "MPO", "Objective", "Plan", "RandomFeatures", "Reconstruction",
+    "ScaledIdentity", "ScaledRandom", "SeededBase", "Solution", "Status", "TT", "TTN", "Task", "TensorRing", "Topology",
+    "Tucker", "calibrate", "decompose", "devices", "fit", "from_tensornetwork", "load", "load_model", "plan",
+    "register_activation", "register_topology", "save", "to_tensornetwork",
 }  # fmt: skip
 STAGES = {"bench", "compress", "generator", "network", "optim", "schedule", "cli", "demo"}
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from adtn._atomic import write_atomic
 from adtn._backend import Op, get_backend
-from adtn._errors import ScheduleError
-from adtn.network import compile_program, contraction_nodes, forward_tape, pullback, sizes_of
+from adtn._errors import ScheduleError, TopologyError
+from adtn.network import compile_program, contraction_nodes, cut_legs, forward_tape, pullback, sizes_of
 from adtn.schedule import Sketch, _calibrate, shipped_profiles
 from adtn.schedule._path_cache import PathCache, path_key
-from adtn.schedule._planner import parse_bytes
+from adtn.schedule._planner import _Planner, parse_bytes
 from adtn.schedule._profile import FORMAT
 from adtn.schedule._profile_store import find_profile, profile_path
 from adtn.schedule._recombine import Estimate
@@ -331,6 +331,37 @@ def test_recombined_subtrees_are_not_worse_than_any_tree_and_the_best_of_all(nam
         least = min(map(estimate.seconds, trees))
         first, *_ = (estimate.seconds(estimate.pairs(path)) for path in estimate.best(trees, 3))
         assert first == pytest.approx(least) if len(terms) <= 5 else first <= least * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("topology", "n", "most"),
+    [
+        (adtn.ATTN(bond=4), 8192, 0.5),
+        (adtn.Tucker(bond=4), 4096, 0.5),
+        (adtn.TTN(bond=4), 2048, 1.0),
+        (adtn.MPO(bond=8), 2048, 1.0),
+    ],
+)
+def test_trees_of_streams_are_ranked_in_tiles(
+    topology: adtn.Topology, n: int, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What suits the whole weight may be four times slower in tiles."""
+    thing = sketch(topology, n)
+    found = adtn.plan(thing, "fit", mode="stream", profile=CPU)
+    monkeypatch.setattr("adtn.schedule._planner.best_tiled_path", lambda *a: best_path(*a[:4]))
+    monkeypatch.setattr("adtn.schedule._planner._decide", lambda key: _Planner(key).decide())
+    whole = adtn.plan(thing, "fit", mode="stream", profile=CPU)
+    assert found.predicted_seconds <= 1.02 * most * whole.predicted_seconds
+
+
+def test_legs_are_cut_from_the_first_on() -> None:
+    sizes = {"a": 4, "b": 8, "c": 2}
+    assert cut_legs(("a", "b", "c"), sizes, 1) == {}
+    assert cut_legs(("a", "b", "c"), sizes, 2) == {"a": 2}
+    assert cut_legs(("a", "b", "c"), sizes, 8) == {"a": 1, "b": 4}
+    assert cut_legs(("a", "b", "c"), sizes, 64) == {"a": 1, "b": 1, "c": 1}
+    with pytest.raises(TopologyError, match="can be cut into"):
+        cut_legs(("a", "b", "c"), sizes, 3)
 
 
 # not cp: there a permuted result stays a view, which the search counts as a copy

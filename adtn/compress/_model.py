@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -106,6 +107,14 @@ class Model(Protocol):
 
     def generators(self) -> dict[str, Generator]:
         """Of all installed weights, with their numbers as they are now."""
+        ...
+
+    def load(self, path: Path) -> None:
+        """The state from a file."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """The state to a file, numbers of generators included."""
         ...
 
     def numbers(self) -> tuple[int, int]:

@@ -33,6 +33,7 @@ from ._program import Stage as Stage
 from ._program import compile_program as compile_program
 from ._program import plan_stage as plan_stage
 from ._program import plan_steps as plan_steps
+from ._projection import STATE as STATE
 from ._projection import closed as closed
 from ._projection import product_order as product_order
 from ._projection import project as project
@@ -45,7 +46,9 @@ from ._segment import sizes_of as sizes_of
 from ._tiled_adjoint import frontier as frontier
 from ._tiled_adjoint import frontier_pullback as frontier_pullback
 from ._tiled_adjoint import walk as walk
+from ._tiles import ONCE_PART as ONCE_PART
 from ._tiles import Tiled as Tiled
+from ._tiles import cut_legs as cut_legs
 from ._tiles import default_path as default_path
 from ._tiles import row_order as row_order
 from ._tiles import tile_counts as tile_counts

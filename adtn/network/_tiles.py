@@ -253,26 +253,38 @@ def _operand(
     return Operand(slot, view, tuple((strides[i], sizes[i], factors[i]) for i in head), need)
 
 
+def cut_legs(legs: Inds, sizes: dict[str, int], tiles: int) -> dict[str, int]:
+    """The first legs that make so many tiles, with what is left of each inside a tile.
+
+    Raises
+    ------
+    TopologyError
+        If they cannot be cut into so many tiles.
+    """
+    left, inside = tiles, dict[str, int]()
+    for name in legs:
+        d = sizes[name]
+        if left == 1 or (left % d and d % left):
+            break
+        inside[name] = 1 if left % d == 0 else d // left
+        left = left // d if left % d == 0 else 1
+    if left != 1:
+        dims = tuple(sizes[i] for i in legs)
+        raise TopologyError(f"Got tiles={tiles}; legs of {dims} can be cut into {tile_counts(dims)[:40]}.")
+    return inside
+
+
 def _cut(segment: Segment, sizes: dict[str, int], tiles: int) -> tuple[Segment, frozenset[str]]:
     """The legs that are sliced; one that is sliced in part is read as two."""
-    left, sliced = tiles, list[str]()
-    for name in segment.outputs:
-        if left == 1:
-            break
-        d = sizes[name]
-        if left % d == 0:
-            sliced.append(name)
-            left //= d
-        elif d % left == 0:
-            first, second = f"{name}/0", f"{name}/1"
-            segment = _split(segment, name, (first, second), (left, d // left))
-            sliced.append(first)
-            left = 1
+    inside = cut_legs(segment.outputs, sizes, tiles)
+    sliced: set[str] = set()
+    for name, rest in inside.items():
+        if rest == 1:
+            sliced.add(name)
         else:
-            break
-    if left != 1:
-        dims = tuple(sizes[i] for i in segment.outputs)
-        raise TopologyError(f"Got tiles={tiles}; legs of {dims} can be cut into {tile_counts(dims)[:40]}.")
+            first, second = f"{name}/0", f"{name}/1"
+            segment = _split(segment, name, (first, second), (sizes[name] // rest, rest))
+            sliced.add(first)
     return segment, frozenset(sliced)
 
 

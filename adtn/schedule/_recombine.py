@@ -9,12 +9,13 @@ those it prefers are priced in full.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .._typing import Inds
-from ..network import Path
+from ..network import ONCE_PART, Path
 from ._profile import DeviceProfile
 
 Pairs = tuple[tuple[int, int], ...]
@@ -48,6 +49,10 @@ class Estimate:
         Operands that want an adjoint; nothing for a contraction alone.
     projected : bool
         Whether the last product is replaced by the projections of a target.
+    tiles : int
+        How often what has sliced legs is done.
+    inside : dict of str to int
+        What is left of the sliced legs inside a tile: 1, or a part of a leg that is cut in two.
     """
 
     def __init__(
@@ -59,11 +64,16 @@ class Estimate:
         trained: Iterable[int] = (),
         *,
         projected: bool = False,
+        tiles: int = 1,
+        inside: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         names = dict.fromkeys(i for inds in (*terms, outputs) for i in inds)
         bit = {i: 1 << n for n, i in enumerate(names)}
         self.profile, self.projected = profile, projected
         self.dims = [sizes[i] for i in names]
+        self.tiles, self.sliced = tiles, sum(bit[i] for i in inside)
+        self.tile_dims = [inside.get(i, sizes[i]) for i in names]
+        self.once = ONCE_PART * math.prod(sizes[i] for i in outputs)
         self.orders = [[bit[i] for i in inds] for inds in terms]
         self.wanted = [bit[i] for i in outputs]
         self.outputs = sum(self.wanted)
@@ -76,7 +86,7 @@ class Estimate:
                 users[i] = users.get(i, 0) | 1 << slot
         self.users = users
         alone = sum(i for i, who in users.items() if who & (who - 1) == 0) & ~self.outputs
-        self._sizes = {0: 1}
+        self._sizes, self._tile_sizes = {0: 1}, {0: 1}
         self._open = {1 << slot: sum(order) & ~alone for slot, order in enumerate(self.orders)}
         self._products: dict[tuple[int, int], float] = {}
         self._fastest: dict[tuple[int, int, int], float] = {}
@@ -88,6 +98,18 @@ class Estimate:
         if known is None:
             known = self._sizes[inds] = math.prod(self.dims[i.bit_length() - 1] for i in _bits(inds))
         return known
+
+    def tile_size(self, inds: int) -> int:
+        """The same of what a tile sees of it."""
+        known = self._tile_sizes.get(inds)
+        if known is None:
+            known = math.prod(self.tile_dims[i.bit_length() - 1] for i in _bits(inds))
+            self._tile_sizes[inds] = known
+        return known
+
+    def times(self, inds: int) -> int:
+        """How often a result is computed: once per tile when it has sliced legs and is large."""
+        return self.tiles if inds & self.sliced and self.size(inds) > self.once else 1
 
     def left_open(self, left: int, right: int) -> int:
         """The indices of the contraction of two sets of operands."""
@@ -107,10 +129,15 @@ class Estimate:
             common, k = self.size(x & y), self.size(x & y & ~out)
             b, m, n = common // k, self.size(x) // common, self.size(y) // common
             self._sizes[out] = b * m * n  # without a look at every index
+            times = self.times(out)
+            if times > 1:
+                common, k = self.tile_size(x & y), self.tile_size(x & y & ~out)
+                b, m, n = common // k, self.tile_size(x) // common, self.tile_size(y) // common
             shapes = [] if self.projected and left | right == self.all else [(m, n, k)]
             shapes += [(m, k, n)] if left & self.trained else []
             shapes += [(k, n, m)] if right & self.trained else []
-            known = self._products[left, right] = sum(self.profile.launch_s + b * self.fastest(*s) for s in shapes)
+            seconds = sum(self.profile.launch_s + b * self.fastest(*s) for s in shapes)
+            known = self._products[left, right] = times * seconds
         return known
 
     def fastest(self, m: int, n: int, k: int) -> float:
@@ -126,7 +153,7 @@ class Estimate:
         """Seconds of reading a given tensor: a copy when what is summed lies between what is not."""
         known = self._operands.get((slot, inner))
         if known is None:
-            known = self._operands[slot, inner] = self._copy(self.orders[slot], inner)
+            known = self._operands[slot, inner] = self._copy(self.orders[slot], inner, self.size)
         return known
 
     def crossing(self, rows: int, cols: int, inner: int) -> float:
@@ -134,15 +161,18 @@ class Estimate:
         summed, kept = (rows & inner, cols & inner), (rows & ~inner, cols & ~inner)
         if not all((*summed, *kept)):
             return 0.0
-        *_, before, inside = sorted(map(self.size, (*summed, *kept)))
-        return self._permute(self.size(rows | cols), inside, before, 4)
+        times = self.times(rows | cols)
+        size = self.size if times == 1 else self.tile_size
+        *_, before, inside = sorted(map(size, (*summed, *kept)))
+        return times * self._permute(size(rows | cols), inside, before, 4)
 
     def result(self, rows: int) -> float:
         """Seconds of bringing the last result into the wanted order."""
-        return 0.0 if self.projected else self._copy(self.wanted, rows)
+        size = self.size if self.tiles == 1 else self.tile_size
+        return 0.0 if self.projected else self.tiles * self._copy(self.wanted, rows, size)
 
-    def _copy(self, order: Sequence[int], part: int) -> float:
-        runs = [self.size(sum(run)) for _, run in groupby(order, lambda i: i & part > 0)]
+    def _copy(self, order: Sequence[int], part: int, size: Callable[[int], int]) -> float:
+        runs = [n for _, run in groupby(order, lambda i: i & part > 0) if (n := size(sum(run))) > 1]
         return 0.0 if len(runs) < 3 else self._permute(math.prod(runs), runs[-1], runs[-2], len(runs))
 
     def _permute(self, entries: int, inner: int, before: int, axes: int) -> float:

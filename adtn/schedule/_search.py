@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
 from .._backend import Op
 from .._typing import Inds
 from ..network import (
+    STATE,
+    Core,
     MatrixView,
     PairStep,
     Path,
     Segment,
     arrange,
     contraction_nodes,
+    cut_legs,
     default_path,
     plan_steps,
     product_order,
+    tile_program,
 )
 from ._path_cache import PathCache, path_key
 from ._profile import DeviceProfile, itemsize_of
@@ -89,7 +94,50 @@ def hash_of(profile: DeviceProfile) -> str:
     return f"{sum(map(math.log, tables)):.6f}/{profile.permute_many}/{profile.launch_s}"
 
 
-def candidates(segment: Segment, sizes: dict[str, int], profile: DeviceProfile, cost: Cost = "forward") -> list[Path]:
+def best_tiled_path(segment: Segment, sizes: dict[str, int], profile: DeviceProfile, cost: Cost, tiles: int) -> Path:
+    """The order with the least predicted time when the result is computed in tiles of its first legs.
+
+    Parameters
+    ----------
+    segment : Segment
+        With its outputs in the order in which they are walked through.
+    sizes, profile, cost
+        See :func:`best_path`.
+    tiles : int
+        How many.
+    """
+    terms = terms_of(segment)
+    if len(terms) < 3:
+        return ((0, 1),) * (len(terms) - 1)
+    from ._tree_cost import OBJECTIVE_VERSION
+
+    key = path_key(
+        terms, segment.outputs, sizes, OBJECTIVE_VERSION, cost, profile.name, profile.dtype, hash_of(profile),
+        segment.inputs, *(core.trainable for core in segment.cores), tiles,
+    )  # fmt: skip
+    # the state as one more core: only this segment is priced
+    state = Core(STATE, segment.inputs, tuple(sizes[i] for i in segment.inputs), STATE, "state")
+    cores = (state, *segment.cores) if segment.inputs else segment.cores
+    alone = replace(segment, inputs=(), cores=cores)
+
+    def seconds(path: Path) -> float:
+        tiled = tile_program((alone,), (path,), segment.outputs, tiles)
+        steps = [(step, 1) for step in tiled.last.steps] + [(step, tiles) for step in tiled.steps]
+        ops = [(op, n) for step, n in steps for op in step_ops(step, profile.dtype)]
+        if cost != "forward":
+            ops += [(op, n) for step, n in steps for op in adjoint_ops(step, profile.dtype)]
+        return sum(n * profile.seconds(op) for op, n in ops)
+
+    def search() -> Path:
+        whole = best_path(segment, sizes, profile, cost)
+        return min([whole, *candidates(segment, sizes, profile, cost, tiles)], key=seconds)
+
+    return _CACHE.find(key, len(terms), search)
+
+
+def candidates(
+    segment: Segment, sizes: dict[str, int], profile: DeviceProfile, cost: Cost = "forward", tiles: int = 1
+) -> list[Path]:
     """Contraction orders worth a full price: by estimate the best of many, and of what their subtrees make together."""
     terms = terms_of(segment)
     used = {i for inds in terms for i in inds}
@@ -100,7 +148,10 @@ def candidates(segment: Segment, sizes: dict[str, int], profile: DeviceProfile, 
         found += [_sweep(segment, sizes, bound, by_legs) for by_legs in (True, False) for bound in _FUSED]
     found = [path for path in dict.fromkeys(found) if len(path) == len(terms) - 1]
     trained = trained_slots(segment) if cost != "forward" else ()
-    estimate = Estimate(terms, segment.outputs, sizes, profile, trained, projected=cost == "projected")
+    inside = cut_legs(segment.outputs, sizes, tiles)
+    estimate = Estimate(
+        terms, segment.outputs, sizes, profile, trained, projected=cost == "projected", tiles=tiles, inside=inside
+    )
     trees = [estimate.pairs(path) for path in found]
     ranked = sorted(range(len(found)), key=[estimate.seconds(tree) for tree in trees].__getitem__)
     return list(dict.fromkeys([*estimate.best(trees, _RECOMBINED), *(found[n] for n in ranked[:_PRICED])]))

@@ -11,7 +11,7 @@ from cotengra.scoring import ExactObjective
 from ._profile import DeviceProfile
 
 # part of every cache key: raise it when the cost or the candidates change
-OBJECTIVE_VERSION = 7
+OBJECTIVE_VERSION = 8
 
 
 class DeviceTime(ExactObjective):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Generated
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,13 @@ class TorchModel:
     def install(self, generators: Mapping[str, Generator]) -> None:
         """Everything is made first; then modules change places."""
         weights: dict[str, GeneratedWeight] = {}
+        shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
         for name, generator in generators.items():
+            if shapes.get(name) != generator.shape:
+                raise CompressError(
+                    f"Got a generator of {generator.shape} for {name!r}, whose weight is {shapes.get(name)}; "
+                    "pass the model that was compressed."
+                )
             owner, _ = self._owner(name)
             like = next(owner.parameters())
             weights[name] = GeneratedWeight(generator).to(like.device, like.dtype)
@@ -202,6 +209,18 @@ class TorchModel:
     def generators(self) -> dict[str, Generator]:
         """Of all installed weights."""
         return {name: weight.generator() for name, weight in self._weights.items()}
+
+    def load(self, path: Path) -> None:
+        """From safetensors."""
+        from safetensors.torch import load_model
+
+        load_model(self.model, path)
+
+    def save(self, path: Path) -> None:
+        """To safetensors; what is shared is stored once."""
+        from safetensors.torch import save_model
+
+        save_model(self.model, str(path))
 
     def numbers(self) -> tuple[int, int]:
         """Parameters, and their bytes."""
