@@ -254,6 +254,39 @@ def test_any_executor_gives_the_same_layers(kind: type) -> None:
             np.testing.assert_allclose(got[name].params[key], x, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_dask_worker_that_is_killed_loses_no_layer(tmp_path: Path) -> None:
+    import os
+    import signal
+
+    distributed = pytest.importorskip("distributed")
+    config = Config(**QUICK, smallest=10, recipe="reconstruct")
+    want = adtn.compress(net(), config).generators
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        victim = next(iter(client.run(os.getpid).values()))
+
+        class Killing:
+            """A client one of whose workers dies when it has got its work."""
+
+            submitted = 0
+
+            def submit(self, fn, task):
+                future = client.submit(fn, task, pure=False)
+                self.submitted += 1
+                if self.submitted == len(want):
+                    os.kill(victim, signal.SIGKILL)
+                return future
+
+        got = adtn.compress(net(), config, executor=Killing(), folder=tmp_path).generators
+    assert len(list(tmp_path.glob("*.safetensors"))) == len(want)
+    for name, generator in want.items():
+        for key, x in generator.params.items():
+            np.testing.assert_allclose(got[name].params[key], x, rtol=1e-5, atol=1e-7)
+
+
 def test_finished_layers_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(**QUICK, recipe="reconstruct")
     solved: list[str] = []
