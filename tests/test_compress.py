@@ -334,6 +334,7 @@ def test_the_report_counts_what_is_there_and_saves_whole_pages(tmp_path: Path) -
     assert any(line.startswith("step 3 of 3") for line in lines)
     for row in report.layers:
         assert row.name in str(report)
+    assert "dense, no generated form of BatchNorm2d: 1" in str(report)
     content = json.loads(report.to_json())
     assert content["layers"][1]["dense"] == 8 * 16 * 32
     assert content["config"]["topology"]["name"] == "TTN"

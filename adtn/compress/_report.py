@@ -132,8 +132,9 @@ class CompressReport:
         if self.losses:
             lines.append(f"loss {self.losses[0]:.4f} -> {self.losses[-1]:.4f} in {len(self.losses)} steps")
         lines.append(f"{self.seconds:.1f} s in all")
-        if self.dense:
-            lines.append("dense: " + "; ".join(f"{name} ({why})" for name, why in self.dense.items()))
+        for why in dict.fromkeys(self.dense.values()):
+            names = ", ".join(name for name, reason in self.dense.items() if reason == why)
+            lines.append(f"dense, {why}: {names}")
         return lines
 
     def __str__(self) -> str:
@@ -168,7 +169,7 @@ class CompressReport:
         """A page without anything from elsewhere."""
         head = ("layer", "kind", "weight", "topology", "dense", "parameters", "active", "ratio", "local error")
         rows = "".join(_html_row("td", _cells(r)) for r in self.layers)
-        lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.summary() if not line.startswith("dense: "))
+        lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.summary() if not line.startswith("dense, "))
         dense = "".join(_html_row("td", item) for item in self.dense.items())
         kept = f"<h2>Dense layers</h2><table>{_html_row('th', ('layer', 'why'))}{dense}</table>" if dense else ""
         curve = f"<h2>Training</h2>{_curve(self.losses)}" if len(self.losses) > 1 else ""
