@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -106,11 +107,10 @@ def _tasks(
     adapter: Model, config: Config, chosen: Sequence[Layer], data: Iterable[Any] | None, device: str
 ) -> list[LocalTask]:
     """One for every weight; layouts are checked before anything is fitted."""
-    names = [name for layer in chosen for name in layer.weights]
     by_data = config.recipe in ("reconstruct-data", "local-then-global") and data is not None and config.steps > 0
     planned = [(layer, name, config.options_of(layer)) for layer in chosen for name in layer.weights]
     layouts = {name: own.layout(layer.weights[name]) for layer, name, own in planned}
-    moments = adapter.second_moments(names, data) if by_data and data is not None else {}
+    moments = adapter.second_moments(list(layouts), data) if by_data and data is not None else {}
     return [
         LocalTask(
             name, adapter.weight(name), _usable(moments.get(name)), own.topology, layouts[name], own.base, own.seed,
@@ -149,7 +149,7 @@ def _cost(adapter: Model, test: Iterable[Any] | None, data: Iterable[Any] | None
 
 def _row(layer: Layer, results: dict[str, LocalResult], generators: dict[str, Any]) -> LayerRow:
     parts = [generators[name] for name in layer.weights]
-    dense = sum(int(np.prod(shape)) for shape in layer.weights.values())
+    dense = sum(map(math.prod, layer.weights.values()))
     return LayerRow(
         layer.name, layer.kind, tuple(tuple(s) for s in layer.weights.values()), str(parts[0].topology), dense,
         sum(g.num_params for g in parts), sum(g.num_active_params for g in parts),

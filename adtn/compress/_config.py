@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -155,7 +156,7 @@ class Config:
         covered: set[str] = set()
         for layer in layers:
             asked = not self.targets or any(_matches(p, layer) for p in self.targets)
-            entries = sum(_size(shape) for shape in layer.weights.values())
+            entries = sum(map(math.prod, layer.weights.values()))
             if layer.reason:
                 dense[layer.name] = layer.reason
             elif not asked:
@@ -189,13 +190,6 @@ class Config:
 
 def _matches(pattern: str, layer: Layer) -> bool:
     return pattern == layer.kind or fnmatchcase(layer.name, pattern)
-
-
-def _size(shape: Shape) -> int:
-    n = 1
-    for d in shape:
-        n *= d
-    return n
 
 
 def _value(key: str, value: Any) -> Any:

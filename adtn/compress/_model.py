@@ -27,8 +27,6 @@ class Layer:
         Name of its class, such as ``"Linear"`` or ``"Conv2d"``.
     weights : mapping of str to tuple of int
         Shapes of the weights that can be generated, by full name; most layers have one, called as the layer.
-    params : int
-        Numbers of the whole layer, biases included.
     tied : tuple of str
         Other layers with the same weight; they are replaced together.
     reason : str
@@ -38,7 +36,6 @@ class Layer:
     name: str
     kind: str
     weights: Mapping[str, Shape] = field(default_factory=dict)
-    params: int = 0
     tied: tuple[str, ...] = ()
     reason: str = ""
 
@@ -71,11 +68,6 @@ class Tuning:
 
 class Model(Protocol):
     """A model of some framework. Nothing of it changes before :meth:`install`, and :meth:`restore` undoes that."""
-
-    @property
-    def device(self) -> str:
-        """Such as ``"torch:cpu"``."""
-        ...
 
     def layers(self) -> list[Layer]:
         """Every layer with numbers of its own, also those that cannot be replaced."""

@@ -305,9 +305,10 @@ class _Planner:
             slower = not by_rows and fastest.get(False, 0.0) > fastest.get(True, math.inf) * _MARGIN
             if "stream" in wanted and key.task != "generate" and not slower:
                 tilings = self.tilings(order, by_rows=by_rows)
+                if tilings and not self.large_state():  # what is best in tiles of one size is good in those of another
+                    last = replace(key.segments[-1], outputs=order)
+                    path = best_tiled_path(last, self.sizes, key.profile, self.cost, tilings[len(tilings) // 2])
                 for tiles in tilings:
-                    if tiles == tilings[0]:  # what is best in tiles of one size is good in those of another
-                        path = self.tiled_path(order, tilings[len(tilings) // 2])
                     yield self.tiled(path, order, by_rows, tiles, "stream")
         if key.mode == "stream" and key.task == "generate":
             raise ScheduleError(
@@ -338,13 +339,6 @@ class _Planner:
         counts = list(accumulate((self.sizes[i] for i in order), operator.mul))
         for tiles in dict.fromkeys([1, *(min(counts, key=lambda c: abs(math.log(c * e / total))) for e in _PROJECTED)]):
             yield self.priced(projecting(key.segments, paths, key.weighting, tiles, norm_path), "factored")
-
-    def tiled_path(self, order: tuple[str, ...], tiles: int) -> Path:
-        """The contraction order of the last segment in tiles; where tiles save nothing, that of the whole."""
-        last, key = replace(self.key.segments[-1], outputs=order), self.key
-        if self.large_state():
-            return best_path(last, self.sizes, key.profile, self.cost)
-        return best_tiled_path(last, self.sizes, key.profile, self.cost, tiles)
 
     def tilings(self, order: tuple[str, ...], *, by_rows: bool) -> list[int]:
         """How many tiles are worth trying: near the usual sizes, and with a limit also the smallest tiles."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -68,16 +68,6 @@ def best_path(
     cache : PathCache, optional
         The user's when not given.
     """
-    terms = terms_of(segment)
-    if len(terms) < 3:
-        return ((0, 1),) * (len(terms) - 1)
-    from ._tree_cost import OBJECTIVE_VERSION
-
-    key = path_key(
-        terms, segment.outputs, sizes, OBJECTIVE_VERSION, cost, profile.name, profile.dtype, hash_of(profile),
-        segment.inputs, *(core.trainable for core in segment.cores),
-    )  # fmt: skip
-    store = cache if cache is not None else _CACHE
 
     def search() -> Path:
         if cost == "small":
@@ -85,7 +75,28 @@ def best_path(
         found = candidates(segment, sizes, profile, cost)
         return min(found, key=lambda path: path_seconds(segment, sizes, profile, path, cost))
 
-    return store.find(key, len(terms), search)
+    return _found(segment, sizes, profile, (cost,), search, cache if cache is not None else _CACHE)
+
+
+def _found(
+    segment: Segment,
+    sizes: dict[str, int],
+    profile: DeviceProfile,
+    context: tuple[object, ...],
+    search: Callable[[], Path],
+    cache: PathCache,
+) -> Path:
+    """The path that is kept for a segment in some context, or found now; two operands leave no choice."""
+    terms = terms_of(segment)
+    if len(terms) < 3:
+        return ((0, 1),) * (len(terms) - 1)
+    from ._tree_cost import OBJECTIVE_VERSION
+
+    key = path_key(
+        terms, segment.outputs, sizes, OBJECTIVE_VERSION, profile.name, profile.dtype, hash_of(profile),
+        segment.inputs, *(core.trainable for core in segment.cores), *context,
+    )  # fmt: skip
+    return cache.find(key, len(terms), search)
 
 
 def hash_of(profile: DeviceProfile) -> str:
@@ -106,15 +117,6 @@ def best_tiled_path(segment: Segment, sizes: dict[str, int], profile: DeviceProf
     tiles : int
         How many.
     """
-    terms = terms_of(segment)
-    if len(terms) < 3:
-        return ((0, 1),) * (len(terms) - 1)
-    from ._tree_cost import OBJECTIVE_VERSION
-
-    key = path_key(
-        terms, segment.outputs, sizes, OBJECTIVE_VERSION, cost, profile.name, profile.dtype, hash_of(profile),
-        segment.inputs, *(core.trainable for core in segment.cores), tiles,
-    )  # fmt: skip
     # the state as one more core: only this segment is priced
     state = Core(STATE, segment.inputs, tuple(sizes[i] for i in segment.inputs), STATE, "state")
     cores = (state, *segment.cores) if segment.inputs else segment.cores
@@ -132,7 +134,7 @@ def best_tiled_path(segment: Segment, sizes: dict[str, int], profile: DeviceProf
         whole = best_path(segment, sizes, profile, cost)
         return min([whole, *candidates(segment, sizes, profile, cost, tiles)], key=seconds)
 
-    return _CACHE.find(key, len(terms), search)
+    return _found(segment, sizes, profile, (cost, tiles), search, _CACHE)
 
 
 def candidates(

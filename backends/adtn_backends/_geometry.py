@@ -9,6 +9,7 @@ from adtn._errors import LayoutError
 
 Size = int | tuple[int, ...]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+NUMPY_PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # names in numpy.pad
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,18 @@ class Geometry:
         plain = {"dilation": (1,) * self.axes, "groups": 1, "padding_mode": "zeros"}
         parts += [f"{name}={getattr(self, name)!r}" for name, value in plain.items() if getattr(self, name) != value]
         return ", ".join(parts)
+
+
+def check_axes(shape: tuple[int, ...], axes: int, what: str) -> None:
+    """Refuse weights with another number of axes."""
+    if len(shape) != axes:
+        raise LayoutError(f"Got a weight of shape {shape}; {what} needs {axes} axes.")
+
+
+def check_bias(shape: tuple[int, ...], n_out: int) -> None:
+    """Refuse biases that are not one number per output."""
+    if tuple(shape) != (n_out,):
+        raise LayoutError(f"Got a bias of shape {tuple(shape)}; expected ({n_out},).")
 
 
 def _each(name: str, value: Size, axes: int) -> tuple[int, ...]:

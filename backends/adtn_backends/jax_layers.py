@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -14,11 +13,10 @@ from adtn._errors import LayoutError
 from adtn.schedule import TiledWeight, decide, generate, with_base
 from flax import nnx
 
-from ._geometry import Geometry, PaddingMode, Size
+from ._geometry import NUMPY_PAD, Geometry, PaddingMode, Size, check_axes, check_bias
 
 Mode = Literal["materialise", "stream", "factored"]
 _BACKEND = get_backend("jax")
-_PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 class Frozen(nnx.Variable[Any]):
@@ -221,7 +219,7 @@ class _ADTNConv(nnx.Module):
         g = self.geometry
         padding: Any = g.padding
         if g.padding_mode != "zeros":
-            x = jnp.pad(x, ((0, 0), *g.padding, (0, 0)), mode=_PAD[g.padding_mode])
+            x = jnp.pad(x, ((0, 0), *g.padding, (0, 0)), mode=NUMPY_PAD[g.padding_mode])
             padding = "VALID"
         size = "DHW"[3 - self.axes :]
         y = jax.lax.conv_general_dilated(
@@ -320,16 +318,14 @@ class ADTNMultiheadAttention(nnx.Module):
 
 
 def _as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> GeneratedWeight:
-    if len(weight.shape) != axes:
-        raise LayoutError(f"Got a weight of shape {weight.shape}; {what} needs {axes} axes.")
+    check_axes(weight.shape, axes, what)
     return weight if isinstance(weight, GeneratedWeight) else GeneratedWeight(weight)
 
 
 def _bias_param(bias: Any, like: GeneratedWeight) -> nnx.Param[Any] | None:
     if bias is False or bias is None:
         return None
-    n, dtype = math.prod(like.shape[:1]), like.structure.generator.dtype
+    n, dtype = like.shape[0], like.structure.generator.dtype
     values = jnp.zeros(n, dtype) if bias is True else jnp.asarray(np.asarray(bias), dtype=dtype)
-    if values.shape != (n,):
-        raise LayoutError(f"Got a bias of shape {values.shape}; expected ({n},).")
+    check_bias(values.shape, n)
     return nnx.Param(values)

@@ -10,9 +10,7 @@ import numpy as np
 from adtn import Generator
 from adtn._errors import LayoutError
 
-from ._geometry import Geometry, PaddingMode, Size
-
-_PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+from ._geometry import NUMPY_PAD, Geometry, PaddingMode, Size, check_axes, check_bias
 
 
 class ADTNLinear:
@@ -105,7 +103,7 @@ class _ADTNConv:
         g, axes = self.geometry, self.axes
         if x.ndim != 2 + axes or x.shape[1] != g.in_channels:
             raise LayoutError(f"Got x of shape {x.shape}; expected (batch, {g.in_channels}, and {axes} sizes).")
-        mode: Any = _PAD[g.padding_mode]
+        mode: Any = NUMPY_PAD[g.padding_mode]
         x = np.pad(x, ((0, 0), (0, 0), *g.padding), mode=mode)
         reach = tuple(d * (k - 1) + 1 for d, k in zip(g.dilation, g.kernel_size, strict=True))
         windows = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(2, 2 + axes)))
@@ -161,8 +159,7 @@ class ADTNConv3d(_ADTNConv):
 
 
 def _checked(generator: Generator, axes: int, what: str) -> Generator:
-    if len(generator.shape) != axes:
-        raise LayoutError(f"Got a weight of shape {generator.shape}; {what} needs {axes} axes.")
+    check_axes(generator.shape, axes, what)
     return generator
 
 
@@ -170,6 +167,5 @@ def _bias(bias: Any, generator: Generator) -> np.ndarray | None:
     if bias is None:
         return None
     values = np.asarray(bias, dtype=generator.dtype)
-    if values.shape != generator.shape[:1]:
-        raise LayoutError(f"Got a bias of shape {values.shape}; expected {generator.shape[:1]}.")
+    check_bias(values.shape, generator.shape[0])
     return values

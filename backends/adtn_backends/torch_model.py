@@ -50,11 +50,6 @@ class TorchModel:
         self._weights: dict[str, GeneratedWeight] = {}
         self._dense: nn.Module | None = None
 
-    @property
-    def device(self) -> str:
-        """Where the parameters lie."""
-        return f"torch:{self._where}"
-
     def layers(self) -> list[Layer]:
         """Modules with parameters of their own; what is inside an attention belongs to it."""
         found: list[Layer] = []
@@ -65,14 +60,14 @@ class TorchModel:
             if isinstance(weight, nn.Parameter) and not name.startswith(inside or "\0"):
                 owners.setdefault(id(weight), []).append(name)
         for name, module in self.model.named_modules():
-            own = sum(p.numel() for p in module.parameters(recurse=type(module) is nn.MultiheadAttention))
-            if not own or name.startswith(inside or "\0"):
+            own = module.parameters(recurse=type(module) is nn.MultiheadAttention)
+            if next(own, None) is None or name.startswith(inside or "\0"):
                 continue
             weights, reason = _weights_of(name, module)
             tied = tuple(n for n in owners.get(id(getattr(module, "weight", None)), []) if n != name)
             if tied and not reason and not isinstance(module, nn.Linear | nn.Embedding):
                 reason = f"shares its weight with {', '.join(tied)}"
-            found.append(Layer(name, type(module).__name__, weights, own, tied, reason))
+            found.append(Layer(name, type(module).__name__, weights, tied, reason))
         return found
 
     def weight(self, name: str) -> np.ndarray:
@@ -88,13 +83,13 @@ class TorchModel:
 
     def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
         """Of linear layers and ungrouped convolutions; others are left out."""
+        shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
         sums: dict[str, torch.Tensor] = {}
         counts: dict[str, int] = {}
         hooks: list[Any] = []
         for name in names:
             owner, part = self._owner(name)
-            n_in = int(np.prod(self._shape(name)[1:]))
-            if part or n_in**2 > _LARGEST_MOMENT or isinstance(owner, nn.Embedding):
+            if part or math.prod(shapes[name][1:]) ** 2 > _LARGEST_MOMENT or isinstance(owner, nn.Embedding):
                 continue
             if isinstance(owner, nn.Conv1d | nn.Conv3d) or (isinstance(owner, nn.Conv2d) and owner.groups > 1):
                 continue
@@ -296,9 +291,6 @@ class TorchModel:
 
     def _original(self, name: str) -> nn.Module:
         return self._originals[name] if name in self._originals else self.model.get_submodule(name)
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        return self.weight(name).shape
 
     def _put(self, name: str, module: nn.Module) -> None:
         owner, _, leaf = name.rpartition(".")

@@ -31,7 +31,7 @@ class _ADTNConv(nn.Module):
         padding_mode: PaddingMode = "zeros",
     ) -> None:
         super().__init__()
-        self.generated = as_weight(weight, (2 + self.axes,), f"{type(self).__name__} (out, in / groups, kernel)")
+        self.generated = as_weight(weight, 2 + self.axes, f"{type(self).__name__} (out, in / groups, kernel)")
         self.geometry = Geometry.of(self.generated.shape, stride, padding, dilation, groups, padding_mode)
         for name in ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "padding_mode"):
             setattr(self, name, getattr(self.geometry, name))  # where code that looks at dense layers finds them

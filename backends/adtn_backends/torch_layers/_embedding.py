@@ -36,7 +36,7 @@ class ADTNEmbedding(nn.Module):
 
     def __init__(self, weight: Generator | GeneratedWeight, padding_idx: int | None = None) -> None:
         super().__init__()
-        self.generated = as_weight(weight, (2,), "an embedding (num_embeddings, embedding_dim)")
+        self.generated = as_weight(weight, 2, "an embedding (num_embeddings, embedding_dim)")
         self.num_embeddings, self.embedding_dim = self.generated.shape
         self.padding_idx = padding_idx
 

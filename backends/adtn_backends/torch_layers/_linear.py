@@ -38,7 +38,7 @@ class ADTNLinear(nn.Module):
 
     def __init__(self, weight: Generator | GeneratedWeight, bias: Any = True, mode: Mode | None = None) -> None:
         super().__init__()
-        self.generated = as_weight(weight, (2,), "a linear layer (n_out, n_in)")
+        self.generated = as_weight(weight, 2, "a linear layer (n_out, n_in)")
         self.out_features, self.in_features = self.generated.shape
         self.mode: Mode | None = mode
         self.bias = bias_parameter(bias, self.out_features, self.generated)

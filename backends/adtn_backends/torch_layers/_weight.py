@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from adtn import Generator, Layout, SeededBase, Topology
 from adtn._backend import get_backend
-from adtn._errors import LayoutError
 from adtn.schedule import KEPT_BYTES, TiledWeight, decide, generate, with_base
 from torch import nn
+
+from .._geometry import check_axes, check_bias
 
 Mode = Literal["materialise", "stream", "factored"]
 Base = np.ndarray | SeededBase | None
@@ -181,11 +182,9 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
-def as_weight(weight: Generator | GeneratedWeight, axes: tuple[int, ...], what: str) -> GeneratedWeight:
+def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> GeneratedWeight:
     """A module for a generator; refuses weights with another number of axes."""
-    if len(weight.shape) not in axes:
-        wanted = " or ".join(map(str, axes))
-        raise LayoutError(f"Got a weight of shape {weight.shape}; {what} needs {wanted} axes.")
+    check_axes(weight.shape, axes, what)
     return weight if isinstance(weight, GeneratedWeight) else GeneratedWeight(weight)
 
 
@@ -210,6 +209,5 @@ def bias_parameter(bias: Any, n: int, like: GeneratedWeight) -> nn.Parameter | N
     if bias is False or bias is None:
         return None
     values = torch.zeros(n) if bias is True else torch.as_tensor(bias).detach().clone()
-    if values.shape != (n,):
-        raise LayoutError(f"Got a bias of shape {tuple(values.shape)}; expected ({n},).")
+    check_bias(tuple(values.shape), n)
     return nn.Parameter(values.to(like.device, like.dtype))
