@@ -2,6 +2,7 @@
 
 from ._errors import ADTNError as ADTNError
 from ._version import __version__ as __version__
+from .compress import Budget as Budget
 from .compress import CompressReport as CompressReport
 from .compress import Config as Config
 from .compress import compress as compress

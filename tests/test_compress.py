@@ -14,59 +14,14 @@ import pytest
 from adtn._errors import CompressError, DeviceError
 from adtn.compress import Config, Layer, _local
 
+from models import Language, batches, net, same, state_of, texts
+
 torch = pytest.importorskip("torch")
 layers = pytest.importorskip("adtn_backends.torch_layers")
 nn = torch.nn
 
 TTN = adtn.TTN(bond=2)
 QUICK: dict[str, Any] = {"topology": TTN, "steps": 5, "tune_steps": 3}
-
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 32), nn.ReLU(),
-        nn.Linear(32, 3),
-    )  # fmt: skip
-
-
-def batches(n: int = 3):
-    rng = torch.Generator().manual_seed(1)
-    x = [torch.randn(8, 4, 4, 4, generator=rng) for _ in range(n)]
-    return [(b, (b.mean((1, 2, 3)) > 0).long() + (b[:, 0].mean((1, 2)) > 0).long()) for b in x]
-
-
-class Language(nn.Module):
-    """Tied embedding, attention, and a module without a generated form."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed = nn.Embedding(32, 16)
-        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
-        self.recurrent = nn.GRU(16, 16, batch_first=True)
-        self.head = nn.Linear(16, 32, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, input_ids):
-        x = self.embed(input_ids)
-        x = x + self.attention(x, x, x, need_weights=False)[0]
-        return self.head(self.recurrent(x)[0])
-
-
-def texts():
-    rng = torch.Generator().manual_seed(0)
-    found = [torch.randint(0, 32, (4, 6), generator=rng) for _ in range(2)]
-    return [{"input_ids": i, "labels": i} for i in found]
-
-
-def state_of(model):
-    return {k: v.clone() for k, v in model.state_dict().items()}
-
-
-def same(model, state) -> bool:
-    now = model.state_dict()
-    return set(now) == set(state) and all(torch.equal(now[k], v) for k, v in state.items())
 
 
 # --- what is chosen ---
@@ -371,7 +326,7 @@ def test_configs_are_read_from_toml(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"targets": "fc"}, r"expected a list, such as \['fc'\]"),
-        ({"recipe": "magic"}, "expected one of reconstruct"),
+        ({"recipe": "magic"}, "expected one or several of reconstruct"),
         ({"train": "some"}, "'generated' or 'all'"),
         ({"distill": 2.0}, "between 0 and 1"),
         ({"steps": -1}, "0 or more"),
@@ -497,3 +452,75 @@ def test_folders_and_names_that_do_not_fit_are_refused(here: Path) -> None:
     with pytest.raises(CompressError, match="Cannot load"):
         adtn.load_model(model, "small")
     assert same(model, state)
+
+
+# --- stages ---
+
+
+def test_stages_are_composed_and_need_data() -> None:
+    assert Config().stages(True) == ("reconstruct-data", "finetune")
+    assert Config().stages(False) == ("reconstruct",)
+    assert Config(recipe=["reconstruct", "distill-local"]).stages(True) == ("reconstruct", "distill-local")
+    assert Config(mode="adapter").stages(True) == ("finetune",)
+    for recipe in ("distill-local", ["reconstruct", "finetune"]):
+        with pytest.raises(CompressError, match="without data"):
+            adtn.compress(net(), Config(**QUICK, recipe=recipe))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_local_distillation_brings_outputs_nearer(workers: int) -> None:
+    model, data = net(), batches()
+    dense = copy.deepcopy(model).eval()
+    lines: list[str] = []
+    config = Config(targets=["0", "4"], topology=adtn.TTN(bond=6), recipe="distill-local", tune_steps=60, tune_lr=2e-2)
+    executor = ThreadPoolExecutor(workers) if workers else None
+    adtn.compress(model, config, data=data, progress=lines.append, executor=executor)
+    errors = [line.split("error ")[1] for line in lines if "outputs' error" in line]
+    assert len(errors) == 2
+    assert all(float(last) < 0.9 * float(first) for first, last in (e.split(" -> ") for e in errors))
+    x = data[0][0]
+    away = (model[0](x) - dense[0](x)).detach().std() / dense[0](x).detach().std()
+    assert abs(float(away) - float(errors[0].split(" -> ")[1])) < 0.2
+
+
+def test_seeds_are_given_up_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    real = _local.fit
+
+    def fit(generator, target, **options):
+        seen.append((options["steps"], 1))
+        return real(generator, target, **options)
+
+    monkeypatch.setattr(_local, "fit", fit)
+    errors = {}
+    for restarts in (1, 4):
+        seen.clear()
+        config = Config(targets=["4"], topology=TTN, steps=16, restarts=restarts, recipe="reconstruct")
+        errors[restarts] = adtn.compress(net(), config).layers[0].local_errors[0]
+    assert [steps for steps, _ in seen] == [4] * 4 + [8] * 2 + [16]
+    assert errors[4] < errors[1] + 0.05
+
+
+def test_seeds_are_given_up_by_the_loss_of_the_model() -> None:
+    lines: list[str] = []
+    config = Config(targets=["4"], topology=TTN, restarts=4, recipe="finetune", tune_steps=16)
+    report = adtn.compress(net(), config, data=batches(), progress=lines.append)
+    assert [line for line in lines if "go on" in line] == [
+        "4 seeds trained for 2 steps, 2 go on", "2 seeds trained for 4 steps, 1 go on"
+    ]  # fmt: skip
+    assert len(report.losses) == 16
+
+
+def test_rates_of_parameters() -> None:
+    model = net()
+    state = state_of(model)
+    rates = {"*.generated.*": 1.0, "6.bias": 0.5, "*": 0.0}
+    adtn.compress(model, Config(**QUICK, targets=["4"], rates=rates, train="all"), data=batches())
+    now = model.state_dict()
+    assert not torch.equal(now["6.bias"], state["6.bias"])
+    assert torch.equal(now["6.weight"], state["6.weight"])
+    assert model[6].weight.requires_grad
+    with pytest.raises(CompressError, match="leave nothing to train"):
+        adtn.compress(net(), Config(**QUICK, rates={"*": 0.0}), data=batches())
+    with pytest.raises(CompressError, match="factor of 0 or more"):
+        Config(rates={"*": -1.0})

@@ -1,5 +1,6 @@
 """Use: files, and whole models."""
 
+from ._budget import Budget as Budget
 from ._compress import compress as compress
 from ._config import RECIPES as RECIPES
 from ._config import Config as Config
@@ -11,6 +12,10 @@ from ._model import Tuning as Tuning
 from ._report import CompressReport as CompressReport
 from ._report import LayerRow as LayerRow
 from ._report import ModelCost as ModelCost
+from ._sizes import bond_field as bond_field
+from ._sizes import largest_within as largest_within
+from ._sizes import stored_params as stored_params
+from ._sizes import with_bond as with_bond
 from ._storage import load as load
 from ._storage import read_header as read_header
 from ._storage import save as save

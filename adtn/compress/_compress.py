@@ -12,9 +12,10 @@ import numpy as np
 
 from .._errors import CompressError
 from ._config import Config
-from ._local import Executor, LocalResult, LocalTask, run_local
-from ._model import Layer, Model, Tuning, model_of
+from ._local import Executor, LocalTask
+from ._model import Layer, Model, model_of
 from ._report import CompressReport, LayerRow, ModelCost
+from ._work import Outcome, Work
 
 
 def compress(
@@ -72,72 +73,60 @@ def compress(
     True
     """
     config = config or Config()
-    if config.recipe in ("reconstruct-data", "finetune") and data is None:
-        raise CompressError(f"Got recipe={config.recipe!r} without data; pass data=, or use recipe='reconstruct'.")
+    stages = config.stages(data is not None)
+    if config.budget is not None and config.budget.accuracy_loss is not None and test is None:
+        raise CompressError("Got a budget of accuracy_loss without test=; pass the data that measure it.")
     adapter = model_of(model, None)
     say = progress or (lambda line: None)
     began = time.monotonic()
-    layers = adapter.layers()
-    chosen, dense = config.select(layers)
+    chosen, dense = config.select(adapter.layers())
     if not chosen:
         reasons = "; ".join(f"{name}: {why}" for name, why in dense.items())
         raise CompressError(f"No layer can be replaced: {reasons}. Change targets, exclude or smallest.")
     before = _cost(adapter, test, data)
-    tasks = _tasks(adapter, config, chosen, data, device or "numpy:cpu")
-    if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-
-    def done(result: LocalResult) -> None:
-        say(f"{result.name}: relative error {result.relative_error:.4f}")
-
-    results = {r.name: r for r in run_local(tasks, executor, Path(folder) if folder is not None else None, done)}
-    adapter.install({name: r.generator for name, r in results.items()})
+    tasks = _tasks(adapter, config, chosen, data, device or "numpy:cpu", stages)
+    keep = Path(folder) if folder is not None else None
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+    work = Work(adapter, config, stages, chosen, tasks, data, test, loss, executor, keep, say)
     try:
-        losses = _tune(adapter, config, data, loss, say)
+        outcome = work.within(config.budget, before) if config.budget is not None else work.attempt(tasks)
         after = _cost(adapter, test, data)
         generators = adapter.generators()
     except BaseException:
         adapter.restore()
         raise
-    rows = [_row(layer, results, generators) for layer in chosen]
-    return CompressReport(config, rows, dense, before, after, losses, time.monotonic() - began, generators)
+    rows = [_row(layer, outcome, generators) for layer in chosen]
+    return CompressReport(config, rows, dense, before, after, outcome.losses, time.monotonic() - began, generators)
 
 
 def _tasks(
-    adapter: Model, config: Config, chosen: Sequence[Layer], data: Iterable[Any] | None, device: str
-) -> list[LocalTask]:
+    adapter: Model,
+    config: Config,
+    chosen: Sequence[Layer],
+    data: Iterable[Any] | None,
+    device: str,
+    stages: Sequence[str],
+) -> dict[str, LocalTask]:
     """One for every weight; layouts are checked before anything is fitted."""
-    by_data = config.recipe in ("reconstruct-data", "local-then-global") and data is not None and config.steps > 0
+    fits = any(stage.startswith("reconstruct") for stage in stages) and config.steps > 0
+    by_data = "reconstruct-data" in stages and data is not None and fits
     planned = [(layer, name, config.options_of(layer)) for layer in chosen for name in layer.weights]
     layouts = {name: own.layout(layer.weights[name]) for layer, name, own in planned}
     moments = adapter.second_moments(list(layouts), data) if by_data and data is not None else {}
-    return [
-        LocalTask(
+    return {
+        name: LocalTask(
             name, adapter.weight(name), _usable(moments.get(name)), own.topology, layouts[name], own.base, own.seed,
-            0 if config.recipe == "finetune" else own.steps, own.optimizer, own.lr, device,  # type: ignore[arg-type]
+            own.steps if fits else 0, own.optimizer, own.lr, device, own.restarts if fits else 1,  # type: ignore[arg-type]
+            silent=config.mode == "adapter",
         )
         for _, name, own in planned
-    ]  # fmt: skip
+    }  # fmt: skip
 
 
 def _usable(moment: np.ndarray | None) -> np.ndarray | None:
     """``None`` for inputs that are all zero: nothing is to be learnt from them."""
     return moment if moment is not None and float(np.trace(moment)) > 0.0 else None
-
-
-def _tune(
-    adapter: Model, config: Config, data: Iterable[Any] | None, loss: Any, say: Callable[[str], None]
-) -> list[float]:
-    if data is None or not config.tune_steps or config.recipe not in ("finetune", "local-then-global"):
-        return []
-    every = max(config.tune_steps // 10, 1)
-
-    def report(step: int, value: float) -> None:
-        if step % every == 0:
-            say(f"step {step} of {config.tune_steps}: loss {value:.4f}")
-
-    tuning = Tuning(config.tune_steps, config.tune_lr, config.distill, config.train, config.clip, config.seed)
-    return adapter.tune(data, loss, tuning, report)
 
 
 def _cost(adapter: Model, test: Iterable[Any] | None, data: Iterable[Any] | None) -> ModelCost:
@@ -147,11 +136,12 @@ def _cost(adapter: Model, test: Iterable[Any] | None, data: Iterable[Any] | None
     return ModelCost(params, size, adapter.score(test) if test is not None else None, seconds, peak)
 
 
-def _row(layer: Layer, results: dict[str, LocalResult], generators: dict[str, Any]) -> LayerRow:
+def _row(layer: Layer, outcome: Outcome, generators: dict[str, Any]) -> LayerRow:
     parts = [generators[name] for name in layer.weights]
     dense = sum(map(math.prod, layer.weights.values()))
     return LayerRow(
         layer.name, layer.kind, tuple(tuple(s) for s in layer.weights.values()), str(parts[0].topology), dense,
         sum(g.num_params for g in parts), sum(g.num_active_params for g in parts),
-        [results[name].relative_error for name in layer.weights], layer.tied,
+        [outcome.results[name].relative_error for name in layer.weights], layer.tied,
+        outcome.sensitivities.get(layer.name),
     )  # fmt: skip

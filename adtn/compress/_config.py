@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 from .._errors import CompressError
 from .._typing import Shape
-from ..network import TTN, Layout, SeededBase, Topology, get_topology
+from ..network import MPO, TTN, Layout, SeededBase, Topology, Tucker, get_topology
+from ._budget import Budget
 from ._model import Layer
 
-Recipe = Literal["reconstruct", "reconstruct-data", "finetune", "local-then-global"]
-RECIPES = ("reconstruct", "reconstruct-data", "finetune", "local-then-global")
+Stage = Literal["reconstruct", "reconstruct-data", "distill-local", "finetune"]
+STAGES: tuple[Stage, ...] = ("reconstruct", "reconstruct-data", "distill-local", "finetune")
+RECIPES = (*STAGES, "local-then-global")
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,31 @@ class Config:
     order : str, optional
         ``"axis"`` or ``"interleaved"``; the topology's own when not given.
     layers : mapping of str to mapping
-        Other ``topology``, ``leg``, ``order`` or ``base`` for layers that match a name, pattern or class; the first
-        match counts.
+        Other ``topology``, ``leg``, ``order``, ``base`` or ``candidates`` for layers that match a name, pattern or
+        class; the first match counts.
     base : SeededBase, optional
         Added to every generated weight.
-    recipe : {"local-then-global", "reconstruct", "reconstruct-data", "finetune"}
+    budget : Budget, optional
+        Size of the model, or what it may lose. Topology, bond and layout of every layer are then chosen among the
+        candidates; ``topology``, ``leg`` and ``order`` do not count.
+    candidates : sequence of Topology
+        For a budget; their bonds do not count.
+    restarts : int
+        Seeds that begin every generator; the worse half is given up again and again (successive halving).
+    recipe : str or sequence of str
+        One of these, or several, done in this order:
+
         - ``"reconstruct"``: every weight by itself, without data
         - ``"reconstruct-data"``: every layer's outputs, by the second moments of its inputs
-        - ``"finetune"``: the model's own loss, from random generators of the weights' spread
-        - ``"local-then-global"``: the second where there is data, else the first; then the third
+        - ``"distill-local"``: every layer's outputs on cached batches, by Adam; from random generators of the weights'
+          spread when nothing comes before
+        - ``"finetune"``: the model's own loss, from where the others ended
+        - ``"local-then-global"``: the second where there is data, else the first; then the last
+    mode : {"replace", "adapter"}
+        Whether generated weights take the place of the dense ones, or are added to them, which stay frozen. An adapter
+        starts at zero and is trained by ``"finetune"``.
+    adapter : str
+        Name of the adapter.
     smallest : int
         Weights with fewer entries stay dense.
     steps, lr, optimizer
@@ -53,6 +71,9 @@ class Config:
     tune_steps, tune_lr, distill, train, clip
         Of the training of the whole model: ``distill`` is the weight of the dense model's outputs in the loss,
         ``train`` says whether other parameters are trained, too (``"generated"`` or ``"all"``).
+    rates : mapping of str to float
+        Factors of ``tune_lr`` for parameters whose names match a pattern, such as ``{"*.generated.*": 1, "*": 0.1}``;
+        the first match counts, 0 freezes.
     seed : int
 
     Raises
@@ -74,7 +95,12 @@ class Config:
     order: str | None = None
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     base: SeededBase | None = None
-    recipe: Recipe = "local-then-global"
+    budget: Budget | None = None
+    candidates: Sequence[Topology] = (TTN(), TTN(activation="identity"), MPO(), Tucker())
+    restarts: int = 1
+    recipe: str | Sequence[str] = "local-then-global"
+    mode: Literal["replace", "adapter"] = "replace"
+    adapter: str = "default"
     smallest: int = 256
     steps: int = 500
     lr: float = 2e-2
@@ -84,6 +110,7 @@ class Config:
     distill: float = 0.0
     train: str = "generated"
     clip: float | None = 1.0
+    rates: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -91,20 +118,32 @@ class Config:
             got = getattr(self, name)
             if isinstance(got, str):
                 raise CompressError(f"Got {name}={got!r}; expected a list, such as [{got!r}].")
-        if self.recipe not in RECIPES:
-            raise CompressError(f"Got recipe={self.recipe!r}; expected one of {', '.join(RECIPES)}.")
+        wanted = (self.recipe,) if isinstance(self.recipe, str) else tuple(self.recipe)
+        if not wanted or any(one not in RECIPES for one in wanted):
+            raise CompressError(f"Got recipe={self.recipe!r}; expected one or several of {', '.join(RECIPES)}.")
+        if self.mode not in ("replace", "adapter"):
+            raise CompressError(f"Got mode={self.mode!r}; expected 'replace' or 'adapter'.")
+        if self.mode == "adapter" and (self.budget is not None or self.base is not None):
+            raise CompressError("Got mode='adapter' with a budget or base; an adapter's base is the dense weight.")
         if self.train not in ("generated", "all"):
             raise CompressError(f"Got train={self.train!r}; expected 'generated' or 'all'.")
+        if self.restarts < 1:
+            raise CompressError(f"Got restarts={self.restarts}; expected 1 or more.")
+        if self.budget is not None and not self.candidates:
+            raise CompressError("Got a budget without candidates; give some topologies.")
         if not 0.0 <= self.distill <= 1.0:
             raise CompressError(f"Got distill={self.distill}; expected a weight between 0 and 1.")
         for name in ("steps", "tune_steps", "smallest"):
             if getattr(self, name) < 0:
                 raise CompressError(f"Got {name}={getattr(self, name)}; expected 0 or more.")
+        for pattern, rate in self.rates.items():
+            if not (math.isfinite(rate) and rate >= 0.0):
+                raise CompressError(f"Got rate {rate} for {pattern!r}; expected a factor of 0 or more.")
         for pattern, own in self.layers.items():
-            unknown = set(own) - {"topology", "leg", "order", "base"}
+            unknown = set(own) - {"topology", "leg", "order", "base", "candidates"}
             if unknown:
                 raise CompressError(
-                    f"Got {sorted(unknown)} for layers {pattern!r}; expected topology, leg, order, base."
+                    f"Got {sorted(unknown)} for layers {pattern!r}; expected topology, leg, order, base, candidates."
                 )
 
     @classmethod
@@ -165,12 +204,36 @@ class Config:
                 dense[layer.name] = "excluded"
             elif layer.name in covered:
                 continue  # replaced with the layer it is tied to
+            elif self.mode == "adapter" and (layer.tied or len(layer.weights) > 1):
+                dense[layer.name] = (
+                    f"shares its weight with {', '.join(layer.tied)}" if layer.tied else "several weights in one layer"
+                )
             elif entries < self.smallest:
                 dense[layer.name] = f"{entries} entries, fewer than smallest={self.smallest}"
             else:
                 chosen.append(layer)
                 covered.update(layer.tied)
         return chosen, dense
+
+    def stages(self, has_data: bool) -> tuple[str, ...]:
+        """What is done, in order.
+
+        Raises
+        ------
+        CompressError
+            If a stage needs data that are not given.
+        """
+        if self.mode == "adapter":
+            wanted: tuple[str, ...] = ("finetune",)
+        elif self.recipe == "local-then-global":
+            return ("reconstruct-data", "finetune") if has_data else ("reconstruct",)
+        else:
+            wanted = (self.recipe,) if isinstance(self.recipe, str) else tuple(self.recipe)
+        short = [one for one in wanted if one != "reconstruct"]
+        if short and not has_data:
+            raise CompressError(f"Got {short[0]!r} without data; pass data=, or use recipe='reconstruct'.")
+        both = ("reconstruct-data", "finetune")
+        return tuple(stage for one in wanted for stage in (both if one == "local-then-global" else (one,)))
 
     def options_of(self, layer: Layer) -> Config:
         """The config with what is special about a layer."""
@@ -194,6 +257,10 @@ def _matches(pattern: str, layer: Layer) -> bool:
 
 def _value(key: str, value: Any) -> Any:
     """A topology or base from plain values."""
+    if key == "candidates":
+        return tuple(_value("topology", one) for one in value)
+    if key == "budget" and isinstance(value, Mapping):
+        return Budget(**value)
     if key == "topology" and not isinstance(value, Topology):
         options = dict(value) if isinstance(value, Mapping) else {"name": value}
         cls = get_topology(str(options.pop("name", "ttn")))

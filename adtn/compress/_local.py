@@ -34,6 +34,12 @@ class LocalTask:
         0 for a random generator of the weight's spread.
     optimizer, lr, device
         Of the fit.
+    restarts : int
+        Seeds that begin; the worse half is given up again and again (successive halving).
+    label : str
+        Of its file, where it is another one than the name.
+    silent : bool
+        The generated weight starts at zero: an adapter.
     """
 
     name: str
@@ -47,10 +53,24 @@ class LocalTask:
     optimizer: Literal["adam", "adamw", "sgd", "lbfgs"]
     lr: float
     device: str
+    restarts: int = 1
+    label: str = ""
+    silent: bool = False
 
     def mark(self) -> str:
         """What the result depends on, apart from the device."""
-        parts = (self.name, self.topology, self.layout, self.base, self.seed, self.steps, self.optimizer, self.lr)
+        parts = (
+            self.name,
+            self.topology,
+            self.layout,
+            self.base,
+            self.seed,
+            self.steps,
+            self.optimizer,
+            self.lr,
+            self.restarts,
+            self.silent,
+        )
         digest = hashlib.sha256(repr(parts).encode())
         for x in (self.weight, self.moment):
             if x is not None:
@@ -90,19 +110,37 @@ class Executor(Protocol):
 
 
 def solve(task: LocalTask) -> LocalResult:
-    """Fit one layer; what workers run."""
-    generator = Generator(
-        task.weight.shape, task.topology, layout=task.layout, scale=task.weight, base=task.base, seed=task.seed
-    )
-    if task.steps:
-        target = Reconstruction(task.weight)
-        if task.moment is not None:
-            target = DataAwareReconstruction(task.weight, task.moment)
-        generator = fit(
-            generator, target, device=task.device, optimizer=task.optimizer, steps=task.steps, lr=task.lr,
-            seed=task.seed, progress=False,
-        ).generator  # fmt: skip
-    return LocalResult(task.name, to_bytes(generator), _error(generator, task))
+    """Fit one layer; what workers run.
+
+    Restarts share the steps of one fit per rung: of ``n`` seeds every one gets ``steps / n``, half of them go on with
+    twice as many, and the last one with all.
+    """
+    target = Reconstruction(task.weight)
+    if task.moment is not None:
+        target = DataAwareReconstruction(task.weight, task.moment)
+    running = [_first(task, task.seed + n) for n in range(task.restarts)]
+    while True:
+        steps = task.steps // len(running)
+        if steps:
+            running = [_continued(generator, target, task, steps) for generator in running]
+        if len(running) == 1:
+            return LocalResult(task.name, to_bytes(running[0]), _error(running[0], task))
+        running = sorted(running, key=lambda generator: _error(generator, task))[: (len(running) + 1) // 2]
+
+
+def _first(task: LocalTask, seed: int) -> Generator:
+    like: dict[str, Any] = {"layout": task.layout, "scale": task.weight, "seed": seed}
+    if not task.silent:
+        return Generator(task.weight.shape, task.topology, base=task.base, **like)
+    zero = Generator(task.weight.shape, task.topology, base=np.zeros(task.weight.shape, np.float32), **like)
+    return Generator(task.weight.shape, task.topology, params=zero.params, **like)
+
+
+def _continued(generator: Generator, target: Any, task: LocalTask, steps: int) -> Generator:
+    return fit(
+        generator, target, device=task.device, optimizer=task.optimizer, steps=steps, lr=task.lr, seed=task.seed,
+        progress=False,
+    ).generator  # fmt: skip
 
 
 def run_local(
@@ -116,14 +154,14 @@ def run_local(
         if kept is None:
             waiting.append(task)
         else:
-            found[task.name] = kept
+            found[task.label or task.name] = kept
             done(kept)
     for task, result in _results(waiting, executor):
         if folder is not None:
             save(_file(task, folder), result.generator)
-        found[task.name] = result
+        found[task.label or task.name] = result
         done(result)
-    return [found[task.name] for task in tasks]
+    return [found[task.label or task.name] for task in tasks]
 
 
 def _results(tasks: Iterable[LocalTask], executor: Executor | None) -> Iterator[tuple[LocalTask, LocalResult]]:
@@ -146,7 +184,7 @@ def _kept(task: LocalTask, folder: Path | None) -> LocalResult | None:
 
 
 def _file(task: LocalTask, folder: Path) -> Path:
-    return folder / f"{task.name}-{task.mark()}.safetensors"
+    return folder / f"{task.label or task.name}-{task.mark()}.safetensors"
 
 
 def _error(generator: Generator, task: LocalTask) -> float:

@@ -31,6 +31,8 @@ class Layer:
         Other layers with the same weight; they are replaced together.
     reason : str
         Why it cannot be replaced; empty when it can.
+    itemsize : int
+        Bytes of one number.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Layer:
     weights: Mapping[str, Shape] = field(default_factory=dict)
     tied: tuple[str, ...] = ()
     reason: str = ""
+    itemsize: int = 4
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Tuning:
         Whether other parameters are trained, too.
     clip : float or None
         Largest norm of all gradients together.
+    rates : mapping of str to float
+        Factors of the learning rate for parameters whose names match a pattern; the first match counts, 0 freezes.
     seed : int
     """
 
@@ -63,6 +68,7 @@ class Tuning:
     distill: float = 0.0
     train: str = "generated"
     clip: float | None = 1.0
+    rates: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
 
 
@@ -85,12 +91,24 @@ class Model(Protocol):
         """Replace layers by generated ones, all or none."""
         ...
 
+    def adapt(self, generators: Mapping[str, Generator], name: str) -> None:
+        """Add generated weights to layers, all or none, as an adapter of that name; their own stay frozen."""
+        ...
+
     def restore(self) -> None:
         """The model as it was."""
         ...
 
+    def distill(self, data: Iterable[Any], tuning: Tuning, executor: Any, say: Callable[[str], None]) -> None:
+        """Train every installed layer by itself on the inputs and outputs of the dense one."""
+        ...
+
     def tune(self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Any) -> list[float]:
         """Train through the generators; returns the losses."""
+        ...
+
+    def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
+        """Mean loss over the batches, without training."""
         ...
 
     def score(self, data: Iterable[Any]) -> float:
@@ -99,6 +117,14 @@ class Model(Protocol):
 
     def generators(self) -> dict[str, Generator]:
         """Of all installed weights, with their numbers as they are now."""
+        ...
+
+    def state(self) -> Any:
+        """A copy of all numbers, for :meth:`set_state`."""
+        ...
+
+    def set_state(self, state: Any) -> None:
+        """All numbers as they were."""
         ...
 
     def load(self, path: Path) -> None:

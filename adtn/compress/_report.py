@@ -35,6 +35,8 @@ class LayerRow:
         were data, of its weight otherwise.
     tied : tuple of str
         Layers that share the generator.
+    sensitivity : float or None
+        Growth of the model's loss per squared error, where a budget had to be shared out.
     """
 
     name: str
@@ -46,6 +48,7 @@ class LayerRow:
     active: int
     local_errors: list[float]
     tied: tuple[str, ...] = ()
+    sensitivity: float | None = None
 
     @property
     def ratio(self) -> float:

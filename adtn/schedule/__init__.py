@@ -18,4 +18,5 @@ from ._planner import decide as decide
 from ._planner import plan as plan
 from ._profile import DeviceProfile as DeviceProfile
 from ._profile import shipped_profiles as shipped_profiles
+from ._profile_store import cache_dir as cache_dir
 from ._sketch import Sketch as Sketch

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Generated
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,12 @@ from adtn.bench import peak_bytes
 from adtn.compress import Layer, Tuning
 from torch import nn
 
-from .torch_layers import (
-    ADTNConv1d,
-    ADTNConv2d,
-    ADTNConv3d,
-    ADTNEmbedding,
-    ADTNLinear,
-    ADTNMultiheadAttention,
-    GeneratedWeight,
-)
+from .torch_layers import Adapted, ADTNMultiheadAttention, GeneratedWeight, add_adapter
+from .torch_layers._adapted import adapted_layers
+from .torch_layers._like import layer_like, weight_shape
+from .torch_layers._linear import is_transposed
 
-_CONVS: dict[type, Any] = {nn.Conv1d: ADTNConv1d, nn.Conv2d: ADTNConv2d, nn.Conv3d: ADTNConv3d}
+_CACHED_BYTES = 1 << 30  # of one layer's inputs and outputs
 _LARGEST_MOMENT = 1 << 26  # entries: beyond, the second moment of the inputs takes more than the weight is worth
 
 
@@ -49,25 +45,28 @@ class TorchModel:
         self._originals: dict[str, nn.Module] = {}
         self._weights: dict[str, GeneratedWeight] = {}
         self._dense: nn.Module | None = None
+        self._active: list[tuple[Adapted, tuple[str, ...]]] = []
 
     def layers(self) -> list[Layer]:
         """Modules with parameters of their own; what is inside an attention belongs to it."""
         found: list[Layer] = []
-        inside = tuple(f"{n}." for n, m in self.model.named_modules() if type(m) is nn.MultiheadAttention)
+        inside = tuple(f"{n}." for n, m in self.model.named_modules() if type(m) in (nn.MultiheadAttention, Adapted))
         owners: dict[int, list[str]] = {}
         for name, module in self.model.named_modules(remove_duplicate=False):
             weight = getattr(module, "weight", None)
             if isinstance(weight, nn.Parameter) and not name.startswith(inside or "\0"):
                 owners.setdefault(id(weight), []).append(name)
         for name, module in self.model.named_modules():
-            own = module.parameters(recurse=type(module) is nn.MultiheadAttention)
+            own = module.parameters(recurse=type(module) in (nn.MultiheadAttention, Adapted))
             if next(own, None) is None or name.startswith(inside or "\0"):
                 continue
             weights, reason = _weights_of(name, module)
             tied = tuple(n for n in owners.get(id(getattr(module, "weight", None)), []) if n != name)
             if tied and not reason and not isinstance(module, nn.Linear | nn.Embedding):
                 reason = f"shares its weight with {', '.join(tied)}"
-            found.append(Layer(name, type(module).__name__, weights, tied, reason))
+            size = max(p.element_size() for p in module.parameters())
+            kind = type(module.base_layer if isinstance(module, Adapted) else module).__name__
+            found.append(Layer(name, kind, weights, tied, reason, size))
         return found
 
     def weight(self, name: str) -> np.ndarray:
@@ -78,7 +77,7 @@ class TorchModel:
         elif part == "out_proj":
             found = owner.out_proj.weight
         else:
-            found = owner.weight.T if type(owner).__name__ == "Conv1D" else owner.weight
+            found = owner.weight.T if is_transposed(owner) else owner.weight
         return found.detach().cpu().double().numpy()
 
     def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
@@ -127,6 +126,8 @@ class TorchModel:
         for layer in self.layers():
             for name in layer.weights:
                 if name in weights:
+                    if isinstance(self.model.get_submodule(layer.name), Adapted):
+                        raise CompressError(f"Layer {layer.name!r} has adapters; merge and remove them first.")
                     for who in (layer.name, *layer.tied):
                         made[who] = _generated(self.model.get_submodule(who), layer, who, weights)
         if "" in made:
@@ -137,10 +138,23 @@ class TorchModel:
         for name, module in made.items():
             self._put(name, module)
 
+    def adapt(self, generators: Mapping[str, Generator], name: str) -> None:
+        """See :class:`adtn_backends.torch_layers.Adapted`."""
+        self._dense = copy.deepcopy(self.model)
+        self._active = [(layer, layer.active) for _, layer in adapted_layers(self.model)]
+        originals = {where: self.model.get_submodule(where) for where in generators}
+        add_adapter(self.model, generators, name)
+        self._originals = originals
+        layers: dict[str, Any] = {where: self.model.get_submodule(where) for where in generators}
+        self._weights = {where: layer.adapters[name].generated for where, layer in layers.items()}
+
     def restore(self) -> None:
         """The very modules that were there, with the numbers they had: training may have changed others, too."""
         for name, module in self._originals.items():
             self._put(name, module)
+        for layer, active in self._active:
+            layer.active = active
+        self._active = []
         if self._dense is not None:
             self.model.load_state_dict(self._dense.state_dict())
         self._originals, self._weights, self._dense = {}, {}, None
@@ -150,11 +164,16 @@ class TorchModel:
     ) -> list[float]:
         """Adam with a cosine, in training mode; batches are cycled through."""
         cores = {id(p) for w in self._weights.values() for p in w.parameters()}
-        trained = [p for p in self.model.parameters() if p.requires_grad and (tuning.train == "all" or id(p) in cores)]
-        frozen = [
-            p for p in self.model.parameters() if p.requires_grad and tuning.train != "all" and id(p) not in cores
-        ]
-        optimizer = torch.optim.Adam(trained, lr=tuning.lr)
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, p in self.model.named_parameters():
+            rate = next((r for pattern, r in tuning.rates.items() if fnmatchcase(name, pattern)), 1.0)
+            rate *= p.requires_grad and (tuning.train == "all" or id(p) in cores)
+            groups.setdefault(rate, []).append(p)
+        frozen = [p for p in groups.pop(0.0, []) if p.requires_grad]
+        trained = [p for own in groups.values() for p in own]
+        if not trained:
+            raise CompressError("Got rates that leave nothing to train; give some parameters a rate above 0.")
+        optimizer = torch.optim.Adam([{"params": own, "lr": tuning.lr * rate} for rate, own in groups.items()])
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda n: 0.5 * (1 + math.cos(math.pi * n / max(tuning.steps, 1)))
         )
@@ -187,6 +206,56 @@ class TorchModel:
             self.model.train(was_training)
         return losses
 
+    def distill(self, data: Iterable[Any], tuning: Tuning, executor: Any, say: Callable[[str], None]) -> None:
+        """By the mean squared error of the outputs, in units of their spread."""
+        assert self._dense is not None
+        jobs: dict[str, Any] = {}
+        for name in self._originals:
+            seen = self._seen(name, data)
+            layer = self.model.get_submodule(name)
+            jobs[name] = executor.submit(distill_layer, layer, seen, tuning) if executor is not None else None
+            if executor is None:
+                state, first, last = distill_layer(layer, seen, tuning)
+                layer.load_state_dict(state)
+                say(f"{name}: outputs' error {first:.4f} -> {last:.4f}")
+        for name, job in jobs.items():
+            if job is not None:
+                state, first, last = job.result()
+                self.model.get_submodule(name).load_state_dict(state)
+                say(f"{name}: outputs' error {first:.4f} -> {last:.4f}")
+
+    def _seen(self, name: str, data: Iterable[Any]) -> list[tuple[Any, dict[str, Any], torch.Tensor]]:
+        """Inputs and outputs of a dense layer, as many batches as memory is given for."""
+        assert self._dense is not None
+        kept: list[tuple[Any, dict[str, Any], torch.Tensor]] = []
+
+        def look(_: Any, inputs: Any, options: dict[str, Any], output: Any) -> None:
+            y = output[0] if isinstance(output, tuple) else output
+            kept.append((tuple(x.detach() for x in inputs), options, y.detach()))
+
+        hook = self._dense.get_submodule(name).register_forward_hook(look, with_kwargs=True)
+        dense = self._dense.eval()
+        try:
+            with torch.no_grad():
+                for batch in data:
+                    self._outputs(dense, self._to_device(batch))
+                    held = sum(x.numel() * x.element_size() for xs, _, y in kept for x in (*xs, y))
+                    if held > _CACHED_BYTES:
+                        break
+        finally:
+            hook.remove()
+        if not kept:
+            raise CompressError(f"No batch reached layer {name!r}; pass data that use it.")
+        return kept
+
+    def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
+        """In evaluation mode."""
+        with torch.no_grad(), self._evaluating():
+            found = [float(self._loss(loss, self._to_device(batch), None, 0.0)) for batch in data]
+        if not found:
+            raise CompressError("Got data without a batch; pass a list or a DataLoader.")
+        return statistics.fmean(found)
+
     def score(self, data: Iterable[Any]) -> float:
         """Of the largest output."""
         right = total = 0
@@ -204,6 +273,14 @@ class TorchModel:
     def generators(self) -> dict[str, Generator]:
         """Of all installed weights."""
         return {name: weight.generator() for name, weight in self._weights.items()}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """A copy of the state."""
+        return {name: x.detach().clone() for name, x in self.model.state_dict().items()}
+
+    def set_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Every tensor of it."""
+        self.model.load_state_dict(state)
 
     def load(self, path: Path) -> None:
         """From safetensors."""
@@ -290,12 +367,37 @@ class TorchModel:
         return self._original(name), ""
 
     def _original(self, name: str) -> nn.Module:
-        return self._originals[name] if name in self._originals else self.model.get_submodule(name)
+        found = self._originals[name] if name in self._originals else self.model.get_submodule(name)
+        return found.base_layer if isinstance(found, Adapted) else found
 
     def _put(self, name: str, module: nn.Module) -> None:
         owner, _, leaf = name.rpartition(".")
         parent = self.model.get_submodule(owner)
         parent._modules[leaf] = module
+
+
+def distill_layer(
+    layer: nn.Module, seen: Sequence[tuple[Any, dict[str, Any], torch.Tensor]], tuning: Tuning
+) -> tuple[dict[str, torch.Tensor], float, float]:
+    """Train one layer on inputs and outputs; its state, and the first and last relative error."""
+    layer = copy.deepcopy(layer).train()
+    spread = statistics.fmean(float(y.var(correction=0)) for _, _, y in seen) or 1.0
+    trained = [p for p in layer.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=tuning.lr)
+    errors: list[float] = []
+    for n in range(tuning.steps):
+        inputs, options, wanted = seen[n % len(seen)]
+        got = layer(*inputs, **options)
+        got = got[0] if isinstance(got, tuple) else got
+        loss = (got - wanted).square().mean() / spread
+        errors.append(math.sqrt(float(loss.detach())))
+        optimizer.param_groups[0]["lr"] = tuning.lr * 0.5 * (1 + math.cos(math.pi * n / tuning.steps))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    window = max(min(len(seen), tuning.steps), 1)
+    first, last = statistics.fmean(errors[:window]), statistics.fmean(errors[-window:])
+    return {k: v.detach() for k, v in layer.state_dict().items()}, first, last
 
 
 def _weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]], str]:
@@ -305,33 +407,18 @@ def _weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]
             return {}, "keys and values have other widths than queries"
         n = module.embed_dim
         return {f"{name}.in_proj": (3 * n, n), f"{name}.out_proj": (n, n)}, ""
-    if type(module) in _CONVS or type(module) in (nn.Linear, nn.Embedding):
-        if isinstance(module, nn.Embedding) and module.max_norm is not None:
-            return {}, "max_norm changes its rows in place"
-        return {name: tuple(module.weight.shape)}, ""  # type: ignore[union-attr]
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        n_in, n_out = module.weight.shape  # type: ignore[misc]
-        return {name: (int(n_out), int(n_in))}, ""
-    return {}, f"no generated form of {type(module).__name__}"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return {}, "max_norm changes its rows in place"
+    shape = weight_shape(module.base_layer if isinstance(module, Adapted) else module)
+    return ({name: shape}, "") if shape is not None else ({}, f"no generated form of {type(module).__name__}")
 
 
 def _generated(dense: Any, layer: Layer, name: str, weights: Mapping[str, GeneratedWeight]) -> nn.Module:
     """The generated layer in place of a dense one."""
-    found: nn.Module
     if type(dense) is nn.MultiheadAttention:
         first, last = (weights[f"{name}.{part}"] for part in ("in_proj", "out_proj"))
         return ADTNMultiheadAttention.of(dense, first, last)
-    weight = weights[next(iter(layer.weights))]
-    if isinstance(dense, nn.Embedding):
-        found = ADTNEmbedding(weight, dense.padding_idx)
-    elif type(dense) in _CONVS:
-        found = _CONVS[type(dense)](
-            weight, dense.bias, stride=dense.stride, padding=dense.padding, dilation=dense.dilation,
-            groups=dense.groups, padding_mode=dense.padding_mode,
-        )  # fmt: skip
-    else:
-        found = ADTNLinear(weight, dense.bias)
-    return found.train(dense.training)
+    return layer_like(dense, weights[next(iter(layer.weights))])
 
 
 def _patches(module: Any, x: torch.Tensor) -> torch.Tensor:

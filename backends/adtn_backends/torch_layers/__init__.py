@@ -1,5 +1,15 @@
 """PyTorch modules whose weights are generated: plain parameters, stable keys, no tensor subclasses."""
 
+from ._adapted import Adapted as Adapted
+from ._adapted import adapter_generators as adapter_generators
+from ._adapted import adapter_names as adapter_names
+from ._adapted import add_adapter as add_adapter
+from ._adapted import load_adapter as load_adapter
+from ._adapted import merge_adapters as merge_adapters
+from ._adapted import remove_adapters as remove_adapters
+from ._adapted import save_adapter as save_adapter
+from ._adapted import set_adapter as set_adapter
+from ._adapted import unmerge_adapters as unmerge_adapters
 from ._attention import ADTNMultiheadAttention as ADTNMultiheadAttention
 from ._conv import ADTNConv1d as ADTNConv1d
 from ._conv import ADTNConv2d as ADTNConv2d

@@ -1,0 +1,157 @@
+"""From a budget to one topology, bond and layout per weight: quick local fits, sensitivities, allocation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._errors import CompressError
+from ._budget import Choice, allocate, candidates, rungs_of, smallest
+from ._config import Config
+from ._local import Executor, LocalResult, LocalTask, run_local
+from ._model import Layer, Model
+
+_SCREEN_STEPS = 15  # of the fits that pick two topologies and layouts per weight
+_LADDER_STEPS = 40  # of the fits of these two in every size
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Candidates of one layer, all its weights together, from large to small.
+
+    Parameters
+    ----------
+    layer : Layer
+    choices : list of mapping
+        Per candidate the choice for every weight.
+    errors : list of float
+        Relative errors of the outputs, root mean square over the weights.
+    sensitivity : float
+        Growth of the model's loss per squared error.
+    """
+
+    layer: Layer
+    choices: list[Mapping[str, Choice]]
+    errors: list[float]
+    sensitivity: float = 1.0
+
+    def options(self, bytes_each: int) -> list[tuple[int, float]]:
+        """Cost and expected loss of every candidate."""
+        return [
+            (bytes_each * sum(c.params for c in own.values()), self.sensitivity * error**2)
+            for own, error in zip(self.choices, self.errors, strict=True)
+        ]
+
+
+def climb(
+    layers: Sequence[Layer],
+    tasks: Mapping[str, LocalTask],
+    config: Config,
+    executor: Executor | None,
+    folder: Path | None,
+) -> list[Ladder]:
+    """The candidates of every layer with their errors.
+
+    All topologies and layouts are fitted briefly in a middle size; the best two of each weight in all sizes.
+    """
+    options = {layer.name: config.options_of(layer) for layer in layers}
+    sizes: dict[str, list[int]] = {}
+    screened: dict[str, list[Choice]] = {}
+    for layer in layers:
+        own = options[layer.name]
+        for name, shape in layer.weights.items():
+            sizes[name] = rungs_of(math.prod(shape), smallest(shape, own.candidates))
+            screened[name] = candidates(shape, own.candidates, sizes[name][len(sizes[name]) // 2])
+    first = _fits([(tasks[n], c) for n, own in screened.items() for c in own], _SCREEN_STEPS, executor, folder)
+    ladders: list[Ladder] = []
+    second: list[tuple[LocalTask, Choice]] = []
+    rungs: dict[str, list[list[Choice]]] = {}
+    for layer in layers:
+        for name, shape in layer.weights.items():
+            ranked = sorted(screened[name], key=lambda c, name=name: first[name, c])[:2]
+            rungs[name] = []
+            for size in sizes[name]:
+                grown = [k for c in ranked for k in candidates(shape, [c.topology], size) if k.layout == c.layout]
+                grown = grown or candidates(shape, options[layer.name].candidates, size)[:2]
+                rungs[name].append(grown)
+                second += [(tasks[name], c) for c in grown]
+    errors = _fits(second, _LADDER_STEPS, executor, folder)
+    for layer in layers:
+        depth = max(len(rungs[name]) for name in layer.weights)
+        choices: list[Mapping[str, Choice]] = []
+        found: list[float] = []
+        for at in range(depth):
+            own = {n: min(rungs[n][min(at, len(rungs[n]) - 1)], key=lambda c, n=n: errors[n, c]) for n in layer.weights}
+            choices.append(own)
+            found.append(math.sqrt(float(np.mean([errors[n, c] ** 2 for n, c in own.items()]))))
+        ladders.append(Ladder(layer, choices, found))
+    return ladders
+
+
+def _fits(
+    wanted: Sequence[tuple[LocalTask, Choice]], steps: int, executor: Executor | None, folder: Path | None
+) -> dict[tuple[str, Choice], float]:
+    """Relative errors after quick fits."""
+    tasks = [
+        replace(task, topology=c.topology, layout=c.layout, steps=steps, label=f"{task.name}-try{n}")
+        for n, (task, c) in enumerate(wanted)
+    ]
+    results = run_local(tasks, executor, folder, lambda result: None)
+    return {(task.name, c): r.relative_error for (task, c), r in zip(wanted, results, strict=True)}
+
+
+def sense(
+    ladders: Sequence[Ladder],
+    tasks: Mapping[str, LocalTask],
+    adapter: Model,
+    data: Iterable[Any],
+    loss: Callable[..., Any] | None,
+    executor: Executor | None,
+    folder: Path | None,
+    say: Callable[[str], None],
+) -> list[Ladder]:
+    """The same with sensitivities: one layer after the other is replaced by its middle candidate."""
+    before = adapter.loss_on(data, loss)
+    growth: list[float] = []
+    for ladder in ladders:
+        at = len(ladder.choices) // 2
+        wanted = [
+            replace(tasks[n], topology=c.topology, layout=c.layout, steps=_LADDER_STEPS, label=f"{n}-sense")
+            for n, c in ladder.choices[at].items()
+        ]
+        results: list[LocalResult] = run_local(wanted, executor, folder, lambda result: None)
+        adapter.install({name: r.generator for name, r in zip(ladder.choices[at], results, strict=True)})
+        try:
+            growth.append(max(adapter.loss_on(data, loss) - before, 0.0) / max(ladder.errors[at], 1e-6) ** 2)
+        finally:
+            adapter.restore()
+        say(f"{ladder.layer.name}: sensitivity {growth[-1]:.4g}")
+    floor = 1e-3 * max(growth) or 1.0  # a layer whose loss does not grow is still better exact than not
+    return [replace(ladder, sensitivity=max(g, floor)) for ladder, g in zip(ladders, growth, strict=True)]
+
+
+def choose(ladders: Sequence[Ladder], most: int, bytes_each: int, unit: str) -> dict[str, Choice]:
+    """The choice for every weight within ``most``.
+
+    Raises
+    ------
+    CompressError
+        If the smallest candidates together are larger.
+    """
+    picked = allocate(
+        {ladder.layer.name: ladder.options(bytes_each) for ladder in ladders}, most, lambda n: f"{n:,} {unit}"
+    )
+    return {name: c for ladder in ladders for name, c in ladder.choices[picked[ladder.layer.name]].items()}
+
+
+def least_and_most(ladders: Sequence[Ladder]) -> tuple[int, int]:
+    """Numbers of all smallest, and of all largest candidates."""
+    sizes = [[cost for cost, _ in ladder.options(1)] for ladder in ladders]
+    if not sizes:
+        raise CompressError("Got no layer to choose candidates for.")
+    return sum(map(min, sizes)), sum(map(max, sizes))

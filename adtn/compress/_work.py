@@ -1,0 +1,180 @@
+"""The stages of compressing a model, and the search for a size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .._errors import CompressError
+from ..generator import Generator
+from ._budget import Budget, Choice
+from ._choose import Ladder, choose, climb, least_and_most, sense
+from ._config import Config
+from ._local import Executor, LocalResult, LocalTask, run_local, solve
+from ._model import Layer, Model, Tuning
+from ._report import ModelCost
+
+_TRIALS = 6  # sizes that are tried for a largest loss of accuracy
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attempt led to; the model holds its generators.
+
+    Parameters
+    ----------
+    results : mapping of str to LocalResult
+        Of the local fits, by weight.
+    losses : list of float
+        Of the training of the whole model.
+    sensitivities : mapping of str to float
+        By layer, where a budget was shared out.
+    """
+
+    results: Mapping[str, LocalResult]
+    losses: list[float]
+    sensitivities: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One call of :func:`adtn.compress`: its arguments, and what is done with them."""
+
+    adapter: Model
+    config: Config
+    stages: Sequence[str]
+    layers: Sequence[Layer]
+    tasks: Mapping[str, LocalTask]
+    data: Iterable[Any] | None
+    test: Iterable[Any] | None
+    loss: Callable[..., Any] | None
+    executor: Executor | None
+    folder: Path | None
+    say: Callable[[str], None]
+
+    def attempt(self, tasks: Mapping[str, LocalTask]) -> Outcome:
+        """All stages, beginning with local fits."""
+        config = self.config
+
+        def done(result: LocalResult) -> None:
+            self.say(f"{result.name}: relative error {result.relative_error:.4f}")
+
+        results = {r.name: r for r in run_local(list(tasks.values()), self.executor, self.folder, done)}
+        generators = {name: r.generator for name, r in results.items()}
+        if config.restarts > 1 and not any(task.steps for task in tasks.values()) and "finetune" in self.stages:
+            generators = self._best_seed(tasks)
+        self._install(generators)
+        losses: list[float] = []
+        for stage in self.stages:
+            if stage == "distill-local" and config.tune_steps:
+                assert self.data is not None
+                self.adapter.distill(self.data, self._tuning(config.tune_steps), self.executor, self.say)
+            if stage == "finetune" and config.tune_steps:
+                losses += self._tune(config.tune_steps)
+        return Outcome(results, losses)
+
+    def within(self, budget: Budget, before: ModelCost) -> Outcome:
+        """With the topologies, bonds and layouts that a budget leads to."""
+        ladders = climb(self.layers, self.tasks, self.config, self.executor, self.folder)
+        if self.data is not None:
+            ladders = sense(
+                ladders, self.tasks, self.adapter, self.data, self.loss, self.executor, self.folder, self.say
+            )
+        sensitivities = {ladder.layer.name: ladder.sensitivity for ladder in ladders}
+        if budget.accuracy_loss is not None:
+            outcome = self._smallest(ladders, budget.accuracy_loss, before)
+        else:
+            most, unit = budget.most(before.params, before.bytes)
+            each = max(layer.itemsize for layer in self.layers) if unit == "bytes" else 1
+            total = before.bytes if unit == "bytes" else before.params
+            own = sum(
+                math.prod(s) * (layer.itemsize if unit == "bytes" else 1)
+                for layer in self.layers
+                for s in layer.weights.values()
+            )
+            outcome = self.attempt(self._chosen(choose(ladders, most - (total - own), each, unit)))
+            params, size = self.adapter.numbers()
+            measured = size if unit == "bytes" else params
+            if measured > most:
+                raise CompressError(f"Got {measured:,} {unit} for a budget of {most:,}; this is a fault of adtn.")
+        return replace(outcome, sensitivities=sensitivities)
+
+    def _smallest(self, ladders: Sequence[Ladder], loss: float, before: ModelCost) -> Outcome:
+        """Bisection over the size, on a logarithmic scale, with all stages for every size."""
+        assert self.test is not None and before.accuracy is not None
+        low, high = least_and_most(ladders)
+        best: tuple[Outcome, dict[str, Generator], Any] | None = None
+        lost = math.inf
+        for _ in range(_TRIALS):
+            size = round(math.sqrt(low * high))
+            outcome = self.attempt(self._chosen(choose(ladders, max(size, low), 1, "parameters")))
+            lost = before.accuracy - self.adapter.score(self.test)
+            self.say(f"{size:,} parameters in the chosen layers lose {lost:.2f} points")
+            if lost <= loss:
+                best = (outcome, self.adapter.generators(), self.adapter.state())
+                high = size
+            else:
+                low = size
+            self.adapter.restore()
+            if high <= 1.1 * low:
+                break
+        if best is None:
+            raise CompressError(
+                f"No size that was tried loses at most {loss:g} points; the last one, {low:,} parameters in the chosen "
+                f"layers, loses {lost:.2f}. Train longer (tune_steps), choose fewer layers, or allow more."
+            )
+        outcome, generators, state = best
+        self._install(generators)
+        self.adapter.set_state(state)
+        return outcome
+
+    def _chosen(self, choices: Mapping[str, Choice]) -> dict[str, LocalTask]:
+        for name, choice in choices.items():
+            self.say(f"{name}: {choice.topology}, legs {choice.layout.dims}, {choice.params:,} parameters")
+        return {
+            name: replace(task, topology=choices[name].topology, layout=choices[name].layout)
+            for name, task in self.tasks.items()
+        }
+
+    def _best_seed(self, tasks: Mapping[str, LocalTask]) -> dict[str, Generator]:
+        """Successive halving by the model's own loss: every rung has twice the steps and half of the seeds."""
+        running = [
+            {n: solve(replace(task, seed=task.seed + k)).generator for n, task in tasks.items()}
+            for k in range(self.config.restarts)
+        ]
+        steps = max(self.config.tune_steps // (2 * len(running)), 1)
+        while len(running) > 1:
+            scored: list[tuple[float, dict[str, Generator]]] = []
+            for generators in running:
+                self._install(generators)
+                losses = self._tune(steps, quiet=True)
+                scored.append((sum(losses[-max(steps // 4, 1) :]), self.adapter.generators()))
+                self.adapter.restore()
+            scored.sort(key=lambda one: one[0])
+            running = [generators for _, generators in scored[: (len(scored) + 1) // 2]]
+            self.say(f"{len(scored)} seeds trained for {steps} steps, {len(running)} go on")
+            steps *= 2
+        return running[0]
+
+    def _install(self, generators: Mapping[str, Generator]) -> None:
+        if self.config.mode == "adapter":
+            self.adapter.adapt(generators, self.config.adapter)
+        else:
+            self.adapter.install(generators)
+
+    def _tuning(self, steps: int) -> Tuning:
+        own = self.config
+        return Tuning(steps, own.tune_lr, own.distill, own.train, own.clip, own.rates, own.seed)
+
+    def _tune(self, steps: int, quiet: bool = False) -> list[float]:
+        assert self.data is not None
+        every = max(steps // 10, 1)
+
+        def report(step: int, value: float) -> None:
+            if step % every == 0 and not quiet:
+                self.say(f"step {step} of {steps}: loss {value:.4f}")
+
+        return self.adapter.tune(self.data, self.loss, self._tuning(steps), report)

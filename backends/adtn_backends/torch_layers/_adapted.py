@@ -1,0 +1,253 @@
+"""Adapters: generated weights that are added to frozen dense ones, by name, switched at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import adtn
+import torch
+from adtn import Generator
+from adtn._errors import CompressError
+from torch import nn
+
+from ._like import layer_like
+from ._linear import is_transposed
+from ._weight import GeneratedWeight
+
+
+class Adapted(nn.Module):
+    """A dense layer and adapters: ``y = base(x) + Σ_active generated(x)``.
+
+    Parameters
+    ----------
+    base_layer : torch.nn.Module
+        Linear, convolution, embedding, or the ``Conv1D`` of GPT-2.
+
+    Examples
+    --------
+    >>> import adtn, torch
+    >>> layer = Adapted(torch.nn.Linear(32, 64))
+    >>> layer.add("task", GeneratedWeight(adtn.Generator((64, 32), adtn.TTN(bond=2))))
+    >>> layer.merge()
+    >>> layer(torch.zeros(5, 32)).shape
+    torch.Size([5, 64])
+    """
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.adapters = nn.ModuleDict()
+        self.active: tuple[str, ...] = ()
+        self._dense: torch.Tensor | None = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Of the base layer, where code that looks at dense layers finds it."""
+        return self.base_layer.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """Of the base layer."""
+        return self.base_layer.bias  # type: ignore[return-value]
+
+    @property
+    def merged(self) -> bool:
+        """Whether the active adapters are inside the dense weight."""
+        return self._dense is not None
+
+    def add(self, name: str, weight: GeneratedWeight) -> None:
+        """Another adapter; it becomes the active one.
+
+        Raises
+        ------
+        CompressError
+            If there is one of that name, or the name has a dot.
+        """
+        if name in self.adapters or "." in name or not name:
+            raise CompressError(f"Got the adapter name {name!r}; there are {list(self.adapters)}, and dots do not do.")
+        self.unmerge()
+        self.adapters[name] = layer_like(self.base_layer, weight, bias=False)
+        self.active = (name,)
+
+    def merge(self) -> None:
+        """Put the active adapters into the dense weight; it is kept for :meth:`unmerge`."""
+        if self.merged or not self.active:
+            return
+        weight = self.base_layer.weight
+        with torch.no_grad():
+            self._dense = weight.detach().clone()  # type: ignore[operator]
+            for name in self.active:
+                delta = self.adapters[name].weight
+                weight += delta.T if is_transposed(self.base_layer) else delta  # type: ignore[operator]
+
+    def unmerge(self) -> None:
+        """The dense weight as it was, to the bit."""
+        if self._dense is not None:
+            with torch.no_grad():
+                self.base_layer.weight.copy_(self._dense)  # type: ignore[operator]
+            self._dense = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As the dense layer."""
+        y = self.base_layer(x)
+        if not self.merged:
+            for name in self.active:
+                y = y + self.adapters[name](x)
+        return y
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Adapted:
+        self.unmerge()  # the kept weight would stay where it is
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        """What is active."""
+        return f"active={list(self.active)}, merged={self.merged}"
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
+    """Adapted layers by name."""
+    yield from ((name, m) for name, m in model.named_modules() if isinstance(m, Adapted))
+
+
+def adapter_names(model: nn.Module) -> list[str]:
+    """Of all adapters in a model."""
+    return sorted({name for _, layer in adapted_layers(model) for name in layer.adapters})
+
+
+def set_adapter(model: nn.Module, *names: str) -> None:
+    """Switch to one adapter, to several together, or to none: the dense model.
+
+    Raises
+    ------
+    CompressError
+        If a name is unknown; nothing is switched then.
+
+    Examples
+    --------
+    >>> import adtn, torch
+    >>> layer = Adapted(torch.nn.Linear(32, 64))
+    >>> layer.add("task", GeneratedWeight(adtn.Generator((64, 32), adtn.TTN(bond=2))))
+    >>> model = torch.nn.Sequential(layer)
+    >>> set_adapter(model)
+    >>> layer.active
+    ()
+    """
+    known = adapter_names(model)
+    unknown = set(names) - set(known)
+    if unknown:
+        raise CompressError(f"Got adapters {sorted(unknown)}; the model has {known}.")
+    for _, layer in adapted_layers(model):
+        layer.unmerge()
+        layer.active = tuple(n for n in names if n in layer.adapters)
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Put the active adapters into the dense weights: inference costs what it cost before."""
+    for _, layer in adapted_layers(model):
+        layer.merge()
+
+
+def unmerge_adapters(model: nn.Module) -> None:
+    """The dense weights as they were, to the bit."""
+    for _, layer in adapted_layers(model):
+        layer.unmerge()
+
+
+def remove_adapters(model: nn.Module) -> nn.Module:
+    """The dense layers back in their places, with adapters merged in where they are merged; returns the model."""
+    for name, layer in list(adapted_layers(model)):
+        if not name:
+            return layer.base_layer
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner)._modules[leaf] = layer.base_layer
+    return model
+
+
+def add_adapter(model: nn.Module, generators: Mapping[str, Generator], name: str = "default") -> nn.Module:
+    """Add generated weights to layers of a model, in place; returns the model.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    generators : mapping of str to Generator
+        By name of the layer.
+    name : str
+        Of the adapter, which becomes the active one.
+
+    Raises
+    ------
+    CompressError, LayoutError
+        If a layer is missing or has no generated form, or the shapes differ. Nothing is changed then.
+    """
+    made: dict[str, Adapted] = {}
+    for where, generator in generators.items():
+        try:
+            found = model.get_submodule(where)
+        except AttributeError as error:
+            raise CompressError(f"Got an adapter for {where!r}, which {type(model).__name__} does not have.") from error
+        like = next(found.parameters())
+        _refuse_ties(model, where)
+        layer = Adapted(found.base_layer if isinstance(found, Adapted) else found)
+        if isinstance(found, Adapted):
+            found.unmerge()
+            for other, module in found.adapters.items():
+                layer.adapters[other] = module
+        layer.add(name, GeneratedWeight(generator).to(like.device, like.dtype))
+        made[where] = layer.train(found.training)
+    for where, layer in made.items():
+        owner, _, leaf = where.rpartition(".")
+        model.get_submodule(owner)._modules[leaf] = layer
+    for _, layer in adapted_layers(model):  # what the new adapter does not touch is dense
+        layer.active = (name,) if name in layer.adapters else ()
+    return model
+
+
+def _refuse_ties(model: nn.Module, where: str) -> None:
+    """A merged adapter would change what shares the weight, too."""
+    weight = getattr(model.get_submodule(where), "weight", None)
+    owners = [n for n, m in model.named_modules(remove_duplicate=False) if m._parameters.get("weight") is weight]
+    others = [n for n in owners if n not in (where, f"{where}.base_layer")]
+    if weight is not None and others:
+        raise CompressError(f"Layer {where!r} shares its weight with {', '.join(others)}; it cannot be adapted alone.")
+
+
+def adapter_generators(model: nn.Module, name: str = "default") -> dict[str, Generator]:
+    """The numbers of an adapter as they are now, by layer.
+
+    Raises
+    ------
+    CompressError
+        If there is none of that name.
+    """
+    found: dict[str, Generator] = {}
+    for where, layer in adapted_layers(model):
+        if name in layer.adapters:
+            generated: Any = layer.adapters[name].generated
+            found[where] = generated.generator()
+    if not found:
+        raise CompressError(f"Got the adapter name {name!r}; the model has {adapter_names(model)}.")
+    return found
+
+
+def save_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> None:
+    """One small file per layer, and nothing of the dense model."""
+    generators = adapter_generators(model, name)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for where, generator in generators.items():
+        adtn.save(Path(folder) / f"{where}.safetensors", generator)
+
+
+def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> nn.Module:
+    """Add what :func:`save_adapter` wrote, in place; returns the model.
+
+    Raises
+    ------
+    CompressError
+        If the folder holds no adapter.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise CompressError(f"Got {folder}, which holds no adapter; pass a folder that save_adapter wrote.")
+    return add_adapter(model, {file.name.removesuffix(".safetensors"): adtn.load(file) for file in files}, name)

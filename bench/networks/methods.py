@@ -1,0 +1,121 @@
+"""What a replaced layer may be: a generator, or one of the usual factorisations, as large as a budget allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import adtn
+import torch
+from adtn.compress import bond_field, largest_within, with_bond
+from torch import nn
+
+from adtn_backends.torch_layers import ADTNConv2d, ADTNLinear
+
+
+class LowRank(nn.Module):
+    """Two factors in place of a matrix, or of a convolution's ``(out, in * kh * kw)``, from a truncated SVD."""
+
+    def __init__(self, dense: Any, rank: int) -> None:
+        super().__init__()
+        weight = dense.weight.detach()
+        u, s, vh = torch.linalg.svd(weight.flatten(1).double(), full_matrices=False)
+        root = s[:rank].sqrt()
+        self.left = nn.Parameter((u[:, :rank] * root).to(weight.dtype))
+        self.right = nn.Parameter((root[:, None] * vh[:rank]).to(weight.dtype))
+        self.bias = dense.bias
+        self.like = [dense]  # in a list: no submodule, and nothing of it is trained
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As the dense layer."""
+        dense: Any = self.like[0]
+        if isinstance(dense, nn.Conv2d):
+            right = self.right.reshape(-1, *dense.weight.shape[1:])
+            x = nn.functional.conv2d(x, right, None, dense.stride, dense.padding, dense.dilation)
+            return nn.functional.conv2d(x, self.left[:, :, None, None], self.bias)
+        return nn.functional.linear(nn.functional.linear(x, self.right), self.left, self.bias)
+
+
+class Factorised(nn.Module):
+    """The Tucker form of tensorly-torch, rebuilt for every batch."""
+
+    def __init__(self, dense: Any, legs: tuple[int, ...], topology: Any, seed: int) -> None:
+        import tltorch
+
+        super().__init__()
+        torch.manual_seed(seed)
+        rank = tuple(min(topology.bond, n) for n in legs)
+        self.tensor = tltorch.FactorizedTensor.new(legs, rank=rank, factorization="Tucker")
+        self.tensor.normal_(0.0, float(dense.weight.detach().std()))
+        self.bias = dense.bias
+        self.like = [dense]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As the dense layer."""
+        dense: Any = self.like[0]
+        weight = self.tensor.to_tensor().reshape(dense.weight.shape)
+        if isinstance(dense, nn.Conv2d):
+            return nn.functional.conv2d(x, weight, self.bias, dense.stride, dense.padding, dense.dilation)
+        return nn.functional.linear(x, weight, self.bias)
+
+
+class Frozen(nn.Module):
+    """A weight of which one factor is trained."""
+
+    def __init__(self, dense: nn.Module, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.factor = nn.Parameter(torch.ones(()))
+        self.bias = dense.bias
+        self.like = [dense]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As the dense layer."""
+        dense: Any = self.like[0]
+        if isinstance(dense, nn.Conv2d):
+            y = nn.functional.conv2d(x, self.weight, None, dense.stride, dense.padding, dense.dilation)
+            bias = None if self.bias is None else self.bias[:, None, None]
+        else:
+            y, bias = nn.functional.linear(x, self.weight), self.bias
+        y = y * self.factor
+        return y if bias is None else y + bias
+
+
+def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: int) -> tuple[nn.Module, int, int]:
+    """A module in place of ``dense``, the numbers it trains instead of the weight, and how many of them are active.
+
+    A method that cannot be as small as ``most`` is as small as it can be.
+    """
+    shape = tuple(dense.weight.shape)
+    kind = method.get("kind", "generator")
+    if kind == "dense":
+        return dense, dense.weight.numel(), dense.weight.numel()
+    if kind == "svd":
+        one = shape[0] + math.prod(shape[1:])
+        rank = min(max(1, (most or one) // one), min(shape[0], math.prod(shape[1:])))
+        return LowRank(dense, rank), rank * one, rank * one
+    factors = method.get("factors", {}).get("x".join(map(str, shape)))
+    known = ("topology",) if factors else ("topology", "leg", "order")
+    config = adtn.Config.from_dict({k: v for k, v in method.items() if k in known})
+    topology = config.topology
+    if factors:
+        layout = adtn.Layout.from_factors(shape, factors, method.get("order", "interleaved"), max_padding=4.0)
+    else:
+        layout = config.layout(shape)
+    if most is not None and "bond" not in method["topology"] and bond_field(topology) == "bond":
+        topology = largest_within(topology, layout, most) or with_bond(topology, 1)
+    if kind == "tltorch":
+        made = Factorised(dense, tuple(f for fs in layout.factors for f in fs), topology, seed)
+        size = sum(p.numel() for p in made.tensor.parameters())
+        return made, size, size
+    base = adtn.SeededBase(seed) if method.get("base") else None
+    weight = dense.weight.detach().double().numpy()
+    generator = adtn.Generator(shape, topology, layout=layout, seed=seed, scale=weight, base=base)
+    if kind == "frozen":
+        return Frozen(dense, generator.weight("torch:cpu", "float32")), 1, 1
+    bias = dense.bias if dense.bias is not None else False
+    if isinstance(dense, nn.Conv2d):
+        where = {k: getattr(dense, k) for k in ("stride", "padding", "dilation", "groups")}
+        return ADTNConv2d(generator, bias, **where), generator.num_params, generator.num_active_params
+    return ADTNLinear(generator, bias), generator.num_params, generator.num_active_params

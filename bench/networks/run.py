@@ -1,0 +1,177 @@
+"""Replace layers of the trained networks and train through what replaces them.
+
+Run as ``python bench/networks/run.py vgg16-linear`` (or several cases, or ``all``). Every run is a row of
+``bench/networks/results/<case>.json``; those that are there already are not repeated, failed ones are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from adtn._atomic import write_atomic
+from adtn._backend import get_backend
+from adtn.bench import machine
+from adtn.compress import Tuning
+from data import Images, load
+from dense import NETWORKS
+from methods import replacement
+from torch import nn
+from train import RESULTS, as_input, augment, weights_file
+
+CASES = Path(__file__).parent / "cases"
+
+
+class Features:
+    """What the frozen part of a network makes of the training images, in several augmented copies.
+
+    Iterating gives batches in an order of its own each time, one copy after the other.
+    """
+
+    def __init__(self, copies: list[torch.Tensor], labels: torch.Tensor, batch: int, seed: int) -> None:
+        self.copies, self.labels, self.batch = copies, labels, batch
+        self.order = torch.Generator().manual_seed(seed)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for x in self.copies:
+            for at in torch.randperm(len(x), generator=self.order).split(self.batch):
+                if len(at) == self.batch:
+                    yield x[at].float(), self.labels[at]
+
+
+def features(prefix: nn.Sequential, images: torch.Tensor, data: str, seed: int | None) -> torch.Tensor:
+    """In half precision; of images as they are when ``seed`` is none."""
+    generator = torch.Generator().manual_seed(seed or 0)
+    found: list[torch.Tensor] = []
+    prefix.eval()
+    with torch.inference_mode():
+        for x in images.split(500):
+            if seed is not None:
+                x = augment(x, generator, 4, data != "mnist")
+            x = as_input(x, data).contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16, enabled=len(prefix) > 0):
+                found.append(prefix(x).to(torch.float16).contiguous())
+    return torch.cat(found)
+
+
+def cached_features(
+    case: Mapping[str, Any], prefix: nn.Sequential, images: Images
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Computed once per network, cut and number of copies."""
+    name = f"{case['network']}-{case['data']}-{case['cut']}-{case['copies']}.pt"
+    path = weights_file("features", name).with_suffix("")
+    if not path.exists():
+        train, test = torch.from_numpy(images.x_train), torch.from_numpy(images.x_test)
+        seeds = [None, *range(1, case["copies"])]
+        found = [features(prefix, train, images.name, seed) for seed in seeds]
+        torch.save({"train": found, "test": features(prefix, test, images.name, None)}, path)
+    kept = torch.load(path, weights_only=True)
+    return kept["train"], kept["test"]
+
+
+def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    """In percent."""
+    model.eval()
+    with torch.inference_mode():
+        guesses = torch.cat([model(part.float()).argmax(1) for part in x.split(1000)])
+    return 100.0 * float((guesses == y).float().mean())
+
+
+def run(
+    case: Mapping[str, Any], method: Mapping[str, Any], seed: int, tail: nn.Sequential, data: Features, test: Any
+) -> dict[str, Any]:
+    """One training: the row."""
+    model = copy.deepcopy(tail)
+    budgets: Mapping[str, int] = method.get("budget", case.get("budget", {}))
+    layers: dict[str, Any] = {}
+    for name in case["replaced"]:
+        dense = model.get_submodule(name)
+        own = {**method, **method.get("layers", {}).get(name, {})}
+        made, params, active = replacement(dense, own, budgets.get(name), seed)
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, made)
+        entries = tail.get_submodule(name).weight.numel()
+        layers[name] = {"params": params, "active": active, "ratio": entries / params, "what": repr(made)[:200]}
+    began = time.monotonic()
+    torch.manual_seed(seed)
+    steps = method.get("steps", case["steps"])
+    rates = {**case.get("rates", {}), **method.get("rates", {})}
+    tuning = Tuning(steps, method.get("lr", case["lr"]), train="all", rates=rates, seed=seed)
+    adapter = get_backend("torch").model(model, None)
+    losses = adapter.tune(data, None, tuning, lambda step, value: None) if steps else []
+    return {
+        "layers": layers,
+        "params": sum(one["params"] for one in layers.values()),
+        "active": sum(one["active"] for one in layers.values()),
+        "accuracy": accuracy(model, *test),
+        "loss": float(np.mean(losses[-20:])) if losses else None,
+        "steps": steps,
+        "seconds": time.monotonic() - began,
+    }
+
+
+def read_case(name: str) -> dict[str, Any]:
+    """A case file, with what is common to all."""
+    case = tomllib.loads((CASES / f"{name}.toml").read_text())
+    return {"copies": 2, "batch": 128, "steps": 400, "lr": 5e-3, "seeds": [0, 1, 2], "name": name, **case}
+
+
+def run_case(name: str, only: list[str], seeds: list[int] | None) -> None:
+    """All methods and seeds that have no row yet."""
+    case = read_case(name)
+    out = RESULTS / f"{name}.json"
+    content: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"rows": []}
+    done = {(row["method"], row["seed"]) for row in content["rows"]}
+    methods = {n: m for n, m in case["methods"].items() if not only or n in only}
+    todo = [(n, m, s) for s in seeds or case["seeds"] for n, m in methods.items() if (n, s) not in done]
+    if not todo:
+        return
+    images = load(case["data"])
+    network: Any = NETWORKS[case["network"]](images.classes)
+    network.load_state_dict(torch.load(weights_file(case["network"], case["data"]), weights_only=True))
+    prefix, tail = network.cut(case["cut"])
+    x_train, x_test = cached_features(case, prefix, images)
+    y_train, y_test = torch.from_numpy(images.y_train), torch.from_numpy(images.y_test)
+    content |= {
+        "command": f"python bench/networks/run.py {name}", "machine": machine(),
+        "case": {k: v for k, v in case.items() if k != "methods"}, "dense": accuracy(tail, x_test, y_test),
+    }  # fmt: skip
+    print(f"{name}: dense {content['dense']:.2f} %")
+    for method, options, seed in todo:
+        data = Features(x_train, y_train, case["batch"], seed)
+        try:
+            row = run(case, options, seed, tail, data, (x_test, y_test))
+        except Exception as error:  # a failed run is a result
+            row = {"error": f"{type(error).__name__}: {error}"}
+        content["rows"].append({"method": method, "seed": seed, "options": options, **row})
+        write_atomic(out, (json.dumps(content, indent=1) + "\n").encode())
+        told = (
+            f"{row['accuracy']:.2f} %, {row['params']:,} parameters, {row['seconds']:.0f} s"
+            if "accuracy" in row
+            else row["error"]
+        )
+        print(f"{name} {method} seed {seed}: {told}", flush=True)
+
+
+def main() -> None:
+    """Run some cases, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="+", help="names of files in bench/networks/cases, or all")
+    parser.add_argument("--methods", nargs="*", default=[])
+    parser.add_argument("--seeds", type=int, nargs="*")
+    options = parser.parse_args()
+    names = sorted(p.stem for p in CASES.glob("*.toml")) if options.cases == ["all"] else options.cases
+    for name in names:
+        run_case(name, options.methods, options.seeds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Train the dense networks: ``python bench/networks/train.py vgg16 --data cifar10 --epochs 12``.
+
+Weights go to the cache directory (``ADTN_CACHE``), what was reached to ``bench/networks/results/dense``. A training
+that is cut off goes on from its last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from adtn.bench import machine
+from adtn.schedule import cache_dir
+from data import Images, load
+from dense import NETWORKS
+from torch import nn
+
+RESULTS = Path(__file__).parent / "results"
+# mean and spread per channel; the given ResNets were trained with those of ImageNet
+SPREAD = {"mnist": ((0.1307,), (0.3081,)), "cifar": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+
+
+def as_input(x: torch.Tensor, data: str) -> torch.Tensor:
+    """Normalised float32 of uint8 images."""
+    mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in SPREAD["mnist" if data == "mnist" else "cifar"])
+    return (x.float() / 255.0 - mean) / std
+
+
+def augment(x: torch.Tensor, generator: torch.Generator, shift: int, flip: bool) -> torch.Tensor:
+    """Each image moved by up to ``shift`` pixels and mirrored or not."""
+    n, _, height, width = x.shape
+    padded = nn.functional.pad(x, (shift,) * 4)
+    dy, dx = (torch.randint(0, 2 * shift + 1, (n, 1), generator=generator) for _ in range(2))
+    rows = dy + torch.arange(height)
+    columns = dx + torch.arange(width)
+    if flip:
+        mirrored = torch.rand((n, 1), generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    at = torch.arange(n)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[at, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor, data: str, half: bool) -> float:
+    """In percent."""
+    model.eval()
+    right = 0
+    with torch.inference_mode():
+        for at in range(0, len(x), 500):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                guess = model(as_input(x[at : at + 500], data)).argmax(1)
+            right += int((guess == y[at : at + 500]).sum())
+    return 100.0 * right / len(x)
+
+
+def weights_file(network: str, data: str) -> Path:
+    """Where a trained network is kept."""
+    return cache_dir() / "networks" / f"{network}-{data}.pt"
+
+
+def train(network: str, images: Images, options: argparse.Namespace) -> dict[str, Any]:
+    """One-cycle SGD with Nesterov momentum on shifted (and mirrored) images; small images first when asked."""
+    torch.manual_seed(options.seed)
+    data, half = images.name, options.bfloat16
+    x, y, x_test, y_test = (torch.from_numpy(v) for v in (images.x_train, images.y_train, images.x_test, images.y_test))
+    model = NETWORKS[network](images.classes).to(memory_format=torch.channels_last)
+    per_epoch = len(x) // options.batch
+    optimizer = torch.optim.SGD(model.parameters(), options.lr, 0.9, weight_decay=options.decay, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.lr, total_steps=options.epochs * per_epoch, pct_start=0.25
+    )
+    path = weights_file(network, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = path.with_suffix(".checkpoint")
+    history: list[dict[str, Any]] = []
+    if kept.exists():
+        state = torch.load(kept, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        history = state["history"]
+    for epoch in range(len(history), options.epochs):
+        generator = torch.Generator().manual_seed(1000 * options.seed + epoch)
+        order = torch.randperm(len(x), generator=generator)
+        side = next((s for until, s in options.sizes if epoch < until * options.epochs), 0)
+        model.train()
+        began, total = time.monotonic(), 0.0
+        for step in range(per_epoch):
+            at = order[step * options.batch : (step + 1) * options.batch]
+            batch = as_input(augment(x[at], generator, options.shift, data != "mnist"), data)
+            if side:
+                batch = nn.functional.interpolate(batch, (side, side), mode="area")
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                logits = model(batch)
+            loss = nn.functional.cross_entropy(logits.float(), y[at], label_smoothing=options.smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach())
+        score = accuracy(model, x_test, y_test, data, half) if not side else None
+        history.append({"epoch": epoch + 1, "side": side or x.shape[-1], "loss": total / per_epoch, "accuracy": score,
+                        "seconds": time.monotonic() - began})  # fmt: skip
+        print(json.dumps(history[-1]), flush=True)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+                 "history": history}  # fmt: skip
+        torch.save(state, kept.with_suffix(".new"))
+        os.replace(kept.with_suffix(".new"), kept)
+    final = accuracy(model, x_test, y_test, data, half=False)
+    torch.save(model.state_dict(), path)
+    return {"network": network, "data": data, "accuracy": final, "history": history}
+
+
+def _sizes(text: str) -> tuple[float, int]:
+    until, _, side = text.partition(":")
+    return float(until), int(side)
+
+
+def main() -> None:
+    """Train one network."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("network", choices=sorted(NETWORKS))
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--decay", type=float, default=5e-4)
+    parser.add_argument("--smoothing", type=float, default=0.05)
+    parser.add_argument("--shift", type=int, default=4)
+    parser.add_argument("--sizes", type=_sizes, nargs="*", default=[], help="0.3:16 0.6:24 for small images first")
+    parser.add_argument("--bfloat16", action="store_true", help="products in bfloat16")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    found = train(options.network, load(options.data), options)
+    command = " ".join(["python", "bench/networks/train.py", *sys.argv[1:]])
+    out = RESULTS / "dense" / f"{options.network}-{options.data}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"command": command, "machine": machine(), **found}, indent=1) + "\n")
+    print(f"{options.network} on {options.data}: {found['accuracy']:.2f} %")
+
+
+if __name__ == "__main__":
+    main()

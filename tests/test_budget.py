@@ -1,0 +1,157 @@
+"""Budgets are kept, and shared out as well as they can be."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import adtn
+import pytest
+from adtn._errors import CompressError
+from adtn.compress import Budget, Config, largest_within, stored_params, with_bond
+from adtn.compress._budget import allocate, candidates, smallest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models import batches, net, same, state_of
+
+TOPOLOGIES = (adtn.TTN(), adtn.MERA(), adtn.MPO(), adtn.TensorRing(), adtn.Tucker(), adtn.CP(), adtn.BrickWall())
+QUICK: dict[str, Any] = {"targets": ["0", "4"], "steps": 5, "tune_steps": 3}
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=repr)
+def test_sizes_are_those_of_generators(topology: adtn.Topology) -> None:
+    layout = topology.default_layout((32, 24))
+    assert stored_params(topology, layout) == adtn.Generator((32, 24), topology, layout=layout).num_params
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=repr)
+@pytest.mark.parametrize("most", [0, 50, 300, 2000])
+def test_the_largest_bond_within_a_size(topology: adtn.Topology, most: int) -> None:
+    layout = topology.default_layout((64, 64))
+    found = largest_within(topology, layout, most)
+    field = "layers" if isinstance(topology, adtn.BrickWall) else "bond"
+    sizes = []
+    for bond in range(1, 200):
+        sizes.append(stored_params(with_bond(topology, bond), layout))
+    fitting = [size for size in sizes if size <= most]
+    if found is None:
+        assert not fitting
+    else:
+        assert stored_params(found, layout) == max(fitting)
+        assert getattr(found, field) == sizes.index(max(fitting)) + 1
+
+
+def test_topologies_without_a_bond_are_refused() -> None:
+    with pytest.raises(CompressError, match="no bond to choose"):
+        largest_within(adtn.Dense(), adtn.Dense().default_layout((8, 8)), 10)
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(1, 60), st.floats(0.0, 10.0)), min_size=1, max_size=4), min_size=1, max_size=4
+    ),
+    st.integers(1, 200),
+)
+def test_allocation_is_the_best_of_all(own: list[list[tuple[int, float]]], most: int) -> None:
+    options = {str(n): one for n, one in enumerate(own)}
+    combinations = [c for c in itertools.product(*own) if sum(cost for cost, _ in c) <= most]
+    if not combinations:
+        with pytest.raises(CompressError, match="smallest candidates"):
+            allocate(options, most)
+        return
+    picked = allocate(options, most)
+    chosen = [own[int(n)][k] for n, k in picked.items()]
+    assert sum(cost for cost, _ in chosen) <= most
+    assert sum(loss for _, loss in chosen) == pytest.approx(min(sum(x for _, x in c) for c in combinations))
+
+
+def test_allocation_of_large_costs_never_exceeds_the_budget() -> None:
+    options = {str(n): [(10**6 + 37 * k * 10**4 + n, 1.0 / (k + 1 + n)) for k in range(20)] for n in range(7)}
+    picked = allocate(options, 12_345_678)
+    total = sum(options[n][k][0] for n, k in picked.items())
+    assert 0.98 * 12_345_678 < total <= 12_345_678
+
+
+def test_candidates_are_within_their_size() -> None:
+    found = candidates((64, 36, 3, 3), TOPOLOGIES, 1500)
+    assert {type(c.topology) for c in found} == {type(t) for t in TOPOLOGIES}
+    assert all(c.params == stored_params(c.topology, c.layout) <= 1500 for c in found)
+    assert smallest((64, 64), (adtn.CP(),)) == 6 * 4 + 0 * 6
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "give one of"),
+        ({"params": 10, "ratio": 2.0}, "give one of"),
+        ({"ratio": 0.5}, "at least 1"),
+        ({"accuracy_loss": float("nan")}, "at least 0"),
+    ],
+)
+def test_budgets_that_make_no_sense_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(CompressError, match=message):
+        Budget(**values)
+
+
+@pytest.mark.parametrize("budget", [{"params": 700}, {"bytes": 2400}, {"ratio": 6.0}])
+def test_a_model_stays_within_its_budget(budget: dict[str, Any], tmp_path: Path) -> None:
+    model = net()
+    dense = sum(p.numel() for p in model.parameters())
+    report = adtn.compress(model, Config(**QUICK, budget=Budget(**budget)), data=batches(), test=batches(1))
+    params = sum(p.numel() for p in model.parameters())
+    assert report.after.params == params
+    assert params <= budget.get("params", dense)
+    assert 4 * params <= budget.get("bytes", 4 * dense)
+    assert dense / params >= budget.get("ratio", 1.0)
+    assert params > 0.6 * min(
+        budget.get("params", dense), budget.get("bytes", 4 * dense) // 4, dense / budget.get("ratio", 1.0)
+    )
+    assert all(row.sensitivity is not None and row.sensitivity > 0 for row in report.layers)
+
+
+def test_a_budget_that_cannot_be_kept_leaves_the_model_as_it_was() -> None:
+    model = net()
+    state = state_of(model)
+    with pytest.raises(CompressError, match="smallest candidates together have"):
+        adtn.compress(model, Config(**QUICK, budget=Budget(params=200)), data=batches())
+    assert same(model, state)
+
+
+def test_a_budget_works_without_data() -> None:
+    model = net()
+    config = Config(targets=["0", "4"], steps=5, recipe="reconstruct", budget=Budget(ratio=5.0))
+    report = adtn.compress(model, config)
+    assert report.ratio >= 5.0
+
+
+def test_a_largest_loss_of_accuracy() -> None:
+    model, data = net(), batches()
+    lines: list[str] = []
+    generous = Config(**QUICK, budget=Budget(accuracy_loss=100.0))
+    report = adtn.compress(model, generous, data=data, test=data, progress=lines.append)
+    sizes = [int(line.split()[0].replace(",", "")) for line in lines if "parameters in the chosen layers lose" in line]
+    assert sizes == sorted(sizes, reverse=True)  # every size will do, so smaller ones are tried
+    assert sum(row.params for row in report.layers) <= sizes[-1]
+    assert report.after.accuracy is not None
+    with pytest.raises(CompressError, match="without test"):
+        adtn.compress(net(), generous, data=data)
+
+
+def test_a_loss_that_cannot_be_reached_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adtn_backends.torch_model import TorchModel
+
+    scores = iter([100.0] + [0.0] * 20)
+    monkeypatch.setattr(TorchModel, "score", lambda self, data: next(scores))
+    model = net()
+    state = state_of(model)
+    with pytest.raises(CompressError, match="No size that was tried loses at most 1"):
+        adtn.compress(model, Config(**QUICK, budget=Budget(accuracy_loss=1.0)), data=batches(), test=batches())
+    assert same(model, state)
+
+
+def test_configs_hold_budgets_as_plain_values() -> None:
+    config = Config.from_dict({"budget": {"ratio": 20}, "candidates": ["mpo", {"name": "ttn", "activation": "tanh"}]})
+    assert config.budget == Budget(ratio=20)
+    assert config.candidates == (adtn.MPO(), adtn.TTN(activation="tanh"))
