@@ -8,6 +8,7 @@ from .compress import Config as Config
 from .compress import compress as compress
 from .compress import load as load
 from .compress import load_model as load_model
+from .compress import load_pretrained as load_pretrained
 from .compress import save as save
 from .generator import Generator as Generator
 from .network import ATTN as ATTN

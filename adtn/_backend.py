@@ -228,7 +228,10 @@ class Backend(Protocol):
         ...
 
     def model(self, model: Any, device: str | None) -> Any | None:
-        """An adapter with which ``adtn.compress`` replaces layers of a model; ``None`` for what is no model of it."""
+        """An adapter with which ``adtn.compress`` replaces layers of a model, or of the model in a folder (a ``Path``).
+
+        ``None`` for what is no model of it.
+        """
         ...
 
 

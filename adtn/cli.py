@@ -227,9 +227,9 @@ def plan(
 
 @app.command()
 def compress(
-    model: Annotated[str, typer.Argument(help="MODULE:FACTORY; the factory returns a torch.nn.Module.")],
+    model: Annotated[str, typer.Argument(help="MODULE:FACTORY of a torch.nn.Module, or a Hugging Face folder.")],
     weights: Annotated[Path | None, typer.Option(help="State of the dense model, .safetensors.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with a config; see adtn.Config.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML or YAML file with a config; see adtn.Config.")] = None,
     data: Annotated[str | None, typer.Option(help="MODULE:FACTORY of training batches.")] = None,
     test: Annotated[str | None, typer.Option(help="MODULE:FACTORY of test batches.")] = None,
     device: Annotated[str | None, typer.Option(help="Where local fits run.")] = None,
@@ -242,8 +242,9 @@ def compress(
         print(line, flush=True)
 
     settings = Config.load(config) if config is not None else Config()
+    source = Path(model) if Path(model).is_dir() else _factory(model)
     report = run_folder(
-        _factory(model), settings, out, weights=weights, data=_made(data), test=_made(test), device=device, progress=say
+        source, settings, out, weights=weights, data=_made(data), test=_made(test), device=device, progress=say
     )
     print(report)
     print(f"generators, state and report are in {out}/")

@@ -5,6 +5,7 @@ from ._compress import compress as compress
 from ._config import RECIPES as RECIPES
 from ._config import Config as Config
 from ._folder import load_model as load_model
+from ._folder import load_pretrained as load_pretrained
 from ._folder import run_folder as run_folder
 from ._model import Layer as Layer
 from ._model import Model as Model

@@ -83,7 +83,7 @@ def compress(
     if not chosen:
         reasons = "; ".join(f"{name}: {why}" for name, why in dense.items())
         raise CompressError(f"No layer can be replaced: {reasons}. Change targets, exclude or smallest.")
-    before = _cost(adapter, test, data)
+    before = _cost(adapter, test, data, loss)
     tasks = _tasks(adapter, config, chosen, data, device or "numpy:cpu", stages)
     keep = Path(folder) if folder is not None else None
     if keep is not None:
@@ -91,7 +91,7 @@ def compress(
     work = Work(adapter, config, stages, chosen, tasks, data, test, loss, executor, keep, say)
     try:
         outcome = work.within(config.budget, before) if config.budget is not None else work.attempt(tasks)
-        after = _cost(adapter, test, data)
+        after = _cost(adapter, test, data, loss)
         generators = adapter.generators()
     except BaseException:
         adapter.restore()
@@ -129,11 +129,15 @@ def _usable(moment: np.ndarray | None) -> np.ndarray | None:
     return moment if moment is not None and float(np.trace(moment)) > 0.0 else None
 
 
-def _cost(adapter: Model, test: Iterable[Any] | None, data: Iterable[Any] | None) -> ModelCost:
+def _cost(
+    adapter: Model, test: Iterable[Any] | None, data: Iterable[Any] | None, loss: Callable[..., Any] | None
+) -> ModelCost:
     params, size = adapter.numbers()
     sample = test if test is not None else data
     seconds, peak = adapter.forward_cost(sample) if sample is not None else (None, None)
-    return ModelCost(params, size, adapter.score(test) if test is not None else None, seconds, peak)
+    if test is None:
+        return ModelCost(params, size, None, seconds, peak)
+    return ModelCost(params, size, adapter.score(test), seconds, peak, adapter.loss_on(test, loss))
 
 
 def _row(layer: Layer, outcome: Outcome, generators: dict[str, Any]) -> LayerRow:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from .._errors import CompressError
+from .._errors import CompressError, missing
 from .._typing import Shape
 from ..network import MPO, TTN, Layout, SeededBase, Topology, Tucker, get_topology
 from ._budget import Budget
@@ -166,7 +166,7 @@ class Config:
 
     @classmethod
     def load(cls, path: str | Path) -> Config:
-        """From a TOML file.
+        """From a TOML file, or from a YAML file where PyYAML is installed.
 
         Raises
         ------
@@ -174,7 +174,10 @@ class Config:
             If it cannot be read or holds something unknown.
         """
         try:
-            return cls.from_dict(tomllib.loads(Path(path).read_text()))
+            text = Path(path).read_text()
+            if Path(path).suffix in (".yaml", ".yml"):
+                return cls.from_dict(_yaml(text, path))
+            return cls.from_dict(tomllib.loads(text))
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise CompressError(f"Cannot read the config {path}: {error}.") from error
 
@@ -253,6 +256,20 @@ class Config:
 
 def _matches(pattern: str, layer: Layer) -> bool:
     return pattern == layer.kind or fnmatchcase(layer.name, pattern)
+
+
+def _yaml(text: str, path: str | Path) -> Mapping[str, Any]:
+    try:
+        import yaml
+    except ImportError as error:
+        raise missing("pyyaml", "hf", f"The config {path}") from error
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CompressError(f"Cannot read the config {path}: {error}.") from error
+    if not isinstance(found, Mapping):
+        raise CompressError(f"Got the config {path}, which holds a {type(found).__name__}; expected keys and values.")
+    return found
 
 
 def _value(key: str, value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from ._model import model_of
 from ._report import CompressReport
 from ._storage import load, save
 
+# of a Hugging Face folder: what the new folder needs as well, and what it must not have
+_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "merges.*", "vocab.*")
+_WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
 
 def run_folder(
-    factory: Callable[[], Any],
+    source: Callable[[], Any] | Path,
     config: Config,
     out: Path,
     *,
@@ -29,12 +34,13 @@ def run_folder(
 
     Parameters
     ----------
-    factory : callable
-        Returns the dense model.
+    source : callable or path
+        Returns the dense model, or is the Hugging Face folder of one (``config.json`` and safetensors).
     config : Config
     out : path
         Folder: ``layers/`` with one file per finished local fit, ``generators/`` with the final ones,
-        ``state.safetensors`` with the state of the model, ``report.json`` and ``report.html``.
+        ``state.safetensors`` with the state of the model, ``report.json`` and ``report.html``; configuration and
+        tokenizer are copied from a Hugging Face folder.
     weights : path, optional
         State of the dense model, ``.safetensors``.
     data, test, device, progress
@@ -45,7 +51,9 @@ def run_folder(
     CompressError
         If the weights do not fit the model.
     """
-    model = factory()
+    if isinstance(source, Path) and out.resolve() == source.resolve():
+        raise CompressError(f"Got out={out}, the folder of the dense model; take another one.")
+    model = model_of(source, None).model if isinstance(source, Path) else source()
     if weights is not None:
         try:
             model_of(model, None).load(weights)
@@ -58,7 +66,35 @@ def run_folder(
     model_of(model, None).save(out / "state.safetensors")
     for name in ("report.json", "report.html"):
         report.save(out / name)
+    if isinstance(source, Path):
+        for file in sorted({f for pattern in _BESIDE for f in source.glob(pattern)}):
+            if file.name not in _WEIGHTS:
+                shutil.copy2(file, out / file.name)
     return report
+
+
+def load_pretrained(folder: str | Path) -> Any:
+    """The compressed model in a folder that ``adtn compress`` made of a Hugging Face folder.
+
+    Parameters
+    ----------
+    folder : path
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        In evaluation mode.
+
+    Raises
+    ------
+    CompressError
+        If the folder holds no compressed model.
+    MissingDependencyError
+        Without transformers.
+    """
+    if not (Path(folder) / "generators").exists():
+        raise CompressError(f"Got {folder}, which holds no generators; pass a folder that 'adtn compress' wrote.")
+    return load_model(model_of(Path(folder), None).model, folder)
 
 
 def load_model(model: Any, folder: str | Path) -> Any:

@@ -75,6 +75,9 @@ class Tuning:
 class Model(Protocol):
     """A model of some framework. Nothing of it changes before :meth:`install`, and :meth:`restore` undoes that."""
 
+    model: Any
+    """What is changed in place."""
+
     def layers(self) -> list[Layer]:
         """Every layer with numbers of its own, also those that cannot be replaced."""
         ...

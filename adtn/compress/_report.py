@@ -65,6 +65,7 @@ class ModelCost:
     accuracy: float | None
     forward_seconds: float | None
     forward_peak_bytes: int | None
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ class CompressReport:
         lines = [f"parameters {b.params:,} -> {a.params:,} ({self.ratio:,.1f}x), {b.bytes:,} -> {a.bytes:,} bytes"]
         if b.accuracy is not None and a.accuracy is not None:
             lines.append(f"accuracy {b.accuracy:.2f} % -> {a.accuracy:.2f} %")
+        if b.loss is not None and a.loss is not None:
+            lines.append(f"loss on the test data {b.loss:.4f} -> {a.loss:.4f}")
         if b.forward_seconds and a.forward_seconds:
             lines.append(
                 f"forward pass {b.forward_seconds * 1e3:.2f} ms -> {a.forward_seconds * 1e3:.2f} ms "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import autoray
@@ -193,10 +194,15 @@ class TorchBackend:
         return x
 
     def model(self, model: Any, device: str | None) -> Any | None:
-        """A :class:`torch.nn.Module`."""
+        """A :class:`torch.nn.Module`, or the Hugging Face folder of one."""
+        from .torch_model import TorchModel
+
+        if isinstance(model, Path):
+            from .huggingface import pretrained
+
+            model = pretrained(model, weights=not (model / "generators").exists())
         if not isinstance(model, torch.nn.Module):
             return None
-        from .torch_model import TorchModel
 
         return TorchModel(model, device)
 

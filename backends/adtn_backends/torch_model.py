@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import statistics
 import time
@@ -26,6 +27,7 @@ from .torch_layers._adapted import adapted_layers
 from .torch_layers._like import layer_like, weight_shape
 from .torch_layers._linear import is_transposed
 
+_IGNORED = -100  # labels that do not count
 _CACHED_BYTES = 1 << 30  # of one layer's inputs and outputs
 _LARGEST_MOMENT = 1 << 26  # entries: beyond, the second moment of the inputs takes more than the weight is worth
 
@@ -262,10 +264,9 @@ class TorchModel:
         with torch.no_grad(), self._evaluating():
             for batch in data:
                 batch = self._to_device(batch)
-                target = batch["labels"] if isinstance(batch, Mapping) else batch[1]
-                guess = self._outputs(self.model, batch).argmax(-1)
-                right += int((guess == target).sum())
-                total += target.numel()
+                logits, target = _aligned(self.model, self._outputs(self.model, batch), batch)
+                right += int((logits.argmax(-1) == target).sum())
+                total += int((target != _IGNORED).sum())
         if not total:
             raise CompressError("Got test data without a batch; pass some, or leave test out.")
         return 100.0 * right / total
@@ -319,19 +320,24 @@ class TorchModel:
         return statistics.median(times), peak
 
     def _loss(self, loss: Any, batch: Any, teacher: nn.Module | None, distill: float) -> torch.Tensor:
+        """The caller's, or the model's own where it has one, or cross entropy; with the dense model's outputs."""
         if loss is not None and teacher is None:
             return loss(self.model, batch)
-        logits = self._outputs(self.model, batch)
+        own = self.model(**batch) if isinstance(batch, Mapping) and _takes_labels(self.model) else None
+        logits = getattr(own, "logits", own) if own is not None else self._outputs(self.model, batch)
         if loss is not None:
             value = loss(self.model, batch)
+        elif getattr(own, "loss", None) is not None:
+            value = own.loss  # type: ignore[union-attr]
         else:
-            target = batch["labels"] if isinstance(batch, Mapping) else batch[1]
+            logits, target = _aligned(self.model, logits, batch)
             value = nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), target.reshape(-1))
         if teacher is None:
             return value
         with torch.no_grad():
-            wanted = self._outputs(teacher, batch).log_softmax(-1)
-        away = nn.functional.kl_div(logits.log_softmax(-1), wanted, reduction="batchmean", log_target=True)
+            wanted = _aligned(teacher, self._outputs(teacher, batch), batch)[0].log_softmax(-1)
+        got = _aligned(self.model, logits, batch)[0].log_softmax(-1)
+        away = nn.functional.kl_div(got.flatten(0, -2), wanted.flatten(0, -2), reduction="batchmean", log_target=True)
         return (1.0 - distill) * value + distill * away
 
     @staticmethod
@@ -374,6 +380,21 @@ class TorchModel:
         owner, _, leaf = name.rpartition(".")
         parent = self.model.get_submodule(owner)
         parent._modules[leaf] = module
+
+
+def _takes_labels(model: nn.Module) -> bool:
+    """As models of transformers do, which then compute their own loss."""
+    return "labels" in inspect.signature(model.forward).parameters
+
+
+def _aligned(model: nn.Module, logits: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs and labels that belong together: causal language models of transformers predict the next label."""
+    if not isinstance(batch, Mapping):
+        return logits, batch[1]
+    target = batch["labels"]
+    if _takes_labels(model) and any(part in type(model).__name__ for part in ("CausalLM", "LMHead")):
+        return logits[..., :-1, :], target[..., 1:]
+    return logits, target
 
 
 def distill_layer(
