@@ -524,3 +524,19 @@ def test_rates_of_parameters() -> None:
         adtn.compress(net(), Config(**QUICK, rates={"*": 0.0}), data=batches())
     with pytest.raises(CompressError, match="factor of 0 or more"):
         Config(rates={"*": -1.0})
+
+
+def test_configs_are_read_from_toml_and_yaml(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    want = Config(targets=["fc*"], topology=adtn.MERA(bond=3), budget=adtn.Budget(ratio=10), rates={"*": 0.5})
+    (tmp_path / "c.toml").write_text(
+        'targets = ["fc*"]\nbudget = {ratio = 10}\nrates = {"*" = 0.5}\ntopology = {name = "mera", bond = 3}\n'
+    )
+    (tmp_path / "c.yaml").write_text(
+        'targets: ["fc*"]\nbudget: {ratio: 10}\nrates: {"*": 0.5}\ntopology: {name: mera, bond: 3}\n'
+    )
+    assert Config.load(tmp_path / "c.toml") == want == Config.load(tmp_path / "c.yaml")
+    for text, message in [("- 1", "holds a list"), ("a: [", "Cannot read the config"), ("colour: 1", "a config knows")]:
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(CompressError, match=message):
+            Config.load(tmp_path / "bad.yaml")

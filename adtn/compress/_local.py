@@ -132,8 +132,27 @@ def _first(task: LocalTask, seed: int) -> Generator:
     like: dict[str, Any] = {"layout": task.layout, "scale": task.weight, "seed": seed}
     if not task.silent:
         return Generator(task.weight.shape, task.topology, base=task.base, **like)
-    zero = Generator(task.weight.shape, task.topology, base=np.zeros(task.weight.shape, np.float32), **like)
-    return Generator(task.weight.shape, task.topology, params=zero.params, **like)
+    return starting_at_zero(task.weight.shape, task.topology, **like)
+
+
+def starting_at_zero(shape: tuple[int, ...], topology: Topology, **options: Any) -> Generator:
+    """A generator whose weight is zero but whose numbers can be trained: an adapter.
+
+    Parameters
+    ----------
+    shape, topology
+        See :class:`adtn.Generator`.
+    **options
+        Its layout, scale, seed and dtype.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> bool((starting_at_zero((8, 8), adtn.TTN(bond=2)).weight() == 0).all())
+    True
+    """
+    like = Generator(shape, topology, base=np.zeros(shape, np.float32), **options)
+    return Generator(shape, topology, params=like.params, **options)
 
 
 def _continued(generator: Generator, target: Any, task: LocalTask, steps: int) -> Generator:

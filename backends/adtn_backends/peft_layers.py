@@ -1,0 +1,180 @@
+"""Generated weights and peft: adapters that peft trains, saves and switches, and its LoRA on compressed layers.
+
+peft refuses names of methods that its own enumeration lacks, so this uses its other door, custom modules of LoRA:
+the state keys begin with ``lora_generated``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from adtn import Config
+from adtn._errors import CompressError
+from adtn.compress import starting_at_zero
+from adtn.network import topology_to_json
+from peft import LoraConfig
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.tuners_utils import check_adapters_to_merge
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .torch_layers import ADTNLinear, GeneratedWeight
+from .torch_layers._like import layer_like, weight_shape
+from .torch_layers._linear import is_transposed
+
+_TARGETS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, Conv1D)
+
+
+@dataclass
+class GeneratedLoraConfig(LoraConfig):
+    """A ``peft.LoraConfig`` whose adapters are generated weights; rank and alpha do not count.
+
+    Parameters
+    ----------
+    generated : mapping
+        ``topology``, ``leg`` and ``order`` as of :class:`adtn.Config`, in plain values.
+    **options
+        Of ``peft.LoraConfig``: ``target_modules``, ``modules_to_save``, ``task_type``, ...
+
+    Examples
+    --------
+    >>> config = GeneratedLoraConfig(target_modules=["q_proj"], generated={"topology": {"name": "ttn", "bond": 2}})
+    >>> config.generated["topology"]["bond"]
+    2
+    """
+
+    generated: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settings = Config.from_dict(self.generated)  # refuses what makes no sense
+        self.generated = {k: v for k, v in self.generated.items() if k != "topology"}
+        self.generated["topology"] = topology_to_json(settings.topology)
+        self._register_custom_module(dict.fromkeys(_TARGETS, GeneratedLora))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return super().to_dict() | {"_custom_modules": None}
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> GeneratedLoraConfig:
+        """Of an adapter that peft saved, for ``PeftModel.from_pretrained(model, folder, config=...)``.
+
+        Raises
+        ------
+        CompressError
+            If the folder holds another kind of adapter.
+        """
+        try:
+            found = json.loads((Path(folder) / "adapter_config.json").read_text())
+        except (OSError, ValueError) as error:
+            raise CompressError(f"Cannot read the adapter in {folder}: {error}.") from error
+        if "generated" not in found:
+            raise CompressError(f"Got {folder}, an adapter of {found.get('peft_type')}; expected a generated one.")
+        known = ("target_modules", "exclude_modules", "modules_to_save", "task_type", "generated", "bias")
+        return cls(**{k: found[k] for k in known if found.get(k) is not None}, inference_mode=True)
+
+
+class GeneratedLora(nn.Module, LoraLayer):
+    """A dense layer with generated weights added, as peft wants it."""
+
+    adapter_layer_names = ("lora_generated",)
+    other_param_names = ()
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: GeneratedLoraConfig, **options: Any) -> None:
+        super().__init__()
+        LoraLayer.__init__(self, base_layer)
+        self.lora_generated = nn.ModuleDict()
+        self._dense: torch.Tensor | None = None
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config=config)
+
+    def update_layer(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, adapter_name: str, *rank_and_alpha: Any, config: GeneratedLoraConfig, **options: Any
+    ) -> None:
+        """Another adapter; it starts at zero."""
+        base: Any = self.get_base_layer()
+        settings = Config.from_dict(config.generated)
+        shape = weight_shape(base)
+        if shape is None:
+            raise CompressError(f"Got {type(base).__name__}, which has no generated form.")
+        dense = base.weight.detach()
+        scale = float(dense.float().std())
+        generator = starting_at_zero(
+            shape, settings.topology, layout=settings.layout(shape), scale=scale, seed=settings.seed
+        )
+        weight = GeneratedWeight(generator)
+        self.lora_generated[adapter_name] = layer_like(base, weight.to(dense.device, dense.dtype), bias=False)
+        self.scaling[adapter_name] = 1.0
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Put adapters into the dense weight, which is kept for :meth:`unmerge`."""
+        base: Any = self.get_base_layer()
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name in self.lora_generated:
+                delta = self.get_delta_weight(name)
+                if safe_merge and not bool(torch.isfinite(delta).all()):
+                    raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+                with torch.no_grad():
+                    self._dense = base.weight.detach().clone() if self._dense is None else self._dense
+                    base.weight += delta
+                self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """The dense weight as it was, to the bit."""
+        if self._dense is not None:
+            base: Any = self.get_base_layer()
+            with torch.no_grad():
+                base.weight.copy_(self._dense)
+            self._dense = None
+        self.merged_adapters.clear()
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        """In the orientation of the dense weight."""
+        layer: Any = self.lora_generated[adapter]
+        delta = layer.weight.detach()
+        return delta.T if is_transposed(self.get_base_layer()) else delta
+
+    def forward(self, x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        """As the dense layer."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        y = self.base_layer(x, *args, **options)
+        if not (self.disable_adapters or self.merged):
+            for name in self.active_adapters:
+                if name in self.lora_generated:
+                    y = y + self.lora_generated[name](x)
+        return y
+
+
+class CompressedLora(LoraLinear):
+    """LoRA on a compressed linear layer, whose generated weight stays as it is."""
+
+    def _get_in_out_features(self, module: Any) -> tuple[int, int]:
+        return module.in_features, module.out_features
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refused: a generated weight cannot take up a low-rank one."""
+        raise CompressError(
+            "A LoRA cannot be merged into a generated weight; keep it beside, or make the layers dense first "
+            "(adtn_backends.torch_layers.to_dense)."
+        )
+
+
+def on_compressed(config: LoraConfig) -> LoraConfig:
+    """Let a LoRA's targets be compressed linear layers, too; returns the config.
+
+    Examples
+    --------
+    >>> from peft import LoraConfig
+    >>> config = on_compressed(LoraConfig(target_modules=["0"], r=2))
+    """
+    config._register_custom_module({ADTNLinear: CompressedLora})
+    return config

@@ -1,0 +1,113 @@
+"""Generated adapters inside peft, and LoRA on compressed models."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import adtn
+import pytest
+from adtn._errors import CompressError
+
+from models import net
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+layers = pytest.importorskip("adtn_backends.peft_layers")
+nn = torch.nn
+
+X = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(3))
+GENERATED = {"topology": {"name": "ttn", "bond": 2}}
+
+
+def wrapped(**options: Any) -> Any:
+    config = layers.GeneratedLoraConfig(target_modules=["0", "4"], generated=GENERATED, **options)
+    return peft.get_peft_model(net().eval(), config)
+
+
+def moved(model: Any, seed: int = 0) -> Any:
+    """Away from zero."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_generated" in name and p.requires_grad:
+                p += 0.3 * torch.randn_like(p)
+    return model
+
+
+def test_an_adapter_starts_at_zero_and_only_it_is_trained() -> None:
+    model = wrapped()
+    torch.testing.assert_close(model(X), net().eval()(X))
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_generated.default." in n for n in trained)
+    model(X).square().sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_adapters_are_saved_and_loaded_alone(tmp_path: Path) -> None:
+    model = moved(wrapped())
+    y = model(X)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").stat().st_size < 10_000
+    config = layers.GeneratedLoraConfig.from_folder(tmp_path)
+    other = peft.PeftModel.from_pretrained(net().eval(), tmp_path, config=config)
+    torch.testing.assert_close(other(X), y)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(CompressError, match="adapter of LORA"):
+        layers.GeneratedLoraConfig.from_folder(tmp_path)
+
+
+def test_adapters_are_switched_merged_and_unmerged() -> None:
+    model = moved(wrapped())
+    first = model(X)
+    model.add_adapter("other", layers.GeneratedLoraConfig(target_modules=["4"], generated=GENERATED))
+    model.set_adapter("other")
+    moved(model, 1)
+    second = model(X)
+    assert not torch.allclose(first, second)
+    model.set_adapter("default")
+    torch.testing.assert_close(model(X), first)
+    dense = model.base_model.model[4].base_layer.weight.detach().clone()
+    model.merge_adapter()
+    torch.testing.assert_close(model(X), first, rtol=1e-4, atol=1e-4)
+    model.unmerge_adapter()
+    assert torch.equal(model.base_model.model[4].base_layer.weight, dense)
+    with model.disable_adapter():
+        torch.testing.assert_close(model(X), net().eval()(X))
+    merged = model.merge_and_unload()
+    assert type(merged[4]) is nn.Linear
+    torch.testing.assert_close(merged(X), first, rtol=1e-4, atol=1e-4)
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(adtn._errors.ADTNError, match="no topology|Got topology"):
+        layers.GeneratedLoraConfig(target_modules=["4"], generated={"topology": "nothing"})
+
+
+def test_lora_on_a_compressed_model(tmp_path: Path) -> None:
+    model = net().eval()
+    config = adtn.Config(targets=["4"], topology=adtn.TTN(bond=2), steps=3, recipe="reconstruct")
+    adtn.compress(model, config)
+    compressed = copy.deepcopy(model)
+    y = model(X)
+    lora = layers.on_compressed(peft.LoraConfig(target_modules=["4", "6"], r=2))
+    wrapped = peft.get_peft_model(model, lora)
+    torch.testing.assert_close(wrapped(X), y)
+    trained = [n for n, p in wrapped.named_parameters() if p.requires_grad]
+    assert all("lora_" in n for n in trained)
+    assert {n.split(".lora")[0].rsplit(".", 1)[-1] for n in trained} == {"4", "6"}
+    optimizer = torch.optim.Adam([p for p in wrapped.parameters() if p.requires_grad], 0.05)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (wrapped(X) - 1.0).square().mean().backward()
+        optimizer.step()
+    after = wrapped(X).detach()
+    assert (after - 1.0).square().mean() < (y - 1.0).square().mean()
+    with pytest.raises(CompressError, match="cannot be merged"):
+        wrapped.merge_adapter()
+    wrapped.save_pretrained(tmp_path)
+    config = layers.on_compressed(peft.LoraConfig.from_pretrained(tmp_path))
+    again = peft.PeftModel.from_pretrained(compressed, tmp_path, config=config)
+    torch.testing.assert_close(again(X), after)
