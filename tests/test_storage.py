@@ -74,7 +74,7 @@ def test_a_parameter_that_does_not_fit_is_refused() -> None:
     with pytest.raises(FileFormatError, match="not finite in float16"):
         to_bytes(big, "float16")
     with pytest.raises(FileFormatError, match="expected one of float64"):
-        to_bytes(GEN, "int8")  # type: ignore[arg-type]
+        to_bytes(GEN, "int4")  # type: ignore[arg-type]
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -220,3 +220,28 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError):
         adtn.save(path, big, "float16")
     assert path.read_bytes() == old
+
+
+@pytest.mark.parametrize("base", [None, adtn.SeededBase(3)])
+def test_int8_storage_rounds_to_127ths_of_the_largest_entry(base, tmp_path: Path) -> None:
+    gen = adtn.Generator((64, 64), adtn.TTN(bond=4), base=base)
+    adtn.save(tmp_path / "q.safetensors", gen, "int8")
+    adtn.save(tmp_path / "f.safetensors", gen)
+    back = adtn.load(tmp_path / "q.safetensors")
+    for name, x in gen.params.items():
+        step = np.abs(x).max() / 127
+        assert np.abs(back.params[name] - x).max() <= 0.5001 * step
+        assert np.abs(back.params[name]).max() == pytest.approx(np.abs(x).max(), rel=1e-6)
+    assert (tmp_path / "f.safetensors").stat().st_size - (tmp_path / "q.safetensors").stat().st_size > gen.num_params
+    away = back.weight() - gen.weight()
+    assert 0 < np.linalg.norm(away) < 0.1 * np.linalg.norm(gen.weight())
+    # what was rounded once is not rounded again
+    adtn.save(tmp_path / "again.safetensors", back, "int8")
+    np.testing.assert_allclose(adtn.load(tmp_path / "again.safetensors").weight(), back.weight(), rtol=1e-4, atol=1e-6)
+
+
+def test_int8_of_zeros(tmp_path: Path) -> None:
+    gen = adtn.Generator((8, 8), adtn.TTN(bond=2))
+    zero = gen.with_params({name: np.zeros_like(x) for name, x in gen.params.items()})
+    adtn.save(tmp_path / "z.safetensors", zero, "int8")
+    assert not adtn.load(tmp_path / "z.safetensors").weight().any()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,9 @@ _KEY = "adtn"
 _NO_DIGEST = "0" * 64
 _MAX_HEADER = 16 * 2**20
 
-StoreDtype = Literal["float64", "float32", "bfloat16", "float16"]
-_CODES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+StoreDtype = Literal["float64", "float32", "bfloat16", "float16", "int8"]
+_CODES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
+_LEVELS = 127
 
 
 def save(path: str | os.PathLike[str], generator: Generator, dtype: StoreDtype | None = None) -> None:
@@ -32,8 +34,9 @@ def save(path: str | os.PathLike[str], generator: Generator, dtype: StoreDtype |
     path : path
         Ends in ``.safetensors`` by convention.
     generator : Generator
-    dtype : {"float64", "float32", "bfloat16", "float16"}, optional
-        Of the stored parameters; that of the generator when not given. Half precisions round to nearest even.
+    dtype : {"float64", "float32", "bfloat16", "float16", "int8"}, optional
+        Of the stored parameters; that of the generator when not given. Half precisions round to nearest even; with
+        int8 every core has a step of its own, 1/127 of its largest entry, and rounds to the nearest one.
 
     Raises
     ------
@@ -59,7 +62,8 @@ def to_bytes(generator: Generator, dtype: StoreDtype | None = None) -> bytes:
     store = dtype or generator.dtype
     if store not in _CODES:
         raise FileFormatError(f"Got dtype={store!r}; expected one of {', '.join(_CODES)}.")
-    tensors = {name: (_packed(name, x, store), store) for name, x in generator.stored.items()}
+    steps = {name: _step(x) for name, x in generator.stored.items()} if store == "int8" else {}
+    tensors = {name: (_packed(name, x, store, steps.get(name)), store) for name, x in generator.stored.items()}
     base: dict[str, Any] | None = None
     if isinstance(generator.base, SeededBase):
         base = {"kind": "seeded", "seed": generator.base.seed, "distribution": generator.base.distribution}
@@ -79,6 +83,8 @@ def to_bytes(generator: Generator, dtype: StoreDtype | None = None) -> bytes:
         "base": base,
         "sha256": _NO_DIGEST,
     }  # fmt: skip
+    if steps:
+        header["steps"] = {name: step.hex() for name, step in steps.items()}
     # the specs point into the arrays of ``tensors``, which live until serialize is done
     specs = {
         name: TensorSpec(dtype=kind, shape=x.shape, data_ptr=x.ctypes.data, data_len=x.nbytes)
@@ -130,7 +136,8 @@ def from_bytes(data: bytes) -> Generator:
     """The generator in the content of a file; see :func:`load`."""
     header = read_header(data)
     try:
-        tensors = read_tensors(data)
+        steps = {name: float.fromhex(step) for name, step in header.get("steps", {}).items()}
+        tensors = read_tensors(data, steps)
         layout = header["layout"]
         lay = Layout(
             _ints(layout["shape"]),
@@ -198,12 +205,20 @@ def _ints(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _packed(name: str, x: np.ndarray, store: str) -> np.ndarray:
+def _step(x: np.ndarray) -> float:
+    """Between neighbouring values of a core stored as int8."""
+    return float(np.abs(x).max(initial=0.0)) / _LEVELS or 1.0
+
+
+def _packed(name: str, x: np.ndarray, store: str, step: float | None) -> np.ndarray:
     with np.errstate(over="ignore"):
-        wide = np.asarray(x, dtype=np.float32 if store == "bfloat16" else store)
+        wide = np.asarray(x, dtype=np.float32 if store in ("bfloat16", "int8") else store)
     if not np.isfinite(wide).all():
         raise FileFormatError(f"Parameter {name!r} is not finite in {store}; repair it, or store float32.")
-    raw = _to_bfloat16(wide).reshape(x.shape) if store == "bfloat16" else wide.astype(wide.dtype.newbyteorder("<"))
+    if step is not None:
+        raw = np.rint(np.asarray(x, np.float64) / step).astype(np.int8)
+    else:
+        raw = _to_bfloat16(wide).reshape(x.shape) if store == "bfloat16" else wide.astype(wide.dtype.newbyteorder("<"))
     return np.array(raw, order="C")
 
 
@@ -213,8 +228,8 @@ def _to_bfloat16(x: np.ndarray) -> np.ndarray:
     return ((words + 0x7FFF + ((words >> 16) & 1)) >> 16).astype("<u2")
 
 
-def read_tensors(data: bytes) -> dict[str, np.ndarray]:
-    """All floating-point tensors of a safetensors file; bfloat16 becomes float32.
+def read_tensors(data: bytes, steps: Mapping[str, float] | None = None) -> dict[str, np.ndarray]:
+    """All floating-point tensors of a safetensors file; bfloat16, and int8 that has a step, become float32.
 
     Raises
     ------
@@ -232,6 +247,8 @@ def read_tensors(data: bytes) -> dict[str, np.ndarray]:
         raw, shape, code = bytes(info["data"]), tuple(info["shape"]), info["dtype"]
         if code == "BF16":
             x = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+        elif code == "I8" and name in (steps or {}):
+            x = (np.frombuffer(raw, np.int8) * (steps or {})[name]).astype("<f4")
         elif code in ("F64", "F32", "F16"):
             x = np.frombuffer(raw, f"<f{int(code[1:]) // 8}")
         else:

@@ -231,12 +231,12 @@ def adapter_generators(model: nn.Module, name: str = "default") -> dict[str, Gen
     return found
 
 
-def save_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> None:
-    """One small file per layer, and nothing of the dense model."""
+def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", dtype: Any = None) -> None:
+    """One small file per layer, and nothing of the dense model; ``dtype`` as of :func:`adtn.save`."""
     generators = adapter_generators(model, name)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for where, generator in generators.items():
-        adtn.save(Path(folder) / f"{where}.safetensors", generator)
+        adtn.save(Path(folder) / f"{where}.safetensors", generator, dtype)
 
 
 def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> nn.Module:
