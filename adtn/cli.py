@@ -109,7 +109,7 @@ def fit(
     order: Annotated[str | None, typer.Option(help="Order of the legs: axis or interleaved.")] = None,
     key: Annotated[str | None, typer.Option(help="Name of the array in the file.")] = None,
     device: Annotated[str, typer.Option(help="Where to train.")] = "numpy:cpu",
-    optimizer: Annotated[str, typer.Option(help="adam, adamw, sgd or lbfgs.")] = "adam",
+    optimizer: Annotated[str, typer.Option(help="adam, adamw, sgd, lbfgs or lm.")] = "adam",
     steps: Annotated[int, typer.Option(min=1)] = 1000,
     lr: Annotated[float, typer.Option(help="Largest learning rate.")] = 2e-2,
     seed: Annotated[int, typer.Option(min=0)] = 0,

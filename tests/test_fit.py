@@ -67,7 +67,7 @@ def test_adam_is_torch_adam() -> None:
     np.testing.assert_allclose(got.history, losses, rtol=1e-10)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "lbfgs"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "lbfgs", "lm"])
 def test_every_optimizer_lowers_the_loss_everywhere(optimizer: str, device: str) -> None:
     solution = adtn.fit(make(dtype="float32"), TARGET, device=device, optimizer=optimizer, steps=60, lr=0.02)
     assert solution.status in (Status.FINISHED, Status.STALLED)
@@ -404,7 +404,7 @@ def test_progress_is_silent_when_nobody_looks(capfd: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: adtn.fit(make(), TARGET, optimizer="lion"), "expected one of adam, adamw, sgd, lbfgs"),  # type: ignore[arg-type]
+        (lambda: adtn.fit(make(), TARGET, optimizer="lion"), "expected one of adam, adamw, sgd, lbfgs, lm"),  # type: ignore[arg-type]
         (lambda: adtn.fit(make(), TARGET, schedule="stairs"), "constant, cosine, onecycle"),  # type: ignore[arg-type]
         (lambda: adtn.fit(make(), TARGET, steps=0), "at least 1"),
         (lambda: adtn.fit(make(), TARGET, lr=-1.0), "positive"),

@@ -50,7 +50,7 @@ class LocalTask:
     base: SeededBase | None
     seed: int
     steps: int
-    optimizer: Literal["adam", "adamw", "sgd", "lbfgs"]
+    optimizer: Literal["adam", "adamw", "sgd", "lbfgs", "lm"]
     lr: float
     device: str
     restarts: int = 1

@@ -17,6 +17,9 @@ from ._function import BASE as BASE
 from ._function import BASE_SCALE as BASE_SCALE
 from ._function import WeightFunction as WeightFunction
 from ._function import Weighting as Weighting
+from ._jacobian import SampledJacobian as SampledJacobian
+from ._jacobian import sampled_jacobian as sampled_jacobian
+from ._jacobian import stacked as stacked
 from ._layout import Layout as Layout
 from ._layout import pad as pad
 from ._linear import CP as CP

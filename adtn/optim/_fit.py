@@ -20,6 +20,7 @@ from ._checkpoint import Checkpoint, fingerprint, read_checkpoint, write_checkpo
 from ._decompose import decompose
 from ._first_order import run_first_order
 from ._lbfgs import run_lbfgs
+from ._lm import plan_curvature, run_lm
 from ._loss import TASK, Loss, plan_loss
 from ._objective import Objective, Reconstruction, as_objective
 from ._options import Callback, FitOptions, Name
@@ -152,16 +153,18 @@ def fit(
     dtype : str, optional
         Of the computation; that of the generator when not given. Half precisions keep parameters and moments
         in float32.
-    optimizer : {"adam", "adamw", "sgd", "lbfgs"}
+    optimizer : {"adam", "adamw", "sgd", "lbfgs", "lm"}
         The first three come from torch.optim, optax or quimb, ``"lbfgs"`` from SciPy, in float64 on the host.
+        ``"lm"`` is Levenberg-Marquardt for reconstructions by at most 4096 numbers: its matrix is made of a sample of
+        the rows, on the device, and solved on the host.
     steps : int
-        Number of steps (iterations for ``"lbfgs"``).
+        Number of steps (iterations for ``"lbfgs"`` and ``"lm"``).
     lr : float
-        Largest learning rate; not used by ``"lbfgs"``.
+        Largest learning rate; not used by ``"lbfgs"`` and ``"lm"``.
     schedule : {"constant", "cosine", "onecycle"} or callable
         See :func:`make_schedule`.
     clip : float, optional
-        Largest norm of the gradient over all parameters; not for ``"lbfgs"``.
+        Largest norm of the gradient over all parameters; not for ``"lbfgs"`` and ``"lm"``.
     momentum : float
         For ``"sgd"``.
     weight_decay : float
@@ -267,7 +270,11 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
         began + options.time_limit if options.time_limit is not None else math.inf,
     )
     with run.bar:
-        status = run_lbfgs(run) if options.optimizer == "lbfgs" else run_first_order(run)
+        if options.optimizer == "lm":
+            curvature = plan_curvature(generator, objective, backend, device, options.master, options.seed)
+            status = run_lm(run, curvature)
+        else:
+            status = run_lbfgs(run) if options.optimizer == "lbfgs" else run_first_order(run)
     save()
     best = state.best
     return Solution(

@@ -53,6 +53,18 @@ class Objective(ABC):
         """The loss as a sum over tiles of the weight; ``None`` when it needs the whole weight at once."""
         return None
 
+    @property
+    def needs_whole_rows(self) -> bool:
+        """Whether :meth:`curvature` mixes the entries of a row."""
+        return True
+
+    def curvature(self, rows: Array, constants: Params) -> Array:
+        """The second derivative times changes of the weight, ``(..., rows, n_in)``; needed by Gauss-Newton."""
+        raise FitError(
+            f"optimizer='lm' needs a loss that is a sum of squares, and {type(self).__name__} does not say so. "
+            "Use 'adam' or 'lbfgs'."
+        )
+
 
 @dataclass(frozen=True)
 class TileObjective:
@@ -126,6 +138,15 @@ class Reconstruction(Objective):
         factor, rest = (inverse, 1.0) if half else (1.0, inverse * inverse)
         return TileObjective(True, _distance, factor, rest, 2.0 * rest)
 
+    @property
+    def needs_whole_rows(self) -> bool:
+        """Entries stand alone."""
+        return False
+
+    def curvature(self, rows: Array, constants: Params) -> Array:
+        """The same everywhere."""
+        return rows * (2.0 * self._inverse_norm**2)
+
 
 class DataAwareReconstruction(Reconstruction):
     r"""Relative squared error of a layer's outputs.
@@ -172,6 +193,15 @@ class DataAwareReconstruction(Reconstruction):
     def in_tiles(self, half: bool) -> TileObjective | None:
         """Row by row."""
         return TileObjective(False, _weighted_distance, self._inverse_norm, 1.0, 2.0)
+
+    @property
+    def needs_whole_rows(self) -> bool:
+        """The second moment mixes them."""
+        return True
+
+    def curvature(self, rows: Array, constants: Params) -> Array:
+        """By the second moment of the inputs."""
+        return do("matmul", rows, constants["second_moment"]) * (2.0 * self._inverse_norm**2)
 
 
 class Task(Objective):

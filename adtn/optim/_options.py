@@ -13,7 +13,7 @@ from .._errors import FitError
 from ._schedules import Schedule, ScheduleName
 
 Callback = Callable[[int, float], "bool | None"]
-Name = Literal["adam", "adamw", "sgd", "lbfgs"]
+Name = Literal["adam", "adamw", "sgd", "lbfgs", "lm"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class FitOptions:
     memory: str | int | None = None
 
     def __post_init__(self) -> None:
-        known = (*OPTIMIZERS, "lbfgs")
+        known = (*OPTIMIZERS, "lbfgs", "lm")
         if self.optimizer not in known:
             raise FitError(f"Got optimizer={self.optimizer!r}; expected one of {', '.join(known)}.")
         if self.steps < 1 or self.checkpoint_every < 1:
@@ -53,8 +53,8 @@ class FitOptions:
             raise FitError(f"Got lr={self.lr}; expected a positive number.")
         if self.clip is not None and not self.clip > 0:
             raise FitError(f"Got clip={self.clip}; expected a positive norm, or None.")
-        if self.clip is not None and self.optimizer == "lbfgs":
-            raise FitError("Got clip with 'lbfgs', whose line search needs the gradient as it is; leave clip out.")
+        if self.clip is not None and self.optimizer in ("lbfgs", "lm"):
+            raise FitError(f"Got clip with {self.optimizer!r}, which needs the gradient as it is; leave clip out.")
         if self.weight_decay and self.optimizer != "adamw":
             raise FitError(
                 f"Got weight_decay={self.weight_decay} with {self.optimizer!r}; only 'adamw' decays weights."

@@ -1,0 +1,213 @@
+r"""Levenberg-Marquardt: hundreds of parameters, millions of residuals.
+
+With residuals r, their Jacobian J and the curvature C of the loss in them, a step solves, with D the diagonal of H::
+
+    H = Jᵀ C J        (H + λ D) δ = -g        ρ = (L(θ) - L(θ + δ)) / -(gᵀδ + δᵀHδ/2)
+
+J is made for a sample of rows and columns that is drawn anew at every step; the gradient g and the loss are those of
+all entries, so that the sample decides how good a step is, not where it leads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from autoray import do
+
+from .._backend import Backend
+from .._errors import FitError
+from .._typing import Array, Params
+from ..generator import Generator
+from ..network import BASE, BASE_SCALE, SampledJacobian, sampled_jacobian, stacked
+from ._objective import Objective
+from ._solution import Status
+
+if TYPE_CHECKING:
+    from ._fit import Run
+
+_MOST = 2048  # parameters; beyond, a dense H costs more than it saves
+_PER_PARAMETER = 128  # entries of the sample
+_FEWEST = 1 << 13
+_LARGEST = 1 << 17
+_START = 1e-2  # of λ
+_ATTEMPTS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """H from a sample of the weight's entries.
+
+    Parameters
+    ----------
+    jacobian : SampledJacobian
+        Of the generated state.
+    generator : Generator
+        Its structure, scale and base.
+    objective : Objective
+        Knows C.
+    backend, device, dtype
+        Where.
+    constants : mapping of str to array
+        Frozen numbers, unit directions, and those of the objective.
+    names : list of str
+        Of the parameters, in the order of H.
+    seed : int
+        Of the samples.
+    """
+
+    jacobian: SampledJacobian
+    generator: Generator
+    objective: Objective
+    backend: Backend
+    device: str
+    dtype: str
+    constants: Mapping[str, Array]
+    names: list[str]
+    seed: int
+
+    def __call__(self, params: Params, step: int) -> np.ndarray:
+        """H at a step, float64 on the host."""
+        shape = self.generator.shape
+        n_in = math.prod(shape[1:])
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, step], dtype=np.uint64)))
+        n_rows, n_columns = self.jacobian.counts
+        rows = np.sort(rng.choice(shape[0], n_rows, replace=False))
+        columns = np.sort(rng.choice(n_in, n_columns, replace=False)) if n_columns else None
+        probes = {k: self._asarray(x) for k, x in self.jacobian.probes(rows, columns).items()}
+        found = self.jacobian({**self.constants, **params, **probes})
+        changes = stacked(found, [k for k in self.names if k != BASE_SCALE]) * self.generator.scale
+        changes = self._cropped(changes) if columns is None else changes
+        if BASE_SCALE in self.names:
+            base = np.asarray(self.generator.constants()[BASE]).reshape(shape[0], n_in)[rows]
+            base = base if columns is None else base[:, columns]
+            changes = do("concatenate", (changes, self._asarray(base[None])), axis=0)
+        bent = self.objective.curvature(changes, self.constants)
+        flat = (changes.shape[0], -1)
+        product = do("matmul", do("reshape", changes, flat), do("transpose", do("reshape", bent, flat), (1, 0)))
+        share = n_rows * (n_columns or n_in) / (shape[0] * n_in)
+        matrix = self.backend.to_numpy(product).astype(np.float64) / share
+        return 0.5 * (matrix + matrix.T)
+
+    def _asarray(self, x: np.ndarray) -> Array:
+        return self.backend.asarray(x, self.device, self.dtype)
+
+    def _cropped(self, changes: Array) -> Array:
+        """Without the padding of the axes that are not sampled."""
+        layout, lead = self.generator.layout, tuple(changes.shape[:2])
+        changes = do("reshape", changes, (*lead, *layout.padded_shape[1:]))
+        changes = changes[(slice(None), slice(None), *(slice(0, n) for n in layout.shape[1:]))]
+        return do("reshape", changes, (*lead, -1))
+
+
+def plan_curvature(
+    generator: Generator, objective: Objective, backend: Backend, device: str, dtype: str, seed: int
+) -> Curvature:
+    """Choose the size of the sample, plan its derivatives, and put everything on the device.
+
+    Raises
+    ------
+    FitError
+        For more than 2048 parameters, and for losses that are no sums of squares.
+    """
+    shapes = {k: np.shape(generator.params[k]) for k in generator.params if k != BASE_SCALE}
+    names = [*sorted(shapes), *([BASE_SCALE] if BASE_SCALE in generator.params else [])]
+    n = sum(math.prod(shape) for shape in shapes.values())
+    if n > _MOST:
+        raise FitError(f"Got {n} parameters; optimizer='lm' is for at most {_MOST}. Use 'lbfgs' or 'adam'.")
+    n_out, n_in = generator.shape[0], math.prod(generator.shape[1:])
+    wanted = min(max(_PER_PARAMETER * n, _FEWEST), max(_LARGEST, 2 * n))
+    if objective.needs_whole_rows:
+        rows, columns = min(n_out, max(8, math.ceil(wanted / n_in))), 0
+    else:
+        columns = min(n_in, max(round(math.sqrt(wanted)), math.ceil(wanted / n_out)))
+        rows = min(n_out, math.ceil(wanted / columns))
+    jacobian = sampled_jacobian(generator.segments, generator.layout, rows, columns)
+    arrays: dict[str, np.ndarray] = {
+        k: np.asarray(x) for k, x in {**generator.constants(), **objective.constants()}.items()
+        if k not in (BASE, "target")
+    }  # fmt: skip
+    arrays |= {f"unit/{k}": np.eye(math.prod(s)).reshape(-1, *s) for k, s in shapes.items()}
+    constants = {k: backend.asarray(x, device, dtype) for k, x in arrays.items()}
+    return Curvature(jacobian, generator, objective, backend, device, dtype, constants, names, seed)
+
+
+def run_lm(run: Run, curvature: Curvature) -> Status:
+    """Minimise with damping by the gain ratio (Nielsen's rule).
+
+    References
+    ----------
+    D. W. Marquardt (1963), "An algorithm for least-squares estimation of nonlinear parameters"; H. B. Nielsen (1999),
+    "Damping parameter in Marquardt's method". Sampled rows for H alone: F. Roosta-Khorasani, M. W. Mahoney (2016),
+    arXiv:1601.04737 (sub-sampled Newton).
+    """
+    state, options = run.state, run.options
+    if run.batch(0) or set(state.params) != set(curvature.names):
+        raise FitError("optimizer='lm' needs a weight to reconstruct; for tasks use 'adam' or 'lbfgs'.")
+    names = curvature.names
+    damping, growth = map(float, state.moments.get("lm", (_START, 2.0)))
+
+    def evaluate(params: dict[str, np.ndarray]) -> tuple[float, np.ndarray]:
+        loss, grads = run.loss_and_grads(run.to_device(params), ())
+        host = run.to_host(grads)
+        return float(loss), np.concatenate([np.ravel(host[k]).astype(np.float64) for k in names])
+
+    loss, slope = evaluate(state.params)
+    while state.step < options.steps:
+        if not math.isfinite(loss):
+            return Status.DIVERGED
+        if loss < state.best_loss:
+            state.best, state.best_loss, state.best_step = dict(state.params), loss, state.step
+        stop = run.record(state.step, loss)
+        if stop is not None:
+            return stop
+        with run.backend.scope(options.master):
+            matrix = curvature(run.to_device(state.params), state.step)
+        accepted = False
+        for _ in range(_ATTEMPTS):
+            change = _solve(matrix, slope, damping)
+            trial = _moved(state.params, names, change)
+            found, bent = evaluate(trial)
+            expected = -(slope @ change + 0.5 * change @ matrix @ change)
+            gain = (loss - found) / expected if expected > 0.0 and math.isfinite(found) else -1.0
+            if gain > 0.0:
+                damping = max(damping * max(1.0 / 3.0, 1.0 - (2.0 * gain - 1.0) ** 3), 1e-10)
+                growth, accepted = 2.0, True
+                state.params, loss, slope = trial, found, bent
+                break
+            damping, growth = damping * growth, growth * 2.0
+        state.step += 1
+        state.moments = {"lm": np.array([damping, growth])}
+        if state.step % options.checkpoint_every == 0:
+            run.save()
+        if not accepted:
+            return Status.STALLED
+    if loss < state.best_loss:
+        state.best, state.best_loss, state.best_step = dict(state.params), loss, state.step
+    return Status.FINISHED
+
+
+def _solve(matrix: np.ndarray, slope: np.ndarray, damping: float) -> np.ndarray:
+    """``(H + λ D) δ = -g``, scaled to a unit diagonal first."""
+    diagonal = np.diag(matrix)
+    unit = np.sqrt(np.maximum(diagonal, 1e-6 * max(float(diagonal.max()), 1e-300)))
+    scaled = matrix / np.outer(unit, unit)
+    scaled[np.diag_indices_from(scaled)] += damping
+    try:
+        found = np.linalg.solve(scaled, -slope / unit)
+    except np.linalg.LinAlgError:
+        found = np.linalg.lstsq(scaled, -slope / unit, rcond=None)[0]
+    return found / unit
+
+
+def _moved(params: Mapping[str, np.ndarray], names: list[str], change: np.ndarray) -> dict[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    at = 0
+    for name in names:
+        x = np.asarray(params[name], dtype=np.float64)
+        out[name] = x + change[at : at + x.size].reshape(x.shape)
+        at += x.size
+    return out

@@ -1,0 +1,160 @@
+"""Loss against wall time: Levenberg-Marquardt, L-BFGS and Adam on the same reconstructions.
+
+Run as ``python bench/optimizers.py``; writes ``bench/results/optimizers.json`` and ``optimizers.png``. Each optimizer
+gets the same wall time. Targets are weights of a generator of the same structure with other numbers (they can be
+reached), a smooth function, and, where ``ADTN_DATA`` is set, a trained convolution of a ResNet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import adtn
+import numpy as np
+from adtn.compress import read_weights
+from processes import write_results
+
+RESULTS = Path(__file__).parent / "results"
+OPTIMIZERS = {"lm": 0.0, "lbfgs": 0.0, "adam": 2e-2}
+TOPOLOGIES = {
+    "ttn": adtn.TTN(bond=4),
+    "linear ttn": adtn.TTN(bond=4, activation="identity"),
+    "mera": adtn.MERA(bond=3),
+    "brickwall": adtn.BrickWall(layers=2),
+    "mpo": adtn.MPO(bond=4),
+}
+
+
+def targets(side: int) -> dict[str, Any]:
+    """By name; a callable makes the target of a topology."""
+    n = np.arange(side)
+    found: dict[str, Any] = {
+        "of the same structure": lambda topology, layout: adtn.Generator(
+            (side, side), topology, layout=layout, seed=99, scale=1.0
+        ).weight(),
+        "smooth": (np.add.outer(np.sin(n / 9), np.cos(n / 7)) * np.cos(np.outer(n, n) / side / 20)).astype(np.float32),
+    }
+    weights = Path(os.environ.get("ADTN_DATA", "")) / "weights" / "resnet56_cifar10.safetensors"
+    if weights.exists():
+        found["layer3.4.conv1 of ResNet-56"] = read_weights(weights)["layer3.4.conv1.weight"]
+    return found
+
+
+def curve(generator: adtn.Generator, target: np.ndarray, optimizer: str, seconds: float, device: str) -> dict[str, Any]:
+    """Losses and when they were reached; Adam's schedule ends with its time."""
+    times: list[float] = []
+    losses: list[float] = []
+
+    def note(step: int, loss: float) -> None:
+        times.append(time.perf_counter() - began)
+        losses.append(loss)
+
+    def run(steps: int, limit: float | None) -> Any:
+        return adtn.fit(
+            generator, target, optimizer=optimizer, steps=steps, lr=OPTIMIZERS[optimizer] or 1e-2, device=device,
+            callbacks=[note], progress=False, time_limit=limit,
+        )  # fmt: skip
+
+    began = time.perf_counter()
+    run(5, None)  # plans, and what compilers make
+    steps = 10**6
+    if optimizer == "adam":
+        per_step = (times[-1] - times[0]) / max(len(times) - 1, 1)
+        steps = max(50, int(seconds / max(per_step, 1e-5)))
+    times.clear()
+    losses.clear()
+    began = time.perf_counter()
+    solution = run(steps, seconds)
+    return {"times": times, "losses": losses, "relative_error": solution.relative_error, "status": solution.status.name}
+
+
+def measure(side: int, seconds: float, device: str, seeds: int) -> list[dict[str, Any]]:
+    """All topologies, targets and optimizers."""
+    rows: list[dict[str, Any]] = []
+    for what, target in targets(side).items():
+        for name, topology in TOPOLOGIES.items():
+            shape = (side, side) if callable(target) else target.shape
+            layout = topology.default_layout(shape)
+            wanted = target(topology, layout) if callable(target) else target
+            for seed in range(seeds):
+                generator = adtn.Generator(shape, topology, layout=layout, seed=seed, scale=wanted)
+                for optimizer in OPTIMIZERS:
+                    found = curve(generator, wanted, optimizer, seconds, device)
+                    rows.append({"target": what, "topology": name, "shape": list(shape), "seed": seed, "device": device,
+                                 "params": generator.num_params, "optimizer": optimizer, **thinned(found)})  # fmt: skip
+                    print(
+                        what, name, seed, optimizer, f"{found['relative_error']:.4f}", len(found["times"]), flush=True
+                    )
+    return rows
+
+
+def thinned(found: dict[str, Any], most: int = 60) -> dict[str, Any]:
+    """At most so many points of a curve, the least loss so far at each."""
+    best = np.minimum.accumulate(found["losses"]) if found["losses"] else np.zeros(0)
+    at = sorted({round(k) for k in np.geomspace(1, max(len(best), 1), most)})
+    times, losses = ([float(values[k - 1]) for k in at if k <= len(best)] for values in (found["times"], best))
+    return {**found, "times": times, "losses": losses, "steps": len(best)}
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """One panel per target and topology."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    whats, names = (list(dict.fromkeys(r[k] for r in rows)) for k in ("target", "topology"))
+    size = (2.6 * len(names), 2.3 * len(whats))
+    figure, axes = plt.subplots(len(whats), len(names), figsize=size, layout="constrained", squeeze=False)
+    colors = dict(zip(OPTIMIZERS, ("C3", "C0", "C2"), strict=True))
+    for row, what in zip(axes, whats, strict=True):
+        for axis, name in zip(row, names, strict=True):
+            for r in rows:
+                if (r["target"], r["topology"]) == (what, name):
+                    label = r["optimizer"] if r["seed"] == 0 else None
+                    errors = [math.sqrt(max(x, 1e-14)) for x in r["losses"]]
+                    axis.loglog(r["times"], errors, color=colors[r["optimizer"]], label=label, lw=1)
+            axis.set_title(f"{name}, {what}" if name == names[0] else name, fontsize=7)
+            axis.tick_params(labelsize=6)
+    axes[0, 0].legend(fontsize=7)
+    axes[-1, 0].set_xlabel("seconds", fontsize=7)
+    axes[-1, 0].set_ylabel("relative error", fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Median final error per optimizer, of every target and topology."""
+    keys = dict.fromkeys((r["target"], r["topology"]) for r in rows)
+    return [
+        {"target": what, "topology": name}
+        | {
+            o: float(np.median([
+                r["relative_error"] for r in rows if (r["target"], r["topology"], r["optimizer"]) == (what, name, o)
+            ]))
+            for o in OPTIMIZERS
+        }
+        for what, name in keys
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Measure and draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", default="numpy:cpu")
+    parser.add_argument("--out", type=Path, default=RESULTS / "optimizers.json")
+    options = parser.parse_args()
+    rows = measure(options.side, options.seconds, options.device, options.seeds)
+    write_results(options.out, summary=summary(rows), curves=rows)
+    draw(rows, options.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
