@@ -148,7 +148,8 @@ def run_lm(run: Run, curvature: Curvature) -> Status:
     if run.batch(0) or set(state.params) != set(curvature.names):
         raise FitError("optimizer='lm' needs a weight to reconstruct; for tasks use 'adam' or 'lbfgs'.")
     names = curvature.names
-    damping, growth = map(float, state.moments.get("lm", (_START, 2.0)))
+    kept = state.moments.get("lm")
+    damping, growth = (float(kept[0]), float(kept[1])) if kept is not None else (_START, 2.0)
 
     def evaluate(params: dict[str, np.ndarray]) -> tuple[float, np.ndarray]:
         loss, grads = run.loss_and_grads(run.to_device(params), ())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -19,11 +20,13 @@ import numpy as np
 import torch
 from adtn._atomic import write_atomic
 from adtn._backend import get_backend
+from adtn._errors import ADTNError
 from adtn.bench import machine
 from adtn.compress import Tuning
 from data import Images, load
 from dense import NETWORKS
 from methods import replacement
+from safetensors.torch import load_file
 from torch import nn
 from train import RESULTS, as_input, augment, weights_file
 
@@ -95,7 +98,8 @@ def run(
     for name in case["replaced"]:
         dense = model.get_submodule(name)
         own = {**method, **method.get("layers", {}).get(name, {})}
-        made, params, active = replacement(dense, own, budgets.get(name), seed)
+        most = dense.weight.numel() // method["ratio"] if "ratio" in method else budgets.get(name)
+        made, params, active = replacement(dense, own, most, seed)
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, made)
         entries = tail.get_submodule(name).weight.numel()
@@ -124,19 +128,49 @@ def read_case(name: str) -> dict[str, Any]:
     return {"copies": 2, "batch": 128, "steps": 400, "lr": 5e-3, "seeds": [0, 1, 2], "name": name, **case}
 
 
+def load_weights(model: nn.Module, network: str, data: str) -> None:
+    """Those that were trained here, or those that ``ADTN_DATA`` has.
+
+    Raises
+    ------
+    ADTNError
+        If there are none.
+    """
+    own = weights_file(network, data)
+    given = Path(os.environ.get("ADTN_DATA", "")) / "weights" / f"{network}_{data}.safetensors"
+    if own.exists():
+        model.load_state_dict(torch.load(own, weights_only=True))
+    elif given.exists():
+        model.load_state_dict(load_file(given), strict=False)  # counters of batches are missing
+    else:
+        raise ADTNError(f"Found no weights in {own}; run 'python bench/networks/train.py {network} --data {data}'.")
+
+
+def variants(case: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The methods; where a case has ratios, those that can have several sizes once for each of them."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, method in case["methods"].items():
+        if not case.get("ratios") or method.get("once"):
+            found[name] = method
+            continue
+        for ratio in case["ratios"]:
+            found[f"{name} {ratio}x"] = {**method, "ratio": ratio}
+    return found
+
+
 def run_case(name: str, only: list[str], seeds: list[int] | None) -> None:
     """All methods and seeds that have no row yet."""
     case = read_case(name)
     out = RESULTS / f"{name}.json"
     content: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"rows": []}
     done = {(row["method"], row["seed"]) for row in content["rows"]}
-    methods = {n: m for n, m in case["methods"].items() if not only or n in only}
+    methods = {n: m for n, m in variants(case).items() if not only or n in only}
     todo = [(n, m, s) for s in seeds or case["seeds"] for n, m in methods.items() if (n, s) not in done]
     if not todo:
         return
     images = load(case["data"])
     network: Any = NETWORKS[case["network"]](images.classes)
-    network.load_state_dict(torch.load(weights_file(case["network"], case["data"]), weights_only=True))
+    load_weights(network, case["network"], case["data"])
     prefix, tail = network.cut(case["cut"])
     x_train, x_test = cached_features(case, prefix, images)
     y_train, y_test = torch.from_numpy(images.y_train), torch.from_numpy(images.y_test)

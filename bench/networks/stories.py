@@ -1,0 +1,137 @@
+"""A small language model as a Hugging Face folder: ``python bench/networks/stories.py FOLDER``.
+
+Reads the 260,000-parameter decoder trained on TinyStories (A. Karpathy's tinyllamas, MIT) from ``ADTN_DATA/weights``, in the
+legacy format of llama2.c.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from adtn._errors import ADTNError
+
+
+def stories_model(path: Path) -> Any:
+    """The model as a ``LlamaForCausalLM``.
+
+    Raises
+    ------
+    ADTNError
+        If the file has another size than its header says.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    content = path.read_bytes()
+    dim, hidden, layers, heads, kv_heads, vocab, length = struct.unpack_from("7i", content)
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=dim, intermediate_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, max_position_embeddings=length, rms_norm_eps=1e-5, tie_word_embeddings=True,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    numbers = np.frombuffer(content, "<f4", offset=28)
+    at = 0
+
+    def take(*shape: int) -> torch.Tensor:
+        nonlocal at
+        size = int(np.prod(shape))
+        found = numbers[at : at + size]
+        if found.size != size:
+            raise ADTNError(f"Got {path}, which ends {size - found.size} numbers too early; get it again.")
+        at += size
+        return torch.from_numpy(found.reshape(shape).copy())
+
+    kv = dim // heads * kv_heads
+    state = {"model.embed_tokens.weight": take(vocab, dim)}
+    parts = (
+        ("input_layernorm", (dim,)), ("self_attn.q_proj", (dim, dim)), ("self_attn.k_proj", (kv, dim)),
+        ("self_attn.v_proj", (kv, dim)), ("self_attn.o_proj", (dim, dim)), ("post_attention_layernorm", (dim,)),
+        ("mlp.gate_proj", (hidden, dim)), ("mlp.down_proj", (dim, hidden)), ("mlp.up_proj", (hidden, dim)),
+    )  # fmt: skip
+    for name, shape in parts:
+        for n, weight in enumerate(take(layers, *shape)):
+            if name in ("self_attn.q_proj", "self_attn.k_proj"):  # there, rotated pairs lie side by side
+                pairs = weight.reshape(-1, dim // heads // 2, 2, dim)
+                weight = pairs.transpose(1, 2).reshape(weight.shape)
+            state[f"model.layers.{n}.{name}.weight"] = weight
+    state["model.norm.weight"] = take(dim)
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+class Tokens:
+    """The byte-pair encoding of ``tok512.bin``."""
+
+    def __init__(self, path: Path) -> None:
+        content, at = path.read_bytes(), 4
+        self.pieces: list[bytes] = []
+        self.scores: list[float] = []
+        while at < len(content):
+            score, size = struct.unpack_from("<fi", content, at)
+            self.pieces.append(content[at + 8 : at + 8 + size])
+            self.scores.append(score)
+            at += 8 + size
+        self.number = {piece: n for n, piece in reversed(list(enumerate(self.pieces)))}
+        self._words: dict[bytes, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """Word by word, each with the space before it; pairs with the best score are merged first."""
+        found: list[int] = []
+        for word in text.replace("\n", " \n").split(" "):
+            key = (" " + word).encode()
+            if key not in self._words:
+                self._words[key] = self._merged(key)
+            found += self._words[key]
+        return found
+
+    def _merged(self, word: bytes) -> list[int]:
+        # bytes without a piece of their own follow the three special ones
+        ids = [self.number.get(char.encode(), 3 + char.encode()[0]) for char in word.decode()]
+        while True:
+            pairs = [self.number.get(self.pieces[a] + self.pieces[b]) for a, b in zip(ids[:-1], ids[1:], strict=True)]
+            best = max((p for p in pairs if p is not None), key=lambda p: self.scores[p], default=None)
+            if best is None:
+                return ids
+            k = pairs.index(best)
+            ids[k : k + 2] = [best]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text."""
+        single = {3 + n: bytes([n]) for n in range(256)}
+        return b"".join(single.get(i, self.pieces[i]) for i in ids if i > 2).decode(errors="replace")
+
+
+def weights_folder() -> Path:
+    """Where the model and its tokens are.
+
+    Raises
+    ------
+    ADTNError
+        If ``ADTN_DATA`` does not lead to them.
+    """
+    folder = Path(os.environ.get("ADTN_DATA", "")) / "weights"
+    if not (folder / "stories260K.bin").exists():
+        raise ADTNError(
+            f"Found no stories260K.bin in {folder}; set ADTN_DATA to a folder with weights/stories260K.bin."
+        )
+    return folder
+
+
+def main() -> None:
+    """Write the folder, and a few words of the model."""
+    out, folder = Path(sys.argv[1]), weights_folder()
+    model, tokens = stories_model(folder / "stories260K.bin"), Tokens(folder / "tok512.bin")
+    model.save_pretrained(out)
+    begin = torch.tensor([[1, *tokens.encode("Once upon a time")]])
+    print(tokens.decode(model.generate(begin, max_new_tokens=60, do_sample=False, pad_token_id=0)[0].tolist()))
+
+
+if __name__ == "__main__":
+    main()

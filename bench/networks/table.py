@@ -1,0 +1,153 @@
+"""Write docs/results.md, and its pictures, from the JSON: ``python bench/networks/table.py``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[2] / "docs"
+CONTROLS = ("scaled identity", "scaled random")
+_INTRO = """# Published networks, measured
+
+Layers of trained networks are replaced, and what replaces them is trained through the loss of the network. Everything
+before the first replaced layer stays as it was and is computed once; biases and the layers behind are trained along, by
+every method alike, with the same steps, learning rates and batches (dense layers: a smaller learning rate).
+`bench/networks/cases/` holds the settings, `bench/networks/results/` every run with its seed, command and machine.
+`python bench/networks/table.py` writes this page.
+
+Two **controls** stand in every table: an identity (cut to shape) and a frozen random matrix, each with one trained
+factor. A layer **matters** when both cost more than one point. A layer that does not matter compresses by itself,
+whatever replaces it.
+
+"Active" parameters can influence the weight; where a method cannot be as small as the budget, it is as small as it can
+be. Legs "by meaning" follow the axis: rows and columns of an image, channels, places.
+"""
+_NOTE = (
+    "Accuracy, and in brackets how much of the gap between the random control and the dense layer is closed. Entries that "
+    "are wholly in brackets are larger than the ratio allows: the method has nothing smaller."
+)
+
+
+def main() -> None:
+    """Write the page."""
+    parts = [_INTRO, *_dense()]
+    for path in sorted(RESULTS.glob("*.json")):
+        content = json.loads(path.read_text())
+        parts += _curve(content) if content["case"].get("ratios") else _case(content)
+    (DOCS / "results.md").write_text("\n".join(parts).rstrip() + "\n")
+    print(DOCS / "results.md")
+
+
+def _dense() -> list[str]:
+    lines = ["## Dense networks", "", "| network | data | test accuracy | command |", "|---|---|---|---|"]
+    for path in sorted((RESULTS / "dense").glob("*.json")):
+        c = json.loads(path.read_text())
+        lines.append(f"| {c['network']} | {c['data']} | {c['accuracy']:.2f} % | `{c['command']}` |")
+    return [*lines, ""]
+
+
+def _head(content: dict[str, Any]) -> list[str]:
+    case = content["case"]
+    lines = [f"## {case['name']}", ""]
+    what = (
+        f"{case['network']} on {case['data']}, dense {content['dense']:.2f} %; replaced: {', '.join(case['replaced'])}."
+    )
+    lines.append(f"{what} Goal: {case['goal']}. {case['steps']} steps of {case['batch']} images.")
+    own = {name: _accuracies(content, name) for name in CONTROLS}
+    if all(own.values()):
+        costs = {name: content["dense"] - mean(values) for name, values in own.items()}
+        told = ", ".join(f"{name} costs {cost:.2f} points" for name, cost in costs.items())
+        verdict = (
+            "The replaced layers **matter**" if min(costs.values()) > 1.0 else "The replaced layers do **not** matter"
+        )
+        lines.append(f"{verdict}: {told}.")
+    return [*lines, ""]
+
+
+def _accuracies(content: dict[str, Any], method: str) -> list[float]:
+    return [r["accuracy"] for r in content["rows"] if r["method"] == method and "accuracy" in r]
+
+
+def _case(content: dict[str, Any]) -> list[str]:
+    case, rows = content["case"], content["rows"]
+    lines = [*_head(content), "| method | parameters | active | ratio per layer | accuracy | against dense | seeds |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for method in dict.fromkeys(r["method"] for r in rows):
+        good = [r for r in rows if r["method"] == method and "accuracy" in r]
+        failed = [r for r in rows if r["method"] == method and "error" in r]
+        if not good:
+            lines.append(f"| {method} | failed: {failed[0]['error']} | | | | | {len(failed)} |")
+            continue
+        values = [r["accuracy"] for r in good]
+        away = mean(values) - content["dense"]
+        one = good[0]
+        ratios = ", ".join(f"{layer['ratio']:,.0f}x" for layer in one["layers"].values())
+        spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+        small = all(n["active"] <= case.get("budget", {}).get(k, 0) for k, n in one["layers"].items())
+        mark = " **reached**" if small and method not in CONTROLS and away >= -case.get("most_loss", -99.0) else ""
+        lines.append(
+            f"| {method} | {one['params']:,} | {one['active']:,} | {ratios} | {mean(values):.2f}{spread} | "
+            f"{away:+.2f}{mark} | {len(values)} |"
+        )
+    return [*lines, ""]
+
+
+def _curve(content: dict[str, Any]) -> list[str]:
+    """Rows of methods, columns of ratios: accuracy, and the part of the gap between the random control and dense."""
+    case, dense = content["case"], content["dense"]
+    ratios = case["ratios"]
+    random = mean(_accuracies(content, "scaled random") or [float("nan")])
+    lines = _head(content)
+    columns = " | ".join(f"{ratio:,}x" for ratio in ratios)
+    lines += [f"| method | {columns} |", "|---" * (len(ratios) + 1) + "|"]
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for name in dict.fromkeys(r["method"].rpartition(" ")[0] for r in content["rows"] if "ratio" in r["options"]):
+        cells: list[str] = []
+        for ratio in ratios:
+            found = [r for r in content["rows"] if r["method"] == f"{name} {ratio}x" and "accuracy" in r]
+            if not found:
+                cells.append("-")
+                continue
+            value, params = mean(r["accuracy"] for r in found), found[0]["params"]
+            entries = sum(layer["ratio"] * layer["params"] for layer in found[0]["layers"].values())
+            if params > 1.05 * entries / ratio:
+                cells.append(f"({value:.2f}, {params:,} numbers)")
+                continue
+            closed = (value - random) / (dense - random)
+            cells.append(f"{value:.2f} ({closed:.0%})" if dense - random > 1.0 else f"{value:.2f}")
+            curves.setdefault(name, []).append((params, value))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", _NOTE]
+    picture = f"results-{case['name']}.png"
+    _draw(curves, dense, random, DOCS / picture)
+    return [*lines, "", f"![accuracy against parameters]({picture})", ""]
+
+
+def _draw(curves: dict[str, list[tuple[int, float]]], dense: float, random: float, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    for n, (name, points) in enumerate(curves.items()):
+        points = sorted(dict(sorted(points)).items())
+        axis.semilogx(*zip(*points, strict=True), "osD^v<>"[n % 7] + "-", ms=4, lw=1, color=f"C{n % 10}", label=name)
+    axis.axhline(dense, color="k", lw=1, label="dense")
+    axis.axhline(random, color="k", lw=1, ls=":", label="random, one factor")
+    low = min([random, *(v for points in curves.values() for _, v in points)])
+    axis.set(
+        xlabel="trained numbers in the replaced layers",
+        ylabel="test accuracy, %",
+        ylim=(max(low, random - 8) - 0.5, None),
+    )
+    axis.legend(fontsize=7, loc="lower right")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
