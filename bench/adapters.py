@@ -1,8 +1,8 @@
 """Adapters at equal numbers of trained parameters: a small story model learns to continue Shakespeare.
 
 Run as ``ADTN_DATA=... python bench/adapters.py``; writes ``bench/results/adapters.json``. Generated adapters of several
-topologies beside LoRA, VeRA and LoKr of peft, on the same layers, with the same data, steps and schedule; the learning rate of each
-is the best of three, by the validation loss of seed 0.
+topologies beside LoRA, VeRA and LoKr of peft, on the same layers, with the same data, steps and schedule; the learning
+rate of each is the best of three, by the validation loss of seed 0.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def texts() -> tuple[torch.Tensor, torch.Tensor]:
 def adapted(dense: Any, method: str, size: Any, seed: int) -> tuple[Any, list[torch.nn.Parameter]]:
     """A copy of the model with an adapter, and what is trained of it."""
     import peft
+
     from adtn_backends.peft_layers import GeneratedLoraConfig
 
     torch.manual_seed(seed)

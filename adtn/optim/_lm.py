@@ -172,7 +172,7 @@ def run_lm(run: Run, curvature: Curvature) -> Status:
             change = _solve(matrix, slope, damping)
             trial = _moved(state.params, names, change)
             found, bent = evaluate(trial)
-            expected = -(slope @ change + 0.5 * change @ matrix @ change)
+            expected = -float(slope @ change + 0.5 * change @ matrix @ change)
             gain = (loss - found) / expected if expected > 0.0 and math.isfinite(found) else -1.0
             if gain > 0.0:
                 damping = max(damping * max(1.0 / 3.0, 1.0 - (2.0 * gain - 1.0) ** 3), 1e-10)

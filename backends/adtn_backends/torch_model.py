@@ -428,6 +428,8 @@ def _weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]
             return {}, "keys and values have other widths than queries"
         n = module.embed_dim
         return {f"{name}.in_proj": (3 * n, n), f"{name}.out_proj": (n, n)}, ""
+    if isinstance(module, GeneratedWeight) or hasattr(module, "generated"):
+        return {}, "compressed already"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return {}, "max_norm changes its rows in place"
     shape = weight_shape(module.base_layer if isinstance(module, Adapted) else module)

@@ -1,7 +1,7 @@
 """A small language model as a Hugging Face folder: ``python bench/networks/stories.py FOLDER``.
 
-Reads the 260,000-parameter decoder trained on TinyStories (A. Karpathy's tinyllamas, MIT) from ``ADTN_DATA/weights``, in the
-legacy format of llama2.c.
+Reads the 260,000-parameter decoder trained on TinyStories (A. Karpathy's tinyllamas, MIT) from ``ADTN_DATA/weights``,
+in the legacy format of llama2.c.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ def stories_model(path: Path) -> Any:
     content = path.read_bytes()
     dim, hidden, layers, heads, kv_heads, vocab, length = struct.unpack_from("7i", content)
     config = LlamaConfig(
-        vocab_size=vocab, hidden_size=dim, intermediate_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, max_position_embeddings=length, rms_norm_eps=1e-5, tie_word_embeddings=True,
-        bos_token_id=1, eos_token_id=2,
+        vocab_size=vocab, hidden_size=dim, intermediate_size=hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=length, rms_norm_eps=1e-5,
+        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     numbers = np.frombuffer(content, "<f4", offset=28)
     at = 0
@@ -95,7 +96,7 @@ class Tokens:
         # bytes without a piece of their own follow the three special ones
         ids = [self.number.get(char.encode(), 3 + char.encode()[0]) for char in word.decode()]
         while True:
-            pairs = [self.number.get(self.pieces[a] + self.pieces[b]) for a, b in zip(ids[:-1], ids[1:], strict=True)]
+            pairs = [self.number.get(self.pieces[a] + self.pieces[b]) for a, b in pairwise(ids)]
             best = max((p for p in pairs if p is not None), key=lambda p: self.scores[p], default=None)
             if best is None:
                 return ids

@@ -26,8 +26,8 @@ whatever replaces it.
 be. Legs "by meaning" follow the axis: rows and columns of an image, channels, places.
 """
 _NOTE = (
-    "Accuracy, and in brackets how much of the gap between the random control and the dense layer is closed. Entries that "
-    "are wholly in brackets are larger than the ratio allows: the method has nothing smaller."
+    "Accuracy, and in brackets how much of the gap between the random control and the dense layer is closed. Entries "
+    "that are wholly in brackets are larger than the ratio allows: the method has nothing smaller."
 )
 
 
