@@ -125,6 +125,28 @@ def weights_folder() -> Path:
     return folder
 
 
+def stories(n: int, seed: int) -> list[dict[str, torch.Tensor]]:
+    """Batches of stories that the model tells, for ``adtn compress``."""
+    model = stories_model(weights_folder() / "stories260K.bin")
+    torch.manual_seed(seed)
+    begin = torch.ones((32, 1), dtype=torch.long)
+    found = [
+        model.generate(begin, min_new_tokens=127, max_new_tokens=127, do_sample=True, top_k=0, pad_token_id=0)
+        for _ in range(n)
+    ]
+    return [{"input_ids": ids, "labels": ids} for ids in found]
+
+
+def train() -> list[dict[str, torch.Tensor]]:
+    """To train on: 512 stories."""
+    return stories(16, 0)
+
+
+def test() -> list[dict[str, torch.Tensor]]:
+    """To judge by: 128 others."""
+    return stories(4, 1)
+
+
 def main() -> None:
     """Write the folder, and a few words of the model."""
     out, folder = Path(sys.argv[1]), weights_folder()
