@@ -8,10 +8,11 @@ import sys
 import adtn
 
 NAMES = {
-    "ADTNError", "ATTN", "BrickWall", "CP", "CompressReport", "Config", "DataAwareReconstruction", "Dense",
+    "ADTNError", "ATTN", "BrickWall", "CP", "Budget", "CompressReport", "Config", "DataAwareReconstruction", "Dense",
     "DeviceProfile", "Generator", "Layout", "MERA", "MPO", "Objective", "Plan", "RandomFeatures", "Reconstruction",
     "ScaledIdentity", "ScaledRandom", "SeededBase", "Solution", "Status", "TT", "TTN", "Task", "TensorRing", "Topology",
-    "Tucker", "calibrate", "decompose", "devices", "fit", "from_tensornetwork", "load", "load_model", "plan",
+    "Tucker", "calibrate", "decompose", "devices", "fit", "from_tensornetwork", "load", "load_model",
+    "load_pretrained", "plan",
     "register_activation", "register_topology", "save", "to_tensornetwork",
 }  # fmt: skip
 STAGES = {"bench", "compress", "generator", "network", "optim", "schedule", "cli", "demo"}

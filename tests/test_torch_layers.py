@@ -392,3 +392,38 @@ def test_what_does_not_fit_is_refused() -> None:
         layers.ADTNMultiheadAttention.from_attention(nn.MultiheadAttention(8, 2, kdim=4), TTN)
     with pytest.raises(LayoutError, match="must divide"):
         layers.ADTNConv1d(adtn.Generator((6, 4, 3), TTN), groups=4)
+
+
+@pytest.mark.parametrize("topology", [TTN, adtn.MERA(bond=2), adtn.BrickWall(layers=2), adtn.MPO(bond=3)], ids=repr)
+@pytest.mark.parametrize("base", [None, adtn.SeededBase(2)], ids=str)
+def test_rows_are_those_of_the_weight(topology: adtn.Topology, base) -> None:
+    weight = layers.GeneratedWeight(adtn.Generator((50, 3, 5), topology, base=base, dtype="float64"))
+    index = torch.tensor([49, 0, 7, 7, 31])
+    cotangent = torch.randn(5, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    grads = []
+    for found in (weight.rows(index), weight()[index]):
+        torch.testing.assert_close(found, weight()[index])
+        grads.append(torch.autograd.grad((found * cotangent).sum(), list(weight.parameters())))
+    for got, want in zip(*grads, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_an_embedding_makes_only_the_rows_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = layers.ADTNEmbedding(adtn.Generator((64, 8), TTN), padding_idx=3)
+    indices = torch.tensor([[3, 60, 3], [5, 60, 0]])
+    want = nn.functional.embedding(indices, table.weight, 3)
+    want.square().sum().backward()
+    grads = [p.grad.clone() for p in table.parameters()]
+    table.zero_grad()
+
+    def whole(self):
+        raise AssertionError("the whole table was made")
+
+    monkeypatch.setattr(layers.GeneratedWeight, "forward", whole)
+    found = table(indices)
+    torch.testing.assert_close(found, want)
+    found.square().sum().backward()
+    for p, grad in zip(table.parameters(), grads, strict=True):
+        torch.testing.assert_close(p.grad, grad)
+    with pytest.raises(AssertionError, match="whole table"):
+        table(torch.arange(40))

@@ -93,10 +93,12 @@ def compress(
         outcome = work.within(config.budget, before) if config.budget is not None else work.attempt(tasks)
         after = _cost(adapter, test, data, loss)
         generators = adapter.generators()
+        sample = test if test is not None else data
+        predicted = adapter.predicted_seconds(sample) if sample is not None else {}
     except BaseException:
         adapter.restore()
         raise
-    rows = [_row(layer, outcome, generators) for layer in chosen]
+    rows = [_row(layer, outcome, generators, predicted) for layer in chosen]
     return CompressReport(config, rows, dense, before, after, outcome.losses, time.monotonic() - began, generators)
 
 
@@ -140,12 +142,12 @@ def _cost(
     return ModelCost(params, size, adapter.score(test), seconds, peak, adapter.loss_on(test, loss))
 
 
-def _row(layer: Layer, outcome: Outcome, generators: dict[str, Any]) -> LayerRow:
+def _row(layer: Layer, outcome: Outcome, generators: dict[str, Any], predicted: dict[str, float]) -> LayerRow:
     parts = [generators[name] for name in layer.weights]
     dense = sum(map(math.prod, layer.weights.values()))
     return LayerRow(
         layer.name, layer.kind, tuple(tuple(s) for s in layer.weights.values()), str(parts[0].topology), dense,
         sum(g.num_params for g in parts), sum(g.num_active_params for g in parts),
         [outcome.results[name].relative_error for name in layer.weights], layer.tied,
-        outcome.sensitivities.get(layer.name),
+        outcome.sensitivities.get(layer.name), sum(predicted[n] for n in layer.weights) if predicted else None,
     )  # fmt: skip

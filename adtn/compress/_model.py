@@ -146,6 +146,10 @@ class Model(Protocol):
         """Median seconds and peak bytes of a forward pass of the first batch."""
         ...
 
+    def predicted_seconds(self, data: Iterable[Any]) -> dict[str, float]:
+        """What the scheduler expects each installed weight to cost in a forward pass of the first batch."""
+        ...
+
 
 def model_of(model: Any, device: str | None) -> Model:
     """The adapter of a framework for one of its models.

@@ -37,6 +37,8 @@ class LayerRow:
         Layers that share the generator.
     sensitivity : float or None
         Growth of the model's loss per squared error, where a budget had to be shared out.
+    predicted_seconds : float or None
+        What the scheduler expects of the layer in a forward pass; of convolutions and embeddings, of making the weight.
     """
 
     name: str
@@ -49,6 +51,7 @@ class LayerRow:
     local_errors: list[float]
     tied: tuple[str, ...] = ()
     sensitivity: float | None = None
+    predicted_seconds: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -130,6 +133,11 @@ class CompressReport:
             lines.append(
                 f"forward pass {b.forward_seconds * 1e3:.2f} ms -> {a.forward_seconds * 1e3:.2f} ms "
                 f"({a.forward_seconds / b.forward_seconds:.2f}x the time)"
+            )
+        expected = [r.predicted_seconds for r in self.layers]
+        if all(expected) and a.forward_seconds:
+            lines.append(
+                f"of which the replaced layers were expected to take {sum(filter(None, expected)) * 1e3:.2f} ms"
             )
         if b.forward_peak_bytes is not None and a.forward_peak_bytes is not None:
             lines.append(

@@ -42,6 +42,8 @@ from ._projection import product_order as product_order
 from ._projection import project as project
 from ._projection import squared_norm as squared_norm
 from ._random_features import RandomFeatures as RandomFeatures
+from ._rows import probe_digits as probe_digits
+from ._rows import rows_program as rows_program
 from ._seeded import SeededBase as SeededBase
 from ._segment import Core as Core
 from ._segment import Segment as Segment

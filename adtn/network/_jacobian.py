@@ -1,8 +1,7 @@
 r"""How sampled entries of the weight move with every trained number.
 
-Each output leg q of an axis a is closed with a one-hot core :math:`E_q[i, q]`, whose first index numbers the sampled
-rows (or columns) and is shared by all legs of that axis: the network then puts out nothing but the sample. With unit
-tensors U in place of one core after the other::
+The network is closed so that it puts out nothing but the sample. With unit tensors U in place of one core after the
+other::
 
     Ż_t = C_t(X_{t-1}; A with U in place of A_k)        Ẋ_t = σ_t'(Z_t) ⊙ Ż_t        Ż_{t+1} = C_{t+1}(Ẋ_t; A)  ...
 
@@ -21,7 +20,8 @@ from .._typing import Array, Params
 from ._adjoint import forward_stage
 from ._layout import Layout
 from ._program import Program, compile_program
-from ._segment import Core, Segment
+from ._rows import chosen, probe_digits
+from ._segment import Segment
 
 _UNIT = "unit"
 
@@ -51,12 +51,11 @@ class SampledJacobian:
         """One-hot cores for the sample: ``rows`` of the first axis, positions in the others, flattened."""
         shape = self.layout.shape
         at = [rows, *(np.unravel_index(columns, shape[1:]) if columns is not None else ())]
-        out: dict[str, np.ndarray] = {}
-        for q, (axis, k) in enumerate(self.layout.leg_axes):
-            if axis < len(at):
-                digits = np.unravel_index(at[axis], self.layout.factors[axis])[k]
-                out[f"probe{q}"] = np.eye(self.layout.factors[axis][k])[digits]
-        return out
+        return {
+            name: np.eye(d)[index // stride % d]
+            for axis, index in enumerate(at)
+            for name, stride, d in probe_digits(self.layout, axis)
+        }
 
     def __call__(self, arrays: Params) -> dict[str, Array]:
         """By parameter ``(entries, rows, columns)``; without sampled columns, the legs of the other axes at the end.
@@ -89,17 +88,7 @@ class SampledJacobian:
 
 def sampled_jacobian(segments: tuple[Segment, ...], layout: Layout, rows: int, columns: int) -> SampledJacobian:
     """Plan the derivatives of ``rows`` times ``columns`` entries; all columns when that is 0."""
-    last, legs = segments[-1], layout.leg_axes
-    groups = ["rows" if axis == 0 else "columns" if columns else "" for axis, _ in legs]
-    counts = {"rows": rows, "columns": columns}
-    probes = tuple(
-        Core(f"probe{q}", (group, i), (counts[group], d), f"probe{q}", "probe", trainable=False)
-        for q, (group, i, d) in enumerate(zip(groups, last.outputs, layout.dims, strict=True))
-        if group
-    )
-    free = [last.outputs[q] for q in sorted(range(len(legs)), key=lambda q: legs[q]) if not groups[q]]
-    outputs = ("rows", *(["columns"] if columns else []), *free)
-    closed = (*segments[:-1], replace(last, cores=(*last.cores, *probes), outputs=outputs))
+    closed = chosen(segments, layout, rows, columns)
     chains: list[tuple[str, int, Program]] = []
     for t, segment in enumerate(closed):
         for k, core in enumerate(segment.cores):

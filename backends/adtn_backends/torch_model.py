@@ -20,9 +20,10 @@ from adtn import Generator
 from adtn._errors import CompressError, DeviceError
 from adtn.bench import peak_bytes
 from adtn.compress import Layer, Tuning
+from adtn.schedule import decide
 from torch import nn
 
-from .torch_layers import Adapted, ADTNMultiheadAttention, GeneratedWeight, add_adapter
+from .torch_layers import Adapted, ADTNLinear, ADTNMultiheadAttention, GeneratedWeight, add_adapter
 from .torch_layers._adapted import adapted_layers
 from .torch_layers._like import layer_like, weight_shape
 from .torch_layers._linear import is_transposed
@@ -318,6 +319,33 @@ class TorchModel:
                 times.append(time.perf_counter() - began)
             peak = peak_bytes(run) if self._where == "cpu" else None
         return statistics.median(times), peak
+
+    def predicted_seconds(self, data: Iterable[Any]) -> dict[str, float]:
+        """By the plans for the rows of the first batch; convolutions and embeddings are priced by their weights."""
+        rows: dict[str, int] = {}
+        hooks: list[Any] = []
+        for name in self._weights:
+            owner = name.rpartition(".")[0] if name not in self._originals else name
+            module = self.model.get_submodule(owner)
+            if isinstance(module, ADTNLinear):
+
+                def look(layer: Any, inputs: Any, _: Any, name: str = name) -> None:
+                    rows[name] = inputs[0].numel() // layer.in_features
+
+                hooks.append(module.register_forward_hook(look))
+        try:
+            with torch.no_grad(), self._evaluating():
+                self._outputs(self.model, self._to_device(next(_cycled(data, 1))))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        found: dict[str, float] = {}
+        for name, weight in self._weights.items():
+            task = ("apply", rows[name]) if rows.get(name) else ("generate", None)
+            dtype = str(weight.dtype).removeprefix("torch.")
+            plan = decide(weight.generator(), task[0], device=f"torch:{self._where}", dtype=dtype, batch=task[1])
+            found[name] = plan.predicted_seconds
+        return found
 
     def _loss(self, loss: Any, batch: Any, teacher: nn.Module | None, distill: float) -> torch.Tensor:
         """The caller's, or the model's own where it has one, or cross entropy; with the dense model's outputs."""

@@ -132,7 +132,7 @@ def _draw(curves: dict[str, list[tuple[int, float]]], dense: float, random: floa
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9.5, 4.5), layout="constrained")
     for n, (name, points) in enumerate(curves.items()):
         points = sorted(dict(sorted(points)).items())
         axis.semilogx(*zip(*points, strict=True), "osD^v<>"[n % 7] + "-", ms=4, lw=1, color=f"C{n % 10}", label=name)
@@ -144,7 +144,7 @@ def _draw(curves: dict[str, list[tuple[int, float]]], dense: float, random: floa
         ylabel="test accuracy, %",
         ylim=(max(low, random - 8) - 0.5, None),
     )
-    axis.legend(fontsize=7, loc="lower right")
+    figure.legend(fontsize=7, loc="outside right upper")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -10,6 +10,8 @@ from torch import nn
 
 from ._weight import Base, GeneratedWeight, as_weight, generator_of, is_traced
 
+_FEW = 4  # up to a quarter of all rows, only those that are asked for are made
+
 
 class ADTNEmbedding(nn.Module):
     """Rows of a generated table; takes the place of :class:`torch.nn.Embedding`.
@@ -76,5 +78,12 @@ class ADTNEmbedding(nn.Module):
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
         """``(...)`` of integers to ``(..., embedding_dim)``."""
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.generated.parameters())
-        table = self.weight if trains or is_traced() else self.generated.kept()
-        return nn.functional.embedding(indices, table, self.padding_idx)
+        if is_traced() or self.generated.made:
+            return nn.functional.embedding(indices, self.weight, self.padding_idx)
+        wanted, place = torch.unique(indices, return_inverse=True)
+        if _FEW * wanted.numel() > self.num_embeddings or not wanted.numel():
+            return nn.functional.embedding(indices, self.weight if trains else self.generated.kept(), self.padding_idx)
+        rows = self.generated.rows(wanted)
+        if self.padding_idx is not None:
+            rows = torch.where((wanted == self.padding_idx)[:, None], rows.detach(), rows)
+        return nn.functional.embedding(place, rows)

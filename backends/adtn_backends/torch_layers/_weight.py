@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from adtn import Generator, Layout, SeededBase, Topology
 from adtn._backend import get_backend
+from adtn.network import BASE, BASE_SCALE, forward, probe_digits, rows_program
 from adtn.schedule import KEPT_BYTES, TiledWeight, decide, generate, with_base
 from torch import nn
 
@@ -103,6 +104,33 @@ class GeneratedWeight(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             return _Generate.apply(self._whole, tuple(arrays), *arrays.values())  # pyright: ignore[reportReturnType]
 
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight by their numbers, ``(n,)``, differentiable; the others are not made.
+
+        Examples
+        --------
+        >>> import adtn, torch
+        >>> weight = GeneratedWeight(adtn.Generator((64, 32), adtn.TTN(bond=2)))
+        >>> weight.rows(torch.tensor([3, 60])).shape
+        torch.Size([2, 32])
+        """
+        structure, n = self._structure, index.shape[0]
+        layout = structure.layout
+        padded = nn.functional.pad(index, (0, (1 << max(n - 1, 0).bit_length()) - n))  # few programs for all numbers
+        arrays = self.arrays()
+        probes = {
+            name: nn.functional.one_hot(padded // stride % d, d).to(self.dtype)
+            for name, stride, d in probe_digits(layout, 0)
+        }
+        with torch.autocast(self.device.type, enabled=False):
+            state = forward(rows_program(structure.segments, layout, len(padded)), {**arrays, **probes})
+            found = state.reshape(-1, *layout.padded_shape[1:])[:n] * structure.scale
+            found = found[(slice(None), *(slice(0, k) for k in layout.shape[1:]))]
+            if BASE in arrays:
+                base = arrays[BASE].reshape(layout.shape)[index]
+                found = found + (base * arrays[BASE_SCALE] if BASE_SCALE in arrays else base)
+        return found
+
     @contextmanager
     def once(self) -> collections.abc.Generator[torch.Tensor, None, None]:
         """Inside this block the weight is made once, however many layers and properties ask for it."""
@@ -111,6 +139,11 @@ class GeneratedWeight(nn.Module):
             yield weight
         finally:
             self._now = None
+
+    @property
+    def made(self) -> bool:
+        """Whether this is inside :meth:`once`."""
+        return self._now is not None
 
     def kept(self) -> torch.Tensor:
         """The weight for inference: made when the numbers have changed since the last call, without a graph."""
