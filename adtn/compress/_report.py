@@ -162,7 +162,10 @@ class CompressReport:
 
     def to_json(self) -> str:
         """Everything but the numbers of the generators."""
-        config = asdict(self.config) | {"topology": topology_to_json(self.config.topology)}
+        config = asdict(self.config) | {
+            "topology": topology_to_json(self.config.topology),
+            "candidates": [topology_to_json(one) for one in self.config.candidates],
+        }
         content: dict[str, Any] = {
             "config": config,
             "layers": [asdict(r) | {"ratio": r.ratio} for r in self.layers],

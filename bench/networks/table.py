@@ -27,7 +27,8 @@ be. Legs "by meaning" follow the axis: rows and columns of an image, channels, p
 """
 _NOTE = (
     "Accuracy, and in brackets how much of the gap between the random control and the dense layer is closed. Entries "
-    "that are wholly in brackets are larger than the ratio allows: the method has nothing smaller."
+    "that are wholly in brackets are larger than the ratio allows: the method has nothing smaller. One seed, or three "
+    "where there is a spread."
 )
 
 
@@ -117,7 +118,9 @@ def _curve(content: dict[str, Any]) -> list[str]:
                 cells.append(f"({value:.2f}, {params:,} numbers)")
                 continue
             closed = (value - random) / (dense - random)
-            cells.append(f"{value:.2f} ({closed:.0%})" if dense - random > 1.0 else f"{value:.2f}")
+            told = f"{closed:.0%}" if closed >= 0.0 else "worse than random"
+            spread = f" ± {stdev(r['accuracy'] for r in found):.2f}" if len(found) > 1 else ""
+            cells.append(f"{value:.2f}{spread}" + (f" ({told})" if dense - random > 1.0 else ""))
             curves.setdefault(name, []).append((params, value))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", _NOTE]
