@@ -156,8 +156,8 @@ def fit(
     optimizer : {"adam", "adamw", "sgd", "lbfgs", "lm"}
         The first three come from torch.optim, optax or quimb, ``"lbfgs"`` from SciPy, in float64 on the host.
         ``"lm"`` is Levenberg-Marquardt for reconstructions by at most 4096 numbers: its matrix is made of a sample of
-        the rows, on the device, and solved on the host. It needs few steps, but L-BFGS was faster by wall time in
-        all that was measured (``bench/results/optimizers.json``).
+        the rows, on the device, and solved on the host. It needs few steps, but L-BFGS was better after equal wall
+        time in nearly all that was measured (``bench/results/optimizers.json``).
     steps : int
         Number of steps (iterations for ``"lbfgs"`` and ``"lm"``).
     lr : float
