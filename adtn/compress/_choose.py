@@ -31,6 +31,8 @@ class Ladder:
         Per candidate the choice for every weight.
     errors : list of float
         Relative errors of the outputs, root mean square over the weights.
+    middle : mapping of str to LocalResult
+        The generators of the candidate of middle size.
     sensitivity : float
         Growth of the model's loss per squared error.
     """
@@ -38,6 +40,7 @@ class Ladder:
     layer: Layer
     choices: list[Mapping[str, Choice]]
     errors: list[float]
+    middle: Mapping[str, LocalResult]
     sensitivity: float = 1.0
 
     def options(self, bytes_each: int) -> list[tuple[int, float]]:
@@ -73,61 +76,55 @@ def climb(
     rungs: dict[str, list[list[Choice]]] = {}
     for layer in layers:
         for name, shape in layer.weights.items():
-            ranked = sorted(screened[name], key=lambda c, name=name: first[name, c])[:2]
+            ranked = sorted(screened[name], key=lambda c, name=name: first[name, c].relative_error)[:2]
             rungs[name] = []
             for size in sizes[name]:
                 grown = [k for c in ranked for k in candidates(shape, [c.topology], size) if k.layout == c.layout]
                 grown = grown or candidates(shape, options[layer.name].candidates, size)[:2]
                 rungs[name].append(grown)
                 second += [(tasks[name], c) for c in grown]
-    errors = _fits(second, _LADDER_STEPS, executor, folder)
+    fitted = _fits(second, _LADDER_STEPS, executor, folder)
     for layer in layers:
         depth = max(len(rungs[name]) for name in layer.weights)
         choices: list[Mapping[str, Choice]] = []
-        found: list[float] = []
+        results: list[dict[str, LocalResult]] = []
         for at in range(depth):
-            own = {n: min(rungs[n][min(at, len(rungs[n]) - 1)], key=lambda c, n=n: errors[n, c]) for n in layer.weights}
-            choices.append(own)
-            found.append(math.sqrt(float(np.mean([errors[n, c] ** 2 for n, c in own.items()]))))
-        ladders.append(Ladder(layer, choices, found))
+            found = {n: [(c, fitted[n, c]) for c in rungs[n][min(at, len(rungs[n]) - 1)]] for n in layer.weights}
+            best = {n: min(own, key=lambda one: one[1].relative_error) for n, own in found.items()}
+            choices.append({n: c for n, (c, _) in best.items()})
+            results.append({n: r for n, (_, r) in best.items()})
+        errors = [math.sqrt(float(np.mean([r.relative_error**2 for r in own.values()]))) for own in results]
+        ladders.append(Ladder(layer, choices, errors, results[depth // 2]))
     return ladders
 
 
 def _fits(
     wanted: Sequence[tuple[LocalTask, Choice]], steps: int, executor: Executor | None, folder: Path | None
-) -> dict[tuple[str, Choice], float]:
-    """Relative errors after quick fits."""
+) -> dict[tuple[str, Choice], LocalResult]:
+    """Quick fits; a candidate that is the largest of several sizes is fitted once."""
+    unique = {(task.name, c): task for task, c in wanted}
     tasks = [
-        replace(task, topology=c.topology, layout=c.layout, steps=steps, label=f"{task.name}-try{n}")
-        for n, (task, c) in enumerate(wanted)
+        replace(task, topology=c.topology, layout=c.layout, steps=steps, label=f"{name}-try{n}")
+        for n, ((name, c), task) in enumerate(unique.items())
     ]
-    results = run_local(tasks, executor, folder, lambda result: None)
-    return {(task.name, c): r.relative_error for (task, c), r in zip(wanted, results, strict=True)}
+    return dict(zip(unique, run_local(tasks, executor, folder, lambda result: None), strict=True))
 
 
 def sense(
     ladders: Sequence[Ladder],
-    tasks: Mapping[str, LocalTask],
     adapter: Model,
     data: Iterable[Any],
     loss: Callable[..., Any] | None,
-    executor: Executor | None,
-    folder: Path | None,
     say: Callable[[str], None],
 ) -> list[Ladder]:
     """The same with sensitivities: one layer after the other is replaced by its middle candidate."""
     before = adapter.loss_on(data, loss)
     growth: list[float] = []
     for ladder in ladders:
-        at = len(ladder.choices) // 2
-        wanted = [
-            replace(tasks[n], topology=c.topology, layout=c.layout, steps=_LADDER_STEPS, label=f"{n}-sense")
-            for n, c in ladder.choices[at].items()
-        ]
-        results: list[LocalResult] = run_local(wanted, executor, folder, lambda result: None)
-        adapter.install({name: r.generator for name, r in zip(ladder.choices[at], results, strict=True)})
+        error = ladder.errors[len(ladder.errors) // 2]
+        adapter.install({name: r.generator for name, r in ladder.middle.items()})
         try:
-            growth.append(max(adapter.loss_on(data, loss) - before, 0.0) / max(ladder.errors[at], 1e-6) ** 2)
+            growth.append(max(adapter.loss_on(data, loss) - before, 0.0) / max(error, 1e-6) ** 2)
         finally:
             adapter.restore()
         say(f"{ladder.layer.name}: sensitivity {growth[-1]:.4g}")

@@ -80,9 +80,7 @@ class Work:
         """With the topologies, bonds and layouts that a budget leads to."""
         ladders = climb(self.layers, self.tasks, self.config, self.executor, self.folder)
         if self.data is not None:
-            ladders = sense(
-                ladders, self.tasks, self.adapter, self.data, self.loss, self.executor, self.folder, self.say
-            )
+            ladders = sense(ladders, self.adapter, self.data, self.loss, self.say)
         sensitivities = {ladder.layer.name: ladder.sensitivity for ladder in ladders}
         if budget.accuracy_loss is not None:
             outcome = self._smallest(ladders, budget.accuracy_loss, before)

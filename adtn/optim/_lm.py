@@ -53,6 +53,8 @@ class Curvature:
         Where.
     constants : mapping of str to array
         Frozen numbers, unit directions, and those of the objective.
+    base : numpy.ndarray
+        ``(n_out, n_in)``; empty where its factor is not trained.
     names : list of str
         Of the parameters, in the order of H.
     seed : int
@@ -66,6 +68,7 @@ class Curvature:
     device: str
     dtype: str
     constants: Mapping[str, Array]
+    base: np.ndarray
     names: list[str]
     seed: int
 
@@ -82,8 +85,7 @@ class Curvature:
         changes = stacked(found, [k for k in self.names if k != BASE_SCALE]) * self.generator.scale
         changes = self._cropped(changes) if columns is None else changes
         if BASE_SCALE in self.names:
-            base = np.asarray(self.generator.constants()[BASE]).reshape(shape[0], n_in)[rows]
-            base = base if columns is None else base[:, columns]
+            base = self.base[rows] if columns is None else self.base[np.ix_(rows, columns)]
             changes = do("concatenate", (changes, self._asarray(base[None])), axis=0)
         bent = self.objective.curvature(changes, self.constants)
         flat = (changes.shape[0], -1)
@@ -126,13 +128,13 @@ def plan_curvature(
         columns = min(n_in, max(round(math.sqrt(wanted)), math.ceil(wanted / n_out)))
         rows = min(n_out, math.ceil(wanted / columns))
     jacobian = sampled_jacobian(generator.segments, generator.layout, rows, columns)
-    arrays: dict[str, np.ndarray] = {
-        k: np.asarray(x) for k, x in {**generator.constants(), **objective.constants()}.items()
-        if k not in (BASE, "target")
-    }  # fmt: skip
+    frozen = generator.constants()
+    base = frozen.pop(BASE, np.zeros(0))
+    base = base.reshape(n_out, n_in) if BASE_SCALE in names else np.zeros(0)
+    arrays = {k: np.asarray(x) for k, x in {**frozen, **objective.constants()}.items() if k != "target"}
     arrays |= {f"unit/{k}": np.eye(math.prod(s)).reshape(-1, *s) for k, s in shapes.items()}
     constants = {k: backend.asarray(x, device, dtype) for k, x in arrays.items()}
-    return Curvature(jacobian, generator, objective, backend, device, dtype, constants, names, seed)
+    return Curvature(jacobian, generator, objective, backend, device, dtype, constants, base, names, seed)
 
 
 def run_lm(run: Run, curvature: Curvature) -> Status:

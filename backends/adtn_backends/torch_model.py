@@ -23,6 +23,7 @@ from adtn.compress import Layer, Tuning
 from adtn.schedule import decide
 from torch import nn
 
+from .torch_distill import Seen, distill_layer
 from .torch_layers import Adapted, ADTNLinear, ADTNMultiheadAttention, GeneratedWeight, add_adapter
 from .torch_layers._adapted import adapted_layers
 from .torch_layers._like import layer_like, weight_shape
@@ -214,23 +215,17 @@ class TorchModel:
         assert self._dense is not None
         jobs: dict[str, Any] = {}
         for name in self._originals:
-            seen = self._seen(name, data)
-            layer = self.model.get_submodule(name)
-            jobs[name] = executor.submit(distill_layer, layer, seen, tuning) if executor is not None else None
-            if executor is None:
-                state, first, last = distill_layer(layer, seen, tuning)
-                layer.load_state_dict(state)
-                say(f"{name}: outputs' error {first:.4f} -> {last:.4f}")
+            task = (self.model.get_submodule(name), self._seen(name, data), tuning)
+            jobs[name] = distill_layer(*task) if executor is None else executor.submit(distill_layer, *task)
         for name, job in jobs.items():
-            if job is not None:
-                state, first, last = job.result()
-                self.model.get_submodule(name).load_state_dict(state)
-                say(f"{name}: outputs' error {first:.4f} -> {last:.4f}")
+            state, first, last = job if executor is None else job.result()
+            self.model.get_submodule(name).load_state_dict(state)
+            say(f"{name}: outputs' error {first:.4f} -> {last:.4f}")
 
-    def _seen(self, name: str, data: Iterable[Any]) -> list[tuple[Any, dict[str, Any], torch.Tensor]]:
+    def _seen(self, name: str, data: Iterable[Any]) -> list[Seen]:
         """Inputs and outputs of a dense layer, as many batches as memory is given for."""
         assert self._dense is not None
-        kept: list[tuple[Any, dict[str, Any], torch.Tensor]] = []
+        kept: list[Seen] = []
 
         def look(_: Any, inputs: Any, options: dict[str, Any], output: Any) -> None:
             y = output[0] if isinstance(output, tuple) else output
@@ -423,30 +418,6 @@ def _aligned(model: nn.Module, logits: torch.Tensor, batch: Any) -> tuple[torch.
     if _takes_labels(model) and any(part in type(model).__name__ for part in ("CausalLM", "LMHead")):
         return logits[..., :-1, :], target[..., 1:]
     return logits, target
-
-
-def distill_layer(
-    layer: nn.Module, seen: Sequence[tuple[Any, dict[str, Any], torch.Tensor]], tuning: Tuning
-) -> tuple[dict[str, torch.Tensor], float, float]:
-    """Train one layer on inputs and outputs; its state, and the first and last relative error."""
-    layer = copy.deepcopy(layer).train()
-    spread = statistics.fmean(float(y.var(correction=0)) for _, _, y in seen) or 1.0
-    trained = [p for p in layer.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=tuning.lr)
-    errors: list[float] = []
-    for n in range(tuning.steps):
-        inputs, options, wanted = seen[n % len(seen)]
-        got = layer(*inputs, **options)
-        got = got[0] if isinstance(got, tuple) else got
-        loss = (got - wanted).square().mean() / spread
-        errors.append(math.sqrt(float(loss.detach())))
-        optimizer.param_groups[0]["lr"] = tuning.lr * 0.5 * (1 + math.cos(math.pi * n / tuning.steps))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    window = max(min(len(seen), tuning.steps), 1)
-    first, last = statistics.fmean(errors[:window]), statistics.fmean(errors[-window:])
-    return {k: v.detach() for k, v in layer.state_dict().items()}, first, last
 
 
 def _weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]], str]:

@@ -53,11 +53,7 @@ class Factorised(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As the dense layer."""
-        dense: Any = self.like[0]
-        weight = self.tensor.to_tensor().reshape(dense.weight.shape)
-        if isinstance(dense, nn.Conv2d):
-            return nn.functional.conv2d(x, weight, self.bias, dense.stride, dense.padding, dense.dilation)
-        return nn.functional.linear(x, weight, self.bias)
+        return _applied(self.like[0], x, self.tensor.to_tensor().reshape(self.like[0].weight.shape), self.bias)
 
 
 class Frozen(nn.Module):
@@ -72,14 +68,14 @@ class Frozen(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As the dense layer."""
-        dense: Any = self.like[0]
-        if isinstance(dense, nn.Conv2d):
-            y = nn.functional.conv2d(x, self.weight, None, dense.stride, dense.padding, dense.dilation)
-            bias = None if self.bias is None else self.bias[:, None, None]
-        else:
-            y, bias = nn.functional.linear(x, self.weight), self.bias
-        y = y * self.factor
-        return y if bias is None else y + bias
+        return _applied(self.like[0], x, self.weight * self.factor, self.bias)
+
+
+def _applied(dense: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """As a dense layer with another weight."""
+    if isinstance(dense, nn.Conv2d):
+        return nn.functional.conv2d(x, weight, bias, dense.stride, dense.padding, dense.dilation)
+    return nn.functional.linear(x, weight, bias)
 
 
 def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: int) -> tuple[nn.Module, int, int]:

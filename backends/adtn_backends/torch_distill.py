@@ -1,0 +1,40 @@
+"""One layer trained to put out what the dense one did; what workers run."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from adtn.compress import Tuning
+from torch import nn
+
+Seen: TypeAlias = tuple[Any, dict[str, Any], torch.Tensor]
+"""Positional inputs, keywords and outputs of one batch."""
+
+
+def distill_layer(
+    layer: nn.Module, seen: Sequence[Seen], tuning: Tuning
+) -> tuple[dict[str, torch.Tensor], float, float]:
+    """Train one layer on inputs and outputs; its state, and the first and last relative error."""
+    layer = copy.deepcopy(layer).train()
+    spread = statistics.fmean(float(y.var(correction=0)) for _, _, y in seen) or 1.0
+    trained = [p for p in layer.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=tuning.lr)
+    errors: list[float] = []
+    for n in range(tuning.steps):
+        inputs, options, wanted = seen[n % len(seen)]
+        got = layer(*inputs, **options)
+        got = got[0] if isinstance(got, tuple) else got
+        loss = (got - wanted).square().mean() / spread
+        errors.append(math.sqrt(float(loss.detach())))
+        optimizer.param_groups[0]["lr"] = tuning.lr * 0.5 * (1 + math.cos(math.pi * n / tuning.steps))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    window = max(min(len(seen), tuning.steps), 1)
+    first, last = statistics.fmean(errors[:window]), statistics.fmean(errors[-window:])
+    return {k: v.detach() for k, v in layer.state_dict().items()}, first, last
