@@ -19,6 +19,7 @@ from .network import TT as TT
 from .network import TTN as TTN
 from .network import BrickWall as BrickWall
 from .network import Dense as Dense
+from .network import IdentityBase as IdentityBase
 from .network import Layout as Layout
 from .network import RandomFeatures as RandomFeatures
 from .network import ScaledIdentity as ScaledIdentity

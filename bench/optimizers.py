@@ -1,4 +1,4 @@
-"""Loss against wall time: Levenberg-Marquardt, L-BFGS and Adam on the same reconstructions.
+"""Loss against wall time: Levenberg-Marquardt, L-BFGS, one after the other, and Adam on the same reconstructions.
 
 Run as ``python bench/optimizers.py``; writes ``bench/results/optimizers.json`` and ``optimizers.png``. Each optimizer
 gets the same wall time. Targets are weights of a generator of the same structure with other numbers (they can be
@@ -20,7 +20,8 @@ from adtn.compress import read_weights
 from processes import write_results
 
 RESULTS = Path(__file__).parent / "results"
-OPTIMIZERS = {"lm": 0.0, "lbfgs": 0.0, "adam": 2e-2}
+OPTIMIZERS = ("lm", "lbfgs", "lbfgs, then lm", "adam")
+ADAM_LR = 2e-2
 TOPOLOGIES = {
     "ttn": adtn.TTN(bond=4),
     "linear ttn": adtn.TTN(bond=4, activation="identity"),
@@ -54,14 +55,16 @@ def curve(generator: adtn.Generator, target: np.ndarray, optimizer: str, seconds
         times.append(time.perf_counter() - began)
         losses.append(loss)
 
-    def run(steps: int, limit: float | None) -> Any:
+    def run(start: adtn.Generator, how: str, steps: int, limit: float | None) -> Any:
         return adtn.fit(
-            generator, target, optimizer=optimizer, steps=steps, lr=OPTIMIZERS[optimizer] or 1e-2, device=device,
+            start, target, optimizer=how, steps=steps, lr=ADAM_LR, device=device,
             callbacks=[note], progress=False, time_limit=limit,
         )  # fmt: skip
 
+    parts = optimizer.split(", then ")
     began = time.perf_counter()
-    run(5, None)  # plans, and what compilers make
+    for how in parts:
+        run(generator, how, 5, None)  # plans, and what compilers make
     steps = 10**6
     if optimizer == "adam":
         per_step = (times[-1] - times[0]) / max(len(times) - 1, 1)
@@ -69,7 +72,9 @@ def curve(generator: adtn.Generator, target: np.ndarray, optimizer: str, seconds
     times.clear()
     losses.clear()
     began = time.perf_counter()
-    solution = run(steps, seconds)
+    solution = run(generator, parts[0], steps, seconds / len(parts))
+    for how in parts[1:]:  # what the first one did not need is the second one's
+        solution = run(solution.generator, how, steps, seconds - (time.perf_counter() - began))
     return {"times": times, "losses": losses, "relative_error": solution.relative_error, "status": solution.status.name}
 
 
@@ -84,7 +89,7 @@ def measure(side: int, seconds: float, device: str, seeds: int) -> list[dict[str
             for seed in range(seeds):
                 generator = adtn.Generator(shape, topology, layout=layout, seed=seed, scale=wanted)
                 for optimizer in OPTIMIZERS:
-                    if optimizer == "lm" and generator.num_params > 2048:
+                    if "lm" in optimizer and generator.num_params > 2048:
                         continue
                     found = curve(generator, wanted, optimizer, seconds, device)
                     rows.append({"target": what, "topology": name, "shape": list(shape), "seed": seed, "device": device,
@@ -113,7 +118,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     whats, names = (list(dict.fromkeys(r[k] for r in rows)) for k in ("target", "topology"))
     size = (2.6 * len(names), 2.3 * len(whats))
     figure, axes = plt.subplots(len(whats), len(names), figsize=size, layout="constrained", squeeze=False)
-    colors = dict(zip(OPTIMIZERS, ("C3", "C0", "C2"), strict=True))
+    colors = dict(zip(OPTIMIZERS, ("C3", "C0", "C1", "C2"), strict=True))
     for row, what in zip(axes, whats, strict=True):
         for axis, name in zip(row, names, strict=True):
             for r in rows:
@@ -148,8 +153,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", type=int, default=512)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=16.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="numpy:cpu")
     parser.add_argument("--out", type=Path, default=RESULTS / "optimizers.json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import adtn
 import numpy as np
 import pytest
@@ -189,3 +191,18 @@ def test_from_networks_errors() -> None:
 def test_errors_say_what_to_do(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (8, 6), (6, 4, 3, 3), (4, 6, 5), (7,)])
+def test_beside_an_identity_base_a_generator_starts_at_zero(shape: tuple[int, ...]) -> None:
+    gen = adtn.Generator(shape, adtn.TTN(bond=2), base=adtn.IdentityBase(), scale=0.5, dtype="float64")
+    fan_in = math.prod(shape[1:])
+    want = np.zeros(shape)
+    middle = tuple(k // 2 for k in shape[2:])
+    for n in range(min(shape[:2])):
+        want[(n, n, *middle) if len(shape) > 1 else n] = 0.5 * math.sqrt(fan_in)
+    np.testing.assert_allclose(gen.weight(), want, rtol=1e-6)
+    plain = adtn.Generator(shape, adtn.TTN(bond=2))
+    assert gen.num_params == plain.num_params + 1
+    target = np.random.default_rng(0).standard_normal(shape)
+    assert adtn.fit(gen, target, optimizer="lbfgs", steps=30, progress=False).relative_error < 0.99

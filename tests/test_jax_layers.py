@@ -166,3 +166,26 @@ def test_what_does_not_fit_is_refused() -> None:
         layers.ADTNLinear(gen, bias=np.ones(3))
     with pytest.raises(LayoutError, match="divided by num_heads"):
         layers.ADTNMultiheadAttention(adtn.Generator((12, 4), TTN), gen, 3)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_an_embedding_makes_only_the_rows_it_needs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gen = GENERATORS[name]()
+    n = gen.shape[0]
+    table = layers.ADTNEmbedding(gen)
+    whole = np.asarray(table.weight)
+    few = jnp.array([[n - 1, -n]])[:, : max(n // 4, 1)]
+    asked: list[int] = []
+    rows = layers.GeneratedWeight.rows
+    monkeypatch.setattr(layers.GeneratedWeight, "rows", lambda self, i: asked.append(i.size) or rows(self, i))
+    np.testing.assert_allclose(nnx.jit(lambda t, i: t(i))(table, few), whole[np.asarray(few)], rtol=1e-4, atol=1e-5)
+    assert bool(asked) == (4 * few.size <= n)
+    every = jnp.arange(n)
+    np.testing.assert_allclose(table(every), whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(table.attend(table(few)), whole[np.asarray(few)] @ whole.T, rtol=1e-4, atol=1e-3)
+    assert np.isnan(np.asarray(table(jnp.array([n])))).all()
+    weights = jnp.asarray(np.random.default_rng(0).standard_normal((*few.shape, table.embedding_dim)), jnp.float32)
+    got = nnx.grad(lambda t: (t(few) * weights).sum())(table)
+    want = nnx.grad(lambda t: (t.weight[few] * weights).sum())(table)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(b).max() + 1))

@@ -24,8 +24,8 @@ GEN = adtn.Generator((24, 30), adtn.ATTN(bond=2), layout=Layout.of((24, 30), 3),
 
 @pytest.mark.parametrize(
     "base",
-    [None, adtn.SeededBase(3, "sign"), np.arange(720.0).reshape(24, 30)],
-    ids=["none", "seeded", "given"],
+    [None, adtn.SeededBase(3, "sign"), adtn.IdentityBase(), np.arange(720.0).reshape(24, 30)],
+    ids=["none", "seeded", "identity", "given"],
 )
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_round_trip_is_bit_equal(tmp_path: Path, base, dtype: str) -> None:

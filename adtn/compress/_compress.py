@@ -34,7 +34,7 @@ def compress(
 
     Parameters
     ----------
-    model : torch.nn.Module
+    model : torch.nn.Module or flax.nnx.Module
         Changed in place; left as it was when an error occurs.
     config : Config, optional
         What to compress, into what, and how.
@@ -44,7 +44,8 @@ def compress(
     test : iterable, optional
         The same, for the accuracy before and after.
     loss : callable, optional
-        ``loss(model, batch)``, cross entropy of the outputs and the labels when not given.
+        ``loss(model, batch)``, cross entropy of the outputs and the labels when not given; JAX traces
+        it.
     device : str, optional
         Where local fits run, such as ``"torch:cuda:0"``; on NumPy when not given. The model stays where it is.
     executor : optional

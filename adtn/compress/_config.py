@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from .._errors import CompressError, missing
 from .._typing import Shape
-from ..network import MPO, TTN, Layout, SeededBase, Topology, Tucker, get_topology
+from ..network import MPO, TTN, IdentityBase, Layout, RuleBase, SeededBase, Topology, Tucker, get_topology
 from ._budget import Budget
 from ._model import Layer
 
@@ -41,7 +41,7 @@ class Config:
     layers : mapping of str to mapping
         Other ``topology``, ``leg``, ``order``, ``base`` or ``candidates`` for layers that match a name, pattern or
         class; the first match counts.
-    base : SeededBase, optional
+    base : SeededBase or IdentityBase, optional
         Added to every generated weight.
     budget : Budget, optional
         Size of the model, or what it may lose. Topology, bond and layout of every layer are then chosen among the
@@ -94,7 +94,7 @@ class Config:
     leg: int | None = None
     order: str | None = None
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    base: SeededBase | None = None
+    base: RuleBase | None = None
     budget: Budget | None = None
     candidates: Sequence[Topology] = (TTN(), TTN(activation="identity"), MPO(), Tucker())
     restarts: int = 1
@@ -289,4 +289,6 @@ def _value(key: str, value: Any) -> Any:
         return cls(**options)
     if key == "base" and isinstance(value, int):
         return SeededBase(value)
+    if key == "base" and value == "identity":
+        return IdentityBase()
     return value

@@ -12,7 +12,7 @@ import numpy as np
 
 from .._errors import FileFormatError
 from ..generator import Generator
-from ..network import Layout, SeededBase, Topology
+from ..network import Layout, RuleBase, Topology
 from ..optim import DataAwareReconstruction, Reconstruction, fit
 from ._storage import from_bytes, load, save, to_bytes
 
@@ -47,7 +47,7 @@ class LocalTask:
     moment: np.ndarray | None
     topology: Topology
     layout: Layout
-    base: SeededBase | None
+    base: RuleBase | None
     seed: int
     steps: int
     optimizer: Literal["adam", "adamw", "sgd", "lbfgs", "lm"]

@@ -168,5 +168,6 @@ def model_of(model: Any, device: str | None) -> Model:
         if found is not None:
             return found
     raise CompressError(
-        f"Got {type(model).__name__}, which is no model of {', '.join(backend_names())}; expected a torch.nn.Module."
+        f"Got {type(model).__name__}, which is no model of {', '.join(backend_names())}; expected a torch.nn.Module or "
+        "flax.nnx.Module."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 from .._atomic import write_atomic
 from .._errors import ADTNError, FileFormatError
 from ..generator import Generator
-from ..network import BASE, Layout, SeededBase, topology_from_json, topology_to_json
+from ..network import BASE, IdentityBase, Layout, SeededBase, topology_from_json, topology_to_json
 
 FORMAT = 1
 _KEY = "adtn"
@@ -67,7 +67,9 @@ def to_bytes(generator: Generator, dtype: StoreDtype | None = None) -> bytes:
     base: dict[str, Any] | None = None
     if isinstance(generator.base, SeededBase):
         base = {"kind": "seeded", "seed": generator.base.seed, "distribution": generator.base.distribution}
-    elif generator.base is not None:
+    elif isinstance(generator.base, IdentityBase):
+        base = {"kind": "identity"}
+    elif isinstance(generator.base, np.ndarray):
         base = {"kind": "given", "dtype": str(generator.base.dtype)}
         tensors[BASE] = np.ascontiguousarray(generator.base, dtype="<f8"), "float64"
     layout = generator.layout
@@ -155,11 +157,12 @@ def from_bytes(data: bytes) -> Generator:
                 )
         base = header["base"]
         if base is not None:
-            base = (
-                tensors[BASE].astype(base["dtype"])
-                if base["kind"] == "given"
-                else SeededBase(base["seed"], base["distribution"])
-            )
+            read: dict[str, Callable[[], Any]] = {
+                "given": lambda: tensors[BASE].astype(header["base"]["dtype"]),
+                "seeded": lambda: SeededBase(header["base"]["seed"], header["base"]["distribution"]),
+                "identity": IdentityBase,
+            }
+            base = read[base["kind"]]()
         return Generator(
             lay.shape, topology, layout=lay, scale=float.fromhex(header["scale"]), base=base,
             dtype=header["dtype"], params={name: x for name, x in tensors.items() if name != BASE},

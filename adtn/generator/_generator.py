@@ -16,12 +16,12 @@ from .._errors import LayoutError, TopologyError
 from .._typing import Array, Shape
 from ..network._active import active_parameters, degrees_of_freedom
 from ..network._adjoint import forward_stage
+from ..network._base import IdentityBase, RuleBase
 from ..network._function import BASE, BASE_SCALE, WeightFunction, Weighting
 from ..network._initial import frozen_values, initial_values
 from ..network._layout import Layout
 from ..network._networks import Networks, as_networks, read_networks
 from ..network._program import Program, cached_program
-from ..network._seeded import SeededBase
 from ..network._segment import Segment
 from ..network._topology import Topology, Where
 from ..schedule import decide
@@ -29,7 +29,7 @@ from ..schedule import decide
 if TYPE_CHECKING:
     import quimb.tensor as qtn
 
-Base = SeededBase | np.ndarray | None
+Base = RuleBase | np.ndarray | None
 
 
 class Generator:
@@ -50,9 +50,9 @@ class Generator:
     scale : float or array, optional
         Standard deviation of the weight, or a weight to take it from; Kaiming's ``sqrt(2 / fan_in)`` when not
         given, with ``fan_in`` the number of entries per output.
-    base : SeededBase or numpy.ndarray, optional
-        What the generated weight is added to. A seeded base has one trained factor and stores its seed; an
-        array is frozen and makes the generator an adapter, which then starts at zero.
+    base : SeededBase, IdentityBase or numpy.ndarray, optional
+        What the generated weight is added to. The first two have one trained factor and store their rule; an
+        array is frozen and makes the generator an adapter. Beside the last two it starts at zero.
     dtype : {"float32", "float64"}
         Of the stored parameters.
     params : mapping of str to array, optional
@@ -102,9 +102,9 @@ class Generator:
         trained = {name: given[name] for name in program.param_shapes if name in given}
         if len(trained) < len(program.param_shapes):
             trained = initial_values(program, seed, given) | trained
-            if isinstance(base, np.ndarray):
+            if isinstance(base, np.ndarray | IdentityBase):
                 _silence(program, trained)
-        if isinstance(base, SeededBase):
+        if isinstance(base, RuleBase):
             trained[BASE_SCALE] = given.get(BASE_SCALE, np.asarray(self._scale))
         self._params = _readonly(trained, program.param_shapes | {BASE_SCALE: ()}, dtype)
         frozen = frozen_values(program, given)
@@ -242,7 +242,7 @@ class Generator:
     @property
     def function(self) -> WeightFunction:
         """The weight as a function of :meth:`arrays`."""
-        trains_base_scale = isinstance(self._base, SeededBase)
+        trains_base_scale = isinstance(self._base, RuleBase)
         weighting = Weighting(self._layout, self._scale, self._base is not None, trains_base_scale)
         return WeightFunction(self.program, weighting)
 
@@ -295,7 +295,7 @@ class Generator:
     def constants(self) -> dict[str, np.ndarray]:
         """Frozen numbers: cores that are not trained, and the base."""
         frozen = dict(self._frozen)
-        if isinstance(self._base, SeededBase):
+        if isinstance(self._base, RuleBase):
             frozen[BASE] = self._base.values(self.shape)
         elif self._base is not None:
             frozen[BASE] = self._base

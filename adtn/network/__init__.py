@@ -7,6 +7,8 @@ from ._adjoint import forward as forward
 from ._adjoint import forward_tape as forward_tape
 from ._adjoint import pullback as pullback
 from ._adjoint import vjp as vjp
+from ._base import IdentityBase as IdentityBase
+from ._base import RuleBase as RuleBase
 from ._brickwall import BrickWall as BrickWall
 from ._bridge import from_tensornetwork as from_tensornetwork
 from ._bridge import to_tensornetwork as to_tensornetwork

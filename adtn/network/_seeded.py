@@ -10,10 +10,11 @@ import numpy as np
 
 from .._errors import TopologyError
 from .._typing import Shape
+from ._base import RuleBase
 
 
 @dataclass(frozen=True)
-class SeededBase:
+class SeededBase(RuleBase):
     """A frozen random weight of which only the seed is stored, the same bit for bit on every platform.
 
     Entry ``i`` comes from the ``i``-th 64-bit word of Philox4x64-10 with key ``(seed, 0)``. Its upper 24 bits

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from adtn._backend import Backend, DeviceInfo, Workspace
-from adtn._errors import DeviceError
+from adtn._errors import DeviceError, missing
 from adtn._typing import Params
 
 from ._memory import host_memory_bytes
@@ -154,8 +154,17 @@ class JaxBackend:
         """The difference."""
         return x - y
 
-    def model(self, model: Any, device: str | None) -> None:
-        """No models yet."""
+    def model(self, model: Any, device: str | None) -> Any | None:
+        """A :class:`flax.nnx.Module`."""
+        try:
+            from flax import nnx
+        except ImportError as error:
+            raise missing("flax", "jax", "models of Flax") from error
+        if not isinstance(model, nnx.Module):
+            return None
+        from .jax_model import NnxModel
+
+        return NnxModel(model, device)
 
     def optimizer(self, name: str, **options: float) -> OptaxOptimizer:
         """Adam, AdamW or SGD."""

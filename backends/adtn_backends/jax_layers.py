@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from adtn import Generator
 from adtn._backend import get_backend
 from adtn._errors import LayoutError
+from adtn.generator import generated_rows
 from adtn.schedule import TiledWeight, decide, generate, with_base
 from flax import nnx
 
@@ -17,6 +19,7 @@ from ._geometry import NUMPY_PAD, Geometry, PaddingMode, Size, check_axes, check
 
 Mode = Literal["materialise", "stream", "factored"]
 _BACKEND = get_backend("jax")
+_FEW = 4  # up to a quarter of all rows, only those that are asked for are made
 
 
 class Frozen(nnx.Variable[Any]):
@@ -68,6 +71,16 @@ class GeneratedWeight(nnx.Module):
         """The weight, with the library's adjoint."""
         make = self.structure.weight()
         return make(self.arrays(), jnp.zeros(()))
+
+    def rows(self, index: jax.Array) -> jax.Array:
+        """Rows of the weight by their numbers, ``(n,)``, differentiable; the others are not made."""
+        arrays = self.arrays()
+        dtype = next(iter(arrays.values())).dtype
+
+        def one_hot(digits: Any, d: int) -> jax.Array:
+            return jax.nn.one_hot(digits, d, dtype=dtype)
+
+        return generated_rows(self.structure.generator, arrays, index, one_hot)
 
     def layer(self, rows: jax.Array, mode: Mode | None) -> Any:
         """``(arrays, x) -> y`` for a batch of this size."""
@@ -186,7 +199,68 @@ class ADTNEmbedding(nnx.Module):
 
     def __call__(self, indices: jax.Array) -> jax.Array:
         """``(...)`` of integers to ``(..., embedding_dim)``."""
-        return jnp.take(self.weight, indices, axis=0)
+        if _FEW * indices.size > self.num_embeddings or not indices.size:
+            return jnp.take(self.weight, indices, axis=0)
+        index = indices.reshape(-1)
+        index = jnp.where(index < 0, index + self.num_embeddings, index)
+        inside = jnp.clip(index, 0, self.num_embeddings - 1)
+        rows = jnp.where((index == inside)[:, None], self.generated.rows(inside), jnp.nan)  # as jnp.take does
+        return rows.reshape(*indices.shape, self.embedding_dim)
+
+    def attend(self, query: jax.Array) -> jax.Array:
+        """``(..., embedding_dim)`` to products with all rows, ``(..., num_embeddings)``: a tied output layer."""
+        return query @ self.weight.T
+
+
+class ADTNLinearGeneral(nnx.Module):
+    """A product with several axes at once; takes the place of :class:`flax.nnx.LinearGeneral` on the last axes.
+
+    Parameters
+    ----------
+    weight : Generator or GeneratedWeight
+        Of the weight, ``(n_out, n_in)``, both flattened.
+    bias : array or bool
+        ``(n_out,)``, ``True`` for zeros, ``False`` for none.
+    inputs : int
+        How many of the last axes are summed.
+    outputs : tuple of int
+        The axes that take their place.
+
+    Raises
+    ------
+    LayoutError
+        If the weight is not a matrix, or sizes do not fit.
+
+    Examples
+    --------
+    >>> import adtn, jax.numpy as jnp
+    >>> heads = ADTNLinearGeneral(adtn.Generator((32, 32), adtn.TTN(bond=2)), outputs=(4, 8))
+    >>> heads(jnp.zeros((5, 7, 32))).shape
+    (5, 7, 4, 8)
+    """
+
+    def __init__(
+        self,
+        weight: Generator | GeneratedWeight,
+        bias: Any = True,
+        inputs: int = 1,
+        outputs: tuple[int, ...] | None = None,
+    ) -> None:
+        self.linear = ADTNLinear(weight, bias)
+        self.inputs, self.outputs = inputs, outputs or (self.linear.out_features,)
+        if math.prod(self.outputs) != self.linear.out_features:
+            raise LayoutError(f"Got outputs={self.outputs} for {self.linear.out_features} rows of the weight.")
+
+    @property
+    def generated(self) -> GeneratedWeight:
+        """The weight."""
+        return self.linear.generated
+
+    def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """``(..., *inputs)`` to ``(..., *outputs)``."""
+        lead = x.shape[: x.ndim - self.inputs]
+        y = self.linear(x.reshape(*lead, -1)).reshape(*lead, *self.outputs)
+        return y if out_sharding is None else jax.lax.with_sharding_constraint(y, out_sharding)
 
 
 class _ADTNConv(nnx.Module):
@@ -206,7 +280,9 @@ class _ADTNConv(nnx.Module):
         padding_mode: PaddingMode = "zeros",
     ) -> None:
         self.generated = _as_weight(weight, 2 + self.axes, f"{type(self).__name__} (out, in / groups, kernel)")
-        self.geometry = Geometry.of(self.generated.shape, stride, padding, dilation, groups, padding_mode)
+        self.rule = padding if padding in ("SAME", "VALID") else None  # JAX's own, for any stride
+        around = 0 if self.rule else padding
+        self.geometry = Geometry.of(self.generated.shape, stride, around, dilation, groups, padding_mode)
         self.bias = _bias_param(bias, self.generated)
 
     @property
@@ -217,7 +293,7 @@ class _ADTNConv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """``(batch, *size, in)`` to ``(batch, *size, out)``."""
         g = self.geometry
-        padding: Any = g.padding
+        padding: Any = self.rule or g.padding
         if g.padding_mode != "zeros":
             x = jnp.pad(x, ((0, 0), *g.padding, (0, 0)), mode=NUMPY_PAD[g.padding_mode])
             padding = "VALID"
@@ -245,7 +321,7 @@ class ADTNConv2d(_ADTNConv):
     bias : array or bool
         ``(out,)``, ``True`` for zeros, ``False`` for none.
     stride, padding, dilation, groups, padding_mode
-        As of :class:`torch.nn.Conv2d`.
+        As of :class:`torch.nn.Conv2d`; ``padding`` may be JAX's ``"SAME"`` and ``"VALID"``, too.
 
     Raises
     ------

@@ -7,7 +7,7 @@ import inspect
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Generator as Generated
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -23,13 +23,13 @@ from adtn.compress import Layer, Tuning
 from adtn.schedule import decide
 from torch import nn
 
+from ._batches import IGNORED, cycled
 from .torch_distill import Seen, distill_layer
 from .torch_layers import Adapted, ADTNLinear, ADTNMultiheadAttention, GeneratedWeight, add_adapter
 from .torch_layers._adapted import adapted_layers
 from .torch_layers._like import layer_like, weight_shape
 from .torch_layers._linear import is_transposed
 
-_IGNORED = -100  # labels that do not count
 _CACHED_BYTES = 1 << 30  # of one layer's inputs and outputs
 _LARGEST_MOMENT = 1 << 26  # entries: beyond, the second moment of the inputs takes more than the weight is worth
 
@@ -189,7 +189,7 @@ class TorchModel:
             for p in frozen:
                 p.requires_grad_(False)
             self.model.train()
-            for batch in _cycled(data, tuning.steps):
+            for batch in cycled(data, tuning.steps):
                 batch = self._to_device(batch)
                 value = self._loss(loss, batch, teacher, tuning.distill)
                 losses.append(float(value.detach()))
@@ -262,7 +262,7 @@ class TorchModel:
                 batch = self._to_device(batch)
                 logits, target = _aligned(self.model, self._outputs(self.model, batch), batch)
                 right += int((logits.argmax(-1) == target).sum())
-                total += int((target != _IGNORED).sum())
+                total += int((target != IGNORED).sum())
         if not total:
             raise CompressError("Got test data without a batch; pass some, or leave test out.")
         return 100.0 * right / total
@@ -298,7 +298,7 @@ class TorchModel:
 
     def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
         """Of inference on the first batch."""
-        batch = self._to_device(next(_cycled(data, 1)))
+        batch = self._to_device(next(cycled(data, 1)))
         with torch.no_grad(), self._evaluating():
 
             def run() -> None:
@@ -330,7 +330,7 @@ class TorchModel:
                 hooks.append(module.register_forward_hook(look))
         try:
             with torch.no_grad(), self._evaluating():
-                self._outputs(self.model, self._to_device(next(_cycled(data, 1))))
+                self._outputs(self.model, self._to_device(next(cycled(data, 1))))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -456,19 +456,3 @@ def _patches(module: Any, x: torch.Tensor) -> torch.Tensor:
         padding = module.padding
     columns = nn.functional.unfold(x, module.kernel_size, module.dilation, padding, module.stride)  # type: ignore[arg-type]
     return columns.transpose(1, 2).reshape(-1, columns.shape[1])
-
-
-def _cycled(data: Iterable[Any], steps: int) -> Iterator[Any]:
-    """So many batches, beginning anew when the data are over."""
-    taken = 0
-    while taken < steps:
-        before = taken
-        for batch in data:
-            if taken == steps:
-                return
-            taken += 1
-            yield batch
-        if taken == before:
-            raise CompressError(
-                "Got data without a batch, or an iterator that is used up; pass a list or a DataLoader."
-            )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from adtn import SeededBase, Topology
+from adtn import Topology
 from adtn._errors import LayoutError
+from adtn.network import RuleBase
 from torch import nn
 
 from ._linear import ADTNLinear
@@ -29,7 +30,7 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
         topology: Topology,
         *,
         seed: int = 0,
-        base: SeededBase | None = None,
+        base: RuleBase | None = None,
         steps: int = 0,
         **options: Any,
     ) -> ADTNMultiheadAttention:

@@ -10,16 +10,17 @@ from typing import Any, Literal
 import adtn
 import numpy as np
 import torch
-from adtn import Generator, Layout, SeededBase, Topology
+from adtn import Generator, Layout, Topology
 from adtn._backend import get_backend
-from adtn.network import BASE, BASE_SCALE, forward, probe_digits, rows_program
+from adtn.generator import generated_rows
+from adtn.network import RuleBase
 from adtn.schedule import KEPT_BYTES, TiledWeight, decide, generate, with_base
 from torch import nn
 
 from .._geometry import check_axes, check_bias
 
 Mode = Literal["materialise", "stream", "factored"]
-Base = np.ndarray | SeededBase | None
+Base = np.ndarray | RuleBase | None
 _BACKEND = get_backend("torch")
 _SPACE = _BACKEND.workspace(KEPT_BYTES)
 
@@ -114,22 +115,14 @@ class GeneratedWeight(nn.Module):
         >>> weight.rows(torch.tensor([3, 60])).shape
         torch.Size([2, 32])
         """
-        structure, n = self._structure, index.shape[0]
-        layout = structure.layout
+        n = index.shape[0]
         padded = nn.functional.pad(index, (0, (1 << max(n - 1, 0).bit_length()) - n))  # few programs for all numbers
-        arrays = self.arrays()
-        probes = {
-            name: nn.functional.one_hot(padded // stride % d, d).to(self.dtype)
-            for name, stride, d in probe_digits(layout, 0)
-        }
+
+        def one_hot(digits: Any, d: int) -> torch.Tensor:
+            return nn.functional.one_hot(digits, d).to(self.dtype)
+
         with torch.autocast(self.device.type, enabled=False):
-            state = forward(rows_program(structure.segments, layout, len(padded)), {**arrays, **probes})
-            found = state.reshape(-1, *layout.padded_shape[1:])[:n] * structure.scale
-            found = found[(slice(None), *(slice(0, k) for k in layout.shape[1:]))]
-            if BASE in arrays:
-                base = arrays[BASE].reshape(layout.shape)[index]
-                found = found + (base * arrays[BASE_SCALE] if BASE_SCALE in arrays else base)
-        return found
+            return generated_rows(self._structure, self.arrays(), padded, one_hot)[:n]
 
     @contextmanager
     def once(self) -> collections.abc.Generator[torch.Tensor, None, None]:

@@ -1,0 +1,394 @@
+"""A Flax NNX model whose layers are replaced by generated ones."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator as Generated
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from adtn import Generator
+from adtn._errors import CompressError, DeviceError
+from adtn.bench import median_seconds, peak_bytes
+from adtn.compress import Layer, Tuning
+from adtn.schedule import decide
+from flax import nnx
+
+from ._batches import IGNORED, cycled
+from .jax_layers import ADTNLinear, GeneratedWeight
+from .jax_like import layer_like, patches, weight_of
+from .jax_train import train
+
+_CACHED_BYTES = 1 << 30  # of one layer's inputs and outputs
+_LARGEST_MOMENT = 1 << 26
+
+
+class NnxModel:
+    """See :class:`adtn.compress.Model`. Losses are traced: they may do what :func:`jax.jit` allows."""
+
+    def __init__(self, model: nnx.Module, device: str | None) -> None:
+        self.model = model
+        params = jax.tree.leaves(nnx.state(model, nnx.Param))
+        if not params:
+            raise CompressError("Got a model without parameters; there is nothing to compress.")
+        here = sorted({f"jax:{d.platform}" for d in params[0].devices()})
+        if device is not None and not any(device.startswith(name) for name in here):
+            raise DeviceError(f"Got device={device!r} for a model on {', '.join(here)}; move it first.")
+        self._dense: Any = None
+        self._originals: dict[str, Any] = {}
+        self._weights: dict[str, GeneratedWeight] = {}
+
+    def layers(self) -> list[Layer]:
+        """Modules with parameters of their own."""
+        found: list[Layer] = []
+        places: dict[int, list[str]] = {}
+        owners: dict[int, list[str]] = {}
+        modules = dict(_modules(self.model))
+        for name, module in modules.items():
+            places.setdefault(id(module), []).append(name)
+            for variable in _own(module):
+                owners.setdefault(id(variable), []).append(name)
+        for name, module in modules.items():
+            own = _own(module)
+            first = places[id(module)][0]
+            if not own or name != first:
+                continue
+            weight, reason = weight_of(module)
+            same = tuple(places[id(module)][1:])
+            others = {n for v in own for n in owners[id(v)]} - {name, *same}
+            if others and not reason:
+                reason = f"shares its weight with {', '.join(sorted(others))}"
+            weights = {name: tuple(weight.shape)} if weight is not None and not reason else {}
+            size = max(v[...].dtype.itemsize for v in own)
+            found.append(Layer(name, type(module).__name__, weights, same, reason, size))
+        return found
+
+    def weight(self, name: str) -> np.ndarray:
+        """In the orientation of the generated layer."""
+        weight, _ = weight_of(self._original(name))
+        return np.asarray(weight, np.float64)
+
+    def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
+        """Of linear layers and ungrouped convolutions over images; others are left out."""
+        shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
+        sums: dict[str, Any] = {}
+        counts: dict[str, int] = {}
+
+        def look(name: str, inputs: tuple[Any, ...], options: Any, output: Any) -> None:
+            rows = patches(self._original(name), inputs[0])
+            if rows is not None:
+                sums[name] = sums.get(name, 0.0) + np.asarray(rows.T @ rows, np.float64)
+                counts[name] = counts.get(name, 0) + rows.shape[0]
+
+        wanted = [name for name in names if math.prod(shapes[name][1:]) ** 2 <= _LARGEST_MOMENT]
+        for _ in self._watched(wanted, data, look):
+            pass
+        return {name: total / counts[name] for name, total in sums.items()}
+
+    def install(self, generators: Mapping[str, Generator]) -> None:
+        """Everything is made first; then modules change places."""
+        layers = {layer.name: layer for layer in self.layers()}
+        for name, generator in generators.items():
+            shape = layers[name].weights.get(name) if name in layers else None
+            if shape != generator.shape:
+                raise CompressError(
+                    f"Got a generator of {generator.shape} for {name!r}, whose weight is {shape}; "
+                    "pass the model that was compressed."
+                )
+        if "" in generators:
+            raise CompressError("Got a model that is one layer; replace it yourself with a layer of jax_layers.")
+        weights = {name: GeneratedWeight(generator) for name, generator in generators.items()}
+        modules = dict(_modules(self.model))
+        made = {name: layer_like(modules[name], weight) for name, weight in weights.items()}
+        dense = nnx.clone(self.model)
+        self._dense, self._weights = dense, weights
+        self._originals = {place: modules[place] for name in made for place in (name, *layers[name].tied)}
+        for name, module in made.items():
+            for place in (name, *layers[name].tied):
+                _put(self.model, place, module)
+
+    def adapt(self, generators: Mapping[str, Generator], name: str) -> None:
+        """Refused."""
+        raise CompressError("Got mode='adapter' for a model of Flax; adapters are for PyTorch. Use mode='replace'.")
+
+    def restore(self) -> None:
+        """The very modules that were there, with the numbers they had: training may have changed others, too."""
+        for name, module in self._originals.items():
+            _put(self.model, name, module)
+        if self._dense is not None:
+            nnx.update(self.model, nnx.state(self._dense))
+        self._originals, self._weights, self._dense = {}, {}, None
+
+    def tune(
+        self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
+    ) -> list[float]:
+        """Adam with a cosine, in training mode; batches are cycled through."""
+        cores = {id(v) for weight in self._weights.values() for v in _own(weight)}
+        chosen = {
+            path: v for path, v in _flat(self.model).items()
+            if isinstance(v, nnx.Param) and (tuning.train == "all" or id(v) in cores)
+        }  # fmt: skip
+        teacher: Any = None
+        if tuning.distill and self._dense is not None:
+            with _mode(self._dense, training=False):
+                teacher = nnx.split(self._dense)
+
+        def value(model: Any, batch: Any) -> Any:
+            found = self._loss(loss, model, batch)
+            if teacher is None:
+                return found
+            wanted = jax.nn.log_softmax(_outputs(nnx.merge(*teacher, copy=True), batch))
+            got = jax.nn.log_softmax(_outputs(model, batch))
+            away = (jnp.exp(wanted) * (wanted - got)).sum(-1).mean()
+            return (1.0 - tuning.distill) * found + tuning.distill * away
+
+        batches = map(_arrays, cycled(data, tuning.steps))
+        with _mode(self.model, training=True):
+            return train(self.model, chosen, value, batches, tuning, report)
+
+    def distill(self, data: Iterable[Any], tuning: Tuning, executor: Any, say: Callable[[str], None]) -> None:
+        """By the mean squared error of the outputs, in units of their spread; one layer after the other."""
+        modules = dict(_modules(self.model))
+        for name in self._weights:
+            seen = self._seen(name, data)
+            spread = statistics.fmean(float(jnp.var(y)) for _, _, y in seen) or 1.0
+
+            def value(layer: Any, one: Any, spread: float = spread) -> Any:
+                inputs, options, wanted = one
+                return jnp.square(layer(*inputs, **options) - wanted).mean() / spread
+
+            layer = modules[name]
+            chosen = {path: v for path, v in _flat(layer).items() if isinstance(v, nnx.Param)}
+            losses = train(layer, chosen, value, cycled(seen, tuning.steps), tuning, lambda step, found: None)
+            window = max(min(len(seen), len(losses)), 1)
+            first, last = (math.sqrt(statistics.fmean(part)) for part in (losses[:window], losses[-window:]))
+            say(f"{name}: outputs' error {first:.4f} -> {last:.4f}")
+
+    def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
+        """In evaluation mode."""
+        found = [float(x) for x in self._each(data, lambda model, batch: self._loss(loss, model, batch))]
+        if not found:
+            raise CompressError("Got data without a batch; pass a list or a DataLoader.")
+        return statistics.fmean(found)
+
+    def score(self, data: Iterable[Any]) -> float:
+        """Of the largest output."""
+
+        def count(model: Any, batch: Any) -> Any:
+            target = _labels(batch)
+            return (_outputs(model, batch).argmax(-1) == target).sum(), (target != IGNORED).sum()
+
+        found = [(int(right), int(total)) for right, total in self._each(data, count)]
+        total = sum(n for _, n in found)
+        if not total:
+            raise CompressError("Got test data without a batch; pass some, or leave test out.")
+        return 100.0 * sum(n for n, _ in found) / total
+
+    def generators(self) -> dict[str, Generator]:
+        """Of all installed weights."""
+        return {name: weight.generator() for name, weight in self._weights.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Arrays by path; they cannot change."""
+        return {path: v[...] for path, v in _flat(self.model).items()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Every array of it."""
+        for path, v in _flat(self.model).items():
+            v[...] = state[path]
+
+    def load(self, path: Path) -> None:
+        """From safetensors."""
+        from safetensors.numpy import load_file
+
+        given, own = load_file(path), _stored(self.model)
+        if set(given) != set(own):
+            odd = ", ".join(sorted(set(given) ^ set(own))[:5])
+            raise CompressError(
+                f"Got a file and a model with other names, such as {odd}; pass the model it was made of."
+            )
+        for name, v in own.items():
+            v[...] = jnp.asarray(given[name], v[...].dtype)
+
+    def save(self, path: Path) -> None:
+        """To safetensors; what is shared is stored once, and states of random numbers are not."""
+        from safetensors.numpy import save_file
+
+        save_file({name: np.asarray(v[...]) for name, v in _stored(self.model).items()}, path)
+
+    def numbers(self) -> tuple[int, int]:
+        """Parameters, and their bytes."""
+        own = [v[...] for v in _flat(self.model).values() if isinstance(v, nnx.Param)]
+        return sum(x.size for x in own), sum(x.nbytes for x in own)
+
+    def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
+        """Of inference on the first batch, compiled."""
+        batch = _arrays(next(cycled(data, 1)))
+        with _mode(self.model, training=False):
+            graph, state = nnx.split(self.model)
+            forward = jax.jit(lambda state, batch: _outputs(nnx.merge(graph, state, copy=True), batch))
+
+            def run() -> None:
+                jax.block_until_ready(forward(state, batch))
+
+            seconds = median_seconds(run, most=50)
+            return seconds, peak_bytes(run) if jax.default_backend() == "cpu" else None
+
+    def predicted_seconds(self, data: Iterable[Any]) -> dict[str, float]:
+        """By the plans for the rows of the first batch; convolutions and embeddings are priced by their weights."""
+        rows: dict[str, int] = {}
+        modules = dict(_modules(self.model))
+
+        def look(name: str, inputs: tuple[Any, ...], options: Any, output: Any) -> None:
+            layer = modules[name]
+            if isinstance(layer, ADTNLinear):
+                rows[name] = inputs[0].size // layer.in_features
+
+        for _ in self._watched(list(self._weights), [next(cycled(data, 1))], look):
+            pass
+        where = "jax:cpu" if jax.default_backend() == "cpu" else f"jax:{jax.default_backend()}:0"
+        found: dict[str, float] = {}
+        for name, weight in self._weights.items():
+            task = ("apply", rows[name]) if rows.get(name) else ("generate", None)
+            found[name] = decide(weight.generator(), task[0], device=where, batch=task[1]).predicted_seconds
+        return found
+
+    def _loss(self, loss: Callable[..., Any] | None, model: Any, batch: Any) -> Any:
+        """The caller's, or cross entropy."""
+        if loss is not None:
+            return loss(model, batch)
+        target = _labels(batch)
+        counts = target != IGNORED
+        logits = _outputs(model, batch).astype(jnp.float32)
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counts, target, 0))
+        return jnp.where(counts, each, 0.0).sum() / jnp.maximum(counts.sum(), 1)
+
+    def _each(self, data: Iterable[Any], what: Callable[[Any, Any], Any]) -> Iterator[Any]:
+        """``what(model, batch)`` of every batch, compiled, in evaluation mode."""
+        with _mode(self.model, training=False):
+            graph, state = nnx.split(self.model)
+        run = jax.jit(lambda state, batch: what(nnx.merge(graph, state, copy=True), batch))
+        for batch in data:
+            yield run(state, _arrays(batch))
+
+    def _seen(self, name: str, data: Iterable[Any]) -> list[tuple[tuple[Any, ...], dict[str, Any], Any]]:
+        """Inputs and outputs of a dense layer, as many batches as memory is given for."""
+        kept: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+        dense, model = self._dense, self.model
+        self.model = dense
+        try:
+            for _ in self._watched([name], data, lambda _, *one: kept.append(one)):
+                if sum(x.nbytes for xs, _, y in kept for x in (*xs, y)) > _CACHED_BYTES:
+                    break
+        finally:
+            self.model = model
+        if not kept:
+            raise CompressError(f"No batch reached layer {name!r}; pass data that use it.")
+        return kept
+
+    def _watched(self, names: Sequence[str], data: Iterable[Any], look: Callable[..., None]) -> Iterator[None]:
+        """Run the model on every batch, in evaluation mode, and look at what those layers get and give."""
+        modules = dict(_modules(self.model))
+        spots = {place: name for name in names for place, module in modules.items() if module is modules[name]}
+        try:
+            for place, name in spots.items():
+                _put(self.model, place, _Watched(modules[place], name, look))
+            with _mode(self.model, training=False):
+                for batch in data:
+                    _outputs(self.model, _arrays(batch))
+                    yield
+        finally:
+            for place in spots:
+                _put(self.model, place, modules[place])
+
+    def _original(self, name: str) -> Any:
+        return self._originals[name] if name in self._originals else dict(_modules(self.model))[name]
+
+
+class _Watched(nnx.Module):
+    """A layer that shows what it gets and gives."""
+
+    def __init__(self, layer: Any, name: str, look: Callable[..., None]) -> None:
+        self.layer, self.name, self.look = layer, name, look
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        output = self.layer(*inputs, **options)
+        self.look(self.name, inputs, options, output)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "layer"), name)
+
+
+def _parts(module: nnx.Module) -> Iterator[tuple[str, Any]]:
+    """Attributes, or the entries of a list."""
+    yield from ((str(k), v) for k, v in (enumerate(module) if isinstance(module, nnx.List) else vars(module).items()))
+
+
+def _modules(model: nnx.Module, name: str = "", inside: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every place of every module, also of those that have several."""
+    yield name, model
+    for part, value in _parts(model):
+        if isinstance(value, nnx.Module) and id(value) not in inside:
+            yield from _modules(value, f"{name}.{part}" if name else part, (*inside, id(model)))
+
+
+def _put(model: nnx.Module, name: str, module: Any) -> None:
+    owner, _, leaf = name.rpartition(".")
+    parent: Any = dict(_modules(model))[owner]
+    if isinstance(parent, nnx.List):
+        parent[int(leaf)] = module
+    else:
+        setattr(parent, leaf, module)
+
+
+def _own(module: nnx.Module) -> list[Any]:
+    return [v for _, v in _parts(module) if isinstance(v, nnx.Param)]
+
+
+def _flat(model: nnx.Module) -> dict[str, Any]:
+    """All variables of a model, each once, by path."""
+    found: dict[int, tuple[str, Any]] = {}
+    for name, module in _modules(model):
+        for part, v in _parts(module):
+            if isinstance(v, nnx.Variable):
+                found.setdefault(id(v), (f"{name}.{part}" if name else part, v))
+    return dict(found.values())
+
+
+def _stored(model: nnx.Module) -> dict[str, Any]:
+    return {name: v for name, v in _flat(model).items() if not isinstance(v, nnx.RngState)}
+
+
+@contextmanager
+def _mode(model: nnx.Module, *, training: bool) -> Generated[None, None, None]:
+    """As ``model.train()`` or ``model.eval()``, and back."""
+    flags = ("deterministic", "use_running_average")
+    was = [(m, flag, vars(m)[flag]) for _, m in _modules(model) for flag in flags if flag in vars(m)]
+    (model.train if training else model.eval)()
+    try:
+        yield
+    finally:
+        for module, flag, value in was:
+            setattr(module, flag, value)
+
+
+def _arrays(batch: Any) -> Any:
+    return jax.tree.map(jnp.asarray, batch if isinstance(batch, Mapping) else tuple(batch))
+
+
+def _labels(batch: Any) -> Any:
+    return batch["labels"] if isinstance(batch, Mapping) else batch[1]
+
+
+def _outputs(model: Any, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**{k: v for k, v in batch.items() if k != "labels"})
+    return model(batch[0])

@@ -1,0 +1,84 @@
+"""Training of some variables of a Flax NNX module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from adtn._errors import CompressError
+from adtn.compress import Tuning
+from flax import nnx
+
+
+def train(
+    module: Any,
+    chosen: Mapping[str, Any],
+    loss: Callable[[Any, Any], Any],
+    batches: Iterable[Any],
+    tuning: Tuning,
+    report: Callable[[int, float], None],
+) -> list[float]:
+    """Adam with a cosine; statistics of layers change along.
+
+    Parameters
+    ----------
+    module : flax.nnx.Module
+        Changed when all steps are done.
+    chosen : mapping of str to flax.nnx.Param
+        What is trained, by name.
+    loss : callable
+        ``loss(module, batch)``, traced.
+    batches : iterable
+    tuning : Tuning
+    report : callable
+        ``report(step, loss)`` after each.
+
+    Raises
+    ------
+    CompressError
+        If a loss is not finite, or nothing is trained.
+    """
+    names = {id(v): name for name, v in chosen.items()}
+    rates = {name: next((r for p, r in tuning.rates.items() if fnmatchcase(name, p)), 1.0) for name in chosen}
+    if not any(rates.values()):
+        raise CompressError("Got rates that leave nothing to train; give some parameters a rate above 0.")
+    wanted = {id(v) for name, v in chosen.items() if rates[name]}
+    places = {path: names[id(v)] for path, v in nnx.iter_graph(module) if id(v) in wanted}
+    graph, state, rest = nnx.split(module, lambda path, _: path in places, ...)
+    own = {places[path]: (path, v) for path, v in nnx.to_flat_state(state)}
+    clip = [optax.clip_by_global_norm(tuning.clip)] if tuning.clip is not None else []
+    optimizer = optax.chain(*clip, optax.scale_by_adam())
+
+    def packed(numbers: Mapping[str, Any]) -> Any:
+        return nnx.from_flat_state([(path, v.replace(numbers[name])) for name, (path, v) in own.items()])
+
+    @jax.jit
+    def step(numbers: Any, rest: Any, moments: Any, rate: Any, batch: Any) -> Any:
+        def value(numbers: Any) -> Any:
+            model = nnx.merge(graph, packed(numbers), rest, copy=True)
+            found = loss(model, batch)
+            return found, nnx.split(model, lambda path, _: path in places, ...)[2]
+
+        (found, rest), slopes = jax.value_and_grad(value, has_aux=True)(numbers)
+        changes: Any
+        changes, moments = optimizer.update(slopes, moments)
+        numbers = {k: (x - rate * rates[k] * changes[k]).astype(x.dtype) for k, x in numbers.items()}
+        return numbers, rest, moments, found
+
+    numbers = {name: v[...] for name, (_, v) in own.items()}
+    moments = optimizer.init(numbers)
+    losses: list[float] = []
+    for n, batch in enumerate(batches):
+        rate = tuning.lr * 0.5 * (1.0 + math.cos(math.pi * n / max(tuning.steps, 1)))
+        numbers, rest, moments, found = step(numbers, rest, moments, jnp.float32(rate), batch)
+        losses.append(float(found))
+        if not math.isfinite(losses[-1]):
+            raise CompressError(f"The loss became {losses[-1]} at step {len(losses)}; lower tune_lr, now {tuning.lr}.")
+        report(len(losses), losses[-1])
+    nnx.update(module, packed(numbers), rest)
+    return losses

@@ -1,0 +1,230 @@
+"""Whole models of Flax NNX: the same layers are replaced, trained, saved and put back as in PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import adtn
+import numpy as np
+import pytest
+from adtn._errors import CompressError
+from adtn.compress import Config, run_folder
+
+jax = pytest.importorskip("jax")
+nnx = pytest.importorskip("flax.nnx")
+layers = pytest.importorskip("adtn_backends.jax_layers")
+like = pytest.importorskip("adtn_backends.jax_like")
+jnp = jax.numpy
+
+QUICK: dict[str, Any] = {"topology": adtn.TTN(bond=2), "steps": 5, "tune_steps": 3}
+
+
+class Net(nnx.Module):
+    """Convolution, statistics, random numbers, and linear layers in a list."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.conv = nnx.Conv(4, 8, (3, 3), strides=2, padding="SAME", rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.drop = nnx.Dropout(0.1, rngs=rngs)
+        self.linears = nnx.List([nnx.Linear(32, 32, rngs=rngs), nnx.Linear(32, 3, rngs=rngs)])
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.conv(x))).reshape(x.shape[0], -1)
+        return self.linears[1](nnx.relu(self.drop(self.linears[0](x))))
+
+
+class Language(nnx.Module):
+    """Tied embedding and attention."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.embed = nnx.Embed(32, 16, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(4, 16, decode=False, rngs=rngs)
+
+    def __call__(self, input_ids):
+        x = self.embed(input_ids)
+        return self.embed.attend(x + self.attention(x))
+
+
+def batches(n: int = 3):
+    rng = np.random.default_rng(1)
+    x = [rng.standard_normal((8, 4, 4, 4)).astype(np.float32) for _ in range(n)]
+    return [(b, (b.mean((1, 2, 3)) > 0).astype(int) + (b[..., 0].mean((1, 2)) > 0)) for b in x]
+
+
+def texts():
+    found = np.random.default_rng(0).integers(0, 32, (2, 4, 6))
+    return [{"input_ids": i, "labels": i} for i in found]
+
+
+def numbers(model) -> dict[str, np.ndarray]:
+    found = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.RngState)))
+    return {".".join(map(str, path)): np.asarray(v[...]) for path, v in found}
+
+
+def same(model, state) -> bool:
+    now = numbers(model)
+    return set(now) == set(state) and all(np.array_equal(now[k], v) for k, v in state.items())
+
+
+def test_layers_are_replaced_trained_and_reported() -> None:
+    model, data = Net(), batches()
+    report = adtn.compress(model, Config(**QUICK), data=data, test=data)
+    assert {r.name: r.kind for r in report.layers} == {"conv": "Conv", "linears.0": "Linear"}
+    assert report.dense["norm"] == "no generated form of BatchNorm"
+    assert "fewer than smallest" in report.dense["linears.1"]
+    assert isinstance(model.conv, layers.ADTNConv2d)
+    assert isinstance(model.linears[0], layers.ADTNLinear)
+    assert len(report.losses) == 3
+    assert report.after.accuracy is not None
+    assert report.after.params < report.before.params
+    assert all(r.predicted_seconds > 0 for r in report.layers)
+    for name, generator in report.generators.items():
+        own = dict(nnx.iter_modules(model))[("linears", 0) if name == "linears.0" else ("conv",)]
+        np.testing.assert_allclose(own.weight, generator.weight(), rtol=1e-4, atol=1e-6)
+    assert not model.drop.deterministic  # in training mode, as it came
+
+
+def test_one_fully_fitted_layer_puts_out_what_the_dense_one_did() -> None:
+    """A generator that can be any weight: geometry, order of axes and biases are right."""
+    rngs = nnx.Rngs(1)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 6, 6, 4)), jnp.float32)
+    dense = [
+        (nnx.Conv(4, 6, (3, 3), strides=2, padding="SAME", rngs=rngs), x),
+        (nnx.Conv(4, 6, (3, 2), padding=(1, 0), kernel_dilation=2, rngs=rngs), x),
+        (nnx.Conv(4, 6, (3, 3), padding="VALID", feature_group_count=2, rngs=rngs), x),
+        (nnx.Conv(4, 6, (3,), padding=1, rngs=rngs), x[:, 0]),
+        (nnx.Linear(4, 5, use_bias=False, rngs=rngs), x),
+        (nnx.LinearGeneral(4, (2, 3), rngs=rngs), x),
+        (nnx.LinearGeneral((6, 4), 5, axis=(-2, -1), rngs=rngs), x),
+        (nnx.Embed(10, 4, rngs=rngs), jnp.arange(7)),
+    ]
+    for layer, inputs in dense:
+        if getattr(layer, "bias", None) is not None:
+            layer.bias[...] = jnp.asarray(rng.standard_normal(layer.bias.shape), jnp.float32)
+        weight, reason = like.weight_of(layer)
+        assert not reason
+        weight = np.asarray(weight)
+        generator = adtn.decompose(adtn.Generator(weight.shape, adtn.MPO(bond=64)), weight)
+        made = like.layer_like(layer, layers.GeneratedWeight(generator))
+        np.testing.assert_allclose(made(inputs), layer(inputs), rtol=1e-4, atol=1e-4)
+        rows = like.patches(layer, inputs)
+        if rows is not None:
+            flat = np.asarray(rows) @ weight.reshape(weight.shape[0], -1).T
+            got = np.asarray(layer(inputs))
+            bias = np.asarray(layer.bias[...]).reshape(-1) if layer.bias is not None else 0.0
+            np.testing.assert_allclose(flat + bias, got.reshape(-1, flat.shape[1]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"padding": "CIRCULAR"}, "CIRCULAR"),
+        ({"padding": ((0, 1), (1, 0))}, "padding"),
+        ({"input_dilation": 2}, "transposed"),
+        ({"mask": np.ones((3, 3, 4, 4))}, "masked"),
+    ],
+)
+def test_what_has_no_generated_form_says_why(options: dict[str, Any], why: str) -> None:
+    assert why in like.weight_of(nnx.Conv(4, 4, (3, 3), rngs=nnx.Rngs(0), **options))[1]
+
+
+def test_attention_and_a_tied_embedding() -> None:
+    model, data = Language(), texts()
+    report = adtn.compress(model, Config(**QUICK), data=data, test=data)
+    assert {r.name for r in report.layers} == {"embed", *(f"attention.{p}" for p in ("query", "key", "value", "out"))}
+    assert isinstance(model.embed, layers.ADTNEmbedding)
+    assert isinstance(model.attention.query, layers.ADTNLinearGeneral)
+
+
+def test_a_module_at_two_places_stays_one() -> None:
+    class Twice(nnx.Module):
+        def __init__(self) -> None:
+            self.first = nnx.Linear(16, 16, rngs=nnx.Rngs(0))
+            self.second = self.first
+            self.third = nnx.Linear(16, 16, rngs=nnx.Rngs(1))
+            self.third.kernel = self.first.kernel
+
+        def __call__(self, x):
+            return self.third(self.second(self.first(x)))
+
+    model = Twice()
+    with pytest.raises(CompressError, match="first: shares its weight with third; third: shares .* first, second"):
+        adtn.compress(model, Config(**QUICK))
+    model.third = nnx.Linear(16, 16, rngs=nnx.Rngs(1))
+    report = adtn.compress(model, Config(**QUICK, targets=["first"]))
+    assert report.layers[0].tied == ("second",)
+    assert model.first is model.second
+
+
+def test_all_recipes_and_a_teacher() -> None:
+    model, data = Net(), batches()
+    told: list[str] = []
+    recipe = ["reconstruct-data", "distill-local", "finetune"]
+    config = Config(**{**QUICK, "tune_steps": 30}, recipe=recipe, distill=0.5, train="all", rates={"norm.*": 0.0})
+    scale = np.asarray(model.norm.scale[...])
+    mean = np.asarray(model.norm.mean[...])
+    report = adtn.compress(model, config, data=data, progress=told.append)
+    improved = [line.rpartition("error ")[2].split(" -> ") for line in told if "outputs' error" in line]
+    assert len(improved) == 2
+    assert all(float(b) < float(a) for a, b in improved)
+    assert len(report.losses) == 30
+    np.testing.assert_array_equal(model.norm.scale[...], scale)
+    assert not np.array_equal(model.norm.mean[...], mean)  # statistics follow in training
+
+
+def test_training_lowers_the_loss_and_moves_only_generated_numbers() -> None:
+    model, data = Net(), batches()
+    before = np.asarray(model.linears[1].kernel[...])
+    report = adtn.compress(model, Config(**{**QUICK, "tune_steps": 60}, tune_lr=1e-2), data=data)
+    assert np.mean(report.losses[-6:]) < np.mean(report.losses[:6])
+    np.testing.assert_array_equal(model.linears[1].kernel[...], before)
+
+
+def test_a_budget_is_kept() -> None:
+    model, data = Net(), batches()
+    report = adtn.compress(model, Config(**QUICK, budget=adtn.Budget(ratio=3), smallest=64), data=data)
+    assert report.after.params <= report.before.params / 3
+
+
+def test_a_model_is_as_before_when_an_error_occurs() -> None:
+    model, data = Net(), batches()
+    state = numbers(model)
+    modules = [id(m) for _, m in nnx.iter_modules(model)]
+
+    def lost(model, batch):
+        raise RuntimeError("lost")
+
+    for loss in (lost, lambda model, batch: jnp.nan * model(batch[0]).sum()):
+        with pytest.raises((RuntimeError, CompressError), match="lost|lower tune_lr"):
+            adtn.compress(model, Config(**QUICK, train="all"), data=data, loss=loss)
+        assert same(model, state)
+        assert [id(m) for _, m in nnx.iter_modules(model)] == modules
+        assert not model.drop.deterministic
+    with pytest.raises(CompressError, match="adapters are for PyTorch"):
+        adtn.compress(model, Config(**QUICK, mode="adapter", targets=["Linear"]), data=data)
+    assert same(model, state)
+
+
+def test_saved_models_are_the_same(tmp_path: Path) -> None:
+    data = batches()
+    config = Config(**QUICK, train="all", targets=["Conv", "Linear"])
+    made: list[Net] = []
+
+    def build() -> Net:
+        made.append(Net())
+        return made[-1]
+
+    run_folder(build, config, tmp_path, data=data)
+    other = adtn.load_model(Net(), tmp_path)
+    for model in (made[0], other):
+        model.eval()
+    np.testing.assert_array_equal(made[0](data[0][0]), other(data[0][0]))
+    wrong = Language()
+    state = numbers(wrong)
+    with pytest.raises(CompressError, match="conv"):
+        adtn.load_model(wrong, tmp_path)
+    assert same(wrong, state)
