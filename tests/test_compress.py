@@ -138,6 +138,16 @@ def test_only_generated_numbers_are_trained_unless_all_are_wished() -> None:
         assert all(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize(("optimizer", "lr"), [("adam", 1e-2), ("sgd", 3e-2)])
+def test_either_optimizer_lowers_the_loss(optimizer: str, lr: float) -> None:
+    model, data = net(), batches()
+    config = Config(**{**QUICK, "tune_steps": 60}, tune_lr=lr, tune_optimizer=optimizer)
+    losses = adtn.compress(model, config, data=data).losses
+    assert np.mean(losses[-6:]) < np.mean(losses[:6])
+    with pytest.raises(CompressError, match="tune_optimizer"):
+        Config(tune_optimizer="lion")
+
+
 # --- the recipes ---
 
 

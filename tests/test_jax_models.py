@@ -176,10 +176,12 @@ def test_all_recipes_and_a_teacher() -> None:
     assert not np.array_equal(model.norm.mean[...], mean)  # statistics follow in training
 
 
-def test_training_lowers_the_loss_and_moves_only_generated_numbers() -> None:
+@pytest.mark.parametrize(("optimizer", "lr"), [("adam", 1e-2), ("sgd", 3e-2)])
+def test_training_lowers_the_loss_and_moves_only_generated_numbers(optimizer: str, lr: float) -> None:
     model, data = Net(), batches()
     before = np.asarray(model.linears[1].kernel[...])
-    report = adtn.compress(model, Config(**{**QUICK, "tune_steps": 60}, tune_lr=1e-2), data=data)
+    config = Config(**{**QUICK, "tune_steps": 60}, tune_lr=lr, tune_optimizer=optimizer)
+    report = adtn.compress(model, config, data=data)
     assert np.mean(report.losses[-6:]) < np.mean(report.losses[:6])
     np.testing.assert_array_equal(model.linears[1].kernel[...], before)
 

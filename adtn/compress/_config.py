@@ -68,7 +68,7 @@ class Config:
         Weights with fewer entries stay dense.
     steps, lr, optimizer
         Of the local fits, see :func:`adtn.fit`.
-    tune_steps, tune_lr, distill, train, clip
+    tune_steps, tune_lr, tune_optimizer, distill, train, clip
         Of the training of the whole model: ``distill`` is the weight of the dense model's outputs in the loss,
         ``train`` says whether other parameters are trained, too (``"generated"`` or ``"all"``).
     rates : mapping of str to float
@@ -107,6 +107,7 @@ class Config:
     optimizer: str = "lbfgs"
     tune_steps: int = 500
     tune_lr: float = 5e-3
+    tune_optimizer: str = "adam"
     distill: float = 0.0
     train: str = "generated"
     clip: float | None = 1.0
@@ -127,6 +128,8 @@ class Config:
             raise CompressError("Got mode='adapter' with a budget or base; an adapter's base is the dense weight.")
         if self.train not in ("generated", "all"):
             raise CompressError(f"Got train={self.train!r}; expected 'generated' or 'all'.")
+        if self.tune_optimizer not in ("adam", "sgd"):
+            raise CompressError(f"Got tune_optimizer={self.tune_optimizer!r}; expected 'adam' or 'sgd'.")
         if self.restarts < 1:
             raise CompressError(f"Got restarts={self.restarts}; expected 1 or more.")
         if self.budget is not None and not self.candidates:

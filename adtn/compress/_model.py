@@ -51,7 +51,7 @@ class Tuning:
     ----------
     steps : int
     lr : float
-        Of Adam, falling as a cosine.
+        Of the optimizer, falling as a cosine.
     distill : float
         Weight of the dense model's outputs in the loss, between 0 and 1.
     train : {"generated", "all"}
@@ -61,6 +61,8 @@ class Tuning:
     rates : mapping of str to float
         Factors of the learning rate for parameters whose names match a pattern; the first match counts, 0 freezes.
     seed : int
+    optimizer : {"adam", "sgd"}
+        SGD with a momentum of 0.9.
     """
 
     steps: int = 0
@@ -70,6 +72,7 @@ class Tuning:
     clip: float | None = 1.0
     rates: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
+    optimizer: str = "adam"
 
 
 class Model(Protocol):

@@ -165,7 +165,7 @@ class Work:
 
     def _tuning(self, steps: int) -> Tuning:
         own = self.config
-        return Tuning(steps, own.tune_lr, own.distill, own.train, own.clip, own.rates, own.seed)
+        return Tuning(steps, own.tune_lr, own.distill, own.train, own.clip, own.rates, own.seed, own.tune_optimizer)
 
     def _tune(self, steps: int, quiet: bool = False) -> list[float]:
         assert self.data is not None

@@ -129,7 +129,7 @@ class NnxModel:
     def tune(
         self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
     ) -> list[float]:
-        """Adam with a cosine, in training mode; batches are cycled through."""
+        """With a cosine, in training mode; batches are cycled through."""
         cores = {id(v) for weight in self._weights.values() for v in _own(weight)}
         chosen = {
             path: v for path, v in _flat(self.model).items()

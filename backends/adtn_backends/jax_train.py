@@ -23,7 +23,7 @@ def train(
     tuning: Tuning,
     report: Callable[[int, float], None],
 ) -> list[float]:
-    """Adam with a cosine; statistics of layers change along.
+    """With a cosine; statistics of layers change along.
 
     Parameters
     ----------
@@ -52,7 +52,8 @@ def train(
     graph, state, rest = nnx.split(module, lambda path, _: path in places, ...)
     own = {places[path]: (path, v) for path, v in nnx.to_flat_state(state)}
     clip = [optax.clip_by_global_norm(tuning.clip)] if tuning.clip is not None else []
-    optimizer = optax.chain(*clip, optax.scale_by_adam())
+    rule = optax.trace(0.9) if tuning.optimizer == "sgd" else optax.scale_by_adam()
+    optimizer = optax.chain(*clip, rule)
 
     def packed(numbers: Mapping[str, Any]) -> Any:
         return nnx.from_flat_state([(path, v.replace(numbers[name])) for name, (path, v) in own.items()])

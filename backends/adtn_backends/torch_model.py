@@ -166,7 +166,7 @@ class TorchModel:
     def tune(
         self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
     ) -> list[float]:
-        """Adam with a cosine, in training mode; batches are cycled through."""
+        """With a cosine, in training mode; batches are cycled through."""
         cores = {id(p) for w in self._weights.values() for p in w.parameters()}
         groups: dict[float, list[nn.Parameter]] = {}
         for name, p in self.model.named_parameters():
@@ -177,7 +177,7 @@ class TorchModel:
         trained = [p for own in groups.values() for p in own]
         if not trained:
             raise CompressError("Got rates that leave nothing to train; give some parameters a rate above 0.")
-        optimizer = torch.optim.Adam([{"params": own, "lr": tuning.lr * rate} for rate, own in groups.items()])
+        optimizer = _optimizer(tuning, [{"params": own, "lr": tuning.lr * rate} for rate, own in groups.items()])
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda n: 0.5 * (1 + math.cos(math.pi * n / max(tuning.steps, 1)))
         )
@@ -403,6 +403,10 @@ class TorchModel:
         owner, _, leaf = name.rpartition(".")
         parent = self.model.get_submodule(owner)
         parent._modules[leaf] = module
+
+
+def _optimizer(tuning: Tuning, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, momentum=0.9) if tuning.optimizer == "sgd" else torch.optim.Adam(groups)
 
 
 def _takes_labels(model: nn.Module) -> bool:

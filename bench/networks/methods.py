@@ -71,6 +71,26 @@ class Frozen(nn.Module):
         return _applied(self.like[0], x, self.weight * self.factor, self.bias)
 
 
+def sorted_units(tail: nn.Sequential, layer: str) -> None:
+    """Number the hidden units behind a linear layer anew, so that units with similar weights are neighbours.
+
+    The order is that of the second eigenvector of the similarities' Laplacian (M. Fiedler 1973); what follows gets its
+    columns in the same order, and the network computes what it did.
+    """
+    named: dict[str, Any] = dict(tail.named_children())
+    names = list(named)
+    first = named[layer]
+    later = next(named[n] for n in names[names.index(layer) + 1 :] if isinstance(named[n], nn.Linear))
+    rows = nn.functional.normalize(first.weight.detach().double(), dim=1)
+    near = (rows @ rows.T).clamp(min=0.0)
+    _, vectors = torch.linalg.eigh(torch.diag(near.sum(1)) - near)
+    order = vectors[:, 1].argsort()
+    with torch.no_grad():
+        first.weight.copy_(first.weight[order])
+        first.bias.copy_(first.bias[order])
+        later.weight.copy_(later.weight[:, order])
+
+
 def _applied(dense: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """As a dense layer with another weight."""
     if isinstance(dense, nn.Conv2d):
@@ -100,14 +120,18 @@ def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: i
     else:
         layout = config.layout(shape)
     if most is not None and "bond" not in method["topology"] and bond_field(topology) == "bond":
-        topology = largest_within(topology, layout, most) or with_bond(topology, 1)
+        topology = largest_within(topology, layout, most - (method.get("base") is not None)) or with_bond(topology, 1)
     if kind == "tltorch":
         made = Factorised(dense, tuple(f for fs in layout.factors for f in fs), topology, seed)
         size = sum(p.numel() for p in made.tensor.parameters())
         return made, size, size
-    base = adtn.SeededBase(seed) if method.get("base") else None
+    bases = {None: None, "seeded": adtn.SeededBase(seed), "identity": adtn.IdentityBase()}
+    base = bases[method.get("base")]
     weight = dense.weight.detach().double().numpy()
-    generator = adtn.Generator(shape, topology, layout=layout, seed=seed, scale=weight, base=base)
+    spread = float(weight.std()) * method.get("spread", 1.0)
+    generator = adtn.Generator(shape, topology, layout=layout, seed=seed, scale=spread, base=base)
+    if method.get("warm"):
+        generator = adtn.fit(generator, weight, optimizer="lbfgs", steps=method["warm"], progress=False).generator
     if kind == "frozen":
         return Frozen(dense, generator.weight("torch:cpu", "float32")), 1, 1
     bias = dense.bias if dense.bias is not None else False

@@ -25,7 +25,7 @@ from adtn.bench import machine
 from adtn.compress import Tuning
 from data import Images, load
 from dense import NETWORKS
-from methods import replacement
+from methods import replacement, sorted_units
 from safetensors.torch import load_file
 from torch import nn
 from train import RESULTS, as_input, augment, weights_file
@@ -36,18 +36,44 @@ CASES = Path(__file__).parent / "cases"
 class Features:
     """What the frozen part of a network makes of the training images, in several augmented copies.
 
-    Iterating gives batches in an order of its own each time, one copy after the other.
+    Iterating gives batches in an order of its own each time, one copy after the other: features, labels and the
+    outputs of the dense layers.
     """
 
-    def __init__(self, copies: list[torch.Tensor], labels: torch.Tensor, batch: int, seed: int) -> None:
-        self.copies, self.labels, self.batch = copies, labels, batch
+    def __init__(
+        self, copies: list[torch.Tensor], outputs: list[torch.Tensor], labels: torch.Tensor, batch: int, seed: int
+    ) -> None:
+        self.copies, self.outputs, self.labels, self.batch = copies, outputs, labels, batch
         self.order = torch.Generator().manual_seed(seed)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for x in self.copies:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for x, z in zip(self.copies, self.outputs, strict=True):
             for at in torch.randperm(len(x), generator=self.order).split(self.batch):
                 if len(at) == self.batch:
-                    yield x[at].float(), self.labels[at]
+                    yield x[at].float(), self.labels[at], z[at]
+
+
+def outputs(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """In evaluation mode."""
+    model.eval()
+    with torch.inference_mode():
+        return torch.cat([model(part.float()) for part in x.split(1000)]).clone()
+
+
+def loss_with(distill: float) -> Any:
+    """Cross entropy, mixed with the divergence from the dense outputs."""
+
+    def loss(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        x, y, dense = batch
+        found = model(x)
+        value = nn.functional.cross_entropy(found, y)
+        if not distill:
+            return value
+        wanted = dense.log_softmax(-1)
+        away = nn.functional.kl_div(found.log_softmax(-1), wanted, reduction="batchmean", log_target=True)
+        return (1.0 - distill) * value + distill * away
+
+    return loss
 
 
 def features(prefix: nn.Sequential, images: torch.Tensor, data: str, seed: int | None) -> torch.Tensor:
@@ -82,10 +108,7 @@ def cached_features(
 
 def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
     """In percent."""
-    model.eval()
-    with torch.inference_mode():
-        guesses = torch.cat([model(part.float()).argmax(1) for part in x.split(1000)])
-    return 100.0 * float((guesses == y).float().mean())
+    return 100.0 * float((outputs(model, x).argmax(1) == y).float().mean())
 
 
 def run(
@@ -95,6 +118,9 @@ def run(
     model = copy.deepcopy(tail)
     budgets: Mapping[str, int] = method.get("budget", case.get("budget", {}))
     layers: dict[str, Any] = {}
+    if method.get("sorted"):
+        for name in case["replaced"]:
+            sorted_units(model, name)
     for name in case["replaced"]:
         dense = model.get_submodule(name)
         own = {**method, **method.get("layers", {}).get(name, {})}
@@ -108,9 +134,10 @@ def run(
     torch.manual_seed(seed)
     steps = method.get("steps", case["steps"])
     rates = {**case.get("rates", {}), **method.get("rates", {})}
-    tuning = Tuning(steps, method.get("lr", case["lr"]), train="all", rates=rates, seed=seed)
+    how = method.get("optimizer", "adam")
+    tuning = Tuning(steps, method.get("lr", case["lr"]), train="all", rates=rates, seed=seed, optimizer=how)
     adapter = get_backend("torch").model(model, None)
-    losses = adapter.tune(data, None, tuning, lambda step, value: None) if steps else []
+    losses = adapter.tune(data, loss_with(case["distill"]), tuning, lambda step, value: None) if steps else []
     return {
         "layers": layers,
         "params": sum(one["params"] for one in layers.values()),
@@ -125,7 +152,16 @@ def run(
 def read_case(name: str) -> dict[str, Any]:
     """A case file, with what is common to all."""
     case = tomllib.loads((CASES / f"{name}.toml").read_text())
-    return {"copies": 2, "batch": 128, "steps": 400, "lr": 5e-3, "seeds": [0, 1, 2], "name": name, **case}
+    return {
+        "copies": 2,
+        "batch": 128,
+        "steps": 400,
+        "lr": 5e-3,
+        "distill": 0.0,
+        "seeds": [0, 1, 2],
+        "name": name,
+        **case,
+    }
 
 
 def load_weights(model: nn.Module, network: str, data: str) -> None:
@@ -173,6 +209,7 @@ def run_case(name: str, only: list[str], seeds: list[int] | None) -> None:
     load_weights(network, case["network"], case["data"])
     prefix, tail = network.cut(case["cut"])
     x_train, x_test = cached_features(case, prefix, images)
+    z_train = [outputs(tail, x) for x in x_train]
     y_train, y_test = torch.from_numpy(images.y_train), torch.from_numpy(images.y_test)
     content |= {
         "command": f"python bench/networks/run.py {name}", "machine": machine(),
@@ -180,7 +217,7 @@ def run_case(name: str, only: list[str], seeds: list[int] | None) -> None:
     }  # fmt: skip
     print(f"{name}: dense {content['dense']:.2f} %")
     for method, options, seed in todo:
-        data = Features(x_train, y_train, case["batch"], seed)
+        data = Features(x_train, z_train, y_train, case["batch"], seed)
         try:
             row = run(case, options, seed, tail, data, (x_test, y_test))
         except Exception as error:  # a failed run is a result

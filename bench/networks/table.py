@@ -37,7 +37,8 @@ def main() -> None:
     parts = [_INTRO, *_dense()]
     for path in sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text())
-        parts += _curve(content) if content["case"].get("ratios") else _case(content)
+        kind = _curve if content["case"].get("ratios") else _ablation if "baseline" in content["case"] else _case
+        parts += kind(content)
     (DOCS / "results.md").write_text("\n".join(parts).rstrip() + "\n")
     print(DOCS / "results.md")
 
@@ -127,6 +128,51 @@ def _curve(content: dict[str, Any]) -> list[str]:
     picture = f"results-{case['name']}.png"
     _draw(curves, dense, random, DOCS / picture)
     return [*lines, "", f"![accuracy against parameters]({picture})", ""]
+
+
+def _ablation(content: dict[str, Any]) -> list[str]:
+    """What one choice at a time changes."""
+    case = content["case"]
+    found: dict[str, list[float]] = {}
+    for r in content["rows"]:
+        if "accuracy" in r:
+            found.setdefault(r["method"], []).append(r["accuracy"])
+    own = found[case["baseline"]]
+    names = [name for name in found if name != case["baseline"]]
+    lines = [*_head(content), f"Beside {case['baseline']}, {mean(own):.2f} %, one choice differs:", ""]
+    lines += ["| choice | accuracy | change | parameters | seeds |", "|---|---|---|---|---|"]
+    sizes = {r["method"]: r["params"] for r in content["rows"] if "params" in r}
+    for name in names:
+        values = found[name]
+        spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+        away = mean(values) - mean(own)
+        lines.append(f"| {name} | {mean(values):.2f}{spread} | {away:+.2f} | {sizes[name]} | {len(values)} |")
+    picture = f"results-{case['name']}.png"
+    _bars({n: found[n] for n in names}, own, DOCS / picture)
+    return [*lines, "", f"![what one choice changes]({picture})", ""]
+
+
+def _bars(found: dict[str, list[float]], own: list[float], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(found)
+    figure, axis = plt.subplots(figsize=(7.5, 0.25 * len(names) + 1.0), layout="constrained")
+    kinds = list(dict.fromkeys(n.partition(":")[0] for n in names))
+    for y, name in enumerate(reversed(names)):
+        away = [v - mean(own) for v in found[name]]
+        axis.barh(y, mean(away), color=f"C{kinds.index(name.partition(':')[0]) % 10}", height=0.7)
+        axis.plot(away, [y] * len(away), "k.", ms=3)
+    if len(own) > 1:
+        axis.axvspan(-stdev(own), stdev(own), color="0.9", zorder=0)
+    axis.set_yticks(range(len(names)), list(reversed(names)), fontsize=7)
+    axis.axvline(0.0, color="k", lw=1)
+    axis.set_xscale("symlog", linthresh=1.0)
+    axis.set_xlabel("points of test accuracy gained or lost (dots: seeds; grey: spread of the baseline)", fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 def _draw(curves: dict[str, list[tuple[int, float]]], dense: float, random: float, path: Path) -> None:
