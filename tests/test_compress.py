@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import json
+import re
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -289,6 +292,7 @@ def test_the_report_counts_what_is_there_and_saves_whole_pages(tmp_path: Path) -
     model, data = net(), batches()
     dense = sum(p.numel() for p in model.parameters())
     lines: list[str] = []
+    plt = pytest.importorskip("matplotlib.pyplot")
     report = adtn.compress(model, Config(**QUICK), data=data, test=data, progress=lines.append)
     assert report.before.params == dense
     assert report.after.params == sum(p.numel() for p in model.parameters())
@@ -308,7 +312,15 @@ def test_the_report_counts_what_is_there_and_saves_whole_pages(tmp_path: Path) -
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 2
     assert "http" not in page
-    assert "src=" not in page
+    pictures = re.findall("src='data:image/png;base64,([^']*)'", page)
+    assert page.count("src=") == len(pictures) == 2 * len(report.generators)
+    for picture, shape in zip(pictures[::2], [(8, 36), (32, 96)], strict=True):
+        pixels = plt.imread(io.BytesIO(base64.b64decode(picture)))
+        assert pixels.shape[:2] == shape
+    dense, generated = report.corners["4"]
+    np.testing.assert_allclose(generated, report.generators["4"].weight()[:96, :96], rtol=1e-4, atol=1e-6)
+    x, color = dense[3, 5], plt.imread(io.BytesIO(base64.b64decode(pictures[2])))[3, 5]
+    assert (color[0] > color[2]) == (x > 0)  # red is positive
     assert json.loads((tmp_path / "report.json").read_text()) == content
 
 

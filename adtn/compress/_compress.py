@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from .._errors import CompressError
+from ..generator import Generator, generated_rows
 from ._config import Config
 from ._local import Executor, LocalTask
 from ._model import Layer, Model, model_of
 from ._report import CompressReport, LayerRow, ModelCost
 from ._work import Outcome, Work
+
+_CORNER = 96  # rows and columns of a weight that are shown
 
 
 def compress(
@@ -100,7 +103,10 @@ def compress(
         adapter.restore()
         raise
     rows = [_row(layer, outcome, generators, predicted) for layer in chosen]
-    return CompressReport(config, rows, dense, before, after, outcome.losses, time.monotonic() - began, generators)
+    corners = {name: (_corner(task.weight), _corner(generators[name])) for name, task in tasks.items()}
+    return CompressReport(
+        config, rows, dense, before, after, outcome.losses, time.monotonic() - began, generators, corners
+    )
 
 
 def _tasks(
@@ -141,6 +147,17 @@ def _cost(
     if test is None:
         return ModelCost(params, size, None, seconds, peak)
     return ModelCost(params, size, adapter.score(test), seconds, peak, adapter.loss_on(test, loss))
+
+
+def _corner(weight: np.ndarray | Generator) -> np.ndarray:
+    """At most 96 rows and columns, float32; of a generator no other rows are made."""
+    if isinstance(weight, Generator):
+        arrays = weight.arrays("numpy:cpu", "float32")
+        index = np.arange(min(_CORNER, weight.shape[0]))
+        rows = generated_rows(weight, arrays, index, lambda digits, d: np.eye(d, dtype=np.float32)[digits])
+    else:
+        rows = weight[:_CORNER]
+    return np.asarray(rows, np.float32).reshape(len(rows), -1)[:, :_CORNER]
 
 
 def _row(layer: Layer, outcome: Outcome, generators: dict[str, Any], predicted: dict[str, float]) -> LayerRow:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import json
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .._atomic import write_atomic
 from ..generator import Generator
@@ -89,6 +89,8 @@ class CompressReport:
         Of everything.
     generators : dict of str to Generator
         Of the replaced weights, with the numbers they have now.
+    corners : dict of str to (numpy.ndarray, numpy.ndarray)
+        First rows and columns of each weight, dense and generated, for the page.
     """
 
     config: Config
@@ -99,6 +101,7 @@ class CompressReport:
     losses: list[float]
     seconds: float
     generators: dict[str, Generator] = field(default_factory=dict, repr=False)
+    corners: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @property
     def ratio(self) -> float:
@@ -115,7 +118,7 @@ class CompressReport:
         ):
             table.add_column(column, justify="left" if n < 4 else "right")
         for r in self.layers:
-            table.add_row(*_cells(r))
+            table.add_row(*cells(r))
         table.add_section()
         model = f"{self.before.params:,}", f"{self.after.params:,}", "", f"{self.ratio:,.1f}x", ""
         table.add_row("whole model", "", "", "", *model)
@@ -184,76 +187,19 @@ class CompressReport:
 
     def to_html(self) -> str:
         """A page without anything from elsewhere."""
-        head = ("layer", "kind", "weight", "topology", "dense", "parameters", "active", "ratio", "local error")
-        rows = "".join(_html_row("td", _cells(r)) for r in self.layers)
-        lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.summary() if not line.startswith("dense, "))
-        dense = "".join(_html_row("td", item) for item in self.dense.items())
-        kept = f"<h2>Dense layers</h2><table>{_html_row('th', ('layer', 'why'))}{dense}</table>" if dense else ""
-        curve = f"<h2>Training</h2>{_curve(self.losses)}" if len(self.losses) > 1 else ""
-        return (
-            "<!doctype html><html lang='en'><meta charset='utf-8'><title>adtn: compressed model</title>"
-            f"<style>{_STYLE}</style><h1>Compressed model</h1><ul>{lines}</ul>"
-            f"<h2>Layers</h2>{_bars(self.layers)}<table>{_html_row('th', head)}{rows}</table>{curve}{kept}</html>\n"
-        )
+        from ._page import page
+
+        return page(self)
 
 
-def _cells(r: LayerRow) -> list[str]:
+def cells(r: LayerRow) -> list[str]:
+    """Of a row of the table."""
     name = r.name + (f" = {', '.join(r.tied)}" if r.tied else "")
     shapes = " + ".join("x".join(map(str, s)) for s in r.shapes)
     errors = ", ".join(f"{e:.3f}" for e in r.local_errors)
     return [
         name, r.kind, shapes, r.topology, f"{r.dense:,}", f"{r.params:,}", f"{r.active:,}", f"{r.ratio:,.0f}x", errors,
     ]  # fmt: skip
-
-
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}"
-    "table{border-collapse:collapse;margin:1em 0}th,td{padding:.25em .8em;border-bottom:1px solid #ddd;"
-    "text-align:right}th:nth-child(-n+4),td:nth-child(-n+4){text-align:left}svg{max-width:100%;height:auto}"
-    "svg text{font:13px system-ui,sans-serif;fill:#333}"
-)
-
-
-def _html_row(tag: str, cells: Any) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
-
-
-def _bars(layers: list[LayerRow]) -> str:
-    """Parameters of every layer before and after, logarithmic."""
-    from math import log10
-
-    top = max(max(log10(max(r.dense, 1)) for r in layers), 1.0)
-    height, parts = 44 * len(layers) + 10, []
-    for n, r in enumerate(layers):
-        y = 44 * n
-        parts.append(f"<text x='0' y='{y + 22}'>{html.escape(r.name[-26:])}</text>")
-        for k, (value, color) in enumerate(((r.dense, "#b8c4d6"), (r.params, "#2f6f4f"))):
-            width = 560 * log10(max(value, 1)) / top
-            parts.append(f"<rect x='200' y='{y + 4 + 18 * k}' width='{width:.1f}' height='15' fill='{color}'/>")
-            parts.append(f"<text x='{206 + width:.1f}' y='{y + 16 + 18 * k}'>{value:,}</text>")
-    return (
-        f"<svg viewBox='0 0 900 {height}' role='img' aria-label='parameters before and after'>{''.join(parts)}</svg>"
-        "<p>Numbers of each layer before (grey) and after (green), on a logarithmic scale.</p>"
-    )
-
-
-def _curve(losses: list[float]) -> str:
-    """The loss of the training, averaged over neighbouring steps."""
-    bins = min(len(losses), 120)
-    edges = [round(i * len(losses) / bins) for i in range(bins + 1)]
-    means = [sum(losses[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, high = min(means), max(means)
-    span = (high - low) or 1.0
-    points = " ".join(
-        f"{60 + 780 * i / max(bins - 1, 1):.1f},{210 - 190 * (m - low) / span:.1f}" for i, m in enumerate(means)
-    )
-    return (
-        "<svg viewBox='0 0 900 250' role='img' aria-label='loss'>"
-        "<line x1='60' y1='215' x2='845' y2='215' stroke='#999'/><line x1='60' y1='15' x2='60' y2='215' stroke='#999'/>"
-        f"<text x='0' y='25'>{high:.3g}</text><text x='0' y='214'>{low:.3g}</text>"
-        f"<text x='60' y='235'>1</text><text x='800' y='235'>{len(losses)} steps</text>"
-        f"<polyline points='{points}' fill='none' stroke='#2f6f4f' stroke-width='2'/></svg>"
-    )
 
 
 def _plain(value: Any) -> Any:
