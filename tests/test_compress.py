@@ -154,6 +154,21 @@ def test_either_optimizer_lowers_the_loss(optimizer: str, lr: float) -> None:
 # --- the recipes ---
 
 
+@pytest.mark.parametrize("topology", [adtn.Tucker(bond=64), adtn.MPO(bond=64), adtn.CP(bond=8)], ids=repr)
+def test_local_fits_begin_at_a_decomposition_where_there_is_one(topology: adtn.Topology) -> None:
+    """L-BFGS from random cores does not find an exact Tucker form in hundreds of steps."""
+    generator = adtn.Generator((8, 4, 3, 3), topology)
+    weight = generator.weight("numpy:cpu", "float32")
+    model = net()
+    model[0].weight.data = torch.tensor(weight)
+    config = Config(targets=["0"], topology=topology, steps=30, recipe="reconstruct")
+    error = adtn.compress(model, config).layers[0].local_errors[0]
+    start = adtn.decompose(adtn.Generator(weight.shape, topology, scale=weight), weight)
+    begun = np.linalg.norm(start.weight() - weight) / np.linalg.norm(weight)
+    assert error <= begun + 1e-3
+    assert error < (0.5 if isinstance(topology, adtn.CP) else 1e-2)
+
+
 def test_outputs_are_reconstructed_where_there_are_data() -> None:
     """Inputs that live in few directions: the layer's outputs there count, not the weight."""
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """How: objectives, schedules, decompositions and the fit."""
 
 from ._decompose import decompose as decompose
+from ._decompose import has_decomposition as has_decomposition
 from ._fit import fit as fit
 from ._fit import run_fit as run_fit
 from ._objective import DataAwareReconstruction as DataAwareReconstruction

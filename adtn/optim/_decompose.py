@@ -50,13 +50,12 @@ def decompose(generator: Generator, target: np.ndarray) -> Generator:
     True
     """
     topology = generator.topology
-    nonlinear = any(segment.activation != "identity" for segment in generator.segments)
-    if nonlinear or topology.share or generator.base is not None:
+    if not _is_plain(generator):
         raise TopologyError(
             "A decomposition needs a linear topology without shared cores and without a base; train it instead."
         )
     legs = generator.layout.to_legs(np.asarray(target, dtype=np.float64)) / generator.scale
-    if isinstance(topology, TensorRing) or not isinstance(topology, (TT, Tucker, CP)):
+    if not has_decomposition(generator):
         raise TopologyError(
             f"No decomposition for {type(topology).__name__}; TT, MPO, Tucker and CP have one. Train it instead."
         )
@@ -67,6 +66,17 @@ def decompose(generator: Generator, target: np.ndarray) -> Generator:
     else:
         params = _cp_als(generator, legs)
     return generator.with_params(params)
+
+
+def has_decomposition(generator: Generator) -> bool:
+    """Whether :func:`decompose` takes it."""
+    known = isinstance(generator.topology, (TT, Tucker, CP)) and not isinstance(generator.topology, TensorRing)
+    return known and _is_plain(generator)
+
+
+def _is_plain(generator: Generator) -> bool:
+    nonlinear = any(segment.activation != "identity" for segment in generator.segments)
+    return not (nonlinear or generator.topology.share or generator.base is not None)
 
 
 def _tt_svd(generator: Generator, topology: TT, legs: np.ndarray) -> dict[str, np.ndarray]:
