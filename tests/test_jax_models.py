@@ -230,3 +230,19 @@ def test_saved_models_are_the_same(tmp_path: Path) -> None:
     with pytest.raises(CompressError, match="conv"):
         adtn.load_model(wrong, tmp_path)
     assert same(wrong, state)
+
+
+def test_a_model_in_bfloat16_stays_one() -> None:
+    rngs = nnx.Rngs(0)
+    half = {"param_dtype": jnp.bfloat16, "dtype": jnp.bfloat16, "rngs": rngs}
+    model = nnx.Sequential(nnx.Linear(32, 32, **half), nnx.relu, nnx.Linear(32, 4, **half))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((16, 32)).astype(np.float32)
+    data = [(jnp.asarray(x, jnp.bfloat16), (x.sum(1) > 0).astype(int))]
+    config = Config(
+        targets=["layers.0"], smallest=16, budget=adtn.Budget(bytes=1500), steps=5, tune_steps=5, train="all"
+    )
+    report = adtn.compress(model, config, data=data, test=data)
+    assert report.after.bytes <= 1500
+    assert {str(x.dtype) for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {"bfloat16"}
+    assert np.isfinite(report.losses).all()

@@ -56,8 +56,12 @@ def _tiles(report: CompressReport) -> str:
     """What one wants to know first."""
     b, a = report.before, report.after
     own, left = sum(r.dense for r in report.layers), sum(r.params for r in report.layers)
+    own_ratio = own / max(left, 1)
     found = [
-        (f"{own / max(left, 1):,.0f}x", f"{own:,} entries of the replaced layers from {left:,} numbers"),
+        (
+            f"{own_ratio:,.0f}x" if own_ratio >= 10 else f"{own_ratio:.1f}x",
+            f"{own:,} entries of the replaced layers from {left:,} numbers",
+        ),
         (f"{report.ratio:,.1f}x", f"the whole model: {b.params:,} parameters, now {a.params:,}"),
     ]
     if b.accuracy is not None and a.accuracy is not None:

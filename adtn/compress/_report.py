@@ -140,7 +140,7 @@ class CompressReport:
         expected = [r.predicted_seconds for r in self.layers]
         if all(expected) and a.forward_seconds:
             lines.append(
-                f"of which the replaced layers were expected to take {sum(filter(None, expected)) * 1e3:.2f} ms"
+                f"the scheduler expected {sum(filter(None, expected)) * 1e3:.2f} ms of it for the generated weights"
             )
         if b.forward_peak_bytes is not None and a.forward_peak_bytes is not None:
             lines.append(
@@ -198,7 +198,8 @@ def cells(r: LayerRow) -> list[str]:
     shapes = " + ".join("x".join(map(str, s)) for s in r.shapes)
     errors = ", ".join(f"{e:.3f}" for e in r.local_errors)
     return [
-        name, r.kind, shapes, r.topology, f"{r.dense:,}", f"{r.params:,}", f"{r.active:,}", f"{r.ratio:,.0f}x", errors,
+        name, r.kind, shapes, r.topology, f"{r.dense:,}", f"{r.params:,}", f"{r.active:,}",
+        f"{r.ratio:,.0f}x" if r.ratio >= 10 else f"{r.ratio:.1f}x", errors,
     ]  # fmt: skip
 
 

@@ -401,7 +401,7 @@ def _as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> Gen
 def _bias_param(bias: Any, like: GeneratedWeight) -> nnx.Param[Any] | None:
     if bias is False or bias is None:
         return None
-    n, dtype = like.shape[0], like.structure.generator.dtype
-    values = jnp.zeros(n, dtype) if bias is True else jnp.asarray(np.asarray(bias), dtype=dtype)
+    n, dtype = like.shape[0], next(iter(like.arrays().values())).dtype
+    values = jnp.zeros(n, dtype) if bias is True else jnp.asarray(bias, dtype=dtype)
     check_bias(values.shape, n)
     return nnx.Param(values)

@@ -104,8 +104,11 @@ class NnxModel:
                 )
         if "" in generators:
             raise CompressError("Got a model that is one layer; replace it yourself with a layer of jax_layers.")
-        weights = {name: GeneratedWeight(generator) for name, generator in generators.items()}
         modules = dict(_modules(self.model))
+        weights = {name: GeneratedWeight(generator) for name, generator in generators.items()}
+        for name, weight in weights.items():
+            dtype = _own(modules[name])[0][...].dtype
+            nnx.update(weight, jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), nnx.state(weight)))
         made = {name: layer_like(modules[name], weight) for name, weight in weights.items()}
         dense = nnx.clone(self.model)
         self._dense, self._weights = dense, weights
