@@ -19,7 +19,7 @@ _STYLE = (
     ":root{color-scheme:light dark}"
     "body{font:16px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
     "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}"
-    "th,td{padding:.25em .8em;border-bottom:1px solid #8884;text-align:right;white-space:nowrap}"
+    "th,td{padding:.25em .6em;border-bottom:1px solid #8884;text-align:right;white-space:nowrap}"
     "th:nth-child(-n+4),td:nth-child(-n+4){text-align:left}"
     "svg{max-width:100%;height:auto}svg text{font:13px system-ui,sans-serif;fill:currentColor}"
     ".tiles{display:flex;flex-wrap:wrap;gap:1em;margin:1.5em 0}"

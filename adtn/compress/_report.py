@@ -142,7 +142,8 @@ class CompressReport:
             lines.append(
                 f"the scheduler expected {sum(filter(None, expected)) * 1e3:.2f} ms of it for the generated weights"
             )
-        if b.forward_peak_bytes is not None and a.forward_peak_bytes is not None:
+        # what a process grew by says nothing about models that fit into memory it already has
+        if b.forward_peak_bytes and a.forward_peak_bytes:
             lines.append(
                 f"its extra memory {b.forward_peak_bytes / 2**20:.1f} MiB -> {a.forward_peak_bytes / 2**20:.1f} MiB"
             )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+CASES = Path(__file__).parent / "cases"
 DOCS = Path(__file__).parents[2] / "docs"
 CONTROLS = ("scaled identity", "scaled random")
 _INTRO = """# Published networks, measured
@@ -35,8 +37,8 @@ _NOTE = (
 def main() -> None:
     """Write the page."""
     parts = [_INTRO, *_dense()]
-    for path in sorted(RESULTS.glob("*.json")):
-        content = json.loads(path.read_text())
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    for content in sorted(found, key=lambda content: "baseline" in content["case"]):
         kind = _curve if content["case"].get("ratios") else _ablation if "baseline" in content["case"] else _case
         parts += kind(content)
     (DOCS / "results.md").write_text("\n".join(parts).rstrip() + "\n")
@@ -66,6 +68,9 @@ def _head(content: dict[str, Any]) -> list[str]:
             "The replaced layers **matter**" if min(costs.values()) > 1.0 else "The replaced layers do **not** matter"
         )
         lines.append(f"{verdict}: {told}.")
+    note = tomllib.loads((CASES / f"{case['name']}.toml").read_text()).get("note")
+    if note:
+        lines += ["", note]
     return [*lines, ""]
 
 
