@@ -328,6 +328,14 @@ def test_given_numbers_are_part_of_the_state() -> None:
     assert "frozen_base" not in layers.GeneratedWeight(GENERATORS["seeded base"]()).state_dict()
 
 
+def test_fits_of_linear_topologies_begin_at_a_decomposition() -> None:
+    generator = adtn.Generator((8, 4, 3, 3), adtn.Tucker(bond=64))
+    dense = nn.Conv2d(4, 8, 3)
+    dense.weight.data = torch.tensor(generator.weight("numpy:cpu", "float32"))
+    made = layers.ADTNConv2d.from_conv(dense, adtn.Tucker(bond=64), steps=5, optimizer="lbfgs")
+    torch.testing.assert_close(made.weight, dense.weight, rtol=1e-3, atol=1e-4)
+
+
 def test_from_dense_layers_fits() -> None:
     target = adtn.Generator((16, 24), TTN, seed=4).weight()
     dense = nn.Linear(24, 16, dtype=torch.float64)

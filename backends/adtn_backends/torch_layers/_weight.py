@@ -14,6 +14,7 @@ from adtn import Generator, Layout, Topology
 from adtn._backend import get_backend
 from adtn.generator import generated_rows
 from adtn.network import RuleBase
+from adtn.optim import has_decomposition
 from adtn.schedule import KEPT_BYTES, TiledWeight, decide, generate, with_base
 from torch import nn
 
@@ -227,7 +228,10 @@ def generator_of(
     """A generator for a given weight: of its spread, and fitted to it for so many steps."""
     values = dense.detach().cpu().double().numpy()
     generator = Generator(values.shape, topology, layout=layout, scale=values, base=base, seed=seed)
-    return adtn.fit(generator, values, steps=steps, seed=seed, **options).generator if steps else generator
+    if not steps:
+        return generator
+    options = {"start": "decomposition" if has_decomposition(generator) else "generator", **options}
+    return adtn.fit(generator, values, steps=steps, seed=seed, **options).generator
 
 
 def bias_parameter(bias: Any, n: int, like: GeneratedWeight) -> nn.Parameter | None:
