@@ -155,9 +155,10 @@ def fit(
         in float32.
     optimizer : {"adam", "adamw", "sgd", "lbfgs", "lm"}
         The first three come from torch.optim, optax or quimb, ``"lbfgs"`` from SciPy, in float64 on the host.
-        ``"lm"`` is Levenberg-Marquardt for reconstructions by at most 4096 numbers: its matrix is made of a sample of
-        the rows, on the device, and solved on the host. It needs few steps, but L-BFGS was better after equal wall
-        time in nearly all that was measured (``bench/results/optimizers.json``).
+        ``"lm"`` is Levenberg-Marquardt for reconstructions by at most 2048 numbers: its matrix is made of a sample of
+        the entries, on the device, and solved on the host. From random numbers L-BFGS was better after equal wall
+        time in nearly all that was measured; from where L-BFGS stalls, it goes on (a linear TTN: 0.0076, then 0.0011;
+        ``bench/results/optimizers.json``).
     steps : int
         Number of steps (iterations for ``"lbfgs"`` and ``"lm"``).
     lr : float

@@ -130,10 +130,11 @@ def main() -> None:
             steps = round(20 * options.seconds / (time.perf_counter() - began))
             model = copy.deepcopy(start)
             losses = train(model, batches, steps, case["lr"], damping)
+            last = sum(losses[-50:]) / 50
             rows.append({
                 "method": name, "params": params, "seed": seed, "steps": steps,
                 "optimizer": "adam" if damping is None else f"gauss-newton, damping {damping:g}",
-                "loss": sum(losses[-50:]) / 50, "accuracy": accuracy(model, x_test, y_test),
+                "loss": last if math.isfinite(last) else None, "accuracy": accuracy(model, x_test, y_test),
             })  # fmt: skip
             print(rows[-1], flush=True)
     content = {
