@@ -292,6 +292,8 @@ def _value(key: str, value: Any) -> Any:
         return cls(**options)
     if key == "base" and isinstance(value, int):
         return SeededBase(value)
-    if key == "base" and value == "identity":
+    if key == "base" and isinstance(value, str):
+        if value != "identity":
+            raise CompressError(f"Got base={value!r}; expected a seed, or 'identity'.")
         return IdentityBase()
     return value

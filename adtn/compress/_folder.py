@@ -124,7 +124,9 @@ def load_model(model: Any, folder: str | Path) -> Any:
     try:
         adapter.install({file.name.removesuffix(".safetensors"): load(file) for file in files})
         adapter.load(Path(folder) / "state.safetensors")
-    except (OSError, RuntimeError, KeyError, AttributeError) as error:
+    except BaseException as error:
         adapter.restore()
-        raise CompressError(f"Cannot load {folder} into {type(model).__name__}: {error}.") from error
+        if isinstance(error, OSError | RuntimeError | KeyError | AttributeError):
+            raise CompressError(f"Cannot load {folder} into {type(model).__name__}: {error}.") from error
+        raise
     return model

@@ -118,7 +118,8 @@ def solve(task: LocalTask) -> LocalResult:
     target = Reconstruction(task.weight)
     if task.moment is not None:
         target = DataAwareReconstruction(task.weight, task.moment)
-    running = [_first(task, task.seed + n) for n in range(task.restarts)]
+    starts = [_first(task, task.seed + n) for n in range(task.restarts)]
+    running = list({to_bytes(generator): generator for generator in starts}.values())  # a decomposition has no seed
     while True:
         steps = task.steps // len(running)
         if steps:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ._report import CompressReport, LayerRow, cells
+from ._report import CompressReport, LayerRow, cells, times
 
 _PICTURES = 12  # weights that are shown
 _STYLE = (
@@ -27,7 +27,7 @@ _STYLE = (
     ".tile b{display:block;font-size:1.7em;line-height:1.3}"
     ".pairs{display:flex;flex-wrap:wrap;gap:1.5em}.pairs figure{margin:0}"
     ".pairs img{width:144px;height:144px;image-rendering:pixelated;margin-right:4px}"
-    "figcaption{font-size:.85em;max-width:292px;overflow-wrap:anywhere}.why{white-space:normal;text-align:left}"
+    "figcaption{font-size:.85em;max-width:292px;overflow-wrap:anywhere}"
 )
 
 
@@ -56,12 +56,8 @@ def _tiles(report: CompressReport) -> str:
     """What one wants to know first."""
     b, a = report.before, report.after
     own, left = sum(r.dense for r in report.layers), sum(r.params for r in report.layers)
-    own_ratio = own / max(left, 1)
     found = [
-        (
-            f"{own_ratio:,.0f}x" if own_ratio >= 10 else f"{own_ratio:.1f}x",
-            f"{own:,} entries of the replaced layers from {left:,} numbers",
-        ),
+        (times(own / max(left, 1)), f"{own:,} entries of the replaced layers from {left:,} numbers"),
         (f"{report.ratio:,.1f}x", f"the whole model: {b.params:,} parameters, now {a.params:,}"),
     ]
     if b.accuracy is not None and a.accuracy is not None:

@@ -193,6 +193,11 @@ class CompressReport:
         return page(self)
 
 
+def times(ratio: float) -> str:
+    """With one decimal where it says something."""
+    return f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
+
+
 def cells(r: LayerRow) -> list[str]:
     """Of a row of the table."""
     name = r.name + (f" = {', '.join(r.tied)}" if r.tied else "")
@@ -200,7 +205,7 @@ def cells(r: LayerRow) -> list[str]:
     errors = ", ".join(f"{e:.3f}" for e in r.local_errors)
     return [
         name, r.kind, shapes, r.topology, f"{r.dense:,}", f"{r.params:,}", f"{r.active:,}",
-        f"{r.ratio:,.0f}x" if r.ratio >= 10 else f"{r.ratio:.1f}x", errors,
+        times(r.ratio), errors,
     ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from adtn.schedule import decide
 from flax import nnx
 
 from ._batches import IGNORED, cycled
-from .jax_layers import ADTNLinear, GeneratedWeight
+from .jax_layers import ADTNLinear, Frozen, GeneratedWeight
 from .jax_like import layer_like, patches, weight_of
 from .jax_train import train
 
@@ -144,11 +144,12 @@ class NnxModel:
                 teacher = nnx.split(self._dense)
 
         def value(model: Any, batch: Any) -> Any:
-            found = self._loss(loss, model, batch)
             if teacher is None:
-                return found
+                return self._loss(loss, model, batch)
+            logits = _outputs(model, batch)
+            found = _cross_entropy(logits, batch) if loss is None else loss(model, batch)
             wanted = jax.nn.log_softmax(_outputs(nnx.merge(*teacher, copy=True), batch))
-            got = jax.nn.log_softmax(_outputs(model, batch))
+            got = jax.nn.log_softmax(logits)
             away = (jnp.exp(wanted) * (wanted - got)).sum(-1).mean()
             return (1.0 - tuning.distill) * found + tuning.distill * away
 
@@ -212,10 +213,11 @@ class NnxModel:
         from safetensors.numpy import load_file
 
         given, own = load_file(path), _stored(self.model)
-        if set(given) != set(own):
-            odd = ", ".join(sorted(set(given) ^ set(own))[:5])
+        shapes = [{name: tuple(x.shape) for name, x in one.items()} for one in (given, own)]
+        if shapes[0] != shapes[1]:
+            odd = ", ".join(sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})[:5])
             raise CompressError(
-                f"Got a file and a model with other names, such as {odd}; pass the model it was made of."
+                f"Got a file and a model with other numbers, such as {odd}; pass the model it was made of."
             )
         for name, v in own.items():
             v[...] = jnp.asarray(given[name], v[...].dtype)
@@ -265,13 +267,7 @@ class NnxModel:
 
     def _loss(self, loss: Callable[..., Any] | None, model: Any, batch: Any) -> Any:
         """The caller's, or cross entropy."""
-        if loss is not None:
-            return loss(model, batch)
-        target = _labels(batch)
-        counts = target != IGNORED
-        logits = _outputs(model, batch).astype(jnp.float32)
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counts, target, 0))
-        return jnp.where(counts, each, 0.0).sum() / jnp.maximum(counts.sum(), 1)
+        return _cross_entropy(_outputs(model, batch), batch) if loss is None else loss(model, batch)
 
     def _each(self, data: Iterable[Any], what: Callable[[Any, Any], Any]) -> Iterator[Any]:
         """``what(model, batch)`` of every batch, compiled, in evaluation mode."""
@@ -367,7 +363,8 @@ def _flat(model: nnx.Module) -> dict[str, Any]:
 
 
 def _stored(model: nnx.Module) -> dict[str, Any]:
-    return {name: v for name, v in _flat(model).items() if not isinstance(v, nnx.RngState)}
+    """What a file holds: frozen numbers come with their generators, or from a rule."""
+    return {name: v for name, v in _flat(model).items() if not isinstance(v, nnx.RngState | Frozen)}
 
 
 @contextmanager
@@ -389,6 +386,13 @@ def _arrays(batch: Any) -> Any:
 
 def _labels(batch: Any) -> Any:
     return batch["labels"] if isinstance(batch, Mapping) else batch[1]
+
+
+def _cross_entropy(logits: Any, batch: Any) -> Any:
+    target = _labels(batch)
+    counts = target != IGNORED
+    each = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.where(counts, target, 0))
+    return jnp.where(counts, each, 0.0).sum() / jnp.maximum(counts.sum(), 1)
 
 
 def _outputs(model: Any, batch: Any) -> Any:

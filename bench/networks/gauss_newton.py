@@ -23,10 +23,8 @@ from typing import Any
 import torch
 from adtn._atomic import write_atomic
 from adtn.bench import machine
-from data import load
-from dense import NETWORKS
 from methods import replacement
-from run import Features, accuracy, cached_features, load_weights, outputs, read_case, variants
+from run import Features, accuracy, prepared, read_case, variants
 from torch import nn
 from torch.func import functional_call, jvp, vmap
 from train import RESULTS
@@ -106,13 +104,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     case = read_case(_CASE)
-    images = load(case["data"])
-    network: Any = NETWORKS[case["network"]](images.classes)
-    load_weights(network, case["network"], case["data"])
-    prefix, tail = network.cut(case["cut"])
-    x_train, x_test = cached_features(case, prefix, images)
-    z_train = [outputs(tail, x) for x in x_train]
-    y_train, y_test = torch.from_numpy(images.y_train), torch.from_numpy(images.y_test)
+    tail, features, test = prepared(case)
     rows: list[dict[str, Any]] = []
     for name, seed in itertools.product(_METHODS, range(options.seeds)):
         method = variants(case)[name]
@@ -121,9 +113,7 @@ def main() -> None:
         start = copy.deepcopy(tail)
         start.fc1 = made
         for damping in (None, *_DAMPINGS):
-            batches = itertools.chain.from_iterable(
-                itertools.repeat(Features(x_train, z_train, y_train, case["batch"], seed))
-            )
+            batches = itertools.chain.from_iterable(itertools.repeat(Features(*features, case["batch"], seed)))
             torch.manual_seed(seed)
             for _ in range(2):  # the first time also plans
                 began = time.perf_counter()
@@ -135,7 +125,7 @@ def main() -> None:
             rows.append({
                 "method": name, "params": params, "seed": seed, "steps": steps,
                 "optimizer": "adam" if damping is None else f"gauss-newton, damping {damping:g}",
-                "loss": last if math.isfinite(last) else None, "accuracy": accuracy(model, x_test, y_test),
+                "loss": last if math.isfinite(last) else None, "accuracy": accuracy(model, *test),
             })  # fmt: skip
             print(rows[-1], flush=True)
     content = {

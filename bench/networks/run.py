@@ -182,6 +182,17 @@ def load_weights(model: nn.Module, network: str, data: str) -> None:
         raise ADTNError(f"Found no weights in {own}; run 'python bench/networks/train.py {network} --data {data}'.")
 
 
+def prepared(case: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """The layers from the cut on; features, dense outputs and labels to train on; features and labels to test on."""
+    images = load(case["data"])
+    network: Any = NETWORKS[case["network"]](images.classes)
+    load_weights(network, case["network"], case["data"])
+    prefix, tail = network.cut(case["cut"])
+    x_train, x_test = cached_features(case, prefix, images)
+    y_train, y_test = torch.from_numpy(images.y_train), torch.from_numpy(images.y_test)
+    return tail, (x_train, [outputs(tail, x) for x in x_train], y_train), (x_test, y_test)
+
+
 def variants(case: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The methods; where a case has ratios, those that can have several sizes once for each of them."""
     found: dict[str, Mapping[str, Any]] = {}
@@ -204,22 +215,16 @@ def run_case(name: str, only: list[str], seeds: list[int] | None) -> None:
     todo = [(n, m, s) for s in seeds or case["seeds"] for n, m in methods.items() if (n, s) not in done]
     if not todo:
         return
-    images = load(case["data"])
-    network: Any = NETWORKS[case["network"]](images.classes)
-    load_weights(network, case["network"], case["data"])
-    prefix, tail = network.cut(case["cut"])
-    x_train, x_test = cached_features(case, prefix, images)
-    z_train = [outputs(tail, x) for x in x_train]
-    y_train, y_test = torch.from_numpy(images.y_train), torch.from_numpy(images.y_test)
+    tail, train, test = prepared(case)
     content |= {
         "command": f"python bench/networks/run.py {name}", "machine": machine(),
-        "case": {k: v for k, v in case.items() if k != "methods"}, "dense": accuracy(tail, x_test, y_test),
+        "case": {k: v for k, v in case.items() if k != "methods"}, "dense": accuracy(tail, *test),
     }  # fmt: skip
     print(f"{name}: dense {content['dense']:.2f} %")
     for method, options, seed in todo:
-        data = Features(x_train, z_train, y_train, case["batch"], seed)
+        data = Features(*train, case["batch"], seed)
         try:
-            row = run(case, options, seed, tail, data, (x_test, y_test))
+            row = run(case, options, seed, tail, data, test)
         except Exception as error:  # a failed run is a result
             row = {"error": f"{type(error).__name__}: {error}"}
         content["rows"].append({"method": method, "seed": seed, "options": options, **row})
