@@ -80,9 +80,9 @@ def alexnet(classes: int = 10) -> Network:
 
 
 def zfnet(classes: int = 10) -> Network:
-    """ZFNet's five convolutions (wider ones than AlexNet's in the middle) for 32x32 images, then 2048-4096-4096."""
-    parts = _Parts(3).conv(96, 5, 2).pool().conv(256, 5).pool().conv(512, 3).conv(1024, 3).conv(512, 3).pool()
-    return parts.head(2048, 4096, 4096, classes, dropout=0.5)
+    """ZFNet's five convolutions (Zeiler, Fergus 2014) for 32x32 images, then 1024-4096-4096."""
+    parts = _Parts(3).conv(96, 5, 2).pool().conv(256, 5).pool().conv(384, 3).conv(384, 3).conv(256, 3).pool()
+    return parts.head(1024, 4096, 4096, classes, dropout=0.5)
 
 
 def vgg16(classes: int = 10) -> Network:

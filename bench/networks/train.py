@@ -69,6 +69,9 @@ def train(network: str, images: Images, options: argparse.Namespace) -> dict[str
     data, half = images.name, options.bfloat16
     x, y, x_test, y_test = (torch.from_numpy(v) for v in (images.x_train, images.y_train, images.x_test, images.y_test))
     model = NETWORKS[network](images.classes).to(memory_format=torch.channels_last)
+    if options.start:
+        own, given = model.state_dict(), torch.load(weights_file(network, options.start), weights_only=True)
+        model.load_state_dict(own | {k: v for k, v in given.items() if v.shape == own[k].shape})
     per_epoch = len(x) // options.batch
     optimizer = torch.optim.SGD(model.parameters(), options.lr, 0.9, weight_decay=options.decay, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -134,6 +137,7 @@ def main() -> None:
     parser.add_argument("--smoothing", type=float, default=0.05)
     parser.add_argument("--shift", type=int, default=4)
     parser.add_argument("--sizes", type=_sizes, nargs="*", default=[], help="0.3:16 0.6:24 for small images first")
+    parser.add_argument("--start", help="data that the same network was trained on: begin with those weights")
     parser.add_argument("--bfloat16", action="store_true", help="products in bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
