@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import adtn
 import numpy as np
 from adtn import Generator
-from adtn.network import Segment
+from adtn.network import RuleBase, Segment
 from scipy.special import erf
 
 SIGMA = {
@@ -47,7 +46,7 @@ def dense_weight(gen: Generator) -> np.ndarray:
     """The weight from :func:`dense_state`."""
     arrays = {k: np.asarray(x, np.float64) for k, x in {**gen.params, **gen.constants()}.items()}
     weight = gen.scale * gen.layout.from_legs(dense_state(gen.segments, arrays))
-    if isinstance(gen.base, adtn.SeededBase):
+    if isinstance(gen.base, RuleBase):
         weight = weight + arrays["base.scale"] * arrays["base"]
     elif gen.base is not None:
         weight = weight + arrays["base"]

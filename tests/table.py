@@ -75,6 +75,7 @@ TOPOLOGIES = {
     "random-features-tanh": Row(adtn.RandomFeatures(bond=3, activation="tanh", share=False), (16, 25), 5),
     "dense": Row(adtn.Dense(), (6, 10), order="interleaved"),
     "scaled-identity": Row(adtn.ScaledIdentity(), (8, 6), order="interleaved"),
+    "scaled-identity-square": Row(adtn.ScaledIdentity(), (12, 12)),
     "scaled-random": Row(adtn.ScaledRandom(seed=3), (8, 6)),
 }
 

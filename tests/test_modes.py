@@ -22,13 +22,16 @@ def modes_of(row: Row) -> tuple[str, ...]:
     return MODES if linear else MODES[:2]
 
 
-@pytest.mark.parametrize("base", [None, "seeded", "array"])
+@pytest.mark.parametrize("base", [None, "seeded", "identity", "array"])
 def test_apply_and_its_adjoint_in_every_mode(row: Row, base: str | None) -> None:
     if len(row.shape) != 2:
         pytest.skip("apply is for matrices")
     rng = np.random.default_rng(0)
-    given = {"seeded": adtn.SeededBase(2), "array": rng.standard_normal(row.shape), None: None}[base]
+    array = rng.standard_normal(row.shape)
+    given = {"seeded": adtn.SeededBase(2), "identity": adtn.IdentityBase(), "array": array, None: None}[base]
     gen = row.generator(seed=1, base=given)
+    if base == "identity":  # which silences what is beside it
+        gen = gen.with_params({**gen.params, **row.generator(seed=1).params})
     arrays = gen.arrays("numpy:cpu", "float64")
     weight = gen.function(arrays)
     x, ybar = rng.standard_normal((5, row.shape[1])), rng.standard_normal((5, row.shape[0]))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from adtn._backend import check_device
 from adtn._errors import TopologyError
-from adtn.network import Weighting, row_order, sizes_of, tile_counts, tile_program
+from adtn.network import row_order, sizes_of, tile_counts, tile_program
 from adtn.schedule import TiledWeight
 from adtn.schedule._distance import projecting, why_not_factored
 from hypothesis import given
@@ -20,8 +20,7 @@ def tiled(gen: adtn.Generator, tiles: int, by_rows: bool, once_part: float = 1 /
     order = row_order(gen.segments, gen.layout) if by_rows else gen.segments[-1].outputs
     program = tile_program(gen.segments, (None,) * len(gen.segments), order, tiles, once_part=once_part)
     places = tuple(gen.segments[-1].outputs.index(i) for i in order)
-    seeded = isinstance(gen.base, adtn.SeededBase)
-    return TiledWeight(program, Weighting(gen.layout, gen.scale, gen.base is not None, seeded), places, by_rows)
+    return TiledWeight(program, gen.weighting, places, by_rows)
 
 
 def run(gen: adtn.Generator, weight: TiledWeight, wbar: np.ndarray, device: str, dtype: str):
@@ -105,7 +104,7 @@ def test_bases_and_padding_pass_by_in_tiles(base: str, by_rows: bool) -> None:
 
 
 def projected(gen: adtn.Generator, tiles: int) -> TiledWeight:
-    return projecting(gen.segments, (None,) * len(gen.segments), Weighting(gen.layout, gen.scale), tiles)
+    return projecting(gen.segments, (None,) * len(gen.segments), gen.weighting, tiles)
 
 
 def distance(gen: adtn.Generator, target: np.ndarray, tiles: int, device: str, dtype: str):
@@ -120,7 +119,7 @@ def distance(gen: adtn.Generator, target: np.ndarray, tiles: int, device: str, d
 
 def test_projections_are_the_distance_and_its_gradients(row: Row) -> None:
     gen = row.generator(seed=1)
-    why = why_not_factored(gen.segments, Weighting(gen.layout, gen.scale), "float64")
+    why = why_not_factored(gen.segments, gen.weighting, "float64")
     if why:
         pytest.skip(why)
     target = np.random.default_rng(1).standard_normal(row.shape)

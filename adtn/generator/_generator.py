@@ -242,9 +242,14 @@ class Generator:
     @property
     def function(self) -> WeightFunction:
         """The weight as a function of :meth:`arrays`."""
-        trains_base_scale = isinstance(self._base, RuleBase)
-        weighting = Weighting(self._layout, self._scale, self._base is not None, trains_base_scale)
-        return WeightFunction(self.program, weighting)
+        return WeightFunction(self.program, self.weighting)
+
+    @property
+    def weighting(self) -> Weighting:
+        """How the generated state becomes a weight."""
+        base = self._base
+        identity = base.entry(self.shape) if isinstance(base, IdentityBase) and len(self.shape) == 2 else None
+        return Weighting(self._layout, self._scale, base is not None, isinstance(base, RuleBase), identity)
 
     @property
     def stored(self) -> Mapping[str, np.ndarray]:

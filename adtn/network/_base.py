@@ -31,6 +31,11 @@ class IdentityBase(RuleBase):
     [[2.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]]
     """
 
+    @staticmethod
+    def entry(shape: Shape) -> float:
+        """Those that are not zero, for a weight of this shape, as float32 has them."""
+        return float(np.float32(math.sqrt(math.prod(shape[1:]))))
+
     def values(self, shape: Shape) -> np.ndarray:
         """Entries as float32; the rows that are not cut have the norm of noise of variance 1.
 
@@ -45,5 +50,5 @@ class IdentityBase(RuleBase):
         found = np.zeros(shape, np.float32)
         n = np.arange(min(shape[:2]))
         middle = tuple(k // 2 for k in shape[2:])
-        found[(n, n, *middle)[: len(shape)]] = math.sqrt(math.prod(shape[1:]))
+        found[(n, n, *middle)[: len(shape)]] = self.entry(shape)
         return found

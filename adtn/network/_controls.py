@@ -63,8 +63,16 @@ class ScaledIdentity(Topology):
     def levels(self, layout: Layout) -> list[Segment]:
         """A single level: the factor and the frozen identity."""
         names, dims, fan_in = _in_axis_order(layout)
-        eye = Core("identity", names, dims, "identity", "control", 0, fan_in, "identity", trainable=False)
-        return [Segment((), (_FACTOR, eye), layout.leg_names)]
+        parts = [(names, dims, fan_in)]
+        if len(layout.factors) == 2 and layout.factors[0] == layout.factors[1]:
+            # a product of small identities: a batch passes it at the price of a copy
+            n = len(layout.factors[0])
+            parts = [((names[k], names[n + k]), (d, d), d) for k, d in enumerate(layout.factors[0])]
+        eyes = (
+            Core(f"identity{k}", inds, shape, f"identity{k}", "control", 0, fan_in, "identity", trainable=False)
+            for k, (inds, shape, fan_in) in enumerate(parts)
+        )
+        return [Segment((), (_FACTOR, *eyes), layout.leg_names)]
 
 
 @register_topology

@@ -30,12 +30,15 @@ class Weighting:
         Whether the arrays hold a frozen ``"base"``.
     trains_base_scale : bool
         Whether its factor ``"base.scale"`` is trained; it is 1 otherwise.
+    identity : float, optional
+        The base of a matrix is so many times the identity, cut to shape: batches need no product with it.
     """
 
     layout: Layout
     scale: float
     has_base: bool = False
     trains_base_scale: bool = False
+    identity: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

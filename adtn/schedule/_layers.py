@@ -124,10 +124,9 @@ class FactoredApply:
         grads = pullback(program, tape, do("reshape", full * scale, program.stages[-1].out_shape), self.space)
         xbar = do("reshape", grads.pop(INPUT), (x.shape[0], layout.padded_shape[1]))[:, : layout.shape[1]]
         if self.weighting.has_base:
-            base = arrays[BASE]
-            through = do("matmul", ybar, base)
+            through = self._times_base(arrays, ybar, 0)
             if self.weighting.trains_base_scale:
-                grads[BASE_SCALE] = do("sum", do("matmul", x, do("transpose", base, (1, 0))) * ybar)
+                grads[BASE_SCALE] = do("sum", x * through)
                 through = through * arrays[BASE_SCALE]
             xbar = xbar + through
         return grads, xbar
@@ -144,8 +143,15 @@ class FactoredApply:
         y = y * self.weighting.scale  # a new array: the state lies in the workspace
         if not self.weighting.has_base:
             return y
-        base = do("matmul", x, do("transpose", arrays[BASE], (1, 0)))
+        base = self._times_base(arrays, x, 1)
         return y + (base * arrays[BASE_SCALE] if self.weighting.trains_base_scale else base)
+
+    def _times_base(self, arrays: Params, x: Array, axis: int) -> Array:
+        """The product with the base, over its rows or its columns."""
+        if self.weighting.identity is None:
+            return do("matmul", x, do("transpose", arrays[BASE], (1, 0)) if axis else arrays[BASE])
+        n = self.weighting.layout.shape[1 - axis]
+        return pad(x[:, :n] * self.weighting.identity, 1, max(n - x.shape[1], 0))
 
 
 def with_input(segments: tuple[Segment, ...], layout: Layout, batch: int) -> tuple[Segment, ...]:

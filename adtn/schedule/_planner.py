@@ -136,8 +136,7 @@ def decide(
         raise ScheduleError(f"Got batch={batch}; expected at least 1.")
     dtype = dtype or generator.dtype
     found = _profile(device, dtype, profile)
-    trains_base = generator.base is not None and not isinstance(generator.base, np.ndarray)
-    weighting = Weighting(generator.layout, generator.scale, generator.base is not None, trains_base)
+    weighting = generator.weighting
     key = _Key(
         generator.segments, weighting, task, device, dtype, batch if task in ("apply", "train") else None,
         parse_bytes(memory), mode, found, str(generator.topology), only_rows, modes,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .._typing import Shape
-from ..network import Layout, Segment, Topology
+from ..network import Layout, Segment, Topology, Weighting
 
 
 class Planned(Protocol):
@@ -19,9 +19,7 @@ class Planned(Protocol):
     @property
     def topology(self) -> Any: ...
     @property
-    def scale(self) -> float: ...
-    @property
-    def base(self) -> Any: ...
+    def weighting(self) -> Weighting: ...
     @property
     def dtype(self) -> str: ...
     @property
@@ -36,8 +34,11 @@ class Sketch:
     topology: Topology
     layout: Layout
     dtype: str = "float32"
-    scale: float = 1.0
-    base: None = None
+
+    @property
+    def weighting(self) -> Weighting:
+        """Of a generator without a base."""
+        return Weighting(self.layout, 1.0)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
