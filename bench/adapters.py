@@ -1,14 +1,15 @@
 """Adapters at equal numbers of trained parameters: a small story model learns to continue Shakespeare.
 
 Run as ``ADTN_DATA=... python bench/adapters.py``; writes ``bench/results/adapters.json``. Generated adapters of several
-topologies beside LoRA, VeRA and LoKr of peft, on the same layers, with the same data, steps and schedule; the learning
-rate of each is the best of three, by the validation loss of seed 0.
+topologies beside LoRA, VeRA and LoKr of peft, with the same data, steps and schedule. Each is as large as a budget
+allows, and has the learning rate that is best for seed 0 by the validation loss, with worse ones on both sides.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import os
@@ -25,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).parent / "networks"))
 from stories import Tokens, stories_model, weights_folder
 
 RESULTS = Path(__file__).parent / "results"
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-RATES = (1e-3, 4e-3, 1.6e-2)
+TARGETS = ("q_proj", "v_proj", "o_proj", "k_proj", "gate_proj", "up_proj", "down_proj")
+RATES = (4e-3, 1.6e-2, 6.4e-2)
+BUDGETS = (3_100, 6_000, 24_000)
 LENGTH, BATCH = 128, 8
 
 
@@ -60,22 +62,35 @@ def adapted(dense: Any, method: str, size: Any, seed: int) -> tuple[Any, list[to
         topology = {"name": method.removeprefix("linear "), "bond": size["bond"]}
         if method.startswith("linear"):
             topology["activation"] = "identity"
-        config = GeneratedLoraConfig(target_modules=targets, generated={"topology": topology, "leg": 8, "seed": seed})
+        config = GeneratedLoraConfig(
+            target_modules=targets, generated={"topology": topology, "leg": size["leg"], "seed": seed}
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(copy.deepcopy(dense), config)
     return model, [p for p in model.parameters() if p.requires_grad]
 
 
-# sizes near 5,000, 10,000 and 20,000 numbers; what a method really has is in the results
+# in the order of preference where two are equally large
 SIZES: dict[str, list[dict[str, int]]] = {
-    "ttn": [{"bond": 2}, {"bond": 4}, {"bond": 6}],
-    "linear ttn": [{"bond": 2}, {"bond": 4}, {"bond": 6}],
-    "mpo": [{"bond": 1}, {"bond": 2}, {"bond": 4}],
-    "lora": [{"r": 1, "layers": 7}, {"r": 2, "layers": 7}, {"r": 4, "layers": 7}],
-    "vera": [{"r": 64, "layers": 7}, {"r": 128, "layers": 7}, {"r": 256, "layers": 7}],
-    "lokr": [{"r": 1, "factor": 8}, {"r": 2, "factor": 8}, {"r": 4, "factor": 8}],
+    "ttn": [{"bond": b, "leg": leg} for b in range(8, 1, -1) for leg in (8, 4, 16)],
+    "linear ttn": [{"bond": b, "leg": leg} for b in range(8, 1, -1) for leg in (8, 4, 16)],
+    "mpo": [{"bond": b, "leg": leg} for b in range(8, 0, -1) for leg in (8, 4)],
+    "lora": [{"r": r, "layers": n} for n in (7, 6, 5, 4, 3) for r in (4, 3, 2, 1)],
+    "vera": [{"r": r, "layers": n} for n in (7, 6) for r in (600, 512, 384, 256, 160, 80, 64, 32, 16, 8)],
+    "lokr": [{"r": r, "factor": f} for f in (8, 4, 16, 2) for r in (24, 16, 12, 8, 6, 4, 3, 2, 1)],
 }
+
+
+def sizes_within(dense: Any, method: str) -> dict[int, dict[str, int]]:
+    """For every budget the size with the most numbers that it allows."""
+    found: dict[int, tuple[int, dict[str, int]]] = {}
+    for size in SIZES[method]:
+        count = sum(p.numel() for p in adapted(dense, method, size, 0)[1])
+        for budget in BUDGETS:
+            if found.get(budget, (0,))[0] < count <= budget:
+                found[budget] = (count, size)
+    return {budget: size for budget, (_, size) in found.items()}
 
 
 def batches(rows: torch.Tensor, steps: int, seed: int) -> Iterator[torch.Tensor]:
@@ -108,10 +123,16 @@ def run(dense: Any, method: str, size: Any, rate: float, seed: int, steps: int, 
             "steps": steps, "loss": loss_on(model, valid)}  # fmt: skip
 
 
+def best_rate(tries: dict[float, float]) -> tuple[float, bool]:
+    """The rate of the lowest loss, and whether rates on both sides of it were tried."""
+    best = min(tries, key=lambda rate: tries[rate])
+    return best, min(tries) < best < max(tries)
+
+
 def main() -> None:
-    """All methods, sizes and seeds; rows that are there are not repeated."""
+    """All methods, budgets and seeds; rows that are there are not repeated."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS / "adapters.json")
     options = parser.parse_args()
@@ -119,19 +140,29 @@ def main() -> None:
     content: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"adapters": []}
     rows: list[dict[str, Any]] = content["adapters"]
     before = loss_on(dense, data[1])
-    for k in range(3):
-        for method, sizes in SIZES.items():
-            size = sizes[k]
-            for seed in range(options.seeds):
-                own = [r for r in rows if (r["method"], r["size"]) == (method, size)]
-                tried = [r for r in own if r["seed"] == 0]
-                rates = RATES if seed == 0 else (min(tried, key=lambda r: r["loss"])["rate"],)
-                for rate in rates:
-                    if any((r["seed"], r["rate"]) == (seed, rate) for r in own):
-                        continue
-                    rows.append(run(dense, method, size, rate, seed, options.steps, data))
-                    print(rows[-1], flush=True)
-                    write_results(options.out, dense_loss=before, adapters=rows)
+
+    def losses(method: str, size: Any, seed: int) -> dict[float, float]:
+        return {r["rate"]: r["loss"] for r in rows if (r["method"], r["size"], r["seed"]) == (method, size, seed)}
+
+    def add(budget: int, method: str, size: Any, rate: float, seed: int) -> None:
+        if rate not in losses(method, size, seed):
+            rows.append({"budget": budget, **run(dense, method, size, rate, seed, options.steps, data)})
+            print(rows[-1], flush=True)
+            write_results(options.out, dense_loss=before, adapters=rows)
+
+    found = {method: sizes_within(dense, method) for method in SIZES}
+    for budget, method in itertools.product(BUDGETS, SIZES):
+        size = found[method].get(budget)
+        if size is None:
+            continue
+        for rate in RATES:
+            add(budget, method, size, rate, 0)
+        best, inside = best_rate(losses(method, size, 0))
+        while not inside and len(losses(method, size, 0)) < 6:
+            add(budget, method, size, best * 4 if best > RATES[0] else best / 4, 0)
+            best, inside = best_rate(losses(method, size, 0))
+        for seed in range(1, options.seeds):
+            add(budget, method, size, best, seed)
 
 
 if __name__ == "__main__":
