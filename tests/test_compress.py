@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import re
+from collections import OrderedDict
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -337,6 +338,18 @@ def test_the_report_counts_what_is_there_and_saves_whole_pages(tmp_path: Path) -
     x, color = dense[3, 5], plt.imread(io.BytesIO(base64.b64decode(pictures[2])))[3, 5]
     assert (color[0] > color[2]) == (x > 0)  # red is positive
     assert json.loads((tmp_path / "report.json").read_text()) == content
+
+
+def test_the_report_shortens_long_names_and_lists() -> None:
+    name = "a_name_that_is_far_too_long_to_stand_beside_the_bars"
+    norms = {f"norm{n}": nn.BatchNorm1d(16) for n in range(6)}
+    model = nn.Sequential(OrderedDict({name: nn.Linear(16, 16), **norms}))
+    report = adtn.compress(model, Config(targets=[name], recipe="reconstruct", steps=2))
+    assert "BatchNorm1d: norm0, norm1, norm2 and 3 more" in str(report)
+    page = report.to_html()
+    assert f">…{name[-39:]}</text>" in page
+    assert f"<td>{name}</td>" in page
+    assert "<td>norm5</td>" in page
 
 
 # --- configs ---

@@ -89,7 +89,7 @@ class BenchReport:
         write_atomic(path, (json.dumps(self.to_json(command), indent=1) + "\n").encode())
 
     def draw(self, path: Path) -> None:
-        """Bars of time per piece of work, one colour per device.
+        """Times of every case, one panel per task, one colour per device.
 
         Raises
         ------
@@ -104,20 +104,28 @@ class BenchReport:
         import matplotlib.pyplot as plt
 
         good = [r for r in self.results if r.seconds is not None]
-        works = list(dict.fromkeys((r.case, r.task, r.batch, r.dtype) for r in good))
-        devices = list(dict.fromkeys(r.device for r in good))
-        figure, axes = plt.subplots(figsize=(8, 0.8 + 0.16 * len(works) * (len(devices) + 1)), layout="constrained")
-        for d, device in enumerate(devices):
-            found = {r.work: r.seconds * 1e3 for r in good if r.device == device and r.seconds is not None}
-            places = [w * (len(devices) + 1) + d for w, work in enumerate(works) if work in found]
-            axes.barh(places, [found[work] for work in works if work in found], label=device)
-        middle = (len(devices) - 1) / 2
-        axes.set_yticks([w * (len(devices) + 1) + middle for w in range(len(works))])
-        axes.set_yticklabels([" ".join(str(x) for x in work if x is not None) for work in works], fontsize=8)
-        axes.invert_yaxis()
-        axes.set_xscale("log")
-        axes.set_xlabel("ms")
-        axes.legend(fontsize=8)
+        devices, cases = (list(dict.fromkeys(getattr(r, key) for r in good)) for key in ("device", "case"))
+        tasks = list(dict.fromkeys((r.task, r.batch, r.dtype) for r in good))
+        columns = max(min(len(tasks), 4), 1)
+        rows = max(-(-len(tasks) // columns), 1)
+        figure, panels = plt.subplots(
+            rows, columns, squeeze=False, sharey=True, layout="constrained",
+            figsize=(2 + 2.4 * columns, 1.3 + rows * (0.6 + 0.24 * len(cases))),
+        )  # fmt: skip
+        for axes, task in zip(panels.flat, tasks, strict=False):
+            for d, device in enumerate(devices):
+                own = [r for r in good if r.device == device and r.work[1:] == task]
+                times = [1e3 * r.seconds for r in own if r.seconds is not None]
+                axes.plot(times, [cases.index(r.case) for r in own], "os^Dv"[d % 5], ms=5, alpha=0.8, label=device)
+            axes.set_title(" ".join(str(x) for x in task if x is not None), fontsize=9)
+            axes.set_yticks(range(len(cases)), cases, fontsize=8)
+            axes.set_xscale("log")
+            axes.set_xlabel("ms")
+            axes.grid(alpha=0.3)
+        for axes in panels.flat[len(tasks) :]:
+            axes.set_axis_off()
+        panels[0, 0].set_ylim(max(len(cases), 1) - 0.5, -0.5)
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=5)
         figure.savefig(path, dpi=150)
         plt.close(figure)
 

@@ -151,8 +151,9 @@ class CompressReport:
             lines.append(f"loss {self.losses[0]:.4f} -> {self.losses[-1]:.4f} in {len(self.losses)} steps")
         lines.append(f"{self.seconds:.1f} s in all")
         for why in dict.fromkeys(self.dense.values()):
-            names = ", ".join(name for name, reason in self.dense.items() if reason == why)
-            lines.append(f"dense, {why}: {names}")
+            names = [name for name, reason in self.dense.items() if reason == why]
+            more = f" and {len(names) - 3} more" if len(names) > 4 else ""
+            lines.append(f"dense, {why}: {', '.join(names[: 3 if more else 4])}{more}")
         return lines
 
     def __str__(self) -> str:
