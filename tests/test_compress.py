@@ -340,6 +340,16 @@ def test_the_report_counts_what_is_there_and_saves_whole_pages(tmp_path: Path) -
     assert json.loads((tmp_path / "report.json").read_text()) == content
 
 
+def test_the_memory_of_a_forward_pass_is_counted_to_the_byte() -> None:
+    model = nn.Sequential(nn.Linear(256, 128, bias=False), nn.ReLU(), nn.Linear(128, 16, bias=False))
+    data = [(torch.randn(32, 256), torch.zeros(32, dtype=torch.long))]
+    config = Config(targets=["0"], topology=adtn.MPO(bond=2), mode="adapter", recipe="reconstruct", steps=1)
+    report = adtn.compress(model, config, data=data)
+    assert report.before.forward_peak_bytes == 4 * 32 * (128 + 128)
+    assert report.after.forward_peak_bytes >= report.before.forward_peak_bytes
+    assert "its memory beside the parameters 0.03 MiB" in str(report)
+
+
 def test_the_report_shortens_long_names_and_lists() -> None:
     name = "a_name_that_is_far_too_long_to_stand_beside_the_bars"
     norms = {f"norm{n}": nn.BatchNorm1d(16) for n in range(6)}

@@ -80,6 +80,7 @@ def test_layers_are_replaced_trained_and_reported() -> None:
     assert len(report.losses) == 3
     assert report.after.accuracy is not None
     assert report.after.params < report.before.params
+    assert min(report.before.forward_peak_bytes, report.after.forward_peak_bytes) >= 4 * len(data[0][1])
     assert all(r.predicted_seconds > 0 for r in report.layers)
     for name, generator in report.generators.items():
         own = dict(nnx.iter_modules(model))[("linears", 0) if name == "linears.0" else ("conv",)]

@@ -142,10 +142,10 @@ class CompressReport:
             lines.append(
                 f"the scheduler expected {sum(filter(None, expected)) * 1e3:.2f} ms of it for the generated weights"
             )
-        # what a process grew by says nothing about models that fit into memory it already has
         if b.forward_peak_bytes and a.forward_peak_bytes:
             lines.append(
-                f"its extra memory {b.forward_peak_bytes / 2**20:.1f} MiB -> {a.forward_peak_bytes / 2**20:.1f} MiB"
+                f"its memory beside the parameters {b.forward_peak_bytes / 2**20:.2f} MiB -> "
+                f"{a.forward_peak_bytes / 2**20:.2f} MiB"
             )
         if self.losses:
             lines.append(f"loss {self.losses[0]:.4f} -> {self.losses[-1]:.4f} in {len(self.losses)} steps")

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from adtn import Generator
 from adtn._errors import CompressError, DeviceError
-from adtn.bench import median_seconds, peak_bytes
+from adtn.bench import median_seconds
 from adtn.compress import Layer, Tuning
 from adtn.schedule import decide
 from flax import nnx
@@ -243,8 +243,9 @@ class NnxModel:
             def run() -> None:
                 jax.block_until_ready(forward(state, batch))
 
-            seconds = median_seconds(run, most=50)
-            return seconds, peak_bytes(run) if jax.default_backend() == "cpu" else None
+            needs = forward.lower(state, batch).compile().memory_analysis()
+            peak = None if needs is None else needs.temp_size_in_bytes + needs.output_size_in_bytes
+            return median_seconds(run, most=50), peak
 
     def predicted_seconds(self, data: Iterable[Any]) -> dict[str, float]:
         """By the plans for the rows of the first batch; convolutions and embeddings are priced by their weights."""

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from adtn import Generator
 from adtn._errors import CompressError, DeviceError
-from adtn.bench import peak_bytes
 from adtn.compress import Layer, Tuning
 from adtn.schedule import decide
 from torch import nn
@@ -29,6 +28,7 @@ from .torch_layers import Adapted, ADTNLinear, ADTNMultiheadAttention, Generated
 from .torch_layers._adapted import adapted_layers
 from .torch_layers._like import layer_like, weight_shape
 from .torch_layers._linear import is_transposed
+from .torch_memory import PeakMemory
 
 _CACHED_BYTES = 1 << 30  # of one layer's inputs and outputs
 _LARGEST_MOMENT = 1 << 26  # entries: beyond, the second moment of the inputs takes more than the weight is worth
@@ -297,7 +297,7 @@ class TorchModel:
         return sum(p.numel() for p in own), sum(p.numel() * p.element_size() for p in own)
 
     def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
-        """Of inference on the first batch."""
+        """Of inference on the first batch; a kept weight is made in it."""
         batch = self._to_device(next(cycled(data, 1)))
         with torch.no_grad(), self._evaluating():
 
@@ -306,14 +306,14 @@ class TorchModel:
                 if self._where.startswith("cuda"):
                     torch.cuda.synchronize(self._where)
 
-            run()
+            with PeakMemory() as memory:
+                run()
             times: list[float] = []
             while len(times) < 5 or (sum(times) < 0.3 and len(times) < 50):
                 began = time.perf_counter()
                 run()
                 times.append(time.perf_counter() - began)
-            peak = peak_bytes(run) if self._where == "cpu" else None
-        return statistics.median(times), peak
+        return statistics.median(times), memory.peak_bytes
 
     def predicted_seconds(self, data: Iterable[Any]) -> dict[str, float]:
         """By the plans for the rows of the first batch; convolutions and embeddings are priced by their weights."""
