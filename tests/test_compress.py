@@ -301,6 +301,43 @@ def test_finished_layers_are_found_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert solved == ["0", "4", "4", "0", "4"]
 
 
+class Cut(Exception):
+    """As if the machine went down."""
+
+
+def cut_at(text: str):
+    def progress(line: str) -> None:
+        if line.startswith(text):
+            raise Cut
+
+    return progress
+
+
+def test_a_training_that_was_cut_off_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+    model = nn.Sequential(*net()[:5], nn.Dropout(0.3), *net()[5:])
+    rows = torch.utils.data.TensorDataset(*(torch.cat(part) for part in zip(*batches(), strict=True)))
+    data = torch.utils.data.DataLoader(rows, batch_size=8, shuffle=True)
+    config = Config(**(QUICK | {"tune_steps": 10, "recipe": ["reconstruct", "finetune", "finetune"]}))
+    whole = copy.deepcopy(model)
+    report = adtn.compress(whole, config, data=data)
+    with pytest.raises(Cut):
+        adtn.compress(model, config, data=data, folder=tmp_path, progress=cut_at("step 7"))
+    (checkpoint,) = tmp_path.glob("training-*")
+    lines: list[str] = []
+    again = adtn.compress(copy.deepcopy(model), config, data=data, folder=tmp_path, progress=lines.append)
+    assert next(line for line in lines if line.startswith("step")).startswith("step 7 of 10")
+    assert again.losses == report.losses
+    assert not list(tmp_path.glob("training-*"))
+    with pytest.raises(Cut):
+        adtn.compress(model, config, data=data, folder=tmp_path, progress=cut_at("step 2"))
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(CompressError, match="delete it"):
+        adtn.compress(model, config, data=data, folder=tmp_path)
+    checkpoint.unlink()
+    adtn.compress(model, config, data=data, folder=tmp_path)
+    assert same(model, state_of(whole))
+
+
 # --- the report ---
 
 

@@ -88,6 +88,27 @@ def test_layers_are_replaced_trained_and_reported() -> None:
     assert not model.drop.deterministic  # in training mode, as it came
 
 
+def test_a_training_that_was_cut_off_goes_on_to_the_same_numbers(tmp_path) -> None:
+    config = Config(**(QUICK | {"tune_steps": 10, "train": "all"}))
+    whole, model, data = Net(), Net(), batches()
+
+    def cut(line: str) -> None:
+        if line.startswith("step 7"):
+            raise KeyboardInterrupt
+
+    report = adtn.compress(whole, config, data=data)
+    with pytest.raises(KeyboardInterrupt):
+        adtn.compress(model, config, data=data, folder=tmp_path, progress=cut)
+    (checkpoint,) = tmp_path.glob("training-*")
+    kept = checkpoint.read_bytes()
+    checkpoint.write_bytes(kept[:-100])
+    with pytest.raises(CompressError, match="delete it"):
+        adtn.compress(model, config, data=data, folder=tmp_path)
+    checkpoint.write_bytes(kept)
+    assert adtn.compress(model, config, data=data, folder=tmp_path).losses == report.losses
+    assert same(model, numbers(whole))
+
+
 def test_one_fully_fitted_layer_puts_out_what_the_dense_one_did() -> None:
     """A generator that can be any weight: geometry, order of axes and biases are right."""
     rngs = nnx.Rngs(1)

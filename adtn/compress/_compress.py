@@ -54,7 +54,8 @@ def compress(
     executor : optional
         Runs local fits: one of :mod:`concurrent.futures`, or a Dask client. One after the other when not given.
     folder : path, optional
-        Finished layers are kept there, and found there when the call is repeated.
+        Finished layers are kept there, and found there when the call is repeated. A training that was cut off goes on
+        where its last checkpoint was, with the data it would have had.
     progress : callable, optional
         Called with a line of text for every layer and now and then during training.
 
@@ -103,6 +104,8 @@ def compress(
         adapter.restore()
         raise
     rows = [_row(layer, outcome, generators, predicted) for layer in chosen]
+    for path in work.checkpoints:
+        path.unlink(missing_ok=True)
     corners = {name: (_corner(task.weight), _corner(generators[name])) for name, task in tasks.items()}
     return CompressReport(
         config, rows, dense, before, after, outcome.losses, time.monotonic() - began, generators, corners

@@ -63,6 +63,8 @@ class Tuning:
     seed : int
     optimizer : {"adam", "sgd"}
         SGD with a momentum of 0.9.
+    checkpoint : path, optional
+        A file that is written ten times on the way; where it exists, training goes on from it.
     """
 
     steps: int = 0
@@ -73,6 +75,12 @@ class Tuning:
     rates: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     optimizer: str = "adam"
+    checkpoint: Path | None = None
+
+    @property
+    def every(self) -> int:
+        """Steps between checkpoints."""
+        return max(self.steps // 10, 1)
 
 
 class Model(Protocol):

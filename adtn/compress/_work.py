@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from ._config import Config
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model, Tuning
 from ._report import ModelCost
+from ._storage import to_bytes
 
 _TRIALS = 6  # sizes that are tried for a largest loss of accuracy
 
@@ -54,6 +56,7 @@ class Work:
     executor: Executor | None
     folder: Path | None
     say: Callable[[str], None]
+    checkpoints: set[Path] = field(default_factory=set)
 
     def attempt(self, tasks: Mapping[str, LocalTask]) -> Outcome:
         """All stages, beginning with local fits."""
@@ -68,12 +71,12 @@ class Work:
             generators = self._best_seed(tasks)
         self._install(generators)
         losses: list[float] = []
-        for stage in self.stages:
+        for n, stage in enumerate(self.stages):
             if stage == "distill-local" and config.tune_steps:
                 assert self.data is not None
                 self.adapter.distill(self.data, self._tuning(config.tune_steps), self.executor, self.say)
             if stage == "finetune" and config.tune_steps:
-                losses += self._tune(config.tune_steps)
+                losses += self._tune(config.tune_steps, stage=n)
         return Outcome(results, losses)
 
     def within(self, budget: Budget, before: ModelCost) -> Outcome:
@@ -148,7 +151,7 @@ class Work:
             scored: list[tuple[float, dict[str, Generator]]] = []
             for generators in running:
                 self._install(generators)
-                losses = self._tune(steps, quiet=True)
+                losses = self._tune(steps)
                 scored.append((sum(losses[-max(steps // 4, 1) :]), self.adapter.generators()))
                 self.adapter.restore()
             scored.sort(key=lambda one: one[0])
@@ -167,12 +170,18 @@ class Work:
         own = self.config
         return Tuning(steps, own.tune_lr, own.distill, own.train, own.clip, own.rates, own.seed, own.tune_optimizer)
 
-    def _tune(self, steps: int, quiet: bool = False) -> list[float]:
+    def _tune(self, steps: int, stage: int | None = None) -> list[float]:
+        """Of a stage with progress and checkpoints; a rung is silent and begins anew."""
         assert self.data is not None
-        every = max(steps // 10, 1)
+        tuning = self._tuning(steps)
+        if stage is not None and self.folder is not None:
+            start = {name: to_bytes(generator) for name, generator in sorted(self.adapter.generators().items())}
+            digest = hashlib.sha256(repr((tuning, stage, self.config.mode, start)).encode()).hexdigest()
+            tuning = replace(tuning, checkpoint=self.folder / f"training-{digest[:16]}")
+            self.checkpoints.add(self.folder / f"training-{digest[:16]}")
 
         def report(step: int, value: float) -> None:
-            if step % every == 0 and not quiet:
+            if step % tuning.every == 0 and stage is not None:
                 self.say(f"step {step} of {steps}: loss {value:.4f}")
 
-        return self.adapter.tune(self.data, self.loss, self._tuning(steps), report)
+        return self.adapter.tune(self.data, self.loss, tuning, report)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from adtn._atomic import write_atomic
 from adtn._errors import CompressError
 from adtn.compress import Tuning
 from flax import nnx
@@ -74,12 +77,50 @@ def train(
     numbers = {name: v[...] for name, (_, v) in own.items()}
     moments = optimizer.init(numbers)
     losses: list[float] = []
+    at = (numbers, rest, moments)
+    if tuning.checkpoint is not None and tuning.checkpoint.exists():
+        at, losses = _read(tuning.checkpoint, at)
+    numbers, rest, moments = at
     for n, batch in enumerate(batches):
+        if n < len(losses):  # the data draw what they drew
+            continue
         rate = tuning.lr * 0.5 * (1.0 + math.cos(math.pi * n / max(tuning.steps, 1)))
         numbers, rest, moments, found = step(numbers, rest, moments, jnp.float32(rate), batch)
         losses.append(float(found))
         if not math.isfinite(losses[-1]):
             raise CompressError(f"The loss became {losses[-1]} at step {len(losses)}; lower tune_lr, now {tuning.lr}.")
         report(len(losses), losses[-1])
+        if tuning.checkpoint is not None and len(losses) % tuning.every == 0:
+            _write(tuning.checkpoint, (numbers, rest, moments), losses)
     nnx.update(module, packed(numbers), rest)
     return losses
+
+
+def _write(path: Path, state: Any, losses: list[float]) -> None:
+    """All leaves in their order; whole or not at all."""
+    from safetensors.flax import save
+
+    leaves = {str(n): _plain(leaf) for n, leaf in enumerate(jax.tree.leaves(state))}
+    write_atomic(path, save({**leaves, "losses": jnp.asarray(np.asarray(losses, np.float32))}))
+
+
+def _read(path: Path, like: Any) -> tuple[Any, list[float]]:
+    from safetensors import SafetensorError
+    from safetensors.flax import load
+
+    leaves, tree = jax.tree.flatten(like)
+    try:
+        found = load(path.read_bytes())
+        losses = [float(x) for x in found.pop("losses")]
+        if [found[str(n)].shape for n in range(len(found))] != [_plain(leaf).shape for leaf in leaves]:
+            raise KeyError("other shapes")
+    except (KeyError, SafetensorError) as error:
+        raise CompressError(f"Cannot go on from {path} ({error}); delete it to begin anew.") from error
+    keys = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    new = [jax.random.wrap_key_data(found[str(n)]) if key else found[str(n)] for n, key in enumerate(keys)]
+    return jax.tree.unflatten(tree, new), losses
+
+
+def _plain(leaf: Any) -> Any:
+    """Keys of random numbers as integers."""
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.asarray(leaf)

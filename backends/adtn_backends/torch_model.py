@@ -23,6 +23,7 @@ from adtn.schedule import decide
 from torch import nn
 
 from ._batches import IGNORED, cycled
+from .torch_checkpoint import Training
 from .torch_distill import Seen, distill_layer
 from .torch_layers import Adapted, ADTNLinear, ADTNMultiheadAttention, GeneratedWeight, add_adapter
 from .torch_layers._adapted import adapted_layers
@@ -183,13 +184,18 @@ class TorchModel:
         )
         teacher = self._dense.eval() if tuning.distill and self._dense is not None else None
         torch.manual_seed(tuning.seed)
-        losses: list[float] = []
+        training = Training(self.model, optimizer, schedule)
+        losses = training.read(tuning.checkpoint)
         was_training = self.model.training
         try:
             for p in frozen:
                 p.requires_grad_(False)
             self.model.train()
-            for batch in cycled(data, tuning.steps):
+            batches = cycled(data, tuning.steps)
+            for _ in losses:  # the data draw what they drew
+                next(batches)
+            training.restore_random()
+            for batch in batches:
                 batch = self._to_device(batch)
                 value = self._loss(loss, batch, teacher, tuning.distill)
                 losses.append(float(value.detach()))
@@ -204,6 +210,8 @@ class TorchModel:
                 optimizer.step()
                 schedule.step()
                 report(len(losses), losses[-1])
+                if tuning.checkpoint is not None and len(losses) % tuning.every == 0:
+                    training.write(tuning.checkpoint, losses)
         finally:
             for p in frozen:
                 p.requires_grad_(True)
