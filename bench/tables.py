@@ -118,10 +118,52 @@ def growth_table(content: dict) -> list[str]:
     return [*lines, "", f"Exponents from 2^20 entries on: {exponents}.", ""]
 
 
+def optimizers_table(content: dict) -> list[str]:
+    """Relative errors after the same time."""
+    rows = content["summary"]
+    columns = [key for key in rows[0] if key not in ("target", "topology")]
+    lines = ["Relative error after the same time.", "", f"| target | topology | {' | '.join(columns)} |"]
+    lines.append("|---" * (2 + len(columns)) + "|")
+    for row in rows:
+        best = min(row[key] for key in columns if row[key] is not None)
+        numbers = ["-" if row[key] is None else f"{row[key]:.4f}" for key in columns]
+        cells = [f"**{number}**" if row[key] == best else number for key, number in zip(columns, numbers, strict=True)]
+        lines.append(f"| {row['target']} | {row['topology']} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def adapters_table(content: dict) -> list[str]:
+    """Validation loss at the best rate of every method and budget."""
+    rows = content["adapters"]
+    budgets = sorted({r["budget"] for r in rows})
+    steps = "/".join(str(n) for n in sorted({r["steps"] for r in rows}))
+    lines = [
+        f"Validation loss after {steps} steps, {content['dense_loss']:.3f} before; mean and standard deviation of the "
+        "seeds at the best learning rate, in brackets the trained numbers.",
+        "",
+        f"| adapter | {' | '.join(f'at most {b:,}' for b in budgets)} |",
+        "|---" * (1 + len(budgets)) + "|",
+    ]
+    for method in dict.fromkeys(r["method"] for r in rows):
+        cells: list[str] = []
+        for budget in budgets:
+            own = [r for r in rows if (r["method"], r["budget"]) == (method, budget)]
+            if not own:
+                cells.append("-")
+                continue
+            rate = min((r for r in own if r["seed"] == 0), key=lambda r: r["loss"])["rate"]
+            losses = [r["loss"] for r in own if r["rate"] == rate]
+            spread = f" ± {stdev(losses):.3f}" if len(losses) > 1 else ""
+            cells.append(f"{mean(losses):.3f}{spread} ({own[0]['params']:,})")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def table_of(content: dict) -> list[str]:
     """The table that fits the content."""
     for key, make in {
-        "growth": growth_table, "apply": apply_table, "peers": peers_table, "summary": summary_table,
+        "growth": growth_table, "apply": apply_table, "peers": peers_table, "curves": optimizers_table,
+        "summary": summary_table, "adapters": adapters_table,
         "config": side_by_side_table, "results": accuracy_table,
     }.items():  # fmt: skip
         if key in content:
@@ -131,6 +173,11 @@ def table_of(content: dict) -> list[str]:
 
 def main() -> None:
     """Rewrite the page."""
+    (RESULTS / "README.md").write_text(page())
+
+
+def page() -> str:
+    """The text."""
     lines = ["# Results", "", "Written by `python bench/tables.py`; do not edit.", ""]
     for path in sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text())
@@ -146,7 +193,7 @@ def main() -> None:
         picture = path.with_suffix(".png")
         if picture.exists():
             lines += [f"![{path.stem}]({picture.name})", ""]
-    (RESULTS / "README.md").write_text("\n".join(lines))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

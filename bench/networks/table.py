@@ -29,20 +29,25 @@ be. Legs "by meaning" follow the axis: rows and columns of an image, channels, p
 """
 _NOTE = (
     "Accuracy, and in brackets how much of the gap between the random control and the dense layer is closed. Entries "
-    "that are wholly in brackets are larger than the ratio allows: the method has nothing smaller. One seed, or three "
-    "where there is a spread."
+    "that are wholly in brackets are larger than the ratio allows: the method has nothing smaller. One seed, or two "
+    "or three where there is a spread."
 )
 
 
 def main() -> None:
     """Write the page."""
+    (DOCS / "results.md").write_text(page(DOCS))
+    print(DOCS / "results.md")
+
+
+def page(folder: Path) -> str:
+    """The text; its pictures go to a folder."""
     parts = [_INTRO, *_dense()]
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     for content in sorted(found, key=lambda content: "baseline" in content["case"]):
         kind = _curve if content["case"].get("ratios") else _ablation if "baseline" in content["case"] else _case
-        parts += kind(content)
-    (DOCS / "results.md").write_text("\n".join(parts).rstrip() + "\n")
-    print(DOCS / "results.md")
+        parts += kind(content, folder)
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def _dense() -> list[str]:
@@ -78,7 +83,7 @@ def _accuracies(content: dict[str, Any], method: str) -> list[float]:
     return [r["accuracy"] for r in content["rows"] if r["method"] == method and "accuracy" in r]
 
 
-def _case(content: dict[str, Any]) -> list[str]:
+def _case(content: dict[str, Any], _: Path) -> list[str]:
     case, rows = content["case"], content["rows"]
     lines = [*_head(content), "| method | parameters | active | ratio per layer | accuracy | against dense | seeds |"]
     lines.append("|---|---|---|---|---|---|---|")
@@ -102,7 +107,7 @@ def _case(content: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _curve(content: dict[str, Any]) -> list[str]:
+def _curve(content: dict[str, Any], folder: Path) -> list[str]:
     """Rows of methods, columns of ratios: accuracy, and the part of the gap between the random control and dense."""
     case, dense = content["case"], content["dense"]
     ratios = case["ratios"]
@@ -131,11 +136,11 @@ def _curve(content: dict[str, Any]) -> list[str]:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", _NOTE]
     picture = f"results-{case['name']}.png"
-    _draw(curves, dense, random, DOCS / picture)
+    _draw(curves, dense, random, folder / picture)
     return [*lines, "", f"![accuracy against parameters]({picture})", ""]
 
 
-def _ablation(content: dict[str, Any]) -> list[str]:
+def _ablation(content: dict[str, Any], folder: Path) -> list[str]:
     """What one choice at a time changes."""
     case = content["case"]
     found: dict[str, list[float]] = {}
@@ -153,7 +158,7 @@ def _ablation(content: dict[str, Any]) -> list[str]:
         away = mean(values) - mean(own)
         lines.append(f"| {name} | {mean(values):.2f}{spread} | {away:+.2f} | {sizes[name]} | {len(values)} |")
     picture = f"results-{case['name']}.png"
-    _bars({n: found[n] for n in names}, own, DOCS / picture)
+    _bars({n: found[n] for n in names}, own, folder / picture)
     return [*lines, "", f"![what one choice changes]({picture})", ""]
 
 
