@@ -313,11 +313,14 @@ def cut_at(text: str):
     return progress
 
 
-def test_a_training_that_was_cut_off_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_training_that_was_cut_off_goes_on_to_the_same_numbers(optimizer: str, tmp_path: Path) -> None:
     model = nn.Sequential(*net()[:5], nn.Dropout(0.3), *net()[5:])
     rows = torch.utils.data.TensorDataset(*(torch.cat(part) for part in zip(*batches(), strict=True)))
     data = torch.utils.data.DataLoader(rows, batch_size=8, shuffle=True)
-    config = Config(**(QUICK | {"tune_steps": 10, "recipe": ["reconstruct", "finetune", "finetune"]}))
+    config = Config(
+        **(QUICK | {"tune_steps": 10, "recipe": ["reconstruct", "finetune", "finetune"], "tune_optimizer": optimizer})
+    )
     whole = copy.deepcopy(model)
     report = adtn.compress(whole, config, data=data)
     with pytest.raises(Cut):

@@ -55,6 +55,33 @@ def agree(results: dict[str, np.ndarray]) -> None:
         np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-5 * np.abs(want).max(), err_msg=name)
 
 
+@pytest.mark.parametrize("mode", ["materialise", "stream", "factored"])
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12), (16, 16)], ids=str)
+def test_an_identity_base_is_made_and_not_held(shape: tuple[int, int], mode: Any) -> None:
+    found = modules()
+    plain = adtn.Generator(shape, adtn.MPO(bond=2), layout=adtn.Layout.of(shape, 4), seed=1)
+    gen = adtn.Generator(shape, adtn.MPO(bond=2), layout=plain.layout, base=adtn.IdentityBase(), scale=0.1)
+    gen = gen.with_params({**gen.params, **plain.params, "base.scale": np.float32(0.3)})
+    x, ybar = RNG.standard_normal((5, shape[1])), RNG.standard_normal((5, shape[0]))
+    arrays = gen.arrays("numpy:cpu", "float64")
+    want = gen.function.vjp(arrays, ybar.T @ x)[1]
+    torch_layers, tensor, _ = found["torch"]
+    layer = torch_layers.ADTNLinear(gen, bias=False, mode=mode)
+    assert not list(layer.buffers())
+    y = layer(tensor(x.astype("float32")))
+    np.testing.assert_allclose(y.detach().numpy(), x @ gen.weight(dtype="float64").T, rtol=1e-4, atol=1e-5)
+    y.backward(tensor(ybar.astype("float32")))
+    for name, p in layer.generated.arrays().items():
+        np.testing.assert_allclose(p.grad.numpy(), want[name], rtol=1e-3, atol=1e-4)
+    jax_layers, asarray, _ = found["jax"]
+    layer = jax_layers.ADTNLinear(gen, bias=False, mode=mode)
+    assert "base" not in layer.generated.arrays()
+    np.testing.assert_allclose(layer(asarray(x)), x @ gen.weight(dtype="float64").T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(layer.weight, gen.weight(), rtol=1e-4, atol=1e-5)
+    rows = layer.generated.rows(asarray([3, 11]))
+    np.testing.assert_allclose(rows, gen.weight()[[3, 11]], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("topology", [TTN, adtn.MPO(bond=3), adtn.TTN(bond=2, where="all")], ids=repr)
 def test_linear_layers(topology: adtn.Topology, tmp_path: Path) -> None:
     gen, bias = through_a_file(tmp_path, (12, 20), topology), RNG.standard_normal(12).astype("float32")

@@ -297,9 +297,11 @@ class Generator:
         new._applied = {}
         return new
 
-    def constants(self) -> dict[str, np.ndarray]:
-        """Frozen numbers: cores that are not trained, and the base."""
+    def constants(self, implied: bool = True) -> dict[str, np.ndarray]:
+        """Frozen numbers: cores that are not trained, and the base (an identity only if ``implied``)."""
         frozen = dict(self._frozen)
+        if self.weighting.identity is not None and not implied:
+            return frozen
         if isinstance(self._base, RuleBase):
             frozen[BASE] = self._base.values(self.shape)
         elif self._base is not None:

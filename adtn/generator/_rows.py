@@ -7,7 +7,7 @@ from collections.abc import Callable
 from autoray import do
 
 from .._typing import Array, Params
-from ..network import BASE, BASE_SCALE, forward, probe_digits, rows_program
+from ..network import BASE_SCALE, base_of, forward, probe_digits, rows_program
 from ._generator import Generator
 
 
@@ -35,7 +35,7 @@ def generated_rows(generator: Generator, arrays: Params, index: Array, one_hot: 
     state = forward(rows_program(generator.segments, layout, n), {**arrays, **probes})
     found = do("reshape", state, (n, *layout.padded_shape[1:])) * generator.scale
     found = found[(slice(None), *(slice(0, k) for k in layout.shape[1:]))]
-    if BASE not in arrays:
+    if not generator.weighting.has_base:
         return found
-    base = do("reshape", arrays[BASE], layout.shape)[index]
+    base = do("reshape", base_of(generator.weighting, arrays), layout.shape)[index]
     return found + (base * arrays[BASE_SCALE] if BASE_SCALE in arrays else base)

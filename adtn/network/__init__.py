@@ -19,6 +19,7 @@ from ._function import BASE as BASE
 from ._function import BASE_SCALE as BASE_SCALE
 from ._function import WeightFunction as WeightFunction
 from ._function import Weighting as Weighting
+from ._function import base_of as base_of
 from ._jacobian import SampledJacobian as SampledJacobian
 from ._jacobian import sampled_jacobian as sampled_jacobian
 from ._jacobian import stacked as stacked

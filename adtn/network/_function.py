@@ -9,7 +9,7 @@ from autoray import do
 
 from .._typing import Array, Params
 from ._adjoint import StageTape, forward, forward_tape, pullback
-from ._layout import Layout
+from ._layout import Layout, pad
 from ._program import Program
 
 BASE = "base"
@@ -27,11 +27,12 @@ class Weighting:
     scale : float
         Standard deviation that a generated state of unit variance gets.
     has_base : bool
-        Whether the arrays hold a frozen ``"base"``.
+        Whether there is a frozen ``"base"``.
     trains_base_scale : bool
         Whether its factor ``"base.scale"`` is trained; it is 1 otherwise.
     identity : float, optional
-        The base of a matrix is so many times the identity, cut to shape: batches need no product with it.
+        The base of a matrix is so many times the identity, cut to shape: batches need no product with it, and the
+        arrays need not hold it.
     """
 
     layout: Layout
@@ -39,6 +40,18 @@ class Weighting:
     has_base: bool = False
     trains_base_scale: bool = False
     identity: float | None = None
+
+
+def base_of(weighting: Weighting, arrays: Params) -> Array:
+    """The base as a dense array; an identity that the arrays do not hold is made."""
+    if BASE in arrays or weighting.identity is None:
+        return arrays[BASE]
+    n_out, n_in = weighting.layout.shape
+    n = min(n_out, n_in)
+    # n numbers with n zeros behind each: cut into rows of n, they are the diagonal
+    entry = do("reshape", arrays[BASE_SCALE] * 0.0 + weighting.identity, (1, 1))
+    flat = do("reshape", pad(do("broadcast_to", entry, (n, 1)), 1, n), (-1,))
+    return pad(pad(do("reshape", flat[: n * n], (n, n)), 0, n_out - n), 1, n_in - n)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +94,7 @@ class WeightFunction:
         weighting = self.weighting
         grads = pullback(self.program, tape, weighting.layout.to_legs(wbar) * weighting.scale)
         if weighting.trains_base_scale:
-            grads[BASE_SCALE] = do("sum", wbar * arrays[BASE])
+            grads[BASE_SCALE] = do("sum", wbar * base_of(weighting, arrays))
         return grads
 
     def vjp(self, arrays: Params, wbar: Array) -> tuple[Array, dict[str, Any]]:
@@ -94,5 +107,5 @@ class WeightFunction:
         weight = weighting.layout.from_legs(state) * weighting.scale
         if not weighting.has_base:
             return weight
-        base = arrays[BASE]
+        base = base_of(weighting, arrays)
         return weight + (base * arrays[BASE_SCALE] if weighting.trains_base_scale else base)

@@ -17,6 +17,7 @@ from ..network import (
     Stage,
     Tiled,
     Weighting,
+    base_of,
     frontier,
     frontier_pullback,
     pad,
@@ -225,4 +226,6 @@ def generate(weight: TiledWeight, backend: Backend, arrays: Params, space: Works
 
 def with_base(weight: TiledWeight, arrays: Params) -> Params:
     """The arrays with the base as the tiles read it."""
-    return {**arrays, BASE: weight.arrange(arrays[BASE])} if weight.weighting.has_base else arrays
+    if not weight.weighting.has_base:
+        return arrays
+    return {**arrays, BASE: weight.arrange(base_of(weight.weighting, arrays))}

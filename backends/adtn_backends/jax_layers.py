@@ -48,7 +48,7 @@ class GeneratedWeight(nnx.Module):
         self.names = {name: name.replace(".", "_") for name in generator.params}
         for name, key in self.names.items():
             setattr(self, key, nnx.Param(jnp.asarray(generator.params[name])))
-        constants = {name: x for name, x in generator.constants().items() if name not in generator.params}
+        constants = {name: x for name, x in generator.constants(implied=False).items() if name not in generator.params}
         self.constants = {name: f"frozen_{name.replace('.', '_')}" for name in constants}
         for name, key in self.constants.items():
             setattr(self, key, Frozen(jnp.asarray(np.asarray(constants[name]), dtype=generator.dtype)))

@@ -178,14 +178,17 @@ class TorchModel:
         trained = [p for own in groups.values() for p in own]
         if not trained:
             raise CompressError("Got rates that leave nothing to train; give some parameters a rate above 0.")
-        optimizer = _optimizer(tuning, [{"params": own, "lr": tuning.lr * rate} for rate, own in groups.items()])
+        rates = {rate: tuning.lr * rate for rate in groups}
+        optimizer = _optimizer(
+            tuning, [{"params": own, "lr": rates[r], "initial_lr": rates[r]} for r, own in groups.items()]
+        )
+        training = Training(self.model, optimizer)
+        losses = training.read(tuning.checkpoint)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda n: 0.5 * (1 + math.cos(math.pi * n / max(tuning.steps, 1)))
+            optimizer, lambda n: 0.5 * (1 + math.cos(math.pi * n / max(tuning.steps, 1))), len(losses) - 1
         )
         teacher = self._dense.eval() if tuning.distill and self._dense is not None else None
         torch.manual_seed(tuning.seed)
-        training = Training(self.model, optimizer, schedule)
-        losses = training.read(tuning.checkpoint)
         was_training = self.model.training
         try:
             for p in frozen:

@@ -50,7 +50,7 @@ class GeneratedWeight(nn.Module):
         self._names = {name: name.replace(".", "_") for name in generator.params}
         for name, key in self._names.items():
             self.register_parameter(key, nn.Parameter(torch.tensor(generator.params[name])))
-        constants = {name: x for name, x in generator.constants().items() if name not in generator.params}
+        constants = {name: x for name, x in generator.constants(implied=False).items() if name not in generator.params}
         self._constants = {name: f"frozen_{name.replace('.', '_')}" for name in constants}
         for name, key in self._constants.items():
             x = torch.tensor(np.asarray(constants[name], dtype=generator.dtype))
