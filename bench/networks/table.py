@@ -185,26 +185,42 @@ def _bars(found: dict[str, list[float]], own: list[float], path: Path) -> None:
     plt.close(figure)
 
 
+def _family(method: str) -> str:
+    if method.startswith("mpo"):
+        return "MPO"
+    return "trees" if "ttn" in method or "mera" in method else "others"
+
+
 def _draw(curves: dict[str, list[tuple[int, float]]], dense: float, random: float, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(9.5, 4.5), layout="constrained")
-    for n, (name, points) in enumerate(curves.items()):
-        points = sorted(dict(sorted(points)).items())
-        axis.semilogx(*zip(*points, strict=True), "osD^v<>"[n % 7] + "-", ms=4, lw=1, color=f"C{n % 10}", label=name)
-    axis.axhline(dense, color="k", lw=1, label="dense")
-    axis.axhline(random, color="k", lw=1, ls=":", label="random, one factor")
-    low = min([random, *(v for points in curves.values() for _, v in points)])
-    axis.set(
-        xlabel="trained numbers in the replaced layers",
-        ylabel="test accuracy, %",
-        ylim=(max(low, random - 8) - 0.5, None),
-    )
-    figure.legend(fontsize=7, loc="outside right upper")
-    figure.savefig(path, dpi=130)
+    families: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for name, points in curves.items():
+        families.setdefault(_family(name), {})[name] = sorted(dict(sorted(points)).items())
+    figure, panels = plt.subplots(
+        1, len(families), squeeze=False, sharex=True, sharey=True, layout="constrained",
+        figsize=(4.2 * len(families), 5.0),
+    )  # fmt: skip
+    span = max(dense - random, 1.0)
+    for axis, (family, own) in zip(
+        panels.flat, sorted(families.items(), key=lambda one: "tMo".index(one[0][0])), strict=True
+    ):
+        for n, (name, points) in enumerate(own.items()):
+            axis.semilogx(*zip(*points, strict=True), "osD^v<>"[n % 7] + "-", ms=5, lw=1, color=f"C{n}", label=name)
+        axis.axhline(dense, color="k", lw=1, label="dense")
+        axis.axhline(random, color="k", lw=1, ls=":", label="random, one factor")
+        for part in (0.5, 0.9) if dense - random > 1.0 else ():
+            axis.axhline(random + part * span, color="0.6", lw=1, ls="--", label=f"{part:.0%} of the gap closed")
+        axis.axhspan(random - 2 * span, random, color="0.93", zorder=0)
+        axis.set(title=family, xlabel="trained numbers in the replaced layers")
+        axis.set_ylim(random - 0.35 * span, dense + 0.08 * span)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+    panels[0, 0].set_ylabel("test accuracy, %")
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
