@@ -409,10 +409,11 @@ def test_configs_are_read_from_toml(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text(
         'targets = ["fc*"]\nrecipe = "reconstruct"\nbase = 3\ntopology = {name = "mera", bond = 3}\n'
-        '[layers.Conv2d]\ntopology = "tucker"\nleg = 4\n'
+        '[layers.Conv2d]\ntopology = "tucker"\nleg = 4\n[layers.Conv1d]\ntopology = {name = "attn", pairs = [[1, 2]]}\n'
     )
     config = Config.load(file)
     assert config.topology == adtn.MERA(bond=3)
+    assert config.options_of(Layer("c", "Conv1d")).topology == adtn.ATTN(pairs=((1, 2),))
     assert config.base == adtn.SeededBase(3)
     assert config.options_of(Layer("c", "Conv2d")).topology == adtn.Tucker()
     assert config.options_of(Layer("c", "Conv2d")).leg == 4

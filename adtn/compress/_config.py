@@ -12,7 +12,18 @@ from typing import Any, Literal
 
 from .._errors import CompressError, missing
 from .._typing import Shape
-from ..network import MPO, TTN, IdentityBase, Layout, RuleBase, SeededBase, Topology, Tucker, get_topology
+from ..network import (
+    MPO,
+    TTN,
+    IdentityBase,
+    Layout,
+    RuleBase,
+    SeededBase,
+    Topology,
+    Tucker,
+    get_topology,
+    topology_from_json,
+)
 from ._budget import Budget
 from ._model import Layer
 
@@ -283,13 +294,14 @@ def _value(key: str, value: Any) -> Any:
         return Budget(**value)
     if key == "topology" and not isinstance(value, Topology):
         options = dict(value) if isinstance(value, Mapping) else {"name": value}
-        cls = get_topology(str(options.pop("name", "ttn")))
+        name = str(options.pop("name", "ttn"))
+        cls = get_topology(name)
         unknown = set(options) - set(cls.__dataclass_fields__)
         if unknown:
             raise CompressError(
                 f"{cls.__name__} takes no {sorted(unknown)}; it takes {list(cls.__dataclass_fields__)}."
             )
-        return cls(**options)
+        return topology_from_json({"name": name, **options})
     if key == "base" and isinstance(value, int):
         return SeededBase(value)
     if key == "base" and isinstance(value, str):
