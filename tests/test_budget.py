@@ -119,6 +119,26 @@ def test_a_budget_that_cannot_be_kept_leaves_the_model_as_it_was() -> None:
     assert same(model, state)
 
 
+class Endless:
+    """Data that never end."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def __iter__(self):
+        for batch in itertools.cycle(batches()):
+            self.taken += 1
+            yield batch
+
+
+def test_sensitivities_need_a_sample_of_the_data() -> None:
+    data = Endless()
+    config = Config(targets=["0", "4"], steps=2, recipe="reconstruct", budget=Budget(ratio=5.0))
+    report = adtn.compress(net(), config, data=data)
+    assert all(row.sensitivity is not None for row in report.layers)
+    assert data.taken < 40
+
+
 def test_a_budget_works_without_data() -> None:
     model = net()
     config = Config(targets=["0", "4"], steps=5, recipe="reconstruct", budget=Budget(ratio=5.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ._model import Layer, Model
 
 _SCREEN_STEPS = 15  # of the fits that pick two topologies and layouts per weight
 _LADDER_STEPS = 40  # of the fits of these two in every size
+_SAMPLE = 16  # batches that measure sensitivities
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,14 @@ def sense(
     say: Callable[[str], None],
 ) -> list[Ladder]:
     """The same with sensitivities: one layer after the other is replaced by its middle candidate."""
-    before = adapter.loss_on(data, loss)
+    sample = list(islice(data, _SAMPLE))  # the same ones for every layer
+    before = adapter.loss_on(sample, loss)
     growth: list[float] = []
     for ladder in ladders:
         error = ladder.errors[len(ladder.errors) // 2]
         adapter.install({name: r.generator for name, r in ladder.middle.items()})
         try:
-            growth.append(max(adapter.loss_on(data, loss) - before, 0.0) / max(error, 1e-6) ** 2)
+            growth.append(max(adapter.loss_on(sample, loss) - before, 0.0) / max(error, 1e-6) ** 2)
         finally:
             adapter.restore()
         say(f"{ladder.layer.name}: sensitivity {growth[-1]:.4g}")

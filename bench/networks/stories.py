@@ -126,20 +126,20 @@ def weights_folder() -> Path:
 
 
 def stories(n: int, seed: int) -> list[dict[str, torch.Tensor]]:
-    """Batches of stories that the model tells, for ``adtn compress``."""
+    """Batches of 32 stories that the model tells, for ``adtn compress``."""
     model = stories_model(weights_folder() / "stories260K.bin")
     torch.manual_seed(seed)
-    begin = torch.ones((32, 1), dtype=torch.long)
+    begin = torch.ones((32 * n, 1), dtype=torch.long)
     found = [
-        model.generate(begin, min_new_tokens=127, max_new_tokens=127, do_sample=True, top_k=0, pad_token_id=0)
-        for _ in range(n)
+        model.generate(part, min_new_tokens=127, max_new_tokens=127, do_sample=True, top_k=0, pad_token_id=0)
+        for part in begin.split(512)
     ]
-    return [{"input_ids": ids, "labels": ids} for ids in found]
+    return [{"input_ids": ids, "labels": ids} for ids in torch.cat(found).split(32)]
 
 
 def train() -> list[dict[str, torch.Tensor]]:
-    """To train on: 512 stories."""
-    return stories(16, 0)
+    """To train on: 6,400 stories."""
+    return stories(200, 0)
 
 
 def test() -> list[dict[str, torch.Tensor]]:
