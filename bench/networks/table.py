@@ -64,14 +64,16 @@ def _head(content: dict[str, Any]) -> list[str]:
     what = (
         f"{case['network']} on {case['data']}, dense {content['dense']:.2f} %; replaced: {', '.join(case['replaced'])}."
     )
-    lines.append(f"{what} Goal: {case['goal']}. {case['steps']} steps of {case['batch']} images.")
+    part = case.get("distill", 0.0)
+    taught = f"; the outputs of the dense network are {part:.0%} of the loss" if part else ""
+    lines.append(f"{what} Goal: {case['goal']}. {case['steps']:,} steps of {case['batch']} images{taught}.")
     own = {name: _accuracies(content, name) for name in CONTROLS}
-    if all(own.values()):
-        costs = {name: content["dense"] - mean(values) for name, values in own.items()}
+    if any(own.values()):
+        costs = {name: content["dense"] - mean(values) for name, values in own.items() if values}
         told = ", ".join(f"{name} costs {cost:.2f} points" for name, cost in costs.items())
-        verdict = (
-            "The replaced layers **matter**" if min(costs.values()) > 1.0 else "The replaced layers do **not** matter"
-        )
+        verdict = "One control is missing" if len(costs) == 1 else "The replaced layers do **not** matter"
+        if len(costs) == len(own) and min(costs.values()) > 1.0:
+            verdict = "The replaced layers **matter**"
         lines.append(f"{verdict}: {told}.")
     note = tomllib.loads((CASES / f"{case['name']}.toml").read_text()).get("note")
     if note:
