@@ -9,6 +9,7 @@ from typing import Any
 import adtn
 import torch
 from adtn.compress import bond_field, largest_within, with_bond
+from adtn.optim import has_decomposition
 from torch import nn
 
 from adtn_backends.torch_layers import ADTNConv2d, ADTNLinear
@@ -131,7 +132,9 @@ def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: i
     spread = float(weight.std()) * method.get("spread", 1.0)
     generator = adtn.Generator(shape, topology, layout=layout, seed=seed, scale=spread, base=base)
     if method.get("warm"):
-        generator = adtn.fit(generator, weight, optimizer="lbfgs", steps=method["warm"], progress=False).generator
+        start = "decomposition" if has_decomposition(generator) else "generator"
+        fitted = adtn.fit(generator, weight, optimizer="lbfgs", steps=method["warm"], start=start, progress=False)
+        generator = fitted.generator
     if kind == "frozen":
         return Frozen(dense, generator.weight("torch:cpu", "float32")), 1, 1
     bias = dense.bias if dense.bias is not None else False
