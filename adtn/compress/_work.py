@@ -177,8 +177,9 @@ class Work:
         if stage is not None and self.folder is not None:
             start = {name: to_bytes(generator) for name, generator in sorted(self.adapter.generators().items())}
             digest = hashlib.sha256(repr((tuning, stage, self.config.mode, start)).encode()).hexdigest()
-            tuning = replace(tuning, checkpoint=self.folder / f"training-{digest[:16]}")
-            self.checkpoints.add(self.folder / f"training-{digest[:16]}")
+            path = self.folder / f"training-{digest[:16]}"
+            tuning = replace(tuning, checkpoint=path)
+            self.checkpoints.add(path)
 
         def report(step: int, value: float) -> None:
             if step % tuning.every == 0 and stage is not None:

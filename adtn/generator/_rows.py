@@ -7,7 +7,7 @@ from collections.abc import Callable
 from autoray import do
 
 from .._typing import Array, Params
-from ..network import BASE_SCALE, base_of, forward, probe_digits, rows_program
+from ..network import BASE, BASE_SCALE, forward, probe_digits, rows_program
 from ._generator import Generator
 
 
@@ -37,5 +37,9 @@ def generated_rows(generator: Generator, arrays: Params, index: Array, one_hot: 
     found = found[(slice(None), *(slice(0, k) for k in layout.shape[1:]))]
     if not generator.weighting.has_base:
         return found
-    base = do("reshape", base_of(generator.weighting, arrays), layout.shape)[index]
+    identity, width = generator.weighting.identity, layout.shape[-1]
+    if identity is None:
+        base = do("reshape", arrays[BASE], layout.shape)[index]
+    else:  # its rows, without the others
+        base = one_hot(index % width, width) * (index < width)[:, None] * identity
     return found + (base * arrays[BASE_SCALE] if BASE_SCALE in arrays else base)

@@ -238,12 +238,13 @@ class NnxModel:
         batch = _arrays(next(cycled(data, 1)))
         with _mode(self.model, training=False):
             graph, state = nnx.split(self.model)
-            forward = jax.jit(lambda state, batch: _outputs(nnx.merge(graph, state, copy=True), batch))
+            made = jax.jit(lambda state, batch: _outputs(nnx.merge(graph, state, copy=True), batch))
+            forward = made.lower(state, batch).compile()
 
             def run() -> None:
                 jax.block_until_ready(forward(state, batch))
 
-            needs = forward.lower(state, batch).compile().memory_analysis()
+            needs = forward.memory_analysis()
             peak = None if needs is None else needs.temp_size_in_bytes + needs.output_size_in_bytes
             return median_seconds(run, most=50), peak
 

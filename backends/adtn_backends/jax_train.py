@@ -77,10 +77,8 @@ def train(
     numbers = {name: v[...] for name, (_, v) in own.items()}
     moments = optimizer.init(numbers)
     losses: list[float] = []
-    at = (numbers, rest, moments)
     if tuning.checkpoint is not None and tuning.checkpoint.exists():
-        at, losses = _read(tuning.checkpoint, at)
-    numbers, rest, moments = at
+        (numbers, rest, moments), losses = _read(tuning.checkpoint, (numbers, rest, moments))
     for n, batch in enumerate(batches):
         if n < len(losses):  # the data draw what they drew
             continue
@@ -116,11 +114,17 @@ def _read(path: Path, like: Any) -> tuple[Any, list[float]]:
             raise KeyError("other shapes")
     except (KeyError, SafetensorError) as error:
         raise CompressError(f"Cannot go on from {path} ({error}); delete it to begin anew.") from error
-    keys = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
-    new = [jax.random.wrap_key_data(found[str(n)]) if key else found[str(n)] for n, key in enumerate(keys)]
+    new = [
+        jax.random.wrap_key_data(found[str(n)], impl=jax.random.key_impl(leaf)) if _is_key(leaf) else found[str(n)]
+        for n, leaf in enumerate(leaves)
+    ]
     return jax.tree.unflatten(tree, new), losses
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _plain(leaf: Any) -> Any:
     """Keys of random numbers as integers."""
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.asarray(leaf)
+    return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
