@@ -7,6 +7,8 @@ from ._config import Config as Config
 from ._folder import load_model as load_model
 from ._folder import load_pretrained as load_pretrained
 from ._folder import run_folder as run_folder
+from ._layer_files import load_layers as load_layers
+from ._layer_files import save_layers as save_layers
 from ._local import starting_at_zero as starting_at_zero
 from ._model import Layer as Layer
 from ._model import Model as Model

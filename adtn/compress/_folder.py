@@ -10,9 +10,9 @@ from typing import Any
 from .._errors import CompressError
 from ._compress import compress
 from ._config import Config
+from ._layer_files import load_layers, save_layers
 from ._model import model_of
 from ._report import CompressReport
-from ._storage import load, save
 
 # of a Hugging Face folder: what the new folder needs as well, and what it must not have
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "merges.*", "vocab.*")
@@ -60,9 +60,7 @@ def run_folder(
         except (OSError, RuntimeError, KeyError) as error:
             raise CompressError(f"Cannot load {weights} into {type(model).__name__}: {error}.") from error
     report = compress(model, config, data=data, test=test, device=device, folder=out / "layers", progress=progress)
-    (out / "generators").mkdir(parents=True, exist_ok=True)
-    for name, generator in report.generators.items():
-        save(out / "generators" / f"{name}.safetensors", generator)
+    save_layers(out / "generators", report.generators)
     model_of(model, None).save(out / "state.safetensors")
     for name in ("report.json", "report.html"):
         report.save(out / name)
@@ -117,12 +115,10 @@ def load_model(model: Any, folder: str | Path) -> Any:
     CompressError
         If the folder holds no compressed model, or one of another model, which is then left as it was.
     """
-    files = sorted(Path(folder).glob("generators/*.safetensors"))
-    if not files:
-        raise CompressError(f"Got {folder}, which holds no generators; pass a folder that 'adtn compress' wrote.")
+    generators = load_layers(Path(folder) / "generators", "generators; pass a folder that 'adtn compress' wrote")
     adapter = model_of(model, None)
     try:
-        adapter.install({file.name.removesuffix(".safetensors"): load(file) for file in files})
+        adapter.install(generators)
         adapter.load(Path(folder) / "state.safetensors")
     except BaseException as error:
         adapter.restore()

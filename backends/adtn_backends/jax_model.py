@@ -22,8 +22,12 @@ from adtn.schedule import decide
 from flax import nnx
 
 from ._batches import IGNORED, cycled
-from .jax_layers import ADTNLinear, Frozen, GeneratedWeight
-from .jax_like import layer_like, patches, weight_of
+from .jax_distill import Seen, distill_layer, packed
+from .jax_layers import ADTNLinear, GeneratedWeight
+from .jax_layers._adapted import Adapted, adapted_layers, add_adapter
+from .jax_layers._like import layer_like, patches, weight_of
+from .jax_layers._places import modules_of, params_of, put_module, variables_of
+from .jax_layers._weight import Frozen
 from .jax_train import train
 
 _CACHED_BYTES = 1 << 30  # of one layer's inputs and outputs
@@ -44,30 +48,33 @@ class NnxModel:
         self._dense: Any = None
         self._originals: dict[str, Any] = {}
         self._weights: dict[str, GeneratedWeight] = {}
+        self._active: list[tuple[Adapted, tuple[str, ...]]] = []
 
     def layers(self) -> list[Layer]:
         """Modules with parameters of their own."""
         found: list[Layer] = []
         places: dict[int, list[str]] = {}
         owners: dict[int, list[str]] = {}
-        modules = dict(_modules(self.model))
+        modules = dict(modules_of(self.model))
+        adapted = [m for m in modules.values() if isinstance(m, Adapted)]
+        inside = {id(part) for m in adapted for name, part in modules_of(m) if name}
         for name, module in modules.items():
             places.setdefault(id(module), []).append(name)
-            for variable in _own(module):
+            for variable in params_of(module):
                 owners.setdefault(id(variable), []).append(name)
         for name, module in modules.items():
-            own = _own(module)
-            first = places[id(module)][0]
-            if not own or name != first:
+            dense = module.base_layer if isinstance(module, Adapted) else module
+            own = params_of(dense)
+            if not own or name != places[id(module)][0] or id(module) in inside:
                 continue
-            weight, reason = weight_of(module)
+            weight, reason = weight_of(dense)
             same = tuple(places[id(module)][1:])
-            others = {n for v in own for n in owners[id(v)]} - {name, *same}
+            others = {n for v in own for n in owners[id(v)]} - {name, *same, f"{name}.base_layer"}
             if others and not reason:
                 reason = f"shares its weight with {', '.join(sorted(others))}"
             weights = {name: tuple(weight.shape)} if weight is not None and not reason else {}
             size = max(v[...].dtype.itemsize for v in own)
-            found.append(Layer(name, type(module).__name__, weights, same, reason, size))
+            found.append(Layer(name, type(dense).__name__, weights, same, reason, size))
         return found
 
     def weight(self, name: str) -> np.ndarray:
@@ -95,6 +102,7 @@ class NnxModel:
     def install(self, generators: Mapping[str, Generator]) -> None:
         """Everything is made first; then modules change places."""
         layers = {layer.name: layer for layer in self.layers()}
+        adapted = dict(adapted_layers(self.model))
         for name, generator in generators.items():
             shape = layers[name].weights.get(name) if name in layers else None
             if shape != generator.shape:
@@ -102,12 +110,14 @@ class NnxModel:
                     f"Got a generator of {generator.shape} for {name!r}, whose weight is {shape}; "
                     "pass the model that was compressed."
                 )
+            if name in adapted:
+                raise CompressError(f"Layer {name!r} has adapters; merge and remove them first.")
         if "" in generators:
             raise CompressError("Got a model that is one layer; replace it yourself with a layer of jax_layers.")
-        modules = dict(_modules(self.model))
+        modules = dict(modules_of(self.model))
         weights = {name: GeneratedWeight(generator) for name, generator in generators.items()}
         for name, weight in weights.items():
-            dtype = _own(modules[name])[0][...].dtype
+            dtype = params_of(modules[name])[0][...].dtype
             nnx.update(weight, jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), nnx.state(weight)))
         made = {name: layer_like(modules[name], weight) for name, weight in weights.items()}
         dense = nnx.clone(self.model)
@@ -115,16 +125,26 @@ class NnxModel:
         self._originals = {place: modules[place] for name in made for place in (name, *layers[name].tied)}
         for name, module in made.items():
             for place in (name, *layers[name].tied):
-                _put(self.model, place, module)
+                put_module(self.model, place, module)
 
     def adapt(self, generators: Mapping[str, Generator], name: str) -> None:
-        """Refused."""
-        raise CompressError("Got mode='adapter' for a model of Flax; adapters are for PyTorch. Use mode='replace'.")
+        """See :class:`adtn_backends.jax_layers.Adapted`."""
+        self._dense = nnx.clone(self.model)
+        self._active = [(layer, layer.active) for _, layer in adapted_layers(self.model)]
+        places = dict(modules_of(self.model))
+        originals = {where: places[where] for where in generators}
+        add_adapter(self.model, generators, name)
+        self._originals = originals
+        layers = dict(adapted_layers(self.model))
+        self._weights = {where: layers[where].generated(name) for where in generators}
 
     def restore(self) -> None:
         """The very modules that were there, with the numbers they had: training may have changed others, too."""
         for name, module in self._originals.items():
-            _put(self.model, name, module)
+            put_module(self.model, name, module)
+        for layer, active in self._active:
+            layer.active = active
+        self._active = []
         if self._dense is not None:
             nnx.update(self.model, nnx.state(self._dense))
         self._originals, self._weights, self._dense = {}, {}, None
@@ -133,9 +153,9 @@ class NnxModel:
         self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
     ) -> list[float]:
         """With a cosine, in training mode; batches are cycled through."""
-        cores = {id(v) for weight in self._weights.values() for v in _own(weight)}
+        cores = {id(v) for weight in self._weights.values() for v in params_of(weight)}
         chosen = {
-            path: v for path, v in _flat(self.model).items()
+            path: v for path, v in variables_of(self.model).items()
             if isinstance(v, nnx.Param) and (tuning.train == "all" or id(v) in cores)
         }  # fmt: skip
         teacher: Any = None
@@ -158,21 +178,15 @@ class NnxModel:
             return train(self.model, chosen, value, batches, tuning, report)
 
     def distill(self, data: Iterable[Any], tuning: Tuning, executor: Any, say: Callable[[str], None]) -> None:
-        """By the mean squared error of the outputs, in units of their spread; one layer after the other."""
-        modules = dict(_modules(self.model))
+        """By the mean squared error of the outputs, in units of their spread."""
+        modules = dict(modules_of(self.model))
+        jobs: dict[str, Any] = {}
         for name in self._weights:
-            seen = self._seen(name, data)
-            spread = statistics.fmean(float(jnp.var(y)) for _, _, y in seen) or 1.0
-
-            def value(layer: Any, one: Any, spread: float = spread) -> Any:
-                inputs, options, wanted = one
-                return jnp.square(layer(*inputs, **options) - wanted).mean() / spread
-
-            layer = modules[name]
-            chosen = {path: v for path, v in _flat(layer).items() if isinstance(v, nnx.Param)}
-            losses = train(layer, chosen, value, cycled(seen, tuning.steps), tuning, lambda step, found: None)
-            window = max(min(len(seen), len(losses)), 1)
-            first, last = (math.sqrt(statistics.fmean(part)) for part in (losses[:window], losses[-window:]))
+            task = (packed(modules[name]), self._seen(name, data), tuning)
+            jobs[name] = distill_layer(*task) if executor is None else executor.submit(distill_layer, *task)
+        for name, job in jobs.items():
+            (_, state), first, last = job if executor is None else job.result()
+            nnx.update(modules[name], state)
             say(f"{name}: outputs' error {first:.4f} -> {last:.4f}")
 
     def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
@@ -201,11 +215,11 @@ class NnxModel:
 
     def state(self) -> dict[str, Any]:
         """Arrays by path; they cannot change."""
-        return {path: v[...] for path, v in _flat(self.model).items()}
+        return {path: v[...] for path, v in variables_of(self.model).items()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Every array of it."""
-        for path, v in _flat(self.model).items():
+        for path, v in variables_of(self.model).items():
             v[...] = state[path]
 
     def load(self, path: Path) -> None:
@@ -230,7 +244,7 @@ class NnxModel:
 
     def numbers(self) -> tuple[int, int]:
         """Parameters, and their bytes."""
-        own = [v[...] for v in _flat(self.model).values() if isinstance(v, nnx.Param)]
+        own = [v[...] for v in variables_of(self.model).values() if isinstance(v, nnx.Param)]
         return sum(x.size for x in own), sum(x.nbytes for x in own)
 
     def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
@@ -251,7 +265,7 @@ class NnxModel:
     def predicted_seconds(self, data: Iterable[Any]) -> dict[str, float]:
         """By the plans for the rows of the first batch; convolutions and embeddings are priced by their weights."""
         rows: dict[str, int] = {}
-        modules = dict(_modules(self.model))
+        modules = dict(modules_of(self.model))
 
         def look(name: str, inputs: tuple[Any, ...], options: Any, output: Any) -> None:
             layer = modules[name]
@@ -279,13 +293,13 @@ class NnxModel:
         for batch in data:
             yield run(state, _arrays(batch))
 
-    def _seen(self, name: str, data: Iterable[Any]) -> list[tuple[tuple[Any, ...], dict[str, Any], Any]]:
+    def _seen(self, name: str, data: Iterable[Any]) -> list[Seen]:
         """Inputs and outputs of a dense layer, as many batches as memory is given for."""
-        kept: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+        kept: list[Seen] = []
         dense, model = self._dense, self.model
         self.model = dense
         try:
-            for _ in self._watched([name], data, lambda _, *one: kept.append(one)):
+            for _ in self._watched([name], data, lambda _, *one: kept.append(jax.tree.map(np.asarray, one))):
                 if sum(x.nbytes for xs, _, y in kept for x in (*xs, y)) > _CACHED_BYTES:
                     break
         finally:
@@ -296,21 +310,22 @@ class NnxModel:
 
     def _watched(self, names: Sequence[str], data: Iterable[Any], look: Callable[..., None]) -> Iterator[None]:
         """Run the model on every batch, in evaluation mode, and look at what those layers get and give."""
-        modules = dict(_modules(self.model))
+        modules = dict(modules_of(self.model))
         spots = {place: name for name in names for place, module in modules.items() if module is modules[name]}
         try:
             for place, name in spots.items():
-                _put(self.model, place, _Watched(modules[place], name, look))
+                put_module(self.model, place, _Watched(modules[place], name, look))
             with _mode(self.model, training=False):
                 for batch in data:
                     _outputs(self.model, _arrays(batch))
                     yield
         finally:
             for place in spots:
-                _put(self.model, place, modules[place])
+                put_module(self.model, place, modules[place])
 
     def _original(self, name: str) -> Any:
-        return self._originals[name] if name in self._originals else dict(_modules(self.model))[name]
+        found = self._originals[name] if name in self._originals else dict(modules_of(self.model))[name]
+        return found.base_layer if isinstance(found, Adapted) else found
 
 
 class _Watched(nnx.Module):
@@ -328,52 +343,16 @@ class _Watched(nnx.Module):
         return getattr(object.__getattribute__(self, "layer"), name)
 
 
-def _parts(module: nnx.Module) -> Iterator[tuple[str, Any]]:
-    """Attributes, or the entries of a list."""
-    yield from ((str(k), v) for k, v in (enumerate(module) if isinstance(module, nnx.List) else vars(module).items()))
-
-
-def _modules(model: nnx.Module, name: str = "", inside: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Every place of every module, also of those that have several."""
-    yield name, model
-    for part, value in _parts(model):
-        if isinstance(value, nnx.Module) and id(value) not in inside:
-            yield from _modules(value, f"{name}.{part}" if name else part, (*inside, id(model)))
-
-
-def _put(model: nnx.Module, name: str, module: Any) -> None:
-    owner, _, leaf = name.rpartition(".")
-    parent: Any = dict(_modules(model))[owner]
-    if isinstance(parent, nnx.List):
-        parent[int(leaf)] = module
-    else:
-        setattr(parent, leaf, module)
-
-
-def _own(module: nnx.Module) -> list[Any]:
-    return [v for _, v in _parts(module) if isinstance(v, nnx.Param)]
-
-
-def _flat(model: nnx.Module) -> dict[str, Any]:
-    """All variables of a model, each once, by path."""
-    found: dict[int, tuple[str, Any]] = {}
-    for name, module in _modules(model):
-        for part, v in _parts(module):
-            if isinstance(v, nnx.Variable):
-                found.setdefault(id(v), (f"{name}.{part}" if name else part, v))
-    return dict(found.values())
-
-
 def _stored(model: nnx.Module) -> dict[str, Any]:
     """What a file holds: frozen numbers come with their generators, or from a rule."""
-    return {name: v for name, v in _flat(model).items() if not isinstance(v, nnx.RngState | Frozen)}
+    return {name: v for name, v in variables_of(model).items() if not isinstance(v, nnx.RngState | Frozen)}
 
 
 @contextmanager
 def _mode(model: nnx.Module, *, training: bool) -> Generated[None, None, None]:
     """As ``model.train()`` or ``model.eval()``, and back."""
     flags = ("deterministic", "use_running_average")
-    was = [(m, flag, vars(m)[flag]) for _, m in _modules(model) for flag in flags if flag in vars(m)]
+    was = [(m, flag, vars(m)[flag]) for _, m in modules_of(model) for flag in flags if flag in vars(m)]
     (model.train if training else model.eval)()
     try:
         yield

@@ -121,13 +121,13 @@ def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: i
     else:
         layout = config.layout(shape)
     if most is not None and "bond" not in method["topology"] and bond_field(topology) == "bond":
-        topology = largest_within(topology, layout, most - (method.get("base") is not None)) or with_bond(topology, 1)
+        topology = largest_within(topology, layout, most - bool(method.get("base"))) or with_bond(topology, 1)
     if kind == "tltorch":
         made = Factorised(dense, tuple(f for fs in layout.factors for f in fs), topology, seed)
         size = sum(p.numel() for p in made.tensor.parameters())
         return made, size, size
-    bases = {None: None, "seeded": adtn.SeededBase(seed), "identity": adtn.IdentityBase()}
-    base = bases[method.get("base")]
+    bases = {False: None, "seeded": adtn.SeededBase(seed), "identity": adtn.IdentityBase()}
+    base = bases[method.get("base", False)]
     weight = dense.weight.detach().double().numpy()
     spread = float(weight.std()) * method.get("spread", 1.0)
     generator = adtn.Generator(shape, topology, layout=layout, seed=seed, scale=spread, base=base)

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import adtn
 import torch
 from adtn import Generator
 from adtn._errors import CompressError
+from adtn.compress import load_layers, save_layers
 from torch import nn
 
 from ._like import layer_like
@@ -233,10 +233,7 @@ def adapter_generators(model: nn.Module, name: str = "default") -> dict[str, Gen
 
 def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", dtype: Any = None) -> None:
     """One small file per layer, and nothing of the dense model; ``dtype`` as of :func:`adtn.save`."""
-    generators = adapter_generators(model, name)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for where, generator in generators.items():
-        adtn.save(Path(folder) / f"{where}.safetensors", generator, dtype)
+    save_layers(folder, adapter_generators(model, name), dtype)
 
 
 def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> nn.Module:
@@ -247,7 +244,4 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     CompressError
         If the folder holds no adapter.
     """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise CompressError(f"Got {folder}, which holds no adapter; pass a folder that save_adapter wrote.")
-    return add_adapter(model, {file.name.removesuffix(".safetensors"): adtn.load(file) for file in files}, name)
+    return add_adapter(model, load_layers(folder, "adapter; pass a folder that save_adapter wrote"), name)

@@ -7,17 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from adtn._errors import LayoutError
 from flax import nnx
 
-from .jax_layers import (
-    ADTNConv1d,
-    ADTNConv2d,
-    ADTNConv3d,
-    ADTNEmbedding,
-    ADTNLinear,
-    ADTNLinearGeneral,
-    GeneratedWeight,
-)
+from ._conv import ADTNConv1d, ADTNConv2d, ADTNConv3d
+from ._embedding import ADTNEmbedding
+from ._linear import ADTNLinear, ADTNLinearGeneral
+from ._weight import GeneratedWeight
 
 _CONVS = {1: ADTNConv1d, 2: ADTNConv2d, 3: ADTNConv3d}
 
@@ -46,21 +42,45 @@ def weight_of(dense: Any) -> tuple[Any | None, str]:
     return None, f"no generated form of {type(dense).__name__}"
 
 
-def layer_like(dense: Any, weight: GeneratedWeight) -> nnx.Module:
-    """With the bias and geometry of a dense layer."""
+def kernel_name(dense: Any) -> str:
+    """Of the variable that holds the weight."""
+    return "embedding" if isinstance(dense, nnx.Embed) else "kernel"
+
+
+def kernel_of(dense: Any, weight: Any) -> Any:
+    """A weight in the order of the dense layer's variable: the inverse of :func:`weight_of`."""
+    if isinstance(dense, nnx.Embed):
+        return weight
+    if isinstance(dense, nnx.Conv):
+        return jnp.moveaxis(weight, (0, 1), (-1, -2))
+    return weight.T.reshape(dense.kernel.shape)
+
+
+def layer_like(dense: Any, weight: GeneratedWeight, *, bias: bool = True) -> nnx.Module:
+    """With the geometry of a dense layer, and its bias unless there shall be none.
+
+    Raises
+    ------
+    LayoutError
+        If there is no generated form of it, or its weight has another shape.
+    """
+    own, reason = weight_of(dense)
+    if own is None or weight.shape != own.shape:
+        what = reason if own is None else f"whose weight is {tuple(own.shape)}"
+        raise LayoutError(f"Got a generator of {weight.shape} for {type(dense).__name__}, {what}.")
     if isinstance(dense, nnx.Embed):
         return ADTNEmbedding(weight)
-    bias = dense.bias[...] if dense.bias is not None else False
+    values = dense.bias[...] if bias and dense.bias is not None else False
     if isinstance(dense, nnx.LinearGeneral):
-        flat = bias if bias is False else bias.reshape(-1)
+        flat = values if values is False else values.reshape(-1)
         return ADTNLinearGeneral(weight, flat, len(dense.in_features), dense.out_features)
     if isinstance(dense, nnx.Conv):
         axes = len(weight.shape) - 2
         stride, dilation = _each(dense.strides, axes), _each(dense.kernel_dilation, axes)
         return _CONVS[axes](
-            weight, bias, stride=stride, padding=_padding(dense), dilation=dilation, groups=dense.feature_group_count
+            weight, values, stride=stride, padding=_padding(dense), dilation=dilation, groups=dense.feature_group_count
         )
-    return ADTNLinear(weight, bias)
+    return ADTNLinear(weight, values)
 
 
 def patches(dense: Any, x: Any) -> Any | None:

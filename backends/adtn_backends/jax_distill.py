@@ -1,0 +1,46 @@
+"""One layer of Flax trained to put out what the dense one did; what workers run."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from adtn.compress import Tuning
+from flax import nnx
+
+from ._batches import cycled
+from .jax_layers._places import variables_of
+from .jax_train import train
+
+Seen: TypeAlias = tuple[tuple[Any, ...], dict[str, Any], Any]
+"""Positional inputs, keywords and outputs of one batch."""
+Packed: TypeAlias = tuple[Any, Any]
+"""A module as :func:`flax.nnx.split` gives it, its numbers on the host: it can go to another process."""
+
+
+def packed(layer: nnx.Module) -> Packed:
+    """A copy of a layer that can be sent."""
+    graph, state = nnx.split(layer)
+    return graph, jax.tree.map(np.asarray, state)
+
+
+def distill_layer(layer: Packed, seen: Sequence[Seen], tuning: Tuning) -> tuple[Packed, float, float]:
+    """Train one layer on inputs and outputs; the layer, and the first and last relative error."""
+    graph, state = layer
+    made: Any = nnx.merge(graph, jax.tree.map(jnp.asarray, state))
+    spread = statistics.fmean(float(np.var(y)) for _, _, y in seen) or 1.0
+
+    def value(layer: Any, one: Seen) -> Any:
+        inputs, options, wanted = one
+        return jnp.square(layer(*inputs, **options) - wanted).mean() / spread
+
+    chosen = {path: v for path, v in variables_of(made).items() if isinstance(v, nnx.Param)}
+    losses = train(made, chosen, value, cycled(seen, tuning.steps), tuning, lambda step, found: None)
+    window = max(min(len(seen), len(losses)), 1)
+    first, last = (math.sqrt(statistics.fmean(part)) for part in (losses[:window], losses[-window:]))
+    return packed(made), first, last

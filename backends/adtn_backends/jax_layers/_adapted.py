@@ -1,0 +1,241 @@
+"""Adapters: generated weights that are added to frozen dense ones, by name, switched at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from adtn import Generator
+from adtn._errors import CompressError
+from adtn.compress import load_layers, save_layers
+from flax import nnx
+
+from ._like import kernel_name, kernel_of, layer_like
+from ._places import modules_of, params_of, put_module
+from ._weight import Frozen, GeneratedWeight
+
+
+class Adapted(nnx.Module):
+    """A dense layer and adapters: ``y = base(x) + Σ_active generated(x)``.
+
+    Parameters
+    ----------
+    base_layer : flax.nnx.Module
+        Linear, LinearGeneral, Conv or Embed.
+
+    Examples
+    --------
+    >>> import adtn, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> layer = Adapted(nnx.Linear(32, 64, rngs=nnx.Rngs(0)))
+    >>> layer.add("task", GeneratedWeight(adtn.Generator((64, 32), adtn.TTN(bond=2))))
+    >>> layer.merge()
+    >>> layer(jnp.zeros((5, 32))).shape
+    (5, 64)
+    """
+
+    def __init__(self, base_layer: nnx.Module) -> None:
+        self.base_layer = base_layer
+        self.adapters = nnx.Dict()
+        self.active: tuple[str, ...] = ()
+        self.dense = nnx.data(None)
+
+    @property
+    def merged(self) -> bool:
+        """Whether the active adapters are inside the dense weight."""
+        return self.dense is not None
+
+    def names(self) -> list[str]:
+        """Of all adapters."""
+        return list(self.adapters)
+
+    def add(self, name: str, weight: GeneratedWeight) -> None:
+        """Another adapter; it becomes the active one.
+
+        Raises
+        ------
+        CompressError
+            If there is one of that name, or it is no name of an attribute.
+        LayoutError
+            If there is no generated form of the layer, or its weight has another shape.
+        """
+        if name in self.adapters or not name.isidentifier() or hasattr(self.adapters, name):
+            raise CompressError(
+                f"Got the adapter name {name!r}; there are {self.names()}, and it must be an identifier."
+            )
+        self.unmerge()
+        self.adapters[name] = layer_like(self.base_layer, weight, bias=False)
+        self.active = (name,)
+
+    def generated(self, name: str) -> GeneratedWeight:
+        """The weight of one adapter."""
+        return self.adapters[name].generated
+
+    def merge(self) -> None:
+        """Put the active adapters into the dense weight; it is kept for :meth:`unmerge`."""
+        if self.merged or not self.active:
+            return
+        kernel = getattr(self.base_layer, kernel_name(self.base_layer))
+        self.dense = Frozen(kernel[...])
+        for name in self.active:
+            kernel[...] = kernel[...] + kernel_of(self.base_layer, self.generated(name)())
+
+    def unmerge(self) -> None:
+        """The dense weight as it was, to the bit."""
+        if self.dense is not None:
+            getattr(self.base_layer, kernel_name(self.base_layer))[...] = self.dense[...]
+            self.dense = nnx.data(None)
+
+    def __call__(self, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
+        """As the dense layer."""
+        base: Any = self.base_layer
+        y = base(x, *args, **options)
+        return y if self.merged else y + sum((self.adapters[name](x) for name in self.active), jnp.zeros((), y.dtype))
+
+    def attend(self, query: jax.Array) -> jax.Array:
+        """Products with all rows of an adapted embedding."""
+        base: Any = self.base_layer
+        y = base.attend(query)
+        return y if self.merged else y + sum((self.adapters[name].attend(query) for name in self.active), 0.0)
+
+    def __getattr__(self, name: str) -> Any:
+        # code that looks at a dense layer finds what it looks for
+        if name.startswith("_") or "base_layer" not in vars(self):
+            raise AttributeError(name)
+        return getattr(vars(self)["base_layer"], name)
+
+
+def adapted_layers(model: nnx.Module) -> Iterator[tuple[str, Adapted]]:
+    """Adapted layers by name."""
+    yield from ((name, m) for name, m in modules_of(model) if isinstance(m, Adapted))
+
+
+def adapter_names(model: nnx.Module) -> list[str]:
+    """Of all adapters in a model."""
+    return sorted({name for _, layer in adapted_layers(model) for name in layer.names()})
+
+
+def set_adapter(model: nnx.Module, *names: str) -> None:
+    """Switch to one adapter, to several together, or to none: the dense model.
+
+    What is active is static: functions that were compiled by :func:`flax.nnx.jit` are compiled again.
+
+    Raises
+    ------
+    CompressError
+        If a name is unknown; nothing is switched then.
+    """
+    known = adapter_names(model)
+    unknown = set(names) - set(known)
+    if unknown:
+        raise CompressError(f"Got adapters {sorted(unknown)}; the model has {known}.")
+    for _, layer in adapted_layers(model):
+        layer.unmerge()
+        layer.active = tuple(n for n in names if n in layer.adapters)
+
+
+def merge_adapters(model: nnx.Module) -> None:
+    """Put the active adapters into the dense weights: inference costs what it cost before."""
+    for _, layer in adapted_layers(model):
+        layer.merge()
+
+
+def unmerge_adapters(model: nnx.Module) -> None:
+    """The dense weights as they were, to the bit."""
+    for _, layer in adapted_layers(model):
+        layer.unmerge()
+
+
+def remove_adapters(model: nnx.Module) -> nnx.Module:
+    """The dense layers back in their places, with adapters merged in where they are merged; returns the model."""
+    for name, layer in list(adapted_layers(model)):
+        if not name:
+            return layer.base_layer
+        put_module(model, name, layer.base_layer)
+    return model
+
+
+def add_adapter(model: nnx.Module, generators: Mapping[str, Generator], name: str = "default") -> nnx.Module:
+    """Add generated weights to layers of a model, in place; returns the model.
+
+    Parameters
+    ----------
+    model : flax.nnx.Module
+    generators : mapping of str to Generator
+        By name of the layer; weights as in PyTorch, ``(n_out, n_in, ...)``.
+    name : str
+        Of the adapter, which becomes the active one.
+
+    Raises
+    ------
+    CompressError, LayoutError
+        If a layer is missing or has no generated form, or the shapes differ. Nothing is changed then.
+    """
+    places = dict(modules_of(model))
+    made: dict[str, Adapted] = {}
+    for where, generator in generators.items():
+        found = places.get(where)
+        if found is None:
+            raise CompressError(f"Got an adapter for {where!r}, which {type(model).__name__} does not have.")
+        base = found.base_layer if isinstance(found, Adapted) else found
+        _refuse_ties(places, where, base)
+        layer = Adapted(base)
+        if isinstance(found, Adapted):
+            found.unmerge()
+            for other in found.names():
+                layer.adapters[other] = found.adapters[other]
+        weight = GeneratedWeight(generator)
+        dtype = params_of(base)[0][...].dtype
+        nnx.update(weight, jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), nnx.state(weight)))
+        layer.add(name, weight)
+        made[where] = layer
+    for where, layer in made.items():
+        put_module(model, where, layer)
+    for _, layer in adapted_layers(model):  # what the new adapter does not touch is dense
+        layer.active = (name,) if name in layer.adapters else ()
+    return model
+
+
+def _refuse_ties(places: Mapping[str, Any], where: str, base: Any) -> None:
+    """A merged adapter would change what shares the weight, too."""
+    own = {id(v) for v in params_of(base)}
+    others = [
+        name for name, module in places.items()
+        if name not in (where, f"{where}.base_layer") and own & {id(v) for v in params_of(module)}
+    ]  # fmt: skip
+    if others:
+        raise CompressError(f"Layer {where!r} shares its weight with {', '.join(others)}; it cannot be adapted alone.")
+
+
+def adapter_generators(model: nnx.Module, name: str = "default") -> dict[str, Generator]:
+    """The numbers of an adapter as they are now, by layer.
+
+    Raises
+    ------
+    CompressError
+        If there is none of that name.
+    """
+    layers = list(adapted_layers(model))
+    found = {where: layer.generated(name).generator() for where, layer in layers if name in layer.adapters}
+    if not found:
+        raise CompressError(f"Got the adapter name {name!r}; the model has {adapter_names(model)}.")
+    return found
+
+
+def save_adapter(model: nnx.Module, folder: str | Path, name: str = "default", dtype: Any = None) -> None:
+    """One small file per layer, and nothing of the dense model; ``dtype`` as of :func:`adtn.save`."""
+    save_layers(folder, adapter_generators(model, name), dtype)
+
+
+def load_adapter(model: nnx.Module, folder: str | Path, name: str = "default") -> nnx.Module:
+    """Add what :func:`save_adapter` wrote, also that of PyTorch where layers have the same names; returns the model.
+
+    Raises
+    ------
+    CompressError
+        If the folder holds no adapter.
+    """
+    return add_adapter(model, load_layers(folder, "adapter; pass a folder that save_adapter wrote"), name)

@@ -1,0 +1,62 @@
+"""Attention with generated projections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from adtn import Generator
+from adtn._errors import LayoutError
+from flax import nnx
+
+from ._linear import ADTNLinear
+from ._weight import GeneratedWeight, as_weight, bias_param
+
+
+class ADTNMultiheadAttention(nnx.Module):
+    """Self- or cross-attention with generated projections; the weights of PyTorch's ``MultiheadAttention``.
+
+    Parameters
+    ----------
+    projections : Generator or GeneratedWeight
+        Of query, key and value, ``(3 embed_dim, embed_dim)``.
+    output : Generator or GeneratedWeight
+        Of the output, ``(embed_dim, embed_dim)``.
+    num_heads : int
+    bias, output_bias : array or bool
+        ``(3 embed_dim,)`` and ``(embed_dim,)``.
+
+    Raises
+    ------
+    LayoutError
+        If the weights do not fit together.
+    """
+
+    def __init__(
+        self,
+        projections: Generator | GeneratedWeight,
+        output: Generator | GeneratedWeight,
+        num_heads: int,
+        bias: Any = True,
+        output_bias: Any = True,
+    ) -> None:
+        self.generated = as_weight(projections, 2, "attention (3 embed_dim, embed_dim)")
+        self.out_proj = ADTNLinear(output, output_bias)
+        n = self.generated.shape[1]
+        if self.generated.shape != (3 * n, n) or self.out_proj.generated.shape != (n, n) or n % num_heads:
+            shapes = f"{self.generated.shape} and {self.out_proj.generated.shape} with num_heads={num_heads}"
+            raise LayoutError(f"Got projections {shapes}; expected (3 n, n) and (n, n), with n divided by num_heads.")
+        self.num_heads = num_heads
+        self.bias = bias_param(bias, self.generated)
+
+    def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """``(batch, length, embed_dim)`` each; ``mask`` is ``True`` where attention is allowed."""
+        weights = jnp.split(self.generated(), 3)
+        biases = [0.0] * 3 if self.bias is None else jnp.split(self.bias[...], 3)
+        q, k, v = (
+            (x @ w.T + b).reshape(*x.shape[:2], self.num_heads, -1)
+            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+        )
+        y = jax.nn.dot_product_attention(q, k, v, mask=mask)
+        return self.out_proj(y.reshape(*query.shape[:2], -1))

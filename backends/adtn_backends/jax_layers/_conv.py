@@ -1,0 +1,95 @@
+"""Convolutions, channels last."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from adtn import Generator
+from flax import nnx
+
+from .._geometry import NUMPY_PAD, Geometry, PaddingMode, Size
+from ._weight import GeneratedWeight, as_weight, bias_param
+
+
+class _ADTNConv(nnx.Module):
+    """Common part; see :class:`ADTNConv2d`."""
+
+    axes: ClassVar[int]
+
+    def __init__(
+        self,
+        weight: Generator | GeneratedWeight,
+        bias: Any = True,
+        *,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        padding_mode: PaddingMode = "zeros",
+    ) -> None:
+        self.generated = as_weight(weight, 2 + self.axes, f"{type(self).__name__} (out, in / groups, kernel)")
+        self.rule = padding if padding in ("SAME", "VALID") else None  # JAX's own, for any stride
+        around = 0 if self.rule else padding
+        self.geometry = Geometry.of(self.generated.shape, stride, around, dilation, groups, padding_mode)
+        self.bias = bias_param(bias, self.generated)
+
+    @property
+    def weight(self) -> jax.Array:
+        """The weight, ``(out, in / groups, *kernel)``."""
+        return self.generated()
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``(batch, *size, in)`` to ``(batch, *size, out)``."""
+        g = self.geometry
+        padding: Any = self.rule or g.padding
+        if g.padding_mode != "zeros":
+            x = jnp.pad(x, ((0, 0), *g.padding, (0, 0)), mode=NUMPY_PAD[g.padding_mode])
+            padding = "VALID"
+        size = "DHW"[3 - self.axes :]
+        y = jax.lax.conv_general_dilated(
+            x, self.weight.astype(x.dtype), g.stride, padding, rhs_dilation=g.dilation, feature_group_count=g.groups,
+            dimension_numbers=(f"N{size}C", f"OI{size}", f"N{size}C"),
+        )  # fmt: skip
+        return y if self.bias is None else y + self.bias[...]
+
+
+class ADTNConv1d(_ADTNConv):
+    """See :class:`ADTNConv2d`."""
+
+    axes = 1
+
+
+class ADTNConv2d(_ADTNConv):
+    """A convolution over ``(batch, height, width, in)``; takes the place of :class:`flax.nnx.Conv`.
+
+    Parameters
+    ----------
+    weight : Generator or GeneratedWeight
+        Of the weight, ``(out, in / groups, height, width)``, as in PyTorch.
+    bias : array or bool
+        ``(out,)``, ``True`` for zeros, ``False`` for none.
+    stride, padding, dilation, groups, padding_mode
+        As of :class:`torch.nn.Conv2d`; ``padding`` may be JAX's ``"SAME"`` and ``"VALID"``, too.
+
+    Raises
+    ------
+    LayoutError
+        If they do not fit together.
+
+    Examples
+    --------
+    >>> import adtn, jax.numpy as jnp
+    >>> layer = ADTNConv2d(adtn.Generator((8, 4, 3, 3), adtn.TTN(bond=2)), padding=1)
+    >>> layer(jnp.zeros((2, 6, 6, 4))).shape
+    (2, 6, 6, 8)
+    """
+
+    axes = 2
+
+
+class ADTNConv3d(_ADTNConv):
+    """See :class:`ADTNConv2d`."""
+
+    axes = 3

@@ -1,0 +1,51 @@
+"""Rows of a generated table."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from adtn import Generator
+from flax import nnx
+
+from ._weight import GeneratedWeight, as_weight
+
+_FEW = 4  # up to a quarter of all rows, only those that are asked for are made
+
+
+class ADTNEmbedding(nnx.Module):
+    """Rows of a generated table; takes the place of :class:`flax.nnx.Embed`.
+
+    Parameters
+    ----------
+    weight : Generator or GeneratedWeight
+        Of the table, ``(num_embeddings, embedding_dim)``.
+
+    Examples
+    --------
+    >>> import adtn, jax.numpy as jnp
+    >>> ADTNEmbedding(adtn.Generator((100, 16), adtn.TTN(bond=2)))(jnp.array([1, 99])).shape
+    (2, 16)
+    """
+
+    def __init__(self, weight: Generator | GeneratedWeight) -> None:
+        self.generated = as_weight(weight, 2, "an embedding (num_embeddings, embedding_dim)")
+        self.num_embeddings, self.embedding_dim = self.generated.shape
+
+    @property
+    def weight(self) -> jax.Array:
+        """The table."""
+        return self.generated()
+
+    def __call__(self, indices: jax.Array) -> jax.Array:
+        """``(...)`` of integers to ``(..., embedding_dim)``."""
+        if _FEW * indices.size > self.num_embeddings or not indices.size:
+            return jnp.take(self.weight, indices, axis=0)
+        index = indices.reshape(-1)
+        index = jnp.where(index < 0, index + self.num_embeddings, index)
+        inside = jnp.clip(index, 0, self.num_embeddings - 1)
+        rows = jnp.where((index == inside)[:, None], self.generated.rows(inside), jnp.nan)  # as jnp.take does
+        return rows.reshape(*indices.shape, self.embedding_dim)
+
+    def attend(self, query: jax.Array) -> jax.Array:
+        """``(..., embedding_dim)`` to products with all rows, ``(..., num_embeddings)``: a tied output layer."""
+        return query @ self.weight.T

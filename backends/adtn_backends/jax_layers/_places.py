@@ -1,0 +1,46 @@
+"""Modules inside a model, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from flax import nnx
+
+
+def _parts(module: nnx.Module) -> Iterator[tuple[str, Any]]:
+    """Attributes, or the entries of a list."""
+    yield from ((str(k), v) for k, v in (enumerate(module) if isinstance(module, nnx.List) else vars(module).items()))
+
+
+def modules_of(model: nnx.Module, name: str = "", inside: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every place of every module, also of those that have several."""
+    yield name, model
+    for part, value in _parts(model):
+        if isinstance(value, nnx.Module) and id(value) not in inside:
+            yield from modules_of(value, f"{name}.{part}" if name else part, (*inside, id(model)))
+
+
+def put_module(model: nnx.Module, name: str, module: Any) -> None:
+    """Into one place."""
+    owner, _, leaf = name.rpartition(".")
+    parent: Any = dict(modules_of(model))[owner]
+    if isinstance(parent, nnx.List):
+        parent[int(leaf)] = module
+    else:
+        setattr(parent, leaf, module)
+
+
+def params_of(module: nnx.Module) -> list[Any]:
+    """Those that belong to no module inside."""
+    return [v for _, v in _parts(module) if isinstance(v, nnx.Param)]
+
+
+def variables_of(model: nnx.Module) -> dict[str, Any]:
+    """All variables of a model, each once, by path."""
+    found: dict[int, tuple[str, Any]] = {}
+    for name, module in modules_of(model):
+        for part, v in _parts(module):
+            if isinstance(v, nnx.Variable):
+                found.setdefault(id(v), (f"{name}.{part}" if name else part, v))
+    return dict(found.values())

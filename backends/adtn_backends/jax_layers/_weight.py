@@ -1,0 +1,144 @@
+"""A generated weight as a module: the trained numbers, and the weight that is made from them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from adtn import Generator
+from adtn._backend import get_backend
+from adtn.generator import generated_rows
+from adtn.schedule import TiledWeight, decide, generate, with_base
+from flax import nnx
+
+from .._geometry import check_axes, check_bias
+
+Mode = Literal["materialise", "stream", "factored"]
+_BACKEND = get_backend("jax")
+
+
+class Frozen(nnx.Variable[Any]):
+    """Numbers that are not trained: bases, and cores that a network gave as fixed."""
+
+
+class GeneratedWeight(nnx.Module):
+    """The trained numbers of a generator, and its weight as an array.
+
+    Layers that are given the same one are tied.
+
+    Parameters
+    ----------
+    generator : Generator
+        Its numbers are the first values.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> GeneratedWeight(adtn.Generator((64, 32), adtn.TTN(bond=2)))().shape
+    (64, 32)
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        self.structure = _Static(generator)
+        self.names = {name: name.replace(".", "_") for name in generator.params}
+        for name, key in self.names.items():
+            setattr(self, key, nnx.Param(jnp.asarray(generator.params[name])))
+        constants = {name: x for name, x in generator.constants(implied=False).items() if name not in generator.params}
+        self.constants = {name: f"frozen_{name.replace('.', '_')}" for name in constants}
+        for name, key in self.constants.items():
+            setattr(self, key, Frozen(jnp.asarray(np.asarray(constants[name]), dtype=generator.dtype)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight."""
+        return self.structure.generator.shape
+
+    def arrays(self) -> dict[str, jax.Array]:
+        """Trained and frozen numbers by the names of the generator."""
+        return {name: getattr(self, key)[...] for name, key in (self.names | self.constants).items()}
+
+    def generator(self) -> Generator:
+        """A generator with the numbers as they are now."""
+        numbers = {name: np.asarray(getattr(self, key)[...], np.float64) for name, key in self.names.items()}
+        return self.structure.generator.with_params(numbers)
+
+    def __call__(self) -> jax.Array:
+        """The weight, with the library's adjoint."""
+        make = self.structure.weight()
+        return make(self.arrays(), jnp.zeros(()))
+
+    def rows(self, index: jax.Array) -> jax.Array:
+        """Rows of the weight by their numbers, ``(n,)``, differentiable; the others are not made."""
+        arrays = self.arrays()
+        dtype = next(iter(arrays.values())).dtype
+
+        def one_hot(digits: Any, d: int) -> jax.Array:
+            return jax.nn.one_hot(digits, d, dtype=dtype)
+
+        return generated_rows(self.structure.generator, arrays, index, one_hot)
+
+    def layer(self, rows: jax.Array, mode: Mode | None) -> Any:
+        """``(arrays, x) -> y`` for a batch of this size."""
+        return self.structure.layer(rows.shape[0], str(rows.dtype), mode)
+
+
+class _Static:
+    """What is known while tracing: the same object in all copies of a module, so that jitted functions are shared."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        self._made: dict[tuple[Any, ...], Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"generator": self.generator, "_made": {}}  # compiled functions stay in their process
+
+    def weight(self) -> Any:
+        if ("weight",) not in self._made:
+            plan = decide(self.generator, "generate", device=_device())
+            assert plan.weight is not None
+            self._made["weight",] = _generating(plan.weight)
+        return self._made["weight",]
+
+    def layer(self, batch: int, dtype: str, mode: Mode | None) -> Any:
+        key = (1 << max(batch - 1, 0).bit_length(), dtype, mode)
+        if key not in self._made:
+            plan = decide(self.generator, "train", device=_device(), dtype=dtype, batch=key[0], mode=mode)
+            self._made[key] = plan.function(_BACKEND)
+        return self._made[key]
+
+
+def _device() -> str:
+    platform = jax.default_backend()
+    return "jax:cpu" if platform == "cpu" else f"jax:{platform}:0"
+
+
+def _generating(weight: TiledWeight) -> Any:
+    """``(arrays, nothing) -> W`` with the library's adjoint."""
+
+    def fn(arrays: dict[str, Any], _: Any) -> Any:
+        return generate(weight, _BACKEND, arrays)
+
+    def vjp(arrays: dict[str, Any], nothing: Any, wbar: Any) -> tuple[dict[str, Any], Any]:
+        padded = weight.pad_rows(wbar)
+        _, grads = weight.run(
+            _BACKEND, with_base(weight, arrays), lambda w, i, carry: (carry, padded), None, adjoint=True
+        )
+        return grads, jnp.zeros_like(nothing)
+
+    return _BACKEND.with_vjp(fn, vjp)
+
+
+def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> GeneratedWeight:
+    check_axes(weight.shape, axes, what)
+    return weight if isinstance(weight, GeneratedWeight) else GeneratedWeight(weight)
+
+
+def bias_param(bias: Any, like: GeneratedWeight) -> nnx.Param[Any] | None:
+    if bias is False or bias is None:
+        return None
+    n, dtype = like.shape[0], next(iter(like.arrays().values())).dtype
+    values = jnp.zeros(n, dtype) if bias is True else jnp.asarray(bias, dtype=dtype)
+    check_bias(values.shape, n)
+    return nnx.Param(values)
