@@ -10,7 +10,7 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn._errors import CompressError
+from adtn._errors import CompressError, LayoutError
 from adtn.compress import Config, run_folder
 
 from flax_models import Language, Net, batches, numbers, same, texts
@@ -18,6 +18,7 @@ from flax_models import Language, Net, batches, numbers, same, texts
 jax = pytest.importorskip("jax")
 nnx = pytest.importorskip("flax.nnx")
 layers = pytest.importorskip("adtn_backends.jax_layers")
+kernels = pytest.importorskip("adtn_backends.jax_layers._kernels")
 like = pytest.importorskip("adtn_backends.jax_layers._like")
 jnp = jax.numpy
 
@@ -82,18 +83,70 @@ def test_one_fully_fitted_layer_puts_out_what_the_dense_one_did() -> None:
     for layer, inputs in dense:
         if getattr(layer, "bias", None) is not None:
             layer.bias[...] = jnp.asarray(rng.standard_normal(layer.bias.shape), jnp.float32)
-        weight, reason = like.weight_of(layer)
+        weight, reason = kernels.weight_of(layer)
         assert not reason
         weight = np.asarray(weight)
         generator = adtn.decompose(adtn.Generator(weight.shape, adtn.MPO(bond=64)), weight)
         made = like.layer_like(layer, layers.GeneratedWeight(generator))
         np.testing.assert_allclose(made(inputs), layer(inputs), rtol=1e-4, atol=1e-4)
-        rows = like.patches(layer, inputs)
+        back = made.to_dense()
+        assert type(back) is type(layer)
+        assert numbers(back).keys() == numbers(layer).keys()
+        np.testing.assert_allclose(back(inputs), layer(inputs), rtol=1e-4, atol=1e-4)
+        rows = kernels.patches(layer, inputs)
         if rows is not None:
             flat = np.asarray(rows) @ weight.reshape(weight.shape[0], -1).T
             got = np.asarray(layer(inputs))
             bias = np.asarray(layer.bias[...]).reshape(-1) if layer.bias is not None else 0.0
             np.testing.assert_allclose(flat + bias, got.reshape(-1, flat.shape[1]), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_are_made_of_dense_ones_and_become_dense_again() -> None:
+    rngs = nnx.Rngs(1)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 6, 4)), jnp.bfloat16)
+    half: dict[str, Any] = {"param_dtype": jnp.bfloat16, "dtype": jnp.bfloat16, "rngs": rngs}
+    exact: dict[str, Any] = {"topology": adtn.MPO(bond=64), "steps": 1, "progress": False, "optimizer": "lbfgs"}
+    linear, table = nnx.Linear(4, 5, **half), nnx.Embed(10, 4, **half)
+    conv = nnx.Conv(4, 6, (3, 3), strides=2, kernel_dilation=2, **half)
+    for dense, make, inputs in [
+        (linear, layers.ADTNLinear.from_linear, x),
+        (conv, layers.ADTNConv2d.from_conv, x),
+        (table, layers.ADTNEmbedding.from_embedding, jnp.arange(7)),
+    ]:
+        made = make(dense, **exact)
+        assert made.weight.dtype == jnp.bfloat16
+        assert made(inputs).dtype == jnp.bfloat16
+        np.testing.assert_allclose(made(inputs).astype(float), dense(inputs).astype(float), rtol=0.1, atol=0.1)
+    with pytest.raises(LayoutError, match="its kernel is"):
+        layers.ADTNConv1d.from_conv(conv, **exact)
+    odd = layers.ADTNConv2d(adtn.Generator((4, 4, 3, 3), adtn.TTN(bond=2)), padding=1, padding_mode="circular")
+    with pytest.raises(LayoutError, match="circular"):
+        odd.to_dense()
+
+
+def test_a_whole_model_becomes_dense() -> None:
+    class Both(nnx.Module):
+        def __init__(self) -> None:
+            weight = adtn.Generator((48, 16), adtn.TTN(bond=2))
+            self.attention = layers.ADTNMultiheadAttention(weight, adtn.Generator((16, 16), adtn.TTN(bond=2)), 4)
+            self.out = layers.ADTNLinear(adtn.Generator((16, 16), adtn.TTN(bond=2)), bias=False)
+            self.again = self.out
+
+        def __call__(self, x):
+            return self.again(nnx.relu(self.out(self.attention(x, x, x))))
+
+    model = Both()
+    model.attention.bias[...] = jnp.linspace(-1.0, 1.0, 48)
+    before = numbers(model)
+    dense = layers.to_dense(model)
+    assert {type(m).__name__ for _, m in nnx.iter_modules(dense)} == {
+        "Both", "MultiHeadAttention", "LinearGeneral", "Linear"
+    }  # fmt: skip
+    assert dense.again is dense.out
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 16)), jnp.float32)
+    np.testing.assert_allclose(dense(x), model(x), rtol=1e-4, atol=1e-5)
+    assert same(model, before)
+    assert type(layers.to_dense(model.out)) is nnx.Linear
 
 
 @pytest.mark.parametrize(
@@ -106,7 +159,7 @@ def test_one_fully_fitted_layer_puts_out_what_the_dense_one_did() -> None:
     ],
 )
 def test_what_has_no_generated_form_says_why(options: dict[str, Any], why: str) -> None:
-    assert why in like.weight_of(nnx.Conv(4, 4, (3, 3), rngs=nnx.Rngs(0), **options))[1]
+    assert why in kernels.weight_of(nnx.Conv(4, 4, (3, 3), rngs=nnx.Rngs(0), **options))[1]
 
 
 def test_attention_and_a_tied_embedding() -> None:

@@ -25,7 +25,8 @@ from ._batches import IGNORED, cycled
 from .jax_distill import Seen, distill_layer, packed
 from .jax_layers import ADTNLinear, GeneratedWeight
 from .jax_layers._adapted import Adapted, adapted_layers, add_adapter
-from .jax_layers._like import layer_like, patches, weight_of
+from .jax_layers._kernels import patches, weight_of
+from .jax_layers._like import layer_like
 from .jax_layers._places import modules_of, params_of, put_module, variables_of
 from .jax_layers._weight import Frozen
 from .jax_train import train
@@ -115,10 +116,8 @@ class NnxModel:
         if "" in generators:
             raise CompressError("Got a model that is one layer; replace it yourself with a layer of jax_layers.")
         modules = dict(modules_of(self.model))
-        weights = {name: GeneratedWeight(generator) for name, generator in generators.items()}
-        for name, weight in weights.items():
-            dtype = params_of(modules[name])[0][...].dtype
-            nnx.update(weight, jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), nnx.state(weight)))
+        dtypes = {name: params_of(modules[name])[0][...].dtype for name in generators}
+        weights = {name: GeneratedWeight(generator).astype(dtypes[name]) for name, generator in generators.items()}
         made = {name: layer_like(modules[name], weight) for name, weight in weights.items()}
         dense = nnx.clone(self.model)
         self._dense, self._weights = dense, weights

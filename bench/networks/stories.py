@@ -138,8 +138,8 @@ def stories(n: int, seed: int) -> list[dict[str, torch.Tensor]]:
 
 
 def train() -> list[dict[str, torch.Tensor]]:
-    """To train on: 512 stories."""
-    return stories(16, 0)
+    """To train on: 6,400 stories."""
+    return stories(200, 0)
 
 
 def test() -> list[dict[str, torch.Tensor]]:

@@ -13,7 +13,8 @@ from adtn._errors import CompressError
 from adtn.compress import load_layers, save_layers
 from flax import nnx
 
-from ._like import kernel_name, kernel_of, layer_like
+from ._kernels import kernel_name, kernel_of
+from ._like import layer_like
 from ._places import modules_of, params_of, put_module
 from ._weight import Frozen, GeneratedWeight
 
@@ -187,10 +188,7 @@ def add_adapter(model: nnx.Module, generators: Mapping[str, Generator], name: st
             found.unmerge()
             for other in found.names():
                 layer.adapters[other] = found.adapters[other]
-        weight = GeneratedWeight(generator)
-        dtype = params_of(base)[0][...].dtype
-        nnx.update(weight, jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), nnx.state(weight)))
-        layer.add(name, weight)
+        layer.add(name, GeneratedWeight(generator).astype(params_of(base)[0][...].dtype))
         made[where] = layer
     for where, layer in made.items():
         put_module(model, where, layer)

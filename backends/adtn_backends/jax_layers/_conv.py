@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
-from adtn import Generator
+from adtn import Generator, Layout, Topology
+from adtn._errors import LayoutError
 from flax import nnx
 
+from .._fitted import Base
 from .._geometry import NUMPY_PAD, Geometry, PaddingMode, Size
-from ._weight import GeneratedWeight, as_weight, bias_param
+from ._kernels import conv_options, filled, weight_of
+from ._weight import GeneratedWeight, as_weight, bias_param, weight_for
 
 
 class _ADTNConv(nnx.Module):
@@ -35,10 +38,54 @@ class _ADTNConv(nnx.Module):
         self.geometry = Geometry.of(self.generated.shape, stride, around, dilation, groups, padding_mode)
         self.bias = bias_param(bias, self.generated)
 
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nnx.Conv,
+        topology: Topology,
+        layout: Layout | None = None,
+        *,
+        seed: int = 0,
+        base: Base = None,
+        steps: int = 0,
+        **options: Any,
+    ) -> Self:
+        """A convolution in place of a dense one; parameters as of :meth:`ADTNLinear.from_linear`.
+
+        Raises
+        ------
+        LayoutError
+            If it has another number of axes, or there is no generated form of it.
+        """
+        dense, reason = weight_of(conv)
+        if dense is None or dense.ndim != 2 + cls.axes:
+            why = reason or f"its kernel is {conv.kernel.shape}"
+            raise LayoutError(f"Got a {type(conv).__name__} that {cls.__name__} cannot take the place of: {why}.")
+        weight = weight_for(dense, topology, layout, seed=seed, base=base, steps=steps, **options)
+        return cls(weight, False if conv.bias is None else conv.bias[...], **conv_options(conv))
+
     @property
     def weight(self) -> jax.Array:
         """The weight, ``(out, in / groups, *kernel)``."""
         return self.generated()
+
+    def to_dense(self) -> nnx.Conv:
+        """An ordinary layer with the weight as it is now.
+
+        Raises
+        ------
+        LayoutError
+            If Flax has no such padding.
+        """
+        g, weight = self.geometry, self.weight
+        if g.padding_mode != "zeros":
+            raise LayoutError(f"Got padding_mode={g.padding_mode!r}, which convolutions of Flax do not have.")
+        dense = nnx.Conv(
+            g.in_channels, g.out_channels, g.kernel_size, g.stride, padding=self.rule or g.padding,
+            kernel_dilation=g.dilation, feature_group_count=g.groups, use_bias=self.bias is not None,
+            param_dtype=weight.dtype, rngs=nnx.Rngs(0),
+        )  # fmt: skip
+        return filled(dense, weight, self.bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``(batch, *size, in)`` to ``(batch, *size, out)``."""

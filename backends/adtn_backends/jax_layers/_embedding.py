@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from adtn import Generator
+from adtn import Generator, Layout, Topology
 from flax import nnx
 
-from ._weight import GeneratedWeight, as_weight
+from .._fitted import Base
+from ._kernels import filled
+from ._weight import GeneratedWeight, as_weight, weight_for
 
 _FEW = 4  # up to a quarter of all rows, only those that are asked for are made
 
@@ -31,10 +35,32 @@ class ADTNEmbedding(nnx.Module):
         self.generated = as_weight(weight, 2, "an embedding (num_embeddings, embedding_dim)")
         self.num_embeddings, self.embedding_dim = self.generated.shape
 
+    @classmethod
+    def from_embedding(
+        cls,
+        embedding: nnx.Embed,
+        topology: Topology,
+        layout: Layout | None = None,
+        *,
+        seed: int = 0,
+        base: Base = None,
+        steps: int = 0,
+        **options: Any,
+    ) -> ADTNEmbedding:
+        """A table in place of a dense one; parameters as of :meth:`ADTNLinear.from_linear`."""
+        dense = embedding.embedding[...]
+        return cls(weight_for(dense, topology, layout, seed=seed, base=base, steps=steps, **options))
+
     @property
     def weight(self) -> jax.Array:
         """The table."""
         return self.generated()
+
+    def to_dense(self) -> nnx.Embed:
+        """An ordinary embedding with the table as it is now."""
+        weight = self.weight
+        dense = nnx.Embed(self.num_embeddings, self.embedding_dim, param_dtype=weight.dtype, rngs=nnx.Rngs(0))
+        return filled(dense, weight, None)
 
     def __call__(self, indices: jax.Array) -> jax.Array:
         """``(...)`` of integers to ``(..., embedding_dim)``."""

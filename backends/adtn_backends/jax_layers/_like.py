@@ -2,58 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from adtn._errors import LayoutError
 from flax import nnx
 
 from ._conv import ADTNConv1d, ADTNConv2d, ADTNConv3d
 from ._embedding import ADTNEmbedding
+from ._kernels import conv_options, weight_of
 from ._linear import ADTNLinear, ADTNLinearGeneral
 from ._weight import GeneratedWeight
 
-_CONVS = {1: ADTNConv1d, 2: ADTNConv2d, 3: ADTNConv3d}
-
-
-def weight_of(dense: Any) -> tuple[Any | None, str]:
-    """The weight as PyTorch orders it, ``(out, in, ...)``, or why there is no generated form."""
-    if type(dense) is nnx.Linear:
-        return dense.kernel[...].T, ""
-    if type(dense) is nnx.Embed:
-        return dense.embedding[...], ""
-    if type(dense) is nnx.LinearGeneral:
-        if dense.batch_axis or not _trailing(dense.axis):
-            return None, "contracts other axes than the last ones"
-        kernel = dense.kernel[...]
-        return kernel.reshape(-1, math.prod(dense.out_features)).T, ""
-    if type(dense) is nnx.Conv:
-        kernel = dense.kernel[...]
-        axes = kernel.ndim - 2
-        if axes not in _CONVS or dense.mask is not None or set(_each(dense.input_dilation, axes)) != {1}:
-            return None, "a masked, transposed or higher-dimensional convolution"
-        if _padding(dense) is None:
-            return None, f"padding {dense.padding!r}"
-        return jnp.moveaxis(kernel, (-1, -2), (0, 1)), ""
-    if isinstance(dense, GeneratedWeight) or hasattr(dense, "generated"):
-        return None, "compressed already"
-    return None, f"no generated form of {type(dense).__name__}"
-
-
-def kernel_name(dense: Any) -> str:
-    """Of the variable that holds the weight."""
-    return "embedding" if isinstance(dense, nnx.Embed) else "kernel"
-
-
-def kernel_of(dense: Any, weight: Any) -> Any:
-    """A weight in the order of the dense layer's variable: the inverse of :func:`weight_of`."""
-    if isinstance(dense, nnx.Embed):
-        return weight
-    if isinstance(dense, nnx.Conv):
-        return jnp.moveaxis(weight, (0, 1), (-1, -2))
-    return weight.T.reshape(dense.kernel.shape)
+CONVS = {1: ADTNConv1d, 2: ADTNConv2d, 3: ADTNConv3d}
 
 
 def layer_like(dense: Any, weight: GeneratedWeight, *, bias: bool = True) -> nnx.Module:
@@ -73,48 +33,7 @@ def layer_like(dense: Any, weight: GeneratedWeight, *, bias: bool = True) -> nnx
     values = dense.bias[...] if bias and dense.bias is not None else False
     if isinstance(dense, nnx.LinearGeneral):
         flat = values if values is False else values.reshape(-1)
-        return ADTNLinearGeneral(weight, flat, len(dense.in_features), dense.out_features)
+        return ADTNLinearGeneral(weight, flat, dense.in_features, dense.out_features)
     if isinstance(dense, nnx.Conv):
-        axes = len(weight.shape) - 2
-        stride, dilation = _each(dense.strides, axes), _each(dense.kernel_dilation, axes)
-        return _CONVS[axes](
-            weight, values, stride=stride, padding=_padding(dense), dilation=dilation, groups=dense.feature_group_count
-        )
+        return CONVS[len(weight.shape) - 2](weight, values, **conv_options(dense))
     return ADTNLinear(weight, values)
-
-
-def patches(dense: Any, x: Any) -> Any | None:
-    """What a layer multiplies its weight with, as rows; ``None`` where that is not worked out."""
-    if isinstance(dense, nnx.Linear):
-        return x.reshape(-1, x.shape[-1])
-    if isinstance(dense, nnx.LinearGeneral):
-        return x.reshape(-1, math.prod(dense.in_features))
-    if not isinstance(dense, nnx.Conv) or dense.kernel.ndim != 4 or dense.feature_group_count > 1:
-        return None
-    padding: Any = _padding(dense)
-    padding = [(p, p) for p in padding] if isinstance(padding, tuple) else padding
-    found = jax.lax.conv_general_dilated_patches(
-        x, dense.kernel.shape[:2], _each(dense.strides, 2), padding, rhs_dilation=_each(dense.kernel_dilation, 2),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
-    return found.reshape(-1, found.shape[-1])
-
-
-def _trailing(axis: Any) -> bool:
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    return axes == tuple(range(-len(axes), 0))
-
-
-def _each(value: Any, axes: int) -> tuple[int, ...]:
-    return (int(value),) * axes if isinstance(value, int) else tuple(map(int, value))
-
-
-def _padding(dense: Any) -> Any:
-    """As :class:`ADTNConv2d` takes it; ``None`` for what it does not know."""
-    given, axes = dense.padding, dense.kernel.ndim - 2
-    if isinstance(given, str):
-        return given if given in ("SAME", "VALID") else None
-    if isinstance(given, int):
-        return (given,) * axes
-    around = [(p, p) if isinstance(p, int) else tuple(p) for p in given]
-    return tuple(a for a, _ in around) if len(around) == axes and all(a == b for a, b in around) else None

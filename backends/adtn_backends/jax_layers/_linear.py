@@ -6,11 +6,13 @@ import math
 from typing import Any
 
 import jax
-from adtn import Generator
+from adtn import Generator, Layout, Topology
 from adtn._errors import LayoutError
 from flax import nnx
 
-from ._weight import GeneratedWeight, Mode, as_weight, bias_param
+from .._fitted import Base
+from ._kernels import filled
+from ._weight import GeneratedWeight, Mode, as_weight, bias_param, weight_for
 
 
 class ADTNLinear(nnx.Module):
@@ -43,10 +45,48 @@ class ADTNLinear(nnx.Module):
         self.mode: Mode | None = mode
         self.bias = bias_param(bias, self.generated)
 
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nnx.Linear,
+        topology: Topology,
+        layout: Layout | None = None,
+        *,
+        seed: int = 0,
+        base: Base = None,
+        mode: Mode | None = None,
+        steps: int = 0,
+        **options: Any,
+    ) -> ADTNLinear:
+        """A layer in place of a dense one, with its bias and dtype.
+
+        Parameters
+        ----------
+        linear : flax.nnx.Linear
+        topology, layout, seed, base
+            See :class:`adtn.Generator`.
+        mode
+            See :class:`ADTNLinear`.
+        steps : int
+            Of a fit to the dense weight; without one only its spread is taken over.
+        **options
+            Of :func:`adtn.fit`.
+        """
+        weight = weight_for(linear.kernel[...].T, topology, layout, seed=seed, base=base, steps=steps, **options)
+        return cls(weight, False if linear.bias is None else linear.bias[...], mode)
+
     @property
     def weight(self) -> jax.Array:
         """The weight, ``(n_out, n_in)``."""
         return self.generated()
+
+    def to_dense(self) -> nnx.Linear:
+        """An ordinary layer with the weight as it is now."""
+        weight, has_bias = self.weight, self.bias is not None
+        dense = nnx.Linear(
+            self.in_features, self.out_features, use_bias=has_bias, param_dtype=weight.dtype, rngs=nnx.Rngs(0)
+        )
+        return filled(dense, weight, self.bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``(..., n_in)`` to ``(..., n_out)``."""
@@ -65,10 +105,10 @@ class ADTNLinearGeneral(nnx.Module):
         Of the weight, ``(n_out, n_in)``, both flattened.
     bias : array or bool
         ``(n_out,)``, ``True`` for zeros, ``False`` for none.
-    inputs : int
-        How many of the last axes are summed.
-    outputs : tuple of int
-        The axes that take their place.
+    inputs : tuple of int, optional
+        The last axes, which are summed; one when not given.
+    outputs : tuple of int, optional
+        The axes that take their place; one when not given.
 
     Raises
     ------
@@ -87,21 +127,32 @@ class ADTNLinearGeneral(nnx.Module):
         self,
         weight: Generator | GeneratedWeight,
         bias: Any = True,
-        inputs: int = 1,
+        inputs: tuple[int, ...] | None = None,
         outputs: tuple[int, ...] | None = None,
     ) -> None:
         self.linear = ADTNLinear(weight, bias)
-        self.inputs, self.outputs = inputs, outputs or (self.linear.out_features,)
-        if math.prod(self.outputs) != self.linear.out_features:
-            raise LayoutError(f"Got outputs={self.outputs} for {self.linear.out_features} rows of the weight.")
+        self.inputs, self.outputs = inputs or (self.linear.in_features,), outputs or (self.linear.out_features,)
+        if (math.prod(self.outputs), math.prod(self.inputs)) != self.linear.generated.shape:
+            raise LayoutError(
+                f"Got inputs={self.inputs} and outputs={self.outputs} for a weight of {self.linear.generated.shape}."
+            )
 
     @property
     def generated(self) -> GeneratedWeight:
         """The weight."""
         return self.linear.generated
 
+    def to_dense(self) -> nnx.LinearGeneral:
+        """An ordinary layer with the weight as it is now."""
+        weight, bias = self.linear.weight, self.linear.bias
+        dense = nnx.LinearGeneral(
+            self.inputs, self.outputs, axis=tuple(range(-len(self.inputs), 0)), use_bias=bias is not None,
+            param_dtype=weight.dtype, rngs=nnx.Rngs(0),
+        )  # fmt: skip
+        return filled(dense, weight, bias)
+
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
         """``(..., *inputs)`` to ``(..., *outputs)``."""
-        lead = x.shape[: x.ndim - self.inputs]
+        lead = x.shape[: x.ndim - len(self.inputs)]
         y = self.linear(x.reshape(*lead, -1)).reshape(*lead, *self.outputs)
         return y if out_sharding is None else jax.lax.with_sharding_constraint(y, out_sharding)

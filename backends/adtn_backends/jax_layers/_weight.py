@@ -7,12 +7,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from adtn import Generator
+from adtn import Generator, Layout, Topology
 from adtn._backend import get_backend
 from adtn.generator import generated_rows
 from adtn.schedule import TiledWeight, decide, generate, with_base
 from flax import nnx
 
+from .._fitted import Base, fitted
 from .._geometry import check_axes, check_bias
 
 Mode = Literal["materialise", "stream", "factored"]
@@ -63,6 +64,11 @@ class GeneratedWeight(nnx.Module):
         """A generator with the numbers as they are now."""
         numbers = {name: np.asarray(getattr(self, key)[...], np.float64) for name, key in self.names.items()}
         return self.structure.generator.with_params(numbers)
+
+    def astype(self, dtype: Any) -> GeneratedWeight:
+        """The same module with its numbers in another dtype."""
+        nnx.update(self, jax.tree.map(lambda x: x.astype(dtype), nnx.state(self)))
+        return self
 
     def __call__(self) -> jax.Array:
         """The weight, with the library's adjoint."""
@@ -133,6 +139,15 @@ def _generating(weight: TiledWeight) -> Any:
 def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> GeneratedWeight:
     check_axes(weight.shape, axes, what)
     return weight if isinstance(weight, GeneratedWeight) else GeneratedWeight(weight)
+
+
+def weight_for(
+    dense: jax.Array, topology: Topology, layout: Layout | None, *, seed: int, base: Base, steps: int, **options: Any
+) -> GeneratedWeight:
+    """In place of a given weight, with its dtype; see :func:`adtn_backends._fitted.fitted`."""
+    values = np.asarray(dense, np.float64)
+    found = fitted(values, topology, layout, seed=seed, base=base, steps=steps, options=options)
+    return GeneratedWeight(found).astype(dense.dtype)
 
 
 def bias_param(bias: Any, like: GeneratedWeight) -> nnx.Param[Any] | None:

@@ -7,21 +7,18 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import adtn
 import numpy as np
 import torch
 from adtn import Generator, Layout, Topology
 from adtn._backend import get_backend
 from adtn.generator import generated_rows
-from adtn.network import RuleBase
-from adtn.optim import has_decomposition
 from adtn.schedule import KEPT_BYTES, TiledWeight, decide, generate, with_base
 from torch import nn
 
+from .._fitted import Base, fitted
 from .._geometry import check_axes, check_bias
 
 Mode = Literal["materialise", "stream", "factored"]
-Base = np.ndarray | RuleBase | None
 _BACKEND = get_backend("torch")
 _SPACE = _BACKEND.workspace(KEPT_BYTES)
 
@@ -225,13 +222,9 @@ def generator_of(
     steps: int,
     options: dict[str, Any],
 ) -> Generator:
-    """A generator for a given weight: of its spread, and fitted to it for so many steps."""
+    """A generator for a given weight; see :func:`adtn_backends._fitted.fitted`."""
     values = dense.detach().cpu().double().numpy()
-    generator = Generator(values.shape, topology, layout=layout, scale=values, base=base, seed=seed)
-    if not steps:
-        return generator
-    options = {"start": "decomposition" if has_decomposition(generator) else "generator", **options}
-    return adtn.fit(generator, values, steps=steps, seed=seed, **options).generator
+    return fitted(values, topology, layout, seed=seed, base=base, steps=steps, options=options)
 
 
 def bias_parameter(bias: Any, n: int, like: GeneratedWeight) -> nn.Parameter | None:

@@ -1,0 +1,31 @@
+"""A generator for a weight that is there, for every framework."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import adtn
+import numpy as np
+from adtn import Generator, Layout, Topology
+from adtn.network import RuleBase
+from adtn.optim import has_decomposition
+
+Base: TypeAlias = np.ndarray | RuleBase | None
+
+
+def fitted(
+    values: np.ndarray,
+    topology: Topology,
+    layout: Layout | None,
+    *,
+    seed: int,
+    base: Base,
+    steps: int,
+    options: dict[str, Any],
+) -> Generator:
+    """Of the spread of a given weight, and fitted to it for so many steps."""
+    generator = Generator(values.shape, topology, layout=layout, scale=values, base=base, seed=seed)
+    if not steps:
+        return generator
+    options = {"start": "decomposition" if has_decomposition(generator) else "generator", **options}
+    return adtn.fit(generator, values, steps=steps, seed=seed, **options).generator
