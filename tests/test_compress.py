@@ -152,6 +152,22 @@ def test_either_optimizer_lowers_the_loss(optimizer: str, lr: float) -> None:
         Config(tune_optimizer="lion")
 
 
+@pytest.mark.parametrize("rate", [None, 0.0])
+def test_dropout_has_another_rate_in_training_and_its_own_again(rate: float | None) -> None:
+    model, data = nn.Sequential(*net()[:5], nn.Dropout(0.5), *net()[5:]), batches(1)
+    seen: list[Any] = []
+
+    def loss(model: Any, batch: Any) -> Any:
+        seen.append(model[5].p)
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    adtn.compress(model, Config(**QUICK, dropout=rate), data=data, loss=loss)
+    assert set(seen) == {0.5 if rate is None else rate}
+    assert model[5].p == 0.5
+    with pytest.raises(CompressError, match="dropout"):
+        Config(dropout=1.0)
+
+
 # --- the recipes ---
 
 

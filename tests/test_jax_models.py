@@ -225,10 +225,13 @@ def test_all_recipes_and_a_teacher(executor) -> None:
 def test_training_lowers_the_loss_and_moves_only_generated_numbers(optimizer: str, lr: float) -> None:
     model, data = Net(), batches()
     before = np.asarray(model.linears[1].kernel[...])
-    config = Config(**{**QUICK, "tune_steps": 60}, tune_lr=lr, tune_optimizer=optimizer)
+    config = Config(**{**QUICK, "tune_steps": 60}, tune_lr=lr, tune_optimizer=optimizer, dropout=0.0)
     report = adtn.compress(model, config, data=data)
     assert np.mean(report.losses[-6:]) < np.mean(report.losses[:6])
     np.testing.assert_array_equal(model.linears[1].kernel[...], before)
+    assert model.drop.rate == 0.1
+    again = adtn.compress(Net(), Config(**QUICK, tune_lr=lr, tune_optimizer=optimizer), data=data).losses
+    assert again[0] != report.losses[0]  # with its own rate of dropout
 
 
 def test_a_budget_is_kept() -> None:

@@ -82,6 +82,9 @@ class Config:
     tune_steps, tune_lr, tune_optimizer, distill, train, clip
         Of the training of the whole model: ``distill`` is the weight of the dense model's outputs in the loss,
         ``train`` says whether other parameters are trained, too (``"generated"`` or ``"all"``).
+    dropout : float, optional
+        Rate of all dropouts in that training, in place of their own: a few hundred numbers need less than the layers
+        that they replace.
     rates : mapping of str to float
         Factors of ``tune_lr`` for parameters whose names match a pattern, such as ``{"*.generated.*": 1, "*": 0.1}``;
         the first match counts, 0 freezes.
@@ -122,6 +125,7 @@ class Config:
     distill: float = 0.0
     train: str = "generated"
     clip: float | None = 1.0
+    dropout: float | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
 
@@ -147,6 +151,8 @@ class Config:
             raise CompressError("Got a budget without candidates; give some topologies.")
         if not 0.0 <= self.distill <= 1.0:
             raise CompressError(f"Got distill={self.distill}; expected a weight between 0 and 1.")
+        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
+            raise CompressError(f"Got dropout={self.dropout}; expected a rate from 0 to less than 1.")
         for name in ("steps", "tune_steps", "smallest"):
             if getattr(self, name) < 0:
                 raise CompressError(f"Got {name}={getattr(self, name)}; expected 0 or more.")

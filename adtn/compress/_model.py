@@ -63,6 +63,8 @@ class Tuning:
     seed : int
     optimizer : {"adam", "sgd"}
         SGD with a momentum of 0.9.
+    dropout : float or None
+        Rate of all dropouts while training; that of each when not given.
     checkpoint : path, optional
         A file that is written ten times on the way; where it exists, training goes on from it.
     """
@@ -75,6 +77,7 @@ class Tuning:
     rates: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     optimizer: str = "adam"
+    dropout: float | None = None
     checkpoint: Path | None = None
 
     @property

@@ -173,7 +173,7 @@ class NnxModel:
             return (1.0 - tuning.distill) * found + tuning.distill * away
 
         batches = map(_arrays, cycled(data, tuning.steps))
-        with _mode(self.model, training=True):
+        with _mode(self.model, training=True), _dropout(self.model, tuning.dropout):
             return train(self.model, chosen, value, batches, tuning, report)
 
     def distill(self, data: Iterable[Any], tuning: Tuning, executor: Any, say: Callable[[str], None]) -> None:
@@ -358,6 +358,20 @@ def _mode(model: nnx.Module, *, training: bool) -> Generated[None, None, None]:
     finally:
         for module, flag, value in was:
             setattr(module, flag, value)
+
+
+@contextmanager
+def _dropout(model: nnx.Module, rate: float | None) -> Generated[None, None, None]:
+    """All dropouts at one rate, and back."""
+    found = [m for _, m in modules_of(model) if isinstance(m, nnx.Dropout)] if rate is not None else []
+    was = [(m, m.rate) for m in found]
+    for module in found:
+        module.rate = rate
+    try:
+        yield
+    finally:
+        for module, own in was:
+            module.rate = own
 
 
 def _arrays(batch: Any) -> Any:

@@ -190,6 +190,7 @@ class TorchModel:
         teacher = self._dense.eval() if tuning.distill and self._dense is not None else None
         torch.manual_seed(tuning.seed)
         was_training = self.model.training
+        dropouts = self._set_dropout(tuning.dropout)
         try:
             for p in frozen:
                 p.requires_grad_(False)
@@ -218,8 +219,20 @@ class TorchModel:
         finally:
             for p in frozen:
                 p.requires_grad_(True)
+            for module, rate in dropouts:
+                module.p = rate
             self.model.train(was_training)
         return losses
+
+    def _set_dropout(self, rate: float | None) -> list[tuple[Any, float]]:
+        """Their own rates, to be put back."""
+        if rate is None:
+            return []
+        found: list[Any] = [m for m in self.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+        was = [(module, module.p) for module in found]
+        for module in found:
+            module.p = rate
+        return was
 
     def distill(self, data: Iterable[Any], tuning: Tuning, executor: Any, say: Callable[[str], None]) -> None:
         """By the mean squared error of the outputs, in units of their spread."""

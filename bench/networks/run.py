@@ -135,7 +135,15 @@ def run(
     steps = method.get("steps", case["steps"])
     rates = {**case.get("rates", {}), **method.get("rates", {})}
     how = method.get("optimizer", "adam")
-    tuning = Tuning(steps, method.get("lr", case["lr"]), train="all", rates=rates, seed=seed, optimizer=how)
+    tuning = Tuning(
+        steps,
+        method.get("lr", case["lr"]),
+        train="all",
+        rates=rates,
+        seed=seed,
+        optimizer=how,
+        dropout=case.get("dropout"),
+    )
     adapter = get_backend("torch").model(model, None)
     losses = adapter.tune(data, loss_with(case["distill"]), tuning, lambda step, value: None) if steps else []
     return {
