@@ -363,7 +363,7 @@ def _mode(model: nnx.Module, *, training: bool) -> Generated[None, None, None]:
 @contextmanager
 def _dropout(model: nnx.Module, rate: float | None) -> Generated[None, None, None]:
     """All dropouts at one rate, and back."""
-    found = [m for _, m in modules_of(model) if isinstance(m, nnx.Dropout)] if rate is not None else []
+    found: list[Any] = [m for _, m in modules_of(model) if isinstance(m, nnx.Dropout)] if rate is not None else []
     was = [(m, m.rate) for m in found]
     for module in found:
         module.rate = rate

@@ -134,7 +134,7 @@ def run(
     torch.manual_seed(seed)
     steps = method.get("steps", case["steps"])
     rates = {**case.get("rates", {}), **method.get("rates", {})}
-    how = method.get("optimizer", "adam")
+    how, dropout = method.get("optimizer", "adam"), method.get("dropout", case.get("dropout"))
     tuning = Tuning(
         steps,
         method.get("lr", case["lr"]),
@@ -142,7 +142,7 @@ def run(
         rates=rates,
         seed=seed,
         optimizer=how,
-        dropout=case.get("dropout"),
+        dropout=dropout,
     )
     adapter = get_backend("torch").model(model, None)
     losses = adapter.tune(data, loss_with(case["distill"]), tuning, lambda step, value: None) if steps else []
