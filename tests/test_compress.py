@@ -383,6 +383,12 @@ def test_the_report_counts_what_is_there_and_saves_whole_pages(tmp_path: Path) -
         report.save(tmp_path / name)
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 2
+    widths = [float(w) for w in re.findall(r"<rect [^>]*width='([\d.]+)'", page)]
+    counts = [n for row in report.layers for n in (row.dense, row.params)]
+    spread = max(counts) / min(counts)
+    assert ("logarithmic" in page) == (spread >= 60)
+    if spread < 60:
+        np.testing.assert_allclose(np.divide(widths, widths[0]), np.divide(counts, counts[0]), rtol=0.05)
     assert "http" not in page
     pictures = re.findall("src='data:image/png;base64,([^']*)'", page)
     assert page.count("src=") == len(pictures) == 2 * len(report.generators)

@@ -15,6 +15,7 @@ import numpy as np
 from ._report import CompressReport, LayerRow, cells, times
 
 _PICTURES = 12  # weights that are shown
+_VISIBLE = 60  # below this ratio of the most to the fewest numbers, bars have true lengths
 _NAME = 40  # characters of a layer's name beside its bars
 _STYLE = (
     ":root{color-scheme:light dark}"
@@ -76,8 +77,11 @@ def _tiles(report: CompressReport) -> str:
 
 
 def _bars(layers: list[LayerRow]) -> str:
-    """Parameters of every layer before and after, logarithmic."""
-    top = max(max(log10(max(r.dense, 1)) for r in layers), 1.0)
+    """Parameters of every layer before and after; logarithmic where few would be too short to be seen."""
+    counts = [max(n, 1) for r in layers for n in (r.dense, r.params)]
+    most, least = max(counts), min(counts)
+    linear = most < _VISIBLE * least
+    top = most if linear else max(log10(most), 1.0)
     names = [r.name if len(r.name) <= _NAME else "…" + r.name[1 - _NAME :] for r in layers]
     left = 12 + 8 * max(len(name) for name in names)
     height, parts = 44 * len(layers) + 10, []
@@ -85,12 +89,12 @@ def _bars(layers: list[LayerRow]) -> str:
         y = 44 * n
         parts.append(f"<text x='0' y='{y + 22}'>{html.escape(names[n])}</text>")
         for k, (value, color) in enumerate(((r.dense, "#8d9bb0"), (r.params, "#2f8f5f"))):
-            width = (810 - left) * log10(max(value, 1)) / top
+            width = (810 - left) * (value if linear else log10(max(value, 1))) / top
             parts.append(f"<rect x='{left}' y='{y + 4 + 18 * k}' width='{width:.1f}' height='15' fill='{color}'/>")
             parts.append(f"<text x='{left + 6 + width:.1f}' y='{y + 16 + 18 * k}'>{value:,}</text>")
     return (
+        f"<p>Numbers of each layer before (grey) and after (green){'' if linear else ', on a logarithmic scale'}.</p>"
         f"<svg viewBox='0 0 900 {height}' role='img' aria-label='parameters before and after'>{''.join(parts)}</svg>"
-        "<p>Numbers of each layer before (grey) and after (green), on a logarithmic scale.</p>"
     )
 
 
