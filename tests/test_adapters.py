@@ -127,6 +127,7 @@ def test_moving_a_merged_layer_unmerges_it() -> None:
 
 def test_a_failed_addition_changes_nothing() -> None:
     model = adapted("a")
+    layers.merge_adapters(model)
     modules, state = dict(model.named_modules()), state_of(model)
     for generators, message in [
         ({"0": generator((8, 4, 3, 3)), "4": generator((8, 8))}, "whose weight is"),
@@ -162,8 +163,11 @@ def test_a_second_adapter_is_compressed_beside_the_first() -> None:
         adtn.compress(model, Config(targets=["4"], topology=adtn.TTN(bond=2), steps=0, recipe="reconstruct"))
 
 
-def test_a_failing_training_takes_the_adapter_out_again() -> None:
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_failing_training_takes_the_adapter_out_again(merged: bool) -> None:
     model, data = adapted("a").train(), batches()
+    if merged:
+        layers.merge_adapters(model)
     state, modules = state_of(model), dict(model.named_modules())
 
     def loss(model: Any, batch: Any) -> Any:
@@ -174,6 +178,9 @@ def test_a_failing_training_takes_the_adapter_out_again() -> None:
     assert same(model, state)
     assert dict(model.named_modules()) == modules
     assert model[4].active == ("a",)
+    assert model[4].merged == merged
+    layers.unmerge_adapters(model)
+    assert same(model, state_of(adapted("a").train()))
 
 
 def test_an_adapted_model_is_trained_through_a_state_dict() -> None:

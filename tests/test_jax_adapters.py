@@ -138,6 +138,7 @@ def test_an_adapter_alone_is_saved_and_loaded_by_every_framework(tmp_path: Path)
 
 def test_a_failed_addition_changes_nothing() -> None:
     model = adapted("a")
+    layers.merge_adapters(model)
     state, modules = numbers(model), [id(m) for _, m in nnx.iter_modules(model)]
     first = {"conv": generator((8, 4, 3, 3))}
     for generators, name, message in [
@@ -161,6 +162,9 @@ def test_a_failed_addition_changes_nothing() -> None:
     assert same(model, state)
     assert [id(m) for _, m in nnx.iter_modules(model)] == modules
     assert model.conv.active == ("a",)
+    assert model.conv.merged
+    layers.unmerge_adapters(model)
+    assert same(model, numbers(adapted("a")))
     tied = Language()
     tied.attention.query.kernel = tied.attention.key.kernel
     with pytest.raises(CompressError, match=r"shares its weight with attention\.key"):

@@ -221,6 +221,12 @@ def test_all_recipes_and_a_teacher(executor) -> None:
     assert not np.array_equal(model.norm.mean[...], mean)  # statistics follow in training
 
 
+def test_numbers_from_a_worker_are_arrays_of_jax() -> None:
+    model = Net()
+    adtn.compress(model, Config(**QUICK, targets=["Linear"], recipe="distill-local"), data=batches())
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
 @pytest.mark.parametrize(("optimizer", "lr"), [("adam", 1e-2), ("sgd", 3e-2)])
 def test_training_lowers_the_loss_and_moves_only_generated_numbers(optimizer: str, lr: float) -> None:
     model, data = Net(), batches()

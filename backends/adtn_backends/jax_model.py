@@ -49,7 +49,7 @@ class NnxModel:
         self._dense: Any = None
         self._originals: dict[str, Any] = {}
         self._weights: dict[str, GeneratedWeight] = {}
-        self._active: list[tuple[Adapted, tuple[str, ...]]] = []
+        self._active: list[tuple[Adapted, tuple[str, ...], bool]] = []
 
     def layers(self) -> list[Layer]:
         """Modules with parameters of their own."""
@@ -128,8 +128,11 @@ class NnxModel:
 
     def adapt(self, generators: Mapping[str, Generator], name: str) -> None:
         """See :class:`adtn_backends.jax_layers.Adapted`."""
+        before = [layer for _, layer in adapted_layers(self.model)]
+        self._active = [(layer, layer.active, layer.merged) for layer in before]
+        for layer in before:
+            layer.unmerge()
         self._dense = nnx.clone(self.model)
-        self._active = [(layer, layer.active) for _, layer in adapted_layers(self.model)]
         places = dict(modules_of(self.model))
         originals = {where: places[where] for where in generators}
         add_adapter(self.model, generators, name)
@@ -141,11 +144,13 @@ class NnxModel:
         """The very modules that were there, with the numbers they had: training may have changed others, too."""
         for name, module in self._originals.items():
             put_module(self.model, name, module)
-        for layer, active in self._active:
-            layer.active = active
-        self._active = []
         if self._dense is not None:
             nnx.update(self.model, nnx.state(self._dense))
+        for layer, active, merged in self._active:
+            layer.active = active
+            if merged:
+                layer.merge()
+        self._active = []
         self._originals, self._weights, self._dense = {}, {}, None
 
     def tune(
@@ -185,7 +190,7 @@ class NnxModel:
             jobs[name] = distill_layer(*task) if executor is None else executor.submit(distill_layer, *task)
         for name, job in jobs.items():
             (_, state), first, last = job if executor is None else job.result()
-            nnx.update(modules[name], state)
+            nnx.update(modules[name], jax.tree.map(jnp.asarray, state))
             say(f"{name}: outputs' error {first:.4f} -> {last:.4f}")
 
     def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:

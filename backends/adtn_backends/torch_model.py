@@ -50,7 +50,7 @@ class TorchModel:
         self._originals: dict[str, nn.Module] = {}
         self._weights: dict[str, GeneratedWeight] = {}
         self._dense: nn.Module | None = None
-        self._active: list[tuple[Adapted, tuple[str, ...]]] = []
+        self._active: list[tuple[Adapted, tuple[str, ...], bool]] = []
 
     def layers(self) -> list[Layer]:
         """Modules with parameters of their own; what is inside an attention belongs to it."""
@@ -145,8 +145,11 @@ class TorchModel:
 
     def adapt(self, generators: Mapping[str, Generator], name: str) -> None:
         """See :class:`adtn_backends.torch_layers.Adapted`."""
+        before = [layer for _, layer in adapted_layers(self.model)]
+        self._active = [(layer, layer.active, layer.merged) for layer in before]
+        for layer in before:
+            layer.unmerge()
         self._dense = copy.deepcopy(self.model)
-        self._active = [(layer, layer.active) for _, layer in adapted_layers(self.model)]
         originals = {where: self.model.get_submodule(where) for where in generators}
         add_adapter(self.model, generators, name)
         self._originals = originals
@@ -157,11 +160,13 @@ class TorchModel:
         """The very modules that were there, with the numbers they had: training may have changed others, too."""
         for name, module in self._originals.items():
             self._put(name, module)
-        for layer, active in self._active:
-            layer.active = active
-        self._active = []
         if self._dense is not None:
             self.model.load_state_dict(self._dense.state_dict())
+        for layer, active, merged in self._active:
+            layer.active = active
+            if merged:
+                layer.merge()
+        self._active = []
         self._originals, self._weights, self._dense = {}, {}, None
 
     def tune(

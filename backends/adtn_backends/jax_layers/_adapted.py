@@ -185,12 +185,13 @@ def add_adapter(model: nnx.Module, generators: Mapping[str, Generator], name: st
         _refuse_ties(places, where, base)
         layer = Adapted(base)
         if isinstance(found, Adapted):
-            found.unmerge()
             for other in found.names():
                 layer.adapters[other] = found.adapters[other]
         layer.add(name, GeneratedWeight(generator).astype(params_of(base)[0][...].dtype))
         made[where] = layer
     for where, layer in made.items():
+        if isinstance(places[where], Adapted):
+            places[where].unmerge()
         put_module(model, where, layer)
     for _, layer in adapted_layers(model):  # what the new adapter does not touch is dense
         layer.active = (name,) if name in layer.adapters else ()

@@ -191,12 +191,14 @@ def add_adapter(model: nn.Module, generators: Mapping[str, Generator], name: str
         _refuse_ties(model, where)
         layer = Adapted(found.base_layer if isinstance(found, Adapted) else found)
         if isinstance(found, Adapted):
-            found.unmerge()
             for other, module in found.adapters.items():
                 layer.adapters[other] = module
         layer.add(name, GeneratedWeight(generator).to(like.device, like.dtype))
         made[where] = layer.train(found.training)
     for where, layer in made.items():
+        found = model.get_submodule(where)
+        if isinstance(found, Adapted):
+            found.unmerge()
         owner, _, leaf = where.rpartition(".")
         model.get_submodule(owner)._modules[leaf] = layer
     for _, layer in adapted_layers(model):  # what the new adapter does not touch is dense
