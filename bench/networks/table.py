@@ -16,7 +16,8 @@ _INTRO = """# Published networks, measured
 
 Layers of trained networks are replaced, and what replaces them is trained through the loss of the network. Everything
 before the first replaced layer stays as it was and is computed once; biases and the layers behind are trained along, by
-every method alike, with the same steps, learning rates and batches (dense layers: a smaller learning rate).
+every method alike, with the same steps, learning rates and batches (dense layers: a smaller learning rate). In cases named
+"end to end" everything is trained.
 `bench/networks/cases/` holds the settings, `bench/networks/results/` every run with its seed, command and machine.
 `python bench/networks/table.py` writes this page.
 
