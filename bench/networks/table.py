@@ -16,8 +16,8 @@ _INTRO = """# Published networks, measured
 
 Layers of trained networks are replaced, and what replaces them is trained through the loss of the network. Everything
 before the first replaced layer stays as it was and is computed once; biases and the layers behind are trained along, by
-every method alike, with the same steps, learning rates and batches (dense layers: a smaller learning rate). In cases named
-"end to end" everything is trained.
+every method alike, with the same steps, learning rates and batches (dense layers: a smaller learning rate).
+In cases named "end-to-end" all layers are trained along.
 `bench/networks/cases/` holds the settings, `bench/networks/results/` every run with its seed, command and machine.
 `python bench/networks/table.py` writes this page.
 
@@ -28,6 +28,10 @@ whatever replaces it.
 "Active" parameters can influence the weight; where a method cannot be as small as the budget, it is as small as it can
 be. Legs "by meaning" follow the axis: rows and columns of an image, channels, places.
 """
+_GOALS = (
+    "Of every case with a goal the best method within the budget, chosen by the accuracy that is shown; means over the "
+    "seeds. Where a control does as well, the layers are redundant and the goal says little."
+)
 _NOTE = (
     "Accuracy, and in brackets how much of the gap between the random control and the dense layer is closed. Entries "
     "that are wholly in brackets are larger than the ratio allows: the method has nothing smaller. One seed, or two "
@@ -43,12 +47,43 @@ def main() -> None:
 
 def page(folder: Path) -> str:
     """The text; its pictures go to a folder."""
-    parts = [_INTRO, *_dense()]
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    parts = [_INTRO, *_goals(found), *_dense()]
     for content in sorted(found, key=lambda content: "baseline" in content["case"]):
         kind = _curve if content["case"].get("ratios") else _ablation if "baseline" in content["case"] else _case
         parts += kind(content, folder)
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _goals(found: list[dict[str, Any]]) -> list[str]:
+    """Of every case with a largest loss: the best generator within the budget, beside both controls."""
+    columns = ("case", "allowed loss", "method", "numbers", "accuracy", "dense", *CONTROLS, "goal", "seeds")
+    lines = ["## Goals", "", _GOALS, "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for content in found:
+        case = content["case"]
+        if "most_loss" not in case:
+            continue
+        rows = [r for r in content["rows"] if "accuracy" in r and r["options"].get("kind") not in ("dense", "frozen")]
+        methods = {r["method"]: r for r in rows if r["method"] not in CONTROLS and _within(case, r)}
+        if not methods:
+            lines.append(f"| {case['name']} | {case['most_loss']} | none is small enough | | | | | | | |")
+            continue
+        best = max(methods, key=lambda method: mean(_accuracies(content, method)))
+        values = _accuracies(content, best)
+        away = mean(values) - content["dense"]
+        goal = "reached" if away >= -case["most_loss"] else f"missed by {-away - case['most_loss']:.2f}"
+        controls = [_accuracies(content, name) for name in CONTROLS]
+        told = " | ".join(f"{mean(own):.2f}" if own else "-" for own in controls)
+        lines.append(
+            f"| {case['name']} | {case['most_loss']} | {best} | {methods[best]['params']:,} | {mean(values):.2f} | "
+            f"{content['dense']:.2f} | {told} | {goal} | {len(values)} |"
+        )
+    return [*lines, ""]
+
+
+def _within(case: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether no layer has more active numbers than its budget."""
+    return all(n["active"] <= case.get("budget", {}).get(k, 0) for k, n in row["layers"].items())
 
 
 def _dense() -> list[str]:
@@ -101,8 +136,11 @@ def _case(content: dict[str, Any], _: Path) -> list[str]:
         one = good[0]
         ratios = ", ".join(f"{layer['ratio']:,.0f}x" for layer in one["layers"].values())
         spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-        small = all(n["active"] <= case.get("budget", {}).get(k, 0) for k, n in one["layers"].items())
-        mark = " **reached**" if small and method not in CONTROLS and away >= -case.get("most_loss", -99.0) else ""
+        mark = (
+            " **reached**"
+            if _within(case, one) and method not in CONTROLS and away >= -case.get("most_loss", -99.0)
+            else ""
+        )
         lines.append(
             f"| {method} | {one['params']:,} | {one['active']:,} | {ratios} | {mean(values):.2f}{spread} | "
             f"{away:+.2f}{mark} | {len(values)} |"
