@@ -259,9 +259,9 @@ def _draw(curves: dict[str, list[tuple[int, float]]], dense: float, random: floa
         axis.set(title=family, xlabel="trained numbers in the replaced layers")
         axis.set_ylim(random - 0.35 * span, dense + 0.08 * span)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.19))
     panels[0, 0].set_ylabel("test accuracy, %")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
