@@ -142,6 +142,15 @@ def test_a_failed_addition_changes_nothing() -> None:
         layers.add_adapter(model, {"0": generator((8, 4, 3, 3))}, "a")
 
 
+def test_a_model_that_is_one_layer_is_refused_and_stays() -> None:
+    model = nn.Linear(32, 32)
+    with pytest.raises(CompressError, match="is one layer"):
+        adtn.compress(model, Config(mode="adapter"), data=[(torch.ones(2, 32), torch.tensor([0, 1]))])
+    with pytest.raises(CompressError, match="model itself"):
+        layers.add_adapter(model, {"": generator((32, 32))})
+    assert not list(model.children())
+
+
 def test_tied_layers_are_not_adapted() -> None:
     model = Language()
     with pytest.raises(CompressError, match="shares its weight with head"):

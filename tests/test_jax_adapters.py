@@ -169,3 +169,14 @@ def test_a_failed_addition_changes_nothing() -> None:
     tied.attention.query.kernel = tied.attention.key.kernel
     with pytest.raises(CompressError, match=r"shares its weight with attention\.key"):
         layers.add_adapter(tied, {"attention.query": generator((16, 16))})
+
+
+def test_a_model_that_is_one_layer_is_refused_and_stays() -> None:
+    model = nnx.Linear(32, 32, rngs=nnx.Rngs(0))
+    parts = set(vars(model))
+    for mode in ("adapter", "replace"):
+        with pytest.raises(CompressError, match="is one layer"):
+            adtn.compress(model, Config(mode=mode), data=[(np.ones((2, 32)), np.array([0, 1]))])
+    with pytest.raises(CompressError, match="model itself"):
+        layers.add_adapter(model, {"": generator((32, 32))})
+    assert set(vars(model)) == parts

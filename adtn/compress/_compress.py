@@ -88,6 +88,10 @@ def compress(
     if not chosen:
         reasons = "; ".join(f"{name}: {why}" for name, why in dense.items())
         raise CompressError(f"No layer can be replaced: {reasons}. Change targets, exclude or smallest.")
+    if any(not layer.name for layer in chosen):
+        raise CompressError(
+            "Got a model that is one layer, which has no place to be replaced in; use torch_layers or jax_layers."
+        )
     before = _cost(adapter, test, data, loss)
     tasks = _tasks(adapter, config, chosen, data, device or "numpy:cpu", stages)
     keep = Path(folder) if folder is not None else None

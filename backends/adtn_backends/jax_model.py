@@ -113,8 +113,6 @@ class NnxModel:
                 )
             if name in adapted:
                 raise CompressError(f"Layer {name!r} has adapters; merge and remove them first.")
-        if "" in generators:
-            raise CompressError("Got a model that is one layer; replace it yourself with a layer of jax_layers.")
         modules = dict(modules_of(self.model))
         dtypes = {name: params_of(modules[name])[0][...].dtype for name in generators}
         weights = {name: GeneratedWeight(generator).astype(dtypes[name]) for name, generator in generators.items()}

@@ -135,8 +135,6 @@ class TorchModel:
                         raise CompressError(f"Layer {layer.name!r} has adapters; merge and remove them first.")
                     for who in (layer.name, *layer.tied):
                         made[who] = _generated(self.model.get_submodule(who), layer, who, weights)
-        if "" in made:
-            raise CompressError("Got a model that is one layer; replace it yourself with a layer of torch_layers.")
         self._dense = copy.deepcopy(self.model)
         self._originals = {name: self.model.get_submodule(name) for name in made}
         self._weights = weights

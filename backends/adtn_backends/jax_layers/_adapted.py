@@ -177,6 +177,8 @@ def add_adapter(model: nnx.Module, generators: Mapping[str, Generator], name: st
     """
     places = dict(modules_of(model))
     made: dict[str, Adapted] = {}
+    if "" in generators:
+        raise CompressError("Got an adapter for the model itself, which has no place; use Adapted(model).add(...).")
     for where, generator in generators.items():
         found = places.get(where)
         if found is None:

@@ -182,6 +182,8 @@ def add_adapter(model: nn.Module, generators: Mapping[str, Generator], name: str
         If a layer is missing or has no generated form, or the shapes differ. Nothing is changed then.
     """
     made: dict[str, Adapted] = {}
+    if "" in generators:
+        raise CompressError("Got an adapter for the model itself, which has no place; use Adapted(model).add(...).")
     for where, generator in generators.items():
         try:
             found = model.get_submodule(where)
