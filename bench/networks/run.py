@@ -135,15 +135,8 @@ def run(
     steps = method.get("steps", case["steps"])
     rates = {**case.get("rates", {}), **method.get("rates", {})}
     how, dropout = method.get("optimizer", "adam"), method.get("dropout", case.get("dropout"))
-    tuning = Tuning(
-        steps,
-        method.get("lr", case["lr"]),
-        train="all",
-        rates=rates,
-        seed=seed,
-        optimizer=how,
-        dropout=dropout,
-    )
+    lr = method.get("lr", case["lr"])
+    tuning = Tuning(steps, lr, train="all", rates=rates, seed=seed, optimizer=how, dropout=dropout)
     adapter = get_backend("torch").model(model, None)
     losses = adapter.tune(data, loss_with(case["distill"]), tuning, lambda step, value: None) if steps else []
     return {

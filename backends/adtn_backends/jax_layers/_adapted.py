@@ -13,6 +13,7 @@ from adtn._errors import CompressError
 from adtn.compress import load_layers, save_layers
 from flax import nnx
 
+from .._adapters import generators_of, names_of, switch
 from ._kernels import kernel_name, kernel_of
 from ._like import layer_like
 from ._places import modules_of, params_of, put_module
@@ -49,10 +50,6 @@ class Adapted(nnx.Module):
         """Whether the active adapters are inside the dense weight."""
         return self.dense is not None
 
-    def names(self) -> list[str]:
-        """Of all adapters."""
-        return list(self.adapters)
-
     def add(self, name: str, weight: GeneratedWeight) -> None:
         """Another adapter; it becomes the active one.
 
@@ -65,7 +62,7 @@ class Adapted(nnx.Module):
         """
         if name in self.adapters or not name.isidentifier() or hasattr(self.adapters, name):
             raise CompressError(
-                f"Got the adapter name {name!r}; there are {self.names()}, and it must be an identifier."
+                f"Got the adapter name {name!r}; there are {list(self.adapters)}, and it must be an identifier."
             )
         self.unmerge()
         self.adapters[name] = layer_like(self.base_layer, weight, bias=False)
@@ -116,7 +113,7 @@ def adapted_layers(model: nnx.Module) -> Iterator[tuple[str, Adapted]]:
 
 def adapter_names(model: nnx.Module) -> list[str]:
     """Of all adapters in a model."""
-    return sorted({name for _, layer in adapted_layers(model) for name in layer.names()})
+    return names_of(list(adapted_layers(model)))
 
 
 def set_adapter(model: nnx.Module, *names: str) -> None:
@@ -129,13 +126,7 @@ def set_adapter(model: nnx.Module, *names: str) -> None:
     CompressError
         If a name is unknown; nothing is switched then.
     """
-    known = adapter_names(model)
-    unknown = set(names) - set(known)
-    if unknown:
-        raise CompressError(f"Got adapters {sorted(unknown)}; the model has {known}.")
-    for _, layer in adapted_layers(model):
-        layer.unmerge()
-        layer.active = tuple(n for n in names if n in layer.adapters)
+    switch(list(adapted_layers(model)), names)
 
 
 def merge_adapters(model: nnx.Module) -> None:
@@ -187,7 +178,7 @@ def add_adapter(model: nnx.Module, generators: Mapping[str, Generator], name: st
         _refuse_ties(places, where, base)
         layer = Adapted(base)
         if isinstance(found, Adapted):
-            for other in found.names():
+            for other in found.adapters:
                 layer.adapters[other] = found.adapters[other]
         layer.add(name, GeneratedWeight(generator).astype(params_of(base)[0][...].dtype))
         made[where] = layer
@@ -219,11 +210,7 @@ def adapter_generators(model: nnx.Module, name: str = "default") -> dict[str, Ge
     CompressError
         If there is none of that name.
     """
-    layers = list(adapted_layers(model))
-    found = {where: layer.generated(name).generator() for where, layer in layers if name in layer.adapters}
-    if not found:
-        raise CompressError(f"Got the adapter name {name!r}; the model has {adapter_names(model)}.")
-    return found
+    return generators_of(list(adapted_layers(model)), name)
 
 
 def save_adapter(model: nnx.Module, folder: str | Path, name: str = "default", dtype: Any = None) -> None:

@@ -12,6 +12,7 @@ from adtn._errors import CompressError
 from adtn.compress import load_layers, save_layers
 from torch import nn
 
+from .._adapters import generators_of, names_of, switch
 from ._like import layer_like
 from ._linear import is_transposed
 from ._weight import GeneratedWeight
@@ -113,7 +114,7 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
 
 def adapter_names(model: nn.Module) -> list[str]:
     """Of all adapters in a model."""
-    return sorted({name for _, layer in adapted_layers(model) for name in layer.adapters})
+    return names_of(list(adapted_layers(model)))
 
 
 def set_adapter(model: nn.Module, *names: str) -> None:
@@ -134,13 +135,7 @@ def set_adapter(model: nn.Module, *names: str) -> None:
     >>> layer.active
     ()
     """
-    known = adapter_names(model)
-    unknown = set(names) - set(known)
-    if unknown:
-        raise CompressError(f"Got adapters {sorted(unknown)}; the model has {known}.")
-    for _, layer in adapted_layers(model):
-        layer.unmerge()
-        layer.active = tuple(n for n in names if n in layer.adapters)
+    switch(list(adapted_layers(model)), names)
 
 
 def merge_adapters(model: nn.Module) -> None:
@@ -225,14 +220,7 @@ def adapter_generators(model: nn.Module, name: str = "default") -> dict[str, Gen
     CompressError
         If there is none of that name.
     """
-    found: dict[str, Generator] = {}
-    for where, layer in adapted_layers(model):
-        if name in layer.adapters:
-            generated: Any = layer.adapters[name].generated
-            found[where] = generated.generator()
-    if not found:
-        raise CompressError(f"Got the adapter name {name!r}; the model has {adapter_names(model)}.")
-    return found
+    return generators_of(list(adapted_layers(model)), name)
 
 
 def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", dtype: Any = None) -> None:
