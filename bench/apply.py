@@ -58,6 +58,7 @@ def measure(device: str, n: int, seconds: float) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="")
+    parser.add_argument("--devices", nargs="*", default=DEVICES)
     parser.add_argument("--n", type=int, default=4096)
     parser.add_argument("--seconds", type=float, default=0.3)
     parser.add_argument("--out", type=Path, default=RESULTS / "apply.json")
@@ -65,7 +66,7 @@ def main() -> None:
     if options.device:
         print(json.dumps(measure(options.device, options.n, options.seconds)))
         return
-    write_results(options.out, apply=rows_per_device(DEVICES))
+    write_results(options.out, apply=rows_per_device(options.devices))
 
 
 if __name__ == "__main__":

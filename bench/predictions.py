@@ -79,6 +79,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="")
+    parser.add_argument("--devices", nargs="*", default=DEVICES)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--largest", type=int, default=11008 * 4096)
     parser.add_argument("--seconds", type=float, default=0.2)
@@ -87,7 +88,7 @@ def main() -> None:
     if options.device:
         print(json.dumps(measure(options.device, options.dtype, options.largest, options.seconds)))
         return
-    rows = rows_per_device([d for d in DEVICES if options.dtype != "bfloat16" or not d.startswith("numpy")])
+    rows = rows_per_device([d for d in options.devices if options.dtype != "bfloat16" or not d.startswith("numpy")])
     found = summary(rows)
     write_results(options.out, summary=found, predictions=rows)
     print(json.dumps(found, indent=1))

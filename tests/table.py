@@ -24,6 +24,7 @@ BACKENDS = {
     "torch": ("torch:cpu", ("float64", "float32", "bfloat16", "float16")),
     "jax": ("jax:cpu", ("float64", "float32", "bfloat16", "float16")),
     "cuda": ("torch:cuda:0", ("float64", "float32", "bfloat16", "float16")),
+    "jax-gpu": ("jax:gpu:0", ("float64", "float32", "bfloat16", "float16")),
     "mps": ("torch:mps", ("float32", "float16")),
 }
 

@@ -44,6 +44,11 @@ def test_layers_are_replaced_trained_and_reported() -> None:
     assert not model.drop.deterministic  # in training mode, as it came
 
 
+def test_a_recording_is_refused() -> None:
+    with pytest.raises(CompressError, match="compiles its updates anyway"):
+        adtn.compress(Net(), Config(**QUICK, capture=True), data=batches())
+
+
 def test_a_training_that_was_cut_off_goes_on_to_the_same_numbers(tmp_path) -> None:
     config = Config(**(QUICK | {"tune_steps": 10, "train": "all"}))
     whole, model, data = Net(), Net(), batches()

@@ -85,6 +85,9 @@ class Config:
     dropout : float, optional
         Rate of all dropouts in that training, in place of their own: a few hundred numbers need less than the layers
         that they replace.
+    capture : bool
+        Whether that training is recorded once as a CUDA graph and replayed. Small generators take longer to launch
+        than to run; batches of one shape are needed, and a loss that does not wait for the device. PyTorch on CUDA only.
     rates : mapping of str to float
         Factors of ``tune_lr`` for parameters whose names match a pattern, such as ``{"*.generated.*": 1, "*": 0.1}``;
         the first match counts, 0 freezes.
@@ -126,6 +129,7 @@ class Config:
     train: str = "generated"
     clip: float | None = 1.0
     dropout: float | None = None
+    capture: bool = False
     rates: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
 

@@ -65,6 +65,8 @@ class Tuning:
         SGD with a momentum of 0.9.
     dropout : float or None
         Rate of all dropouts while training; that of each when not given.
+    capture : bool
+        Whether updates are recorded once as a CUDA graph and replayed.
     checkpoint : path, optional
         A file that is written ten times on the way; where it exists, training goes on from it.
     """
@@ -78,6 +80,7 @@ class Tuning:
     seed: int = 0
     optimizer: str = "adam"
     dropout: float | None = None
+    capture: bool = False
     checkpoint: Path | None = None
 
     @property

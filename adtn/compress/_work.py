@@ -169,8 +169,9 @@ class Work:
     def _tuning(self, steps: int) -> Tuning:
         own = self.config
         return Tuning(
-            steps, own.tune_lr, own.distill, own.train, own.clip, own.rates, own.seed, own.tune_optimizer, own.dropout
-        )
+            steps, own.tune_lr, own.distill, own.train, own.clip, own.rates, own.seed, own.tune_optimizer, own.dropout,
+            own.capture,
+        )  # fmt: skip
 
     def _tune(self, steps: int, stage: int | None = None) -> list[float]:
         """Of a stage with progress and checkpoints; a rung is silent and begins anew."""

@@ -155,6 +155,8 @@ class NnxModel:
         self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
     ) -> list[float]:
         """With a cosine, in training mode; batches are cycled through."""
+        if tuning.capture:
+            raise CompressError("Got capture=True for a model of JAX, which compiles its updates anyway. Leave it out.")
         cores = {id(v) for weight in self._weights.values() for v in params_of(weight)}
         chosen = {
             path: v for path, v in variables_of(self.model).items()

@@ -30,6 +30,7 @@ from .torch_layers._adapted import adapted_layers
 from .torch_layers._like import layer_like, weight_shape
 from .torch_layers._linear import is_transposed
 from .torch_memory import PeakMemory
+from .torch_step import RecordedStep, Step
 
 _CACHED_BYTES = 1 << 30  # of one layer's inputs and outputs
 _LARGEST_MOMENT = 1 << 26  # entries: beyond, the second moment of the inputs takes more than the weight is worth
@@ -181,16 +182,12 @@ class TorchModel:
         trained = [p for own in groups.values() for p in own]
         if not trained:
             raise CompressError("Got rates that leave nothing to train; give some parameters a rate above 0.")
-        rates = {rate: tuning.lr * rate for rate in groups}
-        optimizer = _optimizer(
-            tuning, [{"params": own, "lr": rates[r], "initial_lr": rates[r]} for r, own in groups.items()]
-        )
+        optimizer = _optimizer(tuning, {tuning.lr * rate: own for rate, own in groups.items()}, self._where)
         training = Training(self.model, optimizer)
         losses = training.read(tuning.checkpoint)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda n: 0.5 * (1 + math.cos(math.pi * n / max(tuning.steps, 1))), len(losses) - 1
-        )
         teacher = self._dense.eval() if tuning.distill and self._dense is not None else None
+        make = RecordedStep if tuning.capture else Step
+        step = make(lambda batch: self._loss(loss, batch, teacher, tuning.distill), trained, optimizer, tuning.clip)
         torch.manual_seed(tuning.seed)
         was_training = self.model.training
         dropouts = self._set_dropout(tuning.dropout)
@@ -203,19 +200,12 @@ class TorchModel:
                 next(batches)
             training.restore_random()
             for batch in batches:
-                batch = self._to_device(batch)
-                value = self._loss(loss, batch, teacher, tuning.distill)
-                losses.append(float(value.detach()))
+                share = 0.5 * (1 + math.cos(math.pi * len(losses) / max(tuning.steps, 1)))
+                losses.append(float(step(self._to_device(batch), share)))
                 if not math.isfinite(losses[-1]):
                     raise CompressError(
                         f"The loss became {losses[-1]} at step {len(losses)}; lower tune_lr, now {tuning.lr}."
                     )
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()
-                if tuning.clip is not None:
-                    torch.nn.utils.clip_grad_norm_(trained, tuning.clip)
-                optimizer.step()
-                schedule.step()
                 report(len(losses), losses[-1])
                 if tuning.checkpoint is not None and len(losses) % tuning.every == 0:
                     training.write(tuning.checkpoint, losses)
@@ -432,8 +422,24 @@ class TorchModel:
         parent._modules[leaf] = module
 
 
-def _optimizer(tuning: Tuning, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, momentum=0.9) if tuning.optimizer == "sgd" else torch.optim.Adam(groups)
+def _optimizer(tuning: Tuning, parts: Mapping[float, list[nn.Parameter]], where: str) -> torch.optim.Optimizer:
+    """Of parameters by learning rate; for a recording all that changes is on the device.
+
+    Raises
+    ------
+    CompressError
+        If there can be no recording there.
+    """
+    groups: list[dict[str, Any]] = [{"params": own, "lr": lr, "initial_lr": lr} for lr, own in parts.items()]
+    if not tuning.capture:
+        return torch.optim.SGD(groups, momentum=0.9) if tuning.optimizer == "sgd" else torch.optim.Adam(groups)
+    if not where.startswith("cuda"):
+        raise CompressError(f"Got capture=True for a model on {where!r}; CUDA alone can record. Leave it out.")
+    for group in groups:
+        group["lr"] = torch.tensor(group["lr"], device=where)
+    if tuning.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, fused=True)
+    return torch.optim.Adam(groups, capturable=True)
 
 
 def _takes_labels(model: nn.Module) -> bool:

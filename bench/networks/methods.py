@@ -15,16 +15,20 @@ from torch import nn
 from adtn_backends.torch_layers import ADTNConv2d, ADTNLinear
 
 
+_COUNTED = 1000
+
+
 class LowRank(nn.Module):
     """Two factors in place of a matrix, or of a convolution's ``(out, in * kh * kw)``, from a truncated SVD."""
 
     def __init__(self, dense: Any, rank: int) -> None:
         super().__init__()
         weight = dense.weight.detach()
-        u, s, vh = torch.linalg.svd(weight.flatten(1).double(), full_matrices=False)
+        # randomised (Halko, Martinsson, Tropp 2011, arXiv:0909.4061): few of up to 4,096 vectors are wanted
+        u, s, v = torch.svd_lowrank(weight.flatten(1).double(), min(rank + 16, *weight.flatten(1).shape), niter=8)
         root = s[:rank].sqrt()
         self.left = nn.Parameter((u[:, :rank] * root).to(weight.dtype))
-        self.right = nn.Parameter((root[:, None] * vh[:rank]).to(weight.dtype))
+        self.right = nn.Parameter((root * v[:, :rank]).T.contiguous().to(weight.dtype))
         self.bias = dense.bias
         self.like = [dense]  # in a list: no submodule, and nothing of it is trained
 
@@ -128,7 +132,7 @@ def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: i
         return made, size, size
     bases = {False: None, "seeded": adtn.SeededBase(seed), "identity": adtn.IdentityBase()}
     base = bases[method.get("base", False)]
-    weight = dense.weight.detach().double().numpy()
+    weight = dense.weight.detach().cpu().double().numpy()
     spread = float(weight.std()) * method.get("spread", 1.0)
     generator = adtn.Generator(shape, topology, layout=layout, seed=seed, scale=spread, base=base)
     if method.get("warm"):
@@ -140,5 +144,10 @@ def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: i
     bias = dense.bias if dense.bias is not None else False
     if isinstance(dense, nn.Conv2d):
         where = {k: getattr(dense, k) for k in ("stride", "padding", "dilation", "groups")}
-        return ADTNConv2d(generator, bias, **where), generator.num_params, generator.num_active_params
-    return ADTNLinear(generator, bias), generator.num_params, generator.num_active_params
+        return ADTNConv2d(generator, bias, **where), generator.num_params, _active(generator)
+    return ADTNLinear(generator, bias), generator.num_params, _active(generator)
+
+
+def _active(generator: adtn.Generator) -> int:
+    """The rank of large cores would take minutes; then all are called active."""
+    return generator.num_active_params if generator.num_params <= _COUNTED else generator.num_params

@@ -13,6 +13,10 @@ import os
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
+from functools import lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +52,7 @@ class Features:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         for x, z in zip(self.copies, self.outputs, strict=True):
-            for at in torch.randperm(len(x), generator=self.order).split(self.batch):
+            for at in torch.randperm(len(x), generator=self.order).to(x.device).split(self.batch):
                 if len(at) == self.batch:
                     yield x[at].float(), self.labels[at], z[at]
 
@@ -76,33 +80,38 @@ def loss_with(distill: float) -> Any:
     return loss
 
 
-def features(prefix: nn.Sequential, images: torch.Tensor, data: str, seed: int | None) -> torch.Tensor:
-    """In half precision; of images as they are when ``seed`` is none."""
+def features(
+    prefix: nn.Sequential, images: torch.Tensor, data: str, seed: int | None, shift: int, device: str
+) -> torch.Tensor:
+    """In half precision; of images as they are when ``seed`` is none, else moved by up to ``shift`` pixels."""
     generator = torch.Generator().manual_seed(seed or 0)
     found: list[torch.Tensor] = []
     prefix.eval()
     with torch.inference_mode():
         for x in images.split(500):
+            x = x.to(device)
             if seed is not None:
-                x = augment(x, generator, 4, data != "mnist")
+                x = augment(x, generator, shift, data != "mnist")
             x = as_input(x, data).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=len(prefix) > 0):
-                found.append(prefix(x).to(torch.float16).contiguous())
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=len(prefix) > 0):
+                found.append(prefix(x).to("cpu", torch.float16).contiguous())
     return torch.cat(found)
 
 
 def cached_features(
-    case: Mapping[str, Any], prefix: nn.Sequential, images: Images
+    case: Mapping[str, Any], prefix: nn.Sequential, images: Images, device: str
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Computed once per network, cut and number of copies."""
-    name = f"{case['network']}-{case['data']}-{case['cut']}-{case['copies']}.pt"
-    path = weights_file("features", name).with_suffix("")
+    name = f"{case['network']}-{case['data']}-{case['cut']}-{case['copies']}-{case['shift']}"
+    path = weights_file("features", name)
     if not path.exists():
         train, test = torch.from_numpy(images.x_train), torch.from_numpy(images.x_test)
         seeds = [None, *range(1, case["copies"])]
-        found = [features(prefix, train, images.name, seed) for seed in seeds]
-        torch.save({"train": found, "test": features(prefix, test, images.name, None)}, path)
-    kept = torch.load(path, weights_only=True)
+        prefix.to(device)
+        shift = case["shift"]
+        found = [features(prefix, train, images.name, seed, shift, device) for seed in seeds]
+        torch.save({"train": found, "test": features(prefix, test, images.name, None, shift, device)}, path)
+    kept = torch.load(path, weights_only=True, map_location=device)
     return kept["train"], kept["test"]
 
 
@@ -130,13 +139,21 @@ def run(
         setattr(model.get_submodule(owner), leaf, made)
         entries = tail.get_submodule(name).weight.numel()
         layers[name] = {"params": params, "active": active, "ratio": entries / params, "what": repr(made)[:200]}
+    x_test, _ = test
+    model.to(x_test.device)
     began = time.monotonic()
     torch.manual_seed(seed)
     steps = method.get("steps", case["steps"])
-    rates = {**case.get("rates", {}), **method.get("rates", {})}
-    how, dropout = method.get("optimizer", "adam"), method.get("dropout", case.get("dropout"))
-    lr = method.get("lr", case["lr"])
-    tuning = Tuning(steps, lr, train="all", rates=rates, seed=seed, optimizer=how, dropout=dropout)
+    tuning = Tuning(
+        steps,
+        method.get("lr", case["lr"]),
+        train="all",
+        rates={**case.get("rates", {}), **method.get("rates", {})},
+        seed=seed,
+        optimizer=method.get("optimizer", "adam"),
+        dropout=method.get("dropout", case.get("dropout")),
+        capture=x_test.is_cuda,  # the same updates without Python between the kernels
+    )
     adapter = get_backend("torch").model(model, None)
     losses = adapter.tune(data, loss_with(case["distill"]), tuning, lambda step, value: None) if steps else []
     return {
@@ -155,6 +172,7 @@ def read_case(name: str) -> dict[str, Any]:
     case = tomllib.loads((CASES / f"{name}.toml").read_text())
     return {
         "copies": 2,
+        "shift": 4,
         "batch": 128,
         "steps": 400,
         "lr": 5e-3,
@@ -176,21 +194,24 @@ def load_weights(model: nn.Module, network: str, data: str) -> None:
     own = weights_file(network, data)
     given = Path(os.environ.get("ADTN_DATA", "")) / "weights" / f"{network}_{data}.safetensors"
     if own.exists():
-        model.load_state_dict(torch.load(own, weights_only=True))
+        model.load_state_dict(torch.load(own, weights_only=True, map_location="cpu"))
     elif given.exists():
         model.load_state_dict(load_file(given), strict=False)  # counters of batches are missing
     else:
         raise ADTNError(f"Found no weights in {own}; run 'python bench/networks/train.py {network} --data {data}'.")
 
 
-def prepared(case: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+@lru_cache(maxsize=1)
+def prepared(name: str, device: str) -> tuple[Any, Any, Any]:
     """The layers from the cut on; features, dense outputs and labels to train on; features and labels to test on."""
+    case = read_case(name)
     images = load(case["data"])
     network: Any = NETWORKS[case["network"]](images.classes)
     load_weights(network, case["network"], case["data"])
     prefix, tail = network.cut(case["cut"])
-    x_train, x_test = cached_features(case, prefix, images)
-    y_train, y_test = torch.from_numpy(images.y_train), torch.from_numpy(images.y_test)
+    tail.to(device)
+    x_train, x_test = cached_features(case, prefix, images, device)
+    y_train, y_test = (torch.from_numpy(y).to(device) for y in (images.y_train, images.y_test))
     return tail, (x_train, [outputs(tail, x) for x in x_train], y_train), (x_test, y_test)
 
 
@@ -206,36 +227,51 @@ def variants(case: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def run_case(name: str, only: list[str], seeds: list[int] | None) -> None:
+def run_row(name: str, method: str, seed: int, device: str) -> dict[str, Any]:
+    """One row of a case, in a process of its own or in this one."""
+    case = read_case(name)
+    options = variants(case)[method]
+    tail, train, test = prepared(name, device)
+    try:
+        row = run(case, options, seed, tail, Features(*train, case["batch"], seed), test)
+    except Exception as error:  # a failed run is a result
+        row = {"error": f"{type(error).__name__}: {error}"}
+    return {"method": method, "seed": seed, "options": options, **row}
+
+
+def run_case(name: str, only: list[str], seeds: list[int] | None, device: str, pool: Executor | None) -> None:
     """All methods and seeds that have no row yet."""
     case = read_case(name)
     out = RESULTS / f"{name}.json"
     content: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"rows": []}
     done = {(row["method"], row["seed"]) for row in content["rows"]}
-    methods = {n: m for n, m in variants(case).items() if not only or n in only}
-    todo = [(n, m, s) for s in seeds or case["seeds"] for n, m in methods.items() if (n, s) not in done]
+    methods = [n for n in variants(case) if not only or n in only]
+    todo = [(name, n, s, device) for s in seeds or case["seeds"] for n in methods if (n, s) not in done]
     if not todo:
         return
-    tail, train, test = prepared(case)
+    tail, _, test = prepared(name, device)  # also writes the features that the other processes read
     content |= {
-        "command": f"python bench/networks/run.py {name}", "machine": machine(),
+        "command": f"python bench/networks/run.py {name}", "machine": {**machine(), "device": device_name(device)},
         "case": {k: v for k, v in case.items() if k != "methods"}, "dense": accuracy(tail, *test),
     }  # fmt: skip
-    print(f"{name}: dense {content['dense']:.2f} %")
-    for method, options, seed in todo:
-        data = Features(*train, case["batch"], seed)
-        try:
-            row = run(case, options, seed, tail, data, test)
-        except Exception as error:  # a failed run is a result
-            row = {"error": f"{type(error).__name__}: {error}"}
-        content["rows"].append({"method": method, "seed": seed, "options": options, **row})
+    print(f"{name}: dense {content['dense']:.2f} %", flush=True)
+    rows = (run_row(*one) for one in todo)
+    if pool is not None:
+        rows = (job.result() for job in as_completed([pool.submit(run_row, *one) for one in todo]))
+    for row in rows:
+        content["rows"].append(row)
         write_atomic(out, (json.dumps(content, indent=1) + "\n").encode())
         told = (
             f"{row['accuracy']:.2f} %, {row['params']:,} parameters, {row['seconds']:.0f} s"
             if "accuracy" in row
             else row["error"]
         )
-        print(f"{name} {method} seed {seed}: {told}", flush=True)
+        print(f"{name} {row['method']} seed {row['seed']}: {told}", flush=True)
+
+
+def device_name(device: str) -> str:
+    """What hardware a PyTorch device is."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def main() -> None:
@@ -244,10 +280,15 @@ def main() -> None:
     parser.add_argument("cases", nargs="+", help="names of files in bench/networks/cases, or all")
     parser.add_argument("--methods", nargs="*", default=[])
     parser.add_argument("--seeds", type=int, nargs="*")
+    parser.add_argument("--device", default="cpu", help="of PyTorch, such as cuda:0")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     options = parser.parse_args()
     names = sorted(p.stem for p in CASES.glob("*.toml")) if options.cases == ["all"] else options.cases
-    for name in names:
-        run_case(name, options.methods, options.seeds)
+    threads = (max((os.cpu_count() or 1) // options.jobs, 1),)  # more than there are cores slow each other down
+    workers = partial(ProcessPoolExecutor, options.jobs, get_context("spawn"), torch.set_num_threads, threads)
+    with workers() if options.jobs > 1 else nullcontext() as pool:
+        for name in names:
+            run_case(name, options.methods, options.seeds, options.device, pool)
 
 
 if __name__ == "__main__":

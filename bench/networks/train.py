@@ -1,7 +1,7 @@
 """Train the dense networks: ``python bench/networks/train.py vgg16 --data cifar10 --epochs 12``.
 
 Weights go to the cache directory (``ADTN_CACHE``), what was reached to ``bench/networks/results/dense``. A training
-that is cut off goes on from its last epoch.
+that is cut off goes on from where it was a minute before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ SPREAD = {"mnist": ((0.1307,), (0.3081,)), "cifar": ((0.485, 0.456, 0.406), (0.2
 
 def as_input(x: torch.Tensor, data: str) -> torch.Tensor:
     """Normalised float32 of uint8 images."""
-    mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in SPREAD["mnist" if data == "mnist" else "cifar"])
+    spread = SPREAD["mnist" if data == "mnist" else "cifar"]
+    mean, std = (torch.tensor(v, device=x.device).reshape(1, -1, 1, 1) for v in spread)
     return (x.float() / 255.0 - mean) / std
 
 
@@ -42,8 +43,8 @@ def augment(x: torch.Tensor, generator: torch.Generator, shift: int, flip: bool)
     if flip:
         mirrored = torch.rand((n, 1), generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    at = torch.arange(n)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[at, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    at, rows, columns = (v.to(x.device) for v in (torch.arange(n), rows, columns))
+    return padded.permute(0, 2, 3, 1)[at[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor, data: str, half: bool) -> float:
@@ -52,7 +53,7 @@ def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor, data: str, half
     right = 0
     with torch.inference_mode():
         for at in range(0, len(x), 500):
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
                 guess = model(as_input(x[at : at + 500], data)).argmax(1)
             right += int((guess == y[at : at + 500]).sum())
     return 100.0 * right / len(x)
@@ -66,9 +67,10 @@ def weights_file(network: str, data: str) -> Path:
 def train(network: str, images: Images, options: argparse.Namespace) -> dict[str, Any]:
     """One-cycle SGD with Nesterov momentum on shifted (and mirrored) images; small images first when asked."""
     torch.manual_seed(options.seed)
-    data, half = images.name, options.bfloat16
-    x, y, x_test, y_test = (torch.from_numpy(v) for v in (images.x_train, images.y_train, images.x_test, images.y_test))
-    model = NETWORKS[network](images.classes).to(memory_format=torch.channels_last)
+    data, half, device = images.name, options.bfloat16, options.device
+    arrays = (images.x_train, images.y_train, images.x_test, images.y_test)
+    x, y, x_test, y_test = (torch.from_numpy(v).to(device) for v in arrays)
+    model = NETWORKS[network](images.classes).to(device, memory_format=torch.channels_last)
     if options.start:
         own, given = model.state_dict(), torch.load(weights_file(network, options.start), weights_only=True)
         model.load_state_dict(own | {k: v for k, v in given.items() if v.shape == own[k].shape})
@@ -81,8 +83,9 @@ def train(network: str, images: Images, options: argparse.Namespace) -> dict[str
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = path.with_suffix(".checkpoint")
     history: list[dict[str, Any]] = []
+    saved = time.monotonic()
     if kept.exists():
-        state = torch.load(kept, weights_only=True)
+        state = torch.load(kept, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -92,31 +95,34 @@ def train(network: str, images: Images, options: argparse.Namespace) -> dict[str
         order = torch.randperm(len(x), generator=generator)
         side = next((s for until, s in options.sizes if epoch < until * options.epochs), 0)
         model.train()
-        began, total = time.monotonic(), 0.0
+        began, total = time.monotonic(), torch.zeros((), device=device)
         for step in range(per_epoch):
-            at = order[step * options.batch : (step + 1) * options.batch]
+            at = order[step * options.batch : (step + 1) * options.batch].to(device)
             batch = as_input(augment(x[at], generator, options.shift, data != "mnist"), data)
             if side:
                 batch = nn.functional.interpolate(batch, (side, side), mode="area")
             batch = batch.contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
                 logits = model(batch)
             loss = nn.functional.cross_entropy(logits.float(), y[at], label_smoothing=options.smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
-            total += float(loss.detach())
+            total += loss.detach()
         score = accuracy(model, x_test, y_test, data, half) if not side else None
-        history.append({"epoch": epoch + 1, "side": side or x.shape[-1], "loss": total / per_epoch, "accuracy": score,
+        history.append({"epoch": epoch + 1, "side": side or x.shape[-1], "loss": float(total) / per_epoch, "accuracy": score,
                         "seconds": time.monotonic() - began})  # fmt: skip
         print(json.dumps(history[-1]), flush=True)
+        if time.monotonic() - saved < 60 and epoch + 1 < options.epochs:
+            continue
+        saved = time.monotonic()
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
                  "history": history}  # fmt: skip
         torch.save(state, kept.with_suffix(".new"))
         os.replace(kept.with_suffix(".new"), kept)
     final = accuracy(model, x_test, y_test, data, half=False)
-    torch.save(model.state_dict(), path)
+    torch.save({name: v.cpu() for name, v in model.state_dict().items()}, path)
     return {"network": network, "data": data, "accuracy": final, "history": history}
 
 
@@ -139,6 +145,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=_sizes, nargs="*", default=[], help="0.3:16 0.6:24 for small images first")
     parser.add_argument("--start", help="data that the same network was trained on: begin with those weights")
     parser.add_argument("--bfloat16", action="store_true", help="products in bfloat16")
+    parser.add_argument("--device", default="cpu", help="of PyTorch, such as cuda:0")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     found = train(options.network, load(options.data), options)

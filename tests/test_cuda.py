@@ -1,0 +1,121 @@
+"""What only a CUDA device shows: layers, whole models and recorded trainings are those of the CPU."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import adtn
+import numpy as np
+import pytest
+from adtn._errors import CompressError
+from adtn.compress import Config
+
+from models import Language, batches, net, texts
+from table import relative_error, usable
+
+torch = pytest.importorskip("torch")
+layers = pytest.importorskip("adtn_backends.torch_layers")
+nn = torch.nn
+
+QUICK: dict[str, Any] = {"topology": adtn.TTN(bond=2), "steps": 5, "smallest": 64}
+
+
+@pytest.fixture
+def cuda() -> str:
+    return usable("cuda").removeprefix("torch:")
+
+
+def moved(data: Any, where: str) -> Any:
+    if isinstance(data, dict):
+        return {k: moved(v, where) for k, v in data.items()}
+    return type(data)(moved(v, where) for v in data) if isinstance(data, list | tuple) else data.to(where)
+
+
+@pytest.mark.parametrize("make", [net, Language])
+def test_a_compressed_model_computes_the_same_there(make: Any, cuda: str) -> None:
+    model = make()
+    adtn.compress(model, Config(**QUICK, recipe="reconstruct"))
+    x = texts()[0]["input_ids"] if make is Language else batches(1)[0][0]
+    there = copy.deepcopy(model).to(cuda)
+    for training in (False, True):
+        want, got = model.train(training)(x), there.train(training)(x.to(cuda))
+        assert relative_error(got.detach().cpu(), want.detach().numpy()) < 2e-3  # convolutions in TF32
+    grads = [torch.autograd.grad(y.square().mean(), list(m.parameters())) for y, m in ((want, model), (got, there))]
+    for a, b in zip(*grads, strict=True):
+        assert relative_error(b.cpu(), a.numpy()) < 2e-2 or float(a.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["materialise", "stream", "factored", None])
+def test_layers_in_every_mode(mode: Any, cuda: str) -> None:
+    gen = adtn.Generator((96, 128), adtn.MPO(bond=3), seed=1)
+    layer = layers.ADTNLinear(gen, mode=mode).to(cuda)
+    x = torch.randn(37, 128, device=cuda, requires_grad=True)
+    y = layer(x)
+    weight = torch.tensor(gen.weight(), device=cuda)
+    torch.testing.assert_close(y, x @ weight.T, rtol=1e-4, atol=1e-4)
+    (xbar,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(xbar, torch.ones_like(y) @ weight, rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer.eval()(x), y.detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:TensorFloat32:UserWarning")  # the compiler's advice
+def test_layers_compile_and_run_in_half_precision(cuda: str) -> None:
+    gen = adtn.Generator((64, 64), adtn.TTN(bond=2), seed=1)
+    layer = layers.ADTNLinear(gen).to(cuda)
+    x = torch.randn(8, 64, device=cuda)
+    want = layer(x).detach()
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x).detach(), want, rtol=1e-3, atol=1e-3)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert relative_error(layer(x).detach().float().cpu(), want.cpu().numpy()) < 0.03
+    half = copy.deepcopy(layer).to(torch.bfloat16)
+    assert relative_error(half(x.bfloat16()).detach().float().cpu(), want.cpu().numpy()) < 0.05
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("train", ["generated", "all"])
+def test_a_recorded_training_is_the_training(optimizer: str, train: str, cuda: str) -> None:
+    data = batches(4)
+    data[2] = (data[2][0][:5], data[2][1][:5])  # another shape is not recorded
+    data = moved(data, cuda)
+    losses: list[list[float]] = []
+    numbers: list[dict[str, np.ndarray]] = []
+    for capture in (False, True):
+        options = {"recipe": ["reconstruct", "finetune"], "tune_steps": 14, "tune_lr": 0.01, "distill": 0.3}
+        config = Config(**QUICK, **options, tune_optimizer=optimizer, train=train, capture=capture)
+        report = adtn.compress(net().to(cuda), config, data=data, test=data)
+        losses.append(report.losses)
+        numbers.append({f"{name}/{k}": x for name, g in report.generators.items() for k, x in g.params.items()})
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-2)
+    for name, want in numbers[0].items():
+        assert relative_error(numbers[1][name], want) < 0.05, name
+
+
+def test_dropout_draws_anew_in_a_recorded_training(cuda: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5), nn.Linear(64, 4)).to(cuda)
+    x = torch.randn(32, 64, device=cuda)
+    data = [(x, torch.zeros(32, dtype=torch.long, device=cuda))]
+    config = Config(**QUICK, targets=["0"], recipe="finetune", tune_steps=12, tune_lr=1e-12, capture=True)
+    assert len(set(adtn.compress(model, config, data=data).losses)) > 6
+
+
+def test_what_cannot_be_recorded_says_so_and_leaves_the_model(cuda: str) -> None:
+    model = net().to(cuda)
+    before = copy.deepcopy(model.state_dict())
+
+    def waits(model: Any, batch: Any) -> Any:
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        return loss * (1.0 if float(loss) > 0 else 0.5)
+
+    config = Config(**QUICK, tune_steps=8, capture=True)
+    with pytest.raises(CompressError, match="Cannot record the training"):
+        adtn.compress(model, config, data=moved(batches(), cuda), loss=waits)
+    for name, x in model.state_dict().items():
+        assert torch.equal(x, before[name]), name
+
+
+def test_recording_is_refused_elsewhere() -> None:
+    with pytest.raises(CompressError, match="CUDA alone can record"):
+        adtn.compress(net(), Config(**QUICK, capture=True), data=batches())
