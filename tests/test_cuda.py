@@ -60,7 +60,7 @@ def test_layers_in_every_mode(mode: Any, cuda: str) -> None:
         torch.testing.assert_close(layer.eval()(x), y.detach(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:TensorFloat32:UserWarning")  # the compiler's advice
+@pytest.mark.filterwarnings("ignore:TensorFloat32", "ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_layers_compile_and_run_in_half_precision(cuda: str) -> None:
     gen = adtn.Generator((64, 64), adtn.TTN(bond=2), seed=1)
     layer = layers.ADTNLinear(gen).to(cuda)
@@ -107,7 +107,7 @@ def test_what_cannot_be_recorded_says_so_and_leaves_the_model(cuda: str) -> None
 
     def waits(model: Any, batch: Any) -> Any:
         loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
-        return loss * (1.0 if float(loss) > 0 else 0.5)
+        return loss * (1.0 if float(loss.detach()) > 0 else 0.5)
 
     config = Config(**QUICK, tune_steps=8, capture=True)
     with pytest.raises(CompressError, match="Cannot record the training"):

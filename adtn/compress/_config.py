@@ -86,8 +86,9 @@ class Config:
         Rate of all dropouts in that training, in place of their own: a few hundred numbers need less than the layers
         that they replace.
     capture : bool
-        Whether that training is recorded once as a CUDA graph and replayed. Small generators take longer to launch
-        than to run; batches of one shape are needed, and a loss that does not wait for the device. PyTorch on CUDA only.
+        Whether that training is recorded once as a CUDA graph and replayed, for small generators take longer to launch
+        than to run. The loss must not wait for the device; batches of another shape than the fourth are not replayed.
+        PyTorch on CUDA only.
     rates : mapping of str to float
         Factors of ``tune_lr`` for parameters whose names match a pattern, such as ``{"*.generated.*": 1, "*": 0.1}``;
         the first match counts, 0 freezes.

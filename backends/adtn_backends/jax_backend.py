@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial
 from typing import Any
 
@@ -94,14 +94,16 @@ class JaxBackend:
 
         def run(*args: Any) -> Any:
             wide = any(getattr(x, "dtype", None) == np.float64 for x in jax.tree.leaves(args))
-            with _x64("float64" if wide else "float32"), jax.default_matmul_precision("highest"):
+            with self.scope("float64" if wide else "float32"):
                 return jitted(*args)
 
         return run
 
-    def scope(self, dtype: str) -> AbstractContextManager[Any]:
-        """64-bit mode for float64."""
-        return _x64(dtype)
+    @contextmanager
+    def scope(self, dtype: str) -> Generator[None, None, None]:
+        """64-bit mode for float64; GPUs multiply in the dtype, not in TF32, also what is not compiled."""
+        with _x64(dtype), jax.default_matmul_precision("highest"):
+            yield
 
     def synchronize(self, device: str, result: Any = None) -> None:
         """Wait for everything that was dispatched."""

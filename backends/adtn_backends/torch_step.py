@@ -110,8 +110,8 @@ class RecordedStep(Step):
                 self._loss = self.update(self._batch)
         except RuntimeError as error:
             raise CompressError(
-                f"Cannot record the training as a CUDA graph ({str(error).splitlines()[0]}): the loss or a layer waits for "
-                "the device, or copies from the host. Pass capture=False."
+                f"Cannot record the training as a CUDA graph ({str(error).splitlines()[0]}): the loss or a layer waits "
+                "for the device, or copies from the host. Pass capture=False."
             ) from error
         self._graph = graph
 

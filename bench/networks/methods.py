@@ -14,7 +14,6 @@ from torch import nn
 
 from adtn_backends.torch_layers import ADTNConv2d, ADTNLinear
 
-
 _COUNTED = 1000
 
 
