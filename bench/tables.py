@@ -105,6 +105,14 @@ def apply_table(content: dict) -> list[str]:
     return [*lines, "", "f: factored, m: materialise, s: stream.", ""]
 
 
+def capture_table(content: dict) -> list[str]:
+    """Both kinds of step."""
+    lines = ["Milliseconds of a training step.", "", "| layers | called | recorded | ratio |", "|---|---|---|---|"]
+    for r in content["capture"]:
+        lines.append(f"| {r['topology']} | {r['eager_ms']:.2f} | {r['recorded_ms']:.2f} | {r['ratio']:.1f} |")
+    return [*lines, ""]
+
+
 def growth_table(content: dict) -> list[str]:
     """Time and memory against size."""
     lines = ["| entries | device | parameters | tiles | ms | predicted ms | extra MiB | weight MiB |", "|---" * 8 + "|"]
@@ -162,7 +170,8 @@ def adapters_table(content: dict) -> list[str]:
 def table_of(content: dict) -> list[str]:
     """The table that fits the content."""
     for key, make in {
-        "growth": growth_table, "apply": apply_table, "peers": peers_table, "curves": optimizers_table,
+        "growth": growth_table, "capture": capture_table, "apply": apply_table, "peers": peers_table,
+        "curves": optimizers_table,
         "summary": summary_table, "adapters": adapters_table,
         "config": side_by_side_table, "results": accuracy_table,
     }.items():  # fmt: skip
@@ -183,10 +192,11 @@ def page() -> str:
         content = json.loads(path.read_text())
         machine = content["machine"]
         versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if v != "not installed")
+        device = f"{content['device']}, " if "device" in content else ""
         lines += [
             f"## {path.stem}",
             "",
-            f"`{content['command']}`; {machine['cpus']} CPUs, {machine['machine']}; {versions}.",
+            f"`{content['command']}`; {device}{machine['cpus']} CPUs, {machine['machine']}; {versions}.",
             "",
         ]
         lines += table_of(content)

@@ -8,6 +8,8 @@ import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import adtn
 import cotengra as ctg
@@ -21,7 +23,7 @@ from adtn.schedule import Sketch, _calibrate, shipped_profiles
 from adtn.schedule._path_cache import PathCache, path_key
 from adtn.schedule._planner import _Planner, parse_bytes
 from adtn.schedule._profile import FORMAT
-from adtn.schedule._profile_store import find_profile, profile_path
+from adtn.schedule._profile_store import find_profile, nearest_shipped, profile_path
 from adtn.schedule._recombine import Estimate
 from adtn.schedule._search import (
     adjoint_ops,
@@ -51,9 +53,25 @@ def test_every_shipped_profile_plans(name: str) -> None:
         found = adtn.plan(sketch(adtn.TTN(bond=4)), task, batch=16, profile=name)
         assert found.predicted_seconds > 0
         assert found.peak_bytes > 0
-        assert found.profile.source == "datasheet"
+        assert found.profile.source == ("measured" if name.endswith("-torch") else "datasheet")
         assert sum(not a.lost for a in found.alternatives) == 1
     assert adtn.DeviceProfile.shipped(name).fits
+
+
+@pytest.mark.parametrize(
+    ("card", "dtype", "name"),
+    [("NVIDIA H200", "float32", "h200-torch"), ("NVIDIA H200", "bfloat16", "h200"), ("NVIDIA H100 PCIe", "float32", "h100"),
+     ("another card", "float32", "t4")],
+)  # fmt: skip
+def test_a_card_gets_what_was_measured_on_its_kind_or_a_datasheet(card: str, dtype: str, name: str) -> None:
+    device = SimpleNamespace(name="torch:cuda:0", description=card)
+    backend: Any = SimpleNamespace(name="torch", devices=lambda: [device])
+    assert nearest_shipped(backend, "cuda:0", dtype).name == name
+
+
+def test_a_measured_profile_is_of_one_dtype() -> None:
+    with pytest.raises(ScheduleError, match="measured in float32"):
+        adtn.DeviceProfile.shipped("h200-torch", "bfloat16")
 
 
 def test_a_plan_reads_like_a_table_and_survives_json() -> None:
@@ -445,6 +463,8 @@ def test_concurrent_processes_share_the_cache(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from adtn.schedule._path_cache import PathCache
 cache = PathCache(Path(sys.argv[1]))
 for i in range(300):

@@ -138,10 +138,11 @@ class _Bench:
         batched = self.measure(lambda x, y: do("matmul", x, y), self.array(64, 4, 4), self.array(64, 4, 4))
         memory = dict(curves["arithmetic" if self.compiles else "in_place"])
         largest = max(memory)
+        found = versions(self.backend, self.where)
         profile = DeviceProfile(
             name=f"{self.backend.name}:{self.where}",
             dtype=self.dtype,
-            hardware=versions(self.backend, self.where)["machine"],
+            hardware=found["machine"] if self.where == "cpu" else f"{found['device']}, {found['machine']}",
             source="measured",
             gemm_sizes=sizes,
             gemm_seconds=seconds,
@@ -160,7 +161,7 @@ class _Bench:
             memory_bytes=next(
                 (d.memory_bytes for d in self.backend.devices() if d.name.partition(":")[2] == self.where), None
             ),
-            versions=versions(self.backend, self.where),
+            versions=found,
         )
         many, permute_error = self._many_axes(profile)
         profile = replace(profile, permute_many=many)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import resources
+from importlib.resources.abc import Traversable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -285,7 +286,7 @@ class DeviceProfile:
 
     @classmethod
     def shipped(cls, name: str, dtype: str = "float32") -> DeviceProfile:
-        """A profile made from a public datasheet.
+        """A profile that comes with the library: measured, or made from a public datasheet.
 
         Parameters
         ----------
@@ -300,9 +301,15 @@ class DeviceProfile:
             For unknown names.
         """
         sheets = _datasheets()
-        if name not in sheets:
-            raise ScheduleError(f"Got profile {name!r}; shipped are {', '.join(sheets)}. A path to a file works too.")
-        return _from_datasheet(name, dtype, sheets[name])
+        if name in sheets:
+            return _from_datasheet(name, dtype, sheets[name])
+        if name not in _measured():
+            known = ", ".join(shipped_profiles())
+            raise ScheduleError(f"Got profile {name!r}; shipped are {known}. A path to a file works too.")
+        found = cls.from_json((_folder() / "measured" / f"{name}.json").read_text())
+        if found.dtype != dtype:
+            raise ScheduleError(f"Got dtype {dtype!r} for profile {name!r}, which was measured in {found.dtype}.")
+        return found
 
 
 def itemsize_of(dtype: str) -> int:
@@ -318,11 +325,19 @@ def permute_features(entries: int, inner: int, before: int, axes: int) -> tuple[
 
 def shipped_profiles() -> tuple[str, ...]:
     """Names of the profiles that come with the library."""
-    return tuple(_datasheets())
+    return (*_datasheets(), *_measured())
+
+
+def _folder() -> Traversable:
+    return resources.files("adtn.schedule")
 
 
 def _datasheets() -> dict[str, dict[str, Any]]:
-    return json.loads((resources.files("adtn.schedule") / "datasheets.json").read_text())
+    return json.loads((_folder() / "datasheets.json").read_text())
+
+
+def _measured() -> list[str]:
+    return sorted(f.name.removesuffix(".json") for f in (_folder() / "measured").iterdir())
 
 
 _SHEET_SIZES = (1, 4, 16, 64, 256, 1024, 4096)

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 
 from .._backend import Backend
-from ._profile import FORMAT, DeviceProfile
+from ._profile import FORMAT, DeviceProfile, shipped_profiles
 
 
 def find_profile(backend: Backend, where: str, dtype: str) -> DeviceProfile:
@@ -17,7 +17,7 @@ def find_profile(backend: Backend, where: str, dtype: str) -> DeviceProfile:
     stamp = path.stat().st_mtime_ns if path.exists() else 0
     key = (str(path), stamp)
     if key not in _LOADED:
-        _LOADED[key] = DeviceProfile.load(path) if stamp else nearest_datasheet(backend, where, dtype)
+        _LOADED[key] = DeviceProfile.load(path) if stamp else nearest_shipped(backend, where, dtype)
     return _LOADED[key]
 
 
@@ -37,8 +37,8 @@ def profile_path(backend: Backend, where: str, dtype: str) -> Path:
     return cache_dir() / "profiles" / f"{backend.name}-{where.replace(':', '')}-{dtype}-{mark}.json"
 
 
-def nearest_datasheet(backend: Backend, where: str, dtype: str) -> DeviceProfile:
-    """The shipped profile that is nearest to a device."""
+def nearest_shipped(backend: Backend, where: str, dtype: str) -> DeviceProfile:
+    """The shipped profile that is nearest to a device: one measured there, else a datasheet."""
     description = next((d.description.lower() for d in backend.devices() if d.name.endswith(where)), "")
     names = [
         n for n in ("t4", "a100", "h200", "h100") if n in description.replace("-", " ").split() or n in description
@@ -47,6 +47,9 @@ def nearest_datasheet(backend: Backend, where: str, dtype: str) -> DeviceProfile
         names = ["apple-m"]
     elif not names:
         names = ["generic-cpu" if where == "cpu" else "t4"]
+    measured = f"{names[0]}-{backend.name}"
+    if measured in shipped_profiles() and dtype == "float32":
+        return DeviceProfile.shipped(measured, dtype)
     return DeviceProfile.shipped(names[0], dtype if dtype != "bfloat16" or names[0] != "t4" else "float16")
 
 

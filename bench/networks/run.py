@@ -184,7 +184,7 @@ def read_case(name: str) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, network: str, data: str) -> None:
-    """Those that were trained here, or those that ``ADTN_DATA`` has.
+    """Those that are kept beside the results, or were trained here, or those that ``ADTN_DATA`` has.
 
     Raises
     ------
@@ -192,13 +192,15 @@ def load_weights(model: nn.Module, network: str, data: str) -> None:
         If there are none.
     """
     own = weights_file(network, data)
+    kept = RESULTS / "dense" / f"{network}-{data}.safetensors"
     given = Path(os.environ.get("ADTN_DATA", "")) / "weights" / f"{network}_{data}.safetensors"
-    if own.exists():
-        model.load_state_dict(torch.load(own, weights_only=True, map_location="cpu"))
-    elif given.exists():
-        model.load_state_dict(load_file(given), strict=False)  # counters of batches are missing
-    else:
+    found = next((path for path in (kept, own, given) if path.exists()), None)
+    if found is None:
         raise ADTNError(f"Found no weights in {own}; run 'python bench/networks/train.py {network} --data {data}'.")
+    if found == own:
+        model.load_state_dict(torch.load(own, weights_only=True, map_location="cpu"))
+    else:
+        model.load_state_dict(load_file(found), strict=found != given)  # given ones have no counters of batches
 
 
 @lru_cache(maxsize=1)
