@@ -8,8 +8,9 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
+from adtn._backend import get_backend
 from adtn._errors import CompressError
-from adtn.compress import Config
+from adtn.compress import Config, Tuning
 
 from models import Language, batches, net, texts
 from table import relative_error, usable
@@ -30,6 +31,10 @@ def moved(data: Any, where: str) -> Any:
     if isinstance(data, dict):
         return {k: moved(v, where) for k, v in data.items()}
     return type(data)(moved(v, where) for v in data) if isinstance(data, list | tuple) else data.to(where)
+
+
+def cross_entropy(model: Any, batch: Any) -> Any:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
 @pytest.mark.parametrize("make", [net, Language])
@@ -106,7 +111,7 @@ def test_what_cannot_be_recorded_says_so_and_leaves_the_model(cuda: str) -> None
     before = copy.deepcopy(model.state_dict())
 
     def waits(model: Any, batch: Any) -> Any:
-        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        loss = cross_entropy(model, batch)
         return loss * (1.0 if float(loss.detach()) > 0 else 0.5)
 
     config = Config(**QUICK, tune_steps=8, capture=True)
@@ -119,3 +124,36 @@ def test_what_cannot_be_recorded_says_so_and_leaves_the_model(cuda: str) -> None
 def test_recording_is_refused_elsewhere() -> None:
     with pytest.raises(CompressError, match="CUDA alone can record"):
         adtn.compress(net(), Config(**QUICK, capture=True), data=batches())
+
+
+def test_batches_are_copied_into_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the hardware: a stand-in for the graph does the recorded update again."""
+    step = pytest.importorskip("adtn_backends.torch_step")
+
+    class Graph:
+        def __init__(self, recorded: Any) -> None:
+            self.recorded = recorded
+
+        def replay(self) -> None:
+            self.recorded._loss = self.recorded._update(self.recorded._batch)
+            replayed.append(self.recorded._batch[0].shape[0])
+
+    def record(self: Any, batch: Any) -> Graph:
+        self._batch = copy.deepcopy(batch)
+        return Graph(self)
+
+    replayed: list[int] = []
+    for name in ("_optimizer", "_set_rates"):
+        monkeypatch.setattr(step.RecordedStep, name, getattr(step.Step, name))
+    monkeypatch.setattr(step.RecordedStep, "_beside", step.Step._update)
+    monkeypatch.setattr(step.RecordedStep, "_recorded", record)
+    data = [(*batch, "what is no tensor") for batch in batches(4)]
+    data[2] = (data[2][0][:5], *[x[:5] for x in data[2][1:2]], data[2][2])
+    losses: list[list[float]] = []
+    for capture in (False, True):
+        adapter = get_backend("torch").model(net(), None)
+        tuning = Tuning(11, 0.01, train="all", capture=capture)
+        adapter._to_device = lambda batch: batch
+        losses.append(adapter.tune(data, cross_entropy, tuning, lambda step, value: None))
+    assert losses[0] == losses[1]
+    assert replayed == [8] * 6  # eleven, without three before the recording and two of another shape

@@ -60,9 +60,13 @@ def test_every_shipped_profile_plans(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("card", "dtype", "name"),
-    [("NVIDIA H200", "float32", "h200-torch"), ("NVIDIA H200", "bfloat16", "h200"), ("NVIDIA H100 PCIe", "float32", "h100"),
-     ("another card", "float32", "t4")],
-)  # fmt: skip
+    [
+        ("NVIDIA H200", "float32", "h200-torch"),
+        ("NVIDIA H200", "bfloat16", "h200"),
+        ("NVIDIA H100 PCIe", "float32", "h100"),
+        ("another card", "float32", "t4"),
+    ],
+)
 def test_a_card_gets_what_was_measured_on_its_kind_or_a_datasheet(card: str, dtype: str, name: str) -> None:
     device = SimpleNamespace(name="torch:cuda:0", description=card)
     backend: Any = SimpleNamespace(name="torch", devices=lambda: [device])

@@ -6,11 +6,14 @@ import copy
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
 from adtn.compress import Tuning
 from torch import nn
+
+from .torch_step import step_of
 
 Seen: TypeAlias = tuple[Any, dict[str, Any], torch.Tensor]
 """Positional inputs, keywords and outputs of one batch."""
@@ -23,18 +26,15 @@ def distill_layer(
     layer = copy.deepcopy(layer).train()
     spread = statistics.fmean(float(y.var(correction=0)) for _, _, y in seen) or 1.0
     trained = [p for p in layer.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=tuning.lr)
-    errors: list[float] = []
-    for n in range(tuning.steps):
-        inputs, options, wanted = seen[n % len(seen)]
+
+    def value(batch: Seen) -> torch.Tensor:
+        inputs, options, wanted = batch
         got = layer(*inputs, **options)
         got = got[0] if isinstance(got, tuple) else got
-        loss = (got - wanted).square().mean() / spread
-        errors.append(math.sqrt(float(loss.detach())))
-        optimizer.param_groups[0]["lr"] = tuning.lr * 0.5 * (1 + math.cos(math.pi * n / tuning.steps))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        return (got - wanted).square().mean() / spread
+
+    step = step_of(value, {1.0: trained}, replace(tuning, optimizer="adam", clip=None))
+    errors = [math.sqrt(float(step(seen[n % len(seen)], n))) for n in range(tuning.steps)]
     window = max(min(len(seen), tuning.steps), 1)
     first, last = statistics.fmean(errors[:window]), statistics.fmean(errors[-window:])
     return {k: v.detach() for k, v in layer.state_dict().items()}, first, last

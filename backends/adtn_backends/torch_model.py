@@ -30,7 +30,7 @@ from .torch_layers._adapted import adapted_layers
 from .torch_layers._like import layer_like, weight_shape
 from .torch_layers._linear import is_transposed
 from .torch_memory import PeakMemory
-from .torch_step import RecordedStep, Step
+from .torch_step import step_of
 
 _CACHED_BYTES = 1 << 30  # of one layer's inputs and outputs
 _LARGEST_MOMENT = 1 << 26  # entries: beyond, the second moment of the inputs takes more than the weight is worth
@@ -179,15 +179,12 @@ class TorchModel:
             rate *= p.requires_grad and (tuning.train == "all" or id(p) in cores)
             groups.setdefault(rate, []).append(p)
         frozen = [p for p in groups.pop(0.0, []) if p.requires_grad]
-        trained = [p for own in groups.values() for p in own]
-        if not trained:
+        if not groups:
             raise CompressError("Got rates that leave nothing to train; give some parameters a rate above 0.")
-        optimizer = _optimizer(tuning, {tuning.lr * rate: own for rate, own in groups.items()}, self._where)
-        training = Training(self.model, optimizer)
-        losses = training.read(tuning.checkpoint)
         teacher = self._dense.eval() if tuning.distill and self._dense is not None else None
-        make = RecordedStep if tuning.capture else Step
-        step = make(lambda batch: self._loss(loss, batch, teacher, tuning.distill), trained, optimizer, tuning.clip)
+        step = step_of(lambda batch: self._loss(loss, batch, teacher, tuning.distill), groups, tuning)
+        training = Training(self.model, step.optimizer)
+        losses = training.read(tuning.checkpoint)
         torch.manual_seed(tuning.seed)
         was_training = self.model.training
         dropouts = self._set_dropout(tuning.dropout)
@@ -200,8 +197,7 @@ class TorchModel:
                 next(batches)
             training.restore_random()
             for batch in batches:
-                share = 0.5 * (1 + math.cos(math.pi * len(losses) / max(tuning.steps, 1)))
-                losses.append(float(step(self._to_device(batch), share)))
+                losses.append(float(step(self._to_device(batch), len(losses))))
                 if not math.isfinite(losses[-1]):
                     raise CompressError(
                         f"The loss became {losses[-1]} at step {len(losses)}; lower tune_lr, now {tuning.lr}."
@@ -420,26 +416,6 @@ class TorchModel:
         owner, _, leaf = name.rpartition(".")
         parent = self.model.get_submodule(owner)
         parent._modules[leaf] = module
-
-
-def _optimizer(tuning: Tuning, parts: Mapping[float, list[nn.Parameter]], where: str) -> torch.optim.Optimizer:
-    """Of parameters by learning rate; for a recording all that changes is on the device.
-
-    Raises
-    ------
-    CompressError
-        If there can be no recording there.
-    """
-    groups: list[dict[str, Any]] = [{"params": own, "lr": lr, "initial_lr": lr} for lr, own in parts.items()]
-    if not tuning.capture:
-        return torch.optim.SGD(groups, momentum=0.9) if tuning.optimizer == "sgd" else torch.optim.Adam(groups)
-    if not where.startswith("cuda"):
-        raise CompressError(f"Got capture=True for a model on {where!r}; CUDA alone can record. Leave it out.")
-    for group in groups:
-        group["lr"] = torch.tensor(group["lr"], device=where)
-    if tuning.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, fused=True)
-    return torch.optim.Adam(groups, capturable=True)
 
 
 def _takes_labels(model: nn.Module) -> bool:

@@ -3,60 +3,71 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from adtn._errors import CompressError
+from adtn.compress import Tuning
 from torch import nn
 
+Value: TypeAlias = Callable[[Any], torch.Tensor]
+"""A batch to a differentiable loss."""
 _EAGER = 3  # updates before the recording: optimizers and libraries make their buffers in the first ones
 
 
-class Step:
-    """Loss, gradients, clipping, update.
+def step_of(value: Value, parts: Mapping[float, Sequence[nn.Parameter]], tuning: Tuning) -> Step:
+    """The update that a tuning asks for.
 
     Parameters
     ----------
     value : callable
-        ``(batch) -> loss``, differentiable.
-    trained : sequence of torch.nn.Parameter
-    optimizer : torch.optim.Optimizer
-        Of these; its groups have an ``"initial_lr"``.
-    clip : float or None
-        Largest norm of all gradients together.
+    parts : mapping of float to sequence of torch.nn.Parameter
+        What is trained, by the factor of its learning rate.
+    tuning : Tuning
+
+    Raises
+    ------
+    CompressError
+        If it is to be recorded where that is not possible.
     """
+    return (RecordedStep if tuning.capture else Step)(value, parts, tuning)
 
-    def __init__(
-        self,
-        value: Callable[[Any], torch.Tensor],
-        trained: Sequence[nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        clip: float | None,
-    ) -> None:
-        self.value, self.trained, self.optimizer, self.clip = value, trained, optimizer, clip
 
-    def __call__(self, batch: Any, share: float) -> torch.Tensor:
-        """The loss before the update, at a share of the initial learning rates."""
-        self.set_rates(share)
-        return self.update(batch)
+class Step:
+    """Loss, gradients, clipping, update; see :func:`step_of`."""
 
-    def set_rates(self, share: float) -> None:
-        """Of all groups; a recorded update reads them from tensors."""
+    def __init__(self, value: Value, parts: Mapping[float, Sequence[nn.Parameter]], tuning: Tuning) -> None:
+        self.value, self.tuning = value, tuning
+        self.trained = [p for own in parts.values() for p in own]
+        self.groups: list[dict[str, Any]] = [
+            {"params": list(own), "lr": tuning.lr * rate, "initial_lr": tuning.lr * rate} for rate, own in parts.items()
+        ]
+        self.optimizer = self._optimizer()
+
+    def __call__(self, batch: Any, n: int) -> torch.Tensor:
+        """The loss before update ``n``, counted from 0; the next one may overwrite it."""
+        self._set_rates(0.5 * (1.0 + math.cos(math.pi * n / max(self.tuning.steps, 1))))
+        return self._done(batch)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        sgd = self.tuning.optimizer == "sgd"
+        return torch.optim.SGD(self.groups, momentum=0.9) if sgd else torch.optim.Adam(self.groups)
+
+    def _set_rates(self, share: float) -> None:
         for group in self.optimizer.param_groups:
-            rate = share * group["initial_lr"]
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+            group["lr"] = share * group["initial_lr"]
 
-    def update(self, batch: Any) -> torch.Tensor:
-        """The loss before the update."""
+    def _done(self, batch: Any) -> torch.Tensor:
+        return self._update(batch)
+
+    def _update(self, batch: Any) -> torch.Tensor:
         loss = self.value(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.trained, self.clip)
+        if self.tuning.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.trained, self.tuning.clip)
         self.optimizer.step()
         return loss.detach()
 
@@ -68,58 +79,68 @@ class RecordedStep(Step):
     Batches of another shape are done operation by operation.
     """
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._done = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._batch: Any = None
-        self._loss: Any = None
+    _before = 0
+    _graph: torch.cuda.CUDAGraph | None = None
+    _batch: Any = None
+    _loss: Any = None
 
-    def __call__(self, batch: Any, share: float) -> torch.Tensor:
-        """The loss before the update, at a share of the initial learning rates."""
-        self.set_rates(share)
-        if self._done < _EAGER:
-            self._done += 1
+    def _done(self, batch: Any) -> torch.Tensor:
+        if self._before < _EAGER:
+            self._before += 1
             return self._beside(batch)
         if self._graph is None:
-            self._record(batch)
-        assert self._graph is not None
+            self._graph = self._recorded(batch)
         mine, given = _tensors(self._batch), _tensors(batch)
         if [(x.shape, x.dtype) for x in mine] != [(x.shape, x.dtype) for x in given]:
-            return self.update(batch)
+            return self._update(batch)
         for x, y in zip(mine, given, strict=True):
             x.copy_(y)
         self._graph.replay()
         return self._loss
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """All that changes is on the device."""
+        where = self.trained[0].device
+        if where.type != "cuda":
+            raise CompressError(f"Got capture=True for a model on '{where}'; CUDA alone can record. Leave it out.")
+        for group in self.groups:
+            group["lr"] = torch.tensor(group["lr"], device=where)
+        if self.tuning.optimizer == "sgd":
+            return torch.optim.SGD(self.groups, momentum=0.9, fused=True)
+        return torch.optim.Adam(self.groups, capturable=True)
+
+    def _set_rates(self, share: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"].fill_(share * group["initial_lr"])
 
     def _beside(self, batch: Any) -> torch.Tensor:
         """On another stream than the default one, which a recording must not meet."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            loss = self.update(batch)
+            loss = self._update(batch)
         torch.cuda.current_stream().wait_stream(stream)
         return loss
 
-    def _record(self, batch: Any) -> None:
+    def _recorded(self, batch: Any) -> torch.cuda.CUDAGraph:
         self._batch = copy.deepcopy(batch)
         graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)
         try:
             with torch.cuda.graph(graph):
-                self._loss = self.update(self._batch)
+                self._loss = self._update(self._batch)
         except RuntimeError as error:
             raise CompressError(
                 f"Cannot record the training as a CUDA graph ({str(error).splitlines()[0]}): the loss or a layer waits "
                 "for the device, or copies from the host. Pass capture=False."
             ) from error
-        self._graph = graph
+        return graph
 
 
 def _tensors(batch: Any) -> list[torch.Tensor]:
-    """In order."""
+    """In order; what is no tensor stays as it was recorded."""
     if isinstance(batch, Mapping):
         batch = tuple(batch.values())
     if isinstance(batch, tuple | list):
         return [x for part in batch for x in _tensors(part)]
-    return [batch]
+    return [batch] if isinstance(batch, torch.Tensor) else []

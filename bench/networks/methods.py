@@ -123,7 +123,8 @@ def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: i
         layout = adtn.Layout.from_factors(shape, factors, method.get("order", "interleaved"), max_padding=4.0)
     else:
         layout = config.layout(shape)
-    if most is not None and "bond" not in method["topology"] and bond_field(topology) == "bond":
+    size = bond_field(topology)
+    if most is not None and size is not None and size not in method["topology"]:
         topology = largest_within(topology, layout, most - bool(method.get("base"))) or with_bond(topology, 1)
     if kind == "tltorch":
         made = Factorised(dense, tuple(f for fs in layout.factors for f in fs), topology, seed)
