@@ -30,6 +30,7 @@ TARGETS = ("q_proj", "v_proj", "o_proj", "k_proj", "gate_proj", "up_proj", "down
 RATES = (4e-3, 1.6e-2, 6.4e-2)
 BUDGETS = (3_100, 6_000, 24_000)
 LENGTH, BATCH = 128, 8
+_DIVERGED = 100.0  # in place of what is no number
 
 
 def texts() -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,8 +120,9 @@ def run(dense: Any, method: str, size: Any, rate: float, seed: int, steps: int, 
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
+    found = loss_on(model, valid)
     return {"method": method, "size": size, "params": sum(p.numel() for p in trained), "rate": rate, "seed": seed,
-            "steps": steps, "loss": loss_on(model, valid)}  # fmt: skip
+            "steps": steps, "loss": found if math.isfinite(found) else _DIVERGED}  # fmt: skip
 
 
 def best_rate(tries: dict[float, float]) -> tuple[float, bool]:
