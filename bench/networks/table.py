@@ -17,8 +17,8 @@ _INTRO = """# Published networks, measured
 Layers of trained networks are replaced, and what replaces them is trained through the loss of the network. Everything
 before the first replaced layer stays as it was and is computed once; biases and the layers behind are trained along, by
 every method alike, with the same steps, learning rates and batches (dense layers: a smaller learning rate).
-In cases named "end-to-end" all layers are trained along. Another machine trains another network from the same seed: each
-table states the dense accuracy that it belongs to.
+In cases named "end-to-end" all layers are trained along. Another machine trains another network from the same seed:
+each table states the dense accuracy that it belongs to.
 `bench/networks/cases/` holds the settings, `bench/networks/results/` every run with its seed, command and machine.
 `python bench/networks/table.py` writes this page.
 
