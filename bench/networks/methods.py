@@ -14,7 +14,7 @@ from torch import nn
 
 from adtn_backends.torch_layers import ADTNConv2d, ADTNLinear
 
-_COUNTED = 1000
+_COUNTED = 1000  # numbers up to which the active ones are counted: ranks of large cores take minutes
 
 
 class LowRank(nn.Module):
@@ -123,8 +123,8 @@ def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: i
         layout = adtn.Layout.from_factors(shape, factors, method.get("order", "interleaved"), max_padding=4.0)
     else:
         layout = config.layout(shape)
-    size = bond_field(topology)
-    if most is not None and size is not None and size not in method["topology"]:
+    grows = bond_field(topology)
+    if most is not None and grows is not None and grows not in method["topology"]:
         topology = largest_within(topology, layout, most - bool(method.get("base"))) or with_bond(topology, 1)
     if kind == "tltorch":
         made = Factorised(dense, tuple(f for fs in layout.factors for f in fs), topology, seed)
@@ -149,5 +149,5 @@ def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: i
 
 
 def _active(generator: adtn.Generator) -> int:
-    """The rank of large cores would take minutes; then all are called active."""
+    """All, of large generators."""
     return generator.num_active_params if generator.num_params <= _COUNTED else generator.num_params

@@ -26,8 +26,8 @@ Two **controls** stand in every table: an identity (cut to shape) and a frozen r
 factor. A layer **matters** when both cost more than one point. A layer that does not matter compresses by itself,
 whatever replaces it.
 
-"Active" parameters can influence the weight; where a method cannot be as small as the budget, it is as small as it can
-be. Legs "by meaning" follow the axis: rows and columns of an image, channels, places.
+"Active" parameters can influence the weight; in newer runs they are counted for up to 1,000 parameters, above that all
+are called active. Where a method cannot be as small as the budget, it is as small as it can be. Legs "by meaning" follow the axis: rows and columns of an image, channels, places.
 """
 _GOALS = (
     "Of every case with a goal the best method within the budget, chosen by the accuracy that is shown; means over the "
