@@ -27,8 +27,8 @@ factor. A layer **matters** when both cost more than one point. A layer that doe
 whatever replaces it.
 
 "Active" parameters can influence the weight; in newer runs they are counted for up to 1,000 parameters, above that all
-are called active. Where a method cannot be as small as the budget, it is as small as it can be. Legs "by meaning" follow
-the axis: rows and columns of an image, channels, places.
+are called active. Where a method cannot be as small as the budget, it is as small as it can be. Legs "by meaning"
+follow the axis: rows and columns of an image, channels, places.
 """
 _GOALS = (
     "Of every case with a goal the best method within the budget, chosen by the accuracy that is shown; means over the "
