@@ -298,7 +298,7 @@ class DeviceProfile:
         Raises
         ------
         ScheduleError
-            For unknown names.
+            For unknown names, and for dtypes in which it was not measured.
         """
         sheets = _datasheets()
         if name in sheets:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import os
 import time
@@ -101,8 +102,10 @@ def features(
 def cached_features(
     case: Mapping[str, Any], prefix: nn.Sequential, images: Images, device: str
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Computed once per network, cut and number of copies."""
-    name = f"{case['network']}-{case['data']}-{case['cut']}-{case['copies']}-{case['shift']}"
+    """Computed once per trained network, cut, and number and shift of copies."""
+    state = b"".join(v.numpy().tobytes() for v in prefix.state_dict().values())
+    trained = hashlib.sha256(state).hexdigest()[:8]  # a network that was trained anew has other features
+    name = f"{case['network']}-{case['data']}-{case['cut']}-{case['copies']}-{case['shift']}-{trained}"
     path = weights_file("features", name)
     if not path.exists():
         train, test = torch.from_numpy(images.x_train), torch.from_numpy(images.x_test)
