@@ -132,6 +132,24 @@ class Optimizer(Protocol):
         ...
 
 
+class Differentiable(Protocol):
+    """A function of named arrays and one more array, with its adjoint."""
+
+    def __call__(self, arrays: Params, x: Array) -> Array:
+        """The value."""
+        ...
+
+    def with_tape(self, arrays: Params, x: Array) -> tuple[Array, tuple[Array, ...]]:
+        """The value, and arrays that :meth:`pullback` needs."""
+        ...
+
+    def pullback(
+        self, tape: tuple[Array, ...], arrays: Params, x: Array, ybar: Array, *, need_x: bool = True
+    ) -> tuple[dict[str, Array], Array | None]:
+        """Adjoints of the trained arrays, and of ``x`` unless nobody wants it."""
+        ...
+
+
 @runtime_checkable
 class Backend(Protocol):
     """What a framework adds to autoray. Devices are given without the backend's name: ``"cpu"``, ``"cuda:0"``."""
@@ -191,8 +209,8 @@ class Backend(Protocol):
         """Wait until everything that was asked of ``device`` is done, and ``result`` is there."""
         ...
 
-    def with_vjp(self, fn: Callable[..., Array], vjp: Callable[..., Any]) -> Callable[..., Array]:
-        """``fn(arrays, x)`` for which the framework uses ``vjp(arrays, x, cotangent) -> (d_arrays, d_x)``."""
+    def with_vjp(self, layer: Differentiable) -> Callable[..., Array]:
+        """``layer(arrays, x)`` for which the framework uses the layer's own adjoint."""
         ...
 
     def workspace(self, keep_bytes: int | None = None) -> Workspace:

@@ -55,6 +55,15 @@ def agree(results: dict[str, np.ndarray]) -> None:
         np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-5 * np.abs(want).max(), err_msg=name)
 
 
+@pytest.mark.parametrize("shape", [(3, 20), (6, 6), (20,), ()], ids=str)
+def test_an_input_of_another_width_is_refused(shape: tuple[int, ...]) -> None:
+    for name, (module, there, _) in modules().items():
+        layer = module.ADTNLinear(adtn.Generator((8, 12), TTN))
+        with pytest.raises(LayoutError, match="expected") as error:
+            layer(there(np.zeros(shape, np.float32)))
+        assert str(shape) in str(error.value), name
+
+
 @pytest.mark.parametrize("mode", ["materialise", "stream", "factored"])
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12), (16, 16)], ids=str)
 def test_an_identity_base_is_made_and_not_held(shape: tuple[int, int], mode: Any) -> None:

@@ -40,11 +40,17 @@ def test_apply_and_its_adjoint_in_every_mode(row: Row, base: str | None) -> None
     for mode in modes_of(row):
         assert relative_error(gen.apply(x, mode=mode), x @ weight.T) < 1e-12, mode
         layer = adtn.plan(gen, "train", batch=5, mode=mode).layer(get_backend("numpy"))
-        grads, xbar = layer.vjp(arrays, x, ybar)
+        y, tape = layer.with_tape(arrays, x)
+        assert relative_error(y, x @ weight.T) < 1e-12, mode
+        grads, xbar = layer.pullback(tape, arrays, x, ybar)
         assert relative_error(xbar, ybar @ weight) < 1e-12, mode
         for name, grad in want.items():
             scale = max(float(np.abs(grad).max()), 1e-9)
             assert float(np.abs(grads[name] - grad).max()) < 1e-9 * scale, (mode, name)
+        alone, nothing = layer.pullback(tape, arrays, x, ybar, need_x=False)
+        assert nothing is None
+        for name, grad in grads.items():
+            assert relative_error(alone[name], grad) < 1e-12, (mode, name)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -89,6 +89,35 @@ def grads_of(layer, x):
     return y, dict(zip(parameters_of(layer), out, strict=True))
 
 
+@pytest.mark.parametrize("mode", ["materialise", "stream", "factored"])
+def test_two_batches_before_one_way_back_and_an_input_that_nobody_differentiates(mode: str) -> None:
+    layer = layers.ADTNLinear(GENERATORS["seeded base"](), mode=mode)
+    torch.manual_seed(0)
+    given, wanted = torch.randn(4, 12), torch.randn(3, 12, requires_grad=True)
+    (layer(given).sum() + (layer(wanted) ** 2).sum()).backward()
+    found = {name: p.grad.clone() for name, p in layer.named_parameters()} | {"x": wanted.grad}
+    layer.zero_grad()
+    again = wanted.detach().requires_grad_()
+    first, second = (nn.functional.linear(x, layer.weight, layer.bias) for x in (given, again))
+    (first.sum() + (second**2).sum()).backward()
+    for name, grad in ({name: p.grad for name, p in layer.named_parameters()} | {"x": again.grad}).items():
+        assert (found[name] - grad).abs().max() <= 1e-4 * grad.abs().max(), name
+    out = layer(given)
+    with torch.no_grad():
+        next(layer.generated.parameters()).mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("mode", ["stream", "factored"])
+def test_without_gradients_no_graph_is_made(mode: str) -> None:
+    layer = layers.ADTNLinear(GENERATORS["ttn"](), mode=mode)
+    with torch.no_grad():
+        assert layer(torch.zeros(2, 20)).grad_fn is None
+    layer.requires_grad_(False)
+    assert not layer(torch.zeros(2, 20)).requires_grad
+
+
 @pytest.mark.parametrize("name", GENERATORS)
 @pytest.mark.parametrize("mode", [None, "materialise", "stream"])
 def test_forward_and_gradients_are_those_of_the_dense_layer(name: str, mode: str | None) -> None:

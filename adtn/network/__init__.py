@@ -3,6 +3,7 @@
 from ._activation import Activation as Activation
 from ._activation import get_activation as get_activation
 from ._activation import register_activation as register_activation
+from ._adjoint import StageTape as StageTape
 from ._adjoint import forward as forward
 from ._adjoint import forward_tape as forward_tape
 from ._adjoint import pullback as pullback

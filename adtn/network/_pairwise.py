@@ -40,6 +40,10 @@ class MatrixView:
     stored: Shape
     inverse: tuple[int, ...]
     permuted: Shape
+    moves: bool
+    """Whether reading copies: an order that no reshape gives."""
+    thin: Shape
+    """The full shape with ones where it is summed."""
     swapped: bool = False
 
     @classmethod
@@ -51,11 +55,6 @@ class MatrixView:
     def plain(cls, inds: Inds, sizes: dict[str, int], groups: tuple[Inds, ...]) -> MatrixView:
         """:meth:`of` without looking at the transposed matrix."""
         return _plain(*_pattern(inds, sizes, groups))
-
-    @property
-    def moves(self) -> bool:
-        """Whether reading copies: an order that no reshape gives."""
-        return self.inverse != tuple(range(len(self.inverse)))
 
     def copied(self, *, written: bool) -> tuple[int, int, int, int, int]:
         """The shape of :class:`Op` of its permuting copy."""
@@ -74,25 +73,27 @@ class MatrixView:
             x = do("sum", do("reshape", x, self.full), axis=self.sums)
         if self.moves:
             x = do("transpose", do("reshape", x, self.merged), self.perm)
-        x = space.packed(x, self.stored)
-        return swap(x) if self.swapped else x
+        if self.moves or x.shape != self.stored:  # small networks spend their time on such calls
+            x = space.packed(x, self.stored)
+        return x.mT if self.swapped else x
 
     def write(self, matrix: Array) -> Array:
         """The adjoint of :meth:`read`: matrices back to a tensor; summed indices get copies."""
-        return self._restore(swap(matrix) if self.swapped else matrix, PLAIN)
+        return self._restore(matrix.mT if self.swapped else matrix, PLAIN)
 
     def write_product(self, x: Array, y: Array, turned: bool, space: Workspace) -> Array:
         """``write(x @ y)``, computed as its transpose when ``turned``."""
-        found = space.matmul(swap(y), swap(x)) if turned else space.matmul(x, y)
-        return self._restore(found if turned == self.swapped else swap(found), space)
+        found = space.matmul(y.mT, x.mT) if turned else space.matmul(x, y)
+        if turned != self.swapped:
+            return self._restore(found.mT, space)
+        return found if found.shape == self.full and not self.moves else self._restore(found, space)
 
     def _restore(self, stored: Array, space: Workspace) -> Array:
         if self.moves:
             stored = do("transpose", do("reshape", stored, self.permuted), self.inverse)
         if not self.sums:
             return space.packed(stored, self.full)
-        thin = tuple(1 if axis in self.sums else d for axis, d in enumerate(self.full))
-        return do("broadcast_to", do("reshape", stored, thin), self.full)
+        return do("broadcast_to", do("reshape", stored, self.thin), self.full)
 
 
 def _pattern(inds: Inds, sizes: dict[str, int], groups: tuple[Inds, ...]) -> tuple[Shape, tuple[int, ...], Shape]:
@@ -131,12 +132,10 @@ def _plain(full: Shape, wanted: tuple[int, ...], lengths: tuple[int, ...]) -> Ma
     ends = list(accumulate(lengths, initial=0))
     stored = tuple(math.prod(size_at[p] for p in range(start, end)) for start, end in pairwise(ends))
     inverse = tuple(sorted(range(len(by_target)), key=lambda b: by_target[b]))
-    return MatrixView(full, sums, merged, tuple(by_target), stored, inverse, tuple(merged[b] for b in by_target))
-
-
-def swap(x: Array) -> Array:
-    """The last two axes exchanged, without a copy."""
-    return do("transpose", x, (1, 0) if len(x.shape) == 2 else (0, 2, 1))
+    moves = inverse != tuple(range(len(inverse)))
+    thin = tuple(1 if p < 0 else d for p, d in zip(wanted, full, strict=True))
+    permuted = tuple(merged[b] for b in by_target)
+    return MatrixView(full, sums, merged, tuple(by_target), stored, inverse, permuted, moves, thin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +186,8 @@ class PairStep:
     def backward(self, cbar: Array, am: Array, bm: Array, space: Workspace) -> tuple[Array | None, Array | None]:
         """Adjoints of the operands that need one."""
         cm = self.c.read(cbar, space)
-        abar = self.a.write_product(cm, swap(bm), self.turned[1], space) if self.need_a else None
-        bbar = self.b.write_product(swap(am), cm, self.turned[2], space) if self.need_b else None
+        abar = self.a.write_product(cm, bm.mT, self.turned[1], space) if self.need_a else None
+        bbar = self.b.write_product(am.mT, cm, self.turned[2], space) if self.need_b else None
         return abar, bbar
 
 

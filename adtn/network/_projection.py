@@ -24,7 +24,7 @@ from autoray import do
 from .._backend import Backend, Workspace
 from .._typing import Array, Inds, Params
 from ._adjoint import backward_steps, forward_steps
-from ._pairwise import PairStep, swap
+from ._pairwise import PairStep
 from ._program import Path, Stage
 from ._segment import Core, Segment
 from ._tiled_adjoint import accumulate, no_bars, operands_of
@@ -156,10 +156,10 @@ def _project_root(
     a, b, t = root.a.read(left, space), root.b.read(right, space), root.c.read(target, space)
     turned = root.c.swapped  # the target is read as it lies: libraries are slow at thin products with a transposed one
     if turned:
-        a, b, t = swap(b), swap(a), swap(t)
+        a, b, t = b.mT, a.mT, t.mT
     need_a, need_b = (root.need_b, root.need_a) if turned else (root.need_a, root.need_b)
-    abar = space.matmul(t, swap(b)) if need_a else None
-    bbar = space.matmul(swap(a), t) if need_b else None
+    abar = space.matmul(t, b.mT) if need_a else None
+    bbar = space.matmul(a.mT, t) if need_b else None
     if not turned:
         return None if abar is None else root.a.write(abar), None if bbar is None else root.b.write(bbar)
-    return None if bbar is None else root.a.write(swap(bbar)), None if abar is None else root.b.write(swap(abar))
+    return None if bbar is None else root.a.write(bbar.mT), None if abar is None else root.b.write(abar.mT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -18,6 +19,7 @@ from ..network import (
     Path,
     Program,
     Segment,
+    StageTape,
     Weighting,
     compile_program,
     forward,
@@ -27,6 +29,7 @@ from ..network import (
 )
 from ._execution import TiledWeight, generate, with_base
 
+Tape = tuple[Array, ...]
 INPUT = "x/input"
 _BATCH = "x/batch"
 
@@ -64,8 +67,14 @@ class TiledApply:
         y = do("reshape", do("transpose", y, (1, 0, 2)), (x.shape[0], layout.padded_shape[0]))
         return y[:, : layout.shape[0]] if layout.shape[0] != layout.padded_shape[0] else y
 
-    def vjp(self, arrays: Params, x: Array, ybar: Array) -> tuple[dict[str, Array], Array]:
-        """Adjoints of the parameters and of ``x``; tiles are generated again."""
+    def with_tape(self, arrays: Params, x: Array) -> tuple[Array, Tape]:
+        """The product, and nothing: tiles are generated again."""
+        return self(arrays, x), ()
+
+    def pullback(
+        self, tape: Tape, arrays: Params, x: Array, ybar: Array, *, need_x: bool = True
+    ) -> tuple[dict[str, Array], Array | None]:
+        """Adjoints of the parameters, and of ``x`` where it is wanted."""
         backend, weight = self.backend, self.weight
         layout, tiles = weight.weighting.layout, weight.tiled.tiles
         ybar = pad(ybar, 1, layout.padded_shape[0] - layout.shape[0])
@@ -73,16 +82,18 @@ class TiledApply:
 
         def consume(w: Array, i: Any, xbar: Any) -> tuple[Any, Array]:
             yb = backend.take(by_tile, i)
-            return backend.add(xbar, do("matmul", yb, w)), do("matmul", do("transpose", yb, (1, 0)), x)
+            xbar = backend.add(xbar, do("matmul", yb, w)) if need_x else None
+            return xbar, do("matmul", yb.mT, x)
 
-        xbar, grads = weight.run(
-            backend, with_base(weight, arrays), consume, do("zeros_like", x), adjoint=True, space=self.space
-        )
+        start = do("zeros_like", x) if need_x else None
+        xbar, grads = weight.run(backend, with_base(weight, arrays), consume, start, adjoint=True, space=self.space)
         return grads, xbar
 
 
 class FactoredApply:
     """``y = x Wᵀ`` and its adjoint with x as one more tensor of the last segment; W never exists.
+
+    What the way back reads again is kept, as for any layer: intermediates of the batch's size.
 
     Parameters
     ----------
@@ -105,9 +116,9 @@ class FactoredApply:
         self.space = backend.workspace()
         self.program = lru_cache(maxsize=16)(self._program)
 
-    def _program(self, batch: int) -> Program:
-        """For so many rows of ``x``."""
-        segments = with_input(self.segments, self.weighting.layout, batch)
+    def _program(self, batch: int, need_x: bool = True) -> Program:
+        """For so many rows of ``x``, which is trained like a core where its adjoint is wanted."""
+        segments = with_input(self.segments, self.weighting.layout, batch, trained=need_x)
         return compile_program(segments, self.paths, free_states=True)
 
     def __call__(self, arrays: Params, x: Array) -> Array:
@@ -115,20 +126,29 @@ class FactoredApply:
         program = self.program(x.shape[0])
         return self._finish(forward(program, self._inputs(arrays, x), self.space), arrays, x)
 
-    def vjp(self, arrays: Params, x: Array, ybar: Array) -> tuple[dict[str, Array], Array]:
-        """Adjoints of the parameters and of ``x``."""
-        layout, scale = self.weighting.layout, self.weighting.scale
-        program = self.program(x.shape[0])
-        _, tape = forward_tape(program, self._inputs(arrays, x), self.space)
+    def with_tape(self, arrays: Params, x: Array) -> tuple[Array, Tape]:
+        """The product, and what :meth:`pullback` needs."""
+        state, tape = forward_tape(self.program(x.shape[0]), self._inputs(arrays, x), self.space)
+        return self._finish(state, arrays, x), tuple(_flat(tape))
+
+    def pullback(
+        self, tape: Tape, arrays: Params, x: Array, ybar: Array, *, need_x: bool = True
+    ) -> tuple[dict[str, Array], Array | None]:
+        """Adjoints of the parameters, and of ``x`` where it is wanted."""
+        layout, scale, weighting = self.weighting.layout, self.weighting.scale, self.weighting
+        program = self.program(x.shape[0], need_x)
         full = pad(ybar, 1, layout.padded_shape[0] - layout.shape[0])
-        grads = pullback(program, tape, do("reshape", full * scale, program.stages[-1].out_shape), self.space)
-        xbar = do("reshape", grads.pop(INPUT), (x.shape[0], layout.padded_shape[1]))[:, : layout.shape[1]]
-        if self.weighting.has_base:
+        cotangent = do("reshape", full * scale, program.stages[-1].out_shape)
+        grads = pullback(program, _records(program, tape), cotangent, self.space)
+        xbar = None
+        if need_x:
+            xbar = do("reshape", grads.pop(INPUT), (x.shape[0], layout.padded_shape[1]))[:, : layout.shape[1]]
+        if weighting.has_base and (need_x or weighting.trains_base_scale):
             through = self._times_base(arrays, ybar, 0)
-            if self.weighting.trains_base_scale:
+            if weighting.trains_base_scale:
                 grads[BASE_SCALE] = do("sum", x * through)
-                through = through * arrays[BASE_SCALE]
-            xbar = xbar + through
+                through = through * arrays[BASE_SCALE] if need_x else through
+            xbar = None if xbar is None else xbar + through
         return grads, xbar
 
     def _inputs(self, arrays: Params, x: Array) -> Params:
@@ -154,12 +174,35 @@ class FactoredApply:
         return pad(x[:, :n] * self.weighting.identity, 1, max(n - x.shape[1], 0))
 
 
-def with_input(segments: tuple[Segment, ...], layout: Layout, batch: int) -> tuple[Segment, ...]:
+def _flat(tape: list[StageTape]) -> Iterator[Array]:
+    """The arrays of a tape one after the other: frameworks keep those, and nothing else."""
+    for record in tape:
+        for pair in record.matrices:
+            yield from pair
+        if record.z is not None:
+            yield record.z
+
+
+def _records(program: Program, arrays: Tape) -> list[StageTape]:
+    """The inverse of :func:`_flat`."""
+    rest = iter(arrays)
+    return [
+        StageTape(
+            [(next(rest), next(rest)) for _ in stage.steps],
+            None if stage.segment.activation == "identity" else next(rest),
+        )
+        for stage in program.stages
+    ]
+
+
+def with_input(
+    segments: tuple[Segment, ...], layout: Layout, batch: int, *, trained: bool = True
+) -> tuple[Segment, ...]:
     """The segments with ``x``, of shape ``(batch, n_in)``, as one more tensor of the last one."""
     last = segments[-1]
     by_axis: list[list[tuple[int, str]]] = [[], []]
     for name, (axis, k) in zip(last.outputs, layout.leg_axes, strict=True):
         by_axis[axis].append((k, name))
     rows, columns = (tuple(name for _, name in sorted(legs)) for legs in by_axis)
-    x = Core(INPUT, (_BATCH, *columns), (batch, *layout.factors[1]), INPUT, "input", init="given")
+    x = Core(INPUT, (_BATCH, *columns), (batch, *layout.factors[1]), INPUT, "input", init="given", trainable=trained)
     return (*segments[:-1], replace(last, cores=(*last.cores, x), outputs=(_BATCH, *rows)))

@@ -192,18 +192,22 @@ class Plan:
         layer = self.layer(backend)
         if self.task == "apply":
             return backend.compile(layer)
-        return backend.compile(lambda arrays, x: layer.vjp(arrays, x, layer(arrays, x)))
+
+        def train(arrays: Params, x: Array) -> Any:
+            y, tape = layer.with_tape(arrays, x)
+            return layer.pullback(tape, arrays, x, y)
+
+        return backend.compile(train)
 
     def layer(self, backend: Backend) -> FactoredApply | TiledApply:
-        """``(arrays, x) -> y`` and its ``vjp``."""
+        """``(arrays, x) -> y`` and its adjoint."""
         if self.weight is None:
             return FactoredApply(self.segments, self.paths, self.weighting, backend)
         return TiledApply(self.weight, backend)
 
     def function(self, backend: Backend) -> Callable[[Params, Array], Array]:
         """``(arrays, x) -> y`` of a plan for ``"apply"`` or ``"train"``, differentiable where the framework is."""
-        layer = self.layer(backend)
-        return backend.with_vjp(layer, layer.vjp)
+        return backend.with_vjp(self.layer(backend))
 
     def __repr__(self) -> str:
         return "\n".join(self._lines())

@@ -397,9 +397,11 @@ class _Planner:
         held = counter.live_bytes
         counter.ops.clear()
         counter.peak_bytes = held
-        y = applied(arrays, x)
         if key.task == "train":
-            applied.vjp(arrays, x, y)
+            y, tape = applied.with_tape(arrays, x)
+            applied.pullback(tape, arrays, x, y)
+        else:
+            applied(arrays, x)
         a = Alternative(
             "factored", True, 1, (), self.seconds(counter), 0.0, counter.peak_bytes - held + self.scratch_bytes
         )
@@ -457,9 +459,9 @@ class _Planner:
             del w, y
             return self.seconds(counter), first, counter.peak_bytes - held
         layer = TiledApply(weight, null)
-        y = layer(arrays, x)
+        y, tape = layer.with_tape(arrays, x)
         if key.task == "train":
-            layer.vjp(arrays, x, y)
+            layer.pullback(tape, arrays, x, y)
         del y
         return self.seconds(counter), first, counter.peak_bytes - held
 

@@ -94,6 +94,12 @@ def check_axes(shape: tuple[int, ...], axes: int, what: str) -> None:
         raise LayoutError(f"Got a weight of shape {shape}; {what} needs {axes} axes.")
 
 
+def check_input(shape: tuple[int, ...], n_in: int) -> None:
+    """Refuse inputs whose last axis is not the one that the weight sums over."""
+    if not shape or shape[-1] != n_in:
+        raise LayoutError(f"Got an input of shape {tuple(shape)}; expected (..., {n_in}).")
+
+
 def check_bias(shape: tuple[int, ...], n_out: int) -> None:
     """Refuse biases that are not one number per output."""
     if tuple(shape) != (n_out,):

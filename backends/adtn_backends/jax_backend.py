@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from adtn._backend import Backend, DeviceInfo, Workspace
+from adtn._backend import Backend, DeviceInfo, Differentiable, Workspace
 from adtn._errors import DeviceError, missing
 from adtn._typing import Params
 
@@ -113,16 +113,17 @@ class JaxBackend:
             return
         jax.device_put(0.0, jax.devices(platform)[int(index or 0)]).block_until_ready()
 
-    def with_vjp(self, fn: Callable[..., Any], vjp: Callable[..., Any]) -> Callable[..., Any]:
-        """``jax.custom_vjp`` that remembers its arguments alone, jitted."""
-        custom = jax.custom_vjp(fn)
+    def with_vjp(self, layer: Differentiable) -> Callable[..., Any]:
+        """``jax.custom_vjp``, jitted."""
+        custom = jax.custom_vjp(layer)
 
         def forward(arrays: Params, x: Any) -> tuple[Any, Any]:
-            return fn(arrays, x), (arrays, x)
+            y, tape = layer.with_tape(arrays, x)
+            return y, (tape, arrays, x)
 
         def backward(kept: Any, cotangent: Any) -> tuple[Any, Any]:
-            arrays, x = kept
-            grads, xbar = vjp(arrays, x, cotangent)
+            tape, arrays, x = kept
+            grads, xbar = layer.pullback(tape, arrays, x, cotangent)  # XLA drops what nobody wants
             return {k: grads[k] if k in grads else jnp.zeros_like(a) for k, a in arrays.items()}, xbar
 
         custom.defvjp(forward, backward)

@@ -14,7 +14,7 @@ from typing import Any
 
 import autoray
 import numpy as np
-from adtn._backend import Backend, DeviceInfo, Op, Workspace
+from adtn._backend import Backend, DeviceInfo, Differentiable, Op, Workspace
 from adtn._errors import DeviceError
 from adtn._typing import Params, Shape
 
@@ -105,6 +105,13 @@ class NullArray:
     def nbytes(self) -> int:
         """Bytes that the entries would take."""
         return self.size * _ITEMSIZE.get(self.dtype, 1)
+
+    @property
+    def mT(self) -> NullArray:
+        """The last two axes exchanged."""
+        *lead, m, n = self.shape
+        *ahead, s, t = self.strides
+        return self.view((*lead, n, m), (*ahead, t, s))
 
     def view(self, shape: Shape, strides: Shape) -> NullArray:
         """The same memory."""
@@ -333,9 +340,9 @@ class NullBackend:
         """Refused: there are no values."""
         raise DeviceError("The null backend cannot differentiate; it only counts. Use 'numpy:cpu'.")
 
-    def with_vjp(self, fn: Callable[..., Any], vjp: Callable[..., Any]) -> Callable[..., Any]:
-        """The function: nothing is differentiated."""
-        return fn
+    def with_vjp(self, layer: Differentiable) -> Callable[..., Any]:
+        """The layer: nothing is differentiated."""
+        return layer
 
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Nothing to compile."""

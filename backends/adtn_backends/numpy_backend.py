@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
-from adtn._backend import Backend, DeviceInfo, Workspace
+from adtn._backend import Backend, DeviceInfo, Differentiable, Workspace
 from adtn._errors import DeviceError, FitError
 from adtn._typing import Params, Shape
 
@@ -77,9 +77,9 @@ class NumpyBackend:
     def synchronize(self, device: str, result: Any = None) -> None:
         """NumPy is done when it returns."""
 
-    def with_vjp(self, fn: Callable[..., Any], vjp: Callable[..., Any]) -> Callable[..., Any]:
-        """The function: NumPy differentiates nothing, call ``vjp`` yourself."""
-        return fn
+    def with_vjp(self, layer: Differentiable) -> Callable[..., Any]:
+        """The layer: NumPy differentiates nothing, call its ``pullback`` yourself."""
+        return layer
 
     def workspace(self, keep_bytes: int | None = None) -> NumpyWorkspace:
         """A pool."""

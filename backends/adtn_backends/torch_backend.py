@@ -11,7 +11,7 @@ from typing import Any
 import autoray
 import numpy as np
 import torch
-from adtn._backend import Backend, DeviceInfo, Workspace
+from adtn._backend import Backend, DeviceInfo, Differentiable, Workspace
 from adtn._errors import DeviceError
 from adtn._typing import Params, Shape
 
@@ -137,25 +137,32 @@ class TorchBackend:
         elif device.startswith("mps"):
             torch.mps.synchronize()
 
-    def with_vjp(self, fn: Callable[..., Any], vjp: Callable[..., Any]) -> Callable[..., Any]:
-        """A :class:`torch.autograd.Function` that remembers its arguments alone."""
+    def with_vjp(self, layer: Differentiable) -> Callable[..., Any]:
+        """A :class:`torch.autograd.Function` where there is something to differentiate."""
 
         class Applied(torch.autograd.Function):
             @staticmethod
             def forward(ctx: Any, names: tuple[str, ...], x: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
+                y, tape = layer.with_tape(dict(zip(names, numbers, strict=True)), x)
                 ctx.names = names
-                ctx.save_for_backward(x, *numbers)
-                return fn(dict(zip(names, numbers, strict=True)), x)
+                ctx.save_for_backward(x, *numbers, *tape)
+                return y
 
             @staticmethod
-            def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
-                x, *numbers = ctx.saved_tensors
+            @torch.autograd.function.once_differentiable
+            def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+                names, (x, *kept) = ctx.names, ctx.saved_tensors
+                arrays, tape = dict(zip(names, kept, strict=False)), tuple(kept[len(names) :])
+                need_x = ctx.needs_input_grad[1]
                 with torch.no_grad():
-                    arrays, xbar = vjp(dict(zip(ctx.names, numbers, strict=True)), x, cotangents[0].contiguous())
-                return None, xbar, *(arrays.get(name) for name in ctx.names)
+                    grads, xbar = layer.pullback(tape, arrays, x, cotangents[0].contiguous(), need_x=need_x)
+                return None, xbar, *(grads.get(name) for name in names)
 
         def run(arrays: Params, x: torch.Tensor) -> torch.Tensor:
-            return Applied.apply(tuple(arrays), x, *arrays.values())  # pyright: ignore[reportReturnType]
+            if torch.is_grad_enabled() and (x.requires_grad or any(a.requires_grad for a in arrays.values())):
+                return Applied.apply(tuple(arrays), x, *arrays.values())  # pyright: ignore[reportReturnType]
+            with torch.no_grad():
+                return layer(arrays, x)
 
         return run
 
@@ -236,9 +243,11 @@ class TorchWorkspace(Workspace):
         return torch.from_numpy(flat).view(dtype).view(shape)
 
     def _leaves_alone(self, x: torch.Tensor, shape: Shape) -> bool:
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.device.type != "cpu":
+        if (
+            torch.compiler.is_compiling() or math.prod(shape) * x.itemsize < SMALLEST
+        ):  # in this order: no guards on sizes
             return True
-        return math.prod(shape) * x.itemsize < SMALLEST
+        return torch.is_grad_enabled() or x.device.type != "cpu"
 
 
 class TorchOptimizer:

@@ -11,6 +11,7 @@ from adtn._errors import LayoutError
 from flax import nnx
 
 from .._fitted import Base
+from .._geometry import check_input
 from ._kernels import filled
 from ._weight import GeneratedWeight, Mode, as_weight, bias_param, weight_for
 
@@ -90,6 +91,7 @@ class ADTNLinear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``(..., n_in)`` to ``(..., n_out)``."""
+        check_input(x.shape, self.in_features)
         rows = x.reshape(-1, self.in_features)
         y = self.generated.layer(rows, self.mode)(self.generated.arrays(), rows)
         y = y.reshape(*x.shape[:-1], self.out_features)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from adtn import Generator, Layout, Topology
 from adtn._backend import get_backend
+from adtn._typing import Params
 from adtn.generator import generated_rows
 from adtn.schedule import TiledWeight, decide, generate, with_base
 from flax import nnx
@@ -104,7 +105,7 @@ class _Static:
         if ("weight",) not in self._made:
             plan = decide(self.generator, "generate", device=_device())
             assert plan.weight is not None
-            self._made["weight",] = _generating(plan.weight)
+            self._made["weight",] = _BACKEND.with_vjp(_Generating(plan.weight))
         return self._made["weight",]
 
     def layer(self, batch: int, dtype: str, mode: Mode | None) -> Any:
@@ -120,20 +121,26 @@ def _device() -> str:
     return "jax:cpu" if platform == "cpu" else f"jax:{platform}:0"
 
 
-def _generating(weight: TiledWeight) -> Any:
-    """``(arrays, nothing) -> W`` with the library's adjoint."""
+class _Generating:
+    """``(arrays, nothing) -> W`` with the library's adjoint, which generates again."""
 
-    def fn(arrays: dict[str, Any], _: Any) -> Any:
-        return generate(weight, _BACKEND, arrays)
+    def __init__(self, weight: TiledWeight) -> None:
+        self.weight = weight
 
-    def vjp(arrays: dict[str, Any], nothing: Any, wbar: Any) -> tuple[dict[str, Any], Any]:
-        padded = weight.pad_rows(wbar)
+    def __call__(self, arrays: Params, x: Any) -> Any:
+        return generate(self.weight, _BACKEND, arrays)
+
+    def with_tape(self, arrays: Params, x: Any) -> tuple[Any, tuple[()]]:
+        return self(arrays, x), ()
+
+    def pullback(
+        self, tape: tuple[Any, ...], arrays: Params, x: Any, ybar: Any, *, need_x: bool = True
+    ) -> tuple[dict[str, Any], Any]:
+        weight, wbar = self.weight, self.weight.pad_rows(ybar)
         _, grads = weight.run(
-            _BACKEND, with_base(weight, arrays), lambda w, i, carry: (carry, padded), None, adjoint=True
+            _BACKEND, with_base(weight, arrays), lambda w, i, carry: (carry, wbar), None, adjoint=True
         )
-        return grads, jnp.zeros_like(nothing)
-
-    return _BACKEND.with_vjp(fn, vjp)
+        return grads, jnp.zeros_like(x)
 
 
 def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> GeneratedWeight:

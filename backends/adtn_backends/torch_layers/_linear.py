@@ -8,6 +8,7 @@ import torch
 from adtn import Generator, Layout, Topology
 from torch import nn
 
+from .._geometry import check_input
 from ._weight import Base, GeneratedWeight, Mode, as_weight, bias_parameter, generator_of, is_traced
 
 
@@ -102,6 +103,7 @@ class ADTNLinear(nn.Module):
         linear = nn.functional.linear
         if is_traced():  # one graph for every batch
             return linear(x, self.weight, self.bias)
+        check_input(x.shape, self.in_features)
         weight, autocast = self.generated, torch.is_autocast_enabled(x.device.type)
         rows = x.reshape(-1, self.in_features)
         rows = rows.to(weight.dtype) if autocast else rows
