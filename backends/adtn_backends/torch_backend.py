@@ -16,10 +16,13 @@ from adtn._errors import DeviceError
 from adtn._typing import Params, Shape
 
 from ._memory import host_memory_bytes
-from ._pool import SMALLEST, Pool
+from ._pool import Pool
 
 # autoray looks for scipy.special.erf inside torch; it lies at the top there
 autoray.register_function("torch", "scipy.special.erf", torch.erf)
+
+# measured: six products of 256 KiB take 70 us in PyTorch's own memory and 133 from a pool, of 512 KiB 711 and 246
+_SMALLEST = 1 << 19
 
 _DTYPES = {
     "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
@@ -243,11 +246,10 @@ class TorchWorkspace(Workspace):
         return torch.from_numpy(flat).view(dtype).view(shape)
 
     def _leaves_alone(self, x: torch.Tensor, shape: Shape) -> bool:
-        if (
-            torch.compiler.is_compiling() or math.prod(shape) * x.itemsize < SMALLEST
-        ):  # in this order: no guards on sizes
+        if torch.compiler.is_compiling():  # first: a size that is looked at becomes a guard
             return True
-        return torch.is_grad_enabled() or x.device.type != "cpu"
+        small = math.prod(shape) * x.itemsize < _SMALLEST
+        return small or torch.is_grad_enabled() or x.device.type != "cpu"
 
 
 class TorchOptimizer:
