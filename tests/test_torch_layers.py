@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import adtn
 import numpy as np
@@ -178,6 +182,48 @@ def test_every_layer_compiles_to_one_graph_and_exports(name: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     exported = torch.export.export(layer.eval(), (x,)).module()
     torch.testing.assert_close(exported(x), want, rtol=1e-4, atol=1e-5)
+
+
+_COMPILED_FIRST = """
+import adtn, torch
+from test_torch_layers import GENERATORS, LAYERS, layers
+made = [make() for make in LAYERS.values()]
+bases = {"identity": adtn.IdentityBase(), "smooth": None}
+more = [make() for make in GENERATORS.values()]
+more += [adtn.Generator((13, 11), adtn.TTN(bond=2, activation="gelu"), base=base) for base in bases.values()]
+for layer, x in made + [(layers.ADTNLinear(g), torch.randn(5, g.shape[1])) for g in more]:
+    y = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(y, layer(x), rtol=1e-4, atol=1e-5)
+print(len(made) + len(more))
+"""
+
+
+def test_a_process_may_begin_with_a_compiled_layer() -> None:
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", _COMPILED_FIRST], capture_output=True, text=True, env=env)
+    assert done.stdout.strip() == str(len(LAYERS) + len(GENERATORS) + 2), done.stderr[-2000:]
+
+
+@traces
+@pytest.mark.parametrize("mode", [None, "factored", "materialise"])
+def test_one_graph_for_every_batch_without_the_weight(mode: str | None) -> None:
+    generator = adtn.Generator((256, 256), adtn.TTN(bond=2), layout=adtn.Layout.of((256, 256), leg=8))
+    layer = layers.ADTNLinear(generator, mode=mode)
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=count)
+    for batch in (3, 20, 70):
+        x = torch.randn(batch, 256)
+        torch.testing.assert_close(compiled(x), layer(x), rtol=1e-4, atol=1e-5)
+    (graph,) = graphs
+    values = [node.meta["example_value"] for node in graph.graph.nodes if "example_value" in node.meta]
+    shapes = [tuple(v.shape) for v in values if isinstance(v, torch.Tensor)]
+    assert ((256, 256) in shapes) == (mode == "materialise")
+    assert (layer.generated.traced(mode) is None) == (mode == "materialise")
 
 
 @pytest.mark.parametrize("name", LAYERS)

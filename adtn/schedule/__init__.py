@@ -11,6 +11,8 @@ from ._execution import Consumer as Consumer
 from ._execution import TiledWeight as TiledWeight
 from ._execution import generate as generate
 from ._execution import with_base as with_base
+from ._layers import Steps as Steps
+from ._layers import TracedApply as TracedApply
 from ._plan import MODES as MODES
 from ._plan import TASKS as TASKS
 from ._plan import Plan as Plan

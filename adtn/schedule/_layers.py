@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from string import ascii_letters
 from typing import Any
 
 from autoray import do
 
 from .._backend import Backend
-from .._typing import Array, Params
+from .._typing import Array, Inds, Params
 from ..network import (
     BASE,
     BASE_SCALE,
@@ -22,12 +23,14 @@ from ..network import (
     StageTape,
     Weighting,
     compile_program,
+    contraction_nodes,
     forward,
     forward_tape,
     pad,
     pullback,
 )
 from ._execution import TiledWeight, generate, with_base
+from ._search import terms_of
 
 Tape = tuple[Array, ...]
 INPUT = "x/input"
@@ -55,11 +58,11 @@ class TiledApply:
         backend, weight = self.backend, self.weight
         layout, tiles = weight.weighting.layout, weight.tiled.tiles
         if tiles == 1:
-            return do("matmul", x, do("transpose", generate(weight, backend, arrays), (1, 0)))
+            return x @ generate(weight, backend, arrays).mT
         arrays = with_base(weight, arrays)
 
         def consume(w: Array, i: Any, y: Any) -> tuple[Any, None]:
-            return backend.put(y, i, do("matmul", x, do("transpose", w, (1, 0)))), None
+            return backend.put(y, i, x @ w.mT), None
 
         zero = do("reshape", do("zeros_like", do("reshape", x, (-1,))[:1]), (1, 1, 1))
         y = zero + do("zeros_like", do("broadcast_to", zero, (tiles, x.shape[0], weight.rows)))
@@ -82,15 +85,43 @@ class TiledApply:
 
         def consume(w: Array, i: Any, xbar: Any) -> tuple[Any, Array]:
             yb = backend.take(by_tile, i)
-            xbar = backend.add(xbar, do("matmul", yb, w)) if need_x else None
-            return xbar, do("matmul", yb.mT, x)
+            xbar = backend.add(xbar, yb @ w) if need_x else None
+            return xbar, yb.mT @ x
 
         start = do("zeros_like", x) if need_x else None
         xbar, grads = weight.run(backend, with_base(weight, arrays), consume, start, adjoint=True, space=self.space)
         return grads, xbar
 
 
-class FactoredApply:
+class _WithInput:
+    """What is around the contraction with x."""
+
+    weighting: Weighting
+
+    def _inputs(self, arrays: Params, x: Array) -> Params:
+        layout = self.weighting.layout
+        return {**arrays, INPUT: pad(x, 1, layout.padded_shape[1] - layout.shape[1])}
+
+    def _finish(self, state: Array, arrays: Params, x: Array) -> Array:
+        layout = self.weighting.layout
+        y = do("reshape", state, (x.shape[0], layout.padded_shape[0]))
+        if layout.shape[0] != layout.padded_shape[0]:
+            y = y[:, : layout.shape[0]]
+        y = y * self.weighting.scale  # a new array: the state lies in the workspace
+        if not self.weighting.has_base:
+            return y
+        base = self._times_base(arrays, x, 1)
+        return y + (base * arrays[BASE_SCALE] if self.weighting.trains_base_scale else base)
+
+    def _times_base(self, arrays: Params, x: Array, axis: int) -> Array:
+        """The product with the base, over its rows or its columns."""
+        if self.weighting.identity is None:
+            return x @ (arrays[BASE].mT if axis else arrays[BASE])
+        n = self.weighting.layout.shape[1 - axis]
+        return pad(x[:, :n] * self.weighting.identity, 1, max(n - x.shape[1], 0))
+
+
+class FactoredApply(_WithInput):
     """``y = x Wᵀ`` and its adjoint with x as one more tensor of the last segment; W never exists.
 
     What the way back reads again is kept, as for any layer: intermediates of the batch's size.
@@ -151,27 +182,55 @@ class FactoredApply:
             xbar = None if xbar is None else xbar + through
         return grads, xbar
 
-    def _inputs(self, arrays: Params, x: Array) -> Params:
-        layout = self.weighting.layout
-        return {**arrays, INPUT: pad(x, 1, layout.padded_shape[1] - layout.shape[1])}
 
-    def _finish(self, state: Array, arrays: Params, x: Array) -> Array:
-        layout = self.weighting.layout
-        y = do("reshape", state, (x.shape[0], layout.padded_shape[0]))
-        if layout.shape[0] != layout.padded_shape[0]:
-            y = y[:, : layout.shape[0]]
-        y = y * self.weighting.scale  # a new array: the state lies in the workspace
-        if not self.weighting.has_base:
-            return y
-        base = self._times_base(arrays, x, 1)
-        return y + (base * arrays[BASE_SCALE] if self.weighting.trains_base_scale else base)
+Steps = tuple[tuple[int, int, str], ...]
 
-    def _times_base(self, arrays: Params, x: Array, axis: int) -> Array:
-        """The product with the base, over its rows or its columns."""
-        if self.weighting.identity is None:
-            return do("matmul", x, do("transpose", arrays[BASE], (1, 0)) if axis else arrays[BASE])
-        n = self.weighting.layout.shape[1 - axis]
-        return pad(x[:, :n] * self.weighting.identity, 1, max(n - x.shape[1], 0))
+
+class TracedApply(_WithInput):
+    """``y = x Wᵀ`` with x as one more tensor, for compilers: one graph for any batch, in operations they know.
+
+    Parameters
+    ----------
+    segments : tuple of Segment
+        Of the generator.
+    weighting : Weighting
+        What makes it a weight.
+    """
+
+    def __init__(self, segments: tuple[Segment, ...], weighting: Weighting) -> None:
+        self.weighting = weighting
+        *before, self.last = with_input(segments, weighting.layout, 1)
+        if before:
+            before[-1] = replace(before[-1], outputs=self.last.inputs)
+        self.head = compile_program(tuple(before)) if before else None
+        self.legs = weighting.layout.factors[1]
+
+    def steps(self, path: Path) -> Steps | None:
+        """The last segment as ``(slot, slot, equation)``; nothing if one has more indices than einsum has letters."""
+        terms = terms_of(self.last)
+        nodes = contraction_nodes(terms, self.last.outputs, path)
+        inds = [*terms, *(node.inds for node in nodes)]
+        inds[-1] = self.last.outputs
+        found = [(n.left, n.right, _equation(inds[n.left], inds[n.right], inds[n.out])) for n in nodes]
+        return tuple(found) if all(equation for *_, equation in found) else None
+
+    def __call__(self, steps: Steps, arrays: Params, x: Array) -> Array:
+        """``(batch, n_in)`` to ``(batch, n_out)``, differentiated by the framework."""
+        slots = [] if self.head is None else [forward(self.head, arrays)]
+        slots += [arrays[core.param] for core in self.last.cores[:-1]]
+        slots.append(do("reshape", self._inputs(arrays, x)[INPUT], (x.shape[0], *self.legs)))
+        for left, right, equation in steps:
+            slots.append(do("einsum", equation, slots[left], slots[right], like=x))
+        return self._finish(slots[-1], arrays, x)
+
+
+def _equation(a: Inds, b: Inds, c: Inds) -> str:
+    """Of two tensors with one einsum; empty when letters run out."""
+    letter = dict(zip(dict.fromkeys((*a, *b)), ascii_letters, strict=False))
+    if any(i not in letter for i in (*a, *b)):
+        return ""
+    left, right, out = ("".join(letter[i] for i in inds) for inds in (a, b, c))
+    return f"{left},{right}->{out}"
 
 
 def _flat(tape: list[StageTape]) -> Iterator[Array]:

@@ -455,7 +455,7 @@ class _Planner:
             w = generate(weight, null, arrays, null.workspace(KEPT_BYTES))
             first = self.seconds(counter)
             counter.ops.clear()
-            y = do("matmul", x, do("transpose", w, (1, 0)))
+            y = x @ w.mT
             del w, y
             return self.seconds(counter), first, counter.peak_bytes - held
         layer = TiledApply(weight, null)

@@ -141,6 +141,9 @@ class NullArray:
     def __neg__(self) -> NullArray:
         return _elementwise("arithmetic", self)
 
+    def __matmul__(self, other: NullArray) -> NullArray:
+        return _matmul(self, other)
+
 
 def _dense_strides(shape: Shape) -> Shape:
     return tuple(math.prod(shape[a + 1 :]) for a in range(len(shape)))

@@ -20,6 +20,11 @@ from ._pool import Pool
 
 # autoray looks for scipy.special.erf inside torch; it lies at the top there
 autoray.register_function("torch", "scipy.special.erf", torch.erf)
+# its own translation of arguments is nothing that PyTorch's compiler follows
+autoray.register_function("torch", "concatenate", torch.concatenate)
+# autoray imports a function at its first use, which PyTorch's compiler does not follow
+for _name in ("broadcast_to", "einsum", "matmul", "reshape", "sum", "transpose", "zeros_like"):
+    autoray.get_lib_fn("torch", _name)
 
 # measured: six products of 256 KiB take 70 us in PyTorch's own memory and 133 from a pool, of 512 KiB 711 and 246
 _SMALLEST = 1 << 19

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -100,23 +101,32 @@ class ADTNLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(..., n_in)`` to ``(..., n_out)``."""
-        linear = nn.functional.linear
+        linear, weight = nn.functional.linear, self.generated
         if is_traced():  # one graph for every batch
-            return linear(x, self.weight, self.bias)
+            steps, without = weight.traced(self.mode), weight.without
+            if steps is None or without is None:
+                return linear(x, self.weight, self.bias)
+            return self._applied(lambda arrays, rows: without(steps, arrays, rows), x, self._rows(x))
         check_input(x.shape, self.in_features)
-        weight, autocast = self.generated, torch.is_autocast_enabled(x.device.type)
-        rows = x.reshape(-1, self.in_features)
-        rows = rows.to(weight.dtype) if autocast else rows
+        rows = self._rows(x)
         trains = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in weight.parameters()))
         mode, layer = weight.layer(rows, self.mode, train=trains)
         if mode == "materialise" and not trains:
             return linear(x, weight.kept(), self.bias)
-        if mode == "materialise" and autocast:
+        if mode == "materialise" and torch.is_autocast_enabled(x.device.type):
             return linear(x, self.weight, self.bias)
-        with torch.autocast(x.device.type, enabled=False):  # numbers keep their precision, as norms do
-            y = layer(weight.arrays(), rows).reshape(*x.shape[:-1], self.out_features)
+        return self._applied(layer, x, rows)
+
+    def _rows(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, self.in_features)
+        return rows.to(self.generated.dtype) if torch.is_autocast_enabled(x.device.type) else rows
+
+    def _applied(self, layer: Callable[..., torch.Tensor], x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        device = x.device.type
+        with torch.autocast(device, enabled=False):  # numbers keep their precision, as norms do
+            y = layer(self.generated.arrays(), rows).reshape(*x.shape[:-1], self.out_features)
             y = y if self.bias is None else y + self.bias
-        return y.to(torch.get_autocast_dtype(x.device.type)) if autocast else y
+        return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
 
 
 def is_transposed(layer: nn.Module) -> bool:

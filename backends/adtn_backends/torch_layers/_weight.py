@@ -12,7 +12,8 @@ import torch
 from adtn import Generator, Layout, Topology
 from adtn._backend import get_backend
 from adtn.generator import generated_rows
-from adtn.schedule import KEPT_BYTES, TiledWeight, decide, generate, with_base
+from adtn.network import get_activation
+from adtn.schedule import KEPT_BYTES, Steps, TiledWeight, TracedApply, decide, generate, with_base
 from torch import nn
 
 from .._fitted import Base, fitted
@@ -21,6 +22,7 @@ from .._geometry import check_axes, check_bias
 Mode = Literal["materialise", "stream", "factored"]
 _BACKEND = get_backend("torch")
 _SPACE = _BACKEND.workspace(KEPT_BYTES)
+_TRACED_BATCH = 64  # one graph serves every batch, so it is planned for one of middle size
 
 
 class GeneratedWeight(nn.Module):
@@ -57,6 +59,10 @@ class GeneratedWeight(nn.Module):
         plan = decide(generator, "generate", device="torch:cpu")
         assert plan.weight is not None
         self._whole: TiledWeight = plan.weight
+        for segment in generator.segments:  # autoray imports at the first use, which compilers do not follow
+            get_activation(segment.activation).value(torch.zeros(1))
+        linear = len(generator.shape) == 2 and generator.segments[-1].activation == "identity"
+        self.without = TracedApply(generator.segments, generator.weighting) if linear else None
         self._kept: tuple[Any, list[torch.Tensor], torch.Tensor] | None = None
         self._now: torch.Tensor | None = None
         self._layers: dict[tuple[Any, ...], Any] = {}
@@ -168,6 +174,14 @@ class GeneratedWeight(nn.Module):
             self._layers[key] = (plan.mode, plan.function(_BACKEND))
         return self._layers[key]
 
+    def traced(self, mode: Mode | None) -> Steps | None:
+        """How compilers apply the weight to any batch without making it; nothing where it is made."""
+        number = next(iter(self.arrays().values()))
+        if self.without is None:
+            return None
+        device, dtype = f"torch:{_BACKEND.device_of(number)}", _BACKEND.dtype_of(number)
+        return _traced(self._structure, self.without, device, dtype, mode)
+
     def train(self, mode: bool = True) -> GeneratedWeight:
         """Training drops the kept weight: optimizers may change numbers without a trace."""
         self._kept = None
@@ -199,6 +213,15 @@ class _Generate(torch.autograd.Function):
             _BACKEND, with_base(weight, arrays), lambda w, i, carry: (carry, wbar), None, adjoint=True
         )
         return None, None, *(grads.get(name) for name in ctx.names)
+
+
+@torch.compiler.assume_constant_result
+def _traced(structure: Generator, without: TracedApply, device: str, dtype: str, mode: Mode | None) -> Steps | None:
+    """The scheduler is asked while a compiler looks; its answer is part of the graph."""
+    if mode in ("materialise", "stream"):
+        return None
+    plan = decide(structure, "train", device=device, dtype=dtype, batch=_TRACED_BATCH, mode=mode)
+    return without.steps(plan.paths[-1]) if plan.mode == "factored" else None
 
 
 def is_traced() -> bool:
