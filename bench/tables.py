@@ -113,6 +113,30 @@ def capture_table(content: dict) -> list[str]:
     return [*lines, ""]
 
 
+def train_step_table(content: dict) -> list[str]:
+    """Ratios to the dense layer, per batch."""
+    rows = content["train_step"]
+    lines = [
+        "Time of forward and gradients relative to a dense layer's; below 1 is faster. Peers contract the same",
+        "networks with PyTorch's differentiation: with the input as one more tensor, or making the weight first.",
+        "",
+    ]
+    for batch in dict.fromkeys(r["batch"] for r in rows):
+        own = [r for r in rows if r["batch"] == batch]
+        cases = list(dict.fromkeys(r["case"] for r in own))
+        lines += [f"| batch {batch} | {' | '.join(cases)} |", "|---" * (1 + len(cases)) + "|"]
+        found = {(r["method"], r["case"]): r for r in own}
+        for method in dict.fromkeys(r["method"] for r in own):
+            cells: list[str] = []
+            for case in cases:
+                row = found.get((method, case), {"error": "no such topology"})
+                dense = found["dense", case]["seconds"]
+                cells.append(row["error"][:60] if "error" in row else f"{row['seconds'] / dense:.2f}")
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
+
+
 def growth_table(content: dict) -> list[str]:
     """Time and memory against size."""
     lines = ["| entries | device | parameters | tiles | ms | predicted ms | extra MiB | weight MiB |", "|---" * 8 + "|"]
@@ -171,7 +195,7 @@ def table_of(content: dict) -> list[str]:
     """The table that fits the content."""
     for key, make in {
         "growth": growth_table, "capture": capture_table, "apply": apply_table, "peers": peers_table,
-        "curves": optimizers_table,
+        "train_step": train_step_table, "curves": optimizers_table,
         "summary": summary_table, "adapters": adapters_table,
         "config": side_by_side_table, "results": accuracy_table,
     }.items():  # fmt: skip

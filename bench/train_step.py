@@ -1,0 +1,162 @@
+"""A training step of one layer: forward and the gradients of its numbers and of its input, 4096x4096.
+
+Run as ``python bench/train_step.py``; writes ``bench/results/train-step.json``. Beside a dense layer stand the same
+networks contracted by cotengra's stored expressions with PyTorch's own differentiation, as they are and compiled: with
+the input as one more tensor (a layer without its weight), or making the weight first. One process per case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cotengra as ctg
+import numpy as np
+import torch
+from adtn.bench import BenchCase, paired_seconds
+from adtn.schedule._layers import with_input
+from adtn.schedule._search import terms_of
+from processes import rows_per_device, write_results
+from torch import nn
+
+from adtn_backends.torch_layers import ADTNLinear
+
+RESULTS = Path(__file__).parent / "results"
+CASES = ("TTN 2", "TTN 4", "aTTN 4", "MERA 4", "MPO 8", "Tucker 4")
+BATCHES = (16, 256)
+Method = tuple[Callable[[torch.Tensor], torch.Tensor], list[torch.Tensor]]
+
+
+def ours(case: BenchCase, compiled: bool = False) -> Method:
+    """The library's layer, as a model has it."""
+    layer = ADTNLinear(case.generator(), bias=False)
+    numbers = list(layer.parameters())
+    return (torch.compile(layer, fullgraph=True) if compiled else layer), numbers
+
+
+def dense(case: BenchCase) -> Method:
+    """An ordinary layer."""
+    layer = nn.Linear(case.shape[1], case.shape[0], bias=False)
+    return layer, [layer.weight]
+
+
+def stored(case: BenchCase, batch: int, how: str, compiled: bool = False) -> Method:
+    """Stored contractions with PyTorch's differentiation: ``how`` is "input" or "weight"."""
+    generator = case.generator()
+    layout, scale, segments = generator.layout, generator.scale, generator.segments
+    if how == "input":
+        segments = with_input(segments, layout, batch)
+    params = {k: torch.tensor(np.array(x)).requires_grad_() for k, x in generator.params.items()}
+    shapes = {i: n for s in segments for core in s.cores for i, n in zip(core.inds, core.shape, strict=True)}
+    expressions: list[Any] = []
+    for segment in segments:
+        terms = terms_of(segment)
+        sizes = [tuple(shapes[i] for i in t) for t in terms]
+        search = ctg.AutoOptimizer(parallel=False)
+        make = ctg.array_contract_expression
+        expressions.append(make(terms, segment.outputs, shapes=sizes, optimize=search) if len(terms) > 1 else None)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        given = {**params, "x/input": x.reshape(batch, *layout.factors[1])}
+        state: Any = None
+        for segment, expression in zip(segments, expressions, strict=True):
+            operands = ([state] if segment.inputs else []) + [given[core.param] for core in segment.cores]
+            state = expression(*operands, backend="torch") if expression is not None else operands[0]
+            if segment.activation != "identity":
+                state = nn.functional.silu(state)
+        if how == "input":
+            return state.reshape(batch, -1) * scale
+        return nn.functional.linear(x, layout.from_legs(state) * scale)
+
+    run(
+        torch.zeros(batch, case.shape[1])
+    )  # autoray imports functions at their first use, which compilers do not follow
+    return (torch.compile(run, fullgraph=True) if compiled else run), list(params.values())
+
+
+def tensorly(case: BenchCase, implementation: str) -> Method:
+    """tensorly-torch's own layer, for the two topologies that it knows."""
+    import tltorch
+
+    generator = case.generator()
+    kind, rank = {"MPO 8": ("blocktt", 8), "Tucker 4": ("tucker", 4)}[case.name]
+    outs, ins = generator.layout.factors
+    order = len(ins) + len(outs)
+    ranks = (1, *(rank,) * (len(ins) - 1), 1) if kind == "blocktt" else (rank,) * order
+    layer = tltorch.FactorizedLinear(
+        ins, outs, bias=False, factorization=kind, rank=ranks, implementation=implementation
+    )
+    return layer, list(layer.parameters())
+
+
+def methods(case: BenchCase, batch: int) -> dict[str, Callable[[], Method]]:
+    """Everything that is compared."""
+    found: dict[str, Callable[[], Method]] = {
+        "dense": lambda: dense(case),
+        "adtn": lambda: ours(case),
+        "adtn, torch.compile": lambda: ours(case, compiled=True),
+    }
+    found["cotengra, input"] = lambda: stored(case, batch, "input")
+    found["cotengra, input, torch.compile"] = lambda: stored(case, batch, "input", compiled=True)
+    found["cotengra, weight"] = lambda: stored(case, batch, "weight")
+    if case.name in ("MPO 8", "Tucker 4"):
+        for implementation in ("factorized", "reconstructed"):
+            found[f"tensorly-torch, {implementation}"] = lambda i=implementation: tensorly(case, i)
+    return found
+
+
+def slopes(layer: Callable[..., Any], numbers: list[torch.Tensor], x: torch.Tensor, cotangent: torch.Tensor) -> Any:
+    """Forward and back."""
+    return torch.autograd.grad(layer(x), [x, *numbers], cotangent)
+
+
+def measure(name: str, n: int, seconds: float) -> list[dict[str, Any]]:
+    """All methods on one topology."""
+    case = BenchCase(name, (n, n))
+    rows: list[dict[str, Any]] = []
+    for batch in BATCHES:
+        torch.manual_seed(0)
+        torch.compiler.reset()
+        x, cotangent = torch.randn(batch, n, requires_grad=True), torch.randn(batch, n)
+        steps: dict[str, Callable[[], Any]] = {}
+        results: dict[str, tuple[torch.Tensor, ...]] = {}
+        failed: dict[str, str] = {}
+        for method, make in methods(case, batch).items():
+            try:
+                steps[method] = partial(slopes, *make(), x, cotangent)
+                results[method] = steps[method]()
+            except Exception as error:  # a failed run is a result
+                steps.pop(method, None)
+                failed[method] = f"{type(error).__name__}: {error}".splitlines()[0]
+        want = results["adtn"][0]
+        times = paired_seconds(steps, seconds)
+        for method in methods(case, batch):
+            row: dict[str, Any] = {"case": name, "n": n, "batch": batch, "method": method}
+            if method in failed:
+                rows.append({**row, "error": failed[method]})
+                continue
+            away = float((results[method][0] - want).norm() / want.norm())
+            same = method.startswith(("adtn", "cotengra"))
+            rows.append({**row, "seconds": times[method], "input_gradient_difference": away if same else None})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="", help="a case")
+    parser.add_argument("--cases", nargs="*", default=CASES)
+    parser.add_argument("--n", type=int, default=4096)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    options = parser.parse_args()
+    if options.device:
+        print(json.dumps(measure(options.device, options.n, options.seconds)))
+        return
+    write_results(RESULTS / "train-step.json", train_step=rows_per_device(options.cases))
+
+
+if __name__ == "__main__":
+    main()
