@@ -226,6 +226,12 @@ def test_one_graph_for_every_batch_without_the_weight(mode: str | None) -> None:
     assert (layer.generated.traced(mode) is None) == (mode == "materialise")
 
 
+def test_a_layer_of_shapes_alone_exports() -> None:
+    layer = linear()[0].to("meta").eval()
+    exported = torch.export.export(layer, (torch.zeros(5, 24, device="meta"),)).module()
+    assert exported(torch.zeros(5, 24, device="meta")).shape == (5, 16)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_state_is_plain_and_survives(name: str, tmp_path) -> None:
     from safetensors.torch import load_model, save_model

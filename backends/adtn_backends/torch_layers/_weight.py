@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from adtn import Generator, Layout, Topology
 from adtn._backend import get_backend
+from adtn._errors import DeviceError
 from adtn.generator import generated_rows
 from adtn.network import get_activation
 from adtn.schedule import KEPT_BYTES, Steps, TiledWeight, TracedApply, decide, generate, with_base
@@ -220,7 +221,10 @@ def _traced(structure: Generator, without: TracedApply, device: str, dtype: str,
     """The scheduler is asked while a compiler looks; its answer is part of the graph."""
     if mode in ("materialise", "stream"):
         return None
-    plan = decide(structure, "train", device=device, dtype=dtype, batch=_TRACED_BATCH, mode=mode)
+    try:
+        plan = decide(structure, "train", device=device, dtype=dtype, batch=_TRACED_BATCH, mode=mode)
+    except DeviceError:  # shapes alone ("meta"), or a device that is elsewhere
+        return None
     return without.steps(plan.paths[-1]) if plan.mode == "factored" else None
 
 
