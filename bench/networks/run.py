@@ -123,25 +123,31 @@ def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
     return 100.0 * float((outputs(model, x).argmax(1) == y).float().mean())
 
 
-def run(
-    case: Mapping[str, Any], method: Mapping[str, Any], seed: int, tail: nn.Sequential, data: Features, test: Any
-) -> dict[str, Any]:
-    """One training: the row."""
-    model = copy.deepcopy(tail)
+def replace(model: nn.Sequential, case: Mapping[str, Any], method: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Put a method's layers into a network; per layer its sizes."""
     budgets: Mapping[str, int] = method.get("budget", case.get("budget", {}))
     layers: dict[str, Any] = {}
     if method.get("sorted"):
         for name in case["replaced"]:
             sorted_units(model, name)
     for name in case["replaced"]:
-        dense = model.get_submodule(name)
+        dense: Any = model.get_submodule(name)
         own = {**method, **method.get("layers", {}).get(name, {})}
-        most = dense.weight.numel() // method["ratio"] if "ratio" in method else budgets.get(name)
+        entries = dense.weight.numel()
+        most = entries // method["ratio"] if "ratio" in method else budgets.get(name)
         made, params, active = replacement(dense, own, most, seed)
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, made)
-        entries = tail.get_submodule(name).weight.numel()
         layers[name] = {"params": params, "active": active, "ratio": entries / params, "what": repr(made)[:200]}
+    return layers
+
+
+def run(
+    case: Mapping[str, Any], method: Mapping[str, Any], seed: int, tail: nn.Sequential, data: Features, test: Any
+) -> dict[str, Any]:
+    """One training: the row."""
+    model = copy.deepcopy(tail)
+    layers = replace(model, case, method, seed)
     x_test, _ = test
     model.to(x_test.device)
     began = time.monotonic()
@@ -232,6 +238,23 @@ def variants(case: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return found
 
 
+def distinct(case: Mapping[str, Any], tail: nn.Sequential, names: list[str]) -> list[str]:
+    """Without the variants that are as large as the one at the ratio before: their method has nothing smaller."""
+    kept: list[str] = []
+    before: dict[str, int] = {}
+    options = variants(case)
+    for name in names:
+        if "ratio" in options[name]:
+            method = name.rpartition(" ")[0]
+            layers = replace(copy.deepcopy(tail), case, {**options[name], "warm": 0}, 0)
+            params = sum(one["params"] for one in layers.values())
+            if params == before.get(method):
+                continue
+            before[method] = params
+        kept.append(name)
+    return kept
+
+
 def run_row(name: str, method: str, seed: int, device: str) -> dict[str, Any]:
     """One row of a case, in a process of its own or in this one."""
     case = read_case(name)
@@ -250,11 +273,13 @@ def run_case(name: str, only: list[str], seeds: list[int] | None, device: str, p
     out = RESULTS / f"{name}.json"
     content: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"rows": []}
     done = {(row["method"], row["seed"]) for row in content["rows"]}
-    methods = [n for n in variants(case) if not only or n in only]
-    todo = [(name, n, s, device) for s in seeds or case["seeds"] for n in methods if (n, s) not in done]
-    if not todo:
+    methods = [n for n in variants(case) if not only or n in only or n.rpartition(" ")[0] in only]
+    wanted = [(n, s) for s in seeds or case["seeds"] for n in methods if (n, s) not in done]
+    if not wanted:
         return
     tail, _, test = prepared(name, device)  # also writes the features that the other processes read
+    known = set(distinct(case, tail, methods))
+    todo = [(name, n, s, device) for n, s in wanted if n in known]
     content |= {
         "command": f"python bench/networks/run.py {name}", "machine": {**machine(), "device": device_name(device)},
         "case": {k: v for k, v in case.items() if k != "methods"}, "dense": accuracy(tail, *test),

@@ -161,8 +161,12 @@ def _curve(content: dict[str, Any], folder: Path) -> list[str]:
     curves: dict[str, list[tuple[int, float]]] = {}
     for name in dict.fromkeys(r["method"].rpartition(" ")[0] for r in content["rows"] if "ratio" in r["options"]):
         cells: list[str] = []
-        for ratio in ratios:
-            found = [r for r in content["rows"] if r["method"] == f"{name} {ratio}x" and "accuracy" in r]
+        found: list[dict[str, Any]] = []
+        for ratio in ratios:  # a method that has nothing smaller was not run again, or in vain: the seeds of one size
+            at = [r for r in content["rows"] if r["method"] == f"{name} {ratio}x" and "accuracy" in r] or found
+            sizes = {r["params"] for r in at}
+            found = [r for r in content["rows"] if r["method"].startswith(f"{name} ") and r.get("params") in sizes]
+            found = list({r["seed"]: r for r in found if r["method"].rpartition(" ")[0] == name}.values())
             if not found:
                 cells.append("-")
                 continue
