@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +37,21 @@ def test_networks(tmp_path: Path) -> None:
     table = script("networks/table.py")
     assert table.page(tmp_path) == (table.DOCS / "results.md").read_text(), "run 'python bench/networks/table.py'"
     assert list(tmp_path.glob("*.png"))
+
+
+def test_a_method_that_has_nothing_smaller_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(ROOT / "bench" / "networks")
+    for name in ("data", "dense", "methods", "train"):  # names of others may be the same
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    run = script("networks/run.py")
+    for name in ("data", "dense", "methods", "train"):
+        monkeypatch.delitem(sys.modules, name)
+    ratios = [4, 64, 500, 1000]
+    case = {"methods": {"mpo": {"topology": {"name": "mpo"}}}, "ratios": ratios, "replaced": ["0"]}
+    tail = torch.nn.Sequential(torch.nn.Linear(64, 64))
+    options = run.variants(case)
+    sizes = [run.replace(copy.deepcopy(tail), case, method, 0)["0"]["params"] for method in options.values()]
+    kept = run.distinct(case, tail, list(options))
+    assert sizes[-1] == sizes[-2]
+    assert kept == [name for n, name in enumerate(options) if n == 0 or sizes[n] != sizes[n - 1]]
