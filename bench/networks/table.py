@@ -247,9 +247,10 @@ def _draw(curves: dict[str, list[tuple[int, float]]], dense: float, random: floa
     families: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for name, points in curves.items():
         families.setdefault(_family(name), {})[name] = sorted(dict(sorted(points)).items())
+    entries = max(map(len, families.values())) + 4  # of the longest legend
     figure, panels = plt.subplots(
         1, len(families), squeeze=False, sharex=True, sharey=True, layout="constrained",
-        figsize=(4.2 * len(families), 5.0),
+        figsize=(4.2 * len(families), 3.6 + 0.19 * entries),
     )  # fmt: skip
     span = max(dense - random, 1.0)
     for axis, (family, own) in zip(
@@ -265,7 +266,7 @@ def _draw(curves: dict[str, list[tuple[int, float]]], dense: float, random: floa
         axis.set(title=family, xlabel="trained numbers in the replaced layers")
         axis.set_ylim(random - 0.35 * span, dense + 0.08 * span)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.19))
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=5.0)
     panels[0, 0].set_ylabel("test accuracy, %")
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
