@@ -2,7 +2,7 @@
 
 Run as ``python bench/peers.py``; writes ``bench/results/peers.json``. Every method computes loss and all gradients of
 a reconstruction. Times are medians in one process, in turns; peak memory is that of one step in a process of its own,
-above what the process had with target and parameters in place.
+above what the process had with target and parameters in place. ``--on cuda:0`` compares on a GPU, without peaks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def with_torch(problem: Problem, how: str) -> Step:
     import torch
 
     params = {k: torch.tensor(np.array(x)).requires_grad_() for k, x in problem.generator.params.items()}
-    target = torch.from_numpy(problem.target_in_legs())
+    target = torch.tensor(problem.target_in_legs())
     silu = torch.nn.functional.silu
     if how == "quimb":
         import quimb.tensor as qtn
@@ -129,7 +130,7 @@ def with_torch(problem: Problem, how: str) -> Step:
     def step() -> tuple[float, dict[str, np.ndarray]]:
         value = loss()
         grads = torch.autograd.grad(value, list(params.values()))
-        return float(value.detach()), {k: g.numpy() for k, g in zip(params, grads, strict=True)}
+        return float(value.detach()), {k: g.cpu().numpy() for k, g in zip(params, grads, strict=True)}
 
     return step
 
@@ -157,11 +158,11 @@ def with_tensorly(problem: Problem) -> Step:
     if block:
         rank = (*(f.shape[0] for f in factors), 1)
         tensor: Any = BlockTT(factors, tensorized_shape=problem.layout.factors, rank=rank)
-        target = torch.from_numpy(problem.target)
+        target = torch.tensor(problem.target)
     else:
         shape = tuple(f.shape[0] for f in factors[1:])
         tensor = TuckerTensor(factors[0], factors[1:], shape=shape, rank=tuple(factors[0].shape))
-        target = torch.from_numpy(problem.target_in_legs())
+        target = torch.tensor(problem.target_in_legs())
 
     def restored(core: Any, g: Any) -> np.ndarray:
         if block and core is not segment.cores[-1]:
@@ -169,7 +170,7 @@ def with_tensorly(problem: Problem) -> Step:
             g = (g[0] if first else g).movedim(-1, 0 if first else 1)
         elif not block and core is not segment.cores[0]:
             g = g.T
-        return g.reshape(core.shape).numpy()
+        return g.reshape(core.shape).cpu().numpy()
 
     def step() -> tuple[float, dict[str, np.ndarray]]:
         made = tensor.to_matrix() if block else tensor.to_tensor()
@@ -187,7 +188,7 @@ def with_tensorkrowch(problem: Problem) -> Step:
     import torch
 
     params = {k: torch.tensor(np.array(x)).requires_grad_() for k, x in problem.generator.params.items()}
-    target = torch.from_numpy(problem.target_in_legs())
+    target = torch.tensor(problem.target_in_legs())
     symbol: dict[str, str] = {}
 
     def network(segment: Any, state: Any) -> tuple[str, list[Any]]:
@@ -218,7 +219,7 @@ def with_tensorkrowch(problem: Problem) -> Step:
         residual = state * problem.scale - target
         value = (residual * residual).sum()
         grads = torch.autograd.grad(value, list(params.values()))
-        return float(value.detach()), {k: g.numpy() for k, g in zip(params, grads, strict=True)}
+        return float(value.detach()), {k: g.cpu().numpy() for k, g in zip(params, grads, strict=True)}
 
     return step
 
@@ -248,7 +249,7 @@ def three_products(problem: Problem, name: str) -> Step:
     if name == "torch":
         import torch
 
-        ta, tb = torch.from_numpy(a), torch.from_numpy(b)
+        ta, tb = torch.tensor(a), torch.tensor(b)
         out, left, right = torch.empty(n, n), torch.empty(n, k), torch.empty(k, n)
 
         def step() -> Any:
@@ -269,31 +270,35 @@ def three_products(problem: Problem, name: str) -> Step:
     return numpy_step
 
 
-METHODS: dict[str, Callable[[Problem], Step]] = {
-    "adtn numpy:cpu": lambda p: ours(p, "numpy:cpu"),
-    "adtn torch:cpu": lambda p: ours(p, "torch:cpu"),
-    "adtn jax:cpu": lambda p: ours(p, "jax:cpu"),
-    "adtn numpy:cpu, stream": lambda p: ours(p, "numpy:cpu", "stream"),
-    "adtn torch:cpu, stream": lambda p: ours(p, "torch:cpu", "stream"),
-    "adtn jax:cpu, stream": lambda p: ours(p, "jax:cpu", "stream"),
-    "cotengra + torch autograd": lambda p: with_torch(p, "expressions"),
-    "cotengra + torch.compile": lambda p: with_torch(p, "compile"),
-    "cotengra + jax.jit": with_jax,
-    "quimb + torch autograd": lambda p: with_torch(p, "quimb"),
-    "TensorKrowch": with_tensorkrowch,
-    "tensorly-torch": with_tensorly,
-    "three products n x 256 x n, numpy": lambda p: three_products(p, "numpy"),
-    "three products n x 256 x n, torch": lambda p: three_products(p, "torch"),
-}
+def methods(on: str) -> dict[str, Callable[[Problem], Step]]:
+    """Everything that is compared on the CPU, or on a GPU of PyTorch and JAX."""
+    devices = ["numpy:cpu", "torch:cpu", "jax:cpu"] if on == "cpu" else [f"torch:{on}", "jax:gpu:0"]
+    found: dict[str, Callable[[Problem], Step]] = {f"adtn {d}": partial(ours, device=d) for d in devices}
+    found |= {f"adtn {d}, stream": partial(ours, device=d, mode="stream") for d in devices}
+    found |= {
+        "cotengra + torch autograd": partial(with_torch, how="expressions"),
+        "cotengra + torch.compile": partial(with_torch, how="compile"),
+        "cotengra + jax.jit": with_jax,
+        "quimb + torch autograd": partial(with_torch, how="quimb"),
+        "TensorKrowch": with_tensorkrowch,
+        "tensorly-torch": with_tensorly,
+    }
+    for name in ("numpy", "torch") if on == "cpu" else ("torch",):
+        found[f"three products n x 256 x n, {name}"] = partial(three_products, name=name)
+    return found
 
 
-def measure(name: str, n: int, seconds: float, skip: tuple[str, ...]) -> dict[str, Any]:
+def measure(name: str, n: int, seconds: float, skip: tuple[str, ...], on: str) -> dict[str, Any]:
     """All methods on one generator."""
+    if on != "cpu":
+        import torch
+
+        torch.set_default_device(on)  # of what the peers make
     problem = Problem(name, n)
     rows: dict[str, dict[str, Any]] = {}
     steps: dict[str, Step] = {}
     reference: tuple[float, dict[str, np.ndarray]] | None = None
-    for method, make in METHODS.items():
+    for method, make in methods(on).items():
         if method in skip:
             continue
         try:
@@ -313,10 +318,13 @@ def measure(name: str, n: int, seconds: float, skip: tuple[str, ...]) -> dict[st
                 float(np.linalg.norm(g - reference[1][k]) / np.linalg.norm(reference[1][k])) for k, g in grads.items()
             )
     for method, found in paired_seconds(steps, seconds).items():
-        rows[method]["seconds"] = found
+        rows[method] |= {"seconds": found, "peak_over_weight": None}
+        if on != "cpu":
+            continue
         command = [sys.executable, __file__, "--peak", method, "--case", name, "--n", str(n)]
         done = subprocess.run(command, capture_output=True, text=True)
-        rows[method]["peak_over_weight"] = float(done.stdout) if done.returncode == 0 else None
+        if done.returncode == 0:
+            rows[method]["peak_over_weight"] = float(done.stdout)
     peers = {m: r["seconds"] for m, r in rows.items() if not m.startswith(("adtn", "three")) and "seconds" in r}
     best = min(peers, key=peers.__getitem__)
     for row in rows.values():
@@ -328,9 +336,9 @@ def measure(name: str, n: int, seconds: float, skip: tuple[str, ...]) -> dict[st
 def peak(method: str, name: str, n: int) -> None:
     """Peak of one step above the process with target and parameters in place, in weights."""
     problem = Problem(name, n)
-    small = METHODS[method](Problem(name, 256))
-    small()  # the framework and its threads
-    step = METHODS[method](problem)
+    make = methods("cpu")[method]
+    make(Problem(name, 256))()  # the framework and its threads
+    step = make(problem)
     if "jit" in method or "compile" in method or "jax" in method:
         step()  # compiling takes memory, too
     print(peak_bytes(step) / problem.target.nbytes)  # type: ignore[operator]
@@ -343,13 +351,14 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=4096)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--skip", nargs="*", default=[])
+    parser.add_argument("--on", default="cpu", help="or a CUDA device of PyTorch, such as cuda:0")
     parser.add_argument("--out", type=Path, default=RESULTS / "peers.json")
     options = parser.parse_args()
     if options.peak:
         peak(options.peak, options.case, options.n)
         return
     cases = [options.case] if options.case else CASES
-    results = [measure(name, options.n, options.seconds, tuple(options.skip)) for name in cases]
+    results = [measure(name, options.n, options.seconds, tuple(options.skip), options.on) for name in cases]
     write_results(options.out, peers=results)
 
 

@@ -3,6 +3,7 @@
 Run as ``python bench/train_step.py``; writes ``bench/results/train-step.json``. Beside a dense layer stand the same
 networks contracted by cotengra's stored expressions with PyTorch's own differentiation, as they are and compiled: with
 the input as one more tensor (a layer without its weight), or making the weight first. One process per case.
+``--on cuda:0`` compares on a GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Method = tuple[Callable[[torch.Tensor], torch.Tensor], list[torch.Tensor]]
 
 def ours(case: BenchCase, compiled: bool = False) -> Method:
     """The library's layer, as a model has it."""
-    layer = ADTNLinear(case.generator(), bias=False)
+    layer = ADTNLinear(case.generator(), bias=False).to(torch.get_default_device())
     numbers = list(layer.parameters())
     return (torch.compile(layer, fullgraph=True) if compiled else layer), numbers
 
@@ -111,11 +112,15 @@ def methods(case: BenchCase, batch: int) -> dict[str, Callable[[], Method]]:
 
 def slopes(layer: Callable[..., Any], numbers: list[torch.Tensor], x: torch.Tensor, cotangent: torch.Tensor) -> Any:
     """Forward and back."""
-    return torch.autograd.grad(layer(x), [x, *numbers], cotangent)
+    found = torch.autograd.grad(layer(x), [x, *numbers], cotangent)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return found
 
 
-def measure(name: str, n: int, seconds: float) -> list[dict[str, Any]]:
+def measure(name: str, n: int, seconds: float, on: str) -> list[dict[str, Any]]:
     """All methods on one topology."""
+    torch.set_default_device(on)
     case = BenchCase(name, (n, n))
     rows: list[dict[str, Any]] = []
     for batch in BATCHES:
@@ -151,11 +156,13 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=CASES)
     parser.add_argument("--n", type=int, default=4096)
     parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--on", default="cpu", help="or a CUDA device of PyTorch, such as cuda:0")
+    parser.add_argument("--out", type=Path, default=RESULTS / "train-step.json")
     options = parser.parse_args()
     if options.device:
-        print(json.dumps(measure(options.device, options.n, options.seconds)))
+        print(json.dumps(measure(options.device, options.n, options.seconds, options.on)))
         return
-    write_results(RESULTS / "train-step.json", train_step=rows_per_device(options.cases))
+    write_results(options.out, train_step=rows_per_device(options.cases))
 
 
 if __name__ == "__main__":
