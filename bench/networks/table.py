@@ -227,6 +227,11 @@ def _bars(found: dict[str, list[float]], own: list[float], path: Path) -> None:
     axis.set_yticks(range(len(names)), list(reversed(names)), fontsize=7)
     axis.axvline(0.0, color="k", lw=1)
     axis.set_xscale("symlog", linthresh=1.0)
+    low, high = axis.get_xlim()
+    ticks = [t for t in (-20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5) if low <= t <= high]
+    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axis.minorticks_off()
+    axis.grid(axis="x", alpha=0.3)
     axis.set_xlabel("points of test accuracy gained or lost (dots: seeds; grey: spread of the baseline)", fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
