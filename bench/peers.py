@@ -20,8 +20,8 @@ import adtn
 import cotengra as ctg
 import numpy as np
 from adtn.bench import BenchCase, Work, paired_seconds, peak_bytes
-from adtn.schedule._search import terms_of
 from processes import write_results
+from stored import contract, expressions
 
 RESULTS = Path(__file__).parent / "results"
 CASES = ("TTN 2", "TTN 4", "MERA 4", "aTTN 4", "MPO 8", "Tucker 4")
@@ -40,38 +40,11 @@ class Problem:
         self.scale = self.generator.scale
         self.square = float(np.sum(np.square(self.target, dtype=np.float64)))
 
-    def expressions(self) -> list[Any]:
-        """One contraction per segment, in cotengra's own order."""
-        found: list[Any] = []
-        shapes: dict[str, int] = {}
-        for segment in self.segments:
-            for core in segment.cores:
-                shapes |= dict(zip(core.inds, core.shape, strict=True))
-        for segment in self.segments:
-            terms = terms_of(segment)
-            found.append(
-                ctg.array_contract_expression(
-                    terms,
-                    segment.outputs,
-                    shapes=[tuple(shapes[i] for i in t) for t in terms],
-                    optimize=ctg.AutoOptimizer(parallel=False),
-                )
-                if len(terms) > 1
-                else None
-            )
-        return found
-
     def loss(
-        self, params: dict[str, Any], target: Any, expressions: list[Any], silu: Callable[[Any], Any], backend: str
+        self, params: dict[str, Any], target: Any, made: list[Any], silu: Callable[[Any], Any], backend: str
     ) -> Any:
         """The reconstruction error of the weight in legs."""
-        state = None
-        for segment, expression in zip(self.segments, expressions, strict=True):
-            operands = ([state] if segment.inputs else []) + [params[core.param] for core in segment.cores]
-            # named, or PyTorch's compiler does not follow how the framework is inferred
-            state = expression(*operands, backend=backend) if expression is not None else operands[0]
-            if segment.activation != "identity":
-                state = silu(state)
+        state = contract(self.segments, made, params, silu, backend)
         residual = state * self.scale - target
         return (residual * residual).sum()
 
@@ -119,10 +92,10 @@ def with_torch(problem: Problem, how: str) -> Step:
             return (residual * residual).sum()
 
     else:
-        expressions = problem.expressions()
+        made = expressions(problem.segments)
 
         def plain() -> Any:
-            return problem.loss(params, target, expressions, silu, "torch")
+            return problem.loss(params, target, made, silu, "torch")
 
         plain()  # autoray imports functions at their first use, which the compiler does not follow
         loss = torch.compile(plain, fullgraph=True) if how == "compile" else plain
@@ -231,8 +204,8 @@ def with_jax(problem: Problem) -> Step:
 
     params = {k: jnp.asarray(x) for k, x in problem.generator.params.items()}
     target = jnp.asarray(problem.target_in_legs())
-    expressions = problem.expressions()
-    run = jax.jit(jax.value_and_grad(lambda p, t: problem.loss(p, t, expressions, jax.nn.silu, "jax")))
+    made = expressions(problem.segments)
+    run = jax.jit(jax.value_and_grad(lambda p, t: problem.loss(p, t, made, jax.nn.silu, "jax")))
 
     def step() -> tuple[float, dict[str, np.ndarray]]:
         value, grads = run(params, target)

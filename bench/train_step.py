@@ -15,13 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cotengra as ctg
 import numpy as np
 import torch
 from adtn.bench import BenchCase, paired_seconds
 from adtn.schedule._layers import with_input
-from adtn.schedule._search import terms_of
 from processes import rows_per_device, write_results
+from stored import contract, expressions
 from torch import nn
 
 from adtn_backends.torch_layers import ADTNLinear
@@ -52,30 +51,16 @@ def stored(case: BenchCase, batch: int, how: str, compiled: bool = False) -> Met
     if how == "input":
         segments = with_input(segments, layout, batch)
     params = {k: torch.tensor(np.array(x)).requires_grad_() for k, x in generator.params.items()}
-    shapes = {i: n for s in segments for core in s.cores for i, n in zip(core.inds, core.shape, strict=True)}
-    expressions: list[Any] = []
-    for segment in segments:
-        terms = terms_of(segment)
-        sizes = [tuple(shapes[i] for i in t) for t in terms]
-        search = ctg.AutoOptimizer(parallel=False)
-        make = ctg.array_contract_expression
-        expressions.append(make(terms, segment.outputs, shapes=sizes, optimize=search) if len(terms) > 1 else None)
+    made = expressions(segments)
 
     def run(x: torch.Tensor) -> torch.Tensor:
         given = {**params, "x/input": x.reshape(batch, *layout.factors[1])}
-        state: Any = None
-        for segment, expression in zip(segments, expressions, strict=True):
-            operands = ([state] if segment.inputs else []) + [given[core.param] for core in segment.cores]
-            state = expression(*operands, backend="torch") if expression is not None else operands[0]
-            if segment.activation != "identity":
-                state = nn.functional.silu(state)
+        state = contract(segments, made, given, nn.functional.silu, "torch")
         if how == "input":
             return state.reshape(batch, -1) * scale
         return nn.functional.linear(x, layout.from_legs(state) * scale)
 
-    run(
-        torch.zeros(batch, case.shape[1])
-    )  # autoray imports functions at their first use, which compilers do not follow
+    run(torch.zeros(batch, case.shape[1]))  # autoray imports at the first use, which compilers do not follow
     return (torch.compile(run, fullgraph=True) if compiled else run), list(params.values())
 
 
@@ -97,16 +82,16 @@ def tensorly(case: BenchCase, implementation: str) -> Method:
 def methods(case: BenchCase, batch: int) -> dict[str, Callable[[], Method]]:
     """Everything that is compared."""
     found: dict[str, Callable[[], Method]] = {
-        "dense": lambda: dense(case),
-        "adtn": lambda: ours(case),
-        "adtn, torch.compile": lambda: ours(case, compiled=True),
+        "dense": partial(dense, case),
+        "adtn": partial(ours, case),
+        "adtn, torch.compile": partial(ours, case, compiled=True),
+        "cotengra, input": partial(stored, case, batch, "input"),
+        "cotengra, input, torch.compile": partial(stored, case, batch, "input", compiled=True),
+        "cotengra, weight": partial(stored, case, batch, "weight"),
     }
-    found["cotengra, input"] = lambda: stored(case, batch, "input")
-    found["cotengra, input, torch.compile"] = lambda: stored(case, batch, "input", compiled=True)
-    found["cotengra, weight"] = lambda: stored(case, batch, "weight")
     if case.name in ("MPO 8", "Tucker 4"):
         for implementation in ("factorized", "reconstructed"):
-            found[f"tensorly-torch, {implementation}"] = lambda i=implementation: tensorly(case, i)
+            found[f"tensorly-torch, {implementation}"] = partial(tensorly, case, implementation)
     return found
 
 

@@ -145,10 +145,13 @@ class FactoredApply(_WithInput):
         self.paths = paths
         self.weighting = weighting
         self.space = backend.workspace()
-        self.program = lru_cache(maxsize=16)(self._program)
+        self._programs = lru_cache(maxsize=16)(self._program)
 
-    def _program(self, batch: int, need_x: bool = True) -> Program:
+    def program(self, batch: int, need_x: bool = True) -> Program:
         """For so many rows of ``x``, which is trained like a core where its adjoint is wanted."""
+        return self._programs(batch, need_x)  # both always: or the cache takes the default for another program
+
+    def _program(self, batch: int, need_x: bool) -> Program:
         segments = with_input(self.segments, self.weighting.layout, batch, trained=need_x)
         return compile_program(segments, self.paths, free_states=True)
 
@@ -204,6 +207,8 @@ class TracedApply(_WithInput):
             before[-1] = replace(before[-1], outputs=self.last.inputs)
         self.head = compile_program(tuple(before)) if before else None
         self.legs = weighting.layout.factors[1]
+        self.chosen: dict[tuple[str | None, ...], Steps | None] = {}
+        """What a scheduler said, by what it was asked: function transforms ask at every call."""
 
     def steps(self, path: Path) -> Steps | None:
         """The last segment as ``(slot, slot, equation)``; nothing if one has more indices than einsum has letters."""

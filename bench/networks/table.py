@@ -165,8 +165,8 @@ def _curve(content: dict[str, Any], folder: Path) -> list[str]:
         for ratio in ratios:  # a method that has nothing smaller was not run again, or in vain: the seeds of one size
             at = [r for r in content["rows"] if r["method"] == f"{name} {ratio}x" and "accuracy" in r] or found
             sizes = {r["params"] for r in at}
-            found = [r for r in content["rows"] if r["method"].startswith(f"{name} ") and r.get("params") in sizes]
-            found = list({r["seed"]: r for r in found if r["method"].rpartition(" ")[0] == name}.values())
+            own = (r for r in content["rows"] if r["method"].rpartition(" ")[0] == name and r.get("params") in sizes)
+            found = list({r["seed"]: r for r in own}.values())
             if not found:
                 cells.append("-")
                 continue

@@ -221,11 +221,14 @@ def _traced(structure: Generator, without: TracedApply, device: str, dtype: str,
     """The scheduler is asked while a compiler looks; its answer is part of the graph."""
     if mode in ("materialise", "stream"):
         return None
-    try:
-        plan = decide(structure, "train", device=device, dtype=dtype, batch=_TRACED_BATCH, mode=mode)
-    except DeviceError:  # shapes alone ("meta"), or a device that is elsewhere
-        return None
-    return without.steps(plan.paths[-1]) if plan.mode == "factored" else None
+    key = (device, dtype, mode)
+    if key not in without.chosen:
+        try:
+            plan = decide(structure, "train", device=device, dtype=dtype, batch=_TRACED_BATCH, mode=mode)
+        except DeviceError:  # shapes alone ("meta"), or a device that is elsewhere
+            return None
+        without.chosen[key] = without.steps(plan.paths[-1]) if plan.mode == "factored" else None
+    return without.chosen[key]
 
 
 def is_traced() -> bool:
