@@ -40,29 +40,34 @@ def train(net, x, y):
     return net
 
 
+def half(rank: int, kind: str, folder: str) -> None:
+    """Train with half of the rows."""
+    net, (x, y) = model(), data()
+    if kind == "ddp":
+        net = torch.nn.parallel.DistributedDataParallel(net)
+    else:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (2,))
+        fully_shard(net[0], mesh=mesh)
+        fully_shard(net, mesh=mesh)
+    train(net, x[rank::2], y[rank::2])
+    inner = net.module if kind == "ddp" else net
+    numbers = [inner[i].generated.generator() for i in (0, 2)]
+    if rank == 0:
+        for n, generator in enumerate(numbers):
+            adtn.save(f"{folder}/{n}.safetensors", generator)
+
+
 def work(rank: int, kind: str, folder: str) -> None:
-    """One of two processes, with half of the rows."""
+    """One of two processes."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     group = torch.distributed
     group.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        net, (x, y) = model(), data()
-        if kind == "ddp":
-            net = torch.nn.parallel.DistributedDataParallel(net)
-        else:
-            from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import fully_shard
-
-            mesh = init_device_mesh("cpu", (2,))
-            fully_shard(net[0], mesh=mesh)
-            fully_shard(net, mesh=mesh)
-        train(net, x[rank::2], y[rank::2])
-        inner = net.module if kind == "ddp" else net
-        numbers = [inner[i].generated.generator() for i in (0, 2)]
-        if rank == 0:
-            for n, generator in enumerate(numbers):
-                adtn.save(f"{folder}/{n}.safetensors", generator)
+        half(rank, kind, folder)  # the model is gone before its group: else the group's end can wait for ever
     finally:
         group.destroy_process_group()
 
