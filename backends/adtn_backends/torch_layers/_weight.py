@@ -175,13 +175,24 @@ class GeneratedWeight(nn.Module):
             self._layers[key] = (plan.mode, plan.function(_BACKEND))
         return self._layers[key]
 
+    @torch.compiler.assume_constant_result
     def traced(self, mode: Mode | None) -> Steps | None:
-        """How compilers apply the weight to any batch without making it; nothing where it is made."""
-        number = next(iter(self.arrays().values()))
-        if self.without is None:
+        """How compilers apply the weight to any batch without making it; nothing where it is made.
+
+        The scheduler is asked while a compiler looks; its answer is part of the graph.
+        """
+        if self.without is None or mode in ("materialise", "stream"):
             return None
+        number = next(iter(self.arrays().values()))
         device, dtype = f"torch:{_BACKEND.device_of(number)}", _BACKEND.dtype_of(number)
-        return _traced(self._structure, self.without, device, dtype, mode)
+        key, chosen = (device, dtype, mode), self.without.chosen
+        if key not in chosen:
+            try:
+                plan = decide(self._structure, "train", device=device, dtype=dtype, batch=_TRACED_BATCH, mode=mode)
+            except DeviceError:  # shapes alone ("meta"), or a device that is elsewhere
+                return None
+            chosen[key] = self.without.steps(plan.paths[-1]) if plan.mode == "factored" else None
+        return chosen[key]
 
     def train(self, mode: bool = True) -> GeneratedWeight:
         """Training drops the kept weight: optimizers may change numbers without a trace."""
@@ -214,21 +225,6 @@ class _Generate(torch.autograd.Function):
             _BACKEND, with_base(weight, arrays), lambda w, i, carry: (carry, wbar), None, adjoint=True
         )
         return None, None, *(grads.get(name) for name in ctx.names)
-
-
-@torch.compiler.assume_constant_result
-def _traced(structure: Generator, without: TracedApply, device: str, dtype: str, mode: Mode | None) -> Steps | None:
-    """The scheduler is asked while a compiler looks; its answer is part of the graph."""
-    if mode in ("materialise", "stream"):
-        return None
-    key = (device, dtype, mode)
-    if key not in without.chosen:
-        try:
-            plan = decide(structure, "train", device=device, dtype=dtype, batch=_TRACED_BATCH, mode=mode)
-        except DeviceError:  # shapes alone ("meta"), or a device that is elsewhere
-            return None
-        without.chosen[key] = without.steps(plan.paths[-1]) if plan.mode == "factored" else None
-    return without.chosen[key]
 
 
 def is_traced() -> bool:
