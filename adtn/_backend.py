@@ -52,8 +52,27 @@ class DeviceInfo:
     reason: str = ""
 
 
+class Elementwise(Protocol):
+    """A function of every entry, and its derivative, over autoray."""
+
+    @property
+    def name(self) -> str:
+        """By which :attr:`Backend.fused` knows it."""
+        ...
+
+    @property
+    def value(self) -> Callable[[Array], Array]:
+        """The function."""
+        ...
+
+    @property
+    def derivative(self) -> Callable[[Array], Array]:
+        """Its derivative."""
+        ...
+
+
 class Workspace:
-    """Where results of products and permuting copies go; this one leaves it to the framework."""
+    """How intermediates are computed, and where they go; this one leaves both to the framework."""
 
     def matmul(self, x: Array, y: Array) -> Array:
         """``x @ y``."""
@@ -62,6 +81,14 @@ class Workspace:
     def packed(self, x: Array, shape: Shape) -> Array:
         """``x`` reshaped; a copy when its entries do not lie in this order."""
         return do("reshape", x, shape)
+
+    def activate(self, sigma: Elementwise, z: Array) -> Array:
+        """``sigma(z)``."""
+        return sigma.value(z)
+
+    def activate_vjp(self, sigma: Elementwise, z: Array, xbar: Array) -> Array:
+        """The adjoint of :meth:`activate`."""
+        return xbar * sigma.derivative(z)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +162,11 @@ class Optimizer(Protocol):
 class Differentiable(Protocol):
     """A function of named arrays and one more array, with its adjoint."""
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the way back reads a tape, or computes again what it needs."""
+        ...
+
     def __call__(self, arrays: Params, x: Array) -> Array:
         """The value."""
         ...
@@ -164,6 +196,11 @@ class Backend(Protocol):
     @property
     def scratch_bytes(self) -> int:
         """What the framework itself takes on top of a program's arrays: packed operands, thread stacks, compiling."""
+        ...
+
+    @property
+    def fused(self) -> frozenset[str]:
+        """Names of activations that its workspaces compute in one pass, and their adjoints in another."""
         ...
 
     def shares_memory(self, device: str) -> bool:

@@ -294,7 +294,7 @@ def measure(name: str, n: int, seconds: float, skip: tuple[str, ...], on: str) -
         rows[method] |= {"seconds": found, "peak_over_weight": None}
         if on != "cpu":
             continue
-        command = [sys.executable, __file__, "--peak", method, "--case", name, "--n", str(n)]
+        command = [sys.executable, __file__, "--peak", method, "--cases", name, "--n", str(n)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
             rows[method]["peak_over_weight"] = float(done.stdout)
@@ -320,7 +320,7 @@ def peak(method: str, name: str, n: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--peak", default="")
-    parser.add_argument("--case", default="")
+    parser.add_argument("--cases", nargs="*", default=CASES)
     parser.add_argument("--n", type=int, default=4096)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--skip", nargs="*", default=[])
@@ -328,10 +328,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "peers.json")
     options = parser.parse_args()
     if options.peak:
-        peak(options.peak, options.case, options.n)
+        peak(options.peak, *options.cases, options.n)
         return
-    cases = [options.case] if options.case else CASES
-    results = [measure(name, options.n, options.seconds, tuple(options.skip), options.on) for name in cases]
+    results = [measure(name, options.n, options.seconds, tuple(options.skip), options.on) for name in options.cases]
     write_results(options.out, peers=results)
 
 

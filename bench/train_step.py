@@ -103,8 +103,8 @@ def slopes(layer: Callable[..., Any], numbers: list[torch.Tensor], x: torch.Tens
     return found
 
 
-def measure(name: str, n: int, seconds: float, on: str) -> list[dict[str, Any]]:
-    """All methods on one topology."""
+def measure(name: str, n: int, seconds: float, skip: str, on: str) -> list[dict[str, Any]]:
+    """All methods on one topology, but for those with ``skip`` in their names."""
     torch.set_default_device(on)
     case = BenchCase(name, (n, n))
     rows: list[dict[str, Any]] = []
@@ -115,7 +115,8 @@ def measure(name: str, n: int, seconds: float, on: str) -> list[dict[str, Any]]:
         steps: dict[str, Callable[[], Any]] = {}
         results: dict[str, tuple[torch.Tensor, ...]] = {}
         failed: dict[str, str] = {}
-        for method, make in methods(case, batch).items():
+        compared = {m: make for m, make in methods(case, batch).items() if not skip or skip not in m}
+        for method, make in compared.items():
             try:
                 steps[method] = partial(slopes, *make(), x, cotangent)
                 results[method] = steps[method]()
@@ -124,7 +125,7 @@ def measure(name: str, n: int, seconds: float, on: str) -> list[dict[str, Any]]:
                 failed[method] = f"{type(error).__name__}: {error}".splitlines()[0]
         want = results["adtn"][0]
         times = paired_seconds(steps, seconds)
-        for method in methods(case, batch):
+        for method in compared:
             row: dict[str, Any] = {"case": name, "n": n, "batch": batch, "method": method}
             if method in failed:
                 rows.append({**row, "error": failed[method]})
@@ -141,11 +142,12 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=CASES)
     parser.add_argument("--n", type=int, default=4096)
     parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--skip", default="", help="methods with this in their names, such as torch.compile")
     parser.add_argument("--on", default="cpu", help="or a CUDA device of PyTorch, such as cuda:0")
     parser.add_argument("--out", type=Path, default=RESULTS / "train-step.json")
     options = parser.parse_args()
     if options.device:
-        print(json.dumps(measure(options.device, options.n, options.seconds, options.on)))
+        print(json.dumps(measure(options.device, options.n, options.seconds, options.skip, options.on)))
         return
     write_results(options.out, train_step=rows_per_device(options.cases))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from adtn._backend import get_backend
 from adtn._errors import DeviceError
-from adtn.network import forward
+from adtn.network import forward, get_activation
 from autoray import do
 
 
@@ -25,6 +25,18 @@ def test_a_contraction_counts_its_flops() -> None:
     arrays, counter = get_backend("null").arrays_like(gen.params)  # type: ignore[attr-defined]
     assert forward(gen.program, arrays).shape == gen.layout.dims
     assert counter.flops == gen.program.flops
+
+
+def test_what_a_framework_fuses_is_one_operation() -> None:
+    null, sigma = get_backend("null"), get_activation("silu")
+    counts = []
+    for fused in ((), ("silu",)):
+        arrays, counter = null.arrays_like({"z": np.ones((8, 8))})  # type: ignore[attr-defined]
+        counter.fused = frozenset(fused)
+        y = null.workspace().activate(sigma, arrays["z"])
+        null.workspace().activate_vjp(sigma, arrays["z"], y)
+        counts.append(sum(counter.ops.values()))
+    assert counts[1] == 2 < counts[0]
 
 
 def test_weight_has_shape_and_dtype_but_no_values() -> None:

@@ -13,7 +13,10 @@ from pathlib import Path
 import adtn
 import numpy as np
 import pytest
+from adtn._backend import get_backend
 from adtn._errors import LayoutError
+from adtn.schedule import decide
+from adtn.schedule._layers import FactoredApply
 
 from table import TOPOLOGIES
 
@@ -223,6 +226,22 @@ def test_one_graph_for_every_batch_without_the_weight(mode: str | None) -> None:
     shapes = [tuple(v.shape) for v in values if isinstance(v, torch.Tensor)]
     assert ((256, 256) in shapes) == (mode == "materialise")
     assert (layer.generated.traced(mode) is None) == (mode == "materialise")
+
+
+@pytest.mark.parametrize("name", ["ttn", "seeded base", "padded"])
+def test_the_frameworks_own_way_back_is_the_adjoint(name: str) -> None:
+    generator = GENERATORS[name]()
+    plan = decide(generator, "train", device="torch:cpu", batch=5, mode="factored")
+    apply = FactoredApply(generator.segments, plan.paths, generator.weighting, get_backend("torch"))
+    arrays = layers.GeneratedWeight(generator).arrays()
+    x = torch.randn(5, generator.shape[1], requires_grad=True)
+    leaves = [x, *(a for a in arrays.values() if a.requires_grad)]
+    y = apply(arrays, x)
+    ybar = torch.randn_like(y)
+    want = torch.autograd.grad(y, leaves, ybar)
+    found = torch.autograd.grad(get_backend("torch").with_vjp(apply)(arrays, x), leaves, ybar)
+    for a, b in zip(found, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
 
 
 def test_a_layer_of_shapes_alone_exports() -> None:

@@ -87,7 +87,7 @@ def pullback(program: Program, tape: list[StageTape], cotangent: Array, space: W
     grads: dict[str, Array] = {}
     xbar = cotangent
     for stage, record in zip(reversed(program.stages), reversed(tape), strict=True):
-        zbar = xbar if record.z is None else xbar * stage.activation.derivative(record.z)
+        zbar = xbar if record.z is None else space.activate_vjp(stage.activation, record.z, xbar)
         operands = _backward_stage(stage, record, zbar, space)
         collect(grads, stage.cores, operands[stage.has_state :])
         if not stage.need_state:
@@ -124,7 +124,7 @@ def forward_stage(
         z = slots[-1]
     if stage.segment.activation == "identity" or not activate:
         return z, StageTape(matrices, None)
-    return stage.activation.value(z), StageTape(matrices, z if keep else None)
+    return space.activate(stage.activation, z), StageTape(matrices, z if keep else None)
 
 
 def forward_steps(

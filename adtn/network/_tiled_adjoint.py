@@ -106,11 +106,11 @@ def walk(
         matrices = forward_steps(tiled.steps, slots, adjoint, space)
         tile = z = do("reshape", slots[-1], tiled.shape)
         if not tiled.linear_end:
-            tile = sigma.value(z) * scale
+            tile = space.activate(sigma, z) * scale
         inner, wbar = consume(tile, i, inner)
         if not adjoint:
             return inner, bars
-        zbar = wbar if tiled.linear_end else wbar * sigma.derivative(z) * scale
+        zbar = wbar if tiled.linear_end else space.activate_vjp(sigma, z, wbar) * scale
         found = backward_steps(tiled.steps, matrices, zbar, len(blocks), space=space)
         return inner, accumulate(tiled, backend, bars, at, found)
 

@@ -48,6 +48,8 @@ class TiledApply:
         Of the arrays.
     """
 
+    keeps = False
+
     def __init__(self, weight: TiledWeight, backend: Backend) -> None:
         self.weight = weight
         self.backend = backend
@@ -137,6 +139,8 @@ class FactoredApply(_WithInput):
     backend : Backend
         Of the arrays.
     """
+
+    keeps = True
 
     def __init__(
         self, segments: tuple[Segment, ...], paths: tuple[Path, ...], weighting: Weighting, backend: Backend

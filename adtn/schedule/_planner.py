@@ -206,6 +206,7 @@ class _Planner:
         name, where = split_device(key.device)
         backend = None if key.profile.source == "datasheet" and name == "null" else get_backend(name)
         self.shares = backend is None or backend.shares_memory(where)
+        self.fused = frozenset[str]() if backend is None else backend.fused
         self.scratch_bytes = 0 if backend is None else backend.scratch_bytes
         self.cost: Cost = "adjoint" if key.task in ("fit", "train") else "forward"
         inner = key.segments[:-1]
@@ -420,7 +421,9 @@ class _Planner:
         if key.weighting.has_base:
             shapes[BASE] = _shaped(self.layout.shape)
             shapes[BASE_SCALE] = _shaped(())
-        return self.null.arrays_like(shapes, key.dtype)
+        arrays, counter = self.null.arrays_like(shapes, key.dtype)
+        counter.fused = self.fused
+        return arrays, counter
 
     def seconds(self, counter: Any) -> float:
         """Predicted time of what was counted."""

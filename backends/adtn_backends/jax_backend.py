@@ -37,6 +37,7 @@ class JaxBackend:
 
     name = "jax"
     compiles = True
+    fused = frozenset[str]()  # XLA fuses what follows in a program
     scratch_bytes = 24 << 20  # measured: 20 to 23 MiB above the arrays of a streamed fit
 
     def shares_memory(self, device: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import autoray
 import numpy as np
-from adtn._backend import Backend, DeviceInfo, Differentiable, Op, Workspace
+from adtn._backend import Backend, DeviceInfo, Differentiable, Elementwise, Op, Workspace
 from adtn._errors import DeviceError
 from adtn._typing import Params, Shape
 
@@ -46,6 +46,8 @@ class Counter:
         self.live_bytes = 0
         self.peak_bytes = 0
         self.times = 1
+        self.fused = frozenset[str]()
+        """Activations that count as one operation, and their adjoints as another."""
 
     def record(self, op: Op) -> None:
         """Note one operation."""
@@ -300,6 +302,14 @@ class NullWorkspace(Workspace):
     def packed(self, x: NullArray, shape: Shape) -> NullArray:
         return _reshape(x, shape, space=self)
 
+    def activate(self, sigma: Elementwise, z: NullArray) -> NullArray:
+        return _elementwise(sigma.name, z) if sigma.name in z.counter.fused else super().activate(sigma, z)
+
+    def activate_vjp(self, sigma: Elementwise, z: NullArray, xbar: NullArray) -> NullArray:
+        if sigma.name in z.counter.fused:
+            return _elementwise(sigma.name, xbar, z)
+        return super().activate_vjp(sigma, z, xbar)
+
     def keeps(self, nbytes: int) -> bool:
         """Whether memory of this size was touched before."""
         return nbytes <= self._largest
@@ -310,6 +320,7 @@ class NullBackend:
 
     name = "null"
     compiles = False
+    fused = frozenset[str]()
     scratch_bytes = 0
 
     def __init__(self) -> None:

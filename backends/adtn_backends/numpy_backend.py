@@ -21,6 +21,7 @@ class NumpyBackend:
 
     name = "numpy"
     compiles = False
+    fused = frozenset[str]()
     scratch_bytes = 1 << 20
 
     def shares_memory(self, device: str) -> bool:

@@ -124,6 +124,8 @@ def _device() -> str:
 class _Generating:
     """``(arrays, nothing) -> W`` with the library's adjoint, which generates again."""
 
+    keeps = False
+
     def __init__(self, weight: TiledWeight) -> None:
         self.weight = weight
 
