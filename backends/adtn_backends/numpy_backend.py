@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
-from adtn._backend import Backend, DeviceInfo, Differentiable, Workspace
+from adtn._backend import Backend, DeviceInfo, Differentiable, Elementwise, Workspace
 from adtn._errors import DeviceError, FitError
 from adtn._typing import Params, Shape
 
@@ -132,10 +132,7 @@ class NumpyWorkspace(Workspace):
 
     def matmul(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """``x @ y``."""
-        shape = (*x.shape[:-1], y.shape[-1])
-        if math.prod(shape) * x.itemsize < SMALLEST:
-            return np.matmul(x, y)
-        return np.matmul(x, y, out=self._pool.empty(shape, x.dtype))
+        return np.matmul(x, y, out=self._empty((*x.shape[:-1], y.shape[-1]), x.dtype))
 
     def packed(self, x: np.ndarray, shape: Shape) -> np.ndarray:
         """``x`` reshaped; a copy when its entries do not lie in this order."""
@@ -144,6 +141,37 @@ class NumpyWorkspace(Workspace):
         out = self._pool.empty(x.shape, x.dtype)
         np.copyto(out, x)
         return out.reshape(shape)
+
+    def activate(self, sigma: Elementwise, z: np.ndarray) -> np.ndarray:
+        """SiLU, which is the usual one, in one array instead of five."""
+        if sigma.name != "silu":
+            return super().activate(sigma, z)
+        out = self._sigmoid(z)
+        out *= z
+        return out
+
+    def activate_vjp(self, sigma: Elementwise, z: np.ndarray, xbar: np.ndarray) -> np.ndarray:
+        """That of SiLU in two arrays."""
+        if sigma.name != "silu":
+            return super().activate_vjp(sigma, z, xbar)
+        s = self._sigmoid(z)
+        out = np.subtract(1.0, s, out=self._empty(z.shape, z.dtype))  # s (1 + z (1 - s))
+        out *= z
+        out += 1.0
+        out *= s
+        out *= xbar
+        return out
+
+    def _sigmoid(self, z: np.ndarray) -> np.ndarray:
+        out = np.multiply(z, 0.5, out=self._empty(z.shape, z.dtype))
+        np.tanh(out, out=out)
+        out *= 0.5
+        out += 0.5
+        return out
+
+    def _empty(self, shape: Shape, dtype: np.dtype) -> np.ndarray:
+        small = math.prod(shape) * dtype.itemsize < SMALLEST
+        return np.empty(shape, dtype) if small else self._pool.empty(shape, dtype)
 
 
 class QuimbOptimizer:
