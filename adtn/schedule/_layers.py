@@ -202,10 +202,13 @@ class TracedApply(_WithInput):
         Of the generator.
     weighting : Weighting
         What makes it a weight.
+    backend : Backend
+        Of the arrays.
     """
 
-    def __init__(self, segments: tuple[Segment, ...], weighting: Weighting) -> None:
+    def __init__(self, segments: tuple[Segment, ...], weighting: Weighting, backend: Backend) -> None:
         self.weighting = weighting
+        self.space = backend.workspace(0)  # keeps nothing: modules are copied with it
         *before, self.last = with_input(segments, weighting.layout, 1)
         if before:
             before[-1] = replace(before[-1], outputs=self.last.inputs)
@@ -225,7 +228,7 @@ class TracedApply(_WithInput):
 
     def __call__(self, steps: Steps, arrays: Params, x: Array) -> Array:
         """``(batch, n_in)`` to ``(batch, n_out)``, differentiated by the framework."""
-        slots = [] if self.head is None else [forward(self.head, arrays)]
+        slots = [] if self.head is None else [forward(self.head, arrays, self.space)]
         slots += [arrays[core.param] for core in self.last.cores[:-1]]
         slots.append(do("reshape", self._inputs(arrays, x)[INPUT], (x.shape[0], *self.legs)))
         for left, right, equation in steps:

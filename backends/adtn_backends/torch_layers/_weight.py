@@ -63,7 +63,7 @@ class GeneratedWeight(nn.Module):
         for segment in generator.segments:  # autoray imports at the first use, which compilers do not follow
             get_activation(segment.activation).value(torch.zeros(1))
         linear = len(generator.shape) == 2 and generator.segments[-1].activation == "identity"
-        self.without = TracedApply(generator.segments, generator.weighting) if linear else None
+        self.without = TracedApply(generator.segments, generator.weighting, _BACKEND) if linear else None
         self._kept: tuple[Any, list[torch.Tensor], torch.Tensor] | None = None
         self._now: torch.Tensor | None = None
         self._layers: dict[tuple[Any, ...], Any] = {}
