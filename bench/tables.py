@@ -137,6 +137,20 @@ def train_step_table(content: dict) -> list[str]:
     return lines
 
 
+def launches_table(content: dict) -> list[str]:
+    """Kernels per case."""
+    rows = content["launches"]
+    cases = list(dict.fromkeys(r["case"] for r in rows))
+    lines = [
+        f"Kernels of forward and gradients at a batch of {rows[0]['batch']}, counted on shapes.", "",
+        f"| layer | {' | '.join(cases)} |", "|---" * (1 + len(cases)) + "|",
+    ]  # fmt: skip
+    found = {(r["method"], r["case"]): r["kernels"] for r in rows}
+    for method in dict.fromkeys(r["method"] for r in rows):
+        lines.append(f"| {method} | {' | '.join(str(found[method, case]) for case in cases)} |")
+    return [*lines, ""]
+
+
 def growth_table(content: dict) -> list[str]:
     """Time and memory against size."""
     lines = ["| entries | device | parameters | tiles | ms | predicted ms | extra MiB | weight MiB |", "|---" * 8 + "|"]
@@ -195,7 +209,7 @@ def table_of(content: dict) -> list[str]:
     """The table that fits the content."""
     for key, make in {
         "growth": growth_table, "capture": capture_table, "apply": apply_table, "peers": peers_table,
-        "train_step": train_step_table, "curves": optimizers_table,
+        "train_step": train_step_table, "launches": launches_table, "curves": optimizers_table,
         "summary": summary_table, "adapters": adapters_table,
         "config": side_by_side_table, "results": accuracy_table,
     }.items():  # fmt: skip
