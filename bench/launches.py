@@ -68,7 +68,9 @@ def main() -> None:
             with Launches() as counted:
                 slopes(layer, numbers, x, cotangent)
             found = {k: v for k, v in counted.found.most_common() if v}
-            rows.append({"case": name, "n": n, "batch": batch, "method": method, "kernels": sum(found.values()), **found})
+            rows.append(
+                {"case": name, "n": n, "batch": batch, "method": method, "kernels": sum(found.values()), **found}
+            )
     write_results(options.out, launches=rows)
 
 
