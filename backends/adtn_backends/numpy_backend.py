@@ -132,7 +132,10 @@ class NumpyWorkspace(Workspace):
 
     def matmul(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """``x @ y``."""
-        return np.matmul(x, y, out=self._empty((*x.shape[:-1], y.shape[-1]), x.dtype))
+        shape = (*x.shape[:-1], y.shape[-1])
+        if math.prod(shape) * x.itemsize < SMALLEST:
+            return np.matmul(x, y)
+        return np.matmul(x, y, out=self._pool.empty(shape, x.dtype))
 
     def packed(self, x: np.ndarray, shape: Shape) -> np.ndarray:
         """``x`` reshaped; a copy when its entries do not lie in this order."""
@@ -155,7 +158,7 @@ class NumpyWorkspace(Workspace):
         if sigma.name != "silu":
             return super().activate_vjp(sigma, z, xbar)
         s = self._sigmoid(z)
-        out = np.subtract(1.0, s, out=self._empty(z.shape, z.dtype))  # s (1 + z (1 - s))
+        out = np.subtract(1.0, s, out=self._pool.empty(z.shape, z.dtype))  # s (1 + z (1 - s))
         out *= z
         out += 1.0
         out *= s
@@ -163,15 +166,11 @@ class NumpyWorkspace(Workspace):
         return out
 
     def _sigmoid(self, z: np.ndarray) -> np.ndarray:
-        out = np.multiply(z, 0.5, out=self._empty(z.shape, z.dtype))
+        out = np.multiply(z, 0.5, out=self._pool.empty(z.shape, z.dtype))
         np.tanh(out, out=out)
         out *= 0.5
         out += 0.5
         return out
-
-    def _empty(self, shape: Shape, dtype: np.dtype) -> np.ndarray:
-        small = math.prod(shape) * dtype.itemsize < SMALLEST
-        return np.empty(shape, dtype) if small else self._pool.empty(shape, dtype)
 
 
 class QuimbOptimizer:

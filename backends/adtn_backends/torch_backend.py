@@ -23,7 +23,7 @@ from ._pool import Pool
 autoray.register_function("torch", "scipy.special.erf", torch.erf)
 # its own translation of arguments is nothing that PyTorch's compiler follows
 autoray.register_function("torch", "concatenate", torch.concatenate)
-# nor, from 2.14 on, is that the compiler looks where the class of a parameter comes from
+# nor does it, from 2.14 on, look up which module the class of a parameter is from
 autoray.register_backend(torch.nn.Parameter, "torch")
 # autoray imports a function at its first use, which PyTorch's compiler does not follow
 for _name in ("broadcast_to", "einsum", "matmul", "reshape", "sum", "transpose", "zeros_like"):
