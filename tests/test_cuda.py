@@ -66,7 +66,9 @@ def test_layers_in_every_mode(mode: Any, cuda: str) -> None:
 
 
 @pytest.mark.filterwarnings(
-    "ignore:TensorFloat32", "ignore:Dynamo detected a call to a `functools.lru_cache`", "ignore:`torch.jit.script_method`"
+    "ignore:TensorFloat32",
+    "ignore:Dynamo detected a call to a `functools.lru_cache`",
+    "ignore:`torch.jit.script_method`",
 )
 def test_layers_compile_and_run_in_half_precision(cuda: str) -> None:
     gen = adtn.Generator((64, 64), adtn.TTN(bond=2), seed=1)
