@@ -3,7 +3,8 @@
 Run as ``python bench/train_step.py``; writes ``bench/results/train-step.json``. Beside a dense layer stand the same
 networks contracted by cotengra's stored expressions with PyTorch's own differentiation, as they are and compiled: with
 the input as one more tensor (a layer without its weight), or making the weight first. One process per case.
-``--on cuda:0`` compares on a GPU.
+``--on cuda:0`` compares on a GPU, where a step of few numbers takes what its launches take: there all stand a second
+time, recorded as CUDA graphs (``torch.cuda.make_graphed_callables``).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def stored(case: BenchCase, batch: int, how: str, compiled: bool = False) -> Met
     layout, scale, segments = generator.layout, generator.scale, generator.segments
     if how == "input":
         segments = with_input(segments, layout, batch)
-    params = {k: torch.tensor(np.array(x)).requires_grad_() for k, x in generator.params.items()}
+    params = {k: nn.Parameter(torch.tensor(np.array(x))) for k, x in generator.params.items()}
     made = expressions(segments)
 
     def run(x: torch.Tensor) -> torch.Tensor:
@@ -79,6 +80,25 @@ def tensorly(case: BenchCase, implementation: str) -> Method:
     return layer, list(layer.parameters())
 
 
+class _Called(nn.Module):
+    """A function of x and of parameters, as a module."""
+
+    def __init__(self, run: Callable[[torch.Tensor], torch.Tensor], numbers: list[Any]) -> None:
+        super().__init__()
+        self.run, self.numbers = run, nn.ParameterList(numbers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.run(x)
+
+
+def recorded(make: Callable[[], Method], case: BenchCase, batch: int) -> Method:
+    """A method as two CUDA graphs, forward and back."""
+    layer, numbers = make()
+    module = layer if isinstance(layer, nn.Module) else _Called(layer, numbers)
+    sample = torch.zeros(batch, case.shape[1], requires_grad=True)
+    return torch.cuda.make_graphed_callables(module, (sample,)), numbers  # pyright: ignore[reportReturnType]
+
+
 def methods(case: BenchCase, batch: int) -> dict[str, Callable[[], Method]]:
     """Everything that is compared."""
     found: dict[str, Callable[[], Method]] = {
@@ -92,6 +112,9 @@ def methods(case: BenchCase, batch: int) -> dict[str, Callable[[], Method]]:
     if case.name in ("MPO 8", "Tucker 4"):
         for implementation in ("factorized", "reconstructed"):
             found[f"tensorly-torch, {implementation}"] = partial(tensorly, case, implementation)
+    if torch.get_default_device().type == "cuda":
+        eager = {name: make for name, make in found.items() if "torch.compile" not in name}
+        found |= {f"{name}, recorded": partial(recorded, make, case, batch) for name, make in eager.items()}
     return found
 
 

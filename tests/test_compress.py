@@ -74,11 +74,11 @@ def test_layers_have_options_of_their_own() -> None:
 def test_ties_attention_and_keywords() -> None:
     model, data = Language(), texts()
     report = adtn.compress(model, Config(**QUICK), data=data, test=data)
-    assert {r.name: r.tied for r in report.layers} == {"embed": ("head",), "attention": ()}
+    assert {r.name: r.tied for r in report.layers} == {"embed": ("head",), "attention": (), "recurrent": ()}
     assert model.embed.generated is model.head.generated
     assert isinstance(model.attention, layers.ADTNMultiheadAttention)
-    assert "GRU" in report.dense["recurrent"]
-    assert set(report.generators) == {"embed", "attention.in_proj", "attention.out_proj"}
+    recurrent = {"recurrent.weight_ih_l0", "recurrent.weight_hh_l0"}
+    assert set(report.generators) == {"embed", "attention.in_proj", "attention.out_proj", *recurrent}
     assert report.after.accuracy is not None
     assert len(report.losses) == 3
 

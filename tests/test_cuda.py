@@ -37,6 +37,7 @@ def cross_entropy(model: Any, batch: Any) -> Any:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
+@pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk")
 @pytest.mark.parametrize("make", [net, Language])
 def test_a_compressed_model_computes_the_same_there(make: Any, cuda: str) -> None:
     model = make()
@@ -80,6 +81,17 @@ def test_layers_compile_and_run_in_half_precision(cuda: str) -> None:
         assert relative_error(layer(x).detach().float().cpu(), want.cpu().numpy()) < 0.03
     half = copy.deepcopy(layer).to(torch.bfloat16)
     assert relative_error(half(x.bfloat16()).detach().float().cpu(), want.cpu().numpy()) < 0.05
+
+
+@pytest.mark.parametrize("mode", ["materialise", "factored"])
+def test_layers_can_be_recorded_by_pytorch(mode: Any, cuda: str) -> None:
+    layer = layers.ADTNLinear(adtn.Generator((64, 96), adtn.TTN(bond=2), seed=1), mode=mode).to(cuda)
+    x = torch.randn(8, 96, device=cuda, requires_grad=True)
+    want = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
+    graphed = torch.cuda.make_graphed_callables(layer, (torch.zeros_like(x, requires_grad=True),))
+    found = torch.autograd.grad(graphed(x).square().sum(), [x, *layer.parameters()])
+    for a, b in zip(want, found, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import adtn
 import pytest
@@ -82,3 +83,62 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         run_folder(source, Config(), tmp_path / "out")
     with pytest.raises(CompressError, match="expected a Hugging Face folder"):
         run_folder(tmp_path / "nowhere", Config(), tmp_path / "out")
+
+
+def tiny(kind: str) -> tuple[Any, dict[str, Any]]:
+    """A model of another build, and a batch of it."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"input_ids": IDS, "labels": IDS}
+    if kind == "t5":
+        config = transformers.T5Config(
+            vocab_size=32, d_model=16, d_ff=32, num_layers=1, num_heads=2, d_kv=8, decoder_start_token_id=0
+        )
+        return transformers.T5ForConditionalGeneration(config), text
+    if kind == "gemma":
+        config = transformers.GemmaConfig(vocab_size=32, head_dim=8, num_key_value_heads=1, **sizes)
+        return transformers.GemmaForCausalLM(config), text
+    if kind == "mixtral":
+        config = transformers.MixtralConfig(vocab_size=32, num_key_value_heads=1, num_local_experts=2, **sizes)
+        return transformers.MixtralForCausalLM(config), text
+    words = {"vocab_size": 32, "eos_token_id": 31, "bos_token_id": 30, "pad_token_id": 0, **sizes}
+    images = {"image_size": 8, "patch_size": 4, **sizes}
+    config = transformers.CLIPConfig(text_config=words, vision_config=images, projection_dim=8)
+    return transformers.CLIPModel(config), {
+        "input_ids": IDS, "pixel_values": torch.randn(2, 3, 8, 8), "return_loss": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "want"),
+    [
+        ("t5", ["Embedding", "*.wo"], "shared"),  # a decoder that makes its inputs from the labels
+        ("gemma", ["*embed_tokens"], "model.embed_tokens"),  # tied, and scaled by a class of its own
+        ("mixtral", ["MixtralExperts"], "model.layers.0.mlp.experts.gate_up_proj"),  # experts in one tensor
+        ("clip", ["*.fc1"], "vision_model.encoder.layers.0.mlp.fc1"),  # no labels, but a loss of its own
+    ],
+)
+def test_models_of_many_kinds(kind: str, targets: list[str], want: str, tmp_path: Path) -> None:
+    model, batch = tiny(kind)
+    model.save_pretrained(tmp_path / "dense")
+    config = Config(targets=targets, topology=adtn.MPO(bond=2), steps=2, tune_steps=2, smallest=64)
+    report = run_folder(tmp_path / "dense", config, tmp_path / "small", data=[batch])
+    assert want in report.generators
+    assert len(report.losses) == 2
+    again = adtn.load_pretrained(tmp_path / "small").eval()
+    small = sum(p.numel() for p in again.parameters())
+    assert small == report.after.params < report.before.params
+    dense = layers.to_dense(again)
+    assert type(dense.get_submodule(report.layers[0].name)) is type(model.get_submodule(report.layers[0].name))
+    torch.testing.assert_close(dense(**batch).loss, again(**batch).loss)
+
+
+def test_batches_without_labels_say_what_is_missing() -> None:
+    model, _ = tiny("gemma")
+    config = Config(targets=["*.q_proj"], topology=adtn.MPO(bond=2), steps=1, tune_steps=1, smallest=64)
+    with pytest.raises(CompressError, match=r"Got batches of \['input_ids'\]; expected 'labels'"):
+        adtn.compress(model, config, data=[{"input_ids": IDS}])
+    plain = torch.nn.Sequential(torch.nn.Linear(16, 16))
+    for batch in (torch.ones(4, 16), (torch.ones(4, 16),)):
+        with pytest.raises(CompressError, match="Got batches without labels"):
+            adtn.compress(plain, Config(topology=adtn.MPO(bond=2), steps=1, tune_steps=1), data=[batch])

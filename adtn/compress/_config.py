@@ -221,27 +221,32 @@ class Config:
         chosen: list[Layer] = []
         dense: dict[str, str] = {}
         covered: set[str] = set()
+        by_name = {layer.name: layer for layer in layers}
         for layer in layers:
-            asked = not self.targets or any(_matches(p, layer) for p in self.targets)
+            partners = [by_name[name] for name in layer.tied if name in by_name]
+            asked = any(_matches(p, layer) for p in self.targets) or not (self.targets or layer.optional)
             entries = sum(map(math.prod, layer.weights.values()))
             if layer.reason:
                 dense[layer.name] = layer.reason
             elif not asked:
-                dense[layer.name] = "not among the targets"
-            elif any(_matches(p, layer) for p in self.exclude):
+                kept = f"{layer.kind} is replaced only when targets name it" if layer.optional else ""
+                dense[layer.name] = kept if kept and not self.targets else "not among the targets"
+            elif any(_matches(p, one) for p in self.exclude for one in (layer, *partners)):
                 dense[layer.name] = "excluded"
+            elif stays := next((one for one in partners if one.reason), None):
+                dense[layer.name] = f"shares its weight with {stays.name} ({stays.reason})"
             elif layer.name in covered:
                 continue  # replaced with the layer it is tied to
-            elif self.mode == "adapter" and (layer.tied or len(layer.weights) > 1):
-                dense[layer.name] = (
-                    f"shares its weight with {', '.join(layer.tied)}" if layer.tied else "several weights in one layer"
-                )
+            elif self.mode == "adapter" and layer.tied:
+                dense[layer.name] = f"shares its weight with {', '.join(layer.tied)}"
+            elif self.mode == "adapter" and not layer.adaptable:
+                dense[layer.name] = f"no adapter for {layer.kind}"
             elif entries < self.smallest:
                 dense[layer.name] = f"{entries} entries, fewer than smallest={self.smallest}"
             else:
                 chosen.append(layer)
                 covered.update(layer.tied)
-        return chosen, dense
+        return chosen, {name: reason for name, reason in dense.items() if name not in covered}
 
     def stages(self, has_data: bool) -> tuple[str, ...]:
         """What is done, in order.

@@ -33,6 +33,10 @@ class Layer:
         Why it cannot be replaced; empty when it can.
     itemsize : int
         Bytes of one number.
+    optional : bool
+        Whether it is replaced only where a target names it.
+    adaptable : bool
+        Whether adapters can be added to it.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Layer:
     tied: tuple[str, ...] = ()
     reason: str = ""
     itemsize: int = 4
+    optional: bool = False
+    adaptable: bool = True
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ class CompressReport:
             lines.append(f"loss {self.losses[0]:.4f} -> {self.losses[-1]:.4f} in {len(self.losses)} steps")
         lines.append(f"{self.seconds:.1f} s in all")
         for why in dict.fromkeys(self.dense.values()):
-            names = [name for name, reason in self.dense.items() if reason == why]
+            names = [name or "the model itself" for name, reason in self.dense.items() if reason == why]
             more = f" and {len(names) - 3} more" if len(names) > 4 else ""
             lines.append(f"dense, {why}: {', '.join(names[: 3 if more else 4])}{more}")
         return lines

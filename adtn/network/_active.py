@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ._segment import Core, Segment, sizes_of
 _TOLERANCE = 1e-9
 _OVERSAMPLE = 4
 # above this size a core's rank would take more probes than it is worth: its entries that move anything are counted
-_LARGEST = 2048
+_LARGEST = 1024
 _MOST = 10_000
 
 
@@ -87,9 +88,19 @@ def active_parameters(segments: tuple[Segment, ...], given: dict[str, np.ndarray
     """Rank of the weight's Jacobian with respect to each parameter alone.
 
     It is smaller than the parameter's size when some of its entries, or combinations of them, meet only zeros:
-    in the first column of a brick wall with a fixed boundary, for instance. Of cores with more than 2048 entries
+    in the first column of a brick wall with a fixed boundary, for instance. Of cores with more than 1024 entries
     those with a nonzero derivative are counted instead.
     """
+    ruled = all(core.init != "given" for s in segments for core in s.cores)
+    return dict(_by_structure(segments)) if ruled else _active(segments, given)
+
+
+@lru_cache(maxsize=1024)  # models have many layers of few shapes
+def _by_structure(segments: tuple[Segment, ...]) -> dict[str, int]:
+    return _active(segments, {})
+
+
+def _active(segments: tuple[Segment, ...], given: dict[str, np.ndarray]) -> dict[str, int]:
     sizes = {core.param: core.size for s in segments for core in s.cores if core.trainable}
     largest = max((n for n in sizes.values() if n <= _LARGEST), default=0)
     rows = jacobian_rows(segments, largest + _OVERSAMPLE if largest else 2, given, _LARGEST)

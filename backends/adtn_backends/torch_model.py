@@ -25,9 +25,9 @@ from torch import nn
 from ._batches import IGNORED, cycled
 from .torch_checkpoint import Training
 from .torch_distill import Seen, distill_layer
-from .torch_layers import Adapted, ADTNLinear, ADTNMultiheadAttention, GeneratedWeight, add_adapter
+from .torch_layers import Adapted, ADTNLinear, ADTNMultiheadAttention, GeneratedWeight, add_adapter, parametrized
 from .torch_layers._adapted import adapted_layers
-from .torch_layers._like import layer_like, weight_shape
+from .torch_layers._like import STANDARD, layer_like, matrices, weight_shape
 from .torch_layers._linear import is_transposed
 from .torch_memory import PeakMemory
 from .torch_step import step_of
@@ -67,23 +67,23 @@ class TorchModel:
             if next(own, None) is None or name.startswith(inside or "\0"):
                 continue
             weights, reason = _weights_of(name, module)
+            base = module.base_layer if isinstance(module, Adapted) else module
             tied = tuple(n for n in owners.get(id(getattr(module, "weight", None)), []) if n != name)
             if tied and not reason and not isinstance(module, nn.Linear | nn.Embedding):
                 reason = f"shares its weight with {', '.join(tied)}"
             size = max(p.element_size() for p in module.parameters())
-            kind = type(module.base_layer if isinstance(module, Adapted) else module).__name__
-            found.append(Layer(name, kind, weights, tied, reason, size))
+            own_form = weight_shape(base) is not None
+            optional = not (own_form or isinstance(base, (*STANDARD, nn.MultiheadAttention)))
+            found.append(Layer(name, type(base).__name__, weights, tied, reason, size, optional, own_form))
         return found
 
     def weight(self, name: str) -> np.ndarray:
         """In the orientation of the generated layer."""
         owner, part = self._owner(name)
-        if part == "in_proj":
-            found = owner.in_proj_weight
-        elif part == "out_proj":
-            found = owner.out_proj.weight
+        if isinstance(owner, nn.MultiheadAttention):
+            found = owner.in_proj_weight if part == "in_proj" else owner.out_proj.weight
         else:
-            found = owner.weight.T if is_transposed(owner) else owner.weight
+            found = owner.weight.T if is_transposed(owner) else getattr(owner, part or "weight")
         return found.detach().cpu().double().numpy()
 
     def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
@@ -94,7 +94,8 @@ class TorchModel:
         hooks: list[Any] = []
         for name in names:
             owner, part = self._owner(name)
-            if part or math.prod(shapes[name][1:]) ** 2 > _LARGEST_MOMENT or isinstance(owner, nn.Embedding):
+            large = math.prod(shapes[name][1:]) ** 2 > _LARGEST_MOMENT
+            if part or large or isinstance(owner, nn.Embedding) or weight_shape(owner) is None:
                 continue
             if isinstance(owner, nn.Conv1d | nn.Conv3d) or (isinstance(owner, nn.Conv2d) and owner.groups > 1):
                 continue
@@ -359,7 +360,8 @@ class TorchModel:
         """The caller's, or the model's own where it has one, or cross entropy; with the dense model's outputs."""
         if loss is not None and teacher is None:
             return loss(self.model, batch)
-        own = self.model(**batch) if isinstance(batch, Mapping) and _takes_labels(self.model) else None
+        whole = isinstance(batch, Mapping) and (_takes_labels(self.model) or "labels" not in batch)
+        own = self.model(**batch) if whole else None
         logits = getattr(own, "logits", own) if own is not None else self._outputs(self.model, batch)
         if loss is not None:
             value = loss(self.model, batch)
@@ -379,7 +381,9 @@ class TorchModel:
     @staticmethod
     def _outputs(model: nn.Module, batch: Any) -> torch.Tensor:
         if isinstance(batch, Mapping):
-            found: Any = model(**{k: v for k, v in batch.items() if k != "labels"})
+            # decoders of their own make their inputs from the labels
+            keeps = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+            found: Any = model(**{k: v for k, v in batch.items() if keeps or k != "labels"})
         else:
             found = model(batch[0] if isinstance(batch, tuple | list) else batch)
         return getattr(found, "logits", found)
@@ -401,14 +405,14 @@ class TorchModel:
             self.model.train(was)
 
     def _owner(self, name: str) -> tuple[Any, str]:
-        """The dense module of a weight, and which of its weights it is."""
-        for part in ("in_proj", "out_proj"):
-            owner = name.removesuffix(f".{part}")
-            if owner != name and type(self._original(owner)) is nn.MultiheadAttention:
-                return self._original(owner), part
+        """The dense module of a weight, and which of its weights it is; nothing for its only one."""
+        owner, _, part = name.rpartition(".")
+        parent = self._original(owner)
+        if isinstance(parent, nn.MultiheadAttention) or isinstance(getattr(parent, part, None), nn.Parameter):
+            return parent, part
         return self._original(name), ""
 
-    def _original(self, name: str) -> nn.Module:
+    def _original(self, name: str) -> Any:
         found = self._originals[name] if name in self._originals else self.model.get_submodule(name)
         return found.base_layer if isinstance(found, Adapted) else found
 
@@ -426,7 +430,11 @@ def _takes_labels(model: nn.Module) -> bool:
 def _aligned(model: nn.Module, logits: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs and labels that belong together: causal language models of transformers predict the next label."""
     if not isinstance(batch, Mapping):
+        if not isinstance(batch, tuple | list) or len(batch) < 2:
+            raise CompressError("Got batches without labels; pass (inputs, labels), or loss= and no test=.")
         return logits, batch[1]
+    if "labels" not in batch:
+        raise CompressError(f"Got batches of {sorted(batch)}; expected 'labels', too, or pass loss= and no test=.")
     target = batch["labels"]
     if _takes_labels(model) and any(part in type(model).__name__ for part in ("CausalLM", "LMHead")):
         return logits[..., :-1, :], target[..., 1:]
@@ -442,10 +450,19 @@ def _weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]
         return {f"{name}.in_proj": (3 * n, n), f"{name}.out_proj": (n, n)}, ""
     if isinstance(module, GeneratedWeight) or hasattr(module, "generated"):
         return {}, "compressed already"
-    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
         return {}, "max_norm changes its rows in place"
-    shape = weight_shape(module.base_layer if isinstance(module, Adapted) else module)
-    return ({name: shape}, "") if shape is not None else ({}, f"no generated form of {type(module).__name__}")
+    base = module.base_layer if isinstance(module, Adapted) else module
+    shape, own = weight_shape(base), matrices(base)
+    if not own or isinstance(base, nn.MultiheadAttention):
+        return {}, f"no generated form of {type(base).__name__}"
+    if not name and shape is None and not isinstance(base, STANDARD):
+        return {}, "no place to put another layer"
+    if shape is None and getattr(base, "sparse", False):
+        return {}, "its gradients are sparse"
+    if shape is not None or list(own) == ["weight"]:
+        return {name: shape or own["weight"]}, ""
+    return {f"{name}.{part}": shape for part, shape in own.items()}, ""
 
 
 def _generated(dense: Any, layer: Layer, name: str, weights: Mapping[str, GeneratedWeight]) -> nn.Module:
@@ -453,7 +470,15 @@ def _generated(dense: Any, layer: Layer, name: str, weights: Mapping[str, Genera
     if type(dense) is nn.MultiheadAttention:
         first, last = (weights[f"{name}.{part}"] for part in ("in_proj", "out_proj"))
         return ADTNMultiheadAttention.of(dense, first, last)
-    return layer_like(dense, weights[next(iter(layer.weights))])
+    if weight_shape(dense) is not None:
+        return layer_like(dense, weights[next(iter(layer.weights))])
+    given = [one for one in layer.weights if one in weights]
+    return parametrized(dense, {_part(layer.name, one): weights[one] for one in given})
+
+
+def _part(layer: str, weight: str) -> str:
+    """The parameter's name in its module."""
+    return weight.removeprefix(f"{layer}.") if weight != layer else "weight"
 
 
 def _patches(module: Any, x: torch.Tensor) -> torch.Tensor:

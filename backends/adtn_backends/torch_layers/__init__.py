@@ -17,5 +17,7 @@ from ._conv import ADTNConv3d as ADTNConv3d
 from ._dense import to_dense as to_dense
 from ._embedding import ADTNEmbedding as ADTNEmbedding
 from ._linear import ADTNLinear as ADTNLinear
+from ._parametrized import Parametrized as Parametrized
+from ._parametrized import parametrized as parametrized
 from ._weight import GeneratedWeight as GeneratedWeight
 from ._weight import Mode as Mode

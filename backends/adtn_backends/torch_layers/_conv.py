@@ -10,7 +10,7 @@ from adtn._errors import LayoutError
 from torch import nn
 
 from .._geometry import Geometry, PaddingMode, Size
-from ._weight import Base, GeneratedWeight, as_weight, bias_parameter, generator_of, is_traced
+from ._weight import Base, GeneratedWeight, as_weight, bias_parameter, generator_of
 
 
 class _ADTNConv(nn.Module):
@@ -103,10 +103,7 @@ class _ADTNConv(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, in, *size)`` to ``(batch, out, *size)``; the batch may be missing."""
-        keeps = not is_traced() and not (
-            torch.is_grad_enabled() and any(p.requires_grad for p in self.generated.parameters())
-        )
-        weight = self.generated.kept() if keeps else self.weight
+        weight = self.generated.now()
         g = self.geometry
         padding: Any = tuple(before for before, _ in g.padding)
         if g.padding_mode != "zeros" or any(before != after for before, after in g.padding):

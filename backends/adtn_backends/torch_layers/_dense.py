@@ -10,6 +10,7 @@ from ._attention import ADTNMultiheadAttention
 from ._conv import ADTNConv1d, ADTNConv2d, ADTNConv3d
 from ._embedding import ADTNEmbedding
 from ._linear import ADTNLinear
+from ._parametrized import Parametrized
 
 LAYERS = (ADTNLinear, ADTNConv1d, ADTNConv2d, ADTNConv3d, ADTNEmbedding, ADTNMultiheadAttention)
 
@@ -41,12 +42,16 @@ def to_dense(model: nn.Module) -> nn.Module:
                 if isinstance(found, nn.Linear | nn.Embedding):
                     found.weight = weights.setdefault(id(module.generated), nn.Parameter(found.weight))
             else:
+                source = module.to_dense() if isinstance(module, Parametrized) else module
                 # children apart: they are replaced, not copied
-                found = copy.copy(module)
-                found._modules = {k: None if m is None else dense(m) for k, m in module._modules.items()}
-                own = {k: None if p is None else _copied(p, weights) for k, p in module._parameters.items()}
+                found = copy.copy(source)
+                found._modules = {k: None if m is None else dense(m) for k, m in source._modules.items()}
+                own = {k: None if p is None else _copied(p, weights) for k, p in source._parameters.items()}
+                if isinstance(module, Parametrized):
+                    shared = {k: weights.setdefault(id(g), own[k]) for k, g in module.generated.items()}  # type: ignore[arg-type]
+                    own |= shared
                 found._parameters = own
-                found._buffers = copy.deepcopy(module._buffers)
+                found._buffers = copy.deepcopy(source._buffers)
             made[id(module)] = found
         return made[id(module)]
 

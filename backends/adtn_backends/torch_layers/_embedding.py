@@ -77,12 +77,11 @@ class ADTNEmbedding(nn.Module):
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
         """``(...)`` of integers to ``(..., embedding_dim)``."""
-        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.generated.parameters())
         if is_traced() or self.generated.made:
             return nn.functional.embedding(indices, self.weight, self.padding_idx)
         wanted, place = torch.unique(indices, return_inverse=True)
         if _FEW * wanted.numel() > self.num_embeddings or not wanted.numel():
-            return nn.functional.embedding(indices, self.weight if trains else self.generated.kept(), self.padding_idx)
+            return nn.functional.embedding(indices, self.generated.now(), self.padding_idx)
         rows = self.generated.rows(wanted)
         if self.padding_idx is not None:
             rows = torch.where((wanted == self.padding_idx)[:, None], rows.detach(), rows)

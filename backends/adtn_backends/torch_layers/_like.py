@@ -13,6 +13,8 @@ from ._linear import ADTNLinear, is_transposed
 from ._weight import GeneratedWeight
 
 CONVS: dict[type, Any] = {nn.Conv1d: ADTNConv1d, nn.Conv2d: ADTNConv2d, nn.Conv3d: ADTNConv3d}
+STANDARD = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.modules.conv._ConvNd)
+"""Layers whose matrices are their weights, whatever their subclasses make of them."""
 
 
 def weight_shape(dense: Any) -> tuple[int, ...] | None:
@@ -22,6 +24,12 @@ def weight_shape(dense: Any) -> tuple[int, ...] | None:
         return int(n_out), int(n_in)
     known = type(dense) in CONVS or type(dense) in (nn.Linear, nn.Embedding)
     return tuple(dense.weight.shape) if known else None
+
+
+def matrices(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a module's own parameters of two and more axes, by name."""
+    own = {name: p for name, p in module.named_parameters(recurse=False) if p.ndim > 1 and p.is_floating_point()}
+    return {name: tuple(p.shape) for name, p in own.items()}
 
 
 def layer_like(dense: Any, weight: GeneratedWeight, *, bias: bool = True) -> nn.Module:

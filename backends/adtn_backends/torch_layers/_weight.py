@@ -129,10 +129,15 @@ class GeneratedWeight(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             return generated_rows(self._structure, self.arrays(), padded, one_hot)[:n]
 
+    def now(self) -> torch.Tensor:
+        """The weight, differentiable where there is something to differentiate, or else the kept one."""
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        return self() if trains or self.made or is_traced() else self.kept()
+
     @contextmanager
     def once(self) -> collections.abc.Generator[torch.Tensor, None, None]:
         """Inside this block the weight is made once, however many layers and properties ask for it."""
-        self._now = weight = self()
+        self._now = weight = self.now()
         try:
             yield weight
         finally:

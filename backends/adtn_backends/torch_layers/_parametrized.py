@@ -1,0 +1,133 @@
+"""Any module with some of its parameters generated, for layers that have no generated form of their own."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from adtn._errors import LayoutError
+from torch import nn
+
+from ._weight import GeneratedWeight, is_traced
+
+
+class Parametrized(nn.Module):
+    """A module whose code runs as it is and finds generated weights where it had parameters.
+
+    Made by :func:`parametrized`, as a class of its own for every class of modules: transposed convolutions, recurrent
+    layers, experts that are kept as one tensor, subclasses of known layers. The weights are made once per forward.
+    """
+
+    generated: nn.ModuleDict
+    of: ClassVar[type[nn.Module]]
+    """The class of the dense module."""
+    names: ClassVar[tuple[str, ...]]
+    """The parameters that are generated."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See the dense module."""
+        if is_traced():
+            return super().forward(*args, **kwargs)
+        weights: Any = self.generated.values()
+        with ExitStack() as made:
+            for weight in weights:
+                if not weight.made:
+                    made.enter_context(weight.once())
+            _list_again(self)
+            made.callback(_forget, self)
+            return super().forward(*args, **kwargs)
+
+    def to_dense(self) -> nn.Module:
+        """The module with the weights as they are now; its children are shared."""
+        dense = object.__new__(self.of)
+        vars(dense).update(_own(self))
+        del dense._modules["generated"]
+        for name in self.names:
+            dense._parameters[name] = nn.Parameter(getattr(self, name).detach().clone())
+        _list_again(dense)
+        return dense
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Parametrized:
+        super()._apply(fn, recurse)
+        _forget(self)
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        state = {key: value for key, value in vars(self).items() if key != "_flat_weight_refs"}
+        return _blank, (self.of, self.names), state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+def parametrized(dense: nn.Module, weights: Mapping[str, GeneratedWeight]) -> Parametrized:
+    """A copy of a module with generated parameters; children and other parameters are those of the original.
+
+    Parameters
+    ----------
+    dense : torch.nn.Module
+        Left as it is.
+    weights : mapping of str to GeneratedWeight
+        By the name of the parameter in the module, of the same shape.
+
+    Raises
+    ------
+    LayoutError
+        If the module has no such parameter, or one of another shape.
+
+    Examples
+    --------
+    >>> import adtn, torch
+    >>> dense = torch.nn.ConvTranspose1d(32, 16, 3)
+    >>> layer = parametrized(dense, {"weight": GeneratedWeight(adtn.Generator((32, 16, 3), adtn.TTN(bond=2)))})
+    >>> layer(torch.zeros(5, 32, 10)).shape
+    torch.Size([5, 16, 12])
+    """
+    for name, weight in weights.items():
+        found = dense._parameters.get(name)
+        if found is None or tuple(found.shape) != weight.shape:
+            shape = None if found is None else tuple(found.shape)
+            raise LayoutError(f"Got a generator of {weight.shape} for {type(dense).__name__}.{name}, which is {shape}.")
+    made = _blank(type(dense), tuple(weights))
+    vars(made).update(_own(dense))
+    for name in weights:
+        del made._parameters[name]
+    made.generated = nn.ModuleDict(weights)
+    _forget(made)
+    return made
+
+
+def _list_again(module: nn.Module) -> None:
+    """Recurrent layers look at a list that they made of their parameters, and make it anew for other tensors."""
+    if isinstance(module, nn.RNNBase):
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+        module._flat_weight_refs = [weakref.ref(weight) for weight in module._flat_weights]
+
+
+def _forget(module: nn.Module) -> None:
+    """The list again: what was generated lives as long as a forward."""
+    if isinstance(module, nn.RNNBase):
+        module._flat_weights = []
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    """Attributes of a shallow copy: lists of parts of its own, parts that are shared."""
+    return vars(module) | {key: dict(vars(module)[key]) for key in ("_parameters", "_buffers", "_modules")}
+
+
+def _blank(dense: type[nn.Module], names: tuple[str, ...]) -> Any:
+    """Without attributes, as for copies and pickles."""
+    return object.__new__(_class_of(dense, names))
+
+
+@lru_cache(maxsize=256)
+def _class_of(dense: type[nn.Module], names: tuple[str, ...]) -> type[Parametrized]:
+    def read(self: Any, name: str) -> torch.Tensor:
+        return self.generated[name].now()
+
+    attributes = {name: property(lambda self, name=name: read(self, name)) for name in names}
+    return type(f"Parametrized{dense.__name__}", (Parametrized, dense), {"of": dense, "names": names, **attributes})
