@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from dataclasses import replace
 from typing import Any
 
 import adtn
@@ -131,6 +132,29 @@ def test_a_compiler_follows_it(case: Any) -> None:
     torch.testing.assert_close(torch.compile(made, fullgraph=True, backend="eager")(x), result(dense, x))
 
 
+def test_weights_are_made_once_however_often_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, made = Experts(), []
+    monkeypatch.setattr(layers.GeneratedWeight, "forward", counting(layers.GeneratedWeight.forward, made))
+    weights = {
+        n: layers.GeneratedWeight(adtn.Generator(tuple(getattr(dense, n).shape), adtn.TTN(bond=2)))
+        for n in ("up", "down")
+    }
+    layer = layers.parametrized(dense, weights)
+    layer(torch.ones(2, 8)).sum().backward()
+    assert len(made) == 2
+
+
+def counting(method: Any, seen: list[Any]) -> Any:
+    """The method, which notes every weight that it makes."""
+
+    def wrapped(self: Any) -> Any:
+        if not self.made:
+            seen.append(self)
+        return method(self)
+
+    return wrapped
+
+
 def test_other_shapes_are_refused() -> None:
     weight = layers.GeneratedWeight(adtn.Generator((8, 8), adtn.TTN(bond=2)))
     for name, shape in (("weight", r"\(16, 8\)"), ("other", "None")):
@@ -168,6 +192,9 @@ def test_ties_hold_when_a_layer_is_a_subclass() -> None:
     dense = layers.to_dense(model)
     assert dense.embed.weight is dense.head.weight
     torch.testing.assert_close(dense(DATA[0]["input_ids"]), model(DATA[0]["input_ids"]))
+    report = adtn.compress(Model(), Config(**QUICK, targets=["head"], recipe="reconstruct"))
+    assert [(r.name, r.tied) for r in report.layers] == [("head", ("embed",))]
+    assert report.dense == {"experts": "not among the targets"}
 
 
 def test_parameters_of_other_modules_are_generated_where_targets_name_them() -> None:
@@ -212,11 +239,12 @@ def test_layers_inside_such_modules_are_replaced_too_and_all_come_back() -> None
 
 
 def test_what_a_tied_partner_forbids() -> None:
-    report = adtn.compress(Model(), Config(**QUICK, targets=["head", "Experts"], exclude=["embed"], recipe="reconstruct"))
+    config = Config(**QUICK, targets=["head", "Experts"], recipe="reconstruct")
+    report = adtn.compress(Model(), replace(config, exclude=["embed"]))
     assert report.dense["head"] == "excluded"
     model = Model()
     model.embed.max_norm = 1.0
-    report = adtn.compress(model, Config(**QUICK, targets=["head", "Experts"], recipe="reconstruct"))
+    report = adtn.compress(model, config)
     assert report.dense["head"] == "shares its weight with embed (max_norm changes its rows in place)"
 
 
