@@ -670,3 +670,11 @@ def test_configs_are_read_from_toml_and_yaml(tmp_path: Path) -> None:
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(CompressError, match=message):
             Config.load(tmp_path / "bad.yaml")
+
+
+def test_a_loss_without_labels_goes_with_a_teacher() -> None:
+    bare = [x for x, _ in batches()]
+    config = Config(**QUICK, distill=0.5)
+    report = adtn.compress(net(), config, data=bare, loss=lambda model, x: model(x).square().mean())
+    assert len(report.losses) == 3
+    assert report.losses[-1] < report.losses[0]

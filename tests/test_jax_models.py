@@ -302,3 +302,12 @@ def test_a_model_in_bfloat16_stays_one() -> None:
     assert report.after.bytes <= 1500
     assert {str(x.dtype) for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {"bfloat16"}
     assert np.isfinite(report.losses).all()
+
+
+def test_batches_without_labels() -> None:
+    bare = [x for x, _ in batches()]
+    for data in (bare, [(x,) for x in bare]):
+        with pytest.raises(CompressError, match="Got batches without labels"):
+            adtn.compress(Net(), Config(**QUICK), data=data)
+    report = adtn.compress(Net(), Config(**QUICK), data=bare, loss=lambda model, x: (model(x) ** 2).mean())
+    assert len(report.losses) == 3

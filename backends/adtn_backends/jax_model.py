@@ -21,7 +21,7 @@ from adtn.compress import Layer, Tuning
 from adtn.schedule import decide
 from flax import nnx
 
-from ._batches import IGNORED, cycled
+from ._batches import IGNORED, cycled, labels_of
 from .jax_distill import Seen, distill_layer, packed
 from .jax_layers import ADTNLinear, GeneratedWeight
 from .jax_layers._adapted import Adapted, adapted_layers, add_adapter
@@ -204,7 +204,7 @@ class NnxModel:
         """Of the largest output."""
 
         def count(model: Any, batch: Any) -> Any:
-            target = _labels(batch)
+            target = labels_of(batch)
             return (_outputs(model, batch).argmax(-1) == target).sum(), (target != IGNORED).sum()
 
         found = [(int(right), int(total)) for right, total in self._each(data, count)]
@@ -380,15 +380,11 @@ def _dropout(model: nnx.Module, rate: float | None) -> Generated[None, None, Non
 
 
 def _arrays(batch: Any) -> Any:
-    return jax.tree.map(jnp.asarray, batch if isinstance(batch, Mapping) else tuple(batch))
-
-
-def _labels(batch: Any) -> Any:
-    return batch["labels"] if isinstance(batch, Mapping) else batch[1]
+    return jax.tree.map(jnp.asarray, tuple(batch) if isinstance(batch, list) else batch)
 
 
 def _cross_entropy(logits: Any, batch: Any) -> Any:
-    target = _labels(batch)
+    target = labels_of(batch)
     counts = target != IGNORED
     each = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.where(counts, target, 0))
     return jnp.where(counts, each, 0.0).sum() / jnp.maximum(counts.sum(), 1)
@@ -397,4 +393,4 @@ def _cross_entropy(logits: Any, batch: Any) -> Any:
 def _outputs(model: Any, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return model(**{k: v for k, v in batch.items() if k != "labels"})
-    return model(batch[0])
+    return model(batch[0] if isinstance(batch, tuple) else batch)

@@ -22,7 +22,7 @@ from adtn.compress import Layer, Tuning
 from adtn.schedule import decide
 from torch import nn
 
-from ._batches import IGNORED, cycled
+from ._batches import IGNORED, cycled, labels_of
 from .torch_checkpoint import Training
 from .torch_distill import Seen, distill_layer
 from .torch_layers import Adapted, ADTNLinear, ADTNMultiheadAttention, GeneratedWeight, add_adapter, parametrized
@@ -274,7 +274,8 @@ class TorchModel:
         with torch.no_grad(), self._evaluating():
             for batch in data:
                 batch = self._to_device(batch)
-                logits, target = _aligned(self.model, self._outputs(self.model, batch), batch)
+                target = _targets(self.model, batch)
+                logits = _counted(self.model, self._outputs(self.model, batch), batch)
                 right += int((logits.argmax(-1) == target).sum())
                 total += int((target != IGNORED).sum())
         if not total:
@@ -368,13 +369,13 @@ class TorchModel:
         elif getattr(own, "loss", None) is not None:
             value = own.loss  # type: ignore[union-attr]
         else:
-            logits, target = _aligned(self.model, logits, batch)
-            value = nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), target.reshape(-1))
+            guess, target = _counted(self.model, logits, batch), _targets(self.model, batch)
+            value = nn.functional.cross_entropy(guess.reshape(-1, guess.shape[-1]), target.reshape(-1))
         if teacher is None:
             return value
         with torch.no_grad():
-            wanted = _aligned(teacher, self._outputs(teacher, batch), batch)[0].log_softmax(-1)
-        got = _aligned(self.model, logits, batch)[0].log_softmax(-1)
+            wanted = _counted(teacher, self._outputs(teacher, batch), batch).log_softmax(-1)
+        got = _counted(self.model, logits, batch).log_softmax(-1)
         away = nn.functional.kl_div(got.flatten(0, -2), wanted.flatten(0, -2), reduction="batchmean", log_target=True)
         return (1.0 - distill) * value + distill * away
 
@@ -427,18 +428,20 @@ def _takes_labels(model: nn.Module) -> bool:
     return "labels" in inspect.signature(model.forward).parameters
 
 
-def _aligned(model: nn.Module, logits: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs and labels that belong together: causal language models of transformers predict the next label."""
-    if not isinstance(batch, Mapping):
-        if not isinstance(batch, tuple | list) or len(batch) < 2:
-            raise CompressError("Got batches without labels; pass (inputs, labels), or loss= and no test=.")
-        return logits, batch[1]
-    if "labels" not in batch:
-        raise CompressError(f"Got batches of {sorted(batch)}; expected 'labels', too, or pass loss= and no test=.")
-    target = batch["labels"]
-    if _takes_labels(model) and any(part in type(model).__name__ for part in ("CausalLM", "LMHead")):
-        return logits[..., :-1, :], target[..., 1:]
-    return logits, target
+def _shifted(model: nn.Module, batch: Any) -> bool:
+    """Whether outputs are for the next label, as of causal language models of transformers."""
+    causal = any(part in type(model).__name__ for part in ("CausalLM", "LMHead"))
+    return isinstance(batch, Mapping) and causal and _takes_labels(model)
+
+
+def _counted(model: nn.Module, logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    """The outputs that have a label."""
+    return logits[..., :-1, :] if _shifted(model, batch) else logits
+
+
+def _targets(model: nn.Module, batch: Any) -> torch.Tensor:
+    """The labels that have an output."""
+    return labels_of(batch)[..., 1:] if _shifted(model, batch) else labels_of(batch)
 
 
 def _weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]], str]:
