@@ -23,10 +23,8 @@ class Parametrized(nn.Module):
     """
 
     generated: nn.ModuleDict
-    of: ClassVar[type[nn.Module]]
-    """The class of the dense module."""
-    names: ClassVar[tuple[str, ...]]
-    """The parameters that are generated."""
+    _dense_class: ClassVar[type[nn.Module]]
+    _generated_names: ClassVar[tuple[str, ...]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """See the dense module."""
@@ -43,10 +41,10 @@ class Parametrized(nn.Module):
 
     def to_dense(self) -> nn.Module:
         """The module with the weights as they are now; its children are shared."""
-        dense = object.__new__(self.of)
+        dense = object.__new__(self._dense_class)
         vars(dense).update(_own(self))
         del dense._modules["generated"]
-        for name in self.names:
+        for name in self._generated_names:
             dense._parameters[name] = nn.Parameter(getattr(self, name).detach().clone())
         _list_again(dense)
         return dense
@@ -58,7 +56,7 @@ class Parametrized(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         state = {key: value for key, value in vars(self).items() if key != "_flat_weight_refs"}
-        return _blank, (self.of, self.names), state
+        return _blank, (self._dense_class, self._generated_names), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -129,5 +127,6 @@ def _class_of(dense: type[nn.Module], names: tuple[str, ...]) -> type[Parametriz
     def read(self: Any, name: str) -> torch.Tensor:
         return self.generated[name].now()
 
-    attributes = {name: property(lambda self, name=name: read(self, name)) for name in names}
-    return type(f"Parametrized{dense.__name__}", (Parametrized, dense), {"of": dense, "names": names, **attributes})
+    attributes: dict[str, Any] = {name: property(lambda self, name=name: read(self, name)) for name in names}
+    attributes |= {"_dense_class": dense, "_generated_names": names}
+    return type(f"Parametrized{dense.__name__}", (Parametrized, dense), attributes)
