@@ -6,9 +6,11 @@ import base64
 import copy
 import io
 import json
+import pickle
 import re
 from collections import OrderedDict
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,51 @@ def test_ties_attention_and_keywords() -> None:
     assert set(report.generators) == {"embed", "attention.in_proj", "attention.out_proj", *recurrent}
     assert report.after.accuracy is not None
     assert len(report.losses) == 3
+
+
+class Sending(ThreadPoolExecutor):
+    """What it is given goes through pickle, as to another process."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return super().submit(pickle.loads(pickle.dumps(partial(fn, *args, **kwargs))))
+
+
+def test_hooks_move_with_the_layers() -> None:
+    model, data, seen = net(), batches(), []
+    handles = [
+        model[4].register_forward_hook(lambda module, inputs, output: seen.append(type(module).__name__)),
+        model[4].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 0.0,)),
+    ]
+    recipe = ["reconstruct", "distill-local"]
+    with Sending(1) as pool:  # which these hooks would not survive
+        adtn.compress(model, Config(**QUICK, recipe=recipe), data=data, executor=pool)
+    seen.clear()
+    with torch.no_grad():
+        assert torch.equal(model[:5](data[0][0]), model[4].bias.expand(8, 32))
+    assert seen == ["ADTNLinear"]
+    for handle in handles:
+        handle.remove()
+    model(data[0][0])
+    assert seen == ["ADTNLinear"]
+
+
+def test_pruning_is_made_permanent_first() -> None:
+    prune = pytest.importorskip("torch.nn.utils.prune")
+    model = net()
+    prune.l1_unstructured(model[4], "weight", 0.5)
+    state = state_of(model)
+    with pytest.raises(CompressError, match=r"Cannot copy the model.*prune.remove"):
+        adtn.compress(model, Config(**QUICK, recipe="reconstruct"))
+    assert same(model, state)
+    other = net()
+    prune.l1_unstructured(other[4], "weight", 0.5)
+    with torch.no_grad():
+        other(batches(1)[0][0])  # now its weight has no graph: copied, and its hook stays with the dense layer
+    prune.remove(model[4], "weight")
+    for one in (model, other):
+        adtn.compress(one, Config(**QUICK, recipe="reconstruct"))
+        assert isinstance(one[4], layers.ADTNLinear)
+        one(batches(1)[0][0])
 
 
 # --- nothing is half done ---

@@ -27,6 +27,7 @@ from .torch_checkpoint import Training
 from .torch_distill import Seen, distill_layer
 from .torch_layers import Adapted, ADTNLinear, ADTNMultiheadAttention, GeneratedWeight, add_adapter, parametrized
 from .torch_layers._adapted import adapted_layers
+from .torch_layers._hooks import with_hooks, without_hooks
 from .torch_layers._like import STANDARD, layer_like, matrices, weight_shape
 from .torch_layers._linear import is_transposed
 from .torch_memory import PeakMemory
@@ -137,7 +138,7 @@ class TorchModel:
                         raise CompressError(f"Layer {layer.name!r} has adapters; merge and remove them first.")
                     for who in (layer.name, *layer.tied):
                         made[who] = _generated(self.model.get_submodule(who), layer, who, weights)
-        self._dense = copy.deepcopy(self.model)
+        self._dense = _copy(self.model)
         self._originals = {name: self.model.get_submodule(name) for name in made}
         self._weights = weights
         for name, module in made.items():
@@ -149,7 +150,7 @@ class TorchModel:
         self._active = [(layer, layer.active, layer.merged) for layer in before]
         for layer in before:
             layer.unmerge()
-        self._dense = copy.deepcopy(self.model)
+        self._dense = _copy(self.model)
         originals = {where: self.model.get_submodule(where) for where in generators}
         add_adapter(self.model, generators, name)
         self._originals = originals
@@ -229,7 +230,7 @@ class TorchModel:
         assert self._dense is not None
         jobs: dict[str, Any] = {}
         for name in self._originals:
-            task = (self.model.get_submodule(name), self._seen(name, data), tuning)
+            task = (without_hooks(self.model.get_submodule(name)), self._seen(name, data), tuning)
             jobs[name] = distill_layer(*task) if executor is None else executor.submit(distill_layer, *task)
         for name, job in jobs.items():
             state, first, last = job if executor is None else job.result()
@@ -423,6 +424,16 @@ class TorchModel:
         parent._modules[leaf] = module
 
 
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise CompressError(
+            f"Cannot copy the model, which is kept as a teacher and against errors: {error}. Make pruning and weight "
+            "norms permanent first (torch.nn.utils.prune.remove, remove_weight_norm)."
+        ) from error
+
+
 def _takes_labels(model: nn.Module) -> bool:
     """As models of transformers do, which then compute their own loss."""
     return "labels" in inspect.signature(model.forward).parameters
@@ -472,9 +483,9 @@ def _generated(dense: Any, layer: Layer, name: str, weights: Mapping[str, Genera
     """The generated layer in place of a dense one."""
     if type(dense) is nn.MultiheadAttention:
         first, last = (weights[f"{name}.{part}"] for part in ("in_proj", "out_proj"))
-        return ADTNMultiheadAttention.of(dense, first, last)
+        return with_hooks(ADTNMultiheadAttention.of(dense, first, last), dense)
     if weight_shape(dense) is not None:
-        return layer_like(dense, weights[next(iter(layer.weights))])
+        return with_hooks(layer_like(dense, weights[next(iter(layer.weights))]), dense)
     given = [one for one in layer.weights if one in weights]
     return parametrized(dense, {_part(layer.name, one): weights[one] for one in given})
 
