@@ -25,12 +25,13 @@ from torch import nn
 from ._batches import IGNORED, cycled, labels_of
 from .torch_checkpoint import Training
 from .torch_distill import Seen, distill_layer
-from .torch_layers import Adapted, ADTNLinear, ADTNMultiheadAttention, GeneratedWeight, add_adapter, parametrized
+from .torch_layers import Adapted, ADTNLinear, GeneratedWeight, add_adapter
 from .torch_layers._adapted import adapted_layers
-from .torch_layers._hooks import with_hooks, without_hooks
-from .torch_layers._like import STANDARD, layer_like, matrices, weight_shape
+from .torch_layers._hooks import without_hooks
+from .torch_layers._like import STANDARD, weight_shape
 from .torch_layers._linear import is_transposed
 from .torch_memory import PeakMemory
+from .torch_replacement import generated_in_place_of, weights_of
 from .torch_step import step_of
 
 _CACHED_BYTES = 1 << 30  # of one layer's inputs and outputs
@@ -67,7 +68,7 @@ class TorchModel:
             own = module.parameters(recurse=type(module) in (nn.MultiheadAttention, Adapted))
             if next(own, None) is None or name.startswith(inside or "\0"):
                 continue
-            weights, reason = _weights_of(name, module)
+            weights, reason = weights_of(name, module)
             base = module.base_layer if isinstance(module, Adapted) else module
             tied = tuple(n for n in owners.get(id(getattr(module, "weight", None)), []) if n != name)
             if tied and not reason and not isinstance(module, nn.Linear | nn.Embedding):
@@ -137,7 +138,7 @@ class TorchModel:
                     if isinstance(self.model.get_submodule(layer.name), Adapted):
                         raise CompressError(f"Layer {layer.name!r} has adapters; merge and remove them first.")
                     for who in (layer.name, *layer.tied):
-                        made[who] = _generated(self.model.get_submodule(who), layer, who, weights)
+                        made[who] = generated_in_place_of(self.model.get_submodule(who), layer, who, weights)
         self._dense = _copy(self.model)
         self._originals = {name: self.model.get_submodule(name) for name in made}
         self._weights = weights
@@ -453,46 +454,6 @@ def _counted(model: nn.Module, logits: torch.Tensor, batch: Any) -> torch.Tensor
 def _targets(model: nn.Module, batch: Any) -> torch.Tensor:
     """The labels that have an output."""
     return labels_of(batch)[..., 1:] if _shifted(model, batch) else labels_of(batch)
-
-
-def _weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]], str]:
-    """Shapes of the weights of a layer, or why it has none."""
-    if type(module) is nn.MultiheadAttention:
-        if module.in_proj_weight is None:
-            return {}, "keys and values have other widths than queries"
-        n = module.embed_dim
-        return {f"{name}.in_proj": (3 * n, n), f"{name}.out_proj": (n, n)}, ""
-    if isinstance(module, GeneratedWeight) or hasattr(module, "generated"):
-        return {}, "compressed already"
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
-        return {}, "max_norm changes its rows in place"
-    base = module.base_layer if isinstance(module, Adapted) else module
-    shape, own = weight_shape(base), matrices(base)
-    if not own or isinstance(base, nn.MultiheadAttention):
-        return {}, f"no generated form of {type(base).__name__}"
-    if not name and shape is None and not isinstance(base, STANDARD):
-        return {}, "no place to put another layer"
-    if shape is None and getattr(base, "sparse", False):
-        return {}, "its gradients are sparse"
-    if shape is not None or list(own) == ["weight"]:
-        return {name: shape or own["weight"]}, ""
-    return {f"{name}.{part}": shape for part, shape in own.items()}, ""
-
-
-def _generated(dense: Any, layer: Layer, name: str, weights: Mapping[str, GeneratedWeight]) -> nn.Module:
-    """The generated layer in place of a dense one."""
-    if type(dense) is nn.MultiheadAttention:
-        first, last = (weights[f"{name}.{part}"] for part in ("in_proj", "out_proj"))
-        return with_hooks(ADTNMultiheadAttention.of(dense, first, last), dense)
-    if weight_shape(dense) is not None:
-        return with_hooks(layer_like(dense, weights[next(iter(layer.weights))]), dense)
-    given = [one for one in layer.weights if one in weights]
-    return parametrized(dense, {_part(layer.name, one): weights[one] for one in given})
-
-
-def _part(layer: str, weight: str) -> str:
-    """The parameter's name in its module."""
-    return weight.removeprefix(f"{layer}.") if weight != layer else "weight"
 
 
 def _patches(module: Any, x: torch.Tensor) -> torch.Tensor:

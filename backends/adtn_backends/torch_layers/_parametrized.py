@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any, ClassVar
 
-import torch
 from adtn._errors import LayoutError
 from torch import nn
 
@@ -124,9 +123,9 @@ def _blank(dense: type[nn.Module], names: tuple[str, ...]) -> Any:
 
 @lru_cache(maxsize=256)
 def _class_of(dense: type[nn.Module], names: tuple[str, ...]) -> type[Parametrized]:
-    def read(self: Any, name: str) -> torch.Tensor:
-        return self.generated[name].now()
+    def generated(name: str) -> property:
+        return property(lambda self: self.generated[name].now())
 
-    attributes: dict[str, Any] = {name: property(lambda self, name=name: read(self, name)) for name in names}
+    attributes: dict[str, Any] = {name: generated(name) for name in names}
     attributes |= {"_dense_class": dense, "_generated_names": names}
     return type(f"Parametrized{dense.__name__}", (Parametrized, dense), attributes)

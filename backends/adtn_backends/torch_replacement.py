@@ -1,0 +1,53 @@
+"""Which weights of a PyTorch module can be generated, and what takes its place then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adtn.compress import Layer
+from torch import nn
+
+from .torch_layers import Adapted, ADTNMultiheadAttention, GeneratedWeight, parametrized
+from .torch_layers._hooks import with_hooks
+from .torch_layers._like import STANDARD, layer_like, matrices, weight_shape
+
+
+def weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]], str]:
+    """Shapes of the weights of a layer, or why it has none."""
+    if type(module) is nn.MultiheadAttention:
+        if module.in_proj_weight is None:
+            return {}, "keys and values have other widths than queries"
+        n = module.embed_dim
+        return {f"{name}.in_proj": (3 * n, n), f"{name}.out_proj": (n, n)}, ""
+    if isinstance(module, GeneratedWeight) or hasattr(module, "generated"):
+        return {}, "compressed already"
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+        return {}, "max_norm changes its rows in place"
+    base = module.base_layer if isinstance(module, Adapted) else module
+    shape, own = weight_shape(base), matrices(base)
+    if not own or isinstance(base, nn.MultiheadAttention):
+        return {}, f"no generated form of {type(base).__name__}"
+    if not name and shape is None and not isinstance(base, STANDARD):
+        return {}, "no place to put another layer"
+    if shape is None and getattr(base, "sparse", False):
+        return {}, "its gradients are sparse"
+    if shape is not None or list(own) == ["weight"]:
+        return {name: shape or own["weight"]}, ""
+    return {f"{name}.{part}": shape for part, shape in own.items()}, ""
+
+
+def generated_in_place_of(dense: Any, layer: Layer, name: str, weights: Mapping[str, GeneratedWeight]) -> nn.Module:
+    """The generated layer in place of a dense one."""
+    if type(dense) is nn.MultiheadAttention:
+        first, last = (weights[f"{name}.{part}"] for part in ("in_proj", "out_proj"))
+        return with_hooks(ADTNMultiheadAttention.of(dense, first, last), dense)
+    if weight_shape(dense) is not None:
+        return with_hooks(layer_like(dense, weights[next(iter(layer.weights))]), dense)
+    given = [one for one in layer.weights if one in weights]
+    return parametrized(dense, {_part(layer.name, one): weights[one] for one in given})
+
+
+def _part(layer: str, weight: str) -> str:
+    """The parameter's name in its module."""
+    return weight.removeprefix(f"{layer}.") if weight != layer else "weight"
