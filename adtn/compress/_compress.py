@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,9 @@ def compress(
     say = progress or (lambda line: None)
     began = time.monotonic()
     chosen, dense = config.select(adapter.layers())
+    weights = {layer.name: {name: adapter.weight(name) for name in layer.weights} for layer in chosen}
+    dense |= {name: why for name, own in weights.items() if (why := _unfit(own.values()))}
+    chosen = [layer for layer in chosen if layer.name not in dense]
     if not chosen:
         reasons = "; ".join(f"{name}: {why}" for name, why in dense.items())
         raise CompressError(f"No layer can be replaced: {reasons}. Change targets, exclude or smallest.")
@@ -92,8 +95,11 @@ def compress(
         raise CompressError(
             "Got a model that is one layer, which has no place to be replaced in; use torch_layers or jax_layers."
         )
+    if config.tune_steps and not {"finetune", "distill-local"}.isdisjoint(stages):
+        adapter.check(config.tuning(config.tune_steps))
     before = _cost(adapter, test, data, loss)
-    tasks = _tasks(adapter, config, chosen, data, device or "numpy:cpu", stages)
+    targets = {name: weight for layer in chosen for name, weight in weights[layer.name].items()}
+    tasks = _tasks(adapter, config, chosen, targets, data, device or "numpy:cpu", stages)
     keep = Path(folder) if folder is not None else None
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
@@ -120,6 +126,7 @@ def _tasks(
     adapter: Model,
     config: Config,
     chosen: Sequence[Layer],
+    weights: Mapping[str, np.ndarray],
     data: Iterable[Any] | None,
     device: str,
     stages: Sequence[str],
@@ -132,12 +139,22 @@ def _tasks(
     moments = adapter.second_moments(list(layouts), data) if by_data and data is not None else {}
     return {
         name: LocalTask(
-            name, adapter.weight(name), _usable(moments.get(name)), own.topology, layouts[name], own.base, own.seed,
+            name, weights[name], _usable(moments.get(name)), own.topology, layouts[name], own.base, own.seed,
             own.steps if fits else 0, own.optimizer, own.lr, device, own.restarts if fits else 1,  # type: ignore[arg-type]
             silent=config.mode == "adapter",
         )
         for _, name, own in planned
     }  # fmt: skip
+
+
+def _unfit(weights: Iterable[np.ndarray]) -> str:
+    """Why nothing can be made of them."""
+    for weight in weights:
+        if not np.isfinite(weight).all():
+            return "has entries that are NaN or infinite"
+        if not weight.any():
+            return "is zero"
+    return ""
 
 
 def _usable(moment: np.ndarray | None) -> np.ndarray | None:

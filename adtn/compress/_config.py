@@ -25,7 +25,7 @@ from ..network import (
     topology_from_json,
 )
 from ._budget import Budget
-from ._model import Layer
+from ._model import Layer, Tuning
 
 Stage = Literal["reconstruct", "reconstruct-data", "distill-local", "finetune"]
 STAGES: tuple[Stage, ...] = ("reconstruct", "reconstruct-data", "distill-local", "finetune")
@@ -267,6 +267,13 @@ class Config:
             raise CompressError(f"Got {short[0]!r} without data; pass data=, or use recipe='reconstruct'.")
         both = ("reconstruct-data", "finetune")
         return tuple(stage for one in wanted for stage in (both if one == "local-then-global" else (one,)))
+
+    def tuning(self, steps: int) -> Tuning:
+        """How the whole model is trained for so many steps."""
+        return Tuning(
+            steps, self.tune_lr, self.distill, self.train, self.clip, self.rates, self.seed, self.tune_optimizer,
+            self.dropout, self.capture,
+        )  # fmt: skip
 
     def options_of(self, layer: Layer) -> Config:
         """The config with what is special about a layer."""

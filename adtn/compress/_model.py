@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,24 @@ class Tuning:
         """Steps between checkpoints."""
         return max(self.steps // 10, 1)
 
+    def check(self, losses: Sequence[float]) -> None:
+        """Refuse to go on when the last loss is not finite.
+
+        Raises
+        ------
+        CompressError
+            With what to do about it.
+        """
+        last = losses[-1]
+        if math.isfinite(last):
+            return
+        if len(losses) == 1:
+            raise CompressError(
+                f"The loss is {last} before any update; look for numbers in the batches or in layers that stay dense "
+                "that are not finite."
+            )
+        raise CompressError(f"The loss became {last} at step {len(losses)}; lower tune_lr, now {self.lr}.")
+
 
 class Model(Protocol):
     """A model of some framework. Nothing of it changes before :meth:`install`, and :meth:`restore` undoes that."""
@@ -127,6 +146,10 @@ class Model(Protocol):
 
     def distill(self, data: Iterable[Any], tuning: Tuning, executor: Any, say: Callable[[str], None]) -> None:
         """Train every installed layer by itself on the inputs and outputs of the dense one."""
+        ...
+
+    def check(self, tuning: Tuning) -> None:
+        """Refuse a training that cannot work, before anything is done."""
         ...
 
     def tune(self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Any) -> list[float]:

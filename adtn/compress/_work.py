@@ -15,7 +15,7 @@ from ._budget import Budget, Choice
 from ._choose import Ladder, choose, climb, least_and_most, sense
 from ._config import Config
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
-from ._model import Layer, Model, Tuning
+from ._model import Layer, Model
 from ._report import ModelCost
 from ._storage import to_bytes
 
@@ -74,7 +74,7 @@ class Work:
         for n, stage in enumerate(self.stages):
             if stage == "distill-local" and config.tune_steps:
                 assert self.data is not None
-                self.adapter.distill(self.data, self._tuning(config.tune_steps), self.executor, self.say)
+                self.adapter.distill(self.data, self.config.tuning(config.tune_steps), self.executor, self.say)
             if stage == "finetune" and config.tune_steps:
                 losses += self._tune(config.tune_steps, stage=n)
         return Outcome(results, losses)
@@ -166,17 +166,10 @@ class Work:
         else:
             self.adapter.install(generators)
 
-    def _tuning(self, steps: int) -> Tuning:
-        own = self.config
-        return Tuning(
-            steps, own.tune_lr, own.distill, own.train, own.clip, own.rates, own.seed, own.tune_optimizer, own.dropout,
-            own.capture,
-        )  # fmt: skip
-
     def _tune(self, steps: int, stage: int | None = None) -> list[float]:
         """Of a stage with progress and checkpoints; a rung is silent and begins anew."""
         assert self.data is not None
-        tuning = self._tuning(steps)
+        tuning = self.config.tuning(steps)
         if stage is not None and self.folder is not None:
             start = {name: to_bytes(generator) for name, generator in sorted(self.adapter.generators().items())}
             digest = hashlib.sha256(repr((tuning, stage, self.config.mode, start)).encode()).hexdigest()

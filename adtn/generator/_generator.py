@@ -93,7 +93,7 @@ class Generator:
             raise LayoutError(f"Got a layout for {self._layout.shape} and the shape {shape}; they must be equal.")
         self._topology = topology
         self._dtype = dtype
-        self._scale = _kaiming(shape) if scale is None else float(np.std(scale) if np.ndim(scale) else scale)
+        self._scale = _kaiming(shape) if scale is None else _spread(scale)
         if not math.isfinite(self._scale):
             raise TopologyError(f"Got scale={scale}; expected a finite number.")
         self._base = _checked_base(base, shape)
@@ -430,6 +430,14 @@ class Generator:
 def _kaiming(shape: Shape) -> float:
     fan_in = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
     return math.sqrt(2.0 / max(fan_in, 1))
+
+
+def _spread(scale: float | np.ndarray) -> float:
+    """The standard deviation of a weight; the size of its entries where all are the same."""
+    if not np.ndim(scale):
+        return float(scale)
+    spread, size = float(np.std(scale)), math.sqrt(float(np.mean(np.square(scale, dtype=np.float64))))
+    return spread if spread > 1e-6 * size else size
 
 
 def _checked_base(base: Base, shape: Shape) -> Base:

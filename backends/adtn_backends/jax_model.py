@@ -43,6 +43,8 @@ class NnxModel:
         params = jax.tree.leaves(nnx.state(model, nnx.Param))
         if not params:
             raise CompressError("Got a model without parameters; there is nothing to compress.")
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in params):
+            raise CompressError("Got a model of shapes without numbers (nnx.eval_shape); load its weights first.")
         here = sorted({f"jax:{d.platform}" for d in params[0].devices()})
         if device is not None and not any(device.startswith(name) for name in here):
             raise DeviceError(f"Got device={device!r} for a model on {', '.join(here)}; move it first.")
@@ -151,12 +153,16 @@ class NnxModel:
         self._active = []
         self._originals, self._weights, self._dense = {}, {}, None
 
+    def check(self, tuning: Tuning) -> None:
+        """Compiled anyway."""
+        if tuning.capture:
+            raise CompressError("Got capture=True for a model of JAX, which compiles its updates anyway. Leave it out.")
+
     def tune(
         self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
     ) -> list[float]:
         """With a cosine, in training mode; batches are cycled through."""
-        if tuning.capture:
-            raise CompressError("Got capture=True for a model of JAX, which compiles its updates anyway. Leave it out.")
+        self.check(tuning)
         cores = {id(v) for weight in self._weights.values() for v in params_of(weight)}
         chosen = {
             path: v for path, v in variables_of(self.model).items()

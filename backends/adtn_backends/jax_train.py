@@ -85,8 +85,7 @@ def train(
         rate = tuning.lr * 0.5 * (1.0 + math.cos(math.pi * n / max(tuning.steps, 1)))
         numbers, rest, moments, found = step(numbers, rest, moments, jnp.float32(rate), batch)
         losses.append(float(found))
-        if not math.isfinite(losses[-1]):
-            raise CompressError(f"The loss became {losses[-1]} at step {len(losses)}; lower tune_lr, now {tuning.lr}.")
+        tuning.check(losses)
         report(len(losses), losses[-1])
         if tuning.checkpoint is not None and len(losses) % tuning.every == 0:
             _write(tuning.checkpoint, (numbers, rest, moments), losses)

@@ -21,6 +21,7 @@ from adtn._errors import CompressError, DeviceError
 from adtn.compress import Layer, Tuning
 from adtn.schedule import decide
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ._batches import IGNORED, cycled, labels_of
 from .torch_checkpoint import Training
@@ -46,6 +47,11 @@ class TorchModel:
         first = next(model.parameters(), None)
         if first is None:
             raise CompressError("Got a model without parameters; there is nothing to compress.")
+        for name, p in model.named_parameters():
+            if isinstance(p, nn.parameter.UninitializedParameter) or p.is_meta:
+                raise CompressError(f"Parameter {name!r} has no values yet; load the weights, or run the model once.")
+            if p.is_inference():
+                raise CompressError(f"Parameter {name!r} was made in inference mode; make or load the model outside.")
         here = str(first.device)
         if device is not None and device.removeprefix("torch:") != here.removesuffix(":0"):
             raise DeviceError(f"Got device={device!r} for a model on {here!r}; move it first, with model.to(...).")
@@ -58,19 +64,19 @@ class TorchModel:
     def layers(self) -> list[Layer]:
         """Modules with parameters of their own; what is inside an attention belongs to it."""
         found: list[Layer] = []
-        inside = tuple(f"{n}." for n, m in self.model.named_modules() if type(m) in (nn.MultiheadAttention, Adapted))
+        inside = tuple(f"{n}." for n, m in self.model.named_modules() if _is_whole(m))
         owners: dict[int, list[str]] = {}
         for name, module in self.model.named_modules(remove_duplicate=False):
-            weight = getattr(module, "weight", None)
+            weight = _weight(module)
             if isinstance(weight, nn.Parameter) and not name.startswith(inside or "\0"):
                 owners.setdefault(id(weight), []).append(name)
         for name, module in self.model.named_modules():
-            own = module.parameters(recurse=type(module) in (nn.MultiheadAttention, Adapted))
+            own = module.parameters(recurse=_is_whole(module))
             if next(own, None) is None or name.startswith(inside or "\0"):
                 continue
             weights, reason = weights_of(name, module)
             base = module.base_layer if isinstance(module, Adapted) else module
-            tied = tuple(n for n in owners.get(id(getattr(module, "weight", None)), []) if n != name)
+            tied = tuple(n for n in owners.get(id(_weight(module)), []) if n != name)
             if tied and not reason and not isinstance(module, nn.Linear | nn.Embedding):
                 reason = f"shares its weight with {', '.join(tied)}"
             size = max(p.element_size() for p in module.parameters())
@@ -171,10 +177,22 @@ class TorchModel:
         self._active = []
         self._originals, self._weights, self._dense = {}, {}, None
 
+    def check(self, tuning: Tuning) -> None:
+        """Adam needs numbers beyond float16, and only CUDA records."""
+        halves = any(p.dtype is torch.float16 for p in self.model.parameters())
+        if halves and tuning.optimizer == "adam":
+            raise CompressError(
+                "Got float16 parameters to train with Adam, whose squares of small gradients are zero there; train in "
+                "float32 or bfloat16 and call model.half() afterwards, or pass tune_optimizer='sgd'."
+            )
+        if tuning.capture and not self._where.startswith("cuda"):
+            raise CompressError(f"Got capture=True on '{self._where}'; CUDA alone can record. Leave it out.")
+
     def tune(
         self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
     ) -> list[float]:
         """With a cosine, in training mode; batches are cycled through."""
+        self.check(tuning)
         cores = {id(p) for w in self._weights.values() for p in w.parameters()}
         groups: dict[float, list[nn.Parameter]] = {}
         for name, p in self.model.named_parameters():
@@ -201,10 +219,7 @@ class TorchModel:
             training.restore_random()
             for batch in batches:
                 losses.append(float(step(self._to_device(batch), len(losses))))
-                if not math.isfinite(losses[-1]):
-                    raise CompressError(
-                        f"The loss became {losses[-1]} at step {len(losses)}; lower tune_lr, now {tuning.lr}."
-                    )
+                tuning.check(losses)
                 report(len(losses), losses[-1])
                 if tuning.checkpoint is not None and len(losses) % tuning.every == 0:
                     training.write(tuning.checkpoint, losses)
@@ -433,6 +448,16 @@ def _copy(model: nn.Module) -> nn.Module:
             f"Cannot copy the model, which is kept as a teacher and against errors: {error}. Make pruning and weight "
             "norms permanent first (torch.nn.utils.prune.remove, remove_weight_norm)."
         ) from error
+
+
+def _is_whole(module: nn.Module) -> bool:
+    """Whether what is inside belongs to it."""
+    return type(module) in (nn.MultiheadAttention, Adapted) or is_parametrized(module)
+
+
+def _weight(module: nn.Module) -> Any:
+    """Where it has one; some parametrizations change when theirs is looked at."""
+    return None if is_parametrized(module) else getattr(module, "weight", None)
 
 
 def _takes_labels(model: nn.Module) -> bool:

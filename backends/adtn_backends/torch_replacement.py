@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from adtn.compress import Layer
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .torch_layers import Adapted, ADTNMultiheadAttention, GeneratedWeight, parametrized
 from .torch_layers._hooks import with_hooks
@@ -22,6 +24,10 @@ def weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]]
         return {f"{name}.in_proj": (3 * n, n), f"{name}.out_proj": (n, n)}, ""
     if isinstance(module, GeneratedWeight) or hasattr(module, "generated"):
         return {}, "compressed already"
+    if is_parametrized(module):
+        return {}, "computed by a parametrization; remove it first (torch.nn.utils.parametrize.remove_parametrizations)"
+    if isinstance(module, torch.jit.ScriptModule):
+        return {}, "compiled by TorchScript; compress the model it was made of"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
         return {}, "max_norm changes its rows in place"
     base = module.base_layer if isinstance(module, Adapted) else module

@@ -101,8 +101,6 @@ class RecordedStep(Step):
     def _optimizer(self) -> torch.optim.Optimizer:
         """All that changes is on the device."""
         where = self.trained[0].device
-        if where.type != "cuda":
-            raise CompressError(f"Got capture=True for a model on '{where}'; CUDA alone can record. Leave it out.")
         for group in self.groups:
             group["lr"] = torch.tensor(group["lr"], device=where)
         if self.tuning.optimizer == "sgd":
