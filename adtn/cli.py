@@ -232,6 +232,8 @@ def compress(
     config: Annotated[Path | None, typer.Option(help="TOML or YAML file with a config; see adtn.Config.")] = None,
     data: Annotated[str | None, typer.Option(help="MODULE:FACTORY of training batches.")] = None,
     test: Annotated[str | None, typer.Option(help="MODULE:FACTORY of test batches.")] = None,
+    loss: Annotated[str | None, typer.Option(help="MODULE:FUNCTION of (model, batch); cross entropy if none.")] = None,
+    score: Annotated[str | None, typer.Option(help="MODULE:FUNCTION of (model), the larger the better.")] = None,
     device: Annotated[str | None, typer.Option(help="Where local fits run.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for generators, state and report.")] = Path("compressed"),
 ) -> None:
@@ -242,21 +244,22 @@ def compress(
         print(line, flush=True)
 
     settings = Config.load(config) if config is not None else Config()
-    source = Path(model) if Path(model).is_dir() else _factory(model)
+    source = Path(model) if Path(model).is_dir() else _function(model)
     report = run_folder(
-        source, settings, out, weights=weights, data=_made(data), test=_made(test), device=device, progress=say
-    )
+        source, settings, out, weights=weights, data=_made(data), test=_made(test), loss=_named(loss),
+        score=_named(score), device=device, progress=say,
+    )  # fmt: skip
     print(report)
     print(f"generators, state and report are in {out}/")
 
 
-def _factory(name: str) -> Any:
+def _function(name: str) -> Any:
     """What ``module:name`` means, also for modules of the working directory."""
     import importlib
 
     module, _, attribute = name.partition(":")
     if not attribute:
-        raise ADTNError(f"Got {name!r}; expected MODULE:FACTORY, such as mypackage.models:build.")
+        raise ADTNError(f"Got {name!r}; expected MODULE:FUNCTION, such as mypackage.models:build.")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -264,12 +267,16 @@ def _factory(name: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise ADTNError(f"Got {name!r}, which cannot be found ({error}); check the module and the name.") from error
     if not callable(found):
-        raise ADTNError(f"Got {name!r}, which is a {type(found).__name__}; expected a function without arguments.")
+        raise ADTNError(f"Got {name!r}, which is a {type(found).__name__}; expected a function.")
     return found
 
 
 def _made(name: str | None) -> Any:
-    return None if name is None else _factory(name)()
+    return None if name is None else _function(name)()
+
+
+def _named(name: str | None) -> Any:
+    return None if name is None else _function(name)
 
 
 @app.command()

@@ -163,7 +163,7 @@ def test_a_loss_that_cannot_be_reached_leaves_the_model_as_it_was(monkeypatch: p
     from adtn_backends.torch_model import TorchModel
 
     scores = iter([100.0] + [0.0] * 20)
-    monkeypatch.setattr(TorchModel, "score", lambda self, data: next(scores))
+    monkeypatch.setattr(TorchModel, "accuracy", lambda self, data: next(scores))
     model = net()
     state = state_of(model)
     with pytest.raises(CompressError, match="No size that was tried loses at most 1"):

@@ -65,7 +65,7 @@ def test_accuracy_is_of_the_next_token(tmp_path: Path) -> None:
     labels = IDS.clone()
     labels[:, :6] = -100
     right = float((guess[:, 5:-1] == IDS[:, 6:]).float().mean())
-    score = TorchModel(model, None).score([{"input_ids": IDS, "labels": labels}])
+    score = TorchModel(model, None).accuracy([{"input_ids": IDS, "labels": labels}])
     assert score == pytest.approx(100 * right)
     loss = TorchModel(model, None).loss_on([{"input_ids": IDS, "labels": labels}], None)
     assert loss == pytest.approx(float(model(input_ids=IDS, labels=labels).loss.detach()), rel=1e-5)

@@ -28,6 +28,7 @@ def compress(
     data: Iterable[Any] | None = None,
     test: Iterable[Any] | None = None,
     loss: Callable[..., Any] | None = None,
+    score: Callable[[Any], Any] | None = None,
     device: str | None = None,
     executor: Executor | None = None,
     folder: str | Path | None = None,
@@ -45,10 +46,13 @@ def compress(
         Batches: ``(inputs, labels)``, or mappings with ``"labels"`` for models that take keywords. Gone through more
         than once: a list or a data loader, not a generator.
     test : iterable, optional
-        The same, for the accuracy before and after.
+        The same, for the loss before and after, and the accuracy where labels number classes.
     loss : callable, optional
         ``loss(model, batch)``, cross entropy of the outputs and the labels when not given; JAX traces
         it.
+    score : callable, optional
+        ``score(model)``, the larger the better, such as a mean intersection over union: measured before and after in
+        evaluation mode, and what a budget of ``accuracy_loss`` counts instead of the accuracy.
     device : str, optional
         Where local fits run, such as ``"torch:cuda:0"``; on NumPy when not given. The model stays where it is.
     executor : optional
@@ -79,8 +83,9 @@ def compress(
     """
     config = config or Config()
     stages = config.stages(data is not None)
-    if config.budget is not None and config.budget.accuracy_loss is not None and test is None:
-        raise CompressError("Got a budget of accuracy_loss without test=; pass the data that measure it.")
+    measured = config.budget is not None and config.budget.accuracy_loss is not None
+    if measured and test is None and score is None:
+        raise CompressError("Got a budget of accuracy_loss without test=; pass the data that measure it, or score=.")
     adapter = model_of(model, None)
     say = progress or (lambda line: None)
     began = time.monotonic()
@@ -97,16 +102,20 @@ def compress(
         )
     if config.tune_steps and not {"finetune", "distill-local"}.isdisjoint(stages):
         adapter.check(config.tuning(config.tune_steps))
-    before = _cost(adapter, test, data, loss)
+    before = _cost(adapter, test, data, loss, score)
+    if measured and before.quality is None:
+        raise CompressError(
+            "Got a budget of accuracy_loss for labels that do not number classes; pass score= to measure the model."
+        )
     targets = {name: weight for layer in chosen for name, weight in weights[layer.name].items()}
     tasks = _tasks(adapter, config, chosen, targets, data, device or "numpy:cpu", stages)
     keep = Path(folder) if folder is not None else None
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-    work = Work(adapter, config, stages, chosen, tasks, data, test, loss, executor, keep, say)
+    work = Work(adapter, config, stages, chosen, tasks, data, test, loss, score, executor, keep, say)
     try:
         outcome = work.within(config.budget, before) if config.budget is not None else work.attempt(tasks)
-        after = _cost(adapter, test, data, loss)
+        after = _cost(adapter, test, data, loss, score)
         generators = adapter.generators()
         sample = test if test is not None else data
         predicted = adapter.predicted_seconds(sample) if sample is not None else {}
@@ -163,14 +172,19 @@ def _usable(moment: np.ndarray | None) -> np.ndarray | None:
 
 
 def _cost(
-    adapter: Model, test: Iterable[Any] | None, data: Iterable[Any] | None, loss: Callable[..., Any] | None
+    adapter: Model,
+    test: Iterable[Any] | None,
+    data: Iterable[Any] | None,
+    loss: Callable[..., Any] | None,
+    score: Callable[[Any], Any] | None,
 ) -> ModelCost:
     params, size = adapter.numbers()
     sample = test if test is not None else data
     seconds, peak = adapter.forward_cost(sample) if sample is not None else (None, None)
-    if test is None:
-        return ModelCost(params, size, None, seconds, peak)
-    return ModelCost(params, size, adapter.score(test), seconds, peak, adapter.loss_on(test, loss))
+    accuracy, mean = (None, None) if test is None else (adapter.accuracy(test), adapter.loss_on(test, loss))
+    return ModelCost(
+        params, size, accuracy, seconds, peak, mean, adapter.score(score) if score is not None else None
+    )  # fmt: skip
 
 
 def _corner(weight: np.ndarray | Generator) -> np.ndarray:

@@ -80,7 +80,8 @@ class Config:
     steps, lr, optimizer
         Of the local fits, see :func:`adtn.fit`.
     tune_steps, tune_lr, tune_optimizer, distill, train, clip
-        Of the training of the whole model: ``distill`` is the weight of the dense model's outputs in the loss,
+        Of the training of the whole model: ``distill`` is the weight of the dense model's outputs in the loss (the
+        divergence of the classes' probabilities, or the squared error where labels are no whole numbers),
         ``train`` says whether other parameters are trained, too (``"generated"`` or ``"all"``).
     dropout : float, optional
         Rate of all dropouts in that training, in place of their own: a few hundred numbers need less than the layers

@@ -27,6 +27,8 @@ def run_folder(
     weights: Path | None = None,
     data: Iterable[Any] | None = None,
     test: Iterable[Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    score: Callable[[Any], Any] | None = None,
     device: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> CompressReport:
@@ -43,7 +45,7 @@ def run_folder(
         tokenizer are copied from a Hugging Face folder.
     weights : path, optional
         State of the dense model, ``.safetensors``.
-    data, test, device, progress
+    data, test, loss, score, device, progress
         See :func:`compress`.
 
     Raises
@@ -59,7 +61,10 @@ def run_folder(
             model_of(model, None).load(weights)
         except (OSError, RuntimeError, KeyError) as error:
             raise CompressError(f"Cannot load {weights} into {type(model).__name__}: {error}.") from error
-    report = compress(model, config, data=data, test=test, device=device, folder=out / "layers", progress=progress)
+    report = compress(
+        model, config, data=data, test=test, loss=loss, score=score, device=device, folder=out / "layers",
+        progress=progress,
+    )  # fmt: skip
     save_layers(out / "generators", report.generators)
     model_of(model, None).save(out / "state.safetensors")
     for name in ("report.json", "report.html"):

@@ -160,8 +160,12 @@ class Model(Protocol):
         """Mean loss over the batches, without training."""
         ...
 
-    def score(self, data: Iterable[Any]) -> float:
-        """Accuracy in percent."""
+    def accuracy(self, data: Iterable[Any]) -> float | None:
+        """In percent; nothing where labels do not number classes."""
+        ...
+
+    def score(self, score: Callable[[Any], Any]) -> float:
+        """What a caller's function says of the model in evaluation mode."""
         ...
 
     def generators(self) -> dict[str, Generator]:

@@ -62,7 +62,9 @@ def _tiles(report: CompressReport) -> str:
         (times(own / max(left, 1)), f"{own:,} entries of the replaced layers from {left:,} numbers"),
         (f"{report.ratio:,.1f}x", f"the whole model: {b.params:,} parameters, now {a.params:,}"),
     ]
-    if b.accuracy is not None and a.accuracy is not None:
+    if b.score is not None and a.score is not None:
+        found.append((f"{a.score:.4g}", f"score, was {b.score:.4g}"))
+    elif b.accuracy is not None and a.accuracy is not None:
         found.append((f"{a.accuracy:.2f} %", f"accuracy, {a.accuracy - b.accuracy:+.2f} points"))
     elif b.loss is not None and a.loss is not None:
         found.append((f"{a.loss:.3f}", f"loss on the test data, was {b.loss:.3f}"))

@@ -69,6 +69,12 @@ class ModelCost:
     forward_seconds: float | None
     forward_peak_bytes: int | None
     loss: float | None = None
+    score: float | None = None
+
+    @property
+    def quality(self) -> float | None:
+        """The caller's score, or the accuracy where there is none."""
+        return self.accuracy if self.score is None else self.score
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,8 @@ class CompressReport:
         """Sentences about the model before and after."""
         b, a = self.before, self.after
         lines = [f"parameters {b.params:,} -> {a.params:,} ({self.ratio:,.1f}x), {b.bytes:,} -> {a.bytes:,} bytes"]
+        if b.score is not None and a.score is not None:
+            lines.append(f"score {b.score:.4g} -> {a.score:.4g}")
         if b.accuracy is not None and a.accuracy is not None:
             lines.append(f"accuracy {b.accuracy:.2f} % -> {a.accuracy:.2f} %")
         if b.loss is not None and a.loss is not None:

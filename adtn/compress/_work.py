@@ -53,6 +53,7 @@ class Work:
     data: Iterable[Any] | None
     test: Iterable[Any] | None
     loss: Callable[..., Any] | None
+    score: Callable[[Any], Any] | None
     executor: Executor | None
     folder: Path | None
     say: Callable[[str], None]
@@ -105,14 +106,14 @@ class Work:
 
     def _smallest(self, ladders: Sequence[Ladder], loss: float, before: ModelCost) -> Outcome:
         """Bisection over the size, on a logarithmic scale, with all stages for every size."""
-        assert self.test is not None and before.accuracy is not None
+        assert before.quality is not None
         low, high = least_and_most(ladders)
         best: tuple[Outcome, dict[str, Generator], Any] | None = None
         lost = math.inf
         for _ in range(_TRIALS):
             size = round(math.sqrt(low * high))
             outcome = self.attempt(self._chosen(choose(ladders, max(size, low), 1, "parameters")))
-            lost = before.accuracy - self.adapter.score(self.test)
+            lost = before.quality - self._quality()
             self.say(f"{size:,} parameters in the chosen layers lose {lost:.2f} points")
             if lost <= loss:
                 best = (outcome, self.adapter.generators(), self.adapter.state())
@@ -131,6 +132,14 @@ class Work:
         self._install(generators)
         self.adapter.set_state(state)
         return outcome
+
+    def _quality(self) -> float:
+        """The score, or the accuracy where there is none."""
+        if self.score is not None:
+            return self.adapter.score(self.score)
+        found = self.adapter.accuracy(self.test or ())
+        assert found is not None  # or it was refused before anything was fitted
+        return found
 
     def _chosen(self, choices: Mapping[str, Choice]) -> dict[str, LocalTask]:
         for name, choice in choices.items():

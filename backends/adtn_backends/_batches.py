@@ -20,11 +20,48 @@ def labels_of(batch: Any) -> Any:
     """
     if isinstance(batch, Mapping):
         if "labels" not in batch:
-            raise CompressError(f"Got batches of {sorted(batch)}; expected 'labels', too, or pass loss= and no test=.")
+            raise CompressError(f"Got batches of {sorted(batch)}; expected 'labels', too, or pass loss=.")
         return batch["labels"]
-    if not isinstance(batch, tuple | list) or len(batch) < 2:
-        raise CompressError("Got batches without labels; pass (inputs, labels), or loss= and no test=.")
+    if not has_labels(batch):
+        raise CompressError("Got batches without labels; pass (inputs, labels), or loss=.")
     return batch[1]
+
+
+def has_labels(batch: Any) -> bool:
+    """Whether :func:`labels_of` finds some."""
+    return "labels" in batch if isinstance(batch, Mapping) else isinstance(batch, tuple | list) and len(batch) > 1
+
+
+def class_axis(outputs: Any, labels: Any, whole: bool, *, second: bool = False) -> int:
+    """The axis of the outputs that has a score for every class.
+
+    Parameters
+    ----------
+    outputs, labels : array
+    whole : bool
+        Whether labels are whole numbers.
+    second : bool
+        Whether it may be the second axis, as of images in PyTorch.
+
+    Raises
+    ------
+    CompressError
+        If the labels do not number classes that the outputs score.
+    """
+    if not hasattr(outputs, "shape"):
+        raise CompressError(
+            f"The model returns a {type(outputs).__name__}; expected scores of classes, by themselves or as 'logits'. "
+            "Pass loss=, and score= to measure it."
+        )
+    shape, wanted = tuple(outputs.shape), tuple(labels.shape)
+    if whole and shape[:-1] == wanted:
+        return len(shape) - 1
+    if whole and second and shape[:1] + shape[2:] == wanted:
+        return 1
+    raise CompressError(
+        f"Got outputs of {shape} and labels of {wanted}, {labels.dtype}; expected the number of a class for every row "
+        "of scores. Pass loss= for other tasks, and score= to measure them."
+    )
 
 
 def cycled(data: Iterable[Any], steps: int) -> Iterator[Any]:

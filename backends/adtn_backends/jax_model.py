@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from adtn import Generator
 from adtn._errors import CompressError, DeviceError
 from adtn.bench import median_seconds
@@ -21,7 +20,7 @@ from adtn.compress import Layer, Tuning
 from adtn.schedule import decide
 from flax import nnx
 
-from ._batches import IGNORED, cycled, labels_of
+from ._batches import IGNORED, cycled
 from .jax_distill import Seen, distill_layer, packed
 from .jax_layers import ADTNLinear, GeneratedWeight
 from .jax_layers._adapted import Adapted, adapted_layers, add_adapter
@@ -29,6 +28,7 @@ from .jax_layers._kernels import patches, weight_of
 from .jax_layers._like import layer_like
 from .jax_layers._places import modules_of, params_of, put_module, variables_of
 from .jax_layers._weight import Frozen
+from .jax_loss import classes_of, loss_of, outputs_of
 from .jax_train import train
 
 _CACHED_BYTES = 1 << 30  # of one layer's inputs and outputs
@@ -174,14 +174,8 @@ class NnxModel:
                 teacher = nnx.split(self._dense)
 
         def value(model: Any, batch: Any) -> Any:
-            if teacher is None:
-                return self._loss(loss, model, batch)
-            logits = _outputs(model, batch)
-            found = _cross_entropy(logits, batch) if loss is None else loss(model, batch)
-            wanted = jax.nn.log_softmax(_outputs(nnx.merge(*teacher, copy=True), batch))
-            got = jax.nn.log_softmax(logits)
-            away = (jnp.exp(wanted) * (wanted - got)).sum(-1).mean()
-            return (1.0 - tuning.distill) * found + tuning.distill * away
+            dense = None if teacher is None else nnx.merge(*teacher, copy=True)
+            return loss_of(model, batch, loss, dense, tuning.distill)
 
         batches = map(_arrays, cycled(data, tuning.steps))
         with _mode(self.model, training=True), _dropout(self.model, tuning.dropout):
@@ -201,23 +195,34 @@ class NnxModel:
 
     def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
         """In evaluation mode."""
-        found = [float(x) for x in self._each(data, lambda model, batch: self._loss(loss, model, batch))]
+        found = [float(x) for x in self._each(data, lambda model, batch: loss_of(model, batch, loss))]
         if not found:
             raise CompressError("Got data without a batch; pass a list or a DataLoader.")
         return statistics.fmean(found)
 
-    def score(self, data: Iterable[Any]) -> float:
+    def accuracy(self, data: Iterable[Any]) -> float | None:
         """Of the largest output."""
 
         def count(model: Any, batch: Any) -> Any:
-            target = labels_of(batch)
-            return (_outputs(model, batch).argmax(-1) == target).sum(), (target != IGNORED).sum()
+            outputs = outputs_of(model, batch)
+            try:
+                scores, labels = classes_of(outputs, batch)
+            except CompressError:
+                return None
+            return (scores.argmax(-1) == labels).sum(), (labels != IGNORED).sum()
 
-        found = [(int(right), int(total)) for right, total in self._each(data, count)]
-        total = sum(n for _, n in found)
+        found = list(self._each(data, count))
+        if None in found:
+            return None
+        total = sum(int(n) for _, n in found)
         if not total:
             raise CompressError("Got test data without a batch; pass some, or leave test out.")
-        return 100.0 * sum(n for n, _ in found) / total
+        return 100.0 * sum(int(right) for right, _ in found) / total
+
+    def score(self, score: Callable[[Any], Any]) -> float:
+        """In evaluation mode."""
+        with _mode(self.model, training=False):
+            return float(score(self.model))
 
     def generators(self) -> dict[str, Generator]:
         """Of all installed weights."""
@@ -262,7 +267,7 @@ class NnxModel:
         batch = _arrays(next(cycled(data, 1)))
         with _mode(self.model, training=False):
             graph, state = nnx.split(self.model)
-            made = jax.jit(lambda state, batch: _outputs(nnx.merge(graph, state, copy=True), batch))
+            made = jax.jit(lambda state, batch: outputs_of(nnx.merge(graph, state, copy=True), batch))
             forward = made.lower(state, batch).compile()
 
             def run() -> None:
@@ -290,10 +295,6 @@ class NnxModel:
             task = ("apply", rows[name]) if rows.get(name) else ("generate", None)
             found[name] = decide(weight.generator(), task[0], device=where, batch=task[1]).predicted_seconds
         return found
-
-    def _loss(self, loss: Callable[..., Any] | None, model: Any, batch: Any) -> Any:
-        """The caller's, or cross entropy."""
-        return _cross_entropy(_outputs(model, batch), batch) if loss is None else loss(model, batch)
 
     def _each(self, data: Iterable[Any], what: Callable[[Any, Any], Any]) -> Iterator[Any]:
         """``what(model, batch)`` of every batch, compiled, in evaluation mode."""
@@ -327,7 +328,7 @@ class NnxModel:
                 put_module(self.model, place, _Watched(modules[place], name, look))
             with _mode(self.model, training=False):
                 for batch in data:
-                    _outputs(self.model, _arrays(batch))
+                    outputs_of(self.model, _arrays(batch))
                     yield
         finally:
             for place in spots:
@@ -387,16 +388,3 @@ def _dropout(model: nnx.Module, rate: float | None) -> Generated[None, None, Non
 
 def _arrays(batch: Any) -> Any:
     return jax.tree.map(jnp.asarray, tuple(batch) if isinstance(batch, list) else batch)
-
-
-def _cross_entropy(logits: Any, batch: Any) -> Any:
-    target = labels_of(batch)
-    counts = target != IGNORED
-    each = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.where(counts, target, 0))
-    return jnp.where(counts, each, 0.0).sum() / jnp.maximum(counts.sum(), 1)
-
-
-def _outputs(model: Any, batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return model(**{k: v for k, v in batch.items() if k != "labels"})
-    return model(batch[0] if isinstance(batch, tuple) else batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import statistics
 import time
@@ -23,7 +22,7 @@ from adtn.schedule import decide
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ._batches import IGNORED, cycled, labels_of
+from ._batches import IGNORED, cycled
 from .torch_checkpoint import Training
 from .torch_distill import Seen, distill_layer
 from .torch_layers import Adapted, ADTNLinear, GeneratedWeight, add_adapter
@@ -31,6 +30,7 @@ from .torch_layers._adapted import adapted_layers
 from .torch_layers._hooks import without_hooks
 from .torch_layers._like import STANDARD, weight_shape
 from .torch_layers._linear import is_transposed
+from .torch_loss import classes_of, loss_of, outputs_of
 from .torch_memory import PeakMemory
 from .torch_replacement import generated_in_place_of, weights_of
 from .torch_step import step_of
@@ -118,7 +118,7 @@ class TorchModel:
         try:
             with torch.no_grad(), self._evaluating():
                 for batch in data:
-                    self._outputs(self.model, self._to_device(batch))
+                    outputs_of(self.model, self._to_device(batch))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -203,7 +203,7 @@ class TorchModel:
         if not groups:
             raise CompressError("Got rates that leave nothing to train; give some parameters a rate above 0.")
         teacher = self._dense.eval() if tuning.distill and self._dense is not None else None
-        step = step_of(lambda batch: self._loss(loss, batch, teacher, tuning.distill), groups, tuning)
+        step = step_of(lambda batch: loss_of(self.model, batch, loss, teacher, tuning.distill), groups, tuning)
         training = Training(self.model, step.optimizer)
         losses = training.read(tuning.checkpoint)
         torch.manual_seed(tuning.seed)
@@ -267,7 +267,7 @@ class TorchModel:
         try:
             with torch.no_grad():
                 for batch in data:
-                    self._outputs(dense, self._to_device(batch))
+                    outputs_of(dense, self._to_device(batch))
                     held = sum(x.numel() * x.element_size() for xs, _, y in kept for x in (*xs, y))
                     if held > _CACHED_BYTES:
                         break
@@ -280,24 +280,32 @@ class TorchModel:
     def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
         """In evaluation mode."""
         with torch.no_grad(), self._evaluating():
-            found = [float(self._loss(loss, self._to_device(batch), None, 0.0)) for batch in data]
+            found = [float(loss_of(self.model, self._to_device(batch), loss, None, 0.0)) for batch in data]
         if not found:
             raise CompressError("Got data without a batch; pass a list or a DataLoader.")
         return statistics.fmean(found)
 
-    def score(self, data: Iterable[Any]) -> float:
+    def accuracy(self, data: Iterable[Any]) -> float | None:
         """Of the largest output."""
         right = total = 0
         with torch.no_grad(), self._evaluating():
             for batch in data:
                 batch = self._to_device(batch)
-                target = _targets(self.model, batch)
-                logits = _counted(self.model, self._outputs(self.model, batch), batch)
-                right += int((logits.argmax(-1) == target).sum())
-                total += int((target != IGNORED).sum())
+                outputs = outputs_of(self.model, batch)
+                try:
+                    scores, labels = classes_of(self.model, outputs, batch)
+                except CompressError:
+                    return None
+                right += int((scores.argmax(-1) == labels).sum())
+                total += int((labels != IGNORED).sum())
         if not total:
             raise CompressError("Got test data without a batch; pass some, or leave test out.")
         return 100.0 * right / total
+
+    def score(self, score: Callable[[Any], Any]) -> float:
+        """In evaluation mode, without gradients."""
+        with torch.no_grad(), self._evaluating():
+            return float(score(self.model))
 
     def generators(self) -> dict[str, Generator]:
         """Of all installed weights."""
@@ -334,7 +342,7 @@ class TorchModel:
         with torch.no_grad(), self._evaluating():
 
             def run() -> None:
-                self._outputs(self.model, batch)
+                outputs_of(self.model, batch)
                 if self._where.startswith("cuda"):
                     torch.cuda.synchronize(self._where)
 
@@ -362,7 +370,7 @@ class TorchModel:
                 hooks.append(module.register_forward_hook(look))
         try:
             with torch.no_grad(), self._evaluating():
-                self._outputs(self.model, self._to_device(next(cycled(data, 1))))
+                outputs_of(self.model, self._to_device(next(cycled(data, 1))))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -373,38 +381,6 @@ class TorchModel:
             plan = decide(weight.generator(), task[0], device=f"torch:{self._where}", dtype=dtype, batch=task[1])
             found[name] = plan.predicted_seconds
         return found
-
-    def _loss(self, loss: Any, batch: Any, teacher: nn.Module | None, distill: float) -> torch.Tensor:
-        """The caller's, or the model's own where it has one, or cross entropy; with the dense model's outputs."""
-        if loss is not None and teacher is None:
-            return loss(self.model, batch)
-        whole = isinstance(batch, Mapping) and (_takes_labels(self.model) or "labels" not in batch)
-        own = self.model(**batch) if whole else None
-        logits = getattr(own, "logits", own) if own is not None else self._outputs(self.model, batch)
-        if loss is not None:
-            value = loss(self.model, batch)
-        elif getattr(own, "loss", None) is not None:
-            value = own.loss  # type: ignore[union-attr]
-        else:
-            guess, target = _counted(self.model, logits, batch), _targets(self.model, batch)
-            value = nn.functional.cross_entropy(guess.reshape(-1, guess.shape[-1]), target.reshape(-1))
-        if teacher is None:
-            return value
-        with torch.no_grad():
-            wanted = _counted(teacher, self._outputs(teacher, batch), batch).log_softmax(-1)
-        got = _counted(self.model, logits, batch).log_softmax(-1)
-        away = nn.functional.kl_div(got.flatten(0, -2), wanted.flatten(0, -2), reduction="batchmean", log_target=True)
-        return (1.0 - distill) * value + distill * away
-
-    @staticmethod
-    def _outputs(model: nn.Module, batch: Any) -> torch.Tensor:
-        if isinstance(batch, Mapping):
-            # decoders of their own make their inputs from the labels
-            keeps = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-            found: Any = model(**{k: v for k, v in batch.items() if keeps or k != "labels"})
-        else:
-            found = model(batch[0] if isinstance(batch, tuple | list) else batch)
-        return getattr(found, "logits", found)
 
     def _to_device(self, batch: Any) -> Any:
         if isinstance(batch, Mapping):
@@ -458,27 +434,6 @@ def _is_whole(module: nn.Module) -> bool:
 def _weight(module: nn.Module) -> Any:
     """Where it has one; some parametrizations change when theirs is looked at."""
     return None if is_parametrized(module) else getattr(module, "weight", None)
-
-
-def _takes_labels(model: nn.Module) -> bool:
-    """As models of transformers do, which then compute their own loss."""
-    return "labels" in inspect.signature(model.forward).parameters
-
-
-def _shifted(model: nn.Module, batch: Any) -> bool:
-    """Whether outputs are for the next label, as of causal language models of transformers."""
-    causal = any(part in type(model).__name__ for part in ("CausalLM", "LMHead"))
-    return isinstance(batch, Mapping) and causal and _takes_labels(model)
-
-
-def _counted(model: nn.Module, logits: torch.Tensor, batch: Any) -> torch.Tensor:
-    """The outputs that have a label."""
-    return logits[..., :-1, :] if _shifted(model, batch) else logits
-
-
-def _targets(model: nn.Module, batch: Any) -> torch.Tensor:
-    """The labels that have an output."""
-    return labels_of(batch)[..., 1:] if _shifted(model, batch) else labels_of(batch)
 
 
 def _patches(module: Any, x: torch.Tensor) -> torch.Tensor:

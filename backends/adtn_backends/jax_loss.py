@@ -1,0 +1,67 @@
+"""What a Flax NNX model puts out for a batch, and its loss; all of it can be traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from adtn._errors import CompressError
+
+from ._batches import IGNORED, class_axis, has_labels, labels_of
+
+
+def outputs_of(model: Any, batch: Any) -> Any:
+    """For the inputs of a batch; the logits where the model calls them so."""
+    if isinstance(batch, Mapping):
+        found = model(**{k: v for k, v in batch.items() if k != "labels"})
+    else:
+        found = model(batch[0] if isinstance(batch, tuple) else batch)
+    return found["logits"] if isinstance(found, Mapping) and "logits" in found else getattr(found, "logits", found)
+
+
+def classes_of(outputs: Any, batch: Any) -> tuple[Any, Any]:
+    """Scores, ``(..., classes)``, and labels, ``(...)``.
+
+    Raises
+    ------
+    CompressError
+        If the labels do not number classes that the outputs score.
+    """
+    labels = labels_of(batch)
+    class_axis(outputs, labels, not _is_real(labels))
+    return outputs, labels
+
+
+def loss_of(model: Any, batch: Any, loss: Callable[..., Any] | None, teacher: Any = None, distill: float = 0.0) -> Any:
+    """The caller's, or cross entropy; with the dense model's outputs."""
+    if loss is not None and teacher is None:
+        return loss(model, batch)
+    outputs = outputs_of(model, batch)
+    value = _cross_entropy(outputs, batch) if loss is None else loss(model, batch)
+    if teacher is None:
+        return value
+    return (1.0 - distill) * value + distill * _away(outputs, outputs_of(teacher, batch), batch)
+
+
+def _cross_entropy(outputs: Any, batch: Any) -> Any:
+    scores, labels = classes_of(outputs, batch)
+    counts = labels != IGNORED
+    each = optax.softmax_cross_entropy_with_integer_labels(scores.astype(jnp.float32), jnp.where(counts, labels, 0))
+    return jnp.where(counts, each, 0.0).sum() / jnp.maximum(counts.sum(), 1)
+
+
+def _away(outputs: Any, wanted: Any, batch: Any) -> Any:
+    """The divergence of the classes' probabilities, or the squared error where labels are no whole numbers."""
+    if not isinstance(outputs, jax.Array):
+        raise CompressError(f"Got distill for a model that returns a {type(outputs).__name__}; expected one array.")
+    if has_labels(batch) and _is_real(labels_of(batch)):
+        return jnp.square(outputs - wanted).mean()
+    wanted = jax.nn.log_softmax(wanted)
+    return (jnp.exp(wanted) * (wanted - jax.nn.log_softmax(outputs))).sum(-1).mean()
+
+
+def _is_real(labels: Any) -> bool:
+    return jnp.issubdtype(labels.dtype, jnp.floating)

@@ -1,0 +1,92 @@
+"""What a PyTorch model puts out for a batch, and its loss."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from adtn._errors import CompressError
+from torch import nn
+
+from ._batches import class_axis, has_labels, labels_of
+
+
+def outputs_of(model: nn.Module, batch: Any) -> Any:
+    """For the inputs of a batch; the logits where the model calls them so."""
+    if isinstance(batch, Mapping):
+        # decoders of their own make their inputs from the labels
+        keeps = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        return _logits(model(**{k: v for k, v in batch.items() if keeps or k != "labels"}))
+    return _logits(model(batch[0] if isinstance(batch, tuple | list) else batch))
+
+
+def classes_of(model: nn.Module, outputs: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores, ``(n, classes)``, and labels, ``(n,)``.
+
+    Raises
+    ------
+    CompressError
+        If the labels do not number classes that the outputs score.
+    """
+    labels = labels_of(batch)
+    if _shifted(model, batch):
+        outputs, labels = outputs[..., :-1, :], labels[..., 1:]
+    axis = class_axis(outputs, labels, not labels.is_floating_point(), second=True)
+    return outputs.movedim(axis, -1).reshape(-1, outputs.shape[axis]), labels.flatten().long()
+
+
+def loss_of(
+    model: nn.Module, batch: Any, loss: Callable[..., Any] | None, teacher: nn.Module | None, distill: float
+) -> torch.Tensor:
+    """The caller's, or the model's own where it has one, or cross entropy; with the dense model's outputs."""
+    if loss is not None and teacher is None:
+        return loss(model, batch)
+    whole = isinstance(batch, Mapping) and (_takes_labels(model) or "labels" not in batch)
+    own = model(**batch) if whole else None
+    outputs = _logits(own) if own is not None else outputs_of(model, batch)
+    if loss is not None:
+        value = loss(model, batch)
+    elif getattr(own, "loss", None) is not None:
+        value = own.loss  # type: ignore[union-attr]
+    else:
+        value = nn.functional.cross_entropy(*classes_of(model, outputs, batch))
+    if teacher is None:
+        return value
+    with torch.no_grad():
+        wanted = outputs_of(teacher, batch)
+    return (1.0 - distill) * value + distill * _away(model, outputs, wanted, batch)
+
+
+def _away(model: nn.Module, outputs: Any, wanted: Any, batch: Any) -> torch.Tensor:
+    """The divergence of the classes' probabilities, or the squared error where labels are no whole numbers."""
+    if not isinstance(outputs, torch.Tensor):
+        raise CompressError(f"Got distill for a model that returns a {type(outputs).__name__}; expected one tensor.")
+    if has_labels(batch) and labels_of(batch).is_floating_point():
+        return nn.functional.mse_loss(outputs, wanted)
+    got, wanted = (_scores(model, x, batch).log_softmax(-1) for x in (outputs, wanted))
+    return nn.functional.kl_div(got, wanted, reduction="batchmean", log_target=True)
+
+
+def _scores(model: nn.Module, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+    """``(n, classes)``; the last axis has the classes where no labels say which one."""
+    try:
+        return classes_of(model, outputs, batch)[0]
+    except CompressError:
+        return outputs.reshape(-1, outputs.shape[-1])
+
+
+def _logits(found: Any) -> Any:
+    return found["logits"] if isinstance(found, Mapping) and "logits" in found else getattr(found, "logits", found)
+
+
+def _takes_labels(model: nn.Module) -> bool:
+    """As models of transformers do, which then compute their own loss."""
+    return "labels" in inspect.signature(model.forward).parameters
+
+
+def _shifted(model: nn.Module, batch: Any) -> bool:
+    """Whether outputs are for the next label, as of causal language models of transformers."""
+    causal = any(part in type(model).__name__ for part in ("CausalLM", "LMHead"))
+    return isinstance(batch, Mapping) and causal and _takes_labels(model)

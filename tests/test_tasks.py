@@ -1,0 +1,175 @@
+"""Models that are no classifiers: losses and scores of the caller's own, other labels, other outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import adtn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from adtn import Config
+from adtn._backend import get_backend
+from adtn._errors import CompressError
+from adtn.compress import Tuning
+from flax import nnx
+from torch import nn
+
+QUICK: dict[str, Any] = {"topology": adtn.TTN(bond=2), "steps": 5, "tune_steps": 3}
+FRAMEWORKS = ("torch", "flax")
+
+
+class Net(nnx.Module):
+    def __init__(self, n_out: int) -> None:
+        rngs = nnx.Rngs(0)
+        self.a, self.b = nnx.Linear(32, 32, rngs=rngs), nnx.Linear(32, n_out, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.b(nnx.relu(self.a(x)))
+
+
+def net(framework: str, n_out: int = 1) -> Any:
+    torch.manual_seed(0)
+    if framework == "flax":
+        return Net(n_out)
+    return nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, n_out))
+
+
+def numbers(framework: str) -> list[Any]:
+    """A quantity to be predicted."""
+    rng = np.random.default_rng(0)
+    found = [(x := rng.normal(size=(16, 32)).astype(np.float32), x[:, :1] - 2.0 * x[:, 1:2]) for _ in range(2)]
+    return found if framework == "flax" else [tuple(map(torch.from_numpy, batch)) for batch in found]
+
+
+def squared(model: Any, batch: Any) -> Any:
+    return ((model(batch[0]) - batch[1]) ** 2).mean()
+
+
+def score_of(framework: str) -> Any:
+    return lambda model: -sum(squared(model, batch).item() for batch in numbers(framework)) / 2
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_regression_has_a_loss_and_a_score_and_no_accuracy(framework: str) -> None:
+    model, data = net(framework), numbers(framework)
+    report = adtn.compress(model, Config(**QUICK), data=data, test=data, loss=squared, score=score_of(framework))
+    for cost in (report.before, report.after):
+        assert cost.accuracy is None
+        assert cost.score is not None and cost.loss == pytest.approx(-cost.score, rel=1e-5)
+    assert report.after.score == pytest.approx(score_of(framework)(model), rel=1e-5)
+    assert "accuracy" not in str(report)
+    assert f"score {report.before.score:.4g} -> {report.after.score:.4g}" in str(report)
+    assert "score, was" in report.to_html()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_budget_of_lost_points_counts_the_score(framework: str) -> None:
+    data = numbers(framework)
+    config = Config(**{**QUICK, "tune_steps": 60}, budget=adtn.Budget(accuracy_loss=0.5), train="all")
+    report = adtn.compress(net(framework), config, data=data, loss=squared, score=score_of(framework))
+    assert report.before.score is not None and report.after.score is not None
+    assert report.after.score >= report.before.score - 0.5
+    with pytest.raises(CompressError, match="score="):
+        adtn.compress(net(framework), config, data=data, test=data, loss=squared)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_labels_that_number_no_classes_need_a_loss(framework: str) -> None:
+    for n_out in (1, 4):
+        with pytest.raises(CompressError, match=r"labels of \(16, 1\).*Pass loss="):
+            adtn.compress(net(framework, n_out), Config(**QUICK), data=numbers(framework))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_teacher_of_numbers_is_followed_by_squares(framework: str) -> None:
+    model, data = net(framework), numbers(framework)
+    adapter = get_backend("torch" if framework == "torch" else "jax").model(model, None)
+    adapter.install({"0" if framework == "torch" else "a": adtn.Generator((32, 32), adtn.MPO(bond=2))})
+    dense, (x, y) = net(framework), data[0]
+    want = (0.25 * ((model(x) - y) ** 2).mean() + 0.75 * ((model(x) - dense(x)) ** 2).mean()).item()
+    losses = adapter.tune(data[:1], squared, Tuning(1, distill=0.75), lambda step, value: None)
+    assert losses[0] == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int64])
+def test_images_have_a_class_at_every_place(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 5, 1))
+    x, y = torch.randn(4, 3, 8, 6), torch.randint(0, 5, (4, 8, 6)).to(dtype)
+    report = adtn.compress(model, Config(**QUICK), data=[(x, y)], test=[(x, y)])
+    guess = model(x)
+    assert report.after.accuracy == pytest.approx(100 * float((guess.argmax(1) == y).float().mean()))
+    assert report.after.loss == pytest.approx(float(nn.functional.cross_entropy(guess, y.long())), rel=1e-5)
+
+
+class Named(nn.Module):
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.inside, self.what = net("torch", 4), what
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.inside(x)
+        return (y, x) if self.what == "tuple" else {self.what: y}
+
+
+def test_outputs_may_be_named_logits() -> None:
+    torch.manual_seed(0)
+    data = [(torch.randn(8, 32), torch.arange(8) % 4)]
+    report = adtn.compress(Named("logits"), Config(**QUICK, distill=0.5), data=data, test=data)
+    assert report.after.accuracy is not None
+    for what in ("tuple", "scores"):
+        with pytest.raises(CompressError, match=r"returns a (tuple|dict)"):
+            adtn.compress(Named(what), Config(**QUICK), data=data)
+    mine = lambda model, batch: nn.functional.cross_entropy(model(batch[0])[0], batch[1])
+    report = adtn.compress(Named("tuple"), Config(**QUICK), data=data, test=data, loss=mine)
+    assert report.after.accuracy is None and report.after.loss is not None
+    with pytest.raises(CompressError, match="distill for a model that returns a tuple"):
+        adtn.compress(Named("tuple"), Config(**QUICK, distill=0.5), data=data, loss=mine)
+
+
+def test_flax_names_of_classes_are_of_any_width() -> None:
+    x = np.random.default_rng(0).normal(size=(8, 32)).astype(np.float32)
+    for dtype in (jnp.int32, jnp.uint8):
+        data = [(x, jnp.arange(8, dtype=dtype) % 4)]
+        report = adtn.compress(net("flax", 4), Config(**QUICK), data=data, test=data)
+        assert report.after.accuracy is not None
+
+
+MODULE = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 1))
+
+def data():
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    return [(x, x[:, :1])]
+
+def loss(model, batch):
+    return ((model(batch[0]) - batch[1]) ** 2).mean()
+
+def score(model):
+    return 3.5
+"""
+
+
+def test_the_command_line_takes_a_loss_and_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adtn.cli import app
+    from typer.testing import CliRunner
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    tmp_path.joinpath("regression.py").write_text(MODULE)
+    tmp_path.joinpath("c.toml").write_text('topology = {name = "ttn", bond = 2}\nsteps = 5\ntune_steps = 3\n')
+    done = CliRunner().invoke(
+        app,
+        ["compress", "regression:build", "--config", "c.toml", "--data", "regression:data", "--loss", "regression:loss",
+         "--score", "regression:score"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "score 3.5 -> 3.5" in done.output
