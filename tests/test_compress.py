@@ -495,11 +495,29 @@ def test_configs_are_read_from_toml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": "fc"}, r"expected a list, such as \['fc'\]"),
+        ({"targets": "fc"}, r"expected a list of names, such as \['fc'\]"),
         ({"recipe": "magic"}, "expected one or several of reconstruct"),
-        ({"train": "some"}, "'generated' or 'all'"),
-        ({"distill": 2.0}, "between 0 and 1"),
-        ({"steps": -1}, "0 or more"),
+        ({"targets": [1]}, r"expected a list of names"),
+        ({"train": "some"}, "expected one of generated, all"),
+        ({"optimizer": "best"}, "expected one of adam, adamw, sgd, lbfgs, lm"),
+        ({"distill": 2.0}, "of at least 0 and at most 1"),
+        ({"steps": -1}, "whole number of at least 0"),
+        ({"steps": "5"}, "Got steps='5'; expected a whole number"),
+        ({"restarts": 1.5}, "whole number of at least 1"),
+        ({"seed": True}, "whole number of at least 0"),
+        ({"leg": 1}, "whole number of at least 2"),
+        ({"tune_lr": 0.0}, "Got tune_lr=0.0; expected a number above 0"),
+        ({"lr": "fast"}, "Got lr='fast'; expected a number above 0"),
+        ({"clip": -1.0}, "number above 0"),
+        ({"rates": {"*": "a"}}, r"Got rates\['\*'\]='a'; expected a number of at least 0"),
+        ({"rates": 3}, "expected values by names"),
+        ({"budget": 8}, r"expected adtn.Budget\(ratio=20\)"),
+        ({"budget": {"rat": 8}}, "one of accuracy_loss, bytes, params, ratio"),
+        ({"budget": {"ratio": "8"}}, "Got ratio='8'; expected a number of at least 1"),
+        ({"base": 1.5}, "expected adtn.SeededBase"),
+        ({"layers": ["a"]}, "expected values by names"),
+        ({"layers": {"a": "ttn"}}, r"Got layers\['a'\]='ttn'; expected values by names"),
+        ({"layers": {"a": {"leg": 0}}}, "Got leg=0"),
         ({"layers": {"a": {"bond": 2}}}, "expected topology, leg, order, base"),
         ({"colour": 1}, "a config knows"),
         ({"topology": {"name": "ttn", "legs": 3}}, "takes no"),
@@ -508,6 +526,17 @@ def test_configs_are_read_from_toml(tmp_path: Path) -> None:
 def test_configs_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(CompressError, match=message):
         Config.from_dict(options)
+
+
+def test_objects_of_another_class_are_refused() -> None:
+    for options, message in (
+        ({"topology": "ttn"}, r"Got topology='ttn'; expected a topology, such as adtn.TTN"),
+        ({"candidates": ("mpo",)}, "expected topologies"),
+        ({"base": 3}, "expected adtn.SeededBase"),
+        ({"budget": {"ratio": 3}}, r"expected adtn.Budget"),
+    ):
+        with pytest.raises(CompressError, match=message):
+            Config(**options)
 
 
 def test_what_cannot_be_compressed_is_refused_before_anything_is_done() -> None:
@@ -598,7 +627,7 @@ def test_folders_and_names_that_do_not_fit_are_refused(here: Path) -> None:
     import somenet
 
     for arguments, message in (
-        (["somenet"], "expected MODULE:FACTORY"),
+        (["somenet"], "expected MODULE:FUNCTION"),
         (["somenet:missing"], "cannot be found"),
         (["elsewhere:build"], "cannot be found"),
         (["somenet:nothing"], "expected a function"),

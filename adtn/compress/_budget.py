@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from .._errors import CompressError
 from .._typing import Shape
 from ..network import Layout, Topology
+from ._checks import check_real
 from ._sizes import bond_field, largest_within, stored_params
 
 _CELLS = 4000  # resolution of the allocation, in parts of the budget
@@ -59,9 +61,21 @@ class Budget:
                 f"Got a budget of {given or 'nothing'}; give one of params, bytes, ratio, accuracy_loss."
             )
         ((name, value),) = given.items()
-        least = 0.0 if name == "accuracy_loss" else 1.0
-        if not (math.isfinite(value) and value >= least):
-            raise CompressError(f"Got {name}={value}; expected a number of at least {least:g}.")
+        check_real(name, value, 0.0 if name == "accuracy_loss" else 1.0)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Budget:
+        """From plain values.
+
+        Examples
+        --------
+        >>> Budget.from_dict({"ratio": 20}).ratio
+        20
+        """
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise CompressError(f"Got {unknown} for a budget; it is one of {', '.join(sorted(known))}.")
+        return cls(**values)
 
     def most(self, params: int, size: int) -> tuple[int, str]:
         """The largest cost of the whole model and its unit, for a model of so many parameters and bytes."""

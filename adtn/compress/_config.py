@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+from .._backend import OPTIMIZERS
 from .._errors import CompressError, missing
 from .._typing import Shape
 from ..network import (
@@ -25,6 +26,7 @@ from ..network import (
     topology_from_json,
 )
 from ._budget import Budget
+from ._checks import check_choice, check_kind, check_mapping, check_names, check_real, check_whole
 from ._model import Layer, Tuning
 
 Stage = Literal["reconstruct", "reconstruct-data", "distill-local", "finetune"]
@@ -137,40 +139,46 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("targets", "exclude"):
-            got = getattr(self, name)
-            if isinstance(got, str):
-                raise CompressError(f"Got {name}={got!r}; expected a list, such as [{got!r}].")
+            check_names(name, getattr(self, name))
         wanted = (self.recipe,) if isinstance(self.recipe, str) else tuple(self.recipe)
         if not wanted or any(one not in RECIPES for one in wanted):
             raise CompressError(f"Got recipe={self.recipe!r}; expected one or several of {', '.join(RECIPES)}.")
-        if self.mode not in ("replace", "adapter"):
-            raise CompressError(f"Got mode={self.mode!r}; expected 'replace' or 'adapter'.")
+        check_choice("mode", self.mode, ("replace", "adapter"))
+        check_choice("train", self.train, ("generated", "all"))
+        check_choice("tune_optimizer", self.tune_optimizer, ("adam", "sgd"))
+        check_choice("optimizer", self.optimizer, (*OPTIMIZERS, "lbfgs", "lm"))
+        check_kind("topology", self.topology, Topology, "a topology, such as adtn.TTN(bond=4)")
+        for one in self.candidates:
+            check_kind("candidates", one, Topology, "topologies, such as (adtn.TTN(), adtn.MPO())")
+        check_kind("base", self.base, RuleBase | None, "adtn.SeededBase(seed=0), adtn.IdentityBase(), or nothing")
+        check_kind("budget", self.budget, Budget | None, "adtn.Budget(ratio=20), or nothing")
         if self.mode == "adapter" and (self.budget is not None or self.base is not None):
             raise CompressError("Got mode='adapter' with a budget or base; an adapter's base is the dense weight.")
-        if self.train not in ("generated", "all"):
-            raise CompressError(f"Got train={self.train!r}; expected 'generated' or 'all'.")
-        if self.tune_optimizer not in ("adam", "sgd"):
-            raise CompressError(f"Got tune_optimizer={self.tune_optimizer!r}; expected 'adam' or 'sgd'.")
-        if self.restarts < 1:
-            raise CompressError(f"Got restarts={self.restarts}; expected 1 or more.")
         if self.budget is not None and not self.candidates:
             raise CompressError("Got a budget without candidates; give some topologies.")
-        if not 0.0 <= self.distill <= 1.0:
-            raise CompressError(f"Got distill={self.distill}; expected a weight between 0 and 1.")
-        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
-            raise CompressError(f"Got dropout={self.dropout}; expected a rate from 0 to less than 1.")
-        for name in ("steps", "tune_steps", "smallest"):
-            if getattr(self, name) < 0:
-                raise CompressError(f"Got {name}={getattr(self, name)}; expected 0 or more.")
+        for name, least in (("restarts", 1), ("smallest", 0), ("steps", 0), ("tune_steps", 0), ("seed", 0)):
+            check_whole(name, getattr(self, name), least)
+        if self.leg is not None:
+            check_whole("leg", self.leg, 2)
+        check_real("lr", self.lr, 0.0, above=True)
+        check_real("tune_lr", self.tune_lr, 0.0, above=True)
+        check_real("distill", self.distill, 0.0, 1.0)
+        if self.clip is not None:
+            check_real("clip", self.clip, 0.0, above=True)
+        if self.dropout is not None:
+            check_real("dropout", self.dropout, 0.0, 1.0)
+        check_mapping("rates", self.rates, "{'*': 0.1}")
         for pattern, rate in self.rates.items():
-            if not (math.isfinite(rate) and rate >= 0.0):
-                raise CompressError(f"Got rate {rate} for {pattern!r}; expected a factor of 0 or more.")
+            check_real(f"rates[{pattern!r}]", rate, 0.0)
+        check_mapping("layers", self.layers, "{'Conv2d': {'leg': 4}}")
         for pattern, own in self.layers.items():
+            check_mapping(f"layers[{pattern!r}]", own, "{'leg': 4}")
             unknown = set(own) - {"topology", "leg", "order", "base", "candidates"}
             if unknown:
                 raise CompressError(
                     f"Got {sorted(unknown)} for layers {pattern!r}; expected topology, leg, order, base, candidates."
                 )
+            replace(self, layers={}, **own)  # checks its values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -187,7 +195,11 @@ class Config:
             raise CompressError(f"Got {sorted(unknown)}; a config knows {', '.join(sorted(known))}.")
         found = {k: _value(k, v) for k, v in values.items()}
         if "layers" in found:
-            found["layers"] = {p: {k: _value(k, v) for k, v in own.items()} for p, own in found["layers"].items()}
+            layers = found["layers"]
+            check_mapping("layers", layers, "{'Conv2d': {'leg': 4}}")
+            for pattern, own in layers.items():
+                check_mapping(f"layers[{pattern!r}]", own, "{'leg': 4}")
+            found["layers"] = {p: {k: _value(k, v) for k, v in own.items()} for p, own in layers.items()}
         return cls(**found)
 
     @classmethod
@@ -315,7 +327,7 @@ def _value(key: str, value: Any) -> Any:
     if key == "candidates":
         return tuple(_value("topology", one) for one in value)
     if key == "budget" and isinstance(value, Mapping):
-        return Budget(**value)
+        return Budget.from_dict(value)
     if key == "topology" and not isinstance(value, Topology):
         options = dict(value) if isinstance(value, Mapping) else {"name": value}
         name = str(options.pop("name", "ttn"))
