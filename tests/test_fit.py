@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import adtn
 import numpy as np
@@ -430,3 +431,22 @@ def test_errors_say_what_to_do(call, message: str) -> None:
 def test_unusable_device() -> None:
     with pytest.raises(DeviceError, match="bfloat16"):
         adtn.fit(make(), TARGET, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": "5"}, "Got steps='5'"),
+        ({"steps": 2.5}, "whole numbers"),
+        ({"lr": "fast"}, "Got lr='fast'"),
+        ({"mode": "quick"}, "Got mode='quick'; expected one of materialise, stream, factored"),
+    ],
+)
+def test_options_of_another_kind_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(FitError, match=message):
+        adtn.fit(adtn.Generator((8, 8), adtn.TTN(bond=2)), np.eye(8), **options)
+
+
+def test_complex_targets_are_refused() -> None:
+    with pytest.raises(FitError, match="complex128; expected real numbers"):
+        adtn.fit(adtn.Generator((8, 8), adtn.TTN(bond=2)), np.eye(8) * 1j, steps=2)

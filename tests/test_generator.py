@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import adtn
 import numpy as np
 import pytest
 from adtn import Generator, Layout
 from adtn._backend import check_device
-from adtn._errors import LayoutError, TopologyError
+from adtn._errors import ADTNError, LayoutError, TopologyError
 
 from oracles import dense_weight
 from table import relative_error, to_numpy, tolerance
@@ -206,3 +207,21 @@ def test_beside_an_identity_base_a_generator_starts_at_zero(shape: tuple[int, ..
     assert gen.num_params == plain.num_params + 1
     target = np.random.default_rng(0).standard_normal(shape)
     assert adtn.fit(gen, target, optimizer="lbfgs", steps=30, progress=False).relative_error < 0.99
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: adtn.Generator("16", adtn.TTN()), "Got shape='16'; expected whole numbers"),
+        (lambda: adtn.Generator((16.5, 16), adtn.TTN()), "expected whole numbers"),
+        (lambda: adtn.Generator(16, adtn.TTN()), "expected whole numbers"),
+        (lambda: adtn.Generator((16, 16), "ttn"), r"such as adtn.TTN\(bond=4\)"),
+        (lambda: adtn.Generator((16, 16), adtn.TTN), r"such as adtn.TTN\(bond=4\)"),
+        (lambda: adtn.Generator((16, 16), adtn.TTN(), seed=-1), "seed=-1"),
+        (lambda: adtn.Generator((16, 16), adtn.TTN(), base="identity"), r"adtn.IdentityBase\(\)"),
+        (lambda: adtn.Generator((16, 16), adtn.TTN(), params={"core": np.ones(3)}), r"\['core'\]; expected some of"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ADTNError, match=message):
+        make()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from operator import index
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,7 +88,11 @@ class Generator:
     ) -> None:
         if dtype not in ("float32", "float64"):
             raise TopologyError(f"Got dtype={dtype!r}; parameters are kept in 'float32' or 'float64'.")
-        shape = tuple(int(n) for n in shape)
+        if not isinstance(topology, Topology):
+            raise TopologyError(f"Got topology={topology!r}; expected one with its options, such as adtn.TTN(bond=4).")
+        if not isinstance(seed, int | np.integer) or seed < 0:
+            raise TopologyError(f"Got seed={seed!r}; expected a whole number of at least 0.")
+        shape = _checked_shape(shape)
         self._layout = layout if layout is not None else topology.default_layout(shape)
         if self._layout.shape != shape:
             raise LayoutError(f"Got a layout for {self._layout.shape} and the shape {shape}; they must be equal.")
@@ -99,6 +104,9 @@ class Generator:
         self._base = _checked_base(base, shape)
         given = dict(params) if params is not None else {}
         program = self.program
+        known = {core.param for core in program.cores} | ({BASE_SCALE} if isinstance(base, RuleBase) else set())
+        if unknown := sorted(set(given) - known):
+            raise TopologyError(f"Got parameters {unknown}; expected some of {sorted(known)}.")
         trained = {name: given[name] for name in program.param_shapes if name in given}
         if len(trained) < len(program.param_shapes):
             trained = initial_values(program, seed, given) | trained
@@ -440,9 +448,20 @@ def _spread(scale: float | np.ndarray) -> float:
     return spread if spread > 1e-6 * size else size
 
 
+def _checked_shape(shape: Sequence[int]) -> Shape:
+    try:
+        if isinstance(shape, str):
+            raise TypeError
+        return tuple(index(n) for n in shape)
+    except TypeError as error:
+        raise LayoutError(f"Got shape={shape!r}; expected whole numbers, such as (512, 784).") from error
+
+
 def _checked_base(base: Base, shape: Shape) -> Base:
-    if not isinstance(base, np.ndarray):
+    if base is None or isinstance(base, RuleBase):
         return base
+    if not isinstance(base, np.ndarray):
+        raise TopologyError(f"Got base={base!r}; expected adtn.SeededBase(seed=0), adtn.IdentityBase(), or an array.")
     if base.shape != shape:
         raise TopologyError(f"Got a base of shape {base.shape}; the weight has shape {shape}.")
     base = base.copy()

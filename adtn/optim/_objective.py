@@ -109,6 +109,8 @@ class Reconstruction(Objective):
 
     def __init__(self, target: Any) -> None:
         target = np.asarray(target)
+        if target.dtype.kind not in "fiub" and target.dtype.name != "bfloat16":
+            raise FitError(f"Got a target of {target.dtype}; expected real numbers.")
         # single and double precision stay as they are: a large weight is not copied
         self.target = target if target.dtype in (np.float32, np.float64) else target.astype(np.float64)
         self.params = {}

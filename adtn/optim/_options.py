@@ -6,10 +6,12 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Literal
 
 from .._backend import OPTIMIZERS
 from .._errors import FitError
+from ..schedule import MODES
 from ._schedules import Schedule, ScheduleName
 
 Callback = Callable[[int, float], "bool | None"]
@@ -45,12 +47,15 @@ class FitOptions:
         known = (*OPTIMIZERS, "lbfgs", "lm")
         if self.optimizer not in known:
             raise FitError(f"Got optimizer={self.optimizer!r}; expected one of {', '.join(known)}.")
-        if self.steps < 1 or self.checkpoint_every < 1:
+        if not all(isinstance(n, Integral) and n >= 1 for n in (self.steps, self.checkpoint_every)):
             raise FitError(
-                f"Got steps={self.steps}, checkpoint_every={self.checkpoint_every}; both must be at least 1."
+                f"Got steps={self.steps!r}, checkpoint_every={self.checkpoint_every!r}; expected whole numbers of at "
+                "least 1."
             )
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise FitError(f"Got lr={self.lr}; expected a positive number.")
+        if not (isinstance(self.lr, Real) and math.isfinite(self.lr) and self.lr > 0):
+            raise FitError(f"Got lr={self.lr!r}; expected a positive number.")
+        if self.mode is not None and self.mode not in MODES:
+            raise FitError(f"Got mode={self.mode!r}; expected one of {', '.join(MODES)}.")
         if self.clip is not None and not self.clip > 0:
             raise FitError(f"Got clip={self.clip}; expected a positive norm, or None.")
         if self.clip is not None and self.optimizer in ("lbfgs", "lm"):
