@@ -129,3 +129,47 @@ def test_a_weight_of_equal_entries_can_be_made() -> None:
     nn.init.constant_(model[0].weight, 0.1)
     report = adtn.compress(model, Config(targets=["0"], topology=adtn.MPO(bond=1), steps=50))
     assert report.layers[0].local_errors[0] < 1e-4
+
+
+class Stacked(nnx.Module):
+    """Layers in one array, as a scan goes through them."""
+
+    def __init__(self, kind: Callable[[nnx.Rngs], nnx.Module]) -> None:
+        make = nnx.split_rngs(splits=3)(nnx.vmap(kind, in_axes=(0,), out_axes=0))
+        self.layers = make(nnx.Rngs(0))
+        self.first, self.last = (nnx.Linear(32, n, rngs=nnx.Rngs(1)) for n in (32, 4))
+
+    def __call__(self, x: Any) -> Any:
+        return self.last(nnx.relu(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda rngs: nnx.Linear(32, 32, rngs=rngs),
+        lambda rngs: nnx.LinearGeneral(32, (4, 8), rngs=rngs),
+        lambda rngs: nnx.Conv(16, 16, (3, 3), rngs=rngs),
+        lambda rngs: nnx.Embed(64, 16, rngs=rngs),
+    ],
+)
+def test_layers_that_are_stacked_for_a_scan_stay_dense(kind: Any) -> None:
+    report = adtn.compress(Stacked(kind), Config(**QUICK), data=arrays())
+    assert [row.name for row in report.layers] == ["first"]
+    assert "several layers in one array" in report.dense["layers"]
+
+
+@pytest.mark.parametrize("norm", [nnx.WeightNorm, nnx.SpectralNorm])
+def test_flax_layers_inside_a_norm_of_their_weight_stay_dense(norm: Any) -> None:
+    class Normed(nnx.Module):
+        def __init__(self) -> None:
+            rngs = nnx.Rngs(0)
+            self.inner = nnx.Linear(32, 32, rngs=rngs)
+            self.normed = norm(self.inner, rngs=rngs)
+            self.other, self.last = nnx.Linear(32, 32, rngs=rngs), nnx.Linear(32, 4, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            return self.last(nnx.relu(self.other(nnx.relu(self.normed(x)))))
+
+    report = adtn.compress(Normed(), Config(**QUICK), data=arrays())
+    assert [row.name for row in report.layers] == ["other"]
+    assert f"{norm.__name__} changes its weight" in report.dense["inner"]

@@ -61,6 +61,10 @@ class NnxModel:
         modules = dict(modules_of(self.model))
         adapted = [m for m in modules.values() if isinstance(m, Adapted)]
         inside = {id(part) for m in adapted for name, part in modules_of(m) if name}
+        normed = {
+            id(part): type(m).__name__ for m in modules.values() if isinstance(m, nnx.WeightNorm | nnx.SpectralNorm)
+            for name, part in modules_of(m) if name
+        }  # fmt: skip
         for name, module in modules.items():
             places.setdefault(id(module), []).append(name)
             for variable in params_of(module):
@@ -71,6 +75,8 @@ class NnxModel:
             if not own or name != places[id(module)][0] or id(module) in inside:
                 continue
             weight, reason = weight_of(dense)
+            if id(module) in normed:
+                reason = f"{normed[id(module)]} changes its weight in every call"
             same = tuple(places[id(module)][1:])
             others = {n for v in own for n in owners[id(v)]} - {name, *same, f"{name}.base_layer"}
             if others and not reason:

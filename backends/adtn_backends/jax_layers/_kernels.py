@@ -14,6 +14,8 @@ from ._weight import GeneratedWeight
 
 def weight_of(dense: Any) -> tuple[Any | None, str]:
     """The weight as PyTorch orders it, ``(out, in, ...)``, or why there is no generated form."""
+    if _is_stacked(dense):
+        return None, "several layers in one array (nnx.vmap); make them a list"
     if type(dense) is nnx.Linear:
         return dense.kernel[...].T, ""
     if type(dense) is nnx.Embed:
@@ -80,6 +82,15 @@ def patches(dense: Any, x: Any) -> Any | None:
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )  # fmt: skip
     return found.reshape(-1, found.shape[-1])
+
+
+def _is_stacked(dense: Any) -> bool:
+    """Whether an array has an axis more than the layer says: over layers that a scan goes through."""
+    if type(dense) in (nnx.Linear, nnx.Embed):
+        return getattr(dense, kernel_name(dense)).ndim != 2
+    if type(dense) is nnx.LinearGeneral:
+        return dense.kernel.ndim != sum(map(len, (dense.in_features, dense.out_features, dense.batch_axis)))
+    return type(dense) is nnx.Conv and dense.kernel.ndim != 2 + len(dense.kernel_size)
 
 
 def _trailing(axis: Any) -> bool:
