@@ -105,6 +105,17 @@ def test_images_have_a_class_at_every_place(dtype: torch.dtype) -> None:
     assert report.after.loss == pytest.approx(float(nn.functional.cross_entropy(guess, y.long())), rel=1e-5)
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_teacher_of_classes_needs_to_know_their_axis(framework: str) -> None:
+    x, _ = numbers(framework)[0]
+    labels = np.zeros((16, 3), np.int64)
+    data = [(x, labels if framework == "flax" else torch.from_numpy(labels))]
+    loss = lambda model, batch: (model(batch[0]) ** 2).mean()
+    adtn.compress(net(framework, 4), Config(**QUICK), data=data, loss=loss)
+    with pytest.raises(CompressError, match=r"\(16, 4\) and labels of \(16, 3\).*what distill needs"):
+        adtn.compress(net(framework, 4), Config(**QUICK, distill=0.5), data=data, loss=loss)
+
+
 class Named(nn.Module):
     def __init__(self, what: str) -> None:
         super().__init__()

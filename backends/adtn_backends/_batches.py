@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from adtn._errors import CompressError
@@ -62,6 +63,15 @@ def class_axis(outputs: Any, labels: Any, whole: bool, *, second: bool = False) 
         f"Got outputs of {shape} and labels of {wanted}, {labels.dtype}; expected the number of a class for every row "
         "of scores. Pass loss= for other tasks, and score= to measure them."
     )
+
+
+@contextmanager
+def explained(option: str) -> Generator[None, None, None]:
+    """Errors inside say which option of a config led to them."""
+    try:
+        yield
+    except CompressError as error:
+        raise CompressError(f"{error} (This is what {option} needs: leave it out, or give it such batches.)") from error
 
 
 def cycled(data: Iterable[Any], steps: int) -> Iterator[Any]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from adtn._errors import CompressError
 
-from ._batches import IGNORED, class_axis, has_labels, labels_of
+from ._batches import IGNORED, class_axis, explained, has_labels, labels_of
 
 
 def outputs_of(model: Any, batch: Any) -> Any:
@@ -59,6 +59,9 @@ def _away(outputs: Any, wanted: Any, batch: Any) -> Any:
         raise CompressError(f"Got distill for a model that returns a {type(outputs).__name__}; expected one array.")
     if has_labels(batch) and _is_real(labels_of(batch)):
         return jnp.square(outputs - wanted).mean()
+    if has_labels(batch):
+        with explained("distill"):
+            classes_of(outputs, batch)
     wanted = jax.nn.log_softmax(wanted)
     return (jnp.exp(wanted) * (wanted - jax.nn.log_softmax(outputs))).sum(-1).mean()
 

@@ -10,7 +10,7 @@ import torch
 from adtn._errors import CompressError
 from torch import nn
 
-from ._batches import class_axis, has_labels, labels_of
+from ._batches import class_axis, explained, has_labels, labels_of
 
 
 def outputs_of(model: nn.Module, batch: Any) -> Any:
@@ -65,16 +65,12 @@ def _away(model: nn.Module, outputs: Any, wanted: Any, batch: Any) -> torch.Tens
         raise CompressError(f"Got distill for a model that returns a {type(outputs).__name__}; expected one tensor.")
     if has_labels(batch) and labels_of(batch).is_floating_point():
         return nn.functional.mse_loss(outputs, wanted)
-    got, wanted = (_scores(model, x, batch).log_softmax(-1) for x in (outputs, wanted))
+    both = (outputs, wanted)
+    if has_labels(batch):
+        with explained("distill"):
+            both = tuple(classes_of(model, x, batch)[0] for x in both)
+    got, wanted = (x.reshape(-1, x.shape[-1]).log_softmax(-1) for x in both)
     return nn.functional.kl_div(got, wanted, reduction="batchmean", log_target=True)
-
-
-def _scores(model: nn.Module, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
-    """``(n, classes)``; the last axis has the classes where no labels say which one."""
-    try:
-        return classes_of(model, outputs, batch)[0]
-    except CompressError:
-        return outputs.reshape(-1, outputs.shape[-1])
 
 
 def _logits(found: Any) -> Any:
