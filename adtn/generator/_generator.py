@@ -444,7 +444,7 @@ def _spread(scale: float | np.ndarray) -> float:
     """The standard deviation of a weight; the size of its entries where all are the same."""
     if not np.ndim(scale):
         return float(scale)
-    spread, size = float(np.std(scale)), math.sqrt(float(np.mean(np.square(scale, dtype=np.float64))))
+    spread, size = float(np.std(scale)), float(np.linalg.norm(np.ravel(scale))) / math.sqrt(np.size(scale))
     return spread if spread > 1e-6 * size else size
 
 
