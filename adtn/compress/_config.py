@@ -167,6 +167,8 @@ class Config:
             check_real("clip", self.clip, 0.0, above=True)
         if self.dropout is not None:
             check_real("dropout", self.dropout, 0.0, 1.0)
+            if self.dropout == 1.0:
+                raise CompressError("Got dropout=1.0, which leaves nothing; expected a number below 1.")
         check_mapping("rates", self.rates, "{'*': 0.1}")
         for pattern, rate in self.rates.items():
             check_real(f"rates[{pattern!r}]", rate, 0.0)
