@@ -195,14 +195,7 @@ class Config:
         unknown = set(values) - known
         if unknown:
             raise CompressError(f"Got {sorted(unknown)}; a config knows {', '.join(sorted(known))}.")
-        found = {k: _value(k, v) for k, v in values.items()}
-        if "layers" in found:
-            layers = found["layers"]
-            check_mapping("layers", layers, "{'Conv2d': {'leg': 4}}")
-            for pattern, own in layers.items():
-                check_mapping(f"layers[{pattern!r}]", own, "{'leg': 4}")
-            found["layers"] = {p: {k: _value(k, v) for k, v in own.items()} for p, own in layers.items()}
-        return cls(**found)
+        return cls(**{k: _value(k, v) for k, v in values.items()})
 
     @classmethod
     def load(cls, path: str | Path) -> Config:
@@ -325,7 +318,10 @@ def _yaml(text: str, path: str | Path) -> Mapping[str, Any]:
 
 
 def _value(key: str, value: Any) -> Any:
-    """A topology or base from plain values."""
+    """From plain values; what is of another kind stays as it is, for the config to refuse."""
+    if key == "layers" and isinstance(value, Mapping):
+        options = {p: own for p, own in value.items() if isinstance(own, Mapping)}
+        return {**value, **{p: {k: _value(k, v) for k, v in own.items()} for p, own in options.items()}}
     if key == "candidates":
         return tuple(_value("topology", one) for one in value)
     if key == "budget" and isinstance(value, Mapping):

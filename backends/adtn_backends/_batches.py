@@ -33,6 +33,11 @@ def has_labels(batch: Any) -> bool:
     return "labels" in batch if isinstance(batch, Mapping) else isinstance(batch, tuple | list) and len(batch) > 1
 
 
+def logits_of(found: Any) -> Any:
+    """What a model returned, or its logits where it calls something so."""
+    return found["logits"] if isinstance(found, Mapping) and "logits" in found else getattr(found, "logits", found)
+
+
 def class_axis(outputs: Any, labels: Any, whole: bool, *, second: bool = False) -> int:
     """The axis of the outputs that has a score for every class.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from adtn._errors import CompressError
 
-from ._batches import IGNORED, class_axis, explained, has_labels, labels_of
+from ._batches import IGNORED, class_axis, explained, has_labels, labels_of, logits_of
 
 
 def outputs_of(model: Any, batch: Any) -> Any:
@@ -19,7 +19,7 @@ def outputs_of(model: Any, batch: Any) -> Any:
         found = model(**{k: v for k, v in batch.items() if k != "labels"})
     else:
         found = model(batch[0] if isinstance(batch, tuple) else batch)
-    return found["logits"] if isinstance(found, Mapping) and "logits" in found else getattr(found, "logits", found)
+    return logits_of(found)
 
 
 def classes_of(outputs: Any, batch: Any) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import torch
 from adtn._errors import CompressError
 from torch import nn
 
-from ._batches import class_axis, explained, has_labels, labels_of
+from ._batches import class_axis, explained, has_labels, labels_of, logits_of
 
 
 def outputs_of(model: nn.Module, batch: Any) -> Any:
@@ -18,8 +18,8 @@ def outputs_of(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         # decoders of their own make their inputs from the labels
         keeps = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-        return _logits(model(**{k: v for k, v in batch.items() if keeps or k != "labels"}))
-    return _logits(model(batch[0] if isinstance(batch, tuple | list) else batch))
+        return logits_of(model(**{k: v for k, v in batch.items() if keeps or k != "labels"}))
+    return logits_of(model(batch[0] if isinstance(batch, tuple | list) else batch))
 
 
 def classes_of(model: nn.Module, outputs: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,7 +45,7 @@ def loss_of(
         return loss(model, batch)
     whole = isinstance(batch, Mapping) and (_takes_labels(model) or "labels" not in batch)
     own = model(**batch) if whole else None
-    outputs = _logits(own) if own is not None else outputs_of(model, batch)
+    outputs = logits_of(own) if own is not None else outputs_of(model, batch)
     if loss is not None:
         value = loss(model, batch)
     elif getattr(own, "loss", None) is not None:
@@ -71,10 +71,6 @@ def _away(model: nn.Module, outputs: Any, wanted: Any, batch: Any) -> torch.Tens
             both = tuple(classes_of(model, x, batch)[0] for x in both)
     got, wanted = (x.reshape(-1, x.shape[-1]).log_softmax(-1) for x in both)
     return nn.functional.kl_div(got, wanted, reduction="batchmean", log_target=True)
-
-
-def _logits(found: Any) -> Any:
-    return found["logits"] if isinstance(found, Mapping) and "logits" in found else getattr(found, "logits", found)
 
 
 def _takes_labels(model: nn.Module) -> bool:
