@@ -215,6 +215,38 @@ def test_dropout_has_another_rate_in_training_and_its_own_again(rate: float | No
         Config(dropout=1.0)
 
 
+@pytest.mark.parametrize("recipe", ["distill-local", "finetune"])
+def test_training_multiplies_in_another_dtype_and_nothing_else_does(recipe: str) -> None:
+    class Seen(nn.Module):
+        def forward(self, x: Any) -> Any:
+            trains = torch.is_grad_enabled()
+            seen.add((trains, torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")))
+            return x
+
+    seen: set[Any] = set()
+    data = batches()
+    layer = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(16), Seen(), layer)
+    model(data[0][0])
+    seen.clear()
+    options: dict[str, Any] = {**QUICK, "targets": ["3.0"], "recipe": recipe, "tune_steps": 30, "seed": 1}
+    states = []
+    for autocast in (None, "bfloat16"):
+        made = copy.deepcopy(model)
+        report = adtn.compress(made, Config(**options, autocast=autocast), data=data, test=data)
+        assert {p.dtype for p in made.parameters()} == {torch.float32}
+        assert report.after.accuracy is not None
+        states.append(made.state_dict())
+    wanted = {(False, False), (True, False), (True, torch.bfloat16)}
+    assert seen == (wanted if recipe == "finetune" else {(False, False)})
+    pairs = [(states[0][name], x) for name, x in states[1].items()]
+    assert any(not torch.equal(x, y) for x, y in pairs)
+    for x, y in pairs:
+        torch.testing.assert_close(x, y, rtol=0.1, atol=0.1)
+    with pytest.raises(CompressError, match="autocast='float16'; expected one of bfloat16"):
+        Config(autocast="float16")
+
+
 # --- the recipes ---
 
 

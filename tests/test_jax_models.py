@@ -47,6 +47,8 @@ def test_layers_are_replaced_trained_and_reported() -> None:
 def test_a_recording_is_refused() -> None:
     with pytest.raises(CompressError, match="compiles its updates anyway"):
         adtn.compress(Net(), Config(**QUICK, capture=True), data=batches())
+    with pytest.raises(CompressError, match="dtype=jnp.bfloat16"):
+        adtn.compress(Net(), Config(**QUICK, autocast="bfloat16"), data=batches())
 
 
 def test_a_training_that_was_cut_off_goes_on_to_the_same_numbers(tmp_path) -> None:
@@ -302,6 +304,38 @@ def test_a_model_in_bfloat16_stays_one() -> None:
     assert report.after.bytes <= 1500
     assert {str(x.dtype) for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {"bfloat16"}
     assert np.isfinite(report.losses).all()
+
+
+@pytest.mark.parametrize("kind", ["linear", "heads", "conv", "table"])
+def test_layers_keep_the_dtype_of_their_products(kind: str) -> None:
+    mixed: dict[str, Any] = {"dtype": jnp.bfloat16, "rngs": nnx.Rngs(0)}
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 6, 6, 16)), jnp.float32)
+    dense: Any = {
+        "linear": lambda: nnx.Linear(16, 8, **mixed),
+        "heads": lambda: nnx.LinearGeneral(16, (2, 4), **mixed),
+        "conv": lambda: nnx.Conv(16, 8, (3, 3), **mixed),
+        "table": lambda: nnx.Embed(16, 8, **mixed),
+    }[kind]()
+    inputs = jnp.arange(3) if kind == "table" else x
+    shape = kernels.weight_of(dense)[0].shape
+    weight = layers.GeneratedWeight(adtn.Generator(shape, adtn.TTN(bond=2), seed=0))
+    made: Any = like.layer_like(dense, weight)
+    if kind != "table":
+        made.bias = dense.bias
+        dense.bias[...] = jnp.asarray(rng.standard_normal(dense.bias.shape), jnp.float32)
+    for mode in ("materialise", "stream", "factored") if kind == "linear" else (None,):
+        if mode:
+            made.mode = mode
+        exact = layers.to_dense(made)
+        assert exact.dtype == made(inputs).dtype == exact(inputs).dtype == jnp.bfloat16
+        np.testing.assert_allclose(made(inputs).astype(float), exact(inputs).astype(float), rtol=0.03, atol=0.03)
+        grads = jax.tree.leaves(nnx.grad(lambda m: m(inputs).astype(jnp.float32).sum())(made))
+        assert {str(g.dtype) for g in grads} == {"float32"}
+        assert any(np.abs(g).max() > 0 for g in grads)
+    if kind == "table":
+        assert made.attend(x[..., :8]).dtype == exact.attend(x[..., :8]).dtype == jnp.bfloat16
+        assert made(jnp.arange(16)).dtype == jnp.bfloat16  # all rows: the table is made
 
 
 def test_batches_without_labels() -> None:

@@ -92,6 +92,9 @@ class Config:
         Whether that training is recorded once as a CUDA graph and replayed, for small generators take longer to launch
         than to run. The loss must not wait for the device; batches of another shape than the fourth are not replayed.
         PyTorch on CUDA only.
+    autocast : {"bfloat16"}, optional
+        In which the training of the whole model and ``"distill-local"`` multiply; parameters, losses and all that is
+        measured keep their own dtype. PyTorch only: layers of Flax are made with ``dtype=``.
     rates : mapping of str to float
         Factors of ``tune_lr`` for parameters whose names match a pattern, such as ``{"*.generated.*": 1, "*": 0.1}``;
         the first match counts, 0 freezes.
@@ -134,6 +137,7 @@ class Config:
     clip: float | None = 1.0
     dropout: float | None = None
     capture: bool = False
+    autocast: str | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
 
@@ -145,6 +149,8 @@ class Config:
             raise CompressError(f"Got recipe={self.recipe!r}; expected one or several of {', '.join(RECIPES)}.")
         check_choice("mode", self.mode, ("replace", "adapter"))
         check_choice("train", self.train, ("generated", "all"))
+        if self.autocast is not None:
+            check_choice("autocast", self.autocast, ("bfloat16",))
         check_choice("tune_optimizer", self.tune_optimizer, ("adam", "sgd"))
         check_choice("optimizer", self.optimizer, (*OPTIMIZERS, "lbfgs", "lm"))
         check_kind("topology", self.topology, Topology, "a topology, such as adtn.TTN(bond=4)")
@@ -280,7 +286,7 @@ class Config:
         """How the whole model is trained for so many steps."""
         return Tuning(
             steps, self.tune_lr, self.distill, self.train, self.clip, self.rates, self.seed, self.tune_optimizer,
-            self.dropout, self.capture,
+            self.dropout, self.capture, self.autocast,
         )  # fmt: skip
 
     def options_of(self, layer: Layer) -> Config:

@@ -74,6 +74,8 @@ class Tuning:
         Rate of all dropouts while training; that of each when not given.
     capture : bool
         Whether updates are recorded once as a CUDA graph and replayed.
+    autocast : {"bfloat16"}, optional
+        Of products while training.
     checkpoint : path, optional
         A file that is written ten times on the way; where it exists, training goes on from it.
     """
@@ -88,6 +90,7 @@ class Tuning:
     optimizer: str = "adam"
     dropout: float | None = None
     capture: bool = False
+    autocast: str | None = None
     checkpoint: Path | None = None
 
     @property

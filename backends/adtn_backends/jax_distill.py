@@ -15,6 +15,7 @@ from flax import nnx
 
 from ._batches import cycled
 from .jax_layers._places import variables_of
+from .jax_loss import exact
 from .jax_train import train
 
 Seen: TypeAlias = tuple[tuple[Any, ...], dict[str, Any], Any]
@@ -37,7 +38,7 @@ def distill_layer(layer: Packed, seen: Sequence[Seen], tuning: Tuning) -> tuple[
 
     def value(layer: Any, one: Seen) -> Any:
         inputs, options, wanted = one
-        return jnp.square(layer(*inputs, **options) - wanted).mean() / spread
+        return jnp.square(exact(layer(*inputs, **options)) - exact(wanted)).mean() / spread
 
     chosen = {path: v for path, v in variables_of(made).items() if isinstance(v, nnx.Param)}
     losses = train(made, chosen, value, cycled(seen, tuning.steps), tuning, lambda step, found: None)

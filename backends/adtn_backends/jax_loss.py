@@ -49,7 +49,7 @@ def loss_of(model: Any, batch: Any, loss: Callable[..., Any] | None, teacher: An
 def _cross_entropy(outputs: Any, batch: Any) -> Any:
     scores, labels = classes_of(outputs, batch)
     counts = labels != IGNORED
-    each = optax.softmax_cross_entropy_with_integer_labels(scores.astype(jnp.float32), jnp.where(counts, labels, 0))
+    each = optax.softmax_cross_entropy_with_integer_labels(exact(scores), jnp.where(counts, labels, 0))
     return jnp.where(counts, each, 0.0).sum() / jnp.maximum(counts.sum(), 1)
 
 
@@ -57,6 +57,7 @@ def _away(outputs: Any, wanted: Any, batch: Any) -> Any:
     """The divergence of the classes' probabilities, or the squared error where labels are no whole numbers."""
     if not isinstance(outputs, jax.Array):
         raise CompressError(f"Got distill for a model that returns a {type(outputs).__name__}; expected one array.")
+    outputs, wanted = exact(outputs), exact(wanted)
     if has_labels(batch) and _is_real(labels_of(batch)):
         return jnp.square(outputs - wanted).mean()
     if has_labels(batch):
@@ -64,6 +65,11 @@ def _away(outputs: Any, wanted: Any, batch: Any) -> Any:
             classes_of(outputs, batch)
     wanted = jax.nn.log_softmax(wanted)
     return (jnp.exp(wanted) * (wanted - jax.nn.log_softmax(outputs))).sum(-1).mean()
+
+
+def exact(x: Any) -> Any:
+    """Not below single precision: half of it has no digits for means."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _is_real(labels: Any) -> bool:

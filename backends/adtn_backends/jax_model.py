@@ -160,7 +160,12 @@ class NnxModel:
         self._originals, self._weights, self._dense = {}, {}, None
 
     def check(self, tuning: Tuning) -> None:
-        """Compiled anyway."""
+        """Compiled anyway, and in the dtype that layers have."""
+        if tuning.autocast:
+            raise CompressError(
+                f"Got autocast={tuning.autocast!r} for a model of Flax, whose layers say it themselves: make them with "
+                f"dtype=jnp.{tuning.autocast}, which generated layers take over."
+            )
         if tuning.capture:
             raise CompressError("Got capture=True for a model of JAX, which compiles its updates anyway. Leave it out.")
 

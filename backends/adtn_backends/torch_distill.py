@@ -13,6 +13,7 @@ import torch
 from adtn.compress import Tuning
 from torch import nn
 
+from .torch_loss import exact
 from .torch_step import step_of
 
 Seen: TypeAlias = tuple[Any, dict[str, Any], torch.Tensor]
@@ -31,7 +32,7 @@ def distill_layer(
         inputs, options, wanted = batch
         got = layer(*inputs, **options)
         got = got[0] if isinstance(got, tuple) else got
-        return (got - wanted).square().mean() / spread
+        return (exact(got) - exact(wanted)).square().mean() / spread
 
     step = step_of(value, {1.0: trained}, replace(tuning, optimizer="adam", clip=None))
     errors = [math.sqrt(float(step(seen[n % len(seen)], n))) for n in range(tuning.steps)]

@@ -51,7 +51,8 @@ def loss_of(
     elif getattr(own, "loss", None) is not None:
         value = own.loss  # type: ignore[union-attr]
     else:
-        value = nn.functional.cross_entropy(*classes_of(model, outputs, batch))
+        scores, labels = classes_of(model, outputs, batch)
+        value = nn.functional.cross_entropy(exact(scores), labels)
     if teacher is None:
         return value
     with torch.no_grad():
@@ -63,6 +64,7 @@ def _away(model: nn.Module, outputs: Any, wanted: Any, batch: Any) -> torch.Tens
     """The divergence of the classes' probabilities, or the squared error where labels are no whole numbers."""
     if not isinstance(outputs, torch.Tensor):
         raise CompressError(f"Got distill for a model that returns a {type(outputs).__name__}; expected one tensor.")
+    outputs, wanted = exact(outputs), exact(wanted)
     if has_labels(batch) and labels_of(batch).is_floating_point():
         return nn.functional.mse_loss(outputs, wanted)
     both = (outputs, wanted)
@@ -71,6 +73,11 @@ def _away(model: nn.Module, outputs: Any, wanted: Any, batch: Any) -> torch.Tens
             both = tuple(classes_of(model, x, batch)[0] for x in both)
     got, wanted = (x.reshape(-1, x.shape[-1]).log_softmax(-1) for x in both)
     return nn.functional.kl_div(got, wanted, reduction="batchmean", log_target=True)
+
+
+def exact(x: torch.Tensor) -> torch.Tensor:
+    """Not below single precision: half of it has no digits for means."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _takes_labels(model: nn.Module) -> bool:

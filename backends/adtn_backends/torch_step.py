@@ -63,7 +63,8 @@ class Step:
         return self._update(batch)
 
     def _update(self, batch: Any) -> torch.Tensor:
-        loss = self.value(batch)
+        with torch.autocast(self.trained[0].device.type, torch.bfloat16, enabled=self.tuning.autocast is not None):
+            loss = self.value(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.tuning.clip is not None:

@@ -77,7 +77,9 @@ def train(network: str, images: Images, options: argparse.Namespace) -> dict[str
         own, given = model.state_dict(), torch.load(weights_file(network, options.start), weights_only=True)
         model.load_state_dict(own | {k: v for k, v in given.items() if v.shape == own[k].shape})
     per_epoch = len(x) // options.batch
-    optimizer = torch.optim.SGD(model.parameters(), options.lr, 0.9, weight_decay=options.decay, nesterov=True)
+    optimizer = torch.optim.SGD(
+        model.parameters(), options.lr, 0.9, weight_decay=options.decay, nesterov=True, fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.lr, total_steps=options.epochs * per_epoch, pct_start=0.25
     )

@@ -12,7 +12,7 @@ from flax import nnx
 
 from .._fitted import Base
 from .._geometry import NUMPY_PAD, Geometry, PaddingMode, Size
-from ._kernels import conv_options, filled, weight_of
+from ._kernels import as_dtype, conv_options, filled, weight_of
 from ._weight import GeneratedWeight, as_weight, bias_param, weight_for
 
 
@@ -31,12 +31,14 @@ class _ADTNConv(nnx.Module):
         dilation: Size = 1,
         groups: int = 1,
         padding_mode: PaddingMode = "zeros",
+        dtype: Any = None,
     ) -> None:
         self.generated = as_weight(weight, 2 + self.axes, f"{type(self).__name__} (out, in / groups, kernel)")
         self.rule = padding if padding in ("SAME", "VALID") else None  # JAX's own, for any stride
         around = 0 if self.rule else padding
         self.geometry = Geometry.of(self.generated.shape, stride, around, dilation, groups, padding_mode)
         self.bias = bias_param(bias, self.generated)
+        self.dtype = dtype
 
     @classmethod
     def from_conv(
@@ -83,13 +85,13 @@ class _ADTNConv(nnx.Module):
         dense = nnx.Conv(
             g.in_channels, g.out_channels, g.kernel_size, g.stride, padding=self.rule or g.padding,
             kernel_dilation=g.dilation, feature_group_count=g.groups, use_bias=self.bias is not None,
-            param_dtype=weight.dtype, rngs=nnx.Rngs(0),
+            dtype=self.dtype, param_dtype=weight.dtype, rngs=nnx.Rngs(0),
         )  # fmt: skip
         return filled(dense, weight, self.bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``(batch, *size, in)`` to ``(batch, *size, out)``."""
-        g = self.geometry
+        g, x = self.geometry, as_dtype(x, self.dtype)
         padding: Any = self.rule or g.padding
         if g.padding_mode != "zeros":
             x = jnp.pad(x, ((0, 0), *g.padding, (0, 0)), mode=NUMPY_PAD[g.padding_mode])
@@ -99,7 +101,7 @@ class _ADTNConv(nnx.Module):
             x, self.weight.astype(x.dtype), g.stride, padding, rhs_dilation=g.dilation, feature_group_count=g.groups,
             dimension_numbers=(f"N{size}C", f"OI{size}", f"N{size}C"),
         )  # fmt: skip
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + as_dtype(self.bias[...], self.dtype)
 
 
 class ADTNConv1d(_ADTNConv):
@@ -119,6 +121,9 @@ class ADTNConv2d(_ADTNConv):
         ``(out,)``, ``True`` for zeros, ``False`` for none.
     stride, padding, dilation, groups, padding_mode
         As of :class:`torch.nn.Conv2d`; ``padding`` may be JAX's ``"SAME"`` and ``"VALID"``, too.
+    dtype : dtype, optional
+        Of products and results, as layers of Flax have it; the numbers keep theirs. That of inputs and numbers together
+        when not given.
 
     Raises
     ------

@@ -10,7 +10,7 @@ from adtn import Generator, Layout, Topology
 from flax import nnx
 
 from .._fitted import Base
-from ._kernels import filled
+from ._kernels import as_dtype, filled
 from ._weight import GeneratedWeight, as_weight, weight_for
 
 _FEW = 4  # up to a quarter of all rows, only those that are asked for are made
@@ -23,6 +23,8 @@ class ADTNEmbedding(nnx.Module):
     ----------
     weight : Generator or GeneratedWeight
         Of the table, ``(num_embeddings, embedding_dim)``.
+    dtype : dtype, optional
+        Of rows and products, as layers of Flax have it; the numbers keep theirs.
 
     Examples
     --------
@@ -31,9 +33,10 @@ class ADTNEmbedding(nnx.Module):
     (2, 16)
     """
 
-    def __init__(self, weight: Generator | GeneratedWeight) -> None:
+    def __init__(self, weight: Generator | GeneratedWeight, dtype: Any = None) -> None:
         self.generated = as_weight(weight, 2, "an embedding (num_embeddings, embedding_dim)")
         self.num_embeddings, self.embedding_dim = self.generated.shape
+        self.dtype = dtype
 
     @classmethod
     def from_embedding(
@@ -49,7 +52,8 @@ class ADTNEmbedding(nnx.Module):
     ) -> ADTNEmbedding:
         """A table in place of a dense one; parameters as of :meth:`ADTNLinear.from_linear`."""
         dense = embedding.embedding[...]
-        return cls(weight_for(dense, topology, layout, seed=seed, base=base, steps=steps, **options))
+        weight = weight_for(dense, topology, layout, seed=seed, base=base, steps=steps, **options)
+        return cls(weight, embedding.dtype)
 
     @property
     def weight(self) -> jax.Array:
@@ -59,19 +63,21 @@ class ADTNEmbedding(nnx.Module):
     def to_dense(self) -> nnx.Embed:
         """An ordinary embedding with the table as it is now."""
         weight = self.weight
-        dense = nnx.Embed(self.num_embeddings, self.embedding_dim, param_dtype=weight.dtype, rngs=nnx.Rngs(0))
+        dense = nnx.Embed(
+            self.num_embeddings, self.embedding_dim, dtype=self.dtype, param_dtype=weight.dtype, rngs=nnx.Rngs(0)
+        )
         return filled(dense, weight, None)
 
     def __call__(self, indices: jax.Array) -> jax.Array:
         """``(...)`` of integers to ``(..., embedding_dim)``."""
         if _FEW * indices.size > self.num_embeddings or not indices.size:
-            return jnp.take(self.weight, indices, axis=0)
+            return jnp.take(as_dtype(self.weight, self.dtype), indices, axis=0)
         index = indices.reshape(-1)
         index = jnp.where(index < 0, index + self.num_embeddings, index)
         inside = jnp.clip(index, 0, self.num_embeddings - 1)
         rows = jnp.where((index == inside)[:, None], self.generated.rows(inside), jnp.nan)  # as jnp.take does
-        return rows.reshape(*indices.shape, self.embedding_dim)
+        return as_dtype(rows, self.dtype).reshape(*indices.shape, self.embedding_dim)
 
     def attend(self, query: jax.Array) -> jax.Array:
         """``(..., embedding_dim)`` to products with all rows, ``(..., num_embeddings)``: a tied output layer."""
-        return query @ self.weight.T
+        return as_dtype(query, self.dtype) @ as_dtype(self.weight.T, self.dtype)

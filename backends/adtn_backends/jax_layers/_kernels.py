@@ -60,11 +60,17 @@ def filled(dense: Any, weight: Any, bias: Any) -> Any:
     return dense
 
 
+def as_dtype(x: Any, dtype: Any) -> Any:
+    """The same numbers in the dtype of a layer's products, where it has one."""
+    return x if dtype is None else x.astype(dtype)
+
+
 def conv_options(dense: nnx.Conv) -> dict[str, Any]:
-    """Geometry as :class:`ADTNConv2d` takes it."""
+    """Geometry and dtype as :class:`ADTNConv2d` takes them."""
     axes = dense.kernel.ndim - 2
     stride, dilation = _each(dense.strides, axes), _each(dense.kernel_dilation, axes)
-    return {"stride": stride, "padding": _padding(dense), "dilation": dilation, "groups": dense.feature_group_count}
+    return {"stride": stride, "padding": _padding(dense), "dilation": dilation, "groups": dense.feature_group_count,
+            "dtype": dense.dtype}  # fmt: skip
 
 
 def patches(dense: Any, x: Any) -> Any | None:

@@ -17,7 +17,7 @@ CONVS = {1: ADTNConv1d, 2: ADTNConv2d, 3: ADTNConv3d}
 
 
 def layer_like(dense: Any, weight: GeneratedWeight, *, bias: bool = True) -> nnx.Module:
-    """With the geometry of a dense layer, and its bias unless there shall be none.
+    """With the geometry and dtype of a dense layer, and its bias unless there shall be none.
 
     Raises
     ------
@@ -29,11 +29,11 @@ def layer_like(dense: Any, weight: GeneratedWeight, *, bias: bool = True) -> nnx
         what = reason if own is None else f"whose weight is {tuple(own.shape)}"
         raise LayoutError(f"Got a generator of {weight.shape} for {type(dense).__name__}, {what}.")
     if isinstance(dense, nnx.Embed):
-        return ADTNEmbedding(weight)
+        return ADTNEmbedding(weight, dense.dtype)
     values = dense.bias[...] if bias and dense.bias is not None else False
     if isinstance(dense, nnx.LinearGeneral):
         flat = values if values is False else values.reshape(-1)
-        return ADTNLinearGeneral(weight, flat, dense.in_features, dense.out_features)
+        return ADTNLinearGeneral(weight, flat, dense.in_features, dense.out_features, dense.dtype)
     if isinstance(dense, nnx.Conv):
         return CONVS[len(weight.shape) - 2](weight, values, **conv_options(dense))
-    return ADTNLinear(weight, values)
+    return ADTNLinear(weight, values, dtype=dense.dtype)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from .._fitted import Base
 from .._geometry import check_input
-from ._kernels import filled
+from ._kernels import as_dtype, filled
 from ._weight import GeneratedWeight, Mode, as_weight, bias_param, weight_for
 
 
@@ -27,6 +27,9 @@ class ADTNLinear(nnx.Module):
         ``(n_out,)``, ``True`` for zeros, ``False`` for none.
     mode : {"materialise", "stream", "factored"}, optional
         The scheduler chooses by the batch when not given.
+    dtype : dtype, optional
+        Of products and results, as layers of Flax have it; the numbers keep theirs. That of inputs and numbers together
+        when not given.
 
     Raises
     ------
@@ -40,10 +43,13 @@ class ADTNLinear(nnx.Module):
     (5, 64)
     """
 
-    def __init__(self, weight: Generator | GeneratedWeight, bias: Any = True, mode: Mode | None = None) -> None:
+    def __init__(
+        self, weight: Generator | GeneratedWeight, bias: Any = True, mode: Mode | None = None, dtype: Any = None
+    ) -> None:
         self.generated = as_weight(weight, 2, "a linear layer (n_out, n_in)")
         self.out_features, self.in_features = self.generated.shape
         self.mode: Mode | None = mode
+        self.dtype = dtype
         self.bias = bias_param(bias, self.generated)
 
     @classmethod
@@ -74,7 +80,7 @@ class ADTNLinear(nnx.Module):
             Of :func:`adtn.fit`.
         """
         weight = weight_for(linear.kernel[...].T, topology, layout, seed=seed, base=base, steps=steps, **options)
-        return cls(weight, False if linear.bias is None else linear.bias[...], mode)
+        return cls(weight, False if linear.bias is None else linear.bias[...], mode, linear.dtype)
 
     @property
     def weight(self) -> jax.Array:
@@ -85,17 +91,24 @@ class ADTNLinear(nnx.Module):
         """An ordinary layer with the weight as it is now."""
         weight, has_bias = self.weight, self.bias is not None
         dense = nnx.Linear(
-            self.in_features, self.out_features, use_bias=has_bias, param_dtype=weight.dtype, rngs=nnx.Rngs(0)
-        )
+            self.in_features, self.out_features, use_bias=has_bias, dtype=self.dtype, param_dtype=weight.dtype,
+            rngs=nnx.Rngs(0),
+        )  # fmt: skip
         return filled(dense, weight, self.bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``(..., n_in)`` to ``(..., n_out)``."""
         check_input(x.shape, self.in_features)
         rows = x.reshape(-1, self.in_features)
-        y = self.generated.layer(rows, self.mode)(self.generated.arrays(), rows)
+        mode, layer = self.generated.layer(rows, self.mode)
+        if self.dtype is None:
+            y = layer(self.generated.arrays(), rows)
+        elif mode == "materialise":
+            y = as_dtype(rows, self.dtype) @ as_dtype(self.weight.T, self.dtype)
+        else:  # the numbers keep their precision, as in norms
+            y = as_dtype(layer(self.generated.arrays(), rows.astype(self.generated.dtype)), self.dtype)
         y = y.reshape(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + as_dtype(self.bias[...], self.dtype)
 
 
 class ADTNLinearGeneral(nnx.Module):
@@ -111,6 +124,9 @@ class ADTNLinearGeneral(nnx.Module):
         The last axes, which are summed; one when not given.
     outputs : tuple of int, optional
         The axes that take their place; one when not given.
+    dtype : dtype, optional
+        Of products and results, as layers of Flax have it; the numbers keep theirs. That of inputs and numbers together
+        when not given.
 
     Raises
     ------
@@ -131,8 +147,9 @@ class ADTNLinearGeneral(nnx.Module):
         bias: Any = True,
         inputs: tuple[int, ...] | None = None,
         outputs: tuple[int, ...] | None = None,
+        dtype: Any = None,
     ) -> None:
-        self.linear = ADTNLinear(weight, bias)
+        self.linear = ADTNLinear(weight, bias, dtype=dtype)
         self.inputs, self.outputs = inputs or (self.linear.in_features,), outputs or (self.linear.out_features,)
         if (math.prod(self.outputs), math.prod(self.inputs)) != self.linear.generated.shape:
             raise LayoutError(
@@ -149,7 +166,7 @@ class ADTNLinearGeneral(nnx.Module):
         weight, bias = self.linear.weight, self.linear.bias
         dense = nnx.LinearGeneral(
             self.inputs, self.outputs, axis=tuple(range(-len(self.inputs), 0)), use_bias=bias is not None,
-            param_dtype=weight.dtype, rngs=nnx.Rngs(0),
+            dtype=self.linear.dtype, param_dtype=weight.dtype, rngs=nnx.Rngs(0),
         )  # fmt: skip
         return filled(dense, weight, bias)
 

@@ -57,6 +57,11 @@ class GeneratedWeight(nnx.Module):
         """Of the weight."""
         return self.structure.generator.shape
 
+    @property
+    def dtype(self) -> Any:
+        """Of the numbers, and of the weight."""
+        return next(iter(self.arrays().values())).dtype
+
     def arrays(self) -> dict[str, jax.Array]:
         """Trained and frozen numbers by the names of the generator."""
         return {name: getattr(self, key)[...] for name, key in (self.names | self.constants).items()}
@@ -78,16 +83,14 @@ class GeneratedWeight(nnx.Module):
 
     def rows(self, index: jax.Array) -> jax.Array:
         """Rows of the weight by their numbers, ``(n,)``, differentiable; the others are not made."""
-        arrays = self.arrays()
-        dtype = next(iter(arrays.values())).dtype
 
         def one_hot(digits: Any, d: int) -> jax.Array:
-            return jax.nn.one_hot(digits, d, dtype=dtype)
+            return jax.nn.one_hot(digits, d, dtype=self.dtype)
 
-        return generated_rows(self.structure.generator, arrays, index, one_hot)
+        return generated_rows(self.structure.generator, self.arrays(), index, one_hot)
 
-    def layer(self, rows: jax.Array, mode: Mode | None) -> Any:
-        """``(arrays, x) -> y`` for a batch of this size."""
+    def layer(self, rows: jax.Array, mode: Mode | None) -> tuple[str, Any]:
+        """The mode in which a batch of this size runs, and ``(arrays, x) -> y``."""
         return self.structure.layer(rows.shape[0], str(rows.dtype), mode)
 
 
@@ -108,11 +111,11 @@ class _Static:
             self._made["weight",] = _BACKEND.with_vjp(_Generating(plan.weight))
         return self._made["weight",]
 
-    def layer(self, batch: int, dtype: str, mode: Mode | None) -> Any:
+    def layer(self, batch: int, dtype: str, mode: Mode | None) -> tuple[str, Any]:
         key = (1 << max(batch - 1, 0).bit_length(), dtype, mode)
         if key not in self._made:
             plan = decide(self.generator, "train", device=_device(), dtype=dtype, batch=key[0], mode=mode)
-            self._made[key] = plan.function(_BACKEND)
+            self._made[key] = (plan.mode, plan.function(_BACKEND))
         return self._made[key]
 
 
@@ -162,7 +165,7 @@ def weight_for(
 def bias_param(bias: Any, like: GeneratedWeight) -> nnx.Param[Any] | None:
     if bias is False or bias is None:
         return None
-    n, dtype = like.shape[0], next(iter(like.arrays().values())).dtype
+    n, dtype = like.shape[0], like.dtype
     values = jnp.zeros(n, dtype) if bias is True else jnp.asarray(bias, dtype=dtype)
     check_bias(values.shape, n)
     return nnx.Param(values)
