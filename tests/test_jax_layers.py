@@ -1,10 +1,6 @@
-"""Flax NNX modules: gradients, jit, vmap, ties, and a mesh of several CPU devices."""
+"""Flax NNX modules: gradients, jit, vmap, ties."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
-import textwrap
 
 import adtn
 import numpy as np
@@ -114,48 +110,6 @@ def test_half_precision(dtype: str) -> None:
     got = half(x.astype(dtype))
     assert got.dtype == dtype
     np.testing.assert_allclose(np.asarray(got, np.float32), want, rtol=0, atol=0.1 * float(jnp.abs(want).max()))
-
-
-def test_a_mesh_of_four_cpu_devices() -> None:
-    """In a process of its own: the number of devices is fixed at the first use."""
-    code = """
-        import jax, jax.numpy as jnp, numpy as np, adtn
-        from flax import nnx
-        from jax.sharding import NamedSharding, PartitionSpec as P
-        from adtn_backends import jax_layers as layers
-        assert jax.device_count() == 4
-        mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        class Net(nnx.Module):
-            def __init__(self):
-                self.conv = layers.ADTNConv2d(adtn.Generator((8, 4, 3, 3), adtn.TTN(bond=2)), padding=1)
-                self.out = layers.ADTNLinear(adtn.Generator((6, 200), adtn.MPO(bond=2)))
-            def __call__(self, x):
-                return self.out(nnx.relu(self.conv(x)).reshape(x.shape[0], -1))
-        net = Net()
-        x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 5, 5, 4)), jnp.float32)
-        @nnx.jit
-        def grads(net, x):
-            return nnx.value_and_grad(lambda net: (net(x) ** 2).mean())(net)
-        want_loss, want = grads(net, x)
-        state = nnx.state(net)
-        nnx.update(net, jax.device_put(state, NamedSharding(mesh, P())))
-        sharded = jax.device_put(x, NamedSharding(mesh, P("data")))
-        loss, got = grads(net, sharded)
-        np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
-            assert len(a.devices()) == 4
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-        y = jax.jit(lambda s, x: nnx.merge(nnx.graphdef(net), s)(x))(nnx.state(net), sharded)
-        assert len(y.devices()) == 4
-        print("agrees")
-    """
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    import os
-
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env={**os.environ, **environment}, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "agrees", done.stderr[-2000:]
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -162,6 +162,7 @@ def run(
         optimizer=method.get("optimizer", "adam"),
         dropout=method.get("dropout", case.get("dropout")),
         capture=x_test.is_cuda,  # the same updates without Python between the kernels
+        autocast=case.get("autocast"),
     )
     adapter = get_backend("torch").model(model, None)
     losses = adapter.tune(data, loss_with(case["distill"]), tuning, lambda step, value: None) if steps else []

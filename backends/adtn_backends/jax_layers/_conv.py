@@ -13,6 +13,7 @@ from flax import nnx
 from .._fitted import Base
 from .._geometry import NUMPY_PAD, Geometry, PaddingMode, Size
 from ._kernels import as_dtype, conv_options, filled, weight_of
+from ._shards import placed
 from ._weight import GeneratedWeight, as_weight, bias_param, weight_for
 
 
@@ -89,7 +90,7 @@ class _ADTNConv(nnx.Module):
         )  # fmt: skip
         return filled(dense, weight, self.bias)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
         """``(batch, *size, in)`` to ``(batch, *size, out)``."""
         g, x = self.geometry, as_dtype(x, self.dtype)
         padding: Any = self.rule or g.padding
@@ -101,6 +102,7 @@ class _ADTNConv(nnx.Module):
             x, self.weight.astype(x.dtype), g.stride, padding, rhs_dilation=g.dilation, feature_group_count=g.groups,
             dimension_numbers=(f"N{size}C", f"OI{size}", f"N{size}C"),
         )  # fmt: skip
+        y = placed(y, out_sharding)
         return y if self.bias is None else y + as_dtype(self.bias[...], self.dtype)
 
 

@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from adtn import Generator, Layout, Topology
+from adtn._typing import Params
 from flax import nnx
 
 from .._fitted import Base
 from ._kernels import as_dtype, filled
+from ._shards import by_shards, placed
 from ._weight import GeneratedWeight, as_weight, weight_for
 
 _FEW = 4  # up to a quarter of all rows, only those that are asked for are made
@@ -68,16 +70,19 @@ class ADTNEmbedding(nnx.Module):
         )
         return filled(dense, weight, None)
 
-    def __call__(self, indices: jax.Array) -> jax.Array:
+    def __call__(self, indices: jax.Array, out_sharding: Any = None) -> jax.Array:
         """``(...)`` of integers to ``(..., embedding_dim)``."""
+        return by_shards(self._looked_up, self.generated.arrays(), indices, 0, out_sharding)
+
+    def _looked_up(self, arrays: Params, indices: jax.Array) -> jax.Array:
         if _FEW * indices.size > self.num_embeddings or not indices.size:
-            return jnp.take(as_dtype(self.weight, self.dtype), indices, axis=0)
+            return jnp.take(as_dtype(self.generated(arrays), self.dtype), indices, axis=0)
         index = indices.reshape(-1)
         index = jnp.where(index < 0, index + self.num_embeddings, index)
         inside = jnp.clip(index, 0, self.num_embeddings - 1)
-        rows = jnp.where((index == inside)[:, None], self.generated.rows(inside), jnp.nan)  # as jnp.take does
+        rows = jnp.where((index == inside)[:, None], self.generated.rows(inside, arrays), jnp.nan)  # as jnp.take does
         return as_dtype(rows, self.dtype).reshape(*indices.shape, self.embedding_dim)
 
-    def attend(self, query: jax.Array) -> jax.Array:
+    def attend(self, query: jax.Array, out_sharding: Any = None) -> jax.Array:
         """``(..., embedding_dim)`` to products with all rows, ``(..., num_embeddings)``: a tied output layer."""
-        return as_dtype(query, self.dtype) @ as_dtype(self.weight.T, self.dtype)
+        return placed(as_dtype(query, self.dtype) @ as_dtype(self.weight.T, self.dtype), out_sharding)

@@ -8,11 +8,13 @@ from typing import Any
 import jax
 from adtn import Generator, Layout, Topology
 from adtn._errors import LayoutError
+from adtn._typing import Params
 from flax import nnx
 
 from .._fitted import Base
 from .._geometry import check_input
 from ._kernels import as_dtype, filled
+from ._shards import by_shards, parts_of, placed
 from ._weight import GeneratedWeight, Mode, as_weight, bias_param, weight_for
 
 
@@ -96,19 +98,24 @@ class ADTNLinear(nnx.Module):
         )  # fmt: skip
         return filled(dense, weight, self.bias)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
         """``(..., n_in)`` to ``(..., n_out)``."""
         check_input(x.shape, self.in_features)
+        y = by_shards(self._product, self.generated.arrays(), x, 1, out_sharding)
+        return y if self.bias is None else y + as_dtype(self.bias[...], self.dtype)
+
+    def _product(self, arrays: Params, x: jax.Array) -> jax.Array:
         rows = x.reshape(-1, self.in_features)
         mode, layer = self.generated.layer(rows, self.mode)
-        if self.dtype is None:
-            y = layer(self.generated.arrays(), rows)
-        elif mode == "materialise":
-            y = as_dtype(rows, self.dtype) @ as_dtype(self.weight.T, self.dtype)
+        if mode == "materialise" and self.dtype is not None:
+            y = as_dtype(rows, self.dtype) @ as_dtype(self.generated(arrays).T, self.dtype)
         else:  # the numbers keep their precision, as in norms
-            y = as_dtype(layer(self.generated.arrays(), rows.astype(self.generated.dtype)), self.dtype)
-        y = y.reshape(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + as_dtype(self.bias[...], self.dtype)
+            rows = rows if self.dtype is None else rows.astype(self.generated.dtype)
+            if mode == "factored" and (parts := parts_of(rows)) > 1:
+                # merged with legs, the batch would lose its place in the mesh, and be gathered on every device
+                layer, rows = jax.vmap(layer, (None, 0)), rows.reshape(parts, -1, self.in_features)
+            y = as_dtype(layer(arrays, rows), self.dtype)
+        return y.reshape(*x.shape[:-1], self.out_features)
 
 
 class ADTNLinearGeneral(nnx.Module):
@@ -173,5 +180,4 @@ class ADTNLinearGeneral(nnx.Module):
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
         """``(..., *inputs)`` to ``(..., *outputs)``."""
         lead = x.shape[: x.ndim - len(self.inputs)]
-        y = self.linear(x.reshape(*lead, -1)).reshape(*lead, *self.outputs)
-        return y if out_sharding is None else jax.lax.with_sharding_constraint(y, out_sharding)
+        return placed(self.linear(x.reshape(*lead, -1)).reshape(*lead, *self.outputs), out_sharding)

@@ -16,6 +16,7 @@ from flax import nnx
 
 from .._fitted import Base, fitted
 from .._geometry import check_axes, check_bias
+from ._shards import replicated
 
 Mode = Literal["materialise", "stream", "factored"]
 _BACKEND = get_backend("jax")
@@ -64,7 +65,7 @@ class GeneratedWeight(nnx.Module):
 
     def arrays(self) -> dict[str, jax.Array]:
         """Trained and frozen numbers by the names of the generator."""
-        return {name: getattr(self, key)[...] for name, key in (self.names | self.constants).items()}
+        return {name: replicated(getattr(self, key)[...]) for name, key in (self.names | self.constants).items()}
 
     def generator(self) -> Generator:
         """A generator with the numbers as they are now."""
@@ -76,18 +77,18 @@ class GeneratedWeight(nnx.Module):
         nnx.update(self, jax.tree.map(lambda x: x.astype(dtype), nnx.state(self)))
         return self
 
-    def __call__(self) -> jax.Array:
-        """The weight, with the library's adjoint."""
+    def __call__(self, arrays: Params | None = None) -> jax.Array:
+        """The weight, with the library's adjoint; of other numbers where they are given."""
         make = self.structure.weight()
-        return make(self.arrays(), jnp.zeros(()))
+        return make(self.arrays() if arrays is None else arrays, jnp.zeros(()))
 
-    def rows(self, index: jax.Array) -> jax.Array:
+    def rows(self, index: jax.Array, arrays: Params | None = None) -> jax.Array:
         """Rows of the weight by their numbers, ``(n,)``, differentiable; the others are not made."""
 
         def one_hot(digits: Any, d: int) -> jax.Array:
             return jax.nn.one_hot(digits, d, dtype=self.dtype)
 
-        return generated_rows(self.structure.generator, self.arrays(), index, one_hot)
+        return generated_rows(self.structure.generator, arrays or self.arrays(), index, one_hot)
 
     def layer(self, rows: jax.Array, mode: Mode | None) -> tuple[str, Any]:
         """The mode in which a batch of this size runs, and ``(arrays, x) -> y``."""

@@ -1,0 +1,99 @@
+"""Flax NNX modules in a mesh of CPU devices, whose axes are explicit (JAX's default) or left to the compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("flax.nnx")
+
+# In a process of its own: the number of devices is fixed at the first use.
+PROGRAM = """
+import sys
+
+import adtn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from adtn_backends import jax_layers as layers
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+kind = AxisType[sys.argv[1]]
+mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind, kind))
+rng = np.random.default_rng(0)
+
+
+def gen(*shape, topology=adtn.TTN(bond=2)):
+    return adtn.Generator(shape, topology)
+
+
+images, rows = rng.standard_normal((8, 5, 5, 4)), rng.standard_normal((8, 3, 32))
+tokens, few = rng.integers(-64, 64, (8, 5)), rng.integers(0, 512, (8, 5))
+CASES = {
+    "materialise": (layers.ADTNLinear(gen(64, 32), mode="materialise"), rows),
+    "stream": (layers.ADTNLinear(gen(64, 32), mode="stream"), rows),
+    "factored": (layers.ADTNLinear(gen(64, 32), mode="factored"), rows),
+    "odd batch": (layers.ADTNLinear(gen(64, 32), mode="factored"), rows[:6, 0]),
+    "bfloat16": (layers.ADTNLinear(gen(64, 32), mode="materialise", dtype=jnp.bfloat16), rows),
+    "frozen": (layers.ADTNLinear(gen(64, 32, topology=adtn.BrickWall(layers=2))), rows),
+    "heads": (layers.ADTNLinearGeneral(gen(64, 32), outputs=(4, 16)), rows),
+    "conv": (layers.ADTNConv2d(gen(8, 4, 3, 3), padding=1), images),
+    "table": (layers.ADTNEmbedding(gen(64, 32)), tokens),
+    "rows of a table": (layers.ADTNEmbedding(gen(512, 32)), few),
+}
+
+
+def loss(layer, x):
+    y = layer(x).astype(jnp.float32)
+    return jnp.square(y * jnp.arange(y.shape[-1])).mean()
+
+
+@nnx.jit
+def both(layer, x):
+    return layer(x), nnx.grad(loss)(layer, x)
+
+
+for name, (layer, x) in CASES.items():
+    x = jnp.asarray(x, jnp.float32 if x.dtype.kind == "f" else jnp.int32)
+    want, wanted = both(layer, x)
+    graph, state = nnx.split(layer)
+    with jax.set_mesh(mesh):
+        placed = nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, P())))
+        spec = P("data") if name == "odd batch" else P(("data", "model"))
+        x = jax.device_put(x, NamedSharding(mesh, spec))
+        got, grads = both(placed, x)
+        tolerance = 0.05 if got.dtype == jnp.bfloat16 else 1e-4
+        assert got.dtype == want.dtype, name
+        np.testing.assert_allclose(got.astype(float), want.astype(float), rtol=tolerance, atol=tolerance, err_msg=name)
+        for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted), strict=True):
+            assert len(a.devices()) == 4, name
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max(), err_msg=name)
+        compiled = both.lower(placed, x).compile().as_text()
+        if kind is AxisType.Explicit or name != "odd batch":
+            assert got.sharding.spec[0] == spec[0], (name, got.sharding)
+        # gradients are summed over devices, batches are not gathered on them
+        assert name == "odd batch" or "all-gather(" not in compiled, name
+        whole = nnx.jit(lambda layer, x: layer(x, out_sharding=P()))(placed, x)
+        assert not any(whole.sharding.spec), (name, whole.sharding)
+        if name == "factored":  # rows and numbers that are cut over devices are put together
+            cut = jax.device_put(x, NamedSharding(mesh, P(None, None, "model")))
+            np.testing.assert_allclose(both(placed, cut)[0], want, rtol=1e-4, atol=1e-4)
+            cores = jax.tree.map(lambda v: P("data") if v.ndim > 1 and v.shape[0] % 2 == 0 else P(), state)
+            numbers = jax.tree.map(lambda v, s: jax.device_put(v, NamedSharding(mesh, s)), state, cores)
+            np.testing.assert_allclose(both(nnx.merge(graph, numbers), x)[0], want, rtol=1e-4, atol=1e-4)
+print("agrees")
+"""
+
+
+@pytest.mark.parametrize("kind", ["Explicit", "Auto"])
+def test_batches_stay_where_they_are(kind: str) -> None:
+    environment = {
+        **os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
+    }  # fmt: skip
+    command = [sys.executable, "-W", "error", "-c", PROGRAM, kind]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "agrees", done.stderr[-2000:]
