@@ -85,6 +85,33 @@ for name, (layer, x) in CASES.items():
             cores = jax.tree.map(lambda v: P("data") if v.ndim > 1 and v.shape[0] % 2 == 0 else P(), state)
             numbers = jax.tree.map(lambda v, s: jax.device_put(v, NamedSharding(mesh, s)), state, cores)
             np.testing.assert_allclose(both(nnx.merge(graph, numbers), x)[0], want, rtol=1e-4, atol=1e-4)
+
+
+class Net(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.first, self.norm = nnx.Linear(32, 64, rngs=rngs), nnx.BatchNorm(64, rngs=rngs)
+        self.last = nnx.Linear(64, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(nnx.relu(self.norm(self.first(x))))
+
+
+def compressed(place):
+    model = Net()
+    nnx.update(model, jax.tree.map(lambda v: place(v, P()), nnx.state(model)))
+    draw = np.random.default_rng(0)
+    data = [(jnp.asarray(draw.standard_normal((16, 32)), jnp.float32), jnp.asarray(draw.integers(0, 4, 16)))] * 2
+    data = [tuple(place(v, P("data")) for v in batch) for batch in data]
+    config = adtn.Config(targets=["first"], smallest=1, steps=5, tune_steps=5, train="all", distill=0.3)
+    return adtn.compress(model, config, data=data, test=data)
+
+
+want = compressed(lambda v, spec: v)
+with jax.set_mesh(mesh):
+    got = compressed(lambda v, spec: jax.device_put(v, NamedSharding(mesh, spec)))
+np.testing.assert_allclose(got.losses, want.losses, rtol=1e-4)
+assert got.after.accuracy == want.after.accuracy
 print("agrees")
 """
 
