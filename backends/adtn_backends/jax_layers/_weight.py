@@ -88,7 +88,8 @@ class GeneratedWeight(nnx.Module):
         def one_hot(digits: Any, d: int) -> jax.Array:
             return jax.nn.one_hot(digits, d, dtype=self.dtype)
 
-        return generated_rows(self.structure.generator, arrays or self.arrays(), index, one_hot)
+        numbers = self.arrays() if arrays is None else arrays
+        return generated_rows(self.structure.generator, numbers, index, one_hot)
 
     def layer(self, rows: jax.Array, mode: Mode | None) -> tuple[str, Any]:
         """The mode in which a batch of this size runs, and ``(arrays, x) -> y``."""
