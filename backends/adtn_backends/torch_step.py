@@ -63,8 +63,11 @@ class Step:
         return self._update(batch)
 
     def _update(self, batch: Any) -> torch.Tensor:
-        with torch.autocast(self.trained[0].device.type, torch.bfloat16, enabled=self.tuning.autocast is not None):
+        if self.tuning.autocast is None:  # a caller's own stays on
             loss = self.value(batch)
+        else:
+            with torch.autocast(self.trained[0].device.type, getattr(torch, self.tuning.autocast)):
+                loss = self.value(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.tuning.clip is not None:

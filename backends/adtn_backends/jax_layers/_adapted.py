@@ -91,7 +91,8 @@ class Adapted(nnx.Module):
         """As the dense layer."""
         base: Any = self.base_layer
         y = base(x, *args, **options)
-        return y if self.merged else y + sum((self.adapters[name](x) for name in self.active), jnp.zeros((), y.dtype))
+        added = (self.adapters[name](x, *args, **options) for name in self.active)
+        return y if self.merged else y + sum(added, jnp.zeros((), y.dtype))
 
     def attend(self, query: jax.Array) -> jax.Array:
         """Products with all rows of an adapted embedding."""

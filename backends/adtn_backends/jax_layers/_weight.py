@@ -61,7 +61,8 @@ class GeneratedWeight(nnx.Module):
     @property
     def dtype(self) -> Any:
         """Of the numbers, and of the weight."""
-        return next(iter(self.arrays().values())).dtype
+        first = next(iter((self.names | self.constants).values()))
+        return getattr(self, first)[...].dtype
 
     def arrays(self) -> dict[str, jax.Array]:
         """Trained and frozen numbers by the names of the generator."""
