@@ -239,6 +239,11 @@ def test_training_multiplies_in_another_dtype_and_nothing_else_does(recipe: str)
         states.append(made.state_dict())
     wanted = {(False, False), (True, False), (True, torch.bfloat16)}
     assert seen == (wanted if recipe == "finetune" else {(False, False)})
+    seen.clear()
+    if recipe == "finetune":
+        with torch.autocast("cpu", torch.bfloat16):  # a caller's own stays on
+            adtn.compress(copy.deepcopy(model), Config(**options), data=data)
+        assert seen == {(False, torch.bfloat16), (True, torch.bfloat16)}
     pairs = [(states[0][name], x) for name, x in states[1].items()]
     assert any(not torch.equal(x, y) for x, y in pairs)
     for x, y in pairs:

@@ -112,6 +112,12 @@ def test_half_precision(dtype: str) -> None:
     np.testing.assert_allclose(np.asarray(got, np.float32), want, rtol=0, atol=0.1 * float(jnp.abs(want).max()))
 
 
+def test_a_dtype_is_read_without_putting_numbers_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = layers.GeneratedWeight(adtn.Generator((8, 4), TTN))
+    monkeypatch.setattr(layers.GeneratedWeight, "arrays", None)
+    assert weight.dtype == jnp.float32
+
+
 def test_what_does_not_fit_is_refused() -> None:
     gen = adtn.Generator((4, 4), TTN)
     with pytest.raises(LayoutError, match="kernel"):

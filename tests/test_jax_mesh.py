@@ -87,6 +87,18 @@ for name, (layer, x) in CASES.items():
             np.testing.assert_allclose(both(nnx.merge(graph, numbers), x)[0], want, rtol=1e-4, atol=1e-4)
 
 
+with jax.set_mesh(mesh):
+    adapted = layers.Adapted(nnx.Linear(32, 64, rngs=nnx.Rngs(0)))
+    adapted.add("a", layers.GeneratedWeight(gen(64, 32)))
+    x = jnp.asarray(rows, jnp.float32)
+    want, graph, state = adapted(x), *nnx.split(adapted)
+    placed = nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, P())))
+    x = jax.device_put(x, NamedSharding(mesh, P("data")))
+    whole = nnx.jit(lambda layer, x: layer(x, out_sharding=P()))(placed, x)
+    assert kind is AxisType.Auto or not any(whole.sharding.spec), whole.sharding  # Flax's layers hear it in Explicit alone
+    np.testing.assert_allclose(whole, want, rtol=1e-4, atol=1e-4)
+
+
 class Net(nnx.Module):
     def __init__(self):
         rngs = nnx.Rngs(0)
