@@ -60,7 +60,7 @@ class Adapted(nnx.Module):
         LayoutError
             If there is no generated form of the layer, or its weight has another shape.
         """
-        if name in self.adapters or not name.isidentifier() or hasattr(self.adapters, name):
+        if not name.isidentifier() or hasattr(self.adapters, name):  # of an adapter, or a method of their mapping
             raise CompressError(
                 f"Got the adapter name {name!r}; there are {list(self.adapters)}, and it must be an identifier."
             )
