@@ -95,7 +95,7 @@ with jax.set_mesh(mesh):
     placed = nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, P())))
     x = jax.device_put(x, NamedSharding(mesh, P("data")))
     whole = nnx.jit(lambda layer, x: layer(x, out_sharding=P()))(placed, x)
-    assert kind is AxisType.Auto or not any(whole.sharding.spec), whole.sharding  # Flax's layers hear it in Explicit alone
+    assert kind is AxisType.Auto or not any(whole.sharding.spec), whole.sharding  # else Flax ignores it
     np.testing.assert_allclose(whole, want, rtol=1e-4, atol=1e-4)
 
 
