@@ -134,7 +134,7 @@ def test_a_compiler_follows_it(case: Any) -> None:
 
 def test_weights_are_made_once_however_often_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, made = Experts(), []
-    monkeypatch.setattr(layers.GeneratedWeight, "forward", counting(layers.GeneratedWeight.forward, made))
+    monkeypatch.setattr(layers.GeneratedWeight, "weight_of", counting(layers.GeneratedWeight.weight_of, made))
     weights = {
         n: layers.GeneratedWeight(adtn.Generator(tuple(getattr(dense, n).shape), adtn.TTN(bond=2)))
         for n in ("up", "down")
@@ -147,10 +147,9 @@ def test_weights_are_made_once_however_often_they_are_read(monkeypatch: pytest.M
 def counting(method: Any, seen: list[Any]) -> Any:
     """The method, which notes every weight that it makes."""
 
-    def wrapped(self: Any) -> Any:
-        if not self.made:
-            seen.append(self)
-        return method(self)
+    def wrapped(self: Any, arrays: Any) -> Any:
+        seen.append(self)
+        return method(self, arrays)
 
     return wrapped
 

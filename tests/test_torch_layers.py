@@ -373,37 +373,6 @@ def test_once_makes_one_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made) == 2
 
 
-# --- the kept weight ---
-
-
-def test_the_weight_is_kept_for_inference_until_a_number_changes() -> None:
-    layer, _ = LAYERS["conv2d"]()
-    generated, other = layer.generated, adtn.Generator(layer.generated.shape, TTN, seed=3)
-    layer.eval()
-    with torch.no_grad():
-        first = generated.kept()
-        assert generated.kept() is first
-        core = next(generated.parameters())
-        core.mul_(2.0)
-        torch.testing.assert_close(generated.kept(), generated().detach())
-        assert not torch.allclose(generated.kept(), first)
-        generated.load_state_dict(layers.GeneratedWeight(other).state_dict())
-        assert np.array_equal(generated.generator().params["root"], other.params["root"])
-        torch.testing.assert_close(generated.kept(), generated().detach())
-        loaded = generated.kept()
-        core.data = core.data * 3.0
-        torch.testing.assert_close(generated.kept(), generated().detach())
-        assert not torch.allclose(generated.kept(), loaded)
-        assert generated.half().kept().dtype == torch.float16
-        generated.float()
-        layer.train()
-        core.data.zero_()  # leaves no trace, but training keeps nothing
-        assert not generated.kept().any()
-        assert not layer.eval().generated.kept().any()
-    with torch.inference_mode():
-        assert not generated.kept().any()
-
-
 # --- numbers in and out ---
 
 
@@ -493,7 +462,7 @@ def test_what_does_not_fit_is_refused() -> None:
         layers.ADTNConv2d(adtn.Generator((4, 4), TTN))
     with pytest.raises(LayoutError, match=r"expected \(4,\)"):
         layers.ADTNLinear(adtn.Generator((4, 4), TTN), bias=np.ones(3))
-    with pytest.raises(LayoutError, match="takes the place of Conv2d"):
+    with pytest.raises(LayoutError, match="Got Conv1d; expected Conv2d"):
         layers.ADTNConv2d.from_conv(nn.Conv1d(2, 2, 3), TTN)
     with pytest.raises(LayoutError, match="other widths"):
         layers.ADTNMultiheadAttention.from_attention(nn.MultiheadAttention(8, 2, kdim=4), TTN)
@@ -523,10 +492,10 @@ def test_an_embedding_makes_only_the_rows_it_needs(monkeypatch: pytest.MonkeyPat
     grads = [p.grad.clone() for p in table.parameters()]
     table.zero_grad()
 
-    def whole(self):
+    def whole(self, arrays):
         raise AssertionError("the whole table was made")
 
-    monkeypatch.setattr(layers.GeneratedWeight, "forward", whole)
+    monkeypatch.setattr(layers.GeneratedWeight, "weight_of", whole)
     found = table(indices)
     torch.testing.assert_close(found, want)
     found.square().sum().backward()

@@ -66,7 +66,8 @@ class TiledApply:
         def consume(w: Array, i: Any, y: Any) -> tuple[Any, None]:
             return backend.put(y, i, x @ w.mT), None
 
-        zero = do("reshape", do("zeros_like", do("reshape", x, (-1,))[:1]), (1, 1, 1))
+        some = next(iter(arrays.values()))  # not x, which may be empty
+        zero = do("reshape", do("zeros_like", do("reshape", some, (-1,))[:1]), (1, 1, 1))
         y = zero + do("zeros_like", do("broadcast_to", zero, (tiles, x.shape[0], weight.rows)))
         y, _ = weight.run(backend, arrays, consume, y, adjoint=False, space=self.space)
         y = do("reshape", do("transpose", y, (1, 0, 2)), (x.shape[0], layout.padded_shape[0]))

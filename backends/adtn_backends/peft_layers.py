@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from .torch_layers import ADTNLinear, GeneratedWeight
 from .torch_layers._like import layer_like, weight_shape
 from .torch_layers._linear import is_transposed
+from .torch_layers._merged import Mergeable
 
 _TARGETS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, Conv1D)
 
@@ -81,7 +82,7 @@ class GeneratedLoraConfig(LoraConfig):
         return cls(**{k: found[k] for k in known if found.get(k) is not None}, inference_mode=True)
 
 
-class GeneratedLora(nn.Module, LoraLayer):
+class GeneratedLora(Mergeable, LoraLayer):
     """A dense layer with generated weights added, as peft wants it."""
 
     adapter_layer_names = ("lora_generated",)
@@ -91,7 +92,6 @@ class GeneratedLora(nn.Module, LoraLayer):
         super().__init__()
         LoraLayer.__init__(self, base_layer)
         self.lora_generated = nn.ModuleDict()
-        self._dense: torch.Tensor | None = None
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config=config)
 
@@ -115,26 +115,29 @@ class GeneratedLora(nn.Module, LoraLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Put adapters into the dense weight, which is kept for :meth:`unmerge`."""
-        base: Any = self.get_base_layer()
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name in self.lora_generated:
-                delta = self.get_delta_weight(name)
-                if safe_merge and not bool(torch.isfinite(delta).all()):
-                    raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-                with torch.no_grad():
-                    self._dense = base.weight.detach().clone() if self._dense is None else self._dense
-                    base.weight += delta
-                self.merged_adapters.append(name)
+        """Put adapters into the dense weight, which :meth:`unmerge` restores to the bit."""
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.lora_generated]
+        for name in names:
+            if safe_merge and not bool(torch.isfinite(self.get_delta_weight(name)).all()):
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+        if names:
+            self.take_out()
+            self.merged_adapters += names
+            self.put_in()
 
     def unmerge(self) -> None:
-        """The dense weight as it was, to the bit."""
-        if self._dense is not None:
-            base: Any = self.get_base_layer()
-            with torch.no_grad():
-                base.weight.copy_(self._dense)
-            self._dense = None
+        """The dense weight as it was, to the bit; what was written to it in the meantime stays in it."""
+        self.take_out()
         self.merged_adapters.clear()
+
+    def dense_layer(self) -> Any:
+        """The dense layer."""
+        return self.get_base_layer()
+
+    def inside(self) -> list[GeneratedWeight]:
+        """The weights of the merged adapters."""
+        found: list[Any] = [self.lora_generated[name] for name in self.merged_adapters]
+        return [layer.generated for layer in found]
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """In the orientation of the dense weight."""
@@ -146,8 +149,10 @@ class GeneratedLora(nn.Module, LoraLayer):
         """As the dense layer."""
         if self.disable_adapters and self.merged:
             self.unmerge()
+        if self.merged:
+            return self.with_inside(x, *args, **options)
         y = self.base_layer(x, *args, **options)
-        if not (self.disable_adapters or self.merged):
+        if not self.disable_adapters:
             for name in self.active_adapters:
                 if name in self.lora_generated:
                     y = y + self.lora_generated[name](x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -178,10 +178,11 @@ class TorchBackend:
                 return y
 
             @staticmethod
-            @torch.autograd.function.once_differentiable
             def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
                 names, (x, *kept) = ctx.names, ctx.saved_tensors
                 arrays, tape = dict(zip(names, kept, strict=False)), tuple(kept[len(names) :])
+                if torch.is_grad_enabled():  # create_graph: somebody differentiates this again
+                    return None, *differentiable_vjp(lambda: layer(arrays, x), (x, *arrays.values()), cotangents[0])
                 need_x = ctx.needs_input_grad[1]
                 with torch.no_grad():
                     grads, xbar = layer.pullback(tape, arrays, x, cotangents[0].contiguous(), need_x=need_x)
@@ -247,6 +248,19 @@ class TorchBackend:
     def optimizer(self, name: str, **options: float) -> TorchOptimizer:
         """Adam, AdamW or SGD."""
         return TorchOptimizer(name, **options)
+
+
+def differentiable_vjp(
+    fn: Callable[[], torch.Tensor], inputs: Sequence[torch.Tensor], cotangent: torch.Tensor
+) -> list[torch.Tensor | None]:
+    """Adjoints of the inputs of ``fn`` that can themselves be differentiated: by PyTorch, through its operations.
+
+    For backward passes under ``create_graph=True``; the library's own adjoint leaves no graph.
+    """
+    wanted = [x for x in inputs if x.requires_grad]
+    with torch.autocast(cotangent.device.type, enabled=False):  # the first pass was made without, too
+        found = iter(torch.autograd.grad(fn(), wanted, cotangent, create_graph=True, allow_unused=True))
+    return [next(found) if x.requires_grad else None for x in inputs]
 
 
 class TorchWorkspace(Workspace):

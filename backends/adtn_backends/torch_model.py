@@ -206,23 +206,23 @@ class TorchModel:
         step = step_of(lambda batch: loss_of(self.model, batch, loss, teacher, tuning.distill), groups, tuning)
         training = Training(self.model, step.optimizer)
         losses = training.read(tuning.checkpoint)
-        torch.manual_seed(tuning.seed)
         was_training = self.model.training
         dropouts = self._set_dropout(tuning.dropout)
         try:
             for p in frozen:
                 p.requires_grad_(False)
             self.model.train()
-            batches = cycled(data, tuning.steps)
-            for _ in losses:  # the data draw what they drew
-                next(batches)
-            training.restore_random()
-            for batch in batches:
-                losses.append(float(step(self._to_device(batch), len(losses))))
-                tuning.check(losses)
-                report(len(losses), losses[-1])
-                if tuning.checkpoint is not None and len(losses) % tuning.every == 0:
-                    training.write(tuning.checkpoint, losses)
+            with self._own_random(tuning.seed):
+                batches = cycled(data, tuning.steps)
+                for _ in losses:  # the data draw what they drew
+                    next(batches)
+                training.restore_random()
+                for batch in batches:
+                    losses.append(float(step(self._to_device(batch), len(losses))))
+                    tuning.check(losses)
+                    report(len(losses), losses[-1])
+                    if tuning.checkpoint is not None and len(losses) % tuning.every == 0:
+                        training.write(tuning.checkpoint, losses)
         finally:
             for p in frozen:
                 p.requires_grad_(True)
@@ -230,6 +230,14 @@ class TorchModel:
                 module.p = rate
             self.model.train(was_training)
         return losses
+
+    @contextmanager
+    def _own_random(self, seed: int) -> Generated[None, None, None]:
+        """Random numbers of this seed inside; those of the caller go on behind it where they were."""
+        devices = [self._where] if self._where.startswith("cuda") else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            yield
 
     def _set_dropout(self, rate: float | None) -> list[tuple[Any, float]]:
         """Their own rates, to be put back."""
@@ -245,9 +253,10 @@ class TorchModel:
         """By the mean squared error of the outputs, in units of their spread."""
         assert self._dense is not None
         jobs: dict[str, Any] = {}
-        for name in self._originals:
-            task = (without_hooks(self.model.get_submodule(name)), self._seen(name, data), tuning)
-            jobs[name] = distill_layer(*task) if executor is None else executor.submit(distill_layer, *task)
+        with self._own_random(tuning.seed):
+            for name in self._originals:
+                task = (without_hooks(self.model.get_submodule(name)), self._seen(name, data), tuning)
+                jobs[name] = distill_layer(*task) if executor is None else executor.submit(distill_layer, *task)
         for name, job in jobs.items():
             state, first, last = job if executor is None else job.result()
             self.model.get_submodule(name).load_state_dict(state)

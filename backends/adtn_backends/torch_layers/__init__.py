@@ -21,3 +21,4 @@ from ._parametrized import Parametrized as Parametrized
 from ._parametrized import parametrized as parametrized
 from ._weight import GeneratedWeight as GeneratedWeight
 from ._weight import Mode as Mode
+from ._weight import cached_weights as cached_weights

@@ -14,11 +14,11 @@ from torch import nn
 
 from .._adapters import generators_of, names_of, switch
 from ._like import layer_like
-from ._linear import is_transposed
+from ._merged import Mergeable
 from ._weight import GeneratedWeight
 
 
-class Adapted(nn.Module):
+class Adapted(Mergeable):
     """A dense layer and adapters: ``y = base(x) + Σ_active generated(x)``.
 
     Parameters
@@ -41,7 +41,6 @@ class Adapted(nn.Module):
         self.base_layer = base_layer
         self.adapters = nn.ModuleDict()
         self.active: tuple[str, ...] = ()
-        self._dense: torch.Tensor | None = None
 
     @property
     def weight(self) -> torch.Tensor:
@@ -56,7 +55,7 @@ class Adapted(nn.Module):
     @property
     def merged(self) -> bool:
         """Whether the active adapters are inside the dense weight."""
-        return self._dense is not None
+        return self._merge is not None
 
     def add(self, name: str, weight: GeneratedWeight) -> None:
         """Another adapter; it becomes the active one.
@@ -73,34 +72,34 @@ class Adapted(nn.Module):
         self.active = (name,)
 
     def merge(self) -> None:
-        """Put the active adapters into the dense weight; it is kept for :meth:`unmerge`."""
-        if self.merged or not self.active:
-            return
-        weight = self.base_layer.weight
-        with torch.no_grad():
-            self._dense = weight.detach().clone()  # type: ignore[operator]
-            for name in self.active:
-                delta = self.adapters[name].weight
-                weight += delta.T if is_transposed(self.base_layer) else delta  # type: ignore[operator]
+        """Put the active adapters into the dense weight, which :meth:`unmerge` restores to the bit.
+
+        States are saved and loaded as if they were beside it, adapters that change are merged anew, and their
+        gradients are found.
+        """
+        if not self.merged and self.active:
+            self.put_in()
 
     def unmerge(self) -> None:
-        """The dense weight as it was, to the bit."""
-        if self._dense is not None:
-            with torch.no_grad():
-                self.base_layer.weight.copy_(self._dense)  # type: ignore[operator]
-            self._dense = None
+        """The dense weight as it was, to the bit; what was written to it in the meantime stays in it."""
+        self.take_out()
+
+    def dense_layer(self) -> Any:
+        """The dense layer."""
+        return self.base_layer
+
+    def inside(self) -> list[GeneratedWeight]:
+        """The weights of the active adapters."""
+        return [self.adapters[name].generated for name in self.active]  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As the dense layer."""
+        if self.merged:
+            return self.with_inside(x)
         y = self.base_layer(x)
-        if not self.merged:
-            for name in self.active:
-                y = y + self.adapters[name](x)
+        for name in self.active:
+            y = y + self.adapters[name](x)
         return y
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Adapted:
-        self.unmerge()  # the kept weight would stay where it is
-        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         """What is active."""
@@ -153,6 +152,7 @@ def unmerge_adapters(model: nn.Module) -> None:
 def remove_adapters(model: nn.Module) -> nn.Module:
     """The dense layers back in their places, with adapters merged in where they are merged; returns the model."""
     for name, layer in list(adapted_layers(model)):
+        layer.stay()
         if not name:
             return layer.base_layer
         owner, _, leaf = name.rpartition(".")

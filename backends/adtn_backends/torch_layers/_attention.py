@@ -9,9 +9,10 @@ from adtn import Topology
 from adtn._errors import LayoutError
 from adtn.network import RuleBase
 from torch import nn
+from torch.nn.utils import skip_init
 
 from ._linear import ADTNLinear
-from ._weight import GeneratedWeight, generator_of, is_traced
+from ._weight import GeneratedWeight, generator_of, is_frozen, is_traced, refuse_subclass, refuse_tracers
 
 
 class ADTNMultiheadAttention(nn.MultiheadAttention):
@@ -50,8 +51,9 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
         Raises
         ------
         LayoutError
-            If keys and values have widths of their own.
+            If keys and values have widths of their own, or for a subclass with a forward of its own.
         """
+        refuse_subclass(attention, nn.MultiheadAttention)
         dense = attention.in_proj_weight
         if dense is None:
             raise LayoutError(
@@ -88,7 +90,7 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
             made.register_parameter(name, None)
         for name in biases:
             x = getattr(attention, name)
-            made.register_parameter(name, None if x is None else nn.Parameter(x.detach().clone()))
+            made.register_parameter(name, None if x is None else nn.Parameter(x.detach().clone(), not is_frozen(x)))
         made.generated = projections
         made.out_proj = ADTNLinear(output, attention.out_proj.bias)  # type: ignore[assignment]
         return made.train(attention.training)
@@ -96,28 +98,30 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
     @property
     def in_proj_weight(self) -> torch.Tensor:  # type: ignore[override]
         """The in-projections, ``(3 embed_dim, embed_dim)``, differentiable."""
-        return self.generated()
+        return self.generated.own()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """See :class:`torch.nn.MultiheadAttention`."""
         if is_traced():
             return super().forward(*args, **kwargs)
+        refuse_tracers(self, *args)
         projection: Any = self.out_proj
         with self.generated.once(), projection.generated.once():  # it looks at its weights more than once
             return super().forward(*args, **kwargs)
 
     def to_dense(self) -> nn.MultiheadAttention:
         """An ordinary layer with the weights as they are now."""
-        dense = nn.MultiheadAttention(
-            self.embed_dim, self.num_heads, self.dropout, self.in_proj_bias is not None, self.bias_k is not None,
-            self.add_zero_attn, batch_first=self.batch_first, device=self.generated.device, dtype=self.generated.dtype,
+        dense = skip_init(
+            nn.MultiheadAttention, self.embed_dim, self.num_heads, self.dropout, self.in_proj_bias is not None,
+            self.bias_k is not None, self.add_zero_attn, batch_first=self.batch_first, device=self.generated.device,
+            dtype=self.generated.dtype,
         )  # fmt: skip
         with torch.no_grad():
             dense.in_proj_weight.copy_(self.in_proj_weight)
             dense.out_proj.weight.copy_(self.out_proj.weight)
-            for name in ("in_proj_bias", "bias_k", "bias_v"):
-                if getattr(self, name) is not None:
-                    getattr(dense, name).copy_(getattr(self, name))
-            if self.out_proj.bias is not None:
-                dense.out_proj.bias.copy_(self.out_proj.bias)
+            pairs = [(getattr(dense, name), getattr(self, name)) for name in ("in_proj_bias", "bias_k", "bias_v")]
+            for to, own in [*pairs, (dense.out_proj.bias, self.out_proj.bias)]:
+                if own is not None:
+                    to.copy_(own)
+                    to.requires_grad_(own.requires_grad)
         return dense.train(self.training)

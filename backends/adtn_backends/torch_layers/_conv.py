@@ -6,11 +6,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 from adtn import Generator, Layout, Topology
-from adtn._errors import LayoutError
 from torch import nn
+from torch.nn.utils import skip_init
 
 from .._geometry import Geometry, PaddingMode, Size
-from ._weight import Base, GeneratedWeight, as_weight, bias_parameter, generator_of
+from ._weight import Base, GeneratedWeight, as_weight, bias_parameter, filled, generator_of, refuse_subclass, refuse_tracers
 
 
 class _ADTNConv(nn.Module):
@@ -33,6 +33,8 @@ class _ADTNConv(nn.Module):
         super().__init__()
         self.generated = as_weight(weight, 2 + self.axes, f"{type(self).__name__} (out, in / groups, kernel)")
         self.geometry = Geometry.of(self.generated.shape, stride, padding, dilation, groups, padding_mode)
+        self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in self.geometry.padding)
+        self.transposed, self.output_padding = False, (0,) * self.axes
         for name in ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "padding_mode"):
             setattr(self, name, getattr(self.geometry, name))  # where code that looks at dense layers finds them
         self.bias = bias_parameter(bias, self.geometry.out_channels, self.generated)
@@ -64,10 +66,9 @@ class _ADTNConv(nn.Module):
         Raises
         ------
         LayoutError
-            If it has another number of axes.
+            If it has another number of axes, or is a subclass with a forward of its own.
         """
-        if not isinstance(conv, cls.dense):
-            raise LayoutError(f"Got {type(conv).__name__}; {cls.__name__} takes the place of {cls.dense.__name__}.")
+        refuse_subclass(conv, cls.dense)
         dense: torch.Tensor = conv.weight
         found = generator_of(dense, topology, layout, seed=seed, base=base, steps=steps, options=options)
         weight = GeneratedWeight(found).to(dense.device, dense.dtype)
@@ -80,22 +81,16 @@ class _ADTNConv(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The weight, ``(out, in / groups, *kernel)``, differentiable."""
-        return self.generated()
+        return self.generated.own()
 
     def to_dense(self) -> Any:
         """An ordinary layer with the weight as it is now."""
         g = self.geometry
-        symmetric = all(before == after for before, after in g.padding)
-        padding = tuple(before for before, _ in g.padding) if symmetric else "same"
-        dense = self.dense(
-            g.in_channels, g.out_channels, g.kernel_size, g.stride, padding, g.dilation, g.groups,
-            self.bias is not None, g.padding_mode, self.generated.device, self.generated.dtype,
+        dense = skip_init(
+            self.dense, g.in_channels, g.out_channels, g.kernel_size, g.stride, self.padding, g.dilation, g.groups,
+            self.bias is not None, g.padding_mode, device=self.generated.device, dtype=self.generated.dtype,
         )  # fmt: skip
-        with torch.no_grad():
-            dense.weight.copy_(self.weight)
-            if self.bias is not None:
-                dense.bias.copy_(self.bias)
-        return dense.train(self.training)
+        return filled(dense, self)
 
     def extra_repr(self) -> str:
         """As of the dense layer."""
@@ -103,6 +98,7 @@ class _ADTNConv(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(batch, in, *size)`` to ``(batch, out, *size)``; the batch may be missing."""
+        refuse_tracers(self, x)
         weight = self.generated.now()
         g = self.geometry
         padding: Any = tuple(before for before, _ in g.padding)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from adtn import Generator, Layout, Topology
+from adtn._errors import LayoutError
 from torch import nn
 
-from ._weight import Base, GeneratedWeight, as_weight, generator_of, is_traced
+from ._weight import (
+    Base,
+    GeneratedWeight,
+    as_weight,
+    differentiable,
+    generator_of,
+    is_traced,
+    refuse_subclass,
+    refuse_tracers,
+)
 
 _FEW = 4  # up to a quarter of all rows, only those that are asked for are made
+_LARGEST_TABLE = 1 << 30  # bytes; beyond, inference makes its rows in every call
 
 
 class ADTNEmbedding(nn.Module):
@@ -21,12 +33,14 @@ class ADTNEmbedding(nn.Module):
     weight : Generator or GeneratedWeight
         Of the table, ``(num_embeddings, embedding_dim)``. Given to an :class:`ADTNLinear` as well, the two are tied.
     padding_idx : int, optional
-        Its row passes no gradient on.
+        Its row passes no gradient on; negative ones count from the end.
+    scale_grad_by_freq : bool
+        Gradients of a row are divided by how often it occurs in the batch.
 
     Raises
     ------
     LayoutError
-        If the weight is not a matrix.
+        If the weight is not a matrix, or has no row ``padding_idx``.
 
     Examples
     --------
@@ -36,11 +50,24 @@ class ADTNEmbedding(nn.Module):
     torch.Size([1, 3, 16])
     """
 
-    def __init__(self, weight: Generator | GeneratedWeight, padding_idx: int | None = None) -> None:
+    max_norm, norm_type, sparse = None, 2.0, False  # where code that looks at dense layers finds them
+
+    def __init__(
+        self,
+        weight: Generator | GeneratedWeight,
+        padding_idx: int | None = None,
+        *,
+        scale_grad_by_freq: bool = False,
+    ) -> None:
         super().__init__()
         self.generated = as_weight(weight, 2, "an embedding (num_embeddings, embedding_dim)")
-        self.num_embeddings, self.embedding_dim = self.generated.shape
-        self.padding_idx = padding_idx
+        n, self.embedding_dim = self.generated.shape
+        self.num_embeddings = n
+        if padding_idx is not None and not -n <= padding_idx < n:
+            raise LayoutError(f"Got padding_idx={padding_idx} for {n} rows; expected one of them, or None.")
+        self.padding_idx = padding_idx if padding_idx is None or padding_idx >= 0 else padding_idx + n
+        self.scale_grad_by_freq = scale_grad_by_freq
+        self._looked_up: list[Any] | None = None
 
     @classmethod
     def from_embedding(
@@ -54,20 +81,34 @@ class ADTNEmbedding(nn.Module):
         steps: int = 0,
         **options: Any,
     ) -> ADTNEmbedding:
-        """A table in place of a dense one; parameters as of :meth:`ADTNLinear.from_linear`."""
+        """A table in place of a dense one; parameters as of :meth:`ADTNLinear.from_linear`.
+
+        Raises
+        ------
+        LayoutError
+            If the dense one does what this one cannot: subclasses with a forward of their own, ``max_norm``, sparse
+            gradients.
+        """
+        refuse_subclass(embedding, nn.Embedding)
+        if reason := unlike_embedding(embedding):
+            raise LayoutError(f"Got an Embedding that ADTNEmbedding cannot take the place of: {reason}.")
         dense = embedding.weight
         found = generator_of(dense, topology, layout, seed=seed, base=base, steps=steps, options=options)
         weight = GeneratedWeight(found).to(dense.device, dense.dtype)
-        return cls(weight, embedding.padding_idx).train(embedding.training)
+        made = cls(weight, embedding.padding_idx, scale_grad_by_freq=embedding.scale_grad_by_freq)
+        return made.train(embedding.training)
 
     @property
     def weight(self) -> torch.Tensor:
         """The table, differentiable."""
-        return self.generated()
+        return self.generated.own()
 
     def to_dense(self) -> nn.Embedding:
         """An ordinary embedding with the table as it is now."""
-        dense = nn.Embedding.from_pretrained(self.weight.detach(), freeze=False, padding_idx=self.padding_idx)
+        dense = nn.Embedding.from_pretrained(
+            self.weight.detach(), freeze=not any(x.requires_grad for x in self.generated.arrays().values()),
+            padding_idx=self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq,
+        )  # fmt: skip
         return dense.train(self.training)
 
     def extra_repr(self) -> str:
@@ -78,11 +119,51 @@ class ADTNEmbedding(nn.Module):
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
         """``(...)`` of integers to ``(..., embedding_dim)``."""
         if is_traced() or self.generated.made:
-            return nn.functional.embedding(indices, self.weight, self.padding_idx)
+            return self._rows_of(indices, self.generated.now())
+        refuse_tracers(self, indices)
+        return self.generated(lambda arrays: self._eager(arrays, indices))
+
+    def _eager(self, arrays: dict[str, torch.Tensor], indices: torch.Tensor) -> torch.Tensor:
+        weight = self.generated
+        trains = differentiable(arrays)
+        if not trains and self._wants_table(arrays):
+            return self._rows_of(indices, weight.cached(arrays))
+        if indices.is_floating_point() or indices.dtype not in (torch.int32, torch.int64):
+            raise LayoutError(f"Got indices of {indices.dtype}; expected int64 or int32. Convert them with .long().")
         wanted, place = torch.unique(indices, return_inverse=True)
         if _FEW * wanted.numel() > self.num_embeddings or not wanted.numel():
-            return nn.functional.embedding(indices, self.generated.now(), self.padding_idx)
-        rows = self.generated.rows(wanted)
+            return self._rows_of(indices, weight.weight_of(arrays) if trains else weight.cached(arrays))
+        least, most = wanted[[0, -1]].tolist()
+        if least < 0 or most >= self.num_embeddings:
+            raise IndexError(
+                f"index out of range in self: got {least if least < 0 else most}; expected 0 to "
+                f"{self.num_embeddings - 1}, the rows of this embedding."
+            )
+        rows = weight.rows_of(arrays, wanted)
         if self.padding_idx is not None:
             rows = torch.where((wanted == self.padding_idx)[:, None], rows.detach(), rows)
-        return nn.functional.embedding(place, rows)
+        return nn.functional.embedding(place, rows, scale_grad_by_freq=self.scale_grad_by_freq)
+
+    def _rows_of(self, indices: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        return nn.functional.embedding(
+            indices, table, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq
+        )  # fmt: skip
+
+    def _wants_table(self, arrays: dict[str, torch.Tensor]) -> bool:
+        """Whether inference has come twice with the same cores: then a table that is made once pays."""
+        weight = self.generated
+        if not weight.caches or math.prod(weight.shape) * weight.dtype.itemsize > _LARGEST_TABLE:
+            return False
+        stamp = weight.stamp(arrays)
+        again, self._looked_up = stamp is not None and stamp == self._looked_up, stamp
+        return again
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_looked_up": None}
+
+
+def unlike_embedding(dense: Any) -> str:
+    """Why a generated table cannot do what a dense embedding does; empty if it can."""
+    if dense.max_norm is not None:
+        return "max_norm changes its rows in place"
+    return "its gradients are sparse" if dense.sparse else ""

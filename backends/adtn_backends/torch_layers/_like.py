@@ -8,7 +8,7 @@ from adtn._errors import LayoutError
 from torch import nn
 
 from ._conv import ADTNConv1d, ADTNConv2d, ADTNConv3d
-from ._embedding import ADTNEmbedding
+from ._embedding import ADTNEmbedding, unlike_embedding
 from ._linear import ADTNLinear, is_transposed
 from ._weight import GeneratedWeight
 
@@ -45,7 +45,9 @@ def layer_like(dense: Any, weight: GeneratedWeight, *, bias: bool = True) -> nn.
         raise LayoutError(f"Got a generator of {weight.shape} for {type(dense).__name__}, whose weight is {shape}.")
     made: nn.Module
     if isinstance(dense, nn.Embedding):
-        made = ADTNEmbedding(weight, dense.padding_idx)
+        if reason := unlike_embedding(dense):
+            raise LayoutError(f"Got an Embedding without a generated form: {reason}.")
+        made = ADTNEmbedding(weight, dense.padding_idx, scale_grad_by_freq=dense.scale_grad_by_freq)
     elif type(dense) in CONVS:
         made = CONVS[type(dense)](
             weight, dense.bias if bias else False, stride=dense.stride, padding=dense.padding,

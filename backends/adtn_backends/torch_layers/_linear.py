@@ -8,9 +8,24 @@ from typing import Any
 import torch
 from adtn import Generator, Layout, Topology
 from torch import nn
+from torch.nn.utils import skip_init
 
 from .._geometry import check_input
-from ._weight import Base, GeneratedWeight, Mode, as_weight, bias_parameter, generator_of, is_traced
+from ._weight import (
+    Base,
+    GeneratedWeight,
+    Mode,
+    as_weight,
+    autocasts,
+    bias_parameter,
+    differentiable,
+    filled,
+    generator_of,
+    in_own_precision,
+    is_traced,
+    refuse_subclass,
+    refuse_tracers,
+)
 
 
 class ADTNLinear(nn.Module):
@@ -72,7 +87,14 @@ class ADTNLinear(nn.Module):
             Of a fit to the dense weight; without one only its spread is taken over.
         **options
             Of :func:`adtn.fit`.
+
+        Raises
+        ------
+        LayoutError
+            For other layers, and subclasses with a forward of their own.
         """
+        if not is_transposed(linear):
+            refuse_subclass(linear, nn.Linear)
         dense: torch.Tensor = linear.weight.T if is_transposed(linear) else linear.weight  # type: ignore[assignment]
         found = generator_of(dense, topology, layout, seed=seed, base=base, steps=steps, options=options)
         weight = GeneratedWeight(found).to(dense.device, dense.dtype)
@@ -81,17 +103,13 @@ class ADTNLinear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The weight, ``(n_out, n_in)``, differentiable."""
-        return self.generated()
+        return self.generated.own()
 
     def to_dense(self) -> nn.Linear:
         """An ordinary layer with the weight as it is now."""
         has_bias = self.bias is not None
-        dense = nn.Linear(self.in_features, self.out_features, has_bias, self.generated.device, self.generated.dtype)
-        with torch.no_grad():
-            dense.weight.copy_(self.weight)
-            if self.bias is not None:
-                dense.bias.copy_(self.bias)
-        return dense.train(self.training)
+        place = {"device": self.generated.device, "dtype": self.generated.dtype}
+        return filled(skip_init(nn.Linear, self.in_features, self.out_features, has_bias, **place), self)
 
     def extra_repr(self) -> str:
         """Sizes and mode."""
@@ -101,32 +119,42 @@ class ADTNLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(..., n_in)`` to ``(..., n_out)``."""
-        linear, weight = nn.functional.linear, self.generated
-        if is_traced():  # one graph for every batch
-            steps, without = weight.traced(self.mode), weight.without
-            if steps is None or without is None:
-                return linear(x, self.weight, self.bias)
-            return self._applied(lambda arrays, rows: without(steps, arrays, rows), x, self._rows(x))
+        if is_traced():
+            return self.generated(lambda arrays: self._traced(arrays, x))
+        refuse_tracers(self, x)
         check_input(x.shape, self.in_features)
-        rows = self._rows(x)
-        trains = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in weight.parameters()))
-        mode, layer = weight.layer(rows, self.mode, train=trains)
+        if self.generated.made or x.is_meta:
+            return nn.functional.linear(x, self.generated.now(), self.bias)
+        return self.generated(lambda arrays: self._eager(arrays, x))
+
+    def _traced(self, arrays: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """One graph for every batch."""
+        weight = self.generated
+        steps, without = weight.traced(self.mode), weight.without
+        if steps is None or without is None:
+            return nn.functional.linear(x, weight.weight_of(arrays), self.bias)
+        return self._applied(lambda rows: without(steps, arrays, rows), x, self._rows(x))
+
+    def _eager(self, arrays: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        linear, weight, rows = nn.functional.linear, self.generated, self._rows(x)
+        trains = differentiable(arrays)
+        # a weight that is made in every call costs what it costs in training
+        mode, layer = weight.layer(rows, self.mode, train=trains or not weight.caches)
         if mode == "materialise" and not trains:
-            return linear(x, weight.kept(), self.bias)
-        if mode == "materialise" and torch.is_autocast_enabled(x.device.type):
-            return linear(x, self.weight, self.bias)
-        return self._applied(layer, x, rows)
+            return linear(x, weight.cached(arrays), self.bias)
+        if mode == "materialise" and autocasts(x.device):
+            return linear(x, weight.weight_of(arrays), self.bias)
+        return self._applied(lambda given: layer(arrays, given), x, rows)
 
     def _rows(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
-        return rows.to(self.generated.dtype) if torch.is_autocast_enabled(x.device.type) else rows
+        return rows.to(self.generated.dtype) if autocasts(x.device) else rows
 
-    def _applied(self, layer: Callable[..., torch.Tensor], x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        device = x.device.type
-        with torch.autocast(device, enabled=False):  # numbers keep their precision, as norms do
-            y = layer(self.generated.arrays(), rows).reshape(*x.shape[:-1], self.out_features)
+    def _applied(self, layer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, rows: torch.Tensor) -> Any:
+        with in_own_precision(x.device):
+            y = layer(rows).reshape(*x.shape[:-1], self.out_features)
             y = y if self.bias is None else y + self.bias
-        return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
+        return y.to(torch.get_autocast_dtype(x.device.type)) if autocasts(x.device) else y
 
 
 def is_transposed(layer: nn.Module) -> bool:

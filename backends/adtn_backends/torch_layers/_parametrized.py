@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from adtn._errors import LayoutError
 from torch import nn
 
-from ._weight import GeneratedWeight, is_traced
+from ._weight import GeneratedWeight, is_traced, refuse_tracers
 
 
 class Parametrized(nn.Module):
@@ -29,14 +29,19 @@ class Parametrized(nn.Module):
         """See the dense module."""
         if is_traced():
             return super().forward(*args, **kwargs)
+        refuse_tracers(self, *args)
         weights: Any = self.generated.values()
         with ExitStack() as made:
             for weight in weights:
                 if not weight.made:
                     made.enter_context(weight.once())
-            _list_again(self)
-            made.callback(_forget, self)
-            return super().forward(*args, **kwargs)
+            if not isinstance(self, nn.RNNBase):
+                return super().forward(*args, **kwargs)
+            # recurrent layers look at a list of their weights: each call, and each thread, has its own
+            twin = object.__new__(type(self))
+            vars(twin).update(vars(self))
+            _list_again(twin)
+            return super(Parametrized, twin).forward(*args, **kwargs)
 
     def to_dense(self) -> nn.Module:
         """The module with the weights as they are now; its children are shared."""
@@ -108,7 +113,7 @@ def _list_again(module: nn.Module) -> None:
 def _forget(module: nn.Module) -> None:
     """The list again: what was generated lives as long as a forward."""
     if isinstance(module, nn.RNNBase):
-        module._flat_weights = []
+        module._flat_weights = [None] * len(module._flat_weights_names)  # type: ignore[list-item]
 
 
 def _own(module: nn.Module) -> dict[str, Any]:
@@ -124,7 +129,7 @@ def _blank(dense: type[nn.Module], names: tuple[str, ...]) -> Any:
 @lru_cache(maxsize=256)
 def _class_of(dense: type[nn.Module], names: tuple[str, ...]) -> type[Parametrized]:
     def generated(name: str) -> property:
-        return property(lambda self: self.generated[name].now())
+        return property(lambda self: self.generated[name].own())
 
     attributes: dict[str, Any] = {name: generated(name) for name in names}
     attributes |= {"_dense_class": dense, "_generated_names": names}

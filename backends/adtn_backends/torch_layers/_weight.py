@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import collections.abc
-from collections.abc import Callable
-from contextlib import contextmanager
-from typing import Any, Literal
+import ctypes
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from adtn import Generator, Layout, Topology
 from adtn._backend import get_backend
-from adtn._errors import DeviceError
+from adtn._errors import DeviceError, LayoutError
 from adtn.generator import generated_rows
-from adtn.network import get_activation
+from adtn.network import BASE, get_activation
 from adtn.schedule import KEPT_BYTES, Steps, TiledWeight, TracedApply, decide, generate, with_base
 from torch import nn
 
 from .._fitted import Base, fitted
 from .._geometry import check_axes, check_bias
+from ..torch_backend import differentiable_vjp
 
 Mode = Literal["materialise", "stream", "factored"]
 _BACKEND = get_backend("torch")
 _SPACE = _BACKEND.workspace(KEPT_BYTES)
+_PLAIN = (torch.Tensor, nn.Parameter)
 _TRACED_BATCH = 64  # one graph serves every batch, so it is planned for one of middle size
+
+Use: TypeAlias = Callable[[dict[str, torch.Tensor]], torch.Tensor]
+_MADE: ContextVar[Mapping[nn.Module, torch.Tensor]] = ContextVar("made", default={})  # noqa: B039 (never written to)
+"""Weights by their modules inside :meth:`GeneratedWeight.once`, in this thread."""
 
 
 class GeneratedWeight(nn.Module):
@@ -52,11 +61,13 @@ class GeneratedWeight(nn.Module):
             self.register_parameter(key, nn.Parameter(torch.tensor(generator.params[name])))
         constants = {name: x for name, x in generator.constants(implied=False).items() if name not in generator.params}
         self._constants = {name: f"frozen_{name.replace('.', '_')}" for name in constants}
+        given = {name for name in constants if name in generator.stored}
+        if isinstance(generator.base, np.ndarray):
+            given.add(BASE)
+        self._ruled = tuple(name for name in constants if name not in given)
         for name, key in self._constants.items():
             x = torch.tensor(np.asarray(constants[name], dtype=generator.dtype))
-            # what follows from a rule is no part of the state
-            given = name in generator.stored or (name == "base" and isinstance(generator.base, np.ndarray))
-            self.register_buffer(key, x, persistent=given)
+            self.register_buffer(key, x, persistent=name in given)  # what follows from a rule is no part of the state
         plan = decide(generator, "generate", device="torch:cpu")
         assert plan.weight is not None
         self._whole: TiledWeight = plan.weight
@@ -64,8 +75,7 @@ class GeneratedWeight(nn.Module):
             get_activation(segment.activation).value(torch.zeros(1))
         linear = len(generator.shape) == 2 and generator.segments[-1].activation == "identity"
         self.without = TracedApply(generator.segments, generator.weighting, _BACKEND) if linear else None
-        self._kept: tuple[Any, list[torch.Tensor], torch.Tensor] | None = None
-        self._now: torch.Tensor | None = None
+        self._cache: _Cached | None = None
         self._layers: dict[tuple[Any, ...], Any] = {}
 
     def extra_repr(self) -> str:
@@ -80,34 +90,41 @@ class GeneratedWeight(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the parameters, and of the weight."""
-        return next(iter(self.arrays().values())).dtype
+        return self._first().dtype
 
     @property
     def device(self) -> torch.device:
         """Of the parameters, and of the weight."""
-        return next(iter(self.arrays().values())).device
+        return self._first().device
+
+    def _first(self) -> torch.Tensor:
+        return getattr(self, next(iter((self._names | self._constants).values())))
 
     def generator(self) -> Generator:
-        """A generator with the numbers as they are now."""
-        numbers: dict[str, np.ndarray] = {}
+        """A generator with the parameters as they are now."""
+        values: dict[str, np.ndarray] = {}
         for name, key in self._names.items():
             x: Any = getattr(self, key).detach()
             x = x.full_tensor() if hasattr(x, "full_tensor") else x  # FSDP keeps shards between forwards
-            numbers[name] = x.cpu().double().numpy()
-        return self._structure.with_params(numbers)
+            values[name] = x.cpu().double().numpy()
+        return self._structure.with_params(values)
 
     def arrays(self) -> dict[str, torch.Tensor]:
-        """Trained and frozen numbers by the names of the generator."""
+        """Trained and frozen cores by the names of the generator, wherever pruning, replicas or FSDP put them."""
         return {name: getattr(self, key) for name, key in (self._names | self._constants).items()}
 
-    def forward(self) -> torch.Tensor:
-        """The weight, differentiable."""
-        if self._now is not None:
-            return self._now
-        arrays = self.arrays()
-        if is_traced():
+    def forward(self, use: Use | None = None) -> torch.Tensor:
+        """The weight, differentiable; or what a layer makes of the cores, ``use(arrays)``.
+
+        Layers come in by this door, so that hooks of this module (pruning, weight norms, FSDP) run before.
+        """
+        return (use or self.weight_of)(self.arrays())
+
+    def weight_of(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The weight of these cores, differentiable."""
+        if is_traced() or self.device.type == "meta":
             return generate(self._whole, _BACKEND, arrays)
-        with torch.autocast(self.device.type, enabled=False):
+        with in_own_precision(self.device):
             return _Generate.apply(self._whole, tuple(arrays), *arrays.values())  # pyright: ignore[reportReturnType]
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
@@ -120,44 +137,94 @@ class GeneratedWeight(nn.Module):
         >>> weight.rows(torch.tensor([3, 60])).shape
         torch.Size([2, 32])
         """
-        n = index.shape[0]
+        return self(lambda arrays: self.rows_of(arrays, index))
+
+    def rows_of(self, arrays: dict[str, torch.Tensor], index: torch.Tensor) -> torch.Tensor:
+        """:meth:`rows` of these cores."""
+        n, index = index.shape[0], index.long()
         padded = nn.functional.pad(index, (0, (1 << max(n - 1, 0).bit_length()) - n))  # few programs for all numbers
 
         def one_hot(digits: Any, d: int) -> torch.Tensor:
             return nn.functional.one_hot(digits, d).to(self.dtype)
 
-        with torch.autocast(self.device.type, enabled=False):
-            return generated_rows(self._structure, self.arrays(), padded, one_hot)[:n]
+        with in_own_precision(self.device):
+            return generated_rows(self._structure, arrays, padded, one_hot)[:n]
 
     def now(self) -> torch.Tensor:
-        """The weight, differentiable where there is something to differentiate, or else the kept one."""
-        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        return self() if trains or self.made or is_traced() else self.kept()
+        """The weight of the parameters as they are: differentiable where there is something to differentiate.
+
+        Without gradients it is made once and found again while the parameters stay what they are; do not write to it.
+        """
+        if is_traced():
+            return self()
+        found = _MADE.get().get(self)
+        return self(self._now) if found is None else found
+
+    def _now(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.weight_of(arrays) if differentiable(arrays) else self.cached(arrays)
+
+    def cached(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The weight for inference, made anew when a core has changed, by whatever way.
+
+        On the CPU the entries of the cores are compared, which costs less than the product that follows. Where that
+        would wait for a device, the weight is made in every call; see :func:`cached_weights`.
+        """
+        stamp = self.stamp(arrays)
+        cache = self._cache
+        if cache is None or stamp is None or cache.stamp != stamp:
+            # an ordinary tensor also in inference mode: gradients may be asked through it later
+            with torch.inference_mode(False), torch.no_grad(), in_own_precision(self.device):
+                weight = generate(self._whole, _BACKEND, arrays)
+            if stamp is None:
+                return weight
+            # the base is held, so that no other tensor gets its address
+            self._cache = cache = _Cached(stamp, weight, arrays.get(BASE))
+        return cache.weight
+
+    def invalidate(self) -> None:
+        """Forget the cached weight; needed only after the frozen base was changed through its ``.data``."""
+        self._cache = None
+
+    def own(self) -> torch.Tensor:
+        """The weight for whoever may write to it: differentiable, or a copy of the cached one."""
+        weight = self.now()
+        cached = self._cache is not None and weight is self._cache.weight and not self.made
+        return weight.clone() if cached else weight
+
+    @property
+    def caches(self) -> bool:
+        """Whether :meth:`cached` remembers: on the CPU."""
+        return self._first().device.type == "cpu"
+
+    def stamp(self, arrays: dict[str, torch.Tensor]) -> list[Any] | None:
+        """What the cached weight was made of; ``None`` where looking would wait, or is not possible."""
+        stamp: list[Any] = []
+        for name, x in arrays.items():
+            if type(x) not in _PLAIN or x.device.type != "cpu":
+                return None
+            if name == BASE:  # as large as the weight
+                if x.is_inference():
+                    return None
+                stamp.append((x.data_ptr(), x._version, x.dtype))
+            else:
+                x = x if x.is_contiguous() else x.contiguous()
+                stamp.append((x.dtype, ctypes.string_at(x.data_ptr(), x.nbytes)))
+        return stamp
 
     @contextmanager
     def once(self) -> collections.abc.Generator[torch.Tensor, None, None]:
         """Inside this block the weight is made once, however many layers and properties ask for it."""
-        self._now = weight = self.now()
+        weight = self.now()
+        token = _MADE.set({**_MADE.get(), self: weight})
         try:
             yield weight
         finally:
-            self._now = None
+            _MADE.reset(token)
 
     @property
     def made(self) -> bool:
         """Whether this is inside :meth:`once`."""
-        return self._now is not None
-
-    def kept(self) -> torch.Tensor:
-        """The weight for inference: made when the numbers have changed since the last call, without a graph."""
-        numbers = list(self.arrays().values())
-        if self.training or any(x.is_inference() for x in numbers):
-            return self().detach()
-        stamp = [(x.data_ptr(), x._version, x.dtype, x.device) for x in numbers]
-        if self._kept is None or self._kept[0] != stamp:
-            # the numbers are held, so that no other tensor gets their addresses
-            self._kept = (stamp, [x.detach() for x in numbers], self().detach())
-        return self._kept[2]
+        return self in _MADE.get()
 
     def layer(self, rows: torch.Tensor, mode: Mode | None, *, train: bool) -> tuple[str, Any]:
         """The mode in which batches up to the next power of two run, and ``(arrays, x) -> y``.
@@ -200,31 +267,55 @@ class GeneratedWeight(nn.Module):
         return chosen[key]
 
     def train(self, mode: bool = True) -> GeneratedWeight:
-        """Training drops the kept weight: optimizers may change numbers without a trace."""
-        self._kept = None
+        """Training drops the cached weight."""
+        self._cache = None
         return super().train(mode)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GeneratedWeight:
-        self._kept = None
-        return super()._apply(fn, recurse)
+        self._cache = None
+        super()._apply(fn, recurse)
+        if self._ruled and not _preserves(fn):  # such as to_empty, behind which a state is loaded
+            self._follow_rules()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._cache = None
+        if any(self._buffers[self._constants[name]].is_meta for name in self._ruled):  # type: ignore[union-attr]
+            self._follow_rules()
+
+    def _follow_rules(self) -> None:
+        """Frozen cores and bases that no state holds, from their rules, where the parameters are."""
+        like = next((getattr(self, key) for key in self._names.values()), None)
+        constants = self._structure.constants(implied=False)
+        for name in self._ruled:
+            key = self._constants[name]
+            old: Any = self._buffers[key]
+            where = like.device if like is not None and old.is_meta else old.device
+            if where.type != "meta":
+                # not in place: whoever shares the old memory keeps it
+                self._buffers[key] = torch.tensor(np.asarray(constants[name]), dtype=old.dtype, device=where)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_layers": {}, "_kept": None, "_now": None}
+        return {**self.__dict__, "_layers": {}, "_cache": None}
 
 
 class _Generate(torch.autograd.Function):
-    """The weight with the library's adjoint, which generates again and remembers nothing but the numbers."""
+    """The weight with the library's adjoint, which generates again and remembers nothing but the cores."""
 
     @staticmethod
-    def forward(ctx: Any, weight: TiledWeight, names: tuple[str, ...], *numbers: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, weight: TiledWeight, names: tuple[str, ...], *cores: torch.Tensor) -> torch.Tensor:
         ctx.weight, ctx.names = weight, names
-        ctx.save_for_backward(*numbers)
-        return generate(weight, _BACKEND, dict(zip(names, numbers, strict=True)), _SPACE)
+        ctx.save_for_backward(*cores)
+        return generate(weight, _BACKEND, dict(zip(names, cores, strict=True)), _SPACE)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         weight, arrays = ctx.weight, dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        if torch.is_grad_enabled():  # create_graph: somebody differentiates this again
+            return None, None, *differentiable_vjp(
+                lambda: generate(weight, _BACKEND, arrays), ctx.saved_tensors, cotangents[0]
+            )
         wbar = weight.pad_rows(cotangents[0].contiguous())
         _, grads = weight.run(
             _BACKEND, with_base(weight, arrays), lambda w, i, carry: (carry, wbar), None, adjoint=True
@@ -232,9 +323,95 @@ class _Generate(torch.autograd.Function):
         return None, None, *(grads.get(name) for name in ctx.names)
 
 
+@dataclass(frozen=True)
+class _Cached:
+    """A weight, what it was made of, and the base."""
+
+    stamp: list[Any]
+    weight: torch.Tensor
+    base: torch.Tensor | None
+
+
+@contextmanager
+def cached_weights(model: nn.Module) -> collections.abc.Generator[None, None, None]:
+    """Inside this block every generated weight of a model is made once: a promise that no parameter changes.
+
+    On the CPU nobody needs it for inference, because changes are seen there. On accelerators looking for them would
+    wait for the device, so that weights are made in every call outside of this block. The counterpart of
+    :func:`torch.nn.utils.parametrize.cached`; other threads do not see it.
+
+    Examples
+    --------
+    >>> import adtn, torch
+    >>> from adtn_backends.torch_layers import ADTNLinear
+    >>> model = torch.nn.Sequential(ADTNLinear(adtn.Generator((64, 32), adtn.TTN(bond=2)))).eval()
+    >>> with torch.no_grad(), cached_weights(model):
+    ...     [model(torch.zeros(5, 32)).shape for _ in range(2)]
+    [torch.Size([5, 64]), torch.Size([5, 64])]
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, GeneratedWeight) and not module.made:
+                stack.enter_context(module.once())
+        yield
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether products there are made in another dtype than their operands'."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Cores are contracted in their own dtype, as norms are."""
+    return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
+
+
+def differentiable(arrays: dict[str, torch.Tensor]) -> bool:
+    """Whether a gradient by one of these is wanted."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in arrays.values())
+
+
+def refuse_tracers(layer: nn.Module, *inputs: Any) -> None:
+    """Those that would make the weight, and the plan for one size of batch, constants of their graph.
+
+    Raises
+    ------
+    LayoutError
+        Under :func:`torch.jit.trace` and :func:`torch.fx.symbolic_trace`.
+    """
+    proxy = any(isinstance(x, torch.fx.Proxy) for x in inputs)
+    if proxy or torch.jit.is_tracing():
+        raise LayoutError(
+            f"Got {'a torch.fx.Proxy' if proxy else 'torch.jit.trace'} in {type(layer).__name__}; expected tensors, "
+            "torch.compile or torch.export. Use one of these, or trace adtn_backends.torch_layers.to_dense(model)."
+        )
+
+
+def _preserves(fn: Callable[..., Any]) -> bool:
+    """Whether a function of :meth:`torch.nn.Module._apply` copies values; ``empty_like`` does not."""
+    mark = torch.arange(1.0, 33.0, device="cpu")
+    found = fn(mark)
+    return not found.is_meta and bool((found.detach().cpu().float() == mark).all())
+
+
 def is_traced() -> bool:
     """Whether a compiler or a function transform looks at every operation."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def refuse_subclass(dense: Any, *known: type[nn.Module]) -> None:
+    """What a subclass does in its own forward would be lost.
+
+    Raises
+    ------
+    LayoutError
+        If the layer is no layer of the framework, or one with another forward.
+    """
+    if not any(isinstance(dense, one) and type(dense).forward is one.forward for one in known):
+        raise LayoutError(
+            f"Got {type(dense).__name__}; expected {' or '.join(one.__name__ for one in known)}, or a subclass with the "
+            "same forward. Keep its own forward with adtn_backends.torch_layers.parametrized."
+        )
 
 
 def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> GeneratedWeight:
@@ -259,9 +436,25 @@ def generator_of(
 
 
 def bias_parameter(bias: Any, n: int, like: GeneratedWeight) -> nn.Parameter | None:
-    """``True`` for zeros, ``False`` or ``None`` for nothing, or the values."""
+    """``True`` for zeros, ``False`` or ``None`` for nothing, or the values; a frozen bias stays frozen."""
     if bias is False or bias is None:
         return None
     values = torch.zeros(n) if bias is True else torch.as_tensor(bias).detach().clone()
     check_bias(tuple(values.shape), n)
-    return nn.Parameter(values.to(like.device, like.dtype))
+    return nn.Parameter(values.to(like.device, like.dtype), requires_grad=not is_frozen(bias))
+
+
+def is_frozen(x: Any) -> bool:
+    """Whether a parameter is one that is not trained."""
+    return isinstance(x, nn.Parameter) and not x.requires_grad
+
+
+def filled(dense: Any, layer: Any) -> Any:
+    """A dense layer with the weight, bias and state of training of a generated one; what was frozen stays frozen."""
+    with torch.no_grad():
+        dense.weight.copy_(layer.generated.now())
+        if layer.bias is not None:
+            dense.bias.copy_(layer.bias)
+            dense.bias.requires_grad_(layer.bias.requires_grad)
+    dense.weight.requires_grad_(any(x.requires_grad for x in layer.generated.arrays().values()))
+    return dense.train(layer.training)

@@ -1,0 +1,581 @@
+"""Generated layers of PyTorch in real use: nothing silently wrong, whoever writes to parameters, copies or saves."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import threading
+from typing import Any
+
+import adtn
+import numpy as np
+import pytest
+from adtn._errors import LayoutError
+
+from trust_torch import ADAPTERS, EMBEDDINGS, LAYERS, MERGED, RULES, TTN, Case, cores_of, gen, layers, nn, torch
+
+
+@pytest.fixture(params=LAYERS)
+def case(request: pytest.FixtureRequest) -> Case:
+    """Every layer."""
+    return LAYERS[request.param]
+
+
+def fresh(layer: Any) -> Any:
+    """A copy that remembers nothing."""
+    twin = copy.deepcopy(layer)
+    for module in twin.modules():
+        if isinstance(module, layers.Adapted):
+            module.unmerge()
+    return twin
+
+
+def close(got: Any, want: Any, factor: float = 1.0) -> None:
+    """Up to rounding of float32, or of a merged weight."""
+    torch.testing.assert_close(got, want, rtol=factor * 1e-4, atol=factor * 1e-5)
+
+
+# --- 1. cached weights ---
+
+
+def _scale(layer: Any) -> None:
+    for p in cores_of(layer).values():
+        p.data.mul_(1.5)
+
+
+def _ema(layer: Any) -> None:
+    for p in cores_of(layer).values():
+        p.data.copy_(0.5 * p.data + 0.1)
+
+
+def _numpy(layer: Any) -> None:
+    for p in cores_of(layer).values():
+        p.detach().numpy()[...] *= -0.5
+
+
+def _vector(layer: Any) -> None:
+    from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+    own = list(cores_of(layer).values())
+    vector_to_parameters(parameters_to_vector(own) * 0.7, own)
+
+
+def _swapped(layer: Any) -> None:
+    for p in cores_of(layer).values():
+        p.data = p.data * 0.3
+
+
+def _fused(layer: Any) -> None:
+    own = list(cores_of(layer).values())
+    optimizer = torch.optim.Adam(own, lr=0.1, fused=True)
+    for p in own:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
+def _state(layer: Any) -> None:
+    layer.load_state_dict({k: 0.9 * v if v.is_floating_point() else v for k, v in layer.state_dict().items()})
+
+
+def _shared(layer: Any) -> None:
+    for p in cores_of(layer).values():  # as another process does
+        p.share_memory_()
+        np.frombuffer((p.data.untyped_storage()._share_filename_cpu_() and b"") or b"", "u1")
+        torch.from_numpy(p.data.numpy()).mul_(1.1)
+
+
+WRITES = {"data.mul_": _scale, "data.copy_": _ema, "numpy": _numpy, "vector": _vector, "data =": _swapped,
+          "fused": _fused, "state": _state}  # fmt: skip
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_weight_is_that_of_the_parameters_now(case: Case, write: str, training: bool) -> None:
+    layer, x = case.layer().train(training), case.x()
+    with torch.no_grad():
+        before = [layer(x) for _ in range(3)][0]
+        WRITES[write](layer)
+        after = layer(x)
+        want = fresh(layer)(x)
+        close(after, want)
+        assert not torch.equal(before, after)
+        close(layer(x), want)
+    with torch.inference_mode():
+        close(layer(x), want)
+        WRITES[write](layer)
+        close(layer(x), fresh(layer)(x))
+
+
+def test_without_a_change_inference_makes_a_weight_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = case.layer().eval(), case.x()
+    made: list[Any] = []
+    generate = layers._weight.generate
+    monkeypatch.setattr(layers._weight, "generate", lambda *a, **k: made.append(1) or generate(*a, **k))
+    with torch.no_grad():
+        for _ in range(3):
+            layer(x)
+        n = len(made)
+        for _ in range(3):
+            layer(x)
+    assert len(made) == n
+
+
+def test_a_base_is_read_anew_when_it_is_told_to() -> None:
+    layer = LAYERS["linear given base"].layer().eval()
+    x = LAYERS["linear given base"].x()
+    with torch.no_grad():
+        layer(x)
+        layer.generated.frozen_base.mul_(2.0)  # seen by its version
+        close(layer(x), fresh(layer)(x))
+        layer.generated.frozen_base.data.mul_(2.0)
+        layer.generated.invalidate()
+        close(layer(x), fresh(layer)(x))
+
+
+def test_a_weight_that_is_looked_at_can_be_written_to(case: Case) -> None:
+    layer, x = case.layer().eval(), case.x()
+    owner = next((m for m in layer.modules() if hasattr(type(m), "weight") and hasattr(m, "generated")), None)
+    if owner is None:
+        return
+    with torch.no_grad():
+        want = layer(x)
+        owner.weight.data.zero_()
+        close(layer(x), want)
+
+
+def test_inside_a_promise_weights_are_made_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = case.layer().eval(), case.x()
+    with torch.no_grad(), layers.cached_weights(layer):
+        want = layer(x)
+        monkeypatch.setattr(layers._weight, "generate", lambda *a, **k: pytest.fail("a weight was made"))
+        close(layer(x), want)
+
+
+# --- 2. parameters that are not parameters ---
+
+
+def replica_of(module: Any) -> Any:
+    """As DataParallel makes it: copies as plain attributes, and no parameters."""
+    twin = module._replicate_for_data_parallel()
+    for name, p in module._parameters.items():
+        if p is None:
+            twin._parameters[name] = None
+        else:
+            setattr(twin, name, p * 1.0)
+    for name, child in module._modules.items():
+        if child is not None:
+            twin._modules[name] = replica_of(child)
+    return twin
+
+
+def test_replicas_train_all_parameters(case: Case) -> None:
+    layer, x = case.layer().train(), case.x()
+    if "RNN" in str([type(m).__mro__ for m in layer.modules()]):
+        layer.eval()
+    names = list(cores_of(layer))
+    want = torch.autograd.grad(layer(x).square().sum(), [cores_of(layer)[n] for n in names])
+    got = torch.autograd.grad(replica_of(layer)(x).square().sum(), [cores_of(layer)[n] for n in names])
+    for a, b in zip(got, want, strict=True):
+        close(a, b)
+
+
+def test_functional_calls_differentiate_what_they_are_given(case: Case) -> None:
+    layer, x = case.layer(), case.x()
+    names = list(cores_of(layer))
+    want = torch.autograd.grad(layer(x).square().sum(), [cores_of(layer)[n] for n in names])
+    layer.requires_grad_(False)
+    given = {name: p.detach().clone().requires_grad_() for name, p in cores_of(layer).items()}
+    found = torch.func.functional_call(layer, given, (x,))
+    got = torch.autograd.grad(found.square().sum(), list(given.values()))
+    for a, b in zip(got, want, strict=True):
+        close(a, b)
+
+
+# --- 3. second derivatives ---
+
+
+def test_gradients_can_be_differentiated_again(case: Case) -> None:
+    """The derivative of a gradient's norm, against central differences of first-order gradients."""
+    layer, x = case.layer(torch.float64), case.x(torch.float64)
+    if any(isinstance(m, nn.EmbeddingBag) for m in layer.modules()):
+        pytest.skip("PyTorch cannot differentiate the gradient of a bag")
+    own = list(cores_of(layer).values())
+    inputs = own if case.integers else [x.requires_grad_(), *own]
+
+    factor = torch.sin(1.0 + layer(x).detach())
+
+    def norm(graph: bool) -> Any:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # others are not differentiable twice
+            y = layer(x)
+            first = torch.autograd.grad((y * factor).sum() + (y**2).sum(), inputs, create_graph=graph)
+        return sum((g**2).sum() for g in first)
+
+    got = torch.autograd.grad(norm(True), own)
+    generator = torch.Generator().manual_seed(0)
+    way = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in own]
+    slope = sum(float((g * d).sum()) for g, d in zip(got, way, strict=True))
+    h, values = 1e-5, []
+    for sign in (1.0, -1.0):
+        for p, d in zip(own, way, strict=True):
+            p.data.add_(d, alpha=sign * h)
+        values.append(float(norm(False)))
+        for p, d in zip(own, way, strict=True):
+            p.data.sub_(d, alpha=sign * h)
+    want = (values[0] - values[1]) / (2 * h)
+    assert abs(slope - want) < 1e-5 * max(abs(want), 1.0)
+
+
+# --- 4. embeddings ---
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_ids_are_those_of_a_dense_embedding(name: str, grad: bool) -> None:
+    layer = EMBEDDINGS[name].layer()
+    dense, n = layer.to_dense(), layer.num_embeddings
+    with torch.set_grad_enabled(grad):
+        for _ in range(3):  # rows, then a table
+            for bad in ([-1], [n], [0, n + 3], [-n]):
+                for dtype in (torch.int64, torch.int32):
+                    with pytest.raises(IndexError):
+                        dense(torch.tensor(bad, dtype=dtype))
+                    with pytest.raises(IndexError):
+                        layer(torch.tensor(bad, dtype=dtype))
+            for ids in ([], [0, n - 1, 0], list(range(n))):
+                for dtype in (torch.int64, torch.int32):
+                    index = torch.tensor(ids, dtype=dtype)
+                    close(layer(index), dense(index))
+            with pytest.raises((LayoutError, RuntimeError)):
+                layer(torch.tensor([1.0]))
+
+
+@pytest.mark.parametrize("options", [{"padding_idx": -1}, {"padding_idx": 2}, {"scale_grad_by_freq": True}])
+@pytest.mark.parametrize("ids", [[1, 1, 2, 63, 1], list(range(64)) * 2])
+def test_gradients_of_rows_are_those_of_a_dense_embedding(options: dict[str, Any], ids: list[int]) -> None:
+    made = layers.ADTNEmbedding(gen(64, 8), **options)
+    dense = nn.Embedding(64, 8, **options)
+    made = {
+        "constructor": made,
+        "from_embedding": layers.ADTNEmbedding.from_embedding(dense, TTN),
+        "layer_like": layers._like.layer_like(dense, layers.GeneratedWeight(gen(64, 8))),
+    }
+    for how, layer in made.items():
+        index = torch.tensor(ids)
+        table = layer.generated().detach().requires_grad_()
+        y = nn.functional.embedding(index, table, dense.padding_idx, scale_grad_by_freq=dense.scale_grad_by_freq)
+        y.square().sum().backward()
+        names = list(cores_of(layer).values())
+        want = torch.autograd.grad(layer.generated(), names, table.grad)
+        got = torch.autograd.grad(layer(index).square().sum(), names)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=how)
+        assert layer.to_dense().padding_idx == dense.padding_idx
+        assert layer.to_dense().scale_grad_by_freq == dense.scale_grad_by_freq
+
+
+def test_what_a_generated_layer_would_drop_is_refused() -> None:
+    class Scaled(nn.Embedding):
+        def forward(self, input: Any) -> Any:
+            return 2.0 * super().forward(input)
+
+    class Doubled(nn.Linear):
+        def forward(self, input: Any) -> Any:
+            return 2.0 * super().forward(input)
+
+    class Half(nn.Conv2d):
+        def forward(self, input: Any) -> Any:
+            return 0.5 * super().forward(input)
+
+    class Quiet(nn.MultiheadAttention):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)[0]
+
+    refused = {
+        "max_norm": lambda: layers.ADTNEmbedding.from_embedding(nn.Embedding(30, 8, max_norm=1.0), TTN),
+        "sparse": lambda: layers.ADTNEmbedding.from_embedding(nn.Embedding(30, 8, sparse=True), TTN),
+        "Scaled": lambda: layers.ADTNEmbedding.from_embedding(Scaled(30, 8), TTN),
+        "Doubled": lambda: layers.ADTNLinear.from_linear(Doubled(8, 8), TTN),
+        "Half": lambda: layers.ADTNConv2d.from_conv(Half(8, 8, 3), TTN),
+        "Quiet": lambda: layers.ADTNMultiheadAttention.from_attention(Quiet(8, 2), TTN),
+        "row": lambda: layers.ADTNEmbedding(gen(30, 8), padding_idx=30),
+        "rows": lambda: layers.ADTNEmbedding(gen(30, 8), padding_idx=-31),
+    }
+    for what, make in refused.items():
+        with pytest.raises(LayoutError, match=r"Got .*expected|Got .*: "):
+            make()
+            pytest.fail(what)
+    for dense in (nn.Embedding(30, 8, max_norm=1.0), nn.Embedding(30, 8, sparse=True)):
+        with pytest.raises(LayoutError):
+            layers.Adapted(dense).add("a", layers.GeneratedWeight(gen(30, 8)))
+        model = nn.Sequential(dense, nn.Linear(8, 30))
+        with pytest.raises(LayoutError):
+            layers.add_adapter(model, {"0": gen(30, 8)})
+        assert model[0] is dense
+
+
+# --- 5. merged adapters ---
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_a_merged_adapter_is_saved_and_loaded_as_if_it_were_not(name: str) -> None:
+    case = MERGED[name]
+    layer, x = case.layer().eval(), case.x()
+    with torch.no_grad():
+        want = layer(x)
+        other = ADAPTERS[name.replace("merged", "adapted")].layer().eval()
+        for p in other.parameters():
+            p.mul_(0.0)
+        other.load_state_dict(layer.state_dict())  # saved merged, loaded unmerged
+        close(other(x), want)
+        for p in layer.parameters():
+            p.add_(0.3)
+        layer.load_state_dict(other.state_dict())  # loaded while merged
+        assert layer.merged
+        close(layer(x), want)
+        layer.unmerge()
+        close(layer(x), want)
+        assert torch.equal(layer.base_layer.weight, other.base_layer.weight)
+        layer.merge()
+        base = torch.randn_like(layer.base_layer.weight)
+        state = layer.base_layer.state_dict() | {"weight": base}
+        layer.base_layer.load_state_dict(state)  # only the base
+        other.base_layer.load_state_dict(state)
+        close(layer(x), other(x))
+        layer.unmerge()
+        assert torch.equal(layer.base_layer.weight, base)
+        layer.merge()
+        layer.base_layer.weight.data.mul_(0.5)  # an optimizer writes while it is merged
+        want = layer(x)
+        layer.unmerge()
+        close(layer(x), want, 10.0)
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_training_while_merged_trains_what_training_beside_does(name: str) -> None:
+    merged, beside = MERGED[name].layer().train(), ADAPTERS[name.replace("merged", "adapted")].layer().train()
+    x = MERGED[name].x()
+    for layer in (merged, beside):
+        optimizer = torch.optim.SGD(layer.adapters.parameters(), lr=1e-4)
+        for _ in range(3):
+            optimizer.zero_grad()
+            layer(x).square().sum().backward()
+            optimizer.step()
+    for a, b in zip(merged.adapters.parameters(), beside.adapters.parameters(), strict=True):
+        close(a, b, 10.0)
+    with torch.no_grad():
+        close(merged(x), beside(x), 10.0)
+        merged.unmerge()
+        assert torch.equal(merged.base_layer.weight, beside.base_layer.weight)
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_copies_of_a_merged_layer_are_independent(name: str) -> None:
+    layer, x = MERGED[name].layer().eval(), MERGED[name].x()
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    with torch.no_grad():
+        want, base = layer(x), layer.state_dict()["base_layer.weight"].clone()
+        for twin in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
+            twin.load_state_dict({k: 2.0 * v for k, v in layer.state_dict().items()})
+            twin.base_layer.load_state_dict(twin.base_layer.state_dict())
+            close(layer(x), want)
+        layer.unmerge()
+        assert torch.equal(layer.base_layer.weight, base)
+
+
+# --- 6. the meta device ---
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("how", ["to_empty", "assign", "made on meta", "emptied in place"])
+def test_a_state_is_enough_for_a_layer_without_values(name: str, how: str) -> None:
+    case = LAYERS[name]
+    layer, x = case.layer().eval(), case.x()
+    if how == "made on meta":
+        if name in ADAPTERS or name in MERGED or name == "attention":
+            return  # made of dense layers that are there
+        with torch.device("meta"):
+            other = case.build()
+    else:
+        other = case.layer() if how == "emptied in place" else case.layer().to("meta")
+    if how != "assign":
+        other = other.to_empty(device="cpu")
+        for tensor in [*other.parameters(), *other.buffers()]:
+            if how != "emptied in place" and tensor.is_floating_point() and tensor.requires_grad:
+                tensor.data.fill_(7.0)
+    with torch.no_grad():
+        loaded = other.load_state_dict(layer.state_dict(), assign=how == "assign")
+        assert not loaded.missing_keys and not loaded.unexpected_keys
+        close(other.eval()(x), layer(x))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_shapes_alone_go_through(name: str) -> None:
+    case = LAYERS[name]
+    if name in MERGED:
+        return
+    layer, x = case.layer().to("meta"), case.x()
+    if name.startswith(("embedding", "adapted embedding")) and "bag" not in name:
+        return  # which rows are asked for decides what is made
+    assert layer(x.to("meta")).shape == case.layer()(x).shape
+
+
+# --- 7. side effects ---
+
+
+def test_layers_draw_no_random_numbers(case: Case) -> None:
+    layer, x = case.layer(), case.x()
+    torch.manual_seed(11)
+    want = torch.rand(3)
+    torch.manual_seed(11)
+    layer(x)
+    if not isinstance(layer, layers.Adapted):
+        layers.to_dense(layer)
+    assert torch.equal(torch.rand(3), want)
+
+
+def test_what_is_frozen_stays_frozen() -> None:
+    made = {
+        "linear": (nn.Linear(16, 16), layers.ADTNLinear.from_linear),
+        "conv1d": (nn.Conv1d(8, 8, 3), layers.ADTNConv1d.from_conv),
+        "conv2d": (nn.Conv2d(8, 8, 3), layers.ADTNConv2d.from_conv),
+        "conv3d": (nn.Conv3d(8, 8, 3), layers.ADTNConv3d.from_conv),
+        "attention": (nn.MultiheadAttention(16, 4, add_bias_kv=True), layers.ADTNMultiheadAttention.from_attention),
+    }
+    for name, (dense, make) in made.items():
+        for p_name, p in dense.named_parameters():
+            p.requires_grad_("bias" not in p_name)
+        layer = make(dense, TTN)
+        frozen = {n for n, p in layer.named_parameters() if "bias" in n and p.requires_grad}
+        assert not frozen, name
+        back = layers.to_dense(nn.Sequential(layer))[0]
+        for (n, p), (_, q) in zip(dense.named_parameters(), back.named_parameters(), strict=True):
+            assert p.requires_grad == q.requires_grad, (name, n)
+
+
+def test_compressing_leaves_random_numbers_and_frozen_parameters_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    model[0].bias.requires_grad_(False)
+    before = model[0].bias.detach().clone()
+    data = [(torch.randn(8, 16), torch.randint(4, (8,))) for _ in range(2)]
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    state = np.random.get_state()[1].copy()  # noqa: NPY002 (the global generator is what is looked at)
+    config = adtn.Config(targets=["0"], topology=TTN, steps=3, tune_steps=3, train="all", recipe=("distill-local", "finetune"))
+    adtn.compress(model, config, data=data)
+    assert torch.equal(torch.rand(3), want)
+    assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    assert not model[0].bias.requires_grad
+    assert torch.equal(model[0].bias, before)
+
+
+# --- crashes ---
+
+
+def test_gradients_after_inference_mode(case: Case) -> None:
+    layer, x = case.layer().eval().requires_grad_(False), case.x()
+    with torch.inference_mode():
+        for _ in range(3):
+            layer(x)
+    if case.integers:
+        return
+    x.requires_grad_()
+    got = torch.autograd.grad(layer(x).square().sum(), x)[0]
+    close(got, torch.autograd.grad(fresh(layer)(x).square().sum(), x)[0])
+
+
+def test_threads_do_not_see_each_other(case: Case) -> None:
+    layer, x = case.layer().eval(), case.x()
+    with torch.no_grad():
+        want = layer(x)
+    wrong: list[Any] = []
+
+    def work() -> None:
+        try:
+            for _ in range(20):
+                with torch.no_grad():
+                    if not torch.allclose(layer(x), want, atol=1e-4, rtol=1e-3):
+                        wrong.append("other values")
+        except Exception as error:  # noqa: BLE001 (whatever it is)
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_empty_batches(case: Case) -> None:
+    layer, x = case.layer(), case.x()[:0]
+    dense_like = case.x()
+    want = layer(dense_like).shape
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            y = layer(x)
+            assert y.shape == (0, *want[1:])
+        if grad and y.requires_grad:
+            own = list(cores_of(layer).values())
+            for p, g in zip(own, torch.autograd.grad(y.sum(), own, allow_unused=True), strict=True):
+                assert g is None or (g.shape == p.shape and not g.any())
+
+
+def test_pruned_cores_are_those_that_are_used(case: Case) -> None:
+    from torch.nn.utils import prune
+
+    layer, x = case.layer().eval(), case.x()
+    weight = next(m for m in layer.modules() if isinstance(m, layers.GeneratedWeight))
+    name = max(dict(weight.named_parameters(recurse=False)), key=lambda n: getattr(weight, n).numel())
+    with torch.no_grad():
+        layer(x)
+        prune.l1_unstructured(weight, name, amount=0.5)
+        pruned = layer(x)
+        getattr(weight, f"{name}_orig").data.mul_(2.0)  # what an optimizer trains
+        twice = layer(x)
+        prune.remove(weight, name)
+        close(layer(x), twice)
+    assert not torch.allclose(pruned, twice)
+
+
+def test_reparametrised_cores_are_those_that_are_used(case: Case) -> None:
+    from torch.nn.utils import parametrize
+
+    class Doubled(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return 2.0 * x
+
+    layer, x = case.layer().eval(), case.x()
+    weight = next(m for m in layer.modules() if isinstance(m, layers.GeneratedWeight))
+    name = max(dict(weight.named_parameters(recurse=False)), key=lambda n: getattr(weight, n).numel())
+    with torch.no_grad():
+        layer(x)
+        parametrize.register_parametrization(weight, name, Doubled())
+        got = layer(x)
+        parametrize.remove_parametrizations(weight, name)
+        close(got, fresh(layer)(x))
+        close(got, layer(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
+def test_tracers_are_refused(case: Case) -> None:
+    layer, x = case.layer().eval(), case.x()
+    with pytest.raises(LayoutError, match="to_dense"), torch.no_grad():
+        torch.jit.trace(layer, (x,), check_trace=False)
+    with pytest.raises((LayoutError, torch.fx.proxy.TraceError, TypeError)):  # PyTorch's own for what takes any arguments
+        torch.fx.symbolic_trace(layer)
+
+
+def test_convolutions_have_the_attributes_of_dense_ones() -> None:
+    for dense in (nn.Conv1d(4, 4, 3), nn.Conv2d(4, 8, 3, padding="same"), nn.Conv3d(4, 4, 3, padding=(1, 2, 0))):
+        made = {1: layers.ADTNConv1d, 2: layers.ADTNConv2d, 3: layers.ADTNConv3d}[dense.weight.ndim - 2]
+        layer = made.from_conv(dense, TTN)
+        for name in dense.__constants__:
+            assert getattr(layer, name) == getattr(dense, name), name
+        assert layer.transposed is dense.transposed
+        assert layer.output_padding == dense.output_padding
+        assert layer.padding == dense.padding
