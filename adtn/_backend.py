@@ -251,7 +251,10 @@ class Backend(Protocol):
         ...
 
     def workspace(self, keep_bytes: int | None = None) -> Workspace:
-        """Memory for intermediates that is used again by whoever holds it; at most ``keep_bytes`` stay while unused."""
+        """Memory for intermediates that is used again, by everybody in the process.
+
+        Results of more than a quarter of ``keep_bytes`` are left to the framework's own allocator.
+        """
         ...
 
     def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from adtn._backend import get_backend
+from adtn_backends._pool import Pool
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,9 +51,47 @@ def test_memory_comes_back() -> None:
     assert space.matmul(x, x).ctypes.data == place
 
 
-def test_what_is_large_is_not_kept() -> None:
-    from adtn_backends._pool import Pool
+def test_what_is_large_is_left_alone() -> None:
+    pool = Pool()
+    assert pool.empty((1 << 18,), np.uint8, 1 << 18).base is not None
+    assert pool.empty(((1 << 18) + 1,), np.uint8, 1 << 18).base is None
 
-    pool = Pool(keep_bytes=1 << 20)
-    assert pool.empty((1 << 18,), np.uint8).base is not None
-    assert pool.empty(((1 << 18) + 1,), np.uint8).base is None
+
+def test_what_lies_unused_is_bounded() -> None:
+    pool = Pool(idle_bytes=1 << 22)
+    alive = [pool.empty((1 << 20,), np.uint8) for _ in range(10)]
+    assert pool.held_bytes == 10 << 20
+    alive.clear()
+    assert pool.held_bytes == 1 << 22
+    for n in range(1 << 16, 1 << 21, 70_001):  # one after the other, of all sizes
+        assert pool.empty((n,), np.uint8).nbytes == n
+    assert pool.held_bytes <= 1 << 22
+
+
+@given(st.lists(st.tuples(st.integers(1 << 16, 1 << 21), st.integers(0, 4)), max_size=30))
+def test_no_more_is_held_than_was_in_use_at_once(steps: list[tuple[int, int]]) -> None:
+    pool, alive, most = Pool(), [], 0
+    for n, let_go in steps:
+        alive = alive[let_go:]
+        alive.append(pool.empty((n,), np.uint8))
+        most = max(most, sum(1.25 * x.nbytes + (1 << 16) for x in alive))
+        assert pool.held_bytes <= most
+
+
+def test_threads_share_it() -> None:
+    pool, wrong = Pool(idle_bytes=1 << 21), []
+
+    def work(n: int) -> None:
+        for k in range(300):
+            x = pool.empty(((1 << 16) + 1000 * (k % 37),), np.uint8)
+            x[:] = n
+            if (x != n).any():
+                wrong.append(n)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert pool.held_bytes <= 1 << 21

@@ -107,9 +107,11 @@ class Generator:
         known = {core.param for core in program.cores} | ({BASE_SCALE} if isinstance(base, RuleBase) else set())
         if unknown := sorted(set(given) - known):
             raise TopologyError(f"Got parameters {unknown}; expected some of {sorted(known)}.")
+        self._spread_is_exact = True
         trained = {name: given[name] for name in program.param_shapes if name in given}
         if len(trained) < len(program.param_shapes):
-            trained = initial_values(program, seed, given) | trained
+            values, self._spread_is_exact = initial_values(program, self._layout, seed, given, topology)
+            trained = values | trained
             if isinstance(base, np.ndarray | IdentityBase):
                 _silence(program, trained)
         if isinstance(base, RuleBase):
@@ -199,7 +201,8 @@ class Generator:
     def __repr__(self) -> str:
         return (
             f"Generator({'x'.join(map(str, self.shape))}, {self.topology}, legs={self.layout.dims}, "
-            f"params={self.num_params}, ratio={self.compression_ratio:.0f}x)"
+            f"params={self.num_params}, ratio={self.compression_ratio:.0f}x"
+            f"{'' if self._spread_is_exact else ', spread estimated'})"
         )
 
     @property
@@ -221,6 +224,15 @@ class Generator:
     def scale(self) -> float:
         """Factor of the generated state."""
         return self._scale
+
+    @property
+    def spread_is_exact(self) -> bool:
+        """Whether a new generator's weight has exactly the wished standard deviation.
+
+        Otherwise it is an estimate, within about a factor of two: making the weight to measure it would take more
+        memory than it is worth (nonlinear brick walls of more than a million entries). :func:`repr` says so, too.
+        """
+        return self._spread_is_exact
 
     @property
     def base(self) -> Base:
@@ -273,7 +285,7 @@ class Generator:
     @cached_property
     def num_active_params(self) -> int:
         """Parameters that can influence the weight: the ranks of its Jacobian per core, summed."""
-        active = active_parameters(self.segments, dict(self._frozen))
+        active = active_parameters(self._topology, self._layout, dict(self._frozen))
         return sum(active.values()) + (BASE_SCALE in self._params)
 
     @cached_property

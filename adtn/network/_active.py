@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import lru_cache
 
@@ -10,14 +11,20 @@ import numpy as np
 from .._errors import TopologyError
 from ._adjoint import forward_tape, pullback
 from ._initial import frozen_values
+from ._layout import Layout
 from ._program import Program, compile_program
 from ._segment import Core, Segment, sizes_of
+from ._topology import Topology
 
 _TOLERANCE = 1e-9
 _OVERSAMPLE = 4
 # above this size a core's rank would take more probes than it is worth: its entries that move anything are counted
 _LARGEST = 1024
 _MOST = 10_000
+_BUDGET = 2e9  # operations: a second or two
+_PER_ENTRY = 30  # operations that an activation and its derivative are worth
+_LARGEST_STATE = 1 << 22
+_WINDOW = 1 << 10
 
 
 def _probe_program(segments: tuple[Segment, ...]) -> Program:
@@ -84,27 +91,61 @@ def _rank(rows: np.ndarray) -> int:
     return int(np.sum(values > _TOLERANCE * max(values[0], 1e-300)))
 
 
-def active_parameters(segments: tuple[Segment, ...], given: dict[str, np.ndarray]) -> dict[str, int]:
+def active_parameters(topology: Topology, layout: Layout, given: dict[str, np.ndarray]) -> dict[str, int]:
     """Rank of the weight's Jacobian with respect to each parameter alone.
 
     It is smaller than the parameter's size when some of its entries, or combinations of them, meet only zeros:
-    in the first column of a brick wall with a fixed boundary, for instance. Of cores with more than 1024 entries
-    those with a nonzero derivative are counted instead.
+    in the first column of a brick wall with a fixed boundary, for instance. The work is bounded: where ranks of the
+    whole network cost too much they are those in :meth:`Topology.pieces`, or entries with a derivative are counted,
+    as they are for cores with more than 1024 entries; where even a single pass would make too large a state, all
+    entries count.
     """
+    segments = topology.segments(layout)
     ruled = all(core.init != "given" for s in segments for core in s.cores)
-    return dict(_by_structure(segments)) if ruled else _active(segments, given)
+    return dict(_by_structure(topology, layout)) if ruled else _active(topology, layout, given)
 
 
 @lru_cache(maxsize=1024)  # models have many layers of few shapes
-def _by_structure(segments: tuple[Segment, ...]) -> dict[str, int]:
-    return _active(segments, {})
+def _by_structure(topology: Topology, layout: Layout) -> dict[str, int]:
+    return _active(topology, layout, {})
 
 
-def _active(segments: tuple[Segment, ...], given: dict[str, np.ndarray]) -> dict[str, int]:
-    sizes = {core.param: core.size for s in segments for core in s.cores if core.trainable}
-    largest = max((n for n in sizes.values() if n <= _LARGEST), default=0)
-    rows = jacobian_rows(segments, largest + _OVERSAMPLE if largest else 2, given, _LARGEST)
+def _active(topology: Topology, layout: Layout, given: dict[str, np.ndarray]) -> dict[str, int]:
+    segments = topology.segments(layout)
+    if _cost(segments) <= _BUDGET:
+        return _ranks(segments, given)
+    if pieces := topology.pieces(layout, _WINDOW):
+        found: dict[str, int] = {}
+        for _, own in pieces:
+            for name, rank in _ranks(own, given).items():
+                found[name] = max(rank, found.get(name, 0))
+        return found
+    sizes = _sizes(segments)
+    if max(math.prod(stage.out_shape) for stage in _probe_program(segments).stages) > _LARGEST_STATE:
+        return sizes
+    return {name: _moving(rows) for name, rows in jacobian_rows(segments, 2, given).items()}
+
+
+def _ranks(segments: tuple[Segment, ...], given: dict[str, np.ndarray]) -> dict[str, int]:
+    sizes = _sizes(segments)
+    rows = jacobian_rows(segments, _probes(sizes), given, _LARGEST)
     return {name: _rank(found) if sizes[name] <= _LARGEST else _moving(found) for name, found in rows.items()}
+
+
+def _sizes(segments: tuple[Segment, ...]) -> dict[str, int]:
+    return {core.param: core.size for s in segments for core in s.cores if core.trainable}
+
+
+def _probes(sizes: dict[str, int]) -> int:
+    largest = max((n for n in sizes.values() if n <= _LARGEST), default=0)
+    return largest + _OVERSAMPLE if largest else 2
+
+
+def _cost(segments: tuple[Segment, ...]) -> float:
+    """Operations of all probes, forward and back."""
+    program = _probe_program(segments)
+    passes = sum(math.prod(stage.out_shape) for stage in program.stages)
+    return _probes(_sizes(segments)) * (3.0 * program.flops + _PER_ENTRY * passes)
 
 
 def _moving(rows: np.ndarray) -> int:

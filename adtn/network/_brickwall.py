@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import math
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from .._errors import TopologyError
 from ._layout import Layout
 from ._segment import Core, Init, Segment
-from ._topology import Topology, register_topology
+from ._topology import Pieces, Topology, register_topology
 
 MAX_LAYERS = 1024
 
@@ -83,6 +85,27 @@ class BrickWall(Topology):
             levels.append(Segment(() if m == 1 else inputs, tuple(cores), outputs))
             inputs, cores = outputs, []
         return levels
+
+    def pieces(self, layout: Layout, entries: int) -> Pieces:
+        """Overlapping windows of legs, divided by their overlaps: far legs of a wall hardly know of each other."""
+        dims = layout.dims
+        width = 2
+        while width < len(dims) and math.prod(sorted(dims)[-width - 1 :]) <= entries:
+            width += 1
+        starts = list(range(0, max(len(dims) - width, 0) + 2, 2))  # a column of gates begins at even legs
+        windows = [range(a, min(a + width, len(dims))) for a in starts if a + 2 <= len(dims)]
+        overlaps = [range(b.start, a.stop) for a, b in itertools.pairwise(windows) if a.stop - b.start > 1]
+        return [(1, self._window(layout, w)) for w in windows] + [(-1, self._window(layout, w)) for w in overlaps]
+
+    def _window(self, layout: Layout, legs: range) -> tuple[Segment, ...]:
+        dims = layout.dims[legs.start : legs.stop]
+        small = Layout((math.prod(dims),), (dims,), tuple(range(len(dims))))
+
+        def moved(core: Core) -> Core:
+            kind, _, q = core.param.rpartition("_")
+            return replace(core, param=f"{kind}_{int(q) + legs.start}")
+
+        return tuple(replace(s, cores=tuple(map(moved, s.cores))) for s in self.segments(small))
 
     def _vector(self, q: int, d: int) -> Core:
         rules: dict[str, Init] = {"fixed": "basis", "trainable": "normal", "random": "seeded"}

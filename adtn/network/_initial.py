@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from .._errors import TopologyError
 from ._adjoint import forward_stage
-from ._program import Program
+from ._layout import Layout
+from ._moments import Moments, entries_at_random, sampled_moments, segment_moments
+from ._program import Program, Stage, compile_program
 from ._seeded import SeededBase
-from ._segment import Core
+from ._segment import Core, sizes_of
+from ._topology import Pieces, Topology
+
+_DIRECT = 1 << 18  # entries that are made without another thought: 2 MiB
+_STATE = 1 << 20  # of a state: 8 MiB
+_WINDOW = 1 << 18  # of a state of a piece
+_PART = 20  # a state may be this part of the weight
+_PIECE = 32  # and that of a piece this one
+_SAMPLES = 1 << 14
 
 
 def _identity(core: Core) -> np.ndarray:
@@ -57,40 +69,112 @@ def frozen_values(program: Program, given: Mapping[str, np.ndarray]) -> dict[str
     }
 
 
-def initial_values(program: Program, seed: int, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def initial_values(
+    program: Program, layout: Layout, seed: int, given: Mapping[str, np.ndarray], topology: Topology
+) -> tuple[dict[str, np.ndarray], bool]:
     """Trained parameters such that every segment puts out unit standard deviation.
 
-    The program is run once; each segment's trained cores are rescaled by equal factors before its activation
-    is applied (data-free layer-sequential unit variance, after Mishkin and Matas (2016), arXiv:1511.06422).
+    Each segment's trained cores are rescaled by equal factors before its activation is applied (data-free
+    layer-sequential unit variance, after Mishkin and Matas (2016), arXiv:1511.06422). The weight is not made for it:
+    what a segment puts out is measured as it is where it is small, else by closed networks (see
+    :mod:`adtn.network._moments`), which is exact while the state before is small.
 
     Parameters
     ----------
     program : Program
         What to initialise.
+    layout : Layout
+        Entries of the weight that are padding do not count.
     seed : int
         Equal seeds give equal values on every backend.
     given : mapping of str to array
-        Frozen numbers.
+        Frozen cores.
+    topology : Topology
+        Knows pieces of the network for states that are too large to be made.
 
     Returns
     -------
-    dict of str to numpy.ndarray
-        float64.
+    tuple of dict of str to numpy.ndarray and bool
+        Values in float64, and whether the standard deviation of the weight is exact. Where a state before the last
+        segment has more than a twentieth of the weight's entries, it is estimated from :meth:`Topology.pieces`, or
+        from seeded samples.
     """
     values = frozen_values(program, given)
     names = {core.param for core in program.cores if core.trainable}
     for core in program.cores:
         if core.trainable and core.param not in values:
             values[core.param] = core_values(core, seed)
-    state = None
-    for stage in program.stages:
+    most = max(_STATE, math.prod(layout.padded_shape) // _PART)
+    *before, _ = program.stages
+    exact = all(_largest(stage) <= most for stage in before)
+    size = math.prod(layout.padded_shape)
+    pieces = [] if exact else topology.pieces(layout, min(_WINDOW, size // _PIECE))
+    measured = _Pieces(pieces) if pieces else _Whole(layout, sizes_of(s.segment for s in program.stages), most, seed)
+    for t, stage in enumerate(program.stages):
         uses = Counter(core.param for core in stage.cores if core.trainable and core.init != "identity")
         uses = uses or Counter(core.param for core in stage.cores if core.trainable)
-        z, _ = forward_stage(stage, state, values, keep=False, activate=False)
-        spread = float(np.std(z)) or float(np.sqrt(np.mean(np.square(z))))
-        if uses and spread > 0 and np.isfinite(spread):
-            for name in uses:
-                values[name] = values[name] * spread ** (-1.0 / uses.total())
-            z = z / spread
-        state = stage.activation.value(z)
-    return {name: values[name] for name in names}
+        spread = measured.put_out(t, stage, values, last=stage is program.stages[-1])
+        if not (uses and spread > 0 and math.isfinite(spread)):
+            spread = 1.0
+        for name in uses:
+            values[name] = values[name] * spread ** (-1.0 / uses.total())
+        if stage is not program.stages[-1]:
+            measured.activate(stage, spread, values)
+    return {name: values[name] for name in names}, exact
+
+
+def _largest(stage: Stage) -> int:
+    """Entries of what is made on the way."""
+    return max([math.prod(stage.out_shape), *(step.entries for step in stage.steps)])
+
+
+class _Whole:
+    """The program itself, segment by segment."""
+
+    def __init__(self, layout: Layout, sizes: Mapping[str, int], most: int, seed: int) -> None:
+        self.layout, self.sizes, self.most, self.seed = layout, sizes, most, seed
+        self.state: np.ndarray | Moments | None = None
+        self.z: np.ndarray | Moments = np.zeros(0)
+
+    def put_out(self, t: int, stage: Stage, values: Mapping[str, np.ndarray], *, last: bool) -> float:
+        """The spread of ``Z``."""
+        del t
+        if not isinstance(self.state, Moments) and _largest(stage) <= (_DIRECT if last else self.most):
+            self.z = np.asarray(forward_stage(stage, self.state, values, keep=False, activate=False)[0])
+            return sampled_moments(self.layout.from_legs(self.z) if last else self.z).spread
+        self.z = segment_moments(stage.segment, self.sizes, values, self.state, self.layout if last else None)
+        return self.z.spread
+
+    def activate(self, stage: Stage, spread: float, values: Mapping[str, np.ndarray]) -> None:
+        """Go on with the state: itself, or what entries of a first segment or of a normal distribution say."""
+        z, value = self.z, stage.activation.value
+        if not isinstance(z, Moments):
+            self.state = value(z / spread)
+        elif self.state is None:
+            self.state = sampled_moments(value(entries_at_random(stage.segment, values, _SAMPLES, self.seed)))
+        else:
+            key = np.array([self.seed, _SAMPLES], dtype=np.uint64)
+            normal = np.random.Generator(np.random.Philox(key=key)).standard_normal(_SAMPLES)
+            self.state = sampled_moments(value(z.mean / spread + normal))
+
+
+class _Pieces:
+    """Small networks that read the same parameters; their spreads multiply."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self.programs = [(power, compile_program(segments)) for power, segments in pieces]
+        self.states: list[Any] = [None] * len(pieces)
+        self.spreads = [1.0] * len(pieces)
+
+    def put_out(self, t: int, stage: Stage, values: Mapping[str, np.ndarray], *, last: bool) -> float:
+        """The product over all pieces."""
+        del stage, last
+        for n, (_, program) in enumerate(self.programs):
+            self.states[n], _ = forward_stage(program.stages[t], self.states[n], values, keep=False, activate=False)
+            self.spreads[n] = sampled_moments(self.states[n]).spread or 1.0
+        return math.prod(s**power for s, (power, _) in zip(self.spreads, self.programs, strict=True))
+
+    def activate(self, stage: Stage, spread: float, values: Mapping[str, np.ndarray]) -> None:
+        """Every piece at the spread that the whole has, which is 1."""
+        del spread, values
+        self.states = [stage.activation.value(z / s) for z, s in zip(self.states, self.spreads, strict=True)]

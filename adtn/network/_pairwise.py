@@ -174,6 +174,12 @@ class PairStep:
         return (a[0] if len(a) == 3 else 1), a[-2], b[-1], a[-1]
 
     @property
+    def entries(self) -> int:
+        """Of the result."""
+        batch, m, n, _ = self.bmnk
+        return batch * m * n
+
+    @property
     def flops(self) -> int:
         """Multiply-adds, counted as two operations."""
         return 2 * math.prod(self.bmnk)

@@ -13,6 +13,7 @@ from ._layout import Layout
 from ._segment import Segment, place_activations, shared, sizes_of
 
 Where = Literal["inner", "all"] | tuple[int, ...]
+Pieces = list[tuple[int, tuple[Segment, ...]]]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -67,6 +68,23 @@ class Topology:
             except LayoutError:
                 pass  # padding would cost more than it saves: mixed legs
         return Layout.of(shape, self.leg, self.order)
+
+    def pieces(self, layout: Layout, entries: int) -> Pieces:
+        """Smaller networks that read the same parameters, and whose spreads multiply to about that of the whole.
+
+        Parameters
+        ----------
+        layout : Layout
+        entries : int
+            Of the largest state of a piece.
+
+        Returns
+        -------
+        list of (int, tuple of Segment)
+            With the power, 1 or -1, of each; empty where there is no such way.
+        """
+        del layout, entries
+        return []
 
     def segments(self, layout: Layout) -> tuple[Segment, ...]:
         """The program for one layout: levels with activations in place, merged where there is none."""

@@ -13,7 +13,7 @@ from adtn._errors import DeviceError, FitError
 from adtn._typing import Params, Shape
 
 from ._memory import host_memory_bytes
-from ._pool import SMALLEST, Pool
+from ._pool import POOL, SMALLEST
 
 
 class NumpyBackend:
@@ -83,7 +83,7 @@ class NumpyBackend:
         return layer
 
     def workspace(self, keep_bytes: int | None = None) -> NumpyWorkspace:
-        """A pool."""
+        """The pool of the process."""
         return NumpyWorkspace(keep_bytes)
 
     def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
@@ -128,20 +128,20 @@ class NumpyWorkspace(Workspace):
     """Results in memory that was touched before."""
 
     def __init__(self, keep_bytes: int | None = None) -> None:
-        self._pool = Pool(keep_bytes)
+        self._largest = math.inf if keep_bytes is None else keep_bytes // 4
 
     def matmul(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """``x @ y``."""
         shape = (*x.shape[:-1], y.shape[-1])
         if math.prod(shape) * x.itemsize < SMALLEST:
             return np.matmul(x, y)
-        return np.matmul(x, y, out=self._pool.empty(shape, x.dtype))
+        return np.matmul(x, y, out=self._empty(shape, x.dtype))
 
     def packed(self, x: np.ndarray, shape: Shape) -> np.ndarray:
         """``x`` reshaped; a copy when its entries do not lie in this order."""
         if x.flags.c_contiguous or x.nbytes < SMALLEST:
             return x.reshape(shape)
-        out = self._pool.empty(x.shape, x.dtype)
+        out = self._empty(x.shape, x.dtype)
         np.copyto(out, x)
         return out.reshape(shape)
 
@@ -158,15 +158,18 @@ class NumpyWorkspace(Workspace):
         if sigma.name != "silu":
             return super().activate_vjp(sigma, z, xbar)
         s = self._sigmoid(z)
-        out = np.subtract(1.0, s, out=self._pool.empty(z.shape, z.dtype))  # s (1 + z (1 - s))
+        out = np.subtract(1.0, s, out=self._empty(z.shape, z.dtype))  # s (1 + z (1 - s))
         out *= z
         out += 1.0
         out *= s
         out *= xbar
         return out
 
+    def _empty(self, shape: Shape, dtype: Any) -> np.ndarray:
+        return POOL.empty(shape, dtype, self._largest)
+
     def _sigmoid(self, z: np.ndarray) -> np.ndarray:
-        out = np.multiply(z, 0.5, out=self._pool.empty(z.shape, z.dtype))
+        out = np.multiply(z, 0.5, out=self._empty(z.shape, z.dtype))
         np.tanh(out, out=out)
         out *= 0.5
         out += 0.5

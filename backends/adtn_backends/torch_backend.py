@@ -17,7 +17,7 @@ from adtn._typing import Params, Shape
 from torch.nn import functional as F
 
 from ._memory import host_memory_bytes
-from ._pool import Pool
+from ._pool import POOL
 
 # autoray looks for scipy.special.erf inside torch; it lies at the top there
 autoray.register_function("torch", "scipy.special.erf", torch.erf)
@@ -199,7 +199,7 @@ class TorchBackend:
         return run
 
     def workspace(self, keep_bytes: int | None = None) -> TorchWorkspace:
-        """A pool on the CPU; other devices have allocators that keep memory."""
+        """The pool of the process on the CPU; other devices have allocators that keep memory."""
         return TorchWorkspace(keep_bytes)
 
     def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
@@ -267,7 +267,7 @@ class TorchWorkspace(Workspace):
     """Results in memory that was touched before; PyTorch itself asks the system anew."""
 
     def __init__(self, keep_bytes: int | None = None) -> None:
-        self._pool = Pool(keep_bytes)
+        self._largest = math.inf if keep_bytes is None else keep_bytes // 4
 
     def matmul(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """``x @ y``."""
@@ -292,7 +292,7 @@ class TorchWorkspace(Workspace):
 
     def _empty(self, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
         # through bytes: NumPy has no bfloat16
-        flat = self._pool.empty((math.prod(shape) * dtype.itemsize,), np.uint8)
+        flat = POOL.empty((math.prod(shape) * dtype.itemsize,), np.uint8, self._largest)
         return torch.from_numpy(flat).view(dtype).view(shape)
 
     def _leaves_alone(self, x: torch.Tensor, shape: Shape) -> bool:

@@ -247,7 +247,6 @@ class GeneratedWeight(nn.Module):
             self._layers[key] = (plan.mode, plan.function(_BACKEND))
         return self._layers[key]
 
-    @torch.compiler.assume_constant_result
     def traced(self, mode: Mode | None) -> Steps | None:
         """How compilers apply the weight to any batch without making it; nothing where it is made.
 
@@ -298,6 +297,10 @@ class GeneratedWeight(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_layers": {}, "_cache": None}
+
+
+# what torch.compiler.assume_constant_result does, which imports the compiler: 1.5 s for everybody who imports layers
+GeneratedWeight.traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Generate(torch.autograd.Function):

@@ -1,0 +1,166 @@
+r"""Mean and variance of what a segment puts out, without making it.
+
+With Z = C(X; A) multilinear, and :math:`m_i \in \{0, 1\}` for the entries that are kept of a padded weight,
+
+.. math::
+    \mu = \frac1N \sum_i m_i Z_i, \qquad s = \frac1N \sum_i m_i Z_i^2, \qquad N = \sum_i m_i .
+
+Both are networks without open legs: the segment closed with vectors of ones, and with its own copy. The mask of an axis,
+:math:`[i < n]`, is a train of two states along its legs: "equal to n - 1 so far", and "less already". Where the state X
+is not known, :math:`X \approx m + \sqrt v\, \xi` with independent :math:`\xi` gives
+
+.. math::
+    s = \frac{m^2 \lVert C 1\rVert^2 + v \lVert C\rVert^2}{N} .
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .._typing import Inds
+from ._adjoint import forward
+from ._layout import Layout
+from ._program import Program, compile_program
+from ._segment import Core, Segment, sizes_of
+
+STATE = "moments/state"
+_SAMPLE = "moments/sample"
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of the entries of a tensor."""
+
+    mean: float
+    square: float
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation, or the size of the entries where all are the same."""
+        variance = self.square - self.mean**2
+        return math.sqrt(variance) if variance > 1e-12 * self.square else math.sqrt(max(self.square, 0.0))
+
+
+def sampled_moments(values: np.ndarray) -> Moments:
+    """Of all entries of an array."""
+    return Moments(float(np.mean(values)), float(np.mean(np.square(values))))
+
+
+def segment_moments(
+    segment: Segment,
+    sizes: Mapping[str, int],
+    arrays: Mapping[str, np.ndarray],
+    state: np.ndarray | Moments | None,
+    layout: Layout | None = None,
+) -> Moments:
+    """Moments of ``Z``.
+
+    Parameters
+    ----------
+    segment : Segment
+    sizes : mapping of str to int
+        Dimension of each index of the whole program.
+    arrays : mapping of str to array
+        Values of its cores.
+    state : array, Moments or None
+        The incoming state with the legs of ``segment.inputs``, what is known of it, or nothing for a first segment.
+    layout : Layout, optional
+        For a last segment: entries that are padding do not count.
+    """
+    masks = _masks(segment.outputs, layout) if layout is not None else {}
+    masked = {i for core, _ in masks.values() for i in core.inds}
+    ones = {
+        f"moments/one{q}": (_vector(f"moments/one{q}", i, sizes[i]), np.ones(sizes[i]))
+        for q, i in enumerate(segment.outputs)
+        if i not in masked
+    }
+    n = layout.size if layout is not None else math.prod(sizes[i] for i in segment.outputs)
+    around = {name: core for name, (core, _) in {**masks, **ones}.items()}
+    given = {**arrays, **{name: x for name, (_, x) in {**masks, **ones}.items()}}
+    only_masks = tuple(around[name] for name in masks)
+    if not isinstance(state, Moments):
+        own = segment.cores
+        if state is not None:
+            own = (*own, Core(STATE, segment.inputs, state.shape, STATE, "state", trainable=False))
+            given[STATE] = state
+        copy = _copied(own, set(segment.outputs))
+        return Moments(
+            _value((*own, *around.values()), given) / n, _value((*own, *copy, *only_masks), given) / n
+        )
+    probes = tuple(_vector(f"moments/in{q}", i, sizes[i]) for q, i in enumerate(segment.inputs))
+    given |= {core.param: np.ones(core.shape) for core in probes}
+    closed = (*segment.cores, *probes)
+    sums = _value((*closed, *around.values()), given)
+    squares = _value((*closed, *_copied(closed, set(segment.outputs)), *only_masks), given)
+    shared = set(segment.outputs) | set(segment.inputs)
+    through = tuple(  # legs that pass by all cores
+        around[f"moments/one{q}"]
+        for q, i in enumerate(segment.outputs)
+        if f"moments/one{q}" in around and not any(i in core.inds for core in segment.cores)
+    )
+    norm = _value((*segment.cores, *_copied(segment.cores, shared), *only_masks, *through), given)
+    variance = max(state.square - state.mean**2, 0.0)
+    return Moments(state.mean * sums / n, (state.mean**2 * squares + variance * norm) / n)
+
+
+def entries_at_random(segment: Segment, arrays: Mapping[str, np.ndarray], n: int, seed: int) -> np.ndarray:
+    """``n`` entries of ``Z`` of a first segment, chosen by a seed; the others are not made."""
+    rng = np.random.Generator(np.random.Philox(key=np.array([seed, n], dtype=np.uint64)))
+    sizes = sizes_of([segment])
+    probes = tuple(
+        Core(f"moments/at{q}", (_SAMPLE, i), (n, sizes[i]), f"moments/at{q}", "probe", trainable=False)
+        for q, i in enumerate(segment.outputs)
+    )
+    chosen = {core.param: np.eye(core.shape[1])[rng.integers(core.shape[1], size=n)] for core in probes}
+    program = compile_program((replace(segment, cores=(*segment.cores, *probes), outputs=(_SAMPLE,)),))
+    return np.asarray(forward(program, {**arrays, **chosen}))
+
+
+def _value(cores: tuple[Core, ...], arrays: Mapping[str, np.ndarray]) -> float:
+    return float(forward(_program(cores), arrays))
+
+
+def _program(cores: tuple[Core, ...]) -> Program:
+    return compile_program((Segment((), tuple(replace(core, trainable=False) for core in cores), ()),))
+
+
+def _vector(name: str, ind: str, d: int) -> Core:
+    return Core(name, (ind,), (d,), name, "probe", trainable=False)
+
+
+def _copied(cores: tuple[Core, ...], kept: set[str]) -> tuple[Core, ...]:
+    """Another copy that shares some indices with the first."""
+
+    def inds(old: Inds) -> Inds:
+        return tuple(i if i in kept else f"{i}/copy" for i in old)
+
+    return tuple(replace(core, name=f"{core.name}/copy", inds=inds(core.inds)) for core in cores)
+
+
+def _masks(outputs: Inds, layout: Layout) -> dict[str, tuple[Core, np.ndarray]]:
+    """For every padded axis the train that is 1 on what is kept."""
+    found: dict[str, tuple[Core, np.ndarray]] = {}
+    at = {leg: name for name, leg in zip(outputs, layout.leg_axes, strict=True)}
+    for axis, (n, padded, factors) in enumerate(zip(layout.shape, layout.padded_shape, layout.factors, strict=True)):
+        if n == padded:
+            continue
+        last, stride = n - 1, padded
+        for k, d in enumerate(factors):
+            stride //= d
+            digit = last // stride % d
+            train = np.zeros((2, d, 2))  # before, digit, after: 0 is "equal so far", 1 is "less already"
+            train[0, digit, 0] = 1.0
+            train[0, :digit, 1] = 1.0
+            train[1, :, 1] = 1.0
+            inds = [f"moments/mask{axis}_{k}", at[axis, k], f"moments/mask{axis}_{k + 1}"]
+            if k + 1 == len(factors):
+                train, inds = train.sum(2), inds[:2]
+            if k == 0:
+                train, inds = train[0], inds[1:]
+            name = f"moments/mask{axis}_{k}/core"
+            found[name] = (Core(name, tuple(inds), train.shape, name, "probe", trainable=False), train)
+    return found

@@ -1,0 +1,282 @@
+"""Costs that nobody expects: memory of random batches and of new generators, inference, imports, threads.
+
+Run as ``python bench/costs.py --out bench/results/costs.json``; one process per case. ``--checkout FOLDER`` measures
+another checkout by the same script, for tables of before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from processes import write_results
+
+LIMIT = 900
+_MOST = 8 << 30  # bytes: more is not measured
+SHAPES = (1024, 4096, 16384, 65536)
+
+
+def resident() -> int:
+    """Most resident bytes of this process since :func:`reset`."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def reset() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def median(fn: Callable[[], Any], seconds: float = 1.0) -> float:
+    fn()
+    times: list[float] = []
+    while sum(times) < seconds or len(times) < 5:
+        began = time.perf_counter()
+        fn()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def random_batches(kind: str) -> dict[str, float]:
+    """Training steps of two 1024x1024 layers on 1,000 batches of 520 to 1,024 rows."""
+    import adtn
+    import numpy as np
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+    def layer() -> Any:
+        generator = adtn.Generator((1024, 1024), adtn.MPO(bond=8), layout=adtn.Layout.of((1024, 1024), 8))
+        if kind == "dense":
+            return torch.nn.Linear(1024, 1024)
+        if kind == "cotengra":
+            return Stored(generator)
+        from adtn_backends.torch_layers import ADTNLinear
+
+        return ADTNLinear(generator)
+
+    class Stored(torch.nn.Module):
+        """The network with the input as one more tensor, by cotengra's stored expressions."""
+
+        def __init__(self, generator: Any) -> None:
+            super().__init__()
+            self.generator = generator
+            self.cores = torch.nn.ParameterList([torch.tensor(x) for x in generator.params.values()])
+            self.paths: dict[int, Any] = {}
+
+        def forward(self, x: Any) -> Any:
+            import cotengra
+
+            batch, layout = x.shape[0], self.generator.layout
+            segment = self.generator.segments[0]
+            by_axis: list[list[str]] = [[], []]
+            for name, (axis, _) in sorted(zip(segment.outputs, layout.leg_axes, strict=True), key=lambda p: p[1]):
+                by_axis[axis].append(name)
+            cores = {c.param: c.inds for c in segment.cores}
+            inputs = [*(cores[name] for name in self.generator.params), ("batch", *by_axis[1])]
+            arrays = [*self.cores, x.reshape(batch, *layout.factors[1])]
+            if batch not in self.paths:
+                self.paths[batch] = cotengra.array_contract_expression(
+                    inputs, ("batch", *by_axis[0]), shapes=[a.shape for a in arrays],
+                    optimize=cotengra.RandomGreedyOptimizer(max_repeats=32, seed=0, parallel=False),
+                )  # fmt: skip
+            return self.paths[batch](*arrays).reshape(batch, 1024)
+
+    model = torch.nn.Sequential(layer(), layer())
+    rng = np.random.default_rng(0)
+    found: dict[str, float] = {}
+
+    def step(batch: int) -> None:
+        model(torch.randn(batch, 1024)).square().mean().backward()
+        for p in model.parameters():
+            p.grad = None
+
+    step(64)
+    reset()
+    start = resident()
+    for n in range(1000):
+        step(int(rng.integers(520, 1025)))
+        if resident() > _MOST:
+            return found | {"stopped_at": n + 1, "peak_mib": round(resident() / 2**20, 1)}
+        if n in (9, 99, 999):
+            found[f"peak_mib_after_{n + 1}"] = round(resident() / 2**20, 1)
+            found[f"above_start_mib_after_{n + 1}"] = round((resident() - start) / 2**20, 1)
+    return found
+
+
+TOPOLOGIES: dict[str, Callable[[Any], Any]] = {
+    "ttn": lambda adtn: adtn.TTN(bond=4),
+    "ttn linear": lambda adtn: adtn.TTN(bond=4, activation="identity"),
+    "attn": lambda adtn: adtn.ATTN(bond=4),
+    "mera": lambda adtn: adtn.MERA(bond=4),
+    "mpo": lambda adtn: adtn.MPO(bond=8),
+    "ring": lambda adtn: adtn.TensorRing(bond=4),
+    "tucker": lambda adtn: adtn.Tucker(bond=2),
+    "cp": lambda adtn: adtn.CP(bond=8),
+    "random features": lambda adtn: adtn.RandomFeatures(bond=8),
+    "brick wall 1": lambda adtn: adtn.BrickWall(layers=1),
+    "brick wall 2": lambda adtn: adtn.BrickWall(layers=2),
+    "brick wall 4": lambda adtn: adtn.BrickWall(layers=4),
+}
+
+
+def made(name: str, n: int, what: str) -> dict[str, float]:
+    """A generator of an ``n`` by ``n`` weight, or its count of active parameters."""
+    import adtn
+
+    topology = TOPOLOGIES[name](adtn)
+    adtn.Generator((64, 64), adtn.MPO(bond=4), layout=adtn.Layout.of((64, 64), 2))  # imports what finds paths
+    generator = adtn.Generator((64, 64), topology)
+    if what == "active":
+        small = generator.num_active_params
+        assert small > 0
+    reset()
+    start, began = resident(), time.perf_counter()
+    generator = adtn.Generator((n, n), topology)
+    if what == "active":
+        began = time.perf_counter()
+        return {"active": generator.num_active_params, "seconds": round(time.perf_counter() - began, 3)}
+    seconds = time.perf_counter() - began
+    return {
+        "seconds": round(seconds, 3), "peak_mib": round((resident() - start) / 2**20, 1),
+        "weights": round((resident() - start) / (4 * n * n), 3),
+    }  # fmt: skip
+
+
+def inference(kind: str) -> dict[str, float]:
+    """Times of a dense layer's, in pairs: without gradients in training mode, and rows of tables in evaluation mode."""
+    import adtn
+    import torch
+    from adtn_backends.torch_layers import ADTNEmbedding, ADTNLinear
+
+    torch.set_num_threads(1)
+    if kind == "embedding":
+        own = ADTNEmbedding(adtn.Generator((30522, 384), adtn.TTN(bond=8))).eval()
+        dense, x = torch.nn.Embedding(30522, 384).eval(), torch.randint(30522, (64,))
+    else:
+        n = int(kind)
+        own = ADTNLinear(adtn.Generator((n, n), adtn.TTN(bond=4)), mode="materialise")
+        dense, x = torch.nn.Linear(n, n), torch.randn(64, n)
+    ratios: list[float] = []
+    with torch.no_grad():
+        for _ in range(30):
+            ratios.append(median(lambda: own(x), 0.01) / median(lambda: dense(x), 0.01))
+    return {"ratio": round(statistics.median(ratios), 2)}
+
+
+def fingerprint(bond: int) -> dict[str, float]:
+    """What looking for changed cores costs beside the products that follow."""
+    import adtn
+    import torch
+    from adtn_backends.torch_layers import ADTNLinear
+
+    torch.set_num_threads(1)
+    layer = ADTNLinear(adtn.Generator((1024, 1024), adtn.TTN(bond=bond)), mode="materialise").eval()
+    weight, found = layer.generated, {"params": float(layer.generated.generator().num_params)}
+    arrays = weight.arrays()
+    look = median(lambda: weight.stamp(arrays), 0.2)
+    with torch.no_grad():
+        for batch in (1, 64):
+            x, dense = torch.randn(batch, 1024), layer.weight
+            product = median(lambda x=x, w=dense: torch.nn.functional.linear(x, w), 0.2)
+            found[f"of_the_product_batch_{batch}"] = round(look / product, 4)
+    return found
+
+
+def imports() -> dict[str, float]:
+    """Seconds of importing the layers after PyTorch; with bytecode written."""
+    code = (
+        "import time; import torch; t = time.perf_counter(); import adtn_backends.torch_layers; "
+        "print(time.perf_counter() - t)"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    env["PYTHONPYCACHEPREFIX"] = f"/tmp/adtn-costs-{os.getpid()}"
+    runs = [float(subprocess.check_output([sys.executable, "-c", code], env=env)) for _ in range(6)][1:]
+    return {"seconds": round(statistics.median(runs), 3)}
+
+
+def threads() -> dict[str, float]:
+    """A NumPy fit of a 512x512 TTN with the default threads over one thread, in pairs."""
+    code = (
+        "import time, adtn, numpy as np\n"
+        "g = adtn.Generator((512, 512), adtn.TTN(bond=4)); W = np.random.default_rng(0).standard_normal((512, 512))\n"
+        "adtn.fit(g, W, steps=20); t = time.perf_counter(); adtn.fit(g, W, steps=300); print(time.perf_counter() - t)"
+    )
+    keys = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    clean = {k: v for k, v in os.environ.items() if k not in keys}
+    ratios: dict[str, list[float]] = {"idle": [], "ten_busy_processes": []}
+    for name, found in ratios.items():
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(10 * (name != "idle"))]
+        try:
+            for _ in range(5):
+                one, default = (
+                    float(subprocess.check_output([sys.executable, "-c", code], env=env))
+                    for env in (clean | dict.fromkeys(keys, "1"), clean)
+                )
+                found.append(default / one)
+        finally:
+            for process in busy:
+                process.kill()
+    return {f"ratio_{name}": round(statistics.median(found), 2) for name, found in ratios.items()}
+
+
+CASES: dict[str, Callable[[], dict[str, float]]] = {
+    **{f"random batches, {kind}": lambda kind=kind: random_batches(kind) for kind in ("adtn", "cotengra", "dense")},
+    **{
+        f"new generator, {name}, {n}": lambda name=name, n=n: made(name, n, "new") for name in TOPOLOGIES for n in SHAPES
+    },
+    **{
+        f"active parameters, {name}, {n}": lambda name=name, n=n: made(name, n, "active")
+        for name in TOPOLOGIES
+        for n in SHAPES[:2]
+    },
+    **{f"no_grad in training mode, {n}": lambda n=n: inference(str(n)) for n in (256, 1024, 2048)},
+    "embedding in evaluation mode, 64 tokens": lambda: inference("embedding"),
+    **{f"looking at cores, bond {b}": lambda b=b: fingerprint(b) for b in (4, 16)},
+    "import": imports,
+    "threads": threads,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", help="one case, in this process")
+    parser.add_argument("--only", default="", help="cases whose names contain this")
+    parser.add_argument("--checkout", type=Path, help="another checkout to measure")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "costs.json")
+    args = parser.parse_args()
+    if args.case:
+        print(json.dumps(CASES[args.case]()))
+        return
+    env = dict(os.environ)
+    if args.checkout is not None:
+        root = args.checkout.resolve()
+        env["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "backends")])
+    rows: list[dict[str, Any]] = []
+    for name in CASES:
+        if args.only not in name:
+            continue
+        command = [sys.executable, __file__, "--case", name]
+        row: dict[str, Any] = {"case": name}
+        try:
+            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT, check=False)
+            row |= json.loads(done.stdout) if done.returncode == 0 else {"failed": done.stderr.strip()[-200:]}
+        except subprocess.TimeoutExpired:
+            row["failed"] = f"not done after {LIMIT} s"
+        print(row, file=sys.stderr, flush=True)
+        rows.append(row)
+    write_results(args.out, rows=rows)
+
+
+if __name__ == "__main__":
+    main()
