@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from adtn import Generator
 from adtn._errors import CompressError
+from adtn._typing import Params
 from adtn.compress import load_layers, save_layers
 from flax import nnx
 
@@ -17,7 +18,30 @@ from .._adapters import generators_of, names_of, switch
 from ._kernels import kernel_name, kernel_of
 from ._like import layer_like
 from ._places import modules_of, params_of, put_module
-from ._weight import Frozen, GeneratedWeight
+from ._weight import GeneratedWeight
+
+_SAMPLE = 1021  # every so many entries of a dense weight are looked at
+
+
+class Cached(nnx.Variable[Any]):
+    """What was computed from other variables."""
+
+
+def _attached(value: jax.Array, make: Callable[[Any], jax.Array], parts: Any) -> jax.Array:
+    """``value``, which is ``make(parts)``, and is differentiated as that; it is made only on the way back."""
+
+    @jax.custom_vjp
+    def attach(value: jax.Array, parts: Any) -> jax.Array:
+        return value
+
+    def forward(value: jax.Array, parts: Any) -> tuple[jax.Array, Any]:
+        return attach(value, parts), parts  # itself, for whoever differentiates the derivative
+
+    def backward(parts: Any, slope: jax.Array) -> tuple[jax.Array, Any]:
+        return jnp.zeros_like(slope), jax.vjp(make, parts)[1](slope)[0]
+
+    attach.defvjp(forward, backward)
+    return attach(value, parts)
 
 
 class Adapted(nnx.Module):
@@ -43,12 +67,9 @@ class Adapted(nnx.Module):
         self.base_layer = base_layer
         self.adapters = nnx.Dict()
         self.active: tuple[str, ...] = ()
-        self.dense = nnx.data(None)
-
-    @property
-    def merged(self) -> bool:
-        """Whether the active adapters are inside the dense weight."""
-        return self.dense is not None
+        self.merged = False
+        self.inside = Cached(jnp.zeros(()))
+        self.seen = Cached(jnp.zeros(()))
 
     def add(self, name: str, weight: GeneratedWeight) -> None:
         """Another adapter; it becomes the active one.
@@ -73,32 +94,80 @@ class Adapted(nnx.Module):
         return self.adapters[name].generated
 
     def merge(self) -> None:
-        """Put the active adapters into the dense weight; it is kept for :meth:`unmerge`."""
-        if self.merged or not self.active:
-            return
-        kernel = getattr(self.base_layer, kernel_name(self.base_layer))
-        self.dense = Frozen(kernel[...])
-        for name in self.active:
-            kernel[...] = kernel[...] + kernel_of(self.base_layer, self.generated(name)())
+        """Make one weight of the dense one and the active adapters, which is used while both stay what they are.
+
+        The dense layer keeps its own, so that states are saved, loaded and trained as if nothing was merged. Whether
+        adapters have changed is seen, and whether a sample of the dense weight has.
+        """
+        if self.active:
+            self.inside, self.seen = Cached(self._sum(self._parts())), Cached(self._look())
+            self.merged = True
 
     def unmerge(self) -> None:
-        """The dense weight as it was, to the bit."""
-        if self.dense is not None:
-            getattr(self.base_layer, kernel_name(self.base_layer))[...] = self.dense[...]
-            self.dense = nnx.data(None)
+        """The dense weight and the adapters apart."""
+        self.inside, self.seen = Cached(jnp.zeros(())), Cached(jnp.zeros(()))
+        self.merged = False
+
+    def stay(self) -> None:
+        """Leave what is merged in the dense weight for good."""
+        if self.merged:
+            self._kernel()[...] = self._sum(self._parts())
+            self.unmerge()
+
+    def _kernel(self) -> Any:
+        return getattr(self.base_layer, kernel_name(self.base_layer))
+
+    def _parts(self) -> tuple[jax.Array, list[Params]]:
+        """The dense weight and the cores of the active adapters."""
+        return self._kernel()[...], [self.generated(name).arrays() for name in self.active]
+
+    def _sum(self, parts: tuple[jax.Array, list[Params]]) -> jax.Array:
+        """Of these, in the order of the dense weight."""
+        kernel, cores = parts
+        for name, arrays in zip(self.active, cores, strict=True):
+            kernel = kernel + kernel_of(self.base_layer, self.generated(name)(arrays))
+        return kernel
+
+    def _look(self) -> jax.Array:
+        """All entries of the cores, and some of the dense weight: enough to see that somebody loaded or trained."""
+        kernel, cores = self._parts()
+        found = [kernel.reshape(-1)[::_SAMPLE], *(x.reshape(-1) for arrays in cores for x in arrays.values())]
+        return jnp.concatenate(found)
+
+    def _apply(self, merged: Callable[[Any], jax.Array], beside: Callable[[], jax.Array]) -> jax.Array:
+        """With the merged weight in a copy of the dense layer, or with the adapters beside it."""
+        if not self.merged or self.inside.shape != self._kernel().shape:
+            return beside()
+        graph, state = nnx.split(self.base_layer)
+
+        def through() -> jax.Array:
+            layer = nnx.merge(graph, state, copy=True)
+            getattr(layer, kernel_name(layer))[...] = _attached(self.inside[...], self._sum, self._parts())
+            return merged(layer)
+
+        same = jnp.array_equal(self.seen[...], self._look())
+        if isinstance(same, jax.core.Tracer):
+            return jax.lax.cond(same, through, beside)
+        return through() if same else beside()
 
     def __call__(self, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
         """As the dense layer."""
-        base: Any = self.base_layer
-        y = base(x, *args, **options)
-        added = (self.adapters[name](x, *args, **options) for name in self.active)
-        return y if self.merged else y + sum(added, jnp.zeros((), y.dtype))
+
+        def beside() -> jax.Array:
+            base: Any = self.base_layer
+            y = base(x, *args, **options)
+            return sum((self.adapters[name](x, *args, **options) for name in self.active), y)
+
+        return self._apply(lambda layer: layer(x, *args, **options), beside)
 
     def attend(self, query: jax.Array) -> jax.Array:
         """Products with all rows of an adapted embedding."""
-        base: Any = self.base_layer
-        y = base.attend(query)
-        return y if self.merged else y + sum((self.adapters[name].attend(query) for name in self.active), 0.0)
+
+        def beside() -> jax.Array:
+            base: Any = self.base_layer
+            return sum((self.adapters[name].attend(query) for name in self.active), base.attend(query))
+
+        return self._apply(lambda layer: layer.attend(query), beside)
 
     def __getattr__(self, name: str) -> Any:
         # code that looks at a dense layer finds what it looks for
@@ -145,6 +214,7 @@ def unmerge_adapters(model: nnx.Module) -> None:
 def remove_adapters(model: nnx.Module) -> nnx.Module:
     """The dense layers back in their places, with adapters merged in where they are merged; returns the model."""
     for name, layer in list(adapted_layers(model)):
+        layer.stay()
         if not name:
             return layer.base_layer
         put_module(model, name, layer.base_layer)

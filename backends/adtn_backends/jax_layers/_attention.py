@@ -56,11 +56,11 @@ class ADTNMultiheadAttention(nnx.Module):
         weights = jnp.split(self.generated(), 3)
         biases = [0.0] * 3 if self.bias is None else jnp.split(self.bias[...], 3)
         q, k, v = (
-            (x @ w.T + b).reshape(*x.shape[:2], self.num_heads, -1)
+            (x @ w.T + b).reshape(*x.shape[:2], self.num_heads, x.shape[-1] // self.num_heads)
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         )
         y = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        return self.out_proj(y.reshape(*query.shape[:2], -1))
+        return self.out_proj(y.reshape(query.shape))
 
     def to_dense(self) -> nnx.MultiHeadAttention:
         """An ordinary layer with the weights as they are now; its mask is a keyword."""

@@ -11,7 +11,7 @@ from adtn._typing import Params
 from flax import nnx
 
 from .._fitted import Base
-from ._kernels import as_dtype, filled
+from ._kernels import as_dtype, filled, refuse_other
 from ._shards import by_shards, placed
 from ._weight import GeneratedWeight, as_weight, weight_for
 
@@ -52,7 +52,8 @@ class ADTNEmbedding(nnx.Module):
         steps: int = 0,
         **options: Any,
     ) -> ADTNEmbedding:
-        """A table in place of a dense one; parameters as of :meth:`ADTNLinear.from_linear`."""
+        """A table in place of a dense one; parameters and errors as of :meth:`ADTNLinear.from_linear`."""
+        refuse_other(embedding, nnx.Embed)
         dense = embedding.embedding[...]
         weight = weight_for(dense, topology, layout, seed=seed, base=base, steps=steps, **options)
         return cls(weight, embedding.dtype)
@@ -75,7 +76,10 @@ class ADTNEmbedding(nnx.Module):
         return by_shards(self._looked_up, self.generated.arrays(), indices, 0, out_sharding)
 
     def _looked_up(self, arrays: Params, indices: jax.Array) -> jax.Array:
-        if _FEW * indices.size > self.num_embeddings or not indices.size:
+        if not jnp.issubdtype(indices.dtype, jnp.integer):
+            raise ValueError(f"Got indices of {indices.dtype}; expected integers, as of flax.nnx.Embed.")
+        known = isinstance(indices.size, int)  # jax.export leaves batches open
+        if not known or _FEW * indices.size > self.num_embeddings or not indices.size:
             return jnp.take(as_dtype(self.generated(arrays), self.dtype), indices, axis=0)
         index = indices.reshape(-1)
         index = jnp.where(index < 0, index + self.num_embeddings, index)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from adtn._errors import LayoutError
 from flax import nnx
 
 from ._weight import GeneratedWeight
@@ -16,6 +18,8 @@ def weight_of(dense: Any) -> tuple[Any | None, str]:
     """The weight as PyTorch orders it, ``(out, in, ...)``, or why there is no generated form."""
     if _is_stacked(dense):
         return None, "several layers in one array (nnx.vmap); make them a list"
+    if own := _own_functions(dense):
+        return None, f"its {own} would be lost"
     if type(dense) is nnx.Linear:
         return dense.kernel[...].T, ""
     if type(dense) is nnx.Embed:
@@ -36,6 +40,32 @@ def weight_of(dense: Any) -> tuple[Any | None, str]:
     if isinstance(dense, GeneratedWeight) or hasattr(dense, "generated"):
         return None, "compressed already"
     return None, f"no generated form of {type(dense).__name__}"
+
+
+def refuse_other(dense: Any, known: type[nnx.Module]) -> None:
+    """What a subclass, or a function that was given, does would be lost.
+
+    Raises
+    ------
+    LayoutError
+        If it is no plain layer of this class.
+    """
+    _, reason = weight_of(dense)
+    if type(dense) is not known or reason:
+        raise LayoutError(
+            f"Got {type(dense).__name__}{f' ({reason})' if reason else ''}; expected a plain {known.__name__}."
+        )
+
+
+def _own_functions(dense: Any) -> str:
+    """The option with which a layer of Flax computes otherwise than usual; empty where there is none."""
+    if type(dense) not in (nnx.Linear, nnx.LinearGeneral, nnx.Conv, nnx.Embed):
+        return ""
+    usual = inspect.signature(type(dense).__init__).parameters
+    for name in ("dot_general", "conv_general_dilated", "promote_dtype", "preferred_element_type", "precision"):
+        if name in usual and hasattr(dense, name) and getattr(dense, name) is not usual[name].default:
+            return f"{name}={getattr(dense, name)!r}"
+    return ""
 
 
 def kernel_name(dense: Any) -> str:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from .._fitted import Base
 from .._geometry import check_input
-from ._kernels import as_dtype, filled
+from ._kernels import as_dtype, filled, refuse_other
 from ._shards import by_shards, parts_of, placed
 from ._weight import GeneratedWeight, Mode, as_weight, bias_param, weight_for
 
@@ -80,7 +80,13 @@ class ADTNLinear(nnx.Module):
             Of a fit to the dense weight; without one only its spread is taken over.
         **options
             Of :func:`adtn.fit`.
+
+        Raises
+        ------
+        LayoutError
+            For other layers, subclasses, and layers with functions of their own.
         """
+        refuse_other(linear, nnx.Linear)
         weight = weight_for(linear.kernel[...].T, topology, layout, seed=seed, base=base, steps=steps, **options)
         return cls(weight, False if linear.bias is None else linear.bias[...], mode, linear.dtype)
 
@@ -180,4 +186,5 @@ class ADTNLinearGeneral(nnx.Module):
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
         """``(..., *inputs)`` to ``(..., *outputs)``."""
         lead = x.shape[: x.ndim - len(self.inputs)]
-        return placed(self.linear(x.reshape(*lead, -1)).reshape(*lead, *self.outputs), out_sharding)
+        rows = x.reshape(*lead, self.linear.in_features)
+        return placed(self.linear(rows).reshape(*lead, *self.outputs), out_sharding)

@@ -20,6 +20,7 @@ from ._shards import replicated
 
 Mode = Literal["materialise", "stream", "factored"]
 _BACKEND = get_backend("jax")
+_OPEN_BATCH = 64
 
 
 class Frozen(nnx.Variable[Any]):
@@ -115,7 +116,10 @@ class _Static:
         return self._made["weight",]
 
     def layer(self, batch: int, dtype: str, mode: Mode | None) -> tuple[str, Any]:
-        key = (1 << max(batch - 1, 0).bit_length(), dtype, mode)
+        known = isinstance(batch, int)  # jax.export leaves it open: then by a batch of middle size
+        if not known and mode != "stream":
+            mode = "materialise"  # the network with x as one more tensor is planned for one size
+        key = (1 << max(batch - 1, 0).bit_length() if known else _OPEN_BATCH, dtype, mode)
         if key not in self._made:
             plan = decide(self.generator, "train", device=_device(), dtype=dtype, batch=key[0], mode=mode)
             self._made[key] = (plan.mode, plan.function(_BACKEND))
