@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from autoray import do
 
+from ._checks import checked
 from ._errors import DeviceError, MissingDependencyError
 from ._typing import Array, Params, Shape
 
@@ -326,6 +327,7 @@ def get_backend(name: str) -> Backend:
     return cls()
 
 
+@checked(DeviceError)
 def split_device(device: str) -> tuple[str, str]:
     """Split ``"torch:cuda:0"`` into ``("torch", "cuda:0")``; a bare backend means its CPU."""
     name, _, rest = device.partition(":")
@@ -334,6 +336,7 @@ def split_device(device: str) -> tuple[str, str]:
     return name, rest or "cpu"
 
 
+@checked(DeviceError)
 def check_device(device: str, dtype: str) -> tuple[Backend, str]:
     """Resolve a full device string and check that ``dtype`` works there.
 

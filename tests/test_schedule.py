@@ -148,7 +148,7 @@ def test_gates_are_fused_where_a_pass_over_the_state_is_dear(tmp_path: Path) -> 
 def test_unknown_things_are_refused() -> None:
     s = sketch(adtn.TTN(bond=2), 64)
     for options, message in (
-        ({"task": "guess"}, "expected one of generate, apply, train, fit"),
+        ({"task": "guess"}, "expected 'generate', 'apply', 'train' or 'fit'"),
         ({"mode": "magic"}, "expected one of materialise"),
         ({"profile": "z80"}, "shipped are generic-cpu"),
         ({"memory": "much"}, "expected bytes"),

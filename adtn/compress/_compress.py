@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import PathArgument, checked
 from .._errors import CompressError
 from ..generator import Generator, generated_rows
 from ._config import Config
@@ -21,6 +22,7 @@ from ._work import Outcome, Work
 _CORNER = 96  # rows and columns of a weight that are shown
 
 
+@checked(CompressError)
 def compress(
     model: Any,
     config: Config | None = None,
@@ -31,7 +33,7 @@ def compress(
     score: Callable[[Any], Any] | None = None,
     device: str | None = None,
     executor: Executor | None = None,
-    folder: str | Path | None = None,
+    folder: PathArgument | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> CompressReport:
     """Replace layers of a model by generated ones, in place.

@@ -35,7 +35,7 @@ class Networks(Topology):
     """
 
     pieces: tuple[Segment, ...] = ()
-    activation: str = "silu"
+    activation: str | None = "silu"
 
     def levels(self, layout: Layout) -> list[Segment]:
         """The given levels, their last legs renamed as the layout calls them."""

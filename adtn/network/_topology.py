@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+from .._checks import Range, check_fields
 from .._errors import LayoutError, TopologyError
 from ._activation import get_activation
 from ._layout import Layout
 from ._segment import Segment, place_activations, shared, sizes_of
 
-Where = Literal["inner", "all"] | tuple[int, ...]
+Bond = Annotated[int, Range(1, 2**20)]
+Where = Annotated[Literal["inner", "all"] | tuple[int, ...], "'inner', 'all' or a tuple of level numbers"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -24,8 +26,8 @@ class Topology:
 
     Parameters
     ----------
-    activation : str
-        Elementwise function between levels; see :func:`adtn.register_activation`.
+    activation : str or None
+        Elementwise function between levels; see :func:`adtn.register_activation`. ``None`` is ``"identity"``.
     where : {"inner", "all"} or tuple of int
         - ``"inner"``: after every level but the last (a weight must be able to take any value)
         - ``"all"``: after the last one too
@@ -34,7 +36,7 @@ class Topology:
         All cores of one kind, level and shape are one parameter.
     """
 
-    activation: str = "identity"
+    activation: str | None = "identity"
     where: Where = "inner"
     share: bool = False
 
@@ -44,11 +46,10 @@ class Topology:
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        get_activation(self.activation)
-        if isinstance(self.where, str) and self.where not in ("inner", "all"):
-            raise TopologyError(f"Got where={self.where!r}; expected 'inner', 'all' or a tuple of level numbers.")
-        if isinstance(self.where, list):
-            object.__setattr__(self, "where", tuple(self.where))
+        check_fields(self, TopologyError)
+        if self.activation is None:
+            object.__setattr__(self, "activation", "identity")
+        get_activation(self.activation or "identity")
 
     def __repr__(self) -> str:
         """The call that makes it, without what has its default value."""
@@ -76,7 +77,7 @@ class Topology:
 @lru_cache(maxsize=256)
 def _segments(topology: Topology, layout: Layout) -> tuple[Segment, ...]:
     levels = topology.levels(layout)
-    segments = place_activations(levels, topology.activation, topology.where)
+    segments = place_activations(levels, topology.activation or "identity", topology.where)
     if topology.share:
         segments = shared(segments)
     sizes = sizes_of(segments)
@@ -89,6 +90,7 @@ def _segments(topology: Topology, layout: Layout) -> tuple[Segment, ...]:
     return segments
 
 
+TopologyArgument = Annotated[Topology, "a topology with its options, such as adtn.TTN(bond=4)"]
 TopologyT = TypeVar("TopologyT", bound=Topology)
 
 _TOPOLOGIES: dict[str, type[Topology]] = {}

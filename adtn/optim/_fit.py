@@ -12,10 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from .._backend import Backend, check_device
+from .._checks import Count, NotNegative, Positive, Seed, checked
 from .._errors import FitError
 from .._typing import Array, Params
 from ..generator import Generator
-from ..schedule import MODES
+from ..schedule import MODES, Memory
 from ._checkpoint import Checkpoint, fingerprint, read_checkpoint, write_checkpoint
 from ._decompose import decompose
 from ._first_order import run_first_order
@@ -23,9 +24,9 @@ from ._lbfgs import run_lbfgs
 from ._lm import plan_curvature, run_lm
 from ._loss import TASK, Loss, plan_loss
 from ._objective import Objective, Reconstruction, as_objective
-from ._options import Callback, FitOptions, Name
+from ._options import Callback, FitOptions, Mode, Momentum, Name
 from ._progress import ProgressBar
-from ._schedules import Schedule, ScheduleName
+from ._schedules import ScheduleArgument
 from ._solution import Solution, Status
 
 EXACT = tuple(mode for mode in MODES if mode != "factored")  # these form the residual itself
@@ -114,6 +115,7 @@ class Run:
         return None
 
 
+@checked(FitError)
 def fit(
     generator: Generator,
     target: Any,
@@ -121,24 +123,24 @@ def fit(
     device: str = "numpy:cpu",
     dtype: str | None = None,
     optimizer: Name = "adam",
-    steps: int = 1000,
-    lr: float = 1e-2,
-    schedule: ScheduleName | Schedule = "cosine",
-    clip: float | None = None,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    lr_factors: Mapping[str, float] | None = None,
-    seed: int = 0,
+    steps: Count = 1000,
+    lr: Positive = 1e-2,
+    schedule: ScheduleArgument = "cosine",
+    clip: Positive | None = None,
+    momentum: Momentum = 0.9,
+    weight_decay: NotNegative = 0.0,
+    lr_factors: Mapping[str, NotNegative] | None = None,
+    seed: Seed = 0,
     start: Literal["generator", "decomposition"] = "generator",
-    tolerance: float = 0.0,
-    patience: int | None = None,
-    time_limit: float | None = None,
+    tolerance: NotNegative = 0.0,
+    patience: Count | None = None,
+    time_limit: NotNegative | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_every: int = 100,
-    mode: Literal["materialise", "stream", "factored"] | None = None,
-    memory: str | int | None = None,
+    checkpoint_every: Count = 100,
+    mode: Mode | None = None,
+    memory: Memory = None,
 ) -> Solution:
     """Train a generator's parameters.
 
@@ -236,8 +238,6 @@ def fit(
         if not isinstance(objective, Reconstruction):
             raise FitError("start='decomposition' needs a weight to decompose; pass an array or a Reconstruction.")
         generator = decompose(generator, objective.target)
-    elif start != "generator":
-        raise FitError(f"Got start={start!r}; expected 'generator' or 'decomposition'.")
     return run_fit(generator, objective, options)
 
 

@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 from autoray import do
 
+from .._arrays import host_array
 from .._backend import Backend
+from .._checks import checked, shown
 from .._errors import FitError
 from .._typing import Array, Params, Shape
 from ..schedule import Consumer, squared_distance
+
+_BLOCK = 1 << 13  # entries that are looked at together
 
 ValueAndGrad = Callable[[Array, "Params | None", Params, tuple[Array, ...]], tuple[Array, tuple[Any, ...]]]
 
@@ -108,13 +112,11 @@ class Reconstruction(Objective):
     """
 
     def __init__(self, target: Any) -> None:
-        target = np.asarray(target)
-        if target.dtype.kind not in "fiub" and target.dtype.name != "bfloat16":
-            raise FitError(f"Got a target of {target.dtype}; expected real numbers.")
+        target = host_array("target", target, FitError)
         # single and double precision stay as they are: a large weight is not copied
         self.target = target if target.dtype in (np.float32, np.float64) else target.astype(np.float64)
         self.params = {}
-        norm = _checked_norm(self.target, "target")
+        norm = _norm(self.target, "target")
         if norm == 0.0:
             raise FitError("Got a target of zeros, for which no relative error exists; leave that layer out.")
         self._inverse_norm = 1.0 / norm
@@ -171,20 +173,22 @@ class DataAwareReconstruction(Reconstruction):
     def __init__(self, target: Any, second_moment: Any) -> None:
         super().__init__(target)
         self.target = np.asarray(self.target, dtype=np.float64)
-        self.second_moment = np.asarray(second_moment, dtype=np.float64)
+        self.second_moment = np.asarray(host_array("second_moment", second_moment, FitError), dtype=np.float64)
+        if not self.target.ndim:
+            raise FitError(f"Got target={shown(target)}; expected a weight (n_out, n_in).")
         n_in = self.target.size // self.target.shape[0]
         if self.second_moment.shape != (n_in, n_in):
-            raise FitError(f"Got a second moment of shape {self.second_moment.shape}; expected {(n_in, n_in)}.")
-        _checked_norm(self.second_moment, "second moment")
+            raise FitError(f"Got a second_moment of shape {self.second_moment.shape}; expected {(n_in, n_in)}.")
+        _norm(self.second_moment, "second_moment")
         if not np.allclose(
             self.second_moment, self.second_moment.T, rtol=1e-4, atol=1e-6 * np.abs(self.second_moment).max()
         ):
-            raise FitError("The second moment is not symmetric; pass x.T @ x / n of the layer's inputs.")
+            raise FitError("Got a second_moment that is not symmetric; expected x.T @ x / n of the layer's inputs.")
         flat = self.target.reshape(self.target.shape[0], -1)
         power = float(np.sum((flat @ self.second_moment) * flat))
         if not power > 0.0:
             raise FitError(
-                "The layer's outputs are zero under this second moment; check that its inputs were collected."
+                "Got a second_moment under which the layer's outputs are zero; check that its inputs were collected."
             )
         self._inverse_norm = power**-0.5
 
@@ -234,6 +238,7 @@ class Task(Objective):
     {}
     """
 
+    @checked(FitError)
     def __init__(
         self,
         fn: Callable[..., Any],
@@ -243,7 +248,7 @@ class Task(Objective):
         differentiated: bool = False,
     ) -> None:
         self.fn = fn
-        self.params = {name: np.asarray(x) for name, x in (params or {}).items()}
+        self.params = {k: host_array(f"params[{k!r}]", x, FitError) for k, x in (params or {}).items()}
         self.batches = batches
         self.differentiated = differentiated
 
@@ -295,16 +300,18 @@ def _weighted_distance(backend: Backend, target: Array, constants: Params) -> Co
     return on_tile
 
 
-def _checked_norm(x: np.ndarray, what: str) -> float:
-    """The Frobenius norm, in double precision and without copies of the whole array."""
-    total, bad = 0.0, 0
-    for part in np.array_split(x.reshape(-1), max(1, x.size >> 20)):
-        square = float(np.dot(part.astype(np.float64), part.astype(np.float64)))
-        if not math.isfinite(square):
+def _norm(x: np.ndarray, what: str) -> float:
+    """The Frobenius norm, in double precision, block by block: no copy of the array in any order or dtype."""
+    flags: Any = ["external_loop", "buffered", "zerosize_ok"]
+    blocks = np.nditer(x, flags, [["readonly"]], [np.float64], casting="unsafe", buffersize=_BLOCK)
+    norm, bad = 0.0, 0
+    for block in blocks:
+        part: Any = block
+        largest = float(np.abs(part).max(initial=0.0))
+        if math.isfinite(largest) and largest > 0.0:  # squares of 1e-200 and 1e200 have no place in a double
+            norm = math.hypot(norm, largest * float(np.linalg.norm(part / largest)))
+        elif not math.isfinite(largest):
             bad += part.size - int(np.isfinite(part).sum())
-        total += square
     if bad:
-        raise FitError(
-            f"The {what} has {bad} entries that are NaN or infinite; expected none. Repair the weight first."
-        )
-    return math.sqrt(total)
+        raise FitError(f"Got a {what} with {bad} entries that are NaN or infinite; expected none. Repair it first.")
+    return norm

@@ -1,5 +1,6 @@
 """When and where: devices, their profiles, contraction orders, execution modes and plans."""
 
+from ._bytes import Memory as Memory
 from ._bytes import parse_bytes as parse_bytes
 from ._calibrate import calibrate as calibrate
 from ._device import Devices as Devices

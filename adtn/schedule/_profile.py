@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .._backend import Op
+from .._checks import checked
 from .._errors import ScheduleError
 
 FORMAT = 3
@@ -258,6 +260,7 @@ class DeviceProfile:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
 
     @classmethod
+    @checked(ScheduleError)
     def from_json(cls, text: str) -> DeviceProfile:
         """The inverse of :meth:`to_json`.
 
@@ -276,15 +279,23 @@ class DeviceProfile:
             for key in tables:
                 content[key] = tuple(content[key])
             return cls(**content)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ScheduleError(f"Got a profile that cannot be read ({error}); calibrate again.") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ScheduleError(
+                f"Got a text that is no profile ({error}); expected what to_json wrote. Calibrate again."
+            ) from error
 
     @classmethod
-    def load(cls, path: str | Path) -> DeviceProfile:
+    @checked(ScheduleError)
+    def load(cls, path: str | os.PathLike[str]) -> DeviceProfile:
         """Read a profile from a file."""
-        return cls.from_json(Path(path).read_text())
+        try:
+            text = Path(path).read_text()
+        except UnicodeDecodeError as error:
+            raise ScheduleError(f"Got path={str(path)!r}, which is no text ({error}); expected a profile.") from error
+        return cls.from_json(text)
 
     @classmethod
+    @checked(ScheduleError)
     def shipped(cls, name: str, dtype: str = "float32") -> DeviceProfile:
         """A profile that comes with the library: measured, or made from a public datasheet.
 
