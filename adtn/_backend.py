@@ -315,7 +315,7 @@ def get_backend(name: str) -> Backend:
     found = _entry_points().get(name)
     if found is None:
         raise DeviceError(
-            f"Got backend {name!r}; registered are {', '.join(backend_names())}. A new one needs an entry "
+            f"Got a device of backend {name!r}; registered are {', '.join(backend_names())}. A new one needs an entry "
             f"point in the group {GROUP!r} and its package installed (for an editable checkout: pip install -e .)."
         )
     try:

@@ -203,7 +203,8 @@ def rule_of(annotation: Any) -> Rule | None:
     if origin is Annotated:
         return _annotated(args[0], args[1:])
     if origin in (Union, types.UnionType):
-        return _either([rule_of(one) for one in args])
+        paths = [one for one in args if one is os.PathLike or get_origin(one) is os.PathLike]
+        return _either([rule_of(one) for one in args if not (paths and one is str)])
     if origin is Literal:
         return Rule(_listed([repr(one) for one in args]), lambda value: _chosen(value, args))
     if origin is tuple and args[-1:] != (Ellipsis,):

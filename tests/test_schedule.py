@@ -74,7 +74,7 @@ def test_a_card_gets_what_was_measured_on_its_kind_or_a_datasheet(card: str, dty
 
 
 def test_a_measured_profile_is_of_one_dtype() -> None:
-    with pytest.raises(ScheduleError, match="measured in float32"):
+    with pytest.raises(ScheduleError, match="expected float32, in which it was measured"):
         adtn.DeviceProfile.shipped("h200-torch", "bfloat16")
 
 
@@ -149,7 +149,7 @@ def test_unknown_things_are_refused() -> None:
     s = sketch(adtn.TTN(bond=2), 64)
     for options, message in (
         ({"task": "guess"}, "expected 'generate', 'apply', 'train' or 'fit'"),
-        ({"mode": "magic"}, "expected one of materialise"),
+        ({"mode": "magic"}, "expected 'materialise'"),
         ({"profile": "z80"}, "shipped are generic-cpu"),
         ({"memory": "much"}, "expected bytes"),
         ({"batch": 0}, "expected at least 1"),

@@ -126,11 +126,16 @@ class Config:
     )
     base: Annotated[RuleBase | None, "adtn.SeededBase(seed=0), adtn.IdentityBase(), or None"] = None
     budget: Annotated[Budget | None, "adtn.Budget(ratio=20), or None"] = None
-    candidates: Annotated[Sequence[Topology], "topologies, such as (adtn.TTN(), adtn.MPO())"] = (TTN(), TTN(activation="identity"), MPO(), Tucker())
+    candidates: Annotated[Sequence[Topology], "topologies, such as (adtn.TTN(), adtn.MPO())"] = (
+        TTN(),
+        TTN(activation="identity"),
+        MPO(),
+        Tucker(),
+    )
     restarts: Count = 1
-    recipe: Annotated[
-        Recipe | Annotated[Sequence[Recipe], Range(1)], f"one or several of {', '.join(RECIPES)}"
-    ] = "local-then-global"
+    recipe: Annotated[Recipe | Annotated[Sequence[Recipe], Range(1)], f"one or several of {', '.join(RECIPES)}"] = (
+        "local-then-global"
+    )
     mode: Literal["replace", "adapter"] = "replace"
     adapter: Name = "default"
     smallest: Whole = 256
@@ -146,9 +151,9 @@ class Config:
     dropout: Annotated[float, Range(0.0, 1.0, below=True)] | None = None
     capture: bool = False
     autocast: Literal["bfloat16"] | None = None
-    rates: Annotated[
-        Mapping[str, NotNegative], "numbers of at least 0 by names, such as {'*': 0.1}"
-    ] = field(default_factory=dict)
+    rates: Annotated[Mapping[str, NotNegative], "numbers of at least 0 by names, such as {'*': 0.1}"] = field(
+        default_factory=dict
+    )
     seed: Seed = 0
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from .._checks import PathArgument, checked
 from .._errors import CompressError
 from ._compress import compress
 from ._config import Config
@@ -76,7 +77,8 @@ def run_folder(
     return report
 
 
-def load_pretrained(folder: str | Path) -> Any:
+@checked(CompressError)
+def load_pretrained(folder: PathArgument) -> Any:
     """The compressed model in a folder that ``adtn compress`` made of a Hugging Face folder.
 
     Parameters
@@ -100,7 +102,8 @@ def load_pretrained(folder: str | Path) -> Any:
     return load_model(model_of(Path(folder), None).model, folder)
 
 
-def load_model(model: Any, folder: str | Path) -> Any:
+@checked(CompressError)
+def load_model(model: Any, folder: PathArgument) -> Any:
     """Make a dense model the compressed one that :func:`run_folder` or ``adtn compress`` saved.
 
     Parameters

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .._atomic import write_atomic
+from .._checks import checked
 from .._errors import ADTNError, FileFormatError
 from ..generator import Generator
 from ..network import BASE, IdentityBase, Layout, SeededBase, topology_from_json, topology_to_json
@@ -26,6 +27,7 @@ _CODES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F1
 _LEVELS = 127
 
 
+@checked(FileFormatError)
 def save(path: str | os.PathLike[str], generator: Generator, dtype: StoreDtype | None = None) -> None:
     """Write a generator to a file, whole or not at all.
 
@@ -96,6 +98,7 @@ def to_bytes(generator: Generator, dtype: StoreDtype | None = None) -> bytes:
     return blank.replace(_NO_DIGEST.encode(), hashlib.sha256(blank).hexdigest().encode(), 1)
 
 
+@checked(FileFormatError)
 def load(path: str | os.PathLike[str]) -> Generator:
     """Read a generator.
 

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from .._atomic import write_atomic
+from .._checks import Count, checked
 from .._errors import ADTNError
 from ..bench import machine
 from ..compress import save
@@ -88,12 +89,13 @@ class Report:
         return {"command": command, "data": self.data, "machine": machine(), "results": rows}
 
 
+@checked(ADTNError)
 def run_demo(
-    data: str = "digits",
+    data: Literal["digits", "mnist"] = "digits",
     *,
     devices: Sequence[str] | None = None,
-    seeds: int = 1,
-    steps: int | None = None,
+    seeds: Count = 1,
+    steps: Count | None = None,
     only: Sequence[str] = (),
     layer: str = "",
     out: Path | None = None,

@@ -293,7 +293,7 @@ class Generator:
             If a name is missing or unknown, or a shape differs.
         """
         if set(params) != set(self._params):
-            raise TopologyError(f"Got parameters {sorted(params)}; expected {sorted(self._params)}.")
+            raise TopologyError(f"Got params of {sorted(params)}; expected those of {sorted(self._params)}.")
         new = object.__new__(Generator)
         new.__dict__.update(
             {k: v for k, v in self.__dict__.items() if k not in ("num_active_params", "degrees_of_freedom")}
@@ -348,7 +348,7 @@ class Generator:
         DeviceError, MissingDependencyError
             If the device or dtype is not available.
         """
-        dtype = dtype or self._dtype
+        dtype = self._dtype if dtype is None else dtype
         backend, _ = check_device(device, dtype)
         key = (device, dtype)
         if key not in self._compiled:

@@ -228,7 +228,7 @@ def pad(x: Array, axis: int, thickness: int) -> Array:
 def _check_shape(shape: Shape) -> None:
     if not 1 <= len(shape) <= MAX_AXES:
         raise LayoutError(
-            f"Got shape={shape}, a weight with {len(shape)} axes; a layout takes 1 to {MAX_AXES}. Reshape it first."
+            f"Got shape={shape}, a weight with {len(shape)} axes; expected 1 to {MAX_AXES}. Reshape it first."
         )
     if any(n < 1 for n in shape):
         raise LayoutError(f"Got shape {shape}; every axis must have at least one entry.")

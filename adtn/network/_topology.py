@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from .._checks import Range, check_fields
+from .._checks import Range, check_fields, checked, shown
 from .._errors import LayoutError, TopologyError
 from ._activation import get_activation
 from ._layout import Layout
@@ -49,7 +49,7 @@ class Topology:
         check_fields(self, TopologyError)
         if self.activation is None:
             object.__setattr__(self, "activation", "identity")
-        get_activation(self.activation or "identity")
+        get_activation("identity" if self.activation is None else self.activation)
 
     def __repr__(self) -> str:
         """The call that makes it, without what has its default value."""
@@ -97,7 +97,15 @@ _TOPOLOGIES: dict[str, type[Topology]] = {}
 
 
 def register_topology(cls: type[TopologyT]) -> type[TopologyT]:
-    """Class decorator: let files and the command line name this topology."""
+    """Class decorator: let files and the command line name this topology.
+
+    Raises
+    ------
+    TopologyError
+        If it is no dataclass that extends :class:`Topology`, or the name is taken.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Topology) and is_dataclass(cls)):
+        raise TopologyError(f"Got cls={shown(cls)}; expected a frozen dataclass that extends adtn.Topology.")
     if cls.__name__.lower() in _TOPOLOGIES:
         raise TopologyError(f"A topology called {cls.__name__!r} exists already; choose another name.")
     _TOPOLOGIES[cls.__name__.lower()] = cls
@@ -109,6 +117,7 @@ def topology_names() -> tuple[str, ...]:
     return tuple(_TOPOLOGIES)
 
 
+@checked(TopologyError)
 def get_topology(name: str) -> type[Topology]:
     """The topology class called ``name``, in any case.
 
@@ -120,7 +129,7 @@ def get_topology(name: str) -> type[Topology]:
     try:
         return _TOPOLOGIES[name.lower()]
     except KeyError:
-        raise TopologyError(f"Got topology {name!r}; known are {', '.join(_TOPOLOGIES)}.") from None
+        raise TopologyError(f"Got topology name={shown(name)}; expected one of {', '.join(_TOPOLOGIES)}.") from None
 
 
 def topology_to_json(topology: Topology) -> dict[str, Any]:

@@ -227,9 +227,7 @@ class ATTN(TTN):
     2
     """
 
-    pairs: Annotated[
-        Literal["all"] | tuple[tuple[Position, Position], ...], "'all' or pairs of leg positions"
-    ] = "all"
+    pairs: Annotated[Literal["all"] | tuple[tuple[Position, Position], ...], "'all' or pairs of leg positions"] = "all"
     noise: NotNegative = 0.0
 
     def __post_init__(self) -> None:

@@ -228,7 +228,7 @@ def fit(
     True
     """
     options = FitOptions(
-        device, dtype or generator.dtype, optimizer, steps, lr, schedule, clip, momentum, weight_decay,
+        device, generator.dtype if dtype is None else dtype, optimizer, steps, lr, schedule, clip, momentum, weight_decay,
         dict(lr_factors or {}), seed, tolerance, patience, time_limit, tuple(callbacks), progress,
         checkpoint, checkpoint_every, mode, memory,
     )  # fmt: skip

@@ -118,7 +118,7 @@ class Reconstruction(Objective):
         self.params = {}
         norm = _norm(self.target, "target")
         if norm == 0.0:
-            raise FitError("Got a target of zeros, for which no relative error exists; leave that layer out.")
+            raise FitError("Got a target of zeros, which has no relative error; expected others. Leave that layer out.")
         self._inverse_norm = 1.0 / norm
 
     def constants(self) -> dict[str, np.ndarray]:
@@ -178,7 +178,10 @@ class DataAwareReconstruction(Reconstruction):
             raise FitError(f"Got target={shown(target)}; expected a weight (n_out, n_in).")
         n_in = self.target.size // self.target.shape[0]
         if self.second_moment.shape != (n_in, n_in):
-            raise FitError(f"Got a second_moment of shape {self.second_moment.shape}; expected {(n_in, n_in)}.")
+            raise FitError(
+                f"Got a second_moment of shape {self.second_moment.shape} for a target of {self.target.shape}; expected "
+                f"{(n_in, n_in)}."
+            )
         _norm(self.second_moment, "second_moment")
         if not np.allclose(
             self.second_moment, self.second_moment.T, rtol=1e-4, atol=1e-6 * np.abs(self.second_moment).max()

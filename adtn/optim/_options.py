@@ -49,7 +49,7 @@ class FitOptions:
             raise FitError(f"Got clip with {self.optimizer!r}, which needs the gradient as it is; leave clip out.")
         if self.weight_decay and self.optimizer != "adamw":
             raise FitError(
-                f"Got weight_decay={self.weight_decay} with {self.optimizer!r}; only 'adamw' decays weights."
+                f"Got weight_decay={self.weight_decay} with {self.optimizer!r}; expected 0, only 'adamw' decays weights."
             )
 
     @property

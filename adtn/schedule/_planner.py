@@ -25,6 +25,7 @@ from ..network import (
     Segment,
     Stage,
     Weighting,
+    check_activation,
     closed,
     product_order,
     row_order,
@@ -139,8 +140,12 @@ def decide(
         raise ScheduleError(f"Got generator={shown(generator)}; expected an adtn.Generator.")
     if task in ("apply", "train") and len(generator.shape) != 2:
         raise ScheduleError(f"Got a weight of shape {generator.shape}; task={task!r} needs (n_out, n_in).")
-    dtype = dtype or generator.dtype
+    dtype = generator.dtype if dtype is None else dtype
     found = _profile(device, dtype, profile)
+    name, where = split_device(device)
+    if not (found.source == "datasheet" and name == "null"):
+        for segment in generator.segments:
+            check_activation(segment.activation, name, where)
     weighting = generator.weighting
     key = _Key(
         generator.segments, weighting, task, device, dtype, batch if task in ("apply", "train") else None,
@@ -164,7 +169,9 @@ def _profile(device: str, dtype: str, profile: Profile | None) -> DeviceProfile:
         return DeviceProfile.load(profile)
     except (OSError, ValueError):
         names = ", ".join(shipped_profiles())
-        raise ScheduleError(f"Got profile={profile!r}, which is no file; shipped are {names}.") from None
+        raise ScheduleError(
+            f"Got profile={profile!r}, which is no profile; expected a file, or one of {names}."
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -316,10 +316,14 @@ class DeviceProfile:
             return _from_datasheet(name, dtype, sheets[name])
         if name not in _measured():
             known = ", ".join(shipped_profiles())
-            raise ScheduleError(f"Got profile {name!r}; shipped are {known}. A path to a file works too.")
+            raise ScheduleError(
+                f"Got profile name={name!r}; expected one of {known}. plan takes a path to a file, too."
+            )
         found = cls.from_json((_folder() / "measured" / f"{name}.json").read_text())
         if found.dtype != dtype:
-            raise ScheduleError(f"Got dtype {dtype!r} for profile {name!r}, which was measured in {found.dtype}.")
+            raise ScheduleError(
+                f"Got dtype {dtype!r} for profile {name!r}; expected {found.dtype}, in which it was measured."
+            )
         return found
 
 
@@ -362,7 +366,7 @@ def _from_datasheet(name: str, dtype: str, sheet: dict[str, Any]) -> DeviceProfi
     """Tables from peaks: a product is a roofline with half rate at the dimension where one tile per unit is filled."""
     flops: dict[str, float] = sheet["flop_per_s"]
     if dtype not in flops:
-        raise ScheduleError(f"Got dtype {dtype!r} for profile {name!r}, which has {', '.join(flops)}.")
+        raise ScheduleError(f"Got dtype {dtype!r} for profile {name!r}; expected one of {', '.join(flops)}.")
     peak = flops[dtype] * sheet["efficiency"]
     bandwidth = sheet["bandwidth_bytes_per_s"] * sheet["efficiency"]
     half, launch = sheet["half_rate_size"], sheet["launch_s"]

@@ -59,8 +59,8 @@ class NumpyBackend:
             got = fn(weight, *batch) if extra is None else fn(weight, extra, *batch)
             if not isinstance(got, tuple) or len(got) != 2:
                 raise FitError(
-                    f"On NumPy a task objective returns (loss, dL/dW); got {type(got).__name__}. Return the gradient "
-                    "too, or run on 'torch:cpu' or 'jax:cpu', which differentiate the loss themselves."
+                    f"Got a {type(got).__name__} from the function of a task (target=); expected (loss, dL/dW): NumPy "
+                    "differentiates nothing. Or run on 'torch:cpu' or 'jax:cpu', which do."
                 )
             loss, grads = got
             return loss, grads if isinstance(grads, tuple) else (grads,)

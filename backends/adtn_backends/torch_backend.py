@@ -16,11 +16,10 @@ from adtn._errors import DeviceError
 from adtn._typing import Params, Shape
 from torch.nn import functional as F
 
+from . import torch_functions as torch_functions
 from ._memory import host_memory_bytes
 from ._pool import Pool
 
-# autoray looks for scipy.special.erf inside torch; it lies at the top there
-autoray.register_function("torch", "scipy.special.erf", torch.erf)
 # its own translation of arguments is nothing that PyTorch's compiler follows
 autoray.register_function("torch", "concatenate", torch.concatenate)
 # nor does it, from 2.14 on, look up which module the class of a parameter is from

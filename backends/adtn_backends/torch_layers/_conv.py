@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from adtn import Generator, Layout, Topology
+from adtn._checks import checked
 from adtn._errors import LayoutError
 from torch import nn
 
@@ -19,6 +20,7 @@ class _ADTNConv(nn.Module):
     axes: ClassVar[int]
     dense: ClassVar[Any]
 
+    @checked(LayoutError)
     def __init__(
         self,
         weight: Generator | GeneratedWeight,

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from adtn import Generator, Layout, Topology
+from adtn._checks import checked
+from adtn._errors import LayoutError
 from torch import nn
 
 from ._weight import Base, GeneratedWeight, as_weight, generator_of, is_traced
@@ -36,6 +38,7 @@ class ADTNEmbedding(nn.Module):
     torch.Size([1, 3, 16])
     """
 
+    @checked(LayoutError)
     def __init__(self, weight: Generator | GeneratedWeight, padding_idx: int | None = None) -> None:
         super().__init__()
         self.generated = as_weight(weight, 2, "an embedding (num_embeddings, embedding_dim)")

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from adtn import Generator, Layout, Topology
+from adtn._arrays import host_array
 from adtn._backend import get_backend
-from adtn._errors import DeviceError
+from adtn._checks import checked
+from adtn._errors import DeviceError, LayoutError
 from adtn.generator import generated_rows
 from adtn.network import get_activation
 from adtn.schedule import KEPT_BYTES, Steps, TiledWeight, TracedApply, decide, generate, with_base
@@ -44,6 +46,7 @@ class GeneratedWeight(nn.Module):
     torch.Size([64, 32])
     """
 
+    @checked(LayoutError)
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         self._structure = generator
@@ -262,6 +265,11 @@ def bias_parameter(bias: Any, n: int, like: GeneratedWeight) -> nn.Parameter | N
     """``True`` for zeros, ``False`` or ``None`` for nothing, or the values."""
     if bias is False or bias is None:
         return None
-    values = torch.zeros(n) if bias is True else torch.as_tensor(bias).detach().clone()
+    if bias is True:
+        values = torch.zeros(n)
+    elif isinstance(bias, torch.Tensor) and not bias.is_complex():
+        values = bias.detach().clone()
+    else:
+        values = torch.tensor(host_array("bias", bias, LayoutError))
     check_bias(tuple(values.shape), n)
     return nn.Parameter(values.to(like.device, like.dtype))
