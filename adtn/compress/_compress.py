@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import PathArgument, checked
-from .._errors import CompressError
+from .._checks import PathArgument, checked, shown
+from .._errors import CompressError, LayoutError, TopologyError
 from ..generator import Generator, generated_rows
 from ._config import Config
 from ._local import Executor, LocalTask
@@ -46,7 +46,7 @@ def compress(
         What to compress, into what, and how.
     data : iterable, optional
         Batches: ``(inputs, labels)``, or mappings with ``"labels"`` for models that take keywords. Gone through more
-        than once: a list or a data loader, not a generator.
+        than once: a list or a data loader, not a generator. One batch alone needs no list around it.
     test : iterable, optional
         The same, for the loss before and after, and the accuracy where labels number classes.
     loss : callable, optional
@@ -84,6 +84,7 @@ def compress(
     True
     """
     config = config or Config()
+    data, test = _batches("data", data), _batches("test", test)
     stages = config.stages(data is not None)
     measured = config.budget is not None and config.budget.accuracy_loss is not None
     if measured and test is None and score is None:
@@ -92,6 +93,8 @@ def compress(
     say = progress or (lambda line: None)
     began = time.monotonic()
     chosen, dense = config.select(adapter.layers())
+    dense |= {layer.name: why for layer in chosen if (why := _impossible(layer, config))}
+    chosen = [layer for layer in chosen if layer.name not in dense]
     weights = {layer.name: {name: adapter.weight(name) for name in layer.weights} for layer in chosen}
     dense |= {name: why for name, own in weights.items() if (why := _unfit(own.values()))}
     chosen = [layer for layer in chosen if layer.name not in dense]
@@ -133,6 +136,19 @@ def compress(
     )
 
 
+def _batches(name: str, data: Any) -> Iterable[Any] | None:
+    """Batches; a single one that is given without the list around it is put in one."""
+    if data is None:
+        return None
+    if isinstance(data, Mapping) and "labels" in data:
+        return [data]
+    if isinstance(data, tuple) and len(data) == 2 and all(hasattr(part, "shape") for part in data):
+        return [data]
+    if isinstance(data, Mapping) or hasattr(data, "shape") or not isinstance(data, Iterable):
+        raise CompressError(f"Got {name}={shown(data)}; expected batches, such as [(inputs, labels), ...].")
+    return data
+
+
 def _tasks(
     adapter: Model,
     config: Config,
@@ -156,6 +172,20 @@ def _tasks(
         )
         for _, name, own in planned
     }  # fmt: skip
+
+
+def _impossible(layer: Layer, config: Config) -> str:
+    """Why the wished topology cannot generate a layer's weights; a budget chooses others."""
+    own = config.options_of(layer)
+    for shape in layer.weights.values():
+        if math.prod(shape) == 1:
+            return "has a single entry"
+        try:
+            if config.budget is None:
+                own.topology.segments(own.layout(shape))
+        except (LayoutError, TopologyError) as error:
+            return str(error)
+    return ""
 
 
 def _unfit(weights: Iterable[np.ndarray]) -> str:

@@ -77,6 +77,13 @@ class Topology:
 @lru_cache(maxsize=256)
 def _segments(topology: Topology, layout: Layout) -> tuple[Segment, ...]:
     levels = topology.levels(layout)
+    if not layout.ndim_legs:  # a single entry: a level without a leg has no core
+        levels = [level for level in levels if level.cores]
+        if not levels:
+            raise TopologyError(
+                f"Got shape {layout.shape}, a single entry without a leg; {type(topology).__name__} needs one. Store it as "
+                "it is."
+            )
     segments = place_activations(levels, topology.activation or "identity", topology.where)
     if topology.share:
         segments = shared(segments)

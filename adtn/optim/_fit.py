@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .._arrays import host_array
 from .._backend import Backend, check_device
 from .._checks import Count, NotNegative, Positive, Seed, checked
 from .._errors import FitError
@@ -29,6 +30,7 @@ from ._progress import ProgressBar
 from ._schedules import ScheduleArgument
 from ._solution import Solution, Status
 
+_FAR = 1e8  # ratio of a target's size to the generator's, beyond which that is changed
 EXACT = tuple(mode for mode in MODES if mode != "factored")  # these form the residual itself
 
 
@@ -94,8 +96,8 @@ class Run:
         arrays = self.objective.batch(np.random.Generator(np.random.Philox(key=key)))
         return tuple(self._asarray(x) for x in arrays or ())
 
-    def _asarray(self, x: np.ndarray) -> Array:
-        x = np.asarray(x)
+    def _asarray(self, x: Any) -> Array:
+        x = host_array("batches", x, FitError)
         return self.backend.asarray(x, self.device, self.options.dtype if np.issubdtype(x.dtype, np.floating) else None)
 
     def record(self, step: int, loss: float) -> Status | None:
@@ -149,7 +151,9 @@ def fit(
     generator : Generator
         Where to start.
     target : array, Objective or callable
-        A weight to reconstruct, an objective, or a function of the weight (see :class:`adtn.Task`).
+        A weight to reconstruct, of any framework and on any device, an objective, or a function of the weight (see
+        :class:`adtn.Task`). Where the weight is more than 1e8 times larger or smaller than the generator's scale, the
+        solution has the scale of the weight.
     device : str
         Such as ``"numpy:cpu"``, ``"torch:cuda:0"``, ``"jax:cpu"``.
     dtype : str, optional
@@ -234,11 +238,25 @@ def fit(
     )  # fmt: skip
     objective = as_objective(target)
     objective.check(generator.shape)
+    generator = _of_the_size_of(generator, objective)
     if start == "decomposition":
         if not isinstance(objective, Reconstruction):
             raise FitError("start='decomposition' needs a weight to decompose; pass an array or a Reconstruction.")
         generator = decompose(generator, objective.target)
     return run_fit(generator, objective, options)
+
+
+def _of_the_size_of(generator: Generator, objective: Objective) -> Generator:
+    """With the scale of a target that is so much larger or smaller that no step would lead there."""
+    if not isinstance(objective, Reconstruction) or generator.base is not None:
+        return generator
+    spread = objective.norm / math.sqrt(generator.layout.size)
+    if 1.0 / _FAR < spread / (abs(generator.scale) or 1.0) < _FAR:
+        return generator
+    return Generator(
+        generator.shape, generator.topology, layout=generator.layout, scale=spread, dtype=generator.dtype,
+        params=generator.stored,
+    )  # fmt: skip
 
 
 def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> Solution:

@@ -18,6 +18,7 @@ from .._errors import FitError
 from .._typing import Array, Params, Shape
 from ..schedule import Consumer, squared_distance
 
+_NEAR = 1e-12  # of a norm or its inverse: beyond, squares leave single precision
 _BLOCK = 1 << 13  # entries that are looked at together
 
 ValueAndGrad = Callable[[Array, "Params | None", Params, tuple[Array, ...]], tuple[Array, tuple[Any, ...]]]
@@ -96,6 +97,11 @@ class TileObjective:
     loss_factor: float
     slope_factor: float
 
+    @property
+    def is_far(self) -> bool:
+        """Whether the squares of the target and of the generator's scale have no place in single precision."""
+        return self.factor != 1.0 and not _NEAR < self.factor < 1.0 / _NEAR
+
 
 class Reconstruction(Objective):
     r"""Relative squared error :math:`\lVert \hat W - W\rVert_F^2 / \lVert W\rVert_F^2`.
@@ -119,11 +125,17 @@ class Reconstruction(Objective):
         norm = _norm(self.target, "target")
         if norm == 0.0:
             raise FitError("Got a target of zeros, which has no relative error; expected others. Leave that layer out.")
+        self._norm = norm
         self._inverse_norm = 1.0 / norm
 
     def constants(self) -> dict[str, np.ndarray]:
         """The target."""
         return {"target": self.target}
+
+    @property
+    def norm(self) -> float:
+        """Of the target."""
+        return self._norm
 
     def check(self, shape: Shape) -> None:
         """Refuse weights of another shape."""
@@ -138,8 +150,8 @@ class Reconstruction(Objective):
     def in_tiles(self, half: bool) -> TileObjective | None:
         """Entry by entry, in any order."""
         inverse = self._inverse_norm
-        # half precisions normalise before squaring, or sums of squares overflow
-        factor, rest = (inverse, 1.0) if half else (1.0, inverse * inverse)
+        # half precisions normalise before squaring, or sums of squares overflow; so do others where norms are extreme
+        factor, rest = (1.0, inverse * inverse) if _NEAR < inverse < 1.0 / _NEAR and not half else (inverse, 1.0)
         return TileObjective(True, _distance, factor, rest, 2.0 * rest)
 
     @property
@@ -149,7 +161,7 @@ class Reconstruction(Objective):
 
     def curvature(self, rows: Array, constants: Params) -> Array:
         """The same everywhere."""
-        return rows * (2.0 * self._inverse_norm**2)
+        return rows * self._inverse_norm * (2.0 * self._inverse_norm)
 
 
 class DataAwareReconstruction(Reconstruction):
@@ -187,13 +199,17 @@ class DataAwareReconstruction(Reconstruction):
             self.second_moment, self.second_moment.T, rtol=1e-4, atol=1e-6 * np.abs(self.second_moment).max()
         ):
             raise FitError("Got a second_moment that is not symmetric; expected x.T @ x / n of the layer's inputs.")
-        flat = self.target.reshape(self.target.shape[0], -1)
+        # an error relative to the outputs does not depend on the moment's size; a power of two changes no digit
+        spread = float(np.trace(self.second_moment)) / n_in
+        if spread > 0.0:
+            self.second_moment = self.second_moment * 2.0 ** -round(math.log2(spread))
+        flat = self.target.reshape(self.target.shape[0], -1) * (1.0 / self._norm)
         power = float(np.sum((flat @ self.second_moment) * flat))
         if not power > 0.0:
             raise FitError(
                 "Got a second_moment under which the layer's outputs are zero; check that its inputs were collected."
             )
-        self._inverse_norm = power**-0.5
+        self._inverse_norm = power**-0.5 / self._norm
 
     def constants(self) -> dict[str, np.ndarray]:
         """The target and the second moment."""
@@ -210,7 +226,8 @@ class DataAwareReconstruction(Reconstruction):
 
     def curvature(self, rows: Array, constants: Params) -> Array:
         """By the second moment of the inputs."""
-        return do("matmul", rows, constants["second_moment"]) * (2.0 * self._inverse_norm**2)
+        bent = do("matmul", rows * self._inverse_norm, constants["second_moment"])
+        return bent * (2.0 * self._inverse_norm)
 
 
 class Task(Objective):
@@ -261,7 +278,10 @@ class Task(Objective):
 
     def batch(self, rng: np.random.Generator) -> tuple[np.ndarray, ...] | None:
         """The data of one step."""
-        return self.batches(rng) if self.batches is not None else None
+        if self.batches is None:
+            return None
+        found = self.batches(rng)
+        return tuple(found) if isinstance(found, tuple | list) else (found,)
 
     def bind(self, backend: Backend) -> ValueAndGrad:
         """The function with its gradient: its own, or the framework's."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from adtn._backend import Backend, DeviceInfo, Differentiable, Elementwise, Workspace
+from adtn._checks import shown
 from adtn._errors import DeviceError, FitError
 from adtn._typing import Params, Shape
 
@@ -63,7 +64,15 @@ class NumpyBackend:
                     "differentiates nothing. Or run on 'torch:cpu' or 'jax:cpu', which do."
                 )
             loss, grads = got
-            return loss, grads if isinstance(grads, tuple) else (grads,)
+            if np.shape(loss) != () or np.asarray(loss).dtype.kind not in "fiu":
+                raise FitError(f"Got the loss {shown(loss)} from the function of a task (target=); expected one number.")
+            grads = grads if isinstance(grads, tuple) else (grads,)
+            if np.shape(grads[0]) != weight.shape:
+                raise FitError(
+                    f"Got a gradient of shape {np.shape(grads[0])} from the function of a task (target=); expected that "
+                    f"of the weight, {weight.shape}."
+                )
+            return loss, grads
 
         return checked
 
