@@ -294,7 +294,8 @@ def _mapping(rule: Rule | None) -> Rule:
 
 
 def _iterable(value: Any) -> Any:
-    return _if(isinstance(value, Iterable) and not isinstance(value, str | bytes), value)
+    goes_round = hasattr(value, "__iter__") or hasattr(value, "__getitem__")
+    return _if(goes_round and not isinstance(value, str | bytes | type), value)
 
 
 def _chosen(value: Any, known: Sequence[Any]) -> Any:

@@ -120,6 +120,7 @@ def fit(
     """Fit a generator to a weight of your own and save it."""
     from .compress import pick_weight, save
     from .generator import Generator
+    from .optim import Status
     from .optim import fit as run
 
     name, weight = pick_weight(file, key)
@@ -141,6 +142,8 @@ def fit(
     )
     print(f"{solution.status.name}: {solution.status.value}")
     print(f"saved to {target}")
+    if solution.status is Status.INTERRUPTED:
+        raise typer.Exit(130)
 
 
 @app.command()

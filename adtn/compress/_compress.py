@@ -144,7 +144,7 @@ def _batches(name: str, data: Any) -> Iterable[Any] | None:
         return [data]
     if isinstance(data, tuple) and len(data) == 2 and all(hasattr(part, "shape") for part in data):
         return [data]
-    if isinstance(data, Mapping) or hasattr(data, "shape") or not isinstance(data, Iterable):
+    if isinstance(data, Mapping) or hasattr(data, "shape"):
         raise CompressError(f"Got {name}={shown(data)}; expected batches, such as [(inputs, labels), ...].")
     return data
 

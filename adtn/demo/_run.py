@@ -178,7 +178,7 @@ def train(problem: Problem, case: Case, images: Images, device: str, seed: int) 
     factors |= {name: case.lr / LR for name in start.params if case.lr != LR}
     options = FitOptions(device=device, steps=problem.steps, lr=LR, lr_factors=factors, seed=seed, progress=False)
     began = time.perf_counter()
-    solution = run_fit(start, mlp.task(images, seed, problem.batch), options)
+    solution = run_fit(start, mlp.task(images, seed, problem.batch), options).uninterrupted()
     seconds = time.perf_counter() - began
     generator = solution.generator
     accuracy = mlp.accuracy(generator.weight(), solution.params, images.x_test, images.y_test)

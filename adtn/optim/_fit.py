@@ -195,7 +195,8 @@ def fit(
         Progress bar on standard error; by default only on a terminal.
     checkpoint : path, optional
         File that is written every ``checkpoint_every`` steps and at the end. When it exists, the fit goes on
-        from there and ends with the numbers of an uninterrupted one.
+        from there and ends with the numbers of an uninterrupted one. Ctrl-C ends a fit as a limit does: the checkpoint is written, and the best parameters so far come back
+        with ``Status.INTERRUPTED``.
     checkpoint_every : int
         Steps between checkpoints; ``"lbfgs"`` forgets its curvature there.
     mode : {"materialise", "stream", "factored"}, optional
@@ -265,7 +266,9 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
     backend, device = check_device(options.device, options.dtype)
     mark = _mark(generator, objective, options) if options.checkpoint is not None else ""
     state = read_checkpoint(options.checkpoint, mark) if options.checkpoint is not None else None
-    if state is None:
+    if state is not None:  # a step that was judged but not taken is judged again
+        del state.history[state.step :]
+    else:
         params = {**generator.params, **{TASK + k: x for k, x in objective.params.items()}}
         params = {k: np.asarray(x) for k, x in params.items()}
         state = Checkpoint(0, params, params, {}, [], math.inf, 0)
@@ -290,11 +293,14 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
         began + options.time_limit if options.time_limit is not None else math.inf,
     )
     with run.bar:
-        if options.optimizer == "lm":
-            curvature = plan_curvature(generator, objective, backend, device, options.master, options.seed)
-            status = run_lm(run, curvature)
-        else:
-            status = run_lbfgs(run) if options.optimizer == "lbfgs" else run_first_order(run)
+        try:
+            if options.optimizer == "lm":
+                curvature = plan_curvature(generator, objective, backend, device, options.master, options.seed)
+                status = run_lm(run, curvature)
+            else:
+                status = run_lbfgs(run) if options.optimizer == "lbfgs" else run_first_order(run)
+        except KeyboardInterrupt:  # the state is that of the last whole step; a second one ends the program
+            status = Status.INTERRUPTED
     save()
     best = state.best
     return Solution(
