@@ -316,3 +316,118 @@ def test_a_wrong_value_is_refused_by_name(name: str, argument: str) -> None:
         if found:
             faults.append(f"{argument}={label}: {found}")
     assert not faults, "\n".join(faults)
+
+
+# command lines
+
+WORDS = ("no", "", "-1", "0", "1.5", "nan", "inf", "1j", str(10**30), "missing/file", ".", "broken.safetensors", "w.txt")
+"""What every option and argument is given; ``.`` is a folder, and the two files hold nothing that can be read."""
+
+NET = """
+import torch
+
+def build():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+
+def batches():
+    return [(torch.ones(4, 16), torch.zeros(4, dtype=torch.long))]
+
+def nothing(*args):
+    return None
+
+number = 3
+"""
+
+COMMANDS: dict[str, list[str]] = {
+    "devices": [],
+    "demo": ["--device", "numpy:cpu", "--steps", "1", "--only", "dense", "--layer", "first"],
+    "fit": ["w.npy", "--steps", "1", "--leg", "4"],
+    "inspect": ["g.safetensors"],
+    "calibrate": ["--device", "null:cpu"],
+    "plan": ["16x16", "--leg", "4"],
+    "compress": ["trustnet:build", "--config", "c.toml"],
+    "bench": ["b.toml", "--device", "numpy:cpu", "--seconds", "0.001"],
+}
+FINE = {
+    "fit": {"lr": ("1.5", str(10**30)), "seed": ("0",), "checkpoint": WORDS, "out": WORDS},
+    "demo": {"out": WORDS, "layer": ("",)},
+    "plan": {"memory": (str(10**30), "1.5")},
+    "compress": {"out": WORDS},
+    "bench": {"seconds": ("1.5", str(10**30)), "out": WORDS},
+}
+"""What is right after all; every word names a file that can be written, or fails to."""
+
+
+def options() -> list[tuple[str, str]]:
+    """Every command with every argument and option that takes a value."""
+    import typer
+    from adtn.cli import app
+
+    found = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return [(c, p.name) for c in COMMANDS for p in found[c].params if not getattr(p, "is_flag", False)]
+
+
+def line(command: str, parameter: str, word: str) -> list[str]:
+    """A command line with one value that means nothing."""
+    import typer
+    from adtn.cli import app
+
+    found = {p.name: p for p in typer.main.get_command(app).commands[command].params}[parameter]  # type: ignore[attr-defined]
+    rest = list(COMMANDS[command])
+    if found.param_type_name == "argument":
+        return [command, *rest[1:], "--", word] if rest else [command, "--", word]
+    for option in found.opts:
+        if option in rest:
+            at = rest.index(option)
+            del rest[at : at + 2]
+    return [command, *rest, found.opts[0], word]
+
+
+def outcome(args: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
+    from adtn.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["adtn", *args])
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        else:
+            code = 0
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def _files(_elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save("w.npy", np.add.outer(np.arange(16.0), np.cos(np.arange(16))))
+    adtn.save("g.safetensors", GEN)
+    Path("broken.safetensors").write_bytes(b"\xff" * 100)
+    Path("w.txt").write_bytes(b"\xff\xfe 1 2 3")
+    Path("trustnet.py").write_text(NET)
+    Path("c.toml").write_text('targets = ["0"]\nsmallest = 0\nsteps = 1\n')
+    Path("b.toml").write_text('topologies = ["TTN 2"]\nshapes = [[16, 16]]\nbatches = [4]\ntasks = ["apply"]\n')
+    monkeypatch.delitem(sys.modules, "trustnet", raising=False)
+    monkeypatch.delenv("ADTN_DATA", raising=False)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+
+
+@pytest.mark.usefixtures("_files")
+@pytest.mark.parametrize(("command", "parameter"), options(), ids=["-".join(one) for one in options()])
+def test_a_wrong_command_line_ends_in_one_line(command: str, parameter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if command == "compress":
+        pytest.importorskip("torch")
+    faults: list[str] = []
+    for word in WORDS:
+        args = line(command, parameter, word)
+        try:
+            code, _, err = outcome(args, monkeypatch)
+        except Exception as error:
+            faults.append(f"{args}: {type(error).__name__}: {error}")
+            continue
+        if "Traceback" in err or (code == 1 and not (err.startswith("adtn: ") and err.count("\n") == 1)):
+            faults.append(f"{args}: {err[-300:]}")
+        if code == 0 and word not in FINE.get(command, {}).get(parameter, ()):
+            faults.append(f"{args}: taken without a word")
+    assert not faults, "\n".join(faults)

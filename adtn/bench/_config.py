@@ -58,7 +58,7 @@ class BenchConfig:
         """
         try:
             content: dict[str, Any] = tomllib.loads(path.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ScheduleError(f"Got the config {path}, which cannot be read: {error}.") from error
         unknown = set(content) - set(cls.__dataclass_fields__)
         if unknown:

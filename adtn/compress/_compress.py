@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .._backend import check_device
 from .._checks import PathArgument, checked, shown
 from .._errors import CompressError, LayoutError, TopologyError
 from ..generator import Generator, generated_rows
@@ -86,6 +87,8 @@ def compress(
     config = config or Config()
     data, test = _batches("data", data), _batches("test", test)
     stages = config.stages(data is not None)
+    device = "numpy:cpu" if device is None else device
+    check_device(device, "float32")
     measured = config.budget is not None and config.budget.accuracy_loss is not None
     if measured and test is None and score is None:
         raise CompressError("Got a budget of accuracy_loss without test=; pass the data that measure it, or score=.")
@@ -113,7 +116,7 @@ def compress(
             "Got a budget of accuracy_loss for labels that do not number classes; pass score= to measure the model."
         )
     targets = {name: weight for layer in chosen for name, weight in weights[layer.name].items()}
-    tasks = _tasks(adapter, config, chosen, targets, data, device or "numpy:cpu", stages)
+    tasks = _tasks(adapter, config, chosen, targets, data, device, stages)
     keep = Path(folder) if folder is not None else None
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,9 @@ def run_folder(
     if weights is not None:
         try:
             model_of(model, None).load(weights)
-        except (OSError, RuntimeError, KeyError) as error:
+        except CompressError:
+            raise
+        except Exception as error:  # every framework has its own for files that are broken or of another model
             raise CompressError(f"Cannot load {weights} into {type(model).__name__}: {error}.") from error
     report = compress(
         model, config, data=data, test=test, loss=loss, score=score, device=device, folder=out / "layers",

@@ -14,6 +14,7 @@ import numpy as np
 from .._atomic import write_atomic
 from .._checks import checked
 from .._errors import ADTNError, FileFormatError
+from .._plugins import UnregisteredError
 from ..generator import Generator
 from ..network import BASE, IdentityBase, Layout, SeededBase, topology_from_json, topology_to_json
 
@@ -172,6 +173,8 @@ def from_bytes(data: bytes) -> Generator:
         )  # fmt: skip
     except FileFormatError:
         raise
+    except UnregisteredError as error:
+        raise FileFormatError(f"The file is whole, but {str(error)[0].lower()}{str(error)[1:]}") from error
     except (ADTNError, KeyError, TypeError, ValueError, AttributeError, MemoryError, RecursionError) as error:
         raise FileFormatError(f"The header does not describe a generator ({error}). Get the file again.") from error
 

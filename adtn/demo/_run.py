@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .._atomic import write_atomic
+from .._backend import check_device
 from .._checks import Count, checked
 from .._errors import ADTNError
 from ..bench import machine
@@ -138,7 +139,12 @@ def run_demo(
     report = Report(f"{data}-{layer}" if layer else data, [])
     problems = [problem for problem in PROBLEMS[data] if problem.title.startswith(layer)]
     if not problems:
-        raise ADTNError(f"Got layer={layer!r}; there are {', '.join(p.title for p in PROBLEMS[data])}.")
+        raise ADTNError(f"Got layer={layer!r}; expected one of {', '.join(p.title for p in PROBLEMS[data])}.")
+    known = list(dict.fromkeys(case.name for problem in problems for case in cases_for(problem, 0)))
+    if unknown := [name for name in only if name not in known]:
+        raise ADTNError(f"Got only={unknown}; expected some of {', '.join(known)}.")
+    for device in where:
+        check_device(device, "float32")
     for problem in problems:
         chosen = problem if steps is None else replace(problem, steps=steps)
         for device in where:

@@ -14,6 +14,7 @@ from autoray import astype, do, get_dtype_name
 from .._backend import get_backend
 from .._checks import Name, checked
 from .._errors import TopologyError
+from .._plugins import load_plugin, unregistered
 from .._typing import Array
 
 
@@ -93,19 +94,18 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def get_activation(name: str) -> Activation:
-    """The activation called ``name``.
+    """The activation called ``name``; entry points in the group ``adtn.activations`` are asked, too.
 
     Raises
     ------
     TopologyError
         If there is none of that name.
     """
-    try:
-        return _ACTIVATIONS[name]
-    except KeyError:
-        raise TopologyError(
-            f"Got activation={name!r}; expected one of {', '.join(_ACTIVATIONS)}. Add one with adtn.register_activation."
-        ) from None
+    if name not in _ACTIVATIONS:
+        load_plugin("activations", name)  # its import registers it
+    if name not in _ACTIVATIONS:
+        raise unregistered("activations", name, tuple(_ACTIVATIONS))
+    return _ACTIVATIONS[name]
 
 
 @checked(TopologyError)

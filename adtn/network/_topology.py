@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from .._checks import Range, check_fields, checked, shown
 from .._errors import LayoutError, TopologyError
+from .._plugins import load_plugin, unregistered
 from ._activation import get_activation
 from ._layout import Layout
 from ._segment import Segment, place_activations, shared, sizes_of
@@ -126,17 +127,20 @@ def topology_names() -> tuple[str, ...]:
 
 @checked(TopologyError)
 def get_topology(name: str) -> type[Topology]:
-    """The topology class called ``name``, in any case.
+    """The topology class called ``name``, in any case; entry points in the group ``adtn.topologies`` are asked, too.
 
     Raises
     ------
     TopologyError
         If there is none.
     """
-    try:
-        return _TOPOLOGIES[name.lower()]
-    except KeyError:
-        raise TopologyError(f"Got topology name={shown(name)}; expected one of {', '.join(_TOPOLOGIES)}.") from None
+    if name.lower() not in _TOPOLOGIES:
+        found = load_plugin("topologies", name)  # its import registers the class, or should have
+        if found is not None and name.lower() not in _TOPOLOGIES:
+            register_topology(found)
+    if name.lower() not in _TOPOLOGIES:
+        raise unregistered("topologies", name, topology_names())
+    return _TOPOLOGIES[name.lower()]
 
 
 def topology_to_json(topology: Topology) -> dict[str, Any]:
