@@ -169,7 +169,7 @@ def test_from_networks_errors() -> None:
     with pytest.raises(TopologyError, match="should put out"):
         Generator.from_networks([a, b], outputs=["nowhere"])
     with pytest.raises(TopologyError, match="do not group"):
-        Generator.from_networks([a, b], shape=(3, 5))
+        Generator.from_networks([a, b], outputs=["out", "z", "in"], shape=(3, 5))
     clash = qtn.TensorNetwork([qtn.rand_tensor((7, 5), ("x", "out"))])
     with pytest.raises(TopologyError, match="dimension 7"):
         Generator.from_networks([a, clash])

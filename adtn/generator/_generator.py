@@ -142,11 +142,13 @@ class Generator:
             From root to legs. Outer indices of one network that the previous one also has are contracted with
             its output; the others are new legs.
         shape, layout : optional
-            Of the weight; without them every output leg is an axis.
+            Of the weight; without them every output leg is an axis. Operators and vectors of quimb (MPO, MPS, PEPO)
+            become the array of their ``to_dense()``: upper indices are rows, lower ones columns, in the order of the
+            sites. Other networks need ``outputs`` where several legs make up an axis.
         trainable : str, optional
             Tag of the trained tensors; all are trained when not given. Frozen ones are stored as they are.
         outputs : sequence of str, optional
-            Order of the legs of the last network.
+            Order of the legs of the last network: axis by axis, or that of the layout's legs where one is given.
         output_inds : sequence of (sequence of str or None), optional
             Outgoing legs of each network; needed where an index belongs to more than two tensors.
         activation, where
@@ -172,7 +174,9 @@ class Generator:
         >>> Generator.from_networks([a, b], activation="tanh").shape
         (8, 8)
         """
-        pieces, numbers = read_networks(networks, trainable=trainable, outputs=outputs, output_inds=output_inds)
+        pieces, numbers = read_networks(
+            networks, trainable=trainable, outputs=outputs, output_inds=output_inds, shape=shape, layout=layout
+        )
         topology = Networks(pieces=pieces, activation=activation, where=where)
         if shape is None:
             sizes = {
