@@ -66,7 +66,7 @@ class TT(Topology):
         """A single level."""
         sites = self.sites(layout)
         if not sites:
-            raise TopologyError("A weight with a single entry has no legs; store it as it is.")
+            raise TopologyError("Got a layout without legs; a train needs at least one site.")
         dims = [math.prod(layout.dims[q] for q in legs) for legs in sites]
         cores = _chain(sites, layout, chain_bonds(dims, self.bond))
         return [Segment((), tuple(cores), layout.leg_names)]

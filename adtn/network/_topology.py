@@ -75,16 +75,22 @@ class Topology:
         return _segments(self, layout)
 
 
+def _levels_without_legs(topology: Topology, layout: Layout) -> list[Segment]:
+    """Of a single entry: levels without a core fall away."""
+    try:
+        levels = [level for level in topology.levels(layout) if level.cores]
+    except TopologyError:
+        levels = []
+    if not levels:
+        raise TopologyError(
+            f"Got shape {layout.shape}, a single entry without a leg; {topology} needs legs. Store it as it is."
+        )
+    return levels
+
+
 @lru_cache(maxsize=256)
 def _segments(topology: Topology, layout: Layout) -> tuple[Segment, ...]:
-    levels = topology.levels(layout)
-    if not layout.ndim_legs:  # a single entry: a level without a leg has no core
-        levels = [level for level in levels if level.cores]
-        if not levels:
-            raise TopologyError(
-                f"Got shape {layout.shape}, a single entry without a leg; {type(topology).__name__} needs one. Store it as "
-                "it is."
-            )
+    levels = topology.levels(layout) if layout.ndim_legs else _levels_without_legs(topology, layout)
     segments = place_activations(levels, topology.activation or "identity", topology.where)
     if topology.share:
         segments = shared(segments)
