@@ -1,8 +1,8 @@
 """What arguments must be: read from their annotations, checked at run time, with errors that name the argument.
 
 ``steps: Annotated[int, Range(1)]`` is all that :func:`checked` (functions) and :func:`check_fields` (dataclasses) need
-to refuse ``0``, ``True``, ``"3"`` and NaN, and to take ``np.int64(3)`` as ``3``. A text in ``Annotated`` is what the error
-says was expected. Annotations that say nothing at run time, such as ``Any``, are not checked.
+to refuse ``0``, ``True``, ``"3"`` and NaN, and to take ``np.int64(3)`` as ``3``. A text in ``Annotated`` is what the
+error says was expected. Annotations that say nothing at run time, such as ``Any``, are not checked.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ Seed: TypeAlias = Annotated[int, Range(0, 2**64 - 1)]
 Positive: TypeAlias = Annotated[float, Range(0.0, above=True)]
 NotNegative: TypeAlias = Annotated[float, Range(0.0)]
 Name: TypeAlias = Annotated[str, Range(1), "a name"]
-PathArgument: TypeAlias = "str | os.PathLike[str]"
+PathArgument: TypeAlias = str | os.PathLike[str]
 
 
 class Refused(Exception):
@@ -172,7 +172,7 @@ def _rules_of_class(cls: type) -> dict[str, Rule]:
     found: dict[str, Rule | None] = {}
     for base in reversed(cls.__mro__):
         space = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
-        for name, annotation in base.__dict__.get("__annotations__", {}).items():
+        for name, annotation in inspect.get_annotations(base).items():
             found[name] = _rule_of_text(annotation, space)
     own = {f.name for f in fields(cls)}
     return {name: rule for name, rule in found.items() if rule is not None and name in own}
@@ -198,8 +198,6 @@ def _rule_of_text(annotation: Any, space: Mapping[str, Any]) -> Rule | None:
 def rule_of(annotation: Any) -> Rule | None:
     """The rule in an annotation; ``None`` where it allows anything."""
     origin, args = get_origin(annotation), get_args(annotation)
-    if isinstance(annotation, str):
-        return _rule_of_text(annotation, globals())
     if origin is Annotated:
         return _annotated(args[0], args[1:])
     if origin in (Union, types.UnionType):
@@ -309,7 +307,7 @@ def _whole(bounds: Range) -> Rule:
 
     def convert(value: Any) -> Any:
         value = _plain(value)
-        if isinstance(value, bool) or not isinstance(value, Integral) or value not in limits:
+        if isinstance(value, bool) or not isinstance(value, Integral) or int(value) not in limits:
             raise Refused
         return int(value)
 

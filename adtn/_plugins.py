@@ -36,7 +36,7 @@ def unregistered(kind: str, name: str, known: tuple[str, ...]) -> UnregisteredEr
     """The error for a name that nobody has registered, with how to."""
     what = {"topologies": "topology", "activations": "activation"}[kind]
     return UnregisteredError(
-        f"Got {what}={name!r}, which is not registered here; expected one of {', '.join(known)}. If it is your own, import "
-        f"the module that calls adtn.register_{what} first (command line: --import MODULE), or install a package with an "
-        f"entry point in the group 'adtn.{kind}'."
+        f"Got {what}={name!r}, which is not registered here; expected one of {', '.join(known)}. If it is your own, "
+        f"import the module that calls adtn.register_{what} first (command line: --import MODULE), or install a "
+        f"package with an entry point in the group 'adtn.{kind}'."
     )

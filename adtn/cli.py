@@ -78,6 +78,7 @@ def demo(
     from .demo import draw, run_demo, tables, verdict
     from .demo import load_images as check_data
 
+    wanted: Any = data
     check_data(data)
     console = Console(width=None if sys.stdout.isatty() else 140)
     command = "adtn " + " ".join(sys.argv[1:])
@@ -89,7 +90,7 @@ def demo(
 
     with status:
         report = run_demo(
-            data, devices=device, seeds=seeds, steps=steps, only=only or (), layer=layer,
+            wanted, devices=device, seeds=seeds, steps=steps, only=only or (), layer=layer,
             out=out, on_result=show, command=command,
         )  # fmt: skip
     for table in tables(report):
@@ -238,7 +239,8 @@ def plan(
         size = _shape(shape)
         top = _topology(topology, bond=bond, layers=layers, activation=activation)
         thing = Sketch(size, top, _layout(size, top, leg, order) or top.default_layout(size), dtype)
-    found = make(thing, task, device=device, dtype=dtype, batch=batch, profile=profile, memory=memory, mode=mode)
+    chosen: dict[str, Any] = {"task": task, "mode": mode}
+    found = make(thing, **chosen, device=device, dtype=dtype, batch=batch, profile=profile, memory=memory)
     print(found.to_json() if as_json else found)
 
 
@@ -290,7 +292,8 @@ def _module(name: str, argument: str) -> Any:
         raise
     except Exception as error:
         raise ADTNError(
-            f"Got {argument!r}, which cannot be imported ({type(error).__name__}: {error}); check the module and the name."
+            f"Got {argument!r}, which cannot be imported ({type(error).__name__}: {error}); check the module "
+            "and the name."
         ) from error
 
 

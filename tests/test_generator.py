@@ -164,7 +164,7 @@ def test_from_networks_errors() -> None:
     a, b = networks()
     with pytest.raises(TopologyError, match="at least one quimb"):
         Generator.from_networks([])
-    with pytest.raises(TopologyError, match="No tensor carries the tag 'NONE'"):
+    with pytest.raises(TopologyError, match="Got trainable='NONE', a tag that no tensor carries"):
         Generator.from_networks([a, b], trainable="NONE")
     with pytest.raises(TopologyError, match="should put out"):
         Generator.from_networks([a, b], outputs=["nowhere"])

@@ -1,7 +1,7 @@
 """A generated table of wrong calls: every public function, every argument, a fixed list of values that mean nothing.
 
-A value is taken, because the type of the argument allows it, or refused by one error of the library that has the name of
-the argument, what was got and what was expected.
+A value is taken, because the type of the argument allows it, or refused by one error of the library that has the name
+of the argument, what was got and what was expected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pytest
 from adtn.bench import BenchConfig
 from adtn.demo import run_demo
 from adtn.optim import FitOptions, make_schedule
-from adtn.schedule import Sketch, decide, parse_bytes
+from adtn.schedule import decide, parse_bytes
 
 BAD: dict[str, Any] = {
     "'no'": "no",
@@ -160,7 +160,6 @@ CALLS: dict[str, Call] = {
             "lr_factors": "{}",
             "lr": "1.5 10**30",
             "clip": "1.5 10**30",
-            "memory": "0",
             "checkpoint": "'no'",
             "progress": "True False",
             "device": "'no' ''",
@@ -212,7 +211,6 @@ CALLS: dict[str, Call] = {
     "load_model": Call(adtn.load_model, {"model": None, "folder": "missing"}, {"folder": "'no'"}, skip="model"),
     "load_pretrained": Call(adtn.load_pretrained, {"folder": "missing"}, {"folder": "'no'"}),
     "from_tensornetwork": Call(adtn.from_tensornetwork, {"nodes": []}),
-    "to_tensornetwork": Call(adtn.to_tensornetwork, {"network": None}),
     "BenchConfig": Call(
         BenchConfig,
         {},
@@ -228,6 +226,35 @@ CALLS: dict[str, Call] = {
         skip="only layer command out on_result",
     ),
 }
+
+
+def networks() -> dict[str, Call]:
+    """Calls with networks of quimb."""
+    import quimb.tensor as qtn
+
+    operator = qtn.MPO_rand(3, 2, dtype="float64", seed=1)
+    takes = {"activation": "None", "where": "[]", "scale": "-1 0 1.5 10**30 wrong_array None"}
+    return {
+        "Generator.from_networks": Call(adtn.Generator.from_networks, {"networks": [operator], "shape": (8, 8)}, takes),
+        "to_tensornetwork": Call(adtn.to_tensornetwork, {"network": operator}),
+    }
+
+
+def models() -> dict[str, Call]:
+    """Whole models, where PyTorch is installed."""
+    try:
+        import torch
+    except ImportError:
+        return {}
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
+    batches = [(torch.ones(4, 8), torch.zeros(4, dtype=torch.long))]
+    config = adtn.Config(targets=["nothing"])  # nothing is compressed, whatever is taken
+    takes = {
+        "data": "[] wrong_array", "test": "[] wrong_array", "loss": "function", "score": "function", "folder": "'no'",
+        "progress": "function",
+    }  # fmt: skip
+    good = {"model": model, "config": config, "data": batches}
+    return {"compress": Call(adtn.compress, good, takes, skip="executor")}
 
 
 def layers() -> dict[str, Call]:
@@ -254,7 +281,7 @@ def layers() -> dict[str, Call]:
     return found
 
 
-CALLS |= layers()
+CALLS |= networks() | models() | layers()
 
 
 def arguments(call: Call) -> list[inspect.Parameter]:
@@ -320,7 +347,21 @@ def test_a_wrong_value_is_refused_by_name(name: str, argument: str) -> None:
 
 # command lines
 
-WORDS = ("no", "", "-1", "0", "1.5", "nan", "inf", "1j", str(10**30), "missing/file", ".", "broken.safetensors", "w.txt")
+WORDS = (
+    "no",
+    "",
+    "-1",
+    "0",
+    "1.5",
+    "nan",
+    "inf",
+    "1j",
+    str(10**30),
+    "missing/file",
+    ".",
+    "broken.safetensors",
+    "w.txt",
+)
 """What every option and argument is given; ``.`` is a folder, and the two files hold nothing that can be read."""
 
 NET = """

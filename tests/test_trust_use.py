@@ -1,4 +1,4 @@
-"""What people hand over and do: odd targets and batches, Ctrl-C, activations, tiny weights, plugins, operators of quimb."""
+"""What people hand over and do: odd targets, batches, Ctrl-C, activations, tiny weights, plugins, quimb's operators."""
 
 from __future__ import annotations
 
@@ -220,7 +220,10 @@ def test_one_batch_needs_no_list(framework: str) -> None:
         (lambda m: {"data": [(m.x, m.y + 7)]}, "Got labels from 7 to 9; expected numbers of the 3 classes"),
         (lambda m: {"data": [(m.x, m.y - 2)]}, "Got labels from -2 to 0; expected numbers of the 3 classes"),
         (lambda m: {"data": [(m.x, m.y)], "test": [(m.x, m.y + 1)]}, "Got labels from 1 to 3; expected"),
-        (lambda m: {"data": [(m.x, m.y)], "loss": lambda *_: None}, r"Got None from loss\(model, batch\); expected one"),
+        (
+            lambda m: {"data": [(m.x, m.y)], "loss": lambda *_: None},
+            r"Got None from loss\(model, batch\); expected one",
+        ),
         (lambda m: {"data": [(m.x, m.y)], "loss": lambda model, b: model(b[0])}, r"from loss\(.*; expected one number"),
     ],
 )
@@ -350,7 +353,9 @@ def test_what_is_no_elementwise_function_is_refused(value: Any, message: str) ->
 def test_no_activation_is_the_identity() -> None:
     assert adtn.TTN(bond=2, activation=None) == adtn.TTN(bond=2, activation="identity")
     assert hash(adtn.TTN(bond=np.int64(2))) == hash(adtn.TTN(bond=2))
-    assert repr(adtn.MERA(bond=2, noise=np.float32(0.5), periodic=np.True_)) == repr(adtn.MERA(bond=2, noise=0.5, periodic=True))
+    assert repr(adtn.MERA(bond=2, noise=np.float32(0.5), periodic=np.True_)) == repr(
+        adtn.MERA(bond=2, noise=0.5, periodic=True)
+    )
     assert type(Layout.of(np.array([8, 8]), np.int32(4)).shape[0]) is int
     assert adtn.fit(make(), W, steps=np.array(3), lr=np.float32(0.01), patience=np.int8(2), progress=False).steps == 3
 
@@ -372,7 +377,8 @@ class Plain(adtn.Topology):
 
     def levels(self, layout):
         names, dims = layout.leg_names, layout.dims
-        cores = tuple(Core(f"v{k}", (n, "b"), (d, self.bond), f"v{k}", "factor") for k, (n, d) in enumerate(zip(names, dims)))
+        pairs = enumerate(zip(names, dims))
+        cores = tuple(Core(f"v{k}", (n, "b"), (d, self.bond), f"v{k}", "factor") for k, (n, d) in pairs)
         return [Segment((), cores, names)]
 """
 SAVE = """
@@ -401,14 +407,18 @@ def _plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_plugin")
 def test_a_file_with_a_topology_of_ones_own_is_not_broken() -> None:
     for file, name in (("own.safetensors", "'Plain'"), ("bell.safetensors", "'bell'")):
-        with pytest.raises(FileFormatError, match=rf"{name}, which is not registered here.*--import.*adtn\.(top|act)") as error:
+        with pytest.raises(
+            FileFormatError, match=rf"{name}, which is not registered here.*--import.*adtn\.(top|act)"
+        ) as error:
             adtn.load(file)
         assert "Get the file again" not in str(error.value)
         assert "not registered here" in elsewhere("-m", "adtn", "inspect", file, code=1)
         assert "segment 1" in elsewhere("-m", "adtn", "inspect", file, "--import", "trustplugin")
     said = elsewhere("-m", "adtn", "fit", "w.npy", "--topology", "plain", "--steps", "2", code=1)
     assert "not registered here" in said and "--import" in said
-    assert "saved" in elsewhere("-m", "adtn", "fit", "w.npy", "--topology", "plain", "--steps", "2", "--import", "trustplugin")
+    assert "saved" in elsewhere(
+        "-m", "adtn", "fit", "w.npy", "--topology", "plain", "--steps", "2", "--import", "trustplugin"
+    )
     assert "Plain" in elsewhere("-m", "adtn", "plan", "16x16", "--topology", "plain", "--import", "trustplugin")
 
 
@@ -417,7 +427,8 @@ def test_entry_points_are_asked() -> None:
     info = Path("trustplugin-1.dist-info")
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: trustplugin\nVersion: 1\n")
-    points = "[adtn.topologies]\nplain = trustplugin:Plain\nhalf = trustbroken:Half\n\n[adtn.activations]\nbell = trustplugin\n"
+    points = "[adtn.topologies]\nplain = trustplugin:Plain\nhalf = trustbroken:Half\n"
+    points += "\n[adtn.activations]\nbell = trustplugin\n"
     (info / "entry_points.txt").write_text(points)
     Path("trustbroken.py").write_text("raise RuntimeError('not today')")
     for file in ("own.safetensors", "bell.safetensors"):

@@ -293,7 +293,7 @@ def _matches(pattern: str, layer: Layer) -> bool:
     return pattern == layer.kind or fnmatchcase(layer.name, pattern)
 
 
-def _yaml(text: str, path: str | Path) -> Mapping[str, Any]:
+def _yaml(text: str, path: PathArgument) -> Mapping[str, Any]:
     try:
         import yaml
     except ImportError as error:

@@ -26,14 +26,13 @@ from ..network._networks import Networks, as_networks, read_networks
 from ..network._program import Program, cached_program
 from ..network._segment import Segment
 from ..network._topology import Topology, TopologyArgument, Where
-from ..schedule import Memory, decide
+from ..schedule import Memory, Mode, decide
 
 if TYPE_CHECKING:
     import quimb.tensor as qtn
 
 Base = Annotated[RuleBase | np.ndarray | None, "adtn.SeededBase(seed=0), adtn.IdentityBase(), an array or None"]
 Dtype = Literal["float32", "float64"]
-Mode = Literal["materialise", "stream", "factored"]
 
 
 class Generator:
@@ -409,7 +408,7 @@ class Generator:
             return do("reshape", self._applied[key](do("reshape", x, (batch, -1))), (*x.shape[:-1], self.shape[0]))
 
     def _applier(
-        self, backend: Backend, device: str, dtype: str, batch: int, mode: str | None, memory: Memory
+        self, backend: Backend, device: str, dtype: str, batch: int, mode: Mode | None, memory: Memory
     ) -> Callable[[Array], Array]:
         """How ``apply`` is done for one device, dtype and size of batch."""
         planned = decide(self, "apply", device=device, dtype=dtype, batch=batch, mode=mode, memory=memory)

@@ -151,8 +151,8 @@ def register_activation(
     got = made.derivative(_POINTS)
     if not np.allclose(got, slope, rtol=1e-5, atol=1e-7):
         raise TopologyError(
-            f"Got a derivative of {name!r} that is {np.asarray(got).tolist()} at {_POINTS.tolist()}, but differences of "
-            f"its value give {slope.tolist()}; expected these. Correct the derivative."
+            f"Got a derivative of {name!r} that is {np.asarray(got).tolist()} at {_POINTS.tolist()}, but differences "
+            f"of its value give {slope.tolist()}; expected these. Correct the derivative."
         )
     _ACTIVATIONS[name] = made
     return made

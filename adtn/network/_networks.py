@@ -142,11 +142,12 @@ def read_networks(
     TopologyError
         If the networks do not fit together.
     """
-    networks = list(networks) if isinstance(networks, list | tuple) else [networks]
-    if not networks or not all(hasattr(tn, "outer_inds") for tn in networks):
+    if not isinstance(networks, list | tuple) or not networks or not all(hasattr(tn, "outer_inds") for tn in networks):
         raise TopologyError(f"Got networks={shown(networks)}; expected a list of at least one quimb TensorNetwork.")
     if output_inds is not None and len(output_inds) != len(networks):
-        raise TopologyError(f"Got output_inds of {len(output_inds)} for {len(networks)} networks; expected one for each.")
+        raise TopologyError(
+            f"Got output_inds of {len(output_inds)} for {len(networks)} networks; expected one for each."
+        )
     pieces: list[Segment] = []
     numbers: dict[str, np.ndarray] = {}
     state: Inds = ()
@@ -165,12 +166,15 @@ def read_networks(
         missing = [i for i in given if i not in own and i not in state]
         if missing:
             raise TopologyError(
-                f"Got outputs of network {t} that should put out {missing}; expected indices of it or of the state before."
+                f"Got outputs of network {t} that should put out {missing}; expected indices of it or of the "
+                "state before."
             )
         pieces.append(Segment(state, cores, tuple(given)))
         state = tuple(given)
     if not any(core.trainable for piece in pieces for core in piece.cores):
-        raise TopologyError(f"No tensor carries the tag {trainable!r}; tag the tensors that are to be trained.")
+        raise TopologyError(
+            f"Got trainable={trainable!r}, a tag that no tensor carries; expected one of those that are to be trained."
+        )
     _check_layout(sizes_of(pieces), networks[-1], state, layout)
     return tuple(pieces), numbers
 
@@ -227,9 +231,9 @@ def _check_layout(sizes: Mapping[str, int], tn: Any, outputs: Inds, layout: Layo
     mixed = len(axes) == len(layout.shape) and len({(a, b) for (a, _), (b, _) in places}) > len(axes)
     if dims != layout.dims or mixed or (axes and any(k != n for (_, k), (_, n) in places)):
         raise TopologyError(
-            f"Got outputs={list(outputs)} of dimensions {dims} and a layout of legs {list(layout.leg_names)} of dimensions "
-            f"{layout.dims}; expected the same legs in the same order. Give outputs= in the order of the layout's legs, or "
-            "leave one of the two out."
+            f"Got outputs={list(outputs)} of dimensions {dims} and a layout of legs {list(layout.leg_names)} of "
+            f"dimensions {layout.dims}; expected the same legs in the same order. Give outputs= in the order of the "
+            "layout's legs, or leave one of the two out."
         )
 
 

@@ -17,7 +17,7 @@ from .._checks import Count, NotNegative, Positive, Seed, checked
 from .._errors import FitError
 from .._typing import Array, Params
 from ..generator import Generator
-from ..schedule import MODES, Memory
+from ..schedule import MODES, Memory, Mode
 from ._checkpoint import Checkpoint, fingerprint, read_checkpoint, write_checkpoint
 from ._decompose import decompose
 from ._first_order import run_first_order
@@ -25,7 +25,7 @@ from ._lbfgs import run_lbfgs
 from ._lm import plan_curvature, run_lm
 from ._loss import TASK, Loss, plan_loss
 from ._objective import Objective, Reconstruction, as_objective
-from ._options import Callback, FitOptions, Mode, Momentum, Name
+from ._options import Callback, FitOptions, Momentum, Name
 from ._progress import ProgressBar
 from ._schedules import ScheduleArgument
 from ._solution import Solution, Status
@@ -195,8 +195,8 @@ def fit(
         Progress bar on standard error; by default only on a terminal.
     checkpoint : path, optional
         File that is written every ``checkpoint_every`` steps and at the end. When it exists, the fit goes on
-        from there and ends with the numbers of an uninterrupted one. Ctrl-C ends a fit as a limit does: the checkpoint is written, and the best parameters so far come back
-        with ``Status.INTERRUPTED``.
+        from there and ends with the numbers of an uninterrupted one. Ctrl-C ends a fit as a limit does: the checkpoint
+        is written, and the best parameters so far come back with ``Status.INTERRUPTED``.
     checkpoint_every : int
         Steps between checkpoints; ``"lbfgs"`` forgets its curvature there.
     mode : {"materialise", "stream", "factored"}, optional
@@ -233,8 +233,8 @@ def fit(
     True
     """
     options = FitOptions(
-        device, generator.dtype if dtype is None else dtype, optimizer, steps, lr, schedule, clip, momentum, weight_decay,
-        dict(lr_factors or {}), seed, tolerance, patience, time_limit, tuple(callbacks), progress,
+        device, generator.dtype if dtype is None else dtype, optimizer, steps, lr, schedule, clip, momentum,
+        weight_decay, dict(lr_factors or {}), seed, tolerance, patience, time_limit, tuple(callbacks), progress,
         checkpoint, checkpoint_every, mode, memory,
     )  # fmt: skip
     objective = as_objective(target)

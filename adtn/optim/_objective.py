@@ -191,8 +191,8 @@ class DataAwareReconstruction(Reconstruction):
         n_in = self.target.size // self.target.shape[0]
         if self.second_moment.shape != (n_in, n_in):
             raise FitError(
-                f"Got a second_moment of shape {self.second_moment.shape} for a target of {self.target.shape}; expected "
-                f"{(n_in, n_in)}."
+                f"Got a second_moment of shape {self.second_moment.shape} for a target of {self.target.shape}; "
+                f"expected {(n_in, n_in)}."
             )
         _norm(self.second_moment, "second_moment")
         if not np.allclose(
@@ -325,11 +325,12 @@ def _weighted_distance(backend: Backend, target: Array, constants: Params) -> Co
 
 def _norm(x: np.ndarray, what: str) -> float:
     """The Frobenius norm, in double precision, block by block: no copy of the array in any order or dtype."""
-    flags: Any = ["external_loop", "buffered", "zerosize_ok"]
-    blocks = np.nditer(x, flags, [["readonly"]], [np.float64], casting="unsafe", buffersize=_BLOCK)
+    iterate: Any = np.nditer
+    flags = ["external_loop", "buffered", "zerosize_ok"]
+    blocks = iterate(x, flags, [["readonly"]], [np.float64], casting="unsafe", buffersize=_BLOCK)
     norm, bad = 0.0, 0
     for block in blocks:
-        part: Any = block
+        part: np.ndarray = block
         largest = float(np.abs(part).max(initial=0.0))
         if math.isfinite(largest) and largest > 0.0:  # squares of 1e-200 and 1e200 have no place in a double
             norm = math.hypot(norm, largest * float(np.linalg.norm(part / largest)))

@@ -9,12 +9,11 @@ from typing import Annotated, Literal
 
 from .._checks import Count, NotNegative, Positive, Range, Seed, check_fields
 from .._errors import FitError
-from ..schedule import Memory
+from ..schedule import Memory, Mode
 from ._schedules import ScheduleArgument
 
 Callback = Callable[[int, float], "bool | None"]
 Name = Literal["adam", "adamw", "sgd", "lbfgs", "lm"]
-Mode = Literal["materialise", "stream", "factored"]
 Momentum = Annotated[float, Range(0.0, 1.0, below=True)]
 
 
@@ -49,7 +48,8 @@ class FitOptions:
             raise FitError(f"Got clip with {self.optimizer!r}, which needs the gradient as it is; leave clip out.")
         if self.weight_decay and self.optimizer != "adamw":
             raise FitError(
-                f"Got weight_decay={self.weight_decay} with {self.optimizer!r}; expected 0, only 'adamw' decays weights."
+                f"Got weight_decay={self.weight_decay} with {self.optimizer!r}; expected 0, for only 'adamw' "
+                "decays weights."
             )
 
     @property

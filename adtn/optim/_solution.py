@@ -19,7 +19,8 @@ class Status(Enum):
     STALLED = "The loss stopped falling; try another seed, a larger bond or a larger learning rate."
     TIME = "The time limit is over; start again from the checkpoint or allow more time."
     INTERRUPTED = (
-        "It was interrupted, as by Ctrl-C, and the best parameters so far are kept; start again from the checkpoint to go on."
+        "It was interrupted, as by Ctrl-C, and the best parameters so far are kept; "
+        "start again from the checkpoint to go on."
     )
     STOPPED = "A callback asked to stop; start again from the checkpoint to go on."
     DIVERGED = (

@@ -16,6 +16,7 @@ from ._layers import Steps as Steps
 from ._layers import TracedApply as TracedApply
 from ._plan import MODES as MODES
 from ._plan import TASKS as TASKS
+from ._plan import Mode as Mode
 from ._plan import Plan as Plan
 from ._planner import decide as decide
 from ._planner import plan as plan

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from autoray import do
@@ -37,7 +36,7 @@ from ._bytes import Memory, parse_bytes
 from ._distance import projecting, squared_distance, why_not_factored
 from ._execution import KEPT_BYTES, TiledWeight, generate
 from ._layers import FactoredApply, TiledApply, with_input
-from ._plan import MODES, Alternative, Contraction, Plan
+from ._plan import MODES, Alternative, Contraction, Mode, Plan, Profile, Task
 from ._profile import DeviceProfile, shipped_profiles
 from ._profile_store import find_profile
 from ._search import Cost, best_path, best_tiled_path, step_ops
@@ -48,11 +47,6 @@ _PROJECTED = (1 << 18, 1 << 21)
 _MARGIN = 0.95
 _CLEARLY = 0.5
 _SPARING = 0.92  # tiles this much slower are taken when they need less memory
-
-
-Task = Literal["generate", "apply", "train", "fit"]
-Mode = Literal["materialise", "stream", "factored"]
-Profile = Annotated[DeviceProfile | str | os.PathLike[str], "a DeviceProfile, the name of a shipped one or a file"]
 
 
 @checked(ScheduleError)
@@ -142,10 +136,8 @@ def decide(
         raise ScheduleError(f"Got a weight of shape {generator.shape}; task={task!r} needs (n_out, n_in).")
     dtype = generator.dtype if dtype is None else dtype
     found = _profile(device, dtype, profile)
-    name, where = split_device(device)
-    if not (found.source == "datasheet" and name == "null"):
-        for segment in generator.segments:
-            check_activation(segment.activation, name, where)
+    for segment in generator.segments:
+        check_activation(segment.activation, *split_device(device))
     weighting = generator.weighting
     key = _Key(
         generator.segments, weighting, task, device, dtype, batch if task in ("apply", "train") else None,

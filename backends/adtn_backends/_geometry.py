@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from adtn._checks import Count, Range, checked
+from adtn._checks import Count, Range, checked, rule_of
 from adtn._errors import LayoutError
 
 Size = int | tuple[int, ...]
 Steps = Annotated[Count | tuple[Count, ...], "a whole number of at least 1, or one for each axis"]
-Padding = Annotated[
-    Annotated[int, Range(0)] | tuple[Annotated[int, Range(0)], ...] | Literal["same", "valid"],
-    "'same', 'valid' or whole numbers of at least 0",
-]
+_PADDING = rule_of(
+    Annotated[
+        Annotated[int, Range(0)] | tuple[Annotated[int, Range(0)], ...] | Literal["same", "valid"],
+        "'same', 'valid' or whole numbers of at least 0",
+    ]
+)
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 NUMPY_PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # names in numpy.pad
 
@@ -49,7 +51,7 @@ class Geometry:
         cls,
         shape: tuple[int, ...],
         stride: Steps = 1,
-        padding: Padding = 0,
+        padding: Size | str = 0,
         dilation: Steps = 1,
         groups: Count = 1,
         padding_mode: PaddingMode = "zeros",
@@ -61,6 +63,7 @@ class Geometry:
         LayoutError
             If they do not fit together.
         """
+        whole: Any = padding if _PADDING is None else _PADDING("padding", padding, LayoutError)
         out, per_group, *kernel = shape
         axes = len(kernel)
         steps, widths = _each("stride", stride, axes), _each("dilation", dilation, axes)
@@ -74,7 +77,7 @@ class Geometry:
         elif padding == "valid":
             around = ((0, 0),) * axes
         else:
-            around = tuple((p, p) for p in _each("padding", padding, axes))
+            around = tuple((p, p) for p in _each("padding", whole, axes))
         return cls(out, per_group * groups, tuple(kernel), steps, around, widths, groups, padding_mode)
 
     @property

@@ -47,8 +47,8 @@ def check_range(outputs: Any, batch: Any) -> None:
     if not has_labels(batch):
         return
     labels = np.asarray(labels_of(batch))
-    shape = tuple(getattr(outputs, "shape", ()))
-    if labels.dtype.kind in "iu" and shape[:-1] == labels.shape:
+    shape: tuple[int, ...] = tuple(getattr(outputs, "shape", ()))
+    if labels.dtype.kind in "iu" and shape and shape[:-1] == labels.shape:
         counted = labels[labels != IGNORED]
         if counted.size:
             check_labels(int(counted.min()), int(counted.max()), shape[-1])

@@ -316,17 +316,17 @@ class NnxModel:
             if within:
                 shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch))
                 if shapes not in known:
-                    with _mode(self.model, training=False):
-                        graph, state = nnx.split(self.model)
-                        known[shapes] = jax.eval_shape(
-                            lambda state, batch: outputs_of(nnx.merge(graph, state, copy=True), batch), state, batch
-                        )
+                    known[shapes] = self._outputs(batch)
                 check_range(known[shapes], batch)
             yield batch
 
-    def _each(
-        self, data: Iterable[Any], what: Callable[[Any, Any], Any], *, within: bool = False
-    ) -> Iterator[Any]:
+    def _outputs(self, batch: Any) -> Any:
+        """Shapes of what the model puts out."""
+        with _mode(self.model, training=False):
+            graph, state = nnx.split(self.model)
+        return jax.eval_shape(lambda s, b: outputs_of(nnx.merge(graph, s, copy=True), b), state, batch)
+
+    def _each(self, data: Iterable[Any], what: Callable[[Any, Any], Any], *, within: bool = False) -> Iterator[Any]:
         """``what(model, batch)`` of every batch, compiled, in evaluation mode."""
         with _mode(self.model, training=False):
             graph, state = nnx.split(self.model)

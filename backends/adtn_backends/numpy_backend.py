@@ -65,12 +65,14 @@ class NumpyBackend:
                 )
             loss, grads = got
             if np.shape(loss) != () or np.asarray(loss).dtype.kind not in "fiu":
-                raise FitError(f"Got the loss {shown(loss)} from the function of a task (target=); expected one number.")
+                raise FitError(
+                    f"Got the loss {shown(loss)} from the function of a task (target=); expected one number."
+                )
             grads = grads if isinstance(grads, tuple) else (grads,)
             if np.shape(grads[0]) != weight.shape:
                 raise FitError(
-                    f"Got a gradient of shape {np.shape(grads[0])} from the function of a task (target=); expected that "
-                    f"of the weight, {weight.shape}."
+                    f"Got a gradient of shape {np.shape(grads[0])} from the function of a task (target=); expected "
+                    f"that of the weight, {weight.shape}."
                 )
             return loss, grads
 

@@ -1,4 +1,4 @@
-"""Elementwise functions that autoray does not find in PyTorch, or that PyTorch wants tensors for; imported for its effect."""
+"""Elementwise functions that autoray does not find in PyTorch, or that want tensors there; imported for its effect."""
 
 from __future__ import annotations
 

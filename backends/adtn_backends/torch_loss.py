@@ -39,7 +39,9 @@ def classes_of(model: nn.Module, outputs: Any, batch: Any) -> tuple[torch.Tensor
 
 def check_range(scores: torch.Tensor, labels: torch.Tensor) -> None:
     """Refuse labels that number no class; nothing is looked at while a CUDA graph is recorded."""
-    counted = labels[labels != IGNORED] if not (labels.is_cuda and torch.cuda.is_current_stream_capturing()) else ()
+    if labels.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    counted = labels[labels != IGNORED]
     if len(counted):
         check_labels(int(counted.min()), int(counted.max()), scores.shape[-1])
 

@@ -70,7 +70,9 @@ class Step:
             with torch.autocast(self.trained[0].device.type, getattr(torch, self.tuning.autocast)):
                 loss = self.value(batch)
         if not isinstance(loss, torch.Tensor) or not loss.requires_grad:
-            raise CompressError(f"Got the loss {shown(loss)}, without a gradient; expected one number that depends on the model.")
+            raise CompressError(
+                f"Got the loss {shown(loss)}, without a gradient; expected one number that depends on the model."
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.tuning.clip is not None:
