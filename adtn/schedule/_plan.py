@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from autoray import do
 
@@ -21,7 +20,6 @@ from ._profile import DeviceProfile
 
 Mode = Literal["materialise", "stream", "factored"]
 Task = Literal["generate", "apply", "train", "fit"]
-Profile = Annotated[DeviceProfile | str | os.PathLike[str], "a DeviceProfile, the name of a shipped one or a file"]
 MODES: tuple[Mode, ...] = ("materialise", "stream", "factored")
 TASKS: tuple[Task, ...] = ("generate", "apply", "train", "fit")
 

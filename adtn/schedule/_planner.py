@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from autoray import do
 
-from .._backend import Op, check_device, get_backend, split_device
+from .._backend import Op, get_backend, split_device
 from .._checks import Count, checked, shown
 from .._errors import ScheduleError
 from .._typing import Shape
@@ -36,9 +36,9 @@ from ._bytes import Memory, parse_bytes
 from ._distance import projecting, squared_distance, why_not_factored
 from ._execution import KEPT_BYTES, TiledWeight, generate
 from ._layers import FactoredApply, TiledApply, with_input
-from ._plan import MODES, Alternative, Contraction, Mode, Plan, Profile, Task
-from ._profile import DeviceProfile, shipped_profiles
-from ._profile_store import find_profile
+from ._plan import MODES, Alternative, Contraction, Mode, Plan, Task
+from ._profile import DeviceProfile, Profile, shipped_profiles
+from ._profile_store import chosen_profile
 from ._search import Cost, best_path, best_tiled_path, step_ops
 from ._sketch import Planned
 
@@ -135,7 +135,7 @@ def decide(
     if task in ("apply", "train") and len(generator.shape) != 2:
         raise ScheduleError(f"Got a weight of shape {generator.shape}; task={task!r} needs (n_out, n_in).")
     dtype = generator.dtype if dtype is None else dtype
-    found = _profile(device, dtype, profile)
+    found = chosen_profile(device, dtype, profile)
     for segment in generator.segments:
         check_activation(segment.activation, *split_device(device))
     weighting = generator.weighting
@@ -147,23 +147,6 @@ def decide(
         return _decide(key)
     # the scale is an argument of a fit's loss: all fits of one structure share a plan, and what was compiled for it
     return replace(_decide(replace(key, weighting=replace(weighting, scale=1.0))), weighting=weighting)
-
-
-def _profile(device: str, dtype: str, profile: Profile | None) -> DeviceProfile:
-    if isinstance(profile, DeviceProfile):
-        return profile
-    if profile is None:
-        backend, where = check_device(device, dtype)
-        return find_profile(backend, where, dtype)
-    if isinstance(profile, str) and profile in shipped_profiles():
-        return DeviceProfile.shipped(profile, dtype)
-    try:
-        return DeviceProfile.load(profile)
-    except (OSError, ValueError):
-        names = ", ".join(shipped_profiles())
-        raise ScheduleError(
-            f"Got profile={profile!r}, which is no profile; expected a file, or one of {names}."
-        ) from None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from .._backend import Op
 from .._checks import checked
@@ -354,6 +354,8 @@ def _datasheets() -> dict[str, dict[str, Any]]:
 def _measured() -> list[str]:
     return sorted(f.name.removesuffix(".json") for f in (_folder() / "measured").iterdir())
 
+
+Profile = Annotated[DeviceProfile | str | os.PathLike[str], "a DeviceProfile, the name of a shipped one or a file"]
 
 _SHEET_SIZES = (1, 4, 16, 64, 256, 1024, 4096)
 _SHEET_ENTRIES = (1 << 10, 1 << 14, 1 << 18, 1 << 22, 1 << 26)
