@@ -12,7 +12,7 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Layout, Status
-from adtn._backend import check_device
+from adtn._backend import check_device, get_backend
 from adtn._errors import CompressError, FileFormatError, FitError, TopologyError
 from adtn.network import _activation
 from autoray import do
@@ -57,6 +57,40 @@ def test_an_interrupted_fit_gives_back_the_best_and_goes_on(device: str, optimiz
     assert rest.status is whole.status and rest.loss < broken.loss
     if optimizer != "lbfgs":  # which forgets its curvature
         np.testing.assert_allclose(rest.history, whole.history, rtol=1e-6)
+
+
+@pytest.mark.parametrize("every", [4, 100])
+def test_an_interruption_in_the_middle_of_an_update(
+    device: str, every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {
+        "device": device, "steps": 12, "lr": 0.03, "progress": False, "dtype": "float64", "schedule": "constant",
+        "lr_factors": {"root": 0.5}, "checkpoint_every": every,
+    }  # fmt: skip
+    whole = adtn.fit(make(), W, **options)
+    backend = type(get_backend(device.partition(":")[0]))
+    made = backend.optimizer
+
+    def optimizer(self: Any, name: str, **hyper: float) -> Any:
+        found, calls = made(self, name, **hyper), []
+        step = found.step
+
+        def broken(*args: Any) -> Any:
+            calls.append(step(*args))
+            if len(calls) == 7:
+                raise KeyboardInterrupt
+            return calls[-1]
+
+        found.step = broken
+        return found
+
+    path = tmp_path / "fit.checkpoint"
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "optimizer", optimizer)
+        assert adtn.fit(make(), W, checkpoint=path, **options).status is Status.INTERRUPTED
+    rest = adtn.fit(make(), W, checkpoint=path, **options)
+    np.testing.assert_allclose(rest.history, whole.history, rtol=1e-6)
+    assert rest.loss == pytest.approx(whole.loss, rel=1e-6)
 
 
 def test_an_interruption_inside_the_objective(device: str) -> None:
