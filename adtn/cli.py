@@ -291,8 +291,9 @@ def _module(name: str, argument: str) -> Any:
     except ADTNError:
         raise
     except Exception as error:
+        verb = "found" if isinstance(error, ImportError) else "imported"
         raise ADTNError(
-            f"Got {argument!r}, which cannot be imported ({type(error).__name__}: {error}); check the module "
+            f"Got {argument!r}, which cannot be {verb} ({type(error).__name__}: {error}); check the module "
             "and the name."
         ) from error
 

@@ -166,7 +166,10 @@ def topology_from_json(data: dict[str, Any]) -> Topology:
         If a field is missing, unknown or has the wrong type.
     """
     options = dict(data)
-    cls = get_topology(str(options.pop("name", "")))
+    name = options.pop("name", None)
+    if not isinstance(name, str) or not name:
+        raise TopologyError(f"Got topology name={shown(name)}; expected the name of one.")
+    cls = get_topology(name)
     custom = getattr(cls, "from_json", None)
     try:
         if custom is not None:
