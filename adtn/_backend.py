@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from autoray import do
 
+from ._checks import checked
 from ._errors import DeviceError, MissingDependencyError
 from ._typing import Array, Params, Shape
 
@@ -317,7 +318,7 @@ def get_backend(name: str) -> Backend:
     found = _entry_points().get(name)
     if found is None:
         raise DeviceError(
-            f"Got backend {name!r}; registered are {', '.join(backend_names())}. A new one needs an entry "
+            f"Got a device of backend {name!r}; registered are {', '.join(backend_names())}. A new one needs an entry "
             f"point in the group {GROUP!r} and its package installed (for an editable checkout: pip install -e .)."
         )
     try:
@@ -329,6 +330,7 @@ def get_backend(name: str) -> Backend:
     return cls()
 
 
+@checked(DeviceError)
 def split_device(device: str) -> tuple[str, str]:
     """Split ``"torch:cuda:0"`` into ``("torch", "cuda:0")``; a bare backend means its CPU."""
     name, _, rest = device.partition(":")
@@ -337,6 +339,7 @@ def split_device(device: str) -> tuple[str, str]:
     return name, rest or "cpu"
 
 
+@checked(DeviceError)
 def check_device(device: str, dtype: str) -> tuple[Backend, str]:
     """Resolve a full device string and check that ``dtype`` works there.
 

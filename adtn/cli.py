@@ -26,12 +26,19 @@ Devices = Annotated[
 ]
 
 
+Imports = Annotated[
+    list[str] | None,
+    typer.Option("--import", help="Module that registers topologies or activations of your own, may be repeated."),
+]
+
+
 def main() -> None:
-    """Entry point: errors of the library become one line and exit code 1."""
+    """Entry point: errors of the library and of the system become one line and exit code 1."""
     try:
         app()
-    except ADTNError as error:
-        print(f"adtn: {error}", file=sys.stderr)
+    except (ADTNError, OSError, MemoryError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"adtn: {text}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
@@ -71,6 +78,7 @@ def demo(
     from .demo import draw, run_demo, tables, verdict
     from .demo import load_images as check_data
 
+    wanted: Any = data
     check_data(data)
     console = Console(width=None if sys.stdout.isatty() else 140)
     command = "adtn " + " ".join(sys.argv[1:])
@@ -82,7 +90,7 @@ def demo(
 
     with status:
         report = run_demo(
-            data, devices=device, seeds=seeds, steps=steps, only=only or (), layer=layer,
+            wanted, devices=device, seeds=seeds, steps=steps, only=only or (), layer=layer,
             out=out, on_result=show, command=command,
         )  # fmt: skip
     for table in tables(report):
@@ -116,10 +124,13 @@ def fit(
     start: Annotated[str, typer.Option(help="generator, or decomposition for linear topologies.")] = "generator",
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file; an existing one is continued.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to save; FILE.adtn.safetensors by default.")] = None,
+    modules: Imports = None,
 ) -> None:
     """Fit a generator to a weight of your own and save it."""
+    _import(modules)
     from .compress import pick_weight, save
     from .generator import Generator
+    from .optim import Status
     from .optim import fit as run
 
     name, weight = pick_weight(file, key)
@@ -141,13 +152,17 @@ def fit(
     )
     print(f"{solution.status.name}: {solution.status.value}")
     print(f"saved to {target}")
+    if solution.status is Status.INTERRUPTED:
+        raise typer.Exit(130)
 
 
 @app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A file of adtn.save, or any .npy, .npz, .safetensors.")],
+    modules: Imports = None,
 ) -> None:
     """Show what a file holds: a generator with its segments, or plain weights with their spectra."""
+    _import(modules)
     from ._errors import FileFormatError
     from .compress import load, read_weights
 
@@ -208,10 +223,13 @@ def plan(
     memory: Annotated[str | None, typer.Option(help="Largest extra memory, such as 512MiB.")] = None,
     mode: Annotated[str | None, typer.Option(help="Force materialise, stream or factored.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    modules: Imports = None,
 ) -> None:
     """Show how a task would be done: contractions, mode, tiles, predicted time and memory, and what lost."""
     from .schedule import Sketch
     from .schedule import plan as make
+
+    _import(modules)
 
     if Path(shape).exists():
         from .compress import load
@@ -221,7 +239,8 @@ def plan(
         size = _shape(shape)
         top = _topology(topology, bond=bond, layers=layers, activation=activation)
         thing = Sketch(size, top, _layout(size, top, leg, order) or top.default_layout(size), dtype)
-    found = make(thing, task, device=device, dtype=dtype, batch=batch, profile=profile, memory=memory, mode=mode)
+    chosen: dict[str, Any] = {"task": task, "mode": mode}
+    found = make(thing, **chosen, device=device, dtype=dtype, batch=batch, profile=profile, memory=memory)
     print(found.to_json() if as_json else found)
 
 
@@ -236,9 +255,12 @@ def compress(
     score: Annotated[str | None, typer.Option(help="MODULE:FUNCTION of (model), the larger the better.")] = None,
     device: Annotated[str | None, typer.Option(help="Where local fits run.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for generators, state and report.")] = Path("compressed"),
+    modules: Imports = None,
 ) -> None:
     """Compress a PyTorch model and save its generators, its state and a report."""
     from .compress import Config, run_folder
+
+    _import(modules)
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -253,18 +275,37 @@ def compress(
     print(f"generators, state and report are in {out}/")
 
 
-def _function(name: str) -> Any:
-    """What ``module:name`` means, also for modules of the working directory."""
+def _import(names: list[str] | None) -> None:
+    """Modules that register something, also those of the working directory."""
+    for name in names or ():
+        _module(name, name)
+
+
+def _module(name: str, argument: str) -> Any:
     import importlib
 
-    module, _, attribute = name.partition(":")
-    if not attribute:
-        raise ADTNError(f"Got {name!r}; expected MODULE:FUNCTION, such as mypackage.models:build.")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        return importlib.import_module(name)
+    except ADTNError:
+        raise
+    except Exception as error:
+        verb = "found" if isinstance(error, ImportError) else "imported"
+        raise ADTNError(
+            f"Got {argument!r}, which cannot be {verb} ({type(error).__name__}: {error}); check the module "
+            "and the name."
+        ) from error
+
+
+def _function(name: str) -> Any:
+    """What ``module:name`` means, also for modules of the working directory."""
+    module, _, attribute = name.partition(":")
+    if not attribute or not module:
+        raise ADTNError(f"Got {name!r}; expected MODULE:FUNCTION, such as mypackage.models:build.")
+    try:
+        found = getattr(_module(module, name), attribute)
+    except AttributeError as error:
         raise ADTNError(f"Got {name!r}, which cannot be found ({error}); check the module and the name.") from error
     if not callable(found):
         raise ADTNError(f"Got {name!r}, which is a {type(found).__name__}; expected a function.")
@@ -340,7 +381,8 @@ def _layout(shape: tuple[int, ...], topology: Any, leg: int | None, order: str |
 
     if leg is None and order is None:
         return None
-    return Layout.of(shape, leg or topology.leg, order or topology.order, exact=topology.exact)  # type: ignore[arg-type]
+    wanted: Any = topology.order if order is None else order
+    return Layout.of(shape, leg or topology.leg, wanted, exact=topology.exact)
 
 
 def _spectrum(x: np.ndarray) -> str:

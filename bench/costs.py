@@ -157,6 +157,7 @@ def inference(kind: str) -> dict[str, float]:
     """Times of a dense layer's, in pairs: without gradients in training mode, and rows of tables in evaluation mode."""
     import adtn
     import torch
+
     from adtn_backends.torch_layers import ADTNEmbedding, ADTNLinear
 
     torch.set_num_threads(1)
@@ -178,6 +179,7 @@ def fingerprint(bond: int) -> dict[str, float]:
     """What looking for changed cores costs beside the products that follow."""
     import adtn
     import torch
+
     from adtn_backends.torch_layers import ADTNLinear
 
     torch.set_num_threads(1)
@@ -233,7 +235,9 @@ def threads() -> dict[str, float]:
 CASES: dict[str, Callable[[], dict[str, float]]] = {
     **{f"random batches, {kind}": lambda kind=kind: random_batches(kind) for kind in ("adtn", "cotengra", "dense")},
     **{
-        f"new generator, {name}, {n}": lambda name=name, n=n: made(name, n, "new") for name in TOPOLOGIES for n in SHAPES
+        f"new generator, {name}, {n}": lambda name=name, n=n: made(name, n, "new")
+        for name in TOPOLOGIES
+        for n in SHAPES
     },
     **{
         f"active parameters, {name}, {n}": lambda name=name, n=n: made(name, n, "active")

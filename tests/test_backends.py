@@ -63,7 +63,7 @@ def test_arrays_go_there_and_back(device_dtype: tuple[str, str]) -> None:
 
 
 def test_errors_name_what_there_is() -> None:
-    with pytest.raises(DeviceError, match=r"Got backend 'tpu'; registered are .*numpy"):
+    with pytest.raises(DeviceError, match=r"Got a device of backend 'tpu'; registered are .*numpy"):
         check_device("tpu:0", "float32")
     with pytest.raises(DeviceError, match="numpy has numpy:cpu here"):
         check_device("numpy:gpu", "float32")

@@ -97,7 +97,7 @@ def test_fit_on_another_device_gives_the_same(tmp_path: Path) -> None:
         (["fit", "w.txt"], "expected a .npy, .npz or .safetensors"),
         (["fit", "two.npz"], "choose one with --key"),
         (["fit", "two.npz", "--key", "c"], "has no array 'c'; it has a, b"),
-        (["fit", "w.npy", "--topology", "peps"], "known are"),
+        (["fit", "w.npy", "--topology", "peps"], "expected one of"),
         (["fit", "w.npy", "--topology", "tt", "--layers", "2"], "TT takes no --layers"),
         (["fit", "w.npy", "--device", "tpu:0"], "registered are"),
         (["fit", "objects.npy"], "without pickled objects"),

@@ -248,7 +248,7 @@ def test_training_multiplies_in_another_dtype_and_nothing_else_does(recipe: str)
     assert any(not torch.equal(x, y) for x, y in pairs)
     for x, y in pairs:
         torch.testing.assert_close(x, y, rtol=0.1, atol=0.1)
-    with pytest.raises(CompressError, match="autocast='float16'; expected one of bfloat16"):
+    with pytest.raises(CompressError, match="autocast='float16'; expected 'bfloat16' or None"):
         Config(autocast="float16")
 
 
@@ -532,28 +532,28 @@ def test_configs_are_read_from_toml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": "fc"}, r"expected a list of names, such as \['fc'\]"),
+        ({"targets": "fc"}, r"expected a list of names, such as \['fc1'\]"),
         ({"recipe": "magic"}, "expected one or several of reconstruct"),
         ({"targets": [1]}, r"expected a list of names"),
-        ({"train": "some"}, "expected one of generated, all"),
-        ({"optimizer": "best"}, "expected one of adam, adamw, sgd, lbfgs, lm"),
-        ({"distill": 2.0}, "of at least 0 and at most 1"),
+        ({"train": "some"}, "expected 'generated' or 'all'"),
+        ({"optimizer": "best"}, "expected 'adam', 'adamw', 'sgd', 'lbfgs' or 'lm'"),
+        ({"distill": 2.0}, "a number from 0 to 1"),
         ({"steps": -1}, "whole number of at least 0"),
         ({"steps": "5"}, "Got steps='5'; expected a whole number"),
         ({"restarts": 1.5}, "whole number of at least 1"),
-        ({"seed": True}, "whole number of at least 0"),
-        ({"leg": 1}, "whole number of at least 2"),
+        ({"seed": True}, "whole number from 0 to"),
+        ({"leg": 1}, "whole number from 2 to"),
         ({"tune_lr": 0.0}, "Got tune_lr=0.0; expected a number above 0"),
         ({"lr": "fast"}, "Got lr='fast'; expected a number above 0"),
         ({"clip": -1.0}, "number above 0"),
-        ({"rates": {"*": "a"}}, r"Got rates\['\*'\]='a'; expected a number of at least 0"),
-        ({"rates": 3}, "expected values by names"),
+        ({"rates": {"*": "a"}}, "expected numbers of at least 0 by names"),
+        ({"rates": 3}, "expected numbers of at least 0 by names"),
         ({"budget": 8}, r"expected adtn.Budget\(ratio=20\)"),
         ({"budget": {"rat": 8}}, "one of accuracy_loss, bytes, params, ratio"),
         ({"budget": {"ratio": "8"}}, "Got ratio='8'; expected a number of at least 1"),
         ({"base": 1.5}, "expected adtn.SeededBase"),
         ({"layers": ["a"]}, "expected values by names"),
-        ({"layers": {"a": "ttn"}}, r"Got layers\['a'\]='ttn'; expected values by names"),
+        ({"layers": {"a": "ttn"}}, "expected values by names"),
         ({"layers": {"a": {"leg": 0}}}, "Got leg=0"),
         ({"layers": {"a": {"bond": 2}}}, "expected topology, leg, order, base"),
         ({"colour": 1}, "a config knows"),
@@ -567,7 +567,7 @@ def test_configs_that_make_no_sense_are_refused(options: dict[str, Any], message
 
 def test_objects_of_another_class_are_refused() -> None:
     for options, message in (
-        ({"topology": "ttn"}, r"Got topology='ttn'; expected a topology, such as adtn.TTN"),
+        ({"topology": "ttn"}, r"Got topology='ttn'; expected a topology with its options, such as adtn.TTN"),
         ({"candidates": ("mpo",)}, "expected topologies"),
         ({"base": 3}, "expected adtn.SeededBase"),
         ({"budget": {"ratio": 3}}, r"expected adtn.Budget"),
@@ -765,7 +765,7 @@ def test_rates_of_parameters() -> None:
     assert model[6].weight.requires_grad
     with pytest.raises(CompressError, match="leave nothing to train"):
         adtn.compress(net(), Config(**QUICK, rates={"*": 0.0}), data=batches())
-    with pytest.raises(CompressError, match="number of at least 0"):
+    with pytest.raises(CompressError, match="numbers of at least 0"):
         Config(rates={"*": -1.0})
 
 

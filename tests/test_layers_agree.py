@@ -138,12 +138,12 @@ def test_attention(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"groups": 3}, "must divide"),
-        ({"padding_mode": "mirror"}, "expected zeros, reflect"),
+        ({"padding_mode": "mirror"}, "expected 'zeros', 'reflect'"),
         ({"padding": "same", "stride": 2}, "needs a stride of 1"),
-        ({"padding": "full"}, "'same', 'valid' or numbers"),
+        ({"padding": "full"}, "'same', 'valid' or whole numbers"),
         ({"stride": (1, 2, 3)}, "one number or one for each"),
-        ({"stride": 0}, "one number or one for each"),
-        ({"padding": -1}, "one number or one for each"),
+        ({"stride": 0}, "at least 1, or one for each"),
+        ({"padding": -1}, "whole numbers of at least 0"),
     ],
 )
 def test_geometries_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:

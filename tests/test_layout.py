@@ -103,7 +103,7 @@ def test_expensive_padding_is_refused_and_the_better_layout_named() -> None:
     [
         (lambda: Layout.of((2,) * 6), "1 to 5"),
         (lambda: Layout.of((0, 3)), "at least one entry"),
-        (lambda: Layout.of((4, 4), 1), "at least 2"),
+        (lambda: Layout.of((4, 4), 1), "from 2 to"),
         (lambda: Layout.of((4, 4), (2, 2, 2)), "one per axis"),
         (lambda: Layout.of((4, 4), order="sideways"), "'axis', 'interleaved'"),  # type: ignore[arg-type]
         (lambda: Layout.of((4, 4), 2, [0, 1, 2, 2]), "permutation"),

@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import pytest
 from adtn._backend import get_backend
-from adtn_backends._pool import Pool
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adtn_backends._pool import Pool
 from table import to_numpy
 
 

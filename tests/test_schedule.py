@@ -74,7 +74,7 @@ def test_a_card_gets_what_was_measured_on_its_kind_or_a_datasheet(card: str, dty
 
 
 def test_a_measured_profile_is_of_one_dtype() -> None:
-    with pytest.raises(ScheduleError, match="measured in float32"):
+    with pytest.raises(ScheduleError, match="expected float32, in which it was measured"):
         adtn.DeviceProfile.shipped("h200-torch", "bfloat16")
 
 
@@ -148,11 +148,11 @@ def test_gates_are_fused_where_a_pass_over_the_state_is_dear(tmp_path: Path) -> 
 def test_unknown_things_are_refused() -> None:
     s = sketch(adtn.TTN(bond=2), 64)
     for options, message in (
-        ({"task": "guess"}, "expected one of generate, apply, train, fit"),
-        ({"mode": "magic"}, "expected one of materialise"),
-        ({"profile": "z80"}, "shipped are generic-cpu"),
+        ({"task": "guess"}, "expected 'generate', 'apply', 'train' or 'fit'"),
+        ({"mode": "magic"}, "expected 'materialise'"),
+        ({"profile": "z80"}, "one of generic-cpu"),
         ({"memory": "much"}, "expected bytes"),
-        ({"batch": 0}, "expected at least 1"),
+        ({"batch": 0}, "whole number of at least 1"),
         ({"task": "generate", "mode": "stream"}, "whose result is the whole weight"),
         ({"task": "generate", "mode": "factored"}, "needs the weight"),
         ({"task": "fit", "mode": "factored", "dtype": "bfloat16"}, "loses the difference"),

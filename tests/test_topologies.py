@@ -191,19 +191,19 @@ def test_json_round_trip(key: str) -> None:
     ("make", "message"),
     [
         (lambda: adtn.TTN(bond=0), "at least 1"),
-        (lambda: adtn.TTN(arity=1), "at least 2 children"),
+        (lambda: adtn.TTN(arity=1), "arity=1; expected a whole number of at least 2"),
         (lambda: adtn.ATTN(pairs=((0, 1), (1, 2))), "at most one disentangler"),
         (lambda: adtn.ATTN(pairs="some"), "'all' or pairs"),
         (lambda: adtn.BrickWall(layers=0), "1 to 1024"),
         (lambda: adtn.BrickWall(boundary="open"), "'fixed', 'trainable' or 'random'"),  # type: ignore[arg-type]
-        (lambda: adtn.Tucker(bond=-1), "at least 1"),
-        (lambda: adtn.CP(bond=2.5), "at least 1"),  # type: ignore[arg-type]
+        (lambda: adtn.Tucker(bond=-1), "from 1 to"),
+        (lambda: adtn.CP(bond=2.5), "from 1 to"),  # type: ignore[arg-type]
         (lambda: adtn.Generator((2,), adtn.BrickWall(), layout=Layout.of((2,), 2)), "at least 2 legs"),
         (
             lambda: adtn.Generator((4, 4), adtn.ATTN(pairs=((0, 9),)), layout=Layout.of((4, 4), 2)),
             r"legs 0\.\.3",
         ),
-        (lambda: topology_from_json({"name": "PEPS"}), "known are .*ttn, attn, mera"),
+        (lambda: topology_from_json({"name": "PEPS"}), "expected one of .*ttn, attn, mera"),
         (lambda: topology_from_json({"name": "TTN", "bnod": 3}), "do not make a TTN"),
         (lambda: adtn.register_topology(adtn.TTN), "exists already"),
     ],

@@ -121,7 +121,9 @@ def test_training_while_merged_trains_what_training_beside_does(name: str) -> No
             slopes = nnx.jit(nnx.grad(lambda layer, x: (layer(x) ** 2).sum()))(layer, x)
             state = nnx.state(layer, nnx.Param)
             nnx.update(layer, jax.tree.map(lambda v, g: v - 1e-4 * g, state, slopes))
-    for a, b in zip(jax.tree.leaves(nnx.state(merged, nnx.Param)), jax.tree.leaves(nnx.state(beside, nnx.Param)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(nnx.state(merged, nnx.Param)), jax.tree.leaves(nnx.state(beside, nnx.Param)), strict=True
+    ):
         close(a, b, 10.0)
     close(merged(x), beside(x), 10.0)
 

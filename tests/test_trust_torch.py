@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import io
 import threading
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from adtn._errors import LayoutError
 
-from trust_torch import ADAPTERS, EMBEDDINGS, LAYERS, MERGED, RULES, TTN, Case, cores_of, gen, layers, nn, torch
+from trust_torch import ADAPTERS, EMBEDDINGS, LAYERS, MERGED, TTN, Case, cores_of, gen, layers, nn, torch
 
 
 @pytest.fixture(params=LAYERS)
@@ -465,7 +464,9 @@ def test_compressing_leaves_random_numbers_and_frozen_parameters_alone() -> None
     want = torch.rand(3)
     torch.manual_seed(5)
     state = np.random.get_state()[1].copy()  # noqa: NPY002 (the global generator is what is looked at)
-    config = adtn.Config(targets=["0"], topology=TTN, steps=3, tune_steps=3, train="all", recipe=("distill-local", "finetune"))
+    config = adtn.Config(
+        targets=["0"], topology=TTN, steps=3, tune_steps=3, train="all", recipe=("distill-local", "finetune")
+    )
     adtn.compress(model, config, data=data)
     assert torch.equal(torch.rand(3), want)
     assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
@@ -500,7 +501,7 @@ def test_threads_do_not_see_each_other(case: Case) -> None:
                 with torch.no_grad():
                     if not torch.allclose(layer(x), want, atol=1e-4, rtol=1e-3):
                         wrong.append("other values")
-        except Exception as error:  # noqa: BLE001 (whatever it is)
+        except Exception as error:
             wrong.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
@@ -566,7 +567,9 @@ def test_tracers_are_refused(case: Case) -> None:
     layer, x = case.layer().eval(), case.x()
     with pytest.raises(LayoutError, match="to_dense"), torch.no_grad():
         torch.jit.trace(layer, (x,), check_trace=False)
-    with pytest.raises((LayoutError, torch.fx.proxy.TraceError, TypeError)):  # PyTorch's own for what takes any arguments
+    with pytest.raises(
+        (LayoutError, torch.fx.proxy.TraceError, TypeError)
+    ):  # PyTorch's own for what takes any arguments
         torch.fx.symbolic_trace(layer)
 
 

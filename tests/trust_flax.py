@@ -85,7 +85,9 @@ LAYERS = {
         f"linear {mode}": Case(lambda mode=mode: layers.ADTNLinear(gen(16, 24), mode=mode), (5, 24))
         for mode in (None, "materialise", "stream", "factored")
     },
-    "linear nonlinear end": Case(lambda: layers.ADTNLinear(gen(16, 24, topology=adtn.TTN(bond=2, where="all"))), (5, 24)),
+    "linear nonlinear end": Case(
+        lambda: layers.ADTNLinear(gen(16, 24, topology=adtn.TTN(bond=2, where="all"))), (5, 24)
+    ),
     "linear brick wall": Case(lambda: layers.ADTNLinear(gen(16, 16, topology=adtn.BrickWall(layers=2))), (5, 16)),
     "linear seeded base": Case(lambda: layers.ADTNLinear(gen(16, 24, base=adtn.SeededBase(1))), (5, 24)),
     "linear general": Case(lambda: layers.ADTNLinearGeneral(gen(32, 24), outputs=(4, 8)), (5, 24)),

@@ -113,9 +113,7 @@ RULES = {
     ),
     "linear scaled random": Case(lambda: layers.ADTNLinear(gen(8, 6, topology=adtn.ScaledRandom(seed=3))), (5, 6)),
     "conv seeded base": Case(lambda: layers.ADTNConv2d(gen(8, 6, 3, 3, base=adtn.SeededBase(1))), (2, 6, 5, 5)),
-    "embedding seeded base": Case(
-        lambda: layers.ADTNEmbedding(gen(30, 8, base=adtn.SeededBase(1))), (4,), True, 30
-    ),
+    "embedding seeded base": Case(lambda: layers.ADTNEmbedding(gen(30, 8, base=adtn.SeededBase(1))), (4,), True, 30),
 }
 """Layers with frozen cores or bases that no state holds."""
 ADAPTERS = {
@@ -136,9 +134,7 @@ LAYERS = {
     "linear nonlinear end": Case(
         lambda: layers.ADTNLinear(gen(16, 24, topology=adtn.TTN(bond=2, where="all"))), (5, 24)
     ),
-    "linear given base": Case(
-        lambda: layers.ADTNLinear(gen(16, 24, base=np.ones((16, 24), "float32"))), (5, 24)
-    ),
+    "linear given base": Case(lambda: layers.ADTNLinear(gen(16, 24, base=np.ones((16, 24), "float32"))), (5, 24)),
     "conv1d": Case(lambda: layers.ADTNConv1d(gen(8, 6, 3), padding=1), (2, 6, 7)),
     "conv2d": Case(lambda: layers.ADTNConv2d(gen(8, 6, 3, 3), padding="same"), (2, 6, 7, 7)),
     "conv2d grouped": Case(lambda: layers.ADTNConv2d(gen(8, 3, 3, 3), groups=2, stride=2), (2, 6, 7, 7)),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from .._checks import Count, Positive, check_fields
 from .._errors import ScheduleError
-from ..schedule import TASKS
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,16 @@ class BenchConfig:
     """
 
     topologies: tuple[str, ...] = ("TTN 4", "MERA 4", "wall 2", "MPO 8")
-    shapes: tuple[tuple[int, int], ...] = ((1024, 1024),)
-    tasks: tuple[str, ...] = ("generate", "apply", "fit")
-    batches: tuple[int, ...] = (64,)
+    shapes: tuple[tuple[Count, Count], ...] = ((1024, 1024),)
+    tasks: tuple[Literal["generate", "apply", "train", "fit"], ...] = ("generate", "apply", "fit")
+    batches: tuple[Count, ...] = (64,)
     devices: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float32",)
-    mode: str | None = None
-    seconds: float = 0.3
+    mode: Literal["materialise", "stream", "factored"] | None = None
+    seconds: Positive = 0.3
 
     def __post_init__(self) -> None:
-        unknown = [t for t in self.tasks if t not in TASKS]
-        if unknown:
-            raise ScheduleError(f"Got tasks {unknown}; expected some of {', '.join(TASKS)}.")
-        if not self.seconds > 0:
-            raise ScheduleError(f"Got seconds={self.seconds}; expected a positive number.")
+        check_fields(self, ScheduleError)
 
     @classmethod
     def read(cls, path: Path) -> BenchConfig:
@@ -62,7 +58,7 @@ class BenchConfig:
         """
         try:
             content: dict[str, Any] = tomllib.loads(path.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ScheduleError(f"Got the config {path}, which cannot be read: {error}.") from error
         unknown = set(content) - set(cls.__dataclass_fields__)
         if unknown:

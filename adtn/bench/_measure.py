@@ -43,7 +43,9 @@ class Work:
     @cached_property
     def plan(self) -> Plan:
         """What the scheduler decides."""
-        return plan(self.generator, self.task, device=self.device, dtype=self.dtype, batch=self.batch, mode=self.mode)
+        task: Any = self.task
+        mode: Any = self.mode
+        return plan(self.generator, task, device=self.device, dtype=self.dtype, batch=self.batch, mode=mode)
 
     @cached_property
     def operand(self) -> np.ndarray:

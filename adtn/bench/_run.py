@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._backend import get_backend
+from .._backend import get_backend, split_device
 from ..schedule import devices as list_devices
 from ._cases import BenchCase, bench_set
 from ._config import BenchConfig
@@ -39,6 +39,8 @@ def run_bench(config: BenchConfig, on_result: Callable[[BenchResult], None] | No
         Runs that failed are in it with their error.
     """
     where = config.devices or tuple(d.name for d in list_devices().usable)
+    for device in where:  # one that is not usable is a result, one of no backend is a slip
+        get_backend(split_device(device)[0])
     report = BenchReport(config)
     for piece in _pieces(config):
         results = {d: BenchResult(piece.case.label, piece.task, piece.batch, d, piece.dtype) for d in where}

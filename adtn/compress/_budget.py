@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from .._checks import Count, NotNegative, Range, check_fields, checked
 from .._errors import CompressError
 from .._typing import Shape
 from ..network import Layout, Topology
-from ._checks import check_real
 from ._sizes import bond_field, largest_within, stored_params
 
 _CELLS = 4000  # resolution of the allocation, in parts of the budget
@@ -49,21 +49,21 @@ class Budget:
     (50000, 'parameters')
     """
 
-    params: int | None = None
-    bytes: int | None = None
-    ratio: float | None = None
-    accuracy_loss: float | None = None
+    params: Count | None = None
+    bytes: Count | None = None
+    ratio: Annotated[float, Range(1.0)] | None = None
+    accuracy_loss: NotNegative | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, CompressError)
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         if len(given) != 1:
             raise CompressError(
                 f"Got a budget of {given or 'nothing'}; give one of params, bytes, ratio, accuracy_loss."
             )
-        ((name, value),) = given.items()
-        check_real(name, value, 0.0 if name == "accuracy_loss" else 1.0)
 
     @classmethod
+    @checked(CompressError)
     def from_dict(cls, values: Mapping[str, Any]) -> Budget:
         """From plain values.
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import CompressError
+from .._backend import check_device
+from .._checks import PathArgument, checked, shown
+from .._errors import CompressError, LayoutError, TopologyError
 from ..generator import Generator, generated_rows
 from ._config import Config
 from ._local import Executor, LocalTask
@@ -21,6 +23,7 @@ from ._work import Outcome, Work
 _CORNER = 96  # rows and columns of a weight that are shown
 
 
+@checked(CompressError)
 def compress(
     model: Any,
     config: Config | None = None,
@@ -31,7 +34,7 @@ def compress(
     score: Callable[[Any], Any] | None = None,
     device: str | None = None,
     executor: Executor | None = None,
-    folder: str | Path | None = None,
+    folder: PathArgument | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> CompressReport:
     """Replace layers of a model by generated ones, in place.
@@ -44,7 +47,7 @@ def compress(
         What to compress, into what, and how.
     data : iterable, optional
         Batches: ``(inputs, labels)``, or mappings with ``"labels"`` for models that take keywords. Gone through more
-        than once: a list or a data loader, not a generator.
+        than once: a list or a data loader, not a generator. One batch alone needs no list around it.
     test : iterable, optional
         The same, for the loss before and after, and the accuracy where labels number classes.
     loss : callable, optional
@@ -82,7 +85,10 @@ def compress(
     True
     """
     config = config or Config()
+    data, test = _batches("data", data), _batches("test", test)
     stages = config.stages(data is not None)
+    device = "numpy:cpu" if device is None else device
+    check_device(device, "float32")
     measured = config.budget is not None and config.budget.accuracy_loss is not None
     if measured and test is None and score is None:
         raise CompressError("Got a budget of accuracy_loss without test=; pass the data that measure it, or score=.")
@@ -90,6 +96,8 @@ def compress(
     say = progress or (lambda line: None)
     began = time.monotonic()
     chosen, dense = config.select(adapter.layers())
+    dense |= {layer.name: why for layer in chosen if (why := _impossible(layer, config))}
+    chosen = [layer for layer in chosen if layer.name not in dense]
     weights = {layer.name: {name: adapter.weight(name) for name in layer.weights} for layer in chosen}
     dense |= {name: why for name, own in weights.items() if (why := _unfit(own.values()))}
     chosen = [layer for layer in chosen if layer.name not in dense]
@@ -108,7 +116,7 @@ def compress(
             "Got a budget of accuracy_loss for labels that do not number classes; pass score= to measure the model."
         )
     targets = {name: weight for layer in chosen for name, weight in weights[layer.name].items()}
-    tasks = _tasks(adapter, config, chosen, targets, data, device or "numpy:cpu", stages)
+    tasks = _tasks(adapter, config, chosen, targets, data, device, stages)
     keep = Path(folder) if folder is not None else None
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
@@ -129,6 +137,19 @@ def compress(
     return CompressReport(
         config, rows, dense, before, after, outcome.losses, time.monotonic() - began, generators, corners
     )
+
+
+def _batches(name: str, data: Any) -> Iterable[Any] | None:
+    """Batches; a single one that is given without the list around it is put in one."""
+    if data is None:
+        return None
+    if isinstance(data, Mapping) and "labels" in data:
+        return [data]
+    if isinstance(data, tuple) and len(data) == 2 and all(hasattr(part, "shape") for part in data):
+        return [data]
+    if isinstance(data, Mapping) or hasattr(data, "shape"):
+        raise CompressError(f"Got {name}={shown(data)}; expected batches, such as [(inputs, labels), ...].")
+    return data
 
 
 def _tasks(
@@ -154,6 +175,20 @@ def _tasks(
         )
         for _, name, own in planned
     }  # fmt: skip
+
+
+def _impossible(layer: Layer, config: Config) -> str:
+    """Why the wished topology cannot generate a layer's weights; a budget chooses others."""
+    own = config.options_of(layer)
+    for shape in layer.weights.values():
+        if math.prod(shape) == 1:
+            return "has a single entry"
+        try:
+            if config.budget is None:
+                own.topology.segments(own.layout(shape))
+        except (LayoutError, TopologyError) as error:
+            return str(error)
+    return ""
 
 
 def _unfit(weights: Iterable[np.ndarray]) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from .._backend import OPTIMIZERS
+from .._checks import Count, Name, NotNegative, PathArgument, Positive, Range, Seed, check_fields, checked
 from .._errors import CompressError, missing
 from .._typing import Shape
 from ..network import (
@@ -25,13 +25,17 @@ from ..network import (
     get_topology,
     topology_from_json,
 )
+from ..network._topology import TopologyArgument
+from ..optim._options import Name as OptimizerName
 from ._budget import Budget
-from ._checks import check_choice, check_kind, check_mapping, check_names, check_real, check_whole
 from ._model import Layer, Tuning
 
 Stage = Literal["reconstruct", "reconstruct-data", "distill-local", "finetune"]
 STAGES: tuple[Stage, ...] = ("reconstruct", "reconstruct-data", "distill-local", "finetune")
 RECIPES = (*STAGES, "local-then-global")
+Recipe = Literal["reconstruct", "reconstruct-data", "distill-local", "finetune", "local-then-global"]
+Names = Annotated[Sequence[str], "a list of names, such as ['fc1']"]
+Whole = Annotated[int, Range(0)]
 
 
 @dataclass(frozen=True)
@@ -112,75 +116,53 @@ class Config:
     'local-then-global'
     """
 
-    targets: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    topology: Topology = field(default_factory=lambda: TTN(bond=4))
-    leg: int | None = None
-    order: str | None = None
-    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    base: RuleBase | None = None
-    budget: Budget | None = None
-    candidates: Sequence[Topology] = (TTN(), TTN(activation="identity"), MPO(), Tucker())
-    restarts: int = 1
-    recipe: str | Sequence[str] = "local-then-global"
+    targets: Names = ()
+    exclude: Names = ()
+    topology: TopologyArgument = field(default_factory=lambda: TTN(bond=4))
+    leg: Annotated[int, Range(2, 2**20)] | None = None
+    order: Literal["axis", "interleaved"] | None = None
+    layers: Annotated[Mapping[str, Mapping[str, Any]], "values by names, such as {'Conv2d': {'leg': 4}}"] = field(
+        default_factory=dict
+    )
+    base: Annotated[RuleBase | None, "adtn.SeededBase(seed=0), adtn.IdentityBase(), or None"] = None
+    budget: Annotated[Budget | None, "adtn.Budget(ratio=20), or None"] = None
+    candidates: Annotated[Sequence[Topology], "topologies, such as (adtn.TTN(), adtn.MPO())"] = (
+        TTN(),
+        TTN(activation="identity"),
+        MPO(),
+        Tucker(),
+    )
+    restarts: Count = 1
+    recipe: Annotated[Recipe | Annotated[Sequence[Recipe], Range(1)], f"one or several of {', '.join(RECIPES)}"] = (
+        "local-then-global"
+    )
     mode: Literal["replace", "adapter"] = "replace"
-    adapter: str = "default"
-    smallest: int = 256
-    steps: int = 500
-    lr: float = 2e-2
-    optimizer: str = "lbfgs"
-    tune_steps: int = 500
-    tune_lr: float = 5e-3
-    tune_optimizer: str = "adam"
-    distill: float = 0.0
-    train: str = "generated"
-    clip: float | None = 1.0
-    dropout: float | None = None
+    adapter: Name = "default"
+    smallest: Whole = 256
+    steps: Whole = 500
+    lr: Positive = 2e-2
+    optimizer: OptimizerName = "lbfgs"
+    tune_steps: Whole = 500
+    tune_lr: Positive = 5e-3
+    tune_optimizer: Literal["adam", "sgd"] = "adam"
+    distill: Annotated[float, Range(0.0, 1.0)] = 0.0
+    train: Literal["generated", "all"] = "generated"
+    clip: Positive | None = 1.0
+    dropout: Annotated[float, Range(0.0, 1.0, below=True)] | None = None
     capture: bool = False
-    autocast: str | None = None
-    rates: Mapping[str, float] = field(default_factory=dict)
-    seed: int = 0
+    autocast: Literal["bfloat16"] | None = None
+    rates: Annotated[Mapping[str, NotNegative], "numbers of at least 0 by names, such as {'*': 0.1}"] = field(
+        default_factory=dict
+    )
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name in ("targets", "exclude"):
-            check_names(name, getattr(self, name))
-        wanted = (self.recipe,) if isinstance(self.recipe, str) else tuple(self.recipe)
-        if not wanted or any(one not in RECIPES for one in wanted):
-            raise CompressError(f"Got recipe={self.recipe!r}; expected one or several of {', '.join(RECIPES)}.")
-        check_choice("mode", self.mode, ("replace", "adapter"))
-        check_choice("train", self.train, ("generated", "all"))
-        if self.autocast is not None:
-            check_choice("autocast", self.autocast, ("bfloat16",))
-        check_choice("tune_optimizer", self.tune_optimizer, ("adam", "sgd"))
-        check_choice("optimizer", self.optimizer, (*OPTIMIZERS, "lbfgs", "lm"))
-        check_kind("topology", self.topology, Topology, "a topology, such as adtn.TTN(bond=4)")
-        for one in self.candidates:
-            check_kind("candidates", one, Topology, "topologies, such as (adtn.TTN(), adtn.MPO())")
-        check_kind("base", self.base, RuleBase | None, "adtn.SeededBase(seed=0), adtn.IdentityBase(), or nothing")
-        check_kind("budget", self.budget, Budget | None, "adtn.Budget(ratio=20), or nothing")
+        check_fields(self, CompressError)
         if self.mode == "adapter" and (self.budget is not None or self.base is not None):
             raise CompressError("Got mode='adapter' with a budget or base; an adapter's base is the dense weight.")
         if self.budget is not None and not self.candidates:
             raise CompressError("Got a budget without candidates; give some topologies.")
-        for name, least in (("restarts", 1), ("smallest", 0), ("steps", 0), ("tune_steps", 0), ("seed", 0)):
-            check_whole(name, getattr(self, name), least)
-        if self.leg is not None:
-            check_whole("leg", self.leg, 2)
-        check_real("lr", self.lr, 0.0, above=True)
-        check_real("tune_lr", self.tune_lr, 0.0, above=True)
-        check_real("distill", self.distill, 0.0, 1.0)
-        if self.clip is not None:
-            check_real("clip", self.clip, 0.0, above=True)
-        if self.dropout is not None:
-            check_real("dropout", self.dropout, 0.0, 1.0)
-            if self.dropout == 1.0:
-                raise CompressError("Got dropout=1.0, which leaves nothing; expected a number below 1.")
-        check_mapping("rates", self.rates, "{'*': 0.1}")
-        for pattern, rate in self.rates.items():
-            check_real(f"rates[{pattern!r}]", rate, 0.0)
-        check_mapping("layers", self.layers, "{'Conv2d': {'leg': 4}}")
         for pattern, own in self.layers.items():
-            check_mapping(f"layers[{pattern!r}]", own, "{'leg': 4}")
             unknown = set(own) - {"topology", "leg", "order", "base", "candidates"}
             if unknown:
                 raise CompressError(
@@ -189,6 +171,7 @@ class Config:
             replace(self, layers={}, **own)  # checks its values
 
     @classmethod
+    @checked(CompressError)
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         """From plain values: a topology is a name, or a mapping with its options.
 
@@ -204,7 +187,8 @@ class Config:
         return cls(**{k: _value(k, v) for k, v in values.items()})
 
     @classmethod
-    def load(cls, path: str | Path) -> Config:
+    @checked(CompressError)
+    def load(cls, path: PathArgument) -> Config:
         """From a TOML file, or from a YAML file where PyYAML is installed.
 
         Raises
@@ -217,7 +201,7 @@ class Config:
             if Path(path).suffix in (".yaml", ".yml"):
                 return cls.from_dict(_yaml(text, path))
             return cls.from_dict(tomllib.loads(text))
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise CompressError(f"Cannot read the config {path}: {error}.") from error
 
     def select(self, layers: Sequence[Layer]) -> tuple[list[Layer], dict[str, str]]:
@@ -309,7 +293,7 @@ def _matches(pattern: str, layer: Layer) -> bool:
     return pattern == layer.kind or fnmatchcase(layer.name, pattern)
 
 
-def _yaml(text: str, path: str | Path) -> Mapping[str, Any]:
+def _yaml(text: str, path: PathArgument) -> Mapping[str, Any]:
     try:
         import yaml
     except ImportError as error:
@@ -328,11 +312,11 @@ def _value(key: str, value: Any) -> Any:
     if key == "layers" and isinstance(value, Mapping):
         options = {p: own for p, own in value.items() if isinstance(own, Mapping)}
         return {**value, **{p: {k: _value(k, v) for k, v in own.items()} for p, own in options.items()}}
-    if key == "candidates":
+    if key == "candidates" and isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_value("topology", one) for one in value)
     if key == "budget" and isinstance(value, Mapping):
         return Budget.from_dict(value)
-    if key == "topology" and not isinstance(value, Topology):
+    if key == "topology" and isinstance(value, str | Mapping):
         options = dict(value) if isinstance(value, Mapping) else {"name": value}
         name = str(options.pop("name", "ttn"))
         cls = get_topology(name)
@@ -342,7 +326,7 @@ def _value(key: str, value: Any) -> Any:
                 f"{cls.__name__} takes no {sorted(unknown)}; it takes {list(cls.__dataclass_fields__)}."
             )
         return topology_from_json({"name": name, **options})
-    if key == "base" and isinstance(value, int):
+    if key == "base" and isinstance(value, int) and not isinstance(value, bool):
         return SeededBase(value)
     if key == "base" and isinstance(value, str):
         if value != "identity":

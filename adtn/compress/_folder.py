@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from .._checks import PathArgument, checked
 from .._errors import CompressError
 from ._compress import compress
 from ._config import Config
@@ -59,7 +60,9 @@ def run_folder(
     if weights is not None:
         try:
             model_of(model, None).load(weights)
-        except (OSError, RuntimeError, KeyError) as error:
+        except CompressError:
+            raise
+        except Exception as error:  # every framework has its own for files that are broken or of another model
             raise CompressError(f"Cannot load {weights} into {type(model).__name__}: {error}.") from error
     report = compress(
         model, config, data=data, test=test, loss=loss, score=score, device=device, folder=out / "layers",
@@ -76,7 +79,8 @@ def run_folder(
     return report
 
 
-def load_pretrained(folder: str | Path) -> Any:
+@checked(CompressError)
+def load_pretrained(folder: PathArgument) -> Any:
     """The compressed model in a folder that ``adtn compress`` made of a Hugging Face folder.
 
     Parameters
@@ -100,7 +104,8 @@ def load_pretrained(folder: str | Path) -> Any:
     return load_model(model_of(Path(folder), None).model, folder)
 
 
-def load_model(model: Any, folder: str | Path) -> Any:
+@checked(CompressError)
+def load_model(model: Any, folder: PathArgument) -> Any:
     """Make a dense model the compressed one that :func:`run_folder` or ``adtn compress`` saved.
 
     Parameters

@@ -163,7 +163,7 @@ def _continued(generator: Generator, target: Any, task: LocalTask, steps: int) -
     return fit(
         generator, target, device=task.device, optimizer=task.optimizer, steps=steps, lr=task.lr, seed=task.seed,
         progress=False,
-    ).generator  # fmt: skip
+    ).uninterrupted().generator  # fmt: skip
 
 
 def run_local(

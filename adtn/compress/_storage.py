@@ -12,7 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from .._atomic import write_atomic
+from .._checks import checked
 from .._errors import ADTNError, FileFormatError
+from .._plugins import UnregisteredError
 from ..generator import Generator
 from ..network import BASE, IdentityBase, Layout, SeededBase, topology_from_json, topology_to_json
 
@@ -26,6 +28,7 @@ _CODES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F1
 _LEVELS = 127
 
 
+@checked(FileFormatError)
 def save(path: str | os.PathLike[str], generator: Generator, dtype: StoreDtype | None = None) -> None:
     """Write a generator to a file, whole or not at all.
 
@@ -96,6 +99,7 @@ def to_bytes(generator: Generator, dtype: StoreDtype | None = None) -> bytes:
     return blank.replace(_NO_DIGEST.encode(), hashlib.sha256(blank).hexdigest().encode(), 1)
 
 
+@checked(FileFormatError)
 def load(path: str | os.PathLike[str]) -> Generator:
     """Read a generator.
 
@@ -169,6 +173,8 @@ def from_bytes(data: bytes) -> Generator:
         )  # fmt: skip
     except FileFormatError:
         raise
+    except UnregisteredError as error:
+        raise FileFormatError(f"The file is whole, but {str(error)[0].lower()}{str(error)[1:]}") from error
     except (ADTNError, KeyError, TypeError, ValueError, AttributeError, MemoryError, RecursionError) as error:
         raise FileFormatError(f"The header does not describe a generator ({error}). Get the file again.") from error
 

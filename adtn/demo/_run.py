@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from .._atomic import write_atomic
+from .._backend import check_device
+from .._checks import Count, checked
 from .._errors import ADTNError
 from ..bench import machine
 from ..compress import save
@@ -88,12 +90,13 @@ class Report:
         return {"command": command, "data": self.data, "machine": machine(), "results": rows}
 
 
+@checked(ADTNError)
 def run_demo(
-    data: str = "digits",
+    data: Literal["digits", "mnist"] = "digits",
     *,
     devices: Sequence[str] | None = None,
-    seeds: int = 1,
-    steps: int | None = None,
+    seeds: Count = 1,
+    steps: Count | None = None,
     only: Sequence[str] = (),
     layer: str = "",
     out: Path | None = None,
@@ -136,7 +139,12 @@ def run_demo(
     report = Report(f"{data}-{layer}" if layer else data, [])
     problems = [problem for problem in PROBLEMS[data] if problem.title.startswith(layer)]
     if not problems:
-        raise ADTNError(f"Got layer={layer!r}; there are {', '.join(p.title for p in PROBLEMS[data])}.")
+        raise ADTNError(f"Got layer={layer!r}; expected one of {', '.join(p.title for p in PROBLEMS[data])}.")
+    known = list(dict.fromkeys(case.name for problem in problems for case in cases_for(problem, 0)))
+    if unknown := [name for name in only if name not in known]:
+        raise ADTNError(f"Got only={unknown}; expected some of {', '.join(known)}.")
+    for device in where:
+        check_device(device, "float32")
     for problem in problems:
         chosen = problem if steps is None else replace(problem, steps=steps)
         for device in where:
@@ -176,7 +184,7 @@ def train(problem: Problem, case: Case, images: Images, device: str, seed: int) 
     factors |= {name: case.lr / LR for name in start.params if case.lr != LR}
     options = FitOptions(device=device, steps=problem.steps, lr=LR, lr_factors=factors, seed=seed, progress=False)
     began = time.perf_counter()
-    solution = run_fit(start, mlp.task(images, seed, problem.batch), options)
+    solution = run_fit(start, mlp.task(images, seed, problem.batch), options).uninterrupted()
     seconds = time.perf_counter() - began
     generator = solution.generator
     accuracy = mlp.accuracy(generator.weight(), solution.params, images.x_test, images.y_test)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from operator import index
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from autoray import do
 
-from .._backend import Backend, backend_of, check_device
-from .._errors import LayoutError, TopologyError
+from .._arrays import finite_array, host_array
+from .._backend import DTYPES, Backend, backend_of, check_device
+from .._checks import Seed, checked, shown
+from .._errors import DeviceError, LayoutError, ScheduleError, TopologyError
 from .._typing import Array, Shape
 from ..network._active import active_parameters, degrees_of_freedom
 from ..network._adjoint import forward_stage
@@ -24,13 +25,14 @@ from ..network._layout import Layout
 from ..network._networks import Networks, as_networks, read_networks
 from ..network._program import Program, cached_program
 from ..network._segment import Segment
-from ..network._topology import Topology, Where
-from ..schedule import decide
+from ..network._topology import Topology, TopologyArgument, Where
+from ..schedule import Memory, Mode, decide
 
 if TYPE_CHECKING:
     import quimb.tensor as qtn
 
-Base = RuleBase | np.ndarray | None
+Base = Annotated[RuleBase | np.ndarray | None, "adtn.SeededBase(seed=0), adtn.IdentityBase(), an array or None"]
+Dtype = Literal["float32", "float64"]
 
 
 class Generator:
@@ -74,33 +76,26 @@ class Generator:
     (64, 64)
     """
 
+    @checked(TopologyError, shape=LayoutError, layout=LayoutError)
     def __init__(
         self,
-        shape: Sequence[int],
-        topology: Topology,
+        shape: Annotated[Sequence[int], "whole numbers, such as (512, 784)"],
+        topology: TopologyArgument,
         *,
         layout: Layout | None = None,
-        seed: int = 0,
-        scale: float | np.ndarray | None = None,
+        seed: Seed = 0,
+        scale: Any = None,
         base: Base = None,
-        dtype: str = "float32",
-        params: Mapping[str, np.ndarray] | None = None,
+        dtype: Dtype = "float32",
+        params: Mapping[str, Any] | None = None,
     ) -> None:
-        if dtype not in ("float32", "float64"):
-            raise TopologyError(f"Got dtype={dtype!r}; parameters are kept in 'float32' or 'float64'.")
-        if not isinstance(topology, Topology):
-            raise TopologyError(f"Got topology={topology!r}; expected one with its options, such as adtn.TTN(bond=4).")
-        if not isinstance(seed, int | np.integer) or seed < 0:
-            raise TopologyError(f"Got seed={seed!r}; expected a whole number of at least 0.")
-        shape = _checked_shape(shape)
+        shape = tuple(shape)
         self._layout = layout if layout is not None else topology.default_layout(shape)
         if self._layout.shape != shape:
             raise LayoutError(f"Got a layout for {self._layout.shape} and the shape {shape}; they must be equal.")
         self._topology = topology
-        self._dtype = dtype
+        self._dtype: Dtype = dtype
         self._scale = _kaiming(shape) if scale is None else _spread(scale)
-        if not math.isfinite(self._scale):
-            raise TopologyError(f"Got scale={scale}; expected a finite number.")
         self._base = _checked_base(base, shape)
         given = dict(params) if params is not None else {}
         program = self.program
@@ -124,6 +119,7 @@ class Generator:
         self._applied: dict[tuple[Any, ...], Callable[[Array], Array]] = {}
 
     @classmethod
+    @checked(TopologyError, shape=LayoutError, layout=LayoutError)
     def from_networks(
         cls,
         networks: Sequence[qtn.TensorNetwork],
@@ -133,11 +129,11 @@ class Generator:
         trainable: str | None = None,
         outputs: Sequence[str] | None = None,
         output_inds: Sequence[Sequence[str] | None] | None = None,
-        activation: str = "silu",
+        activation: str | None = "silu",
         where: Where = "inner",
-        scale: float = 1.0,
+        scale: Any = 1.0,
         base: Base = None,
-        dtype: str = "float32",
+        dtype: Dtype = "float32",
     ) -> Generator:
         """A generator from any quimb networks whose outer indices feed the next one.
 
@@ -147,11 +143,13 @@ class Generator:
             From root to legs. Outer indices of one network that the previous one also has are contracted with
             its output; the others are new legs.
         shape, layout : optional
-            Of the weight; without them every output leg is an axis.
+            Of the weight; without them every output leg is an axis. Operators and vectors of quimb (MPO, MPS, PEPO)
+            become the array of their ``to_dense()``: upper indices are rows, lower ones columns, in the order of the
+            sites. Other networks need ``outputs`` where several legs make up an axis.
         trainable : str, optional
             Tag of the trained tensors; all are trained when not given. Frozen ones are stored as they are.
         outputs : sequence of str, optional
-            Order of the legs of the last network.
+            Order of the legs of the last network: axis by axis, or that of the layout's legs where one is given.
         output_inds : sequence of (sequence of str or None), optional
             Outgoing legs of each network; needed where an index belongs to more than two tensors.
         activation, where
@@ -177,7 +175,9 @@ class Generator:
         >>> Generator.from_networks([a, b], activation="tanh").shape
         (8, 8)
         """
-        pieces, numbers = read_networks(networks, trainable=trainable, outputs=outputs, output_inds=output_inds)
+        pieces, numbers = read_networks(
+            networks, trainable=trainable, outputs=outputs, output_inds=output_inds, shape=shape, layout=layout
+        )
         topology = Networks(pieces=pieces, activation=activation, where=where)
         if shape is None:
             sizes = {
@@ -240,7 +240,7 @@ class Generator:
         return self._base
 
     @property
-    def dtype(self) -> str:
+    def dtype(self) -> Dtype:
         """Of the stored parameters."""
         return self._dtype
 
@@ -298,7 +298,8 @@ class Generator:
         """Entries of the weight per stored number."""
         return self._layout.size / max(self.num_params, 1)
 
-    def with_params(self, params: Mapping[str, np.ndarray]) -> Generator:
+    @checked(TopologyError)
+    def with_params(self, params: Mapping[str, Any]) -> Generator:
         """The same generator with other trained numbers.
 
         Raises
@@ -307,7 +308,7 @@ class Generator:
             If a name is missing or unknown, or a shape differs.
         """
         if set(params) != set(self._params):
-            raise TopologyError(f"Got parameters {sorted(params)}; expected {sorted(self._params)}.")
+            raise TopologyError(f"Got params of {sorted(params)}; expected those of {sorted(self._params)}.")
         new = object.__new__(Generator)
         new.__dict__.update(
             {k: v for k, v in self.__dict__.items() if k not in ("num_active_params", "degrees_of_freedom")}
@@ -328,6 +329,7 @@ class Generator:
             frozen[BASE] = self._base
         return frozen
 
+    @checked(DeviceError)
     def arrays(self, device: str, dtype: str) -> dict[str, Array]:
         """Trained and frozen numbers as arrays of a device.
 
@@ -340,6 +342,7 @@ class Generator:
         numbers = {**self._params, **self.constants()}
         return {name: backend.asarray(np.asarray(x), where, dtype) for name, x in numbers.items()}
 
+    @checked(DeviceError)
     def weight(self, device: str = "numpy:cpu", dtype: str | None = None) -> Array:
         """Generate the weight.
 
@@ -360,20 +363,15 @@ class Generator:
         DeviceError, MissingDependencyError
             If the device or dtype is not available.
         """
-        dtype = dtype or self._dtype
+        dtype = self._dtype if dtype is None else dtype
         backend, _ = check_device(device, dtype)
         key = (device, dtype)
         if key not in self._compiled:
             self._compiled[key] = decide(self, "generate", device=device, dtype=dtype).generator(backend)
         return self._compiled[key](self.arrays(device, dtype))
 
-    def apply(
-        self,
-        x: Array,
-        *,
-        mode: Literal["materialise", "stream", "factored"] | None = None,
-        memory: str | int | None = None,
-    ) -> Array:
+    @checked(ScheduleError)
+    def apply(self, x: Array, *, mode: Mode | None = None, memory: Memory = None) -> Array:
         """``y = x @ W.T`` on the framework, device and dtype of ``x``; differentiable in ``x`` where the framework is.
 
         Parameters
@@ -403,10 +401,14 @@ class Generator:
         """
         if len(self.shape) != 2:
             raise LayoutError(f"apply needs a weight (n_out, n_in); this one is {self.shape}. Use weight() instead.")
+        if not hasattr(x, "shape"):
+            raise LayoutError(f"Got x={shown(x)}; expected an array (..., {self.shape[1]}).")
         if not len(x.shape) or x.shape[-1] != self.shape[1]:
             raise LayoutError(f"Got x of shape {tuple(x.shape)}; expected (..., {self.shape[1]}).")
         backend = backend_of(x)
         device, dtype = f"{backend.name}:{backend.device_of(x)}", backend.dtype_of(x)
+        if dtype not in DTYPES:
+            raise DeviceError(f"Got x of {dtype}; expected one of {', '.join(DTYPES)}.")
         batch = math.prod(x.shape[:-1])
         # one decision for all batches up to the next power of two
         key = (device, dtype, 1 << max(batch - 1, 0).bit_length(), mode, memory)
@@ -418,7 +420,7 @@ class Generator:
             return do("reshape", self._applied[key](do("reshape", x, (batch, -1))), (*x.shape[:-1], self.shape[0]))
 
     def _applier(
-        self, backend: Backend, device: str, dtype: str, batch: int, mode: str | None, memory: str | int | None
+        self, backend: Backend, device: str, dtype: str, batch: int, mode: Mode | None, memory: Memory
     ) -> Callable[[Array], Array]:
         """How ``apply`` is done for one device, dtype and size of batch."""
         planned = decide(self, "apply", device=device, dtype=dtype, batch=batch, mode=mode, memory=memory)
@@ -452,30 +454,28 @@ def _kaiming(shape: Shape) -> float:
     return math.sqrt(2.0 / max(fan_in, 1))
 
 
-def _spread(scale: float | np.ndarray) -> float:
+def _spread(scale: Any) -> float:
     """The standard deviation of a weight; the size of its entries where all are the same."""
-    if not np.ndim(scale):
+    if isinstance(scale, bool | np.bool_):
+        raise TopologyError(f"Got scale={scale}; expected a number, or a weight.")
+    scale = finite_array("scale", scale, TopologyError)
+    if not scale.ndim:
         return float(scale)
+    if not scale.size:
+        raise TopologyError(f"Got scale={shown(scale)}, which has no entries; expected a weight.")
+    largest = float(np.abs(scale).max())
+    if scale.dtype != np.float64 and not (scale.dtype == np.float32 and 1e-12 < largest < 1e12):
+        scale = scale.astype(np.float64)  # its squares would be zero or infinite
     spread, size = float(np.std(scale)), float(np.linalg.norm(np.ravel(scale))) / math.sqrt(np.size(scale))
     return spread if spread > 1e-6 * size else size
-
-
-def _checked_shape(shape: Sequence[int]) -> Shape:
-    try:
-        if isinstance(shape, str):
-            raise TypeError
-        return tuple(index(n) for n in shape)
-    except TypeError as error:
-        raise LayoutError(f"Got shape={shape!r}; expected whole numbers, such as (512, 784).") from error
 
 
 def _checked_base(base: Base, shape: Shape) -> Base:
     if base is None or isinstance(base, RuleBase):
         return base
-    if not isinstance(base, np.ndarray):
-        raise TopologyError(f"Got base={base!r}; expected adtn.SeededBase(seed=0), adtn.IdentityBase(), or an array.")
+    finite_array("base", base, TopologyError)
     if base.shape != shape:
-        raise TopologyError(f"Got a base of shape {base.shape}; the weight has shape {shape}.")
+        raise TopologyError(f"Got base={shown(base)}, of shape {base.shape}; expected the weight's shape, {shape}.")
     base = base.copy()
     base.setflags(write=False)
     return base
@@ -492,9 +492,9 @@ def _silence(program: Program, params: dict[str, np.ndarray]) -> None:
 def _readonly(arrays: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: str) -> Mapping[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     for name in sorted(arrays):
-        x = np.array(arrays[name], dtype=dtype)
+        x = np.array(host_array(f"params[{name!r}]", arrays[name], TopologyError), dtype=dtype)
         if x.shape != shapes[name]:
-            raise TopologyError(f"Got {name!r} of shape {x.shape}; expected {shapes[name]}.")
+            raise TopologyError(f"Got params[{name!r}] of shape {x.shape}; expected {shapes[name]}.")
         x.setflags(write=False)
         out[name] = x
     return MappingProxyType(out)

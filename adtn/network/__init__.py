@@ -1,6 +1,7 @@
 """What: layouts, topologies, activations, programs, their adjoint and quimb views."""
 
 from ._activation import Activation as Activation
+from ._activation import check_activation as check_activation
 from ._activation import get_activation as get_activation
 from ._activation import register_activation as register_activation
 from ._adjoint import StageTape as StageTape

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from autoray import astype, do, get_dtype_name
 
+from .._backend import get_backend
+from .._checks import Name, checked
 from .._errors import TopologyError
+from .._plugins import load_plugin, unregistered
 from .._typing import Array
 
 
@@ -23,11 +28,18 @@ class Activation:
         Name under which topologies refer to it.
     value, derivative : callable
         Functions of one array; ``derivative(z)`` is the derivative of ``value`` at ``z``.
+    own : bool
+        Whether a user registered it.
     """
 
     name: str
     value: Callable[[Array], Array]
     derivative: Callable[[Array], Array]
+    own: bool = False
+
+
+_POINTS = np.array([-2.3, -0.7, 0.4, 1.9])
+_ELEMENTWISE = "an elementwise function of one array, written with operators and autoray.do"
 
 
 def _sigmoid(z: Array) -> Array:
@@ -82,22 +94,24 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def get_activation(name: str) -> Activation:
-    """The activation called ``name``.
+    """The activation called ``name``; entry points in the group ``adtn.activations`` are asked, too.
 
     Raises
     ------
     TopologyError
         If there is none of that name.
     """
-    try:
-        return _ACTIVATIONS[name]
-    except KeyError:
-        raise TopologyError(
-            f"Got activation {name!r}; known are {', '.join(_ACTIVATIONS)}. Add one with adtn.register_activation."
-        ) from None
+    if name not in _ACTIVATIONS:
+        load_plugin("activations", name)  # its import registers it
+    if name not in _ACTIVATIONS:
+        raise unregistered("activations", name, tuple(_ACTIVATIONS))
+    return _ACTIVATIONS[name]
 
 
-def register_activation(name: str, value: Callable[[Array], Array], derivative: Callable[[Array], Array]) -> Activation:
+@checked(TopologyError)
+def register_activation(
+    name: Name, value: Callable[[Array], Array], derivative: Callable[[Array], Array]
+) -> Activation:
     """Add an activation that every topology and backend can then use by name.
 
     Parameters
@@ -105,7 +119,8 @@ def register_activation(name: str, value: Callable[[Array], Array], derivative: 
     name : str
         A new name.
     value, derivative : callable
-        Elementwise functions of one array, written with operators and ``autoray.do``.
+        Elementwise functions of one array, written with operators and ``autoray.do``. What they return is converted to
+        the dtype of the array.
 
     Returns
     -------
@@ -114,26 +129,87 @@ def register_activation(name: str, value: Callable[[Array], Array], derivative: 
     Raises
     ------
     TopologyError
-        If the name is taken, or if ``derivative`` is not the derivative of ``value`` (checked by central
-        differences at a few points).
+        If the name is taken, if one of the functions cannot run, is not elementwise or not finite at a few points
+        between -2.3 and 1.9, or if ``derivative`` is not the derivative of ``value`` (by central differences).
 
     Examples
     --------
-    >>> from autoray import astype, do, get_dtype_name
+    >>> from autoray import do
     >>> a = register_activation("gaussian", lambda z: do("exp", z * z * -0.5),
     ...                         lambda z: -z * do("exp", z * z * -0.5))
     >>> a.name
     'gaussian'
     """
     if name in _ACTIVATIONS:
-        raise TopologyError(f"Activation {name!r} exists already; choose another name.")
-    z, h = np.array([-2.3, -0.7, 0.4, 1.9]), 1e-5
-    slope = (value(z + h) - value(z - h)) / (2 * h)
-    got = derivative(z)
+        raise TopologyError(f"Got name={name!r}, an activation that exists already; expected another name.")
+    made = Activation(name, _in_dtype(value), _in_dtype(derivative), own=True)
+    for what in ("value", "derivative"):
+        _try_on_numpy(what, getattr(made, what))
+        _try("null", "cpu", made, what)
+    h = 1e-5
+    slope = (made.value(_POINTS + h) - made.value(_POINTS - h)) / (2 * h)
+    got = made.derivative(_POINTS)
     if not np.allclose(got, slope, rtol=1e-5, atol=1e-7):
         raise TopologyError(
-            f"The derivative of {name!r} at {z.tolist()} is {np.asarray(got).tolist()}, but differences of its "
-            f"value give {slope.tolist()}; correct the derivative."
+            f"Got a derivative of {name!r} that is {np.asarray(got).tolist()} at {_POINTS.tolist()}, but differences "
+            f"of its value give {slope.tolist()}; expected these. Correct the derivative."
         )
-    _ACTIVATIONS[name] = Activation(name, value, derivative)
-    return _ACTIVATIONS[name]
+    _ACTIVATIONS[name] = made
+    return made
+
+
+def check_activation(name: str, backend: str, where: str) -> None:
+    """See that a registered activation runs on a backend, before anything is planned for it.
+
+    Raises
+    ------
+    TopologyError
+        If it uses what that framework lacks.
+    """
+    activation = get_activation(name)
+    if activation.own:
+        for what in ("value", "derivative"):
+            _try(backend, where, activation, what)
+
+
+def _in_dtype(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The same function, in the dtype of its argument: constants and masks may have another."""
+
+    def call(z: Array) -> Array:
+        found, dtype = fn(z), get_dtype_name(z)
+        return found if get_dtype_name(found) == dtype else astype(found, dtype)
+
+    return call
+
+
+def _try_on_numpy(what: str, fn: Callable[[Array], Array]) -> None:
+    for dtype in ("float64", "float32", "float16"):
+        z = _POINTS.astype(dtype)
+        try:
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = fn(z)
+                alone = np.concatenate([fn(z[i : i + 1]) for i in range(len(z))])
+        except Exception as error:
+            raise TopologyError(f"Got a {what} that fails ({_first_line(error)}); expected {_ELEMENTWISE}.") from error
+        if found.shape != z.shape or not np.array_equal(found, alone, equal_nan=True):
+            raise TopologyError(f"Got a {what} that mixes entries or changes the shape; expected {_ELEMENTWISE}.")
+        if not np.isfinite(found).all():
+            raise TopologyError(f"Got a {what} that is {found.tolist()} at {z.tolist()}; expected finite numbers.")
+
+
+@lru_cache(maxsize=256)
+def _try(backend: str, where: str, activation: Activation, what: str) -> None:
+    found = get_backend(backend)
+    try:
+        with found.scope("float32"):
+            getattr(activation, what)(found.asarray(_POINTS, where, "float32"))
+    except Exception as error:
+        raise TopologyError(
+            f"Got a {what} of activation {activation.name!r} that fails on {backend} ({_first_line(error)}); expected "
+            f"{_ELEMENTWISE}, which {backend} has, too."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:160]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from .._checks import NotNegative, Range, Seed
 from .._errors import TopologyError
 from ._layout import Layout
 from ._segment import Core, Init, Segment
@@ -53,23 +54,16 @@ class BrickWall(Topology):
     (24, 368, 224)
     """
 
-    layers: int = 1
+    layers: Annotated[int, Range(1, MAX_LAYERS)] = 1
     boundary: Literal["fixed", "trainable", "random"] = "fixed"
     near_identity: bool = False
-    noise: float = 0.1
-    seed: int = 0
-    activation: str = "silu"
+    noise: NotNegative = 0.1
+    seed: Seed = 0
+    activation: str | None = "silu"
 
     leg: ClassVar[int] = 2
     order: ClassVar[Literal["axis", "interleaved"]] = "interleaved"
     exact: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.layers, int) or not 1 <= self.layers <= MAX_LAYERS:
-            raise TopologyError(f"Got layers={self.layers!r}; expected 1 to {MAX_LAYERS}.")
-        if self.boundary not in ("fixed", "trainable", "random"):
-            raise TopologyError(f"Got boundary={self.boundary!r}; expected 'fixed', 'trainable' or 'random'.")
 
     def levels(self, layout: Layout) -> list[Segment]:
         """One level per layer; the boundary belongs to the first."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from .._checks import checked, shown
 from .._errors import TopologyError, missing
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 _SEPARATOR = ","
 
 
-def to_tensornetwork(network: qtn.TensorNetwork, backend: str | None = None) -> list[Any]:
+@checked(TopologyError)
+def to_tensornetwork(
+    network: qtn.TensorNetwork, backend: Literal["numpy", "pytorch", "jax"] | None = None
+) -> list[Any]:
     """Nodes of the ``tensornetwork`` package that hold the arrays of a quimb network.
 
     Parameters
@@ -51,6 +55,8 @@ def to_tensornetwork(network: qtn.TensorNetwork, backend: str | None = None) -> 
     ['A', 'B']
     """
     package = _package()
+    if not hasattr(network, "outer_inds"):
+        raise TopologyError(f"Got network={shown(network)}; expected a quimb TensorNetwork.")
     tensors = list(network)
     uses = Counter(i for tensor in tensors for i in tensor.inds)
     hyper = [i for i, n in uses.items() if n > 2]
@@ -79,6 +85,7 @@ def to_tensornetwork(network: qtn.TensorNetwork, backend: str | None = None) -> 
     return nodes
 
 
+@checked(TopologyError)
 def from_tensornetwork(nodes: Iterable[Any]) -> qtn.TensorNetwork:
     """The quimb network of connected nodes; the inverse of :func:`to_tensornetwork`.
 
@@ -100,6 +107,8 @@ def from_tensornetwork(nodes: Iterable[Any]) -> qtn.TensorNetwork:
     import quimb.tensor as qtn
 
     nodes = list(nodes)
+    if not nodes or any(not hasattr(node, "edges") for node in nodes):
+        raise TopologyError(f"Got nodes={shown(nodes)}; expected connected nodes of tensornetwork, at least one.")
     names: dict[int, str] = {}
     taken: set[str] = set()
     tensors: list[Any] = []

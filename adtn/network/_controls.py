@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .._checks import Seed
 from ._layout import Layout
 from ._segment import Core, Segment
 from ._topology import Topology, register_topology
@@ -94,7 +95,7 @@ class ScaledRandom(Topology):
     1
     """
 
-    seed: int = 0
+    seed: Seed = 0
 
     def levels(self, layout: Layout) -> list[Segment]:
         """A single level: the factor and the frozen noise."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from autoray import do
 
+from .._checks import Range, check_fields, checked
 from .._errors import LayoutError
 from .._typing import Array, Inds, Shape
 from ._factorise import factorise, uniform
@@ -16,6 +17,10 @@ from ._factorise import factorise, uniform
 MAX_AXES = 5
 MAX_LEGS = 64
 MAX_ENTRIES = 2**48
+
+Leg = Annotated[int, Range(2, 2**20)]
+Order = Annotated[Literal["axis", "interleaved"] | Sequence[int], "'axis', 'interleaved' or a permutation of the legs"]
+Padding = Annotated[float, Range(1.0)]
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,10 @@ class Layout:
     shape: Shape
     factors: tuple[Shape, ...]
     order: tuple[int, ...]
-    max_padding: float = 1.5
+    max_padding: Padding = 1.5
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.shape) <= MAX_AXES:
-            raise LayoutError(
-                f"Got a weight with {len(self.shape)} axes; a layout takes 1 to {MAX_AXES}. Reshape it first."
-            )
+        check_fields(self, LayoutError)
         _check_shape(self.shape)
         if len(self.factors) != len(self.shape):
             raise LayoutError(
@@ -89,14 +91,15 @@ class Layout:
             )
 
     @classmethod
+    @checked(LayoutError)
     def of(
         cls,
         shape: Sequence[int],
-        leg: int | Sequence[int] = 8,
-        order: Literal["axis", "interleaved"] | Sequence[int] = "axis",
+        leg: Annotated[Leg | Sequence[Leg], "a whole number from 2 to 2**20, or one per axis"] = 8,
+        order: Order = "axis",
         *,
         exact: bool = False,
-        max_padding: float = 1.5,
+        max_padding: Padding = 1.5,
     ) -> Layout:
         """Choose legs of about a wished size.
 
@@ -124,26 +127,27 @@ class Layout:
         LayoutError
             For sizes below 2 and for padding that costs more than it saves.
         """
-        shape = tuple(int(n) for n in shape)
+        shape = tuple(shape)
         legs = (leg,) * len(shape) if isinstance(leg, int) else tuple(leg)
-        if len(legs) != len(shape) or any(ell < 2 for ell in legs):
-            raise LayoutError(f"Got leg={leg} for {len(shape)} axes; expected one size of at least 2, or one per axis.")
         _check_shape(shape)
+        if len(legs) != len(shape):
+            raise LayoutError(f"Got leg={leg} for {len(shape)} axes; expected one size, or one per axis.")
         cut = uniform if exact else factorise
         factors = tuple(cut(n, ell) for n, ell in zip(shape, legs, strict=True))
         return cls.from_factors(shape, factors, order, max_padding=max_padding)
 
     @classmethod
+    @checked(LayoutError)
     def from_factors(
         cls,
         shape: Sequence[int],
         factors: Sequence[Sequence[int]],
-        order: Literal["axis", "interleaved"] | Sequence[int] = "axis",
+        order: Order = "axis",
         *,
-        max_padding: float = 1.5,
+        max_padding: Padding = 1.5,
     ) -> Layout:
         """A layout with given legs, for instance ``((32, 32), (4, 7, 4, 7))`` for 28x28 images."""
-        frozen = tuple(tuple(int(f) for f in fs) for fs in factors)
+        frozen = tuple(map(tuple, factors))
         return cls(tuple(shape), frozen, _resolve_order(order, frozen), max_padding)
 
     @property
@@ -222,6 +226,10 @@ def pad(x: Array, axis: int, thickness: int) -> Array:
 
 
 def _check_shape(shape: Shape) -> None:
+    if not 1 <= len(shape) <= MAX_AXES:
+        raise LayoutError(
+            f"Got shape={shape}, a weight with {len(shape)} axes; expected 1 to {MAX_AXES}. Reshape it first."
+        )
     if any(n < 1 for n in shape):
         raise LayoutError(f"Got shape {shape}; every axis must have at least one entry.")
     if math.prod(shape) > MAX_ENTRIES:
@@ -235,15 +243,11 @@ def _typical(factors: Shape) -> int:
     return max(2, round(math.exp(sum(map(math.log, factors)) / len(factors))))
 
 
-def _resolve_order(
-    order: Literal["axis", "interleaved"] | Sequence[int], factors: tuple[Shape, ...]
-) -> tuple[int, ...]:
+def _resolve_order(order: Order, factors: tuple[Shape, ...]) -> tuple[int, ...]:
     n_legs = sum(map(len, factors))
-    if isinstance(order, str):
-        if order == "axis":
-            return tuple(range(n_legs))
-        if order == "interleaved":
-            numbered = [(k, axis) for axis, fs in enumerate(factors) for k in range(len(fs))]
-            return tuple(sorted(range(n_legs), key=lambda i: numbered[i]))
-        raise LayoutError(f"Got order={order!r}; expected 'axis', 'interleaved' or a permutation of the legs.")
-    return tuple(int(i) for i in order)
+    if order == "axis":
+        return tuple(range(n_legs))
+    if order == "interleaved":
+        numbered = [(k, axis) for axis, fs in enumerate(factors) for k in range(len(fs))]
+        return tuple(sorted(range(n_legs), key=lambda i: numbered[i]))
+    return tuple(order)

@@ -9,12 +9,7 @@ from typing import ClassVar, Literal
 from .._errors import TopologyError
 from ._layout import Layout
 from ._segment import Core, Segment
-from ._topology import Topology, register_topology
-
-
-def _check_bond(bond: object) -> None:
-    if not isinstance(bond, int) or bond < 1:
-        raise TopologyError(f"Got bond={bond!r}; expected an integer of at least 1.")
+from ._topology import Bond, Topology, register_topology
 
 
 def chain_bonds(dims: list[int], bond: int) -> list[int]:
@@ -61,11 +56,7 @@ class TT(Topology):
     192
     """
 
-    bond: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_bond(self.bond)
+    bond: Bond = 4
 
     def sites(self, layout: Layout) -> list[tuple[int, ...]]:
         """Positions of the legs on each site."""
@@ -75,7 +66,7 @@ class TT(Topology):
         """A single level."""
         sites = self.sites(layout)
         if not sites:
-            raise TopologyError("A weight with a single entry has no legs; store it as it is.")
+            raise TopologyError("Got a layout without legs; a train needs at least one site.")
         dims = [math.prod(layout.dims[q] for q in legs) for legs in sites]
         cores = _chain(sites, layout, chain_bonds(dims, self.bond))
         return [Segment((), tuple(cores), layout.leg_names)]
@@ -166,11 +157,7 @@ class Tucker(Topology):
     177
     """
 
-    bond: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_bond(self.bond)
+    bond: Bond = 4
 
     def levels(self, layout: Layout) -> list[Segment]:
         """Two levels: the core, then the factors."""
@@ -207,11 +194,7 @@ class CP(Topology):
     96
     """
 
-    bond: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_bond(self.bond)
+    bond: Bond = 4
 
     def levels(self, layout: Layout) -> list[Segment]:
         """A single level of factors that share the index ``r``."""

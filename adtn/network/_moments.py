@@ -88,9 +88,7 @@ def segment_moments(
             own = (*own, Core(STATE, segment.inputs, state.shape, STATE, "state", trainable=False))
             given[STATE] = state
         copy = _copied(own, set(segment.outputs))
-        return Moments(
-            _value((*own, *around.values()), given) / n, _value((*own, *copy, *only_masks), given) / n
-        )
+        return Moments(_value((*own, *around.values()), given) / n, _value((*own, *copy, *only_masks), given) / n)
     probes = tuple(_vector(f"moments/in{q}", i, sizes[i]) for q, i in enumerate(segment.inputs))
     given |= {core.param: np.ones(core.shape) for core in probes}
     closed = (*segment.cores, *probes)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._checks import shown
 from .._errors import TopologyError
 from .._typing import Inds
 from ._layout import Layout
@@ -35,7 +36,7 @@ class Networks(Topology):
     """
 
     pieces: tuple[Segment, ...] = ()
-    activation: str = "silu"
+    activation: str | None = "silu"
 
     def levels(self, layout: Layout) -> list[Segment]:
         """The given levels, their last legs renamed as the layout calls them."""
@@ -113,6 +114,8 @@ def read_networks(
     trainable: str | None,
     outputs: Sequence[str] | None,
     output_inds: Sequence[Sequence[str] | None] | None,
+    shape: Sequence[int] | None = None,
+    layout: Layout | None = None,
 ) -> tuple[tuple[Segment, ...], dict[str, np.ndarray]]:
     """Levels and numbers of quimb networks.
 
@@ -127,6 +130,8 @@ def read_networks(
         Order of the last network's legs.
     output_inds : sequence or None
         Outgoing legs per network, for networks with hyper-indices.
+    shape, layout : optional
+        Of the weight.
 
     Returns
     -------
@@ -137,8 +142,12 @@ def read_networks(
     TopologyError
         If the networks do not fit together.
     """
-    if not networks:
-        raise TopologyError("Got no networks; expected at least one quimb TensorNetwork.")
+    if not isinstance(networks, list | tuple) or not networks or not all(hasattr(tn, "outer_inds") for tn in networks):
+        raise TopologyError(f"Got networks={shown(networks)}; expected a list of at least one quimb TensorNetwork.")
+    if output_inds is not None and len(output_inds) != len(networks):
+        raise TopologyError(
+            f"Got output_inds of {len(output_inds)} for {len(networks)} networks; expected one for each."
+        )
     pieces: list[Segment] = []
     numbers: dict[str, np.ndarray] = {}
     state: Inds = ()
@@ -150,16 +159,82 @@ def read_networks(
             outer = tuple(i for i in tn.outer_inds() if i not in state)
             given = (*(i for i in state if i not in own), *outer)
         if t == len(networks) - 1 and outputs is not None:
+            _check_outputs(outputs, given)
             given = tuple(outputs)
+        elif t == len(networks) - 1 and (output_inds is None or output_inds[t] is None):
+            given = _in_axis_order(tn, given, shape, layout)
         missing = [i for i in given if i not in own and i not in state]
         if missing:
-            raise TopologyError(f"Network {t} should put out {missing}, which neither it nor the state before it has.")
+            raise TopologyError(
+                f"Got outputs of network {t} that should put out {missing}; expected indices of it or of the "
+                "state before."
+            )
         pieces.append(Segment(state, cores, tuple(given)))
         state = tuple(given)
     if not any(core.trainable for piece in pieces for core in piece.cores):
-        raise TopologyError(f"No tensor carries the tag {trainable!r}; tag the tensors that are to be trained.")
-    sizes_of(pieces)
+        raise TopologyError(
+            f"Got trainable={trainable!r}, a tag that no tensor carries; expected one of those that are to be trained."
+        )
+    _check_layout(sizes_of(pieces), networks[-1], state, layout)
     return tuple(pieces), numbers
+
+
+def _site_inds(tn: Any) -> tuple[Inds, ...]:
+    """Indices of an operator or vector of quimb by the axes of its ``to_dense()``; nothing for other networks."""
+    if hasattr(tn, "upper_inds"):
+        return tuple(tn.upper_inds_present), tuple(tn.lower_inds_present)
+    return (tuple(tn.site_inds_present),) if hasattr(tn, "site_inds_present") else ()
+
+
+def _in_axis_order(tn: Any, given: Sequence[str], shape: Sequence[int] | None, layout: Layout | None) -> Inds:
+    """The last legs, those of an operator as its ``to_dense()`` has them, or as a layout wants these.
+
+    Raises
+    ------
+    TopologyError
+        If it does not say which legs make up an axis.
+    """
+    axes = [tuple(i for i in axis if i in given) for axis in _site_inds(tn)]
+    axes = [axis for axis in axes if axis]
+    known = {i for axis in axes for i in axis} == set(given)
+    if layout is not None and known and _fits(layout, axes):
+        return tuple(axes[axis][k] for axis, k in layout.leg_axes)
+    wanted = layout.shape if layout is not None else shape
+    sizes = [math.prod(tn.ind_size(i) for i in axis) for axis in axes]
+    if wanted is None or len(wanted) == len(given):
+        return tuple(i for axis in axes for i in axis) if known else tuple(given)
+    if layout is None and known and list(wanted) == sizes:
+        return tuple(i for axis in axes for i in axis)
+    raise TopologyError(
+        f"Got shape={tuple(wanted)} for legs {list(given)}, which do not say which of them make up an axis; expected "
+        "outputs=, with all of them in the order of the axes (of the layout's legs, where there is one)."
+    )
+
+
+def _fits(layout: Layout, axes: Sequence[Inds]) -> bool:
+    return [len(factors) for factors in layout.factors] == [len(axis) for axis in axes]
+
+
+def _check_outputs(outputs: Sequence[str], given: Sequence[str]) -> None:
+    if len(set(outputs)) != len(outputs) or (set(outputs) < set(given)):
+        raise TopologyError(f"Got outputs={list(outputs)}; expected each of {list(given)} once.")
+
+
+def _check_layout(sizes: Mapping[str, int], tn: Any, outputs: Inds, layout: Layout | None) -> None:
+    """Refuse a layout whose legs are not the outputs, one by one."""
+    if layout is None:
+        return
+    dims = tuple(sizes.get(i, 0) for i in outputs)
+    axes = _site_inds(tn)
+    own = {i: (a, k) for a, axis in enumerate(axes) for k, i in enumerate(axis)}
+    places = [(own[i], leg) for i, leg in zip(outputs, layout.leg_axes, strict=False) if i in own]
+    mixed = len(axes) == len(layout.shape) and len({(a, b) for (a, _), (b, _) in places}) > len(axes)
+    if dims != layout.dims or mixed or (axes and any(k != n for (_, k), (_, n) in places)):
+        raise TopologyError(
+            f"Got outputs={list(outputs)} of dimensions {dims} and a layout of legs {list(layout.leg_names)} of "
+            f"dimensions {layout.dims}; expected the same legs in the same order. Give outputs= in the order of the "
+            "layout's legs, or leave one of the two out."
+        )
 
 
 def _read_tensor(t: int, k: int, tensor: Any, trainable: str | None, numbers: dict[str, np.ndarray]) -> Core:

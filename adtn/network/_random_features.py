@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .._checks import Positive, Seed
 from .._errors import TopologyError
 from ._layout import Layout
 from ._segment import Core, Segment
-from ._topology import Topology, register_topology
+from ._topology import Bond, Topology, register_topology
 
 
 @register_topology
@@ -50,18 +51,13 @@ class RandomFeatures(Topology):
     616
     """
 
-    bond: int = 4
+    bond: Bond = 4
     windows: bool = True
-    seed: int = 0
-    width: float = 1.0
+    seed: Seed = 0
+    width: Positive = 1.0
     share: bool = True
 
     leg: ClassVar[int] = 32
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.bond, int) or self.bond < 1:
-            raise TopologyError(f"Got bond={self.bond!r}; expected an integer of at least 1.")
 
     def levels(self, layout: Layout) -> list[Segment]:
         """Noise with its smoothing, then the windows."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from .._checks import Seed, check_fields
 from .._errors import TopologyError
 from .._typing import Shape
 from ._base import RuleBase
@@ -38,14 +39,11 @@ class SeededBase(RuleBase):
     dtype('float32')
     """
 
-    seed: int
+    seed: Seed
     distribution: Literal["uniform", "sign"] = "uniform"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**64:
-            raise TopologyError(f"Got seed={self.seed!r}; expected an integer from 0 to 2**64 - 1.")
-        if self.distribution not in ("uniform", "sign"):
-            raise TopologyError(f"Got distribution={self.distribution!r}; expected 'uniform' or 'sign'.")
+        check_fields(self, TopologyError)
 
     def values(self, shape: Shape) -> np.ndarray:
         """Entries of variance 1 as float32, in row-major order.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+from .._checks import Range, check_fields, checked, shown
 from .._errors import LayoutError, TopologyError
+from .._plugins import load_plugin, unregistered
 from ._activation import get_activation
 from ._layout import Layout
 from ._segment import Segment, place_activations, shared, sizes_of
 
-Where = Literal["inner", "all"] | tuple[int, ...]
+Bond = Annotated[int, Range(1, 2**20)]
+Where = Annotated[Literal["inner", "all"] | tuple[int, ...], "'inner', 'all' or a tuple of level numbers"]
 Pieces = list[tuple[int, tuple[Segment, ...]]]
 
 
@@ -25,8 +28,8 @@ class Topology:
 
     Parameters
     ----------
-    activation : str
-        Elementwise function between levels; see :func:`adtn.register_activation`.
+    activation : str or None
+        Elementwise function between levels; see :func:`adtn.register_activation`. ``None`` is ``"identity"``.
     where : {"inner", "all"} or tuple of int
         - ``"inner"``: after every level but the last (a weight must be able to take any value)
         - ``"all"``: after the last one too
@@ -35,7 +38,7 @@ class Topology:
         All cores of one kind, level and shape are one parameter.
     """
 
-    activation: str = "identity"
+    activation: str | None = "identity"
     where: Where = "inner"
     share: bool = False
 
@@ -45,11 +48,10 @@ class Topology:
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        get_activation(self.activation)
-        if isinstance(self.where, str) and self.where not in ("inner", "all"):
-            raise TopologyError(f"Got where={self.where!r}; expected 'inner', 'all' or a tuple of level numbers.")
-        if isinstance(self.where, list):
-            object.__setattr__(self, "where", tuple(self.where))
+        check_fields(self, TopologyError)
+        if self.activation is None:
+            object.__setattr__(self, "activation", "identity")
+        get_activation("identity" if self.activation is None else self.activation)
 
     def __repr__(self) -> str:
         """The call that makes it, without what has its default value."""
@@ -91,10 +93,23 @@ class Topology:
         return _segments(self, layout)
 
 
+def _levels_without_legs(topology: Topology, layout: Layout) -> list[Segment]:
+    """Of a single entry: levels without a core fall away."""
+    try:
+        levels = [level for level in topology.levels(layout) if level.cores]
+    except TopologyError:
+        levels = []
+    if not levels:
+        raise TopologyError(
+            f"Got shape {layout.shape}, a single entry without a leg; {topology} needs legs. Store it as it is."
+        )
+    return levels
+
+
 @lru_cache(maxsize=256)
 def _segments(topology: Topology, layout: Layout) -> tuple[Segment, ...]:
-    levels = topology.levels(layout)
-    segments = place_activations(levels, topology.activation, topology.where)
+    levels = topology.levels(layout) if layout.ndim_legs else _levels_without_legs(topology, layout)
+    segments = place_activations(levels, topology.activation or "identity", topology.where)
     if topology.share:
         segments = shared(segments)
     sizes = sizes_of(segments)
@@ -107,13 +122,22 @@ def _segments(topology: Topology, layout: Layout) -> tuple[Segment, ...]:
     return segments
 
 
+TopologyArgument = Annotated[Topology, "a topology with its options, such as adtn.TTN(bond=4)"]
 TopologyT = TypeVar("TopologyT", bound=Topology)
 
 _TOPOLOGIES: dict[str, type[Topology]] = {}
 
 
 def register_topology(cls: type[TopologyT]) -> type[TopologyT]:
-    """Class decorator: let files and the command line name this topology."""
+    """Class decorator: let files and the command line name this topology.
+
+    Raises
+    ------
+    TopologyError
+        If it is no dataclass that extends :class:`Topology`, or the name is taken.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Topology) and is_dataclass(cls)):
+        raise TopologyError(f"Got cls={shown(cls)}; expected a frozen dataclass that extends adtn.Topology.")
     if cls.__name__.lower() in _TOPOLOGIES:
         raise TopologyError(f"A topology called {cls.__name__!r} exists already; choose another name.")
     _TOPOLOGIES[cls.__name__.lower()] = cls
@@ -125,18 +149,22 @@ def topology_names() -> tuple[str, ...]:
     return tuple(_TOPOLOGIES)
 
 
+@checked(TopologyError)
 def get_topology(name: str) -> type[Topology]:
-    """The topology class called ``name``, in any case.
+    """The topology class called ``name``, in any case; entry points in the group ``adtn.topologies`` are asked, too.
 
     Raises
     ------
     TopologyError
         If there is none.
     """
-    try:
-        return _TOPOLOGIES[name.lower()]
-    except KeyError:
-        raise TopologyError(f"Got topology {name!r}; known are {', '.join(_TOPOLOGIES)}.") from None
+    if name.lower() not in _TOPOLOGIES:
+        found = load_plugin("topologies", name)  # its import registers the class, or should have
+        if found is not None and name.lower() not in _TOPOLOGIES:
+            register_topology(found)
+    if name.lower() not in _TOPOLOGIES:
+        raise unregistered("topologies", name, topology_names())
+    return _TOPOLOGIES[name.lower()]
 
 
 def topology_to_json(topology: Topology) -> dict[str, Any]:
@@ -156,7 +184,10 @@ def topology_from_json(data: dict[str, Any]) -> Topology:
         If a field is missing, unknown or has the wrong type.
     """
     options = dict(data)
-    cls = get_topology(str(options.pop("name", "")))
+    name = options.pop("name", None)
+    if not isinstance(name, str) or not name:
+        raise TopologyError(f"Got topology name={shown(name)}; expected the name of one.")
+    cls = get_topology(name)
     custom = getattr(cls, "from_json", None)
     try:
         if custom is not None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from .._checks import NotNegative, Range
 from .._errors import TopologyError
 from .._typing import Inds, Shape
 from ._layout import Layout
 from ._segment import Core, Segment
-from ._topology import Topology, register_topology
+from ._topology import Bond, Topology, register_topology
 
 Group = tuple[int, ...]
+Position = Annotated[int, Range(0)]
+Bonds = Annotated[
+    Bond | Annotated[tuple[Bond, ...], Range(1)], "a whole number of at least 1, or a tuple of them from root to legs"
+]
 
 
 @dataclass(frozen=True)
@@ -23,14 +28,6 @@ class Rank:
     names: Inds
     dims: Shape
     groups: tuple[Group, ...] = ()
-
-
-def _check_bond(bond: int | tuple[int, ...]) -> None:
-    bonds = bond if isinstance(bond, tuple) else (bond,)
-    if not bonds or any(not isinstance(b, int) or b < 1 for b in bonds):
-        raise TopologyError(
-            f"Got bond={bond!r}; expected an integer of at least 1, or a tuple of them from root to legs."
-        )
 
 
 def _groups(n: int, arity: int) -> tuple[Group, ...]:
@@ -170,19 +167,13 @@ class TTN(Topology):
     656
     """
 
-    bond: int | tuple[int, ...] = 4
-    arity: int = 2
+    bond: Bonds = 4
+    arity: Annotated[int, Range(2)] = 2
     leaves: bool = True
-    activation: str = "silu"
+    activation: str | None = "silu"
 
     # neighbouring legs share a parent: a row leg beside a column leg lets the matrix have full rank
     order: ClassVar[Literal["axis", "interleaved"]] = "interleaved"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_bond(self.bond)
-        if self.arity < 2:
-            raise TopologyError(f"Got arity={self.arity}; a tree needs at least 2 children per core.")
 
     def levels(self, layout: Layout) -> list[Segment]:
         """Levels from the root to the legs."""
@@ -236,17 +227,15 @@ class ATTN(TTN):
     2
     """
 
-    pairs: str | tuple[tuple[int, int], ...] = "all"
-    noise: float = 0.0
+    pairs: Annotated[Literal["all"] | tuple[tuple[Position, Position], ...], "'all' or pairs of leg positions"] = "all"
+    noise: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.pairs, str):
-            if self.pairs != "all":
-                raise TopologyError(f"Got pairs={self.pairs!r}; expected 'all' or pairs of leg positions.")
             return
         flat = [q for pair in self.pairs for q in pair]
-        if len(set(flat)) != len(flat) or any(len(pair) != 2 for pair in self.pairs):
+        if len(set(flat)) != len(flat):
             raise TopologyError(f"Got pairs={self.pairs}; each leg may carry at most one disentangler.")
 
     def levels(self, layout: Layout) -> list[Segment]:
@@ -298,7 +287,7 @@ class MERA(TTN):
     """
 
     periodic: bool = False
-    noise: float = 0.0
+    noise: NotNegative = 0.0
 
     def levels(self, layout: Layout) -> list[Segment]:
         """Levels from the root to the legs, disentanglers after the isometries of their level."""

@@ -6,9 +6,12 @@ All of them run in NumPy float64 on the host: MPS has neither float64 nor QR.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
+from .._arrays import finite_array
+from .._checks import checked
 from .._errors import TopologyError
 from ..generator import Generator
 from ..network import CP, TT, TensorRing, Tucker
@@ -16,7 +19,8 @@ from ..network import CP, TT, TensorRing, Tucker
 _ALS_SWEEPS = 50
 
 
-def decompose(generator: Generator, target: np.ndarray) -> Generator:
+@checked(TopologyError)
+def decompose(generator: Generator, target: Any) -> Generator:
     """The generator with parameters from a truncated decomposition of a weight.
 
     Parameters
@@ -24,8 +28,8 @@ def decompose(generator: Generator, target: np.ndarray) -> Generator:
     generator : Generator
         With a TT or MPO (TT-SVD), Tucker (HOSVD) or CP (alternating least squares) topology, no activation and
         no base.
-    target : numpy.ndarray
-        Of the generator's shape.
+    target : array
+        Of the generator's shape, of any framework.
 
     Returns
     -------
@@ -54,7 +58,7 @@ def decompose(generator: Generator, target: np.ndarray) -> Generator:
         raise TopologyError(
             "A decomposition needs a linear topology without shared cores and without a base; train it instead."
         )
-    legs = generator.layout.to_legs(np.asarray(target, dtype=np.float64)) / generator.scale
+    legs = generator.layout.to_legs(_weight(generator, target)) / generator.scale
     if not has_decomposition(generator):
         raise TopologyError(
             f"No decomposition for {type(topology).__name__}; TT, MPO, Tucker and CP have one. Train it instead."
@@ -66,6 +70,13 @@ def decompose(generator: Generator, target: np.ndarray) -> Generator:
     else:
         params = _cp_als(generator, legs)
     return generator.with_params(params)
+
+
+def _weight(generator: Generator, target: Any) -> np.ndarray:
+    found = np.asarray(finite_array("target", target, TopologyError), dtype=np.float64)
+    if found.shape != generator.shape:
+        raise TopologyError(f"Got a target of shape {found.shape} for a generator of {generator.shape}; expected that.")
+    return found
 
 
 def has_decomposition(generator: Generator) -> bool:

@@ -37,39 +37,54 @@ def run_first_order(run: Run) -> Status:
     stochastic = bool(run.batch(0))
     best: Params = run.to_device(state.best)
     status = Status.FINISHED
-    while state.step < options.steps:
-        step = state.step
-        loss_array, grads = run.loss_and_grads(params, run.batch(step))
-        loss = float(loss_array)
-        if not math.isfinite(loss):
-            status = Status.DIVERGED
-            break
-        if loss < state.best_loss:
-            state.best_step = step
-        if (loss < state.best_loss and not stochastic) or (stochastic and step % _KEEP_EVERY == 0):
-            best = {}
+    kept, whole = state.step, True  # the step of what the state holds; whether no update is under way
+    try:
+        while state.step < options.steps:
+            step = state.step
+            loss_array, grads = run.loss_and_grads(params, run.batch(step))
+            loss = float(loss_array)
+            if not math.isfinite(loss):
+                status = Status.DIVERGED
+                break
+            if loss < state.best_loss:
+                state.best_step = step
+            if (loss < state.best_loss and not stochastic) or (stochastic and step % _KEEP_EVERY == 0):
+                best = _copy(groups, params)
+            state.best_loss = min(loss, state.best_loss)
+            stop = run.record(step, loss)
+            if stop is not None:
+                status = stop
+                break
+            rate, whole = schedule(step), False
             for group in groups:
-                best |= group.optimizer.snapshot({k: params[k] for k in group.names})
-        state.best_loss = min(loss, state.best_loss)
-        stop = run.record(step, loss)
-        if stop is not None:
-            status = stop
-            break
-        for group in groups:
-            params = group.step(params, grads, schedule(step))
-        state.step = step + 1
-        if state.step % options.checkpoint_every == 0 and options.checkpoint is not None:
-            _gather(run, params, best, groups)
-            run.save()
-    if status is Status.FINISHED:
-        # the parameters after the last step have not been judged yet
-        loss = float(run.loss_and_grads(params, run.batch(options.steps))[0])
-        if math.isfinite(loss) and (stochastic or loss < state.best_loss):
-            best, state.best_loss = params, loss
-    elif stochastic and status is not Status.DIVERGED:
+                params = group.step(params, grads, rate)
+            state.step, whole = step + 1, True
+            if state.step % options.checkpoint_every == 0 and options.checkpoint is not None:
+                _gather(run, params, best, groups)
+                kept = state.step
+                run.save()
+        if status is Status.FINISHED:
+            # the parameters after the last step have not been judged yet
+            loss = float(run.loss_and_grads(params, run.batch(options.steps))[0])
+            if math.isfinite(loss) and (stochastic or loss < state.best_loss):
+                best, state.best_loss = params, loss
+    except KeyboardInterrupt:
+        status = Status.INTERRUPTED
+        if not whole:  # in the middle of an update: a later call goes on from what was last brought to the host
+            state.best, state.step = run.to_host(best), kept
+            return status
+    if stochastic and state.history and status not in (Status.DIVERGED, Status.FINISHED):
         best, state.best_loss = params, state.history[-1]
     _gather(run, params, best, groups)
     return status
+
+
+def _copy(groups: list[_Group], params: Params) -> Params:
+    """The parameters as they are now, whatever later steps do in place."""
+    found: Params = {}
+    for group in groups:
+        found = {**found, **group.optimizer.snapshot({k: params[k] for k in group.names})}
+    return found
 
 
 def _gather(run: Run, params: Params, best: Params, groups: list[_Group]) -> None:

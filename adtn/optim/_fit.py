@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .._arrays import host_array
 from .._backend import Backend, check_device
+from .._checks import Count, NotNegative, Positive, Seed, checked
 from .._errors import FitError
 from .._typing import Array, Params
 from ..generator import Generator
-from ..schedule import MODES
+from ..schedule import MODES, Memory, Mode
 from ._checkpoint import Checkpoint, fingerprint, read_checkpoint, write_checkpoint
 from ._decompose import decompose
 from ._first_order import run_first_order
@@ -23,11 +25,12 @@ from ._lbfgs import run_lbfgs
 from ._lm import plan_curvature, run_lm
 from ._loss import TASK, Loss, plan_loss
 from ._objective import Objective, Reconstruction, as_objective
-from ._options import Callback, FitOptions, Name
+from ._options import Callback, FitOptions, Momentum, Name
 from ._progress import ProgressBar
-from ._schedules import Schedule, ScheduleName
+from ._schedules import ScheduleArgument
 from ._solution import Solution, Status
 
+_FAR = 1e8  # ratio of a target's size to the generator's, beyond which that is changed
 EXACT = tuple(mode for mode in MODES if mode != "factored")  # these form the residual itself
 
 
@@ -93,8 +96,8 @@ class Run:
         arrays = self.objective.batch(np.random.Generator(np.random.Philox(key=key)))
         return tuple(self._asarray(x) for x in arrays or ())
 
-    def _asarray(self, x: np.ndarray) -> Array:
-        x = np.asarray(x)
+    def _asarray(self, x: Any) -> Array:
+        x = host_array("batches", x, FitError)
         return self.backend.asarray(x, self.device, self.options.dtype if np.issubdtype(x.dtype, np.floating) else None)
 
     def record(self, step: int, loss: float) -> Status | None:
@@ -114,6 +117,7 @@ class Run:
         return None
 
 
+@checked(FitError)
 def fit(
     generator: Generator,
     target: Any,
@@ -121,24 +125,24 @@ def fit(
     device: str = "numpy:cpu",
     dtype: str | None = None,
     optimizer: Name = "adam",
-    steps: int = 1000,
-    lr: float = 1e-2,
-    schedule: ScheduleName | Schedule = "cosine",
-    clip: float | None = None,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    lr_factors: Mapping[str, float] | None = None,
-    seed: int = 0,
+    steps: Count = 1000,
+    lr: Positive = 1e-2,
+    schedule: ScheduleArgument = "cosine",
+    clip: Positive | None = None,
+    momentum: Momentum = 0.9,
+    weight_decay: NotNegative = 0.0,
+    lr_factors: Mapping[str, NotNegative] | None = None,
+    seed: Seed = 0,
     start: Literal["generator", "decomposition"] = "generator",
-    tolerance: float = 0.0,
-    patience: int | None = None,
-    time_limit: float | None = None,
+    tolerance: NotNegative = 0.0,
+    patience: Count | None = None,
+    time_limit: NotNegative | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_every: int = 100,
-    mode: Literal["materialise", "stream", "factored"] | None = None,
-    memory: str | int | None = None,
+    checkpoint_every: Count = 100,
+    mode: Mode | None = None,
+    memory: Memory = None,
 ) -> Solution:
     """Train a generator's parameters.
 
@@ -147,7 +151,9 @@ def fit(
     generator : Generator
         Where to start.
     target : array, Objective or callable
-        A weight to reconstruct, an objective, or a function of the weight (see :class:`adtn.Task`).
+        A weight to reconstruct, of any framework and on any device, an objective, or a function of the weight (see
+        :class:`adtn.Task`). Where the weight is more than 1e8 times larger or smaller than the generator's scale, the
+        solution has the scale of the weight.
     device : str
         Such as ``"numpy:cpu"``, ``"torch:cuda:0"``, ``"jax:cpu"``.
     dtype : str, optional
@@ -189,7 +195,8 @@ def fit(
         Progress bar on standard error; by default only on a terminal.
     checkpoint : path, optional
         File that is written every ``checkpoint_every`` steps and at the end. When it exists, the fit goes on
-        from there and ends with the numbers of an uninterrupted one.
+        from there and ends with the numbers of an uninterrupted one. Ctrl-C ends a fit as a limit does: the checkpoint
+        is written, and the best parameters so far come back with ``Status.INTERRUPTED``.
     checkpoint_every : int
         Steps between checkpoints; ``"lbfgs"`` forgets its curvature there.
     mode : {"materialise", "stream", "factored"}, optional
@@ -226,19 +233,31 @@ def fit(
     True
     """
     options = FitOptions(
-        device, dtype or generator.dtype, optimizer, steps, lr, schedule, clip, momentum, weight_decay,
-        dict(lr_factors or {}), seed, tolerance, patience, time_limit, tuple(callbacks), progress,
+        device, generator.dtype if dtype is None else dtype, optimizer, steps, lr, schedule, clip, momentum,
+        weight_decay, dict(lr_factors or {}), seed, tolerance, patience, time_limit, tuple(callbacks), progress,
         checkpoint, checkpoint_every, mode, memory,
     )  # fmt: skip
     objective = as_objective(target)
     objective.check(generator.shape)
+    generator = _of_the_size_of(generator, objective)
     if start == "decomposition":
         if not isinstance(objective, Reconstruction):
             raise FitError("start='decomposition' needs a weight to decompose; pass an array or a Reconstruction.")
         generator = decompose(generator, objective.target)
-    elif start != "generator":
-        raise FitError(f"Got start={start!r}; expected 'generator' or 'decomposition'.")
     return run_fit(generator, objective, options)
+
+
+def _of_the_size_of(generator: Generator, objective: Objective) -> Generator:
+    """With the scale of a target that is so much larger or smaller that no step would lead there."""
+    if not isinstance(objective, Reconstruction) or generator.base is not None:
+        return generator
+    spread = objective.norm / math.sqrt(generator.layout.size)
+    if 1.0 / _FAR < spread / (abs(generator.scale) or 1.0) < _FAR:
+        return generator
+    return Generator(
+        generator.shape, generator.topology, layout=generator.layout, scale=spread, dtype=generator.dtype,
+        params=generator.stored,
+    )  # fmt: skip
 
 
 def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> Solution:
@@ -247,7 +266,9 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
     backend, device = check_device(options.device, options.dtype)
     mark = _mark(generator, objective, options) if options.checkpoint is not None else ""
     state = read_checkpoint(options.checkpoint, mark) if options.checkpoint is not None else None
-    if state is None:
+    if state is not None:  # a step that was judged but not taken is judged again
+        del state.history[state.step :]
+    else:
         params = {**generator.params, **{TASK + k: x for k, x in objective.params.items()}}
         params = {k: np.asarray(x) for k, x in params.items()}
         state = Checkpoint(0, params, params, {}, [], math.inf, 0)
@@ -272,11 +293,14 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
         began + options.time_limit if options.time_limit is not None else math.inf,
     )
     with run.bar:
-        if options.optimizer == "lm":
-            curvature = plan_curvature(generator, objective, backend, device, options.master, options.seed)
-            status = run_lm(run, curvature)
-        else:
-            status = run_lbfgs(run) if options.optimizer == "lbfgs" else run_first_order(run)
+        try:
+            if options.optimizer == "lm":
+                curvature = plan_curvature(generator, objective, backend, device, options.master, options.seed)
+                status = run_lm(run, curvature)
+            else:
+                status = run_lbfgs(run) if options.optimizer == "lbfgs" else run_first_order(run)
+        except KeyboardInterrupt:  # the state is that of the last whole step; a second one ends the program
+            status = Status.INTERRUPTED
     save()
     best = state.best
     return Solution(

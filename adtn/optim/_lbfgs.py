@@ -58,6 +58,7 @@ def run_lbfgs(run: Run) -> Status:
         return loss, np.concatenate([np.ravel(host[k]).astype(np.float64) for k in names])
 
     def after(intermediate_result: Any) -> None:
+        state.params = unflat(np.array(intermediate_result.x))
         stop = run.record(state.step, float(intermediate_result.fun))
         state.step += 1
         if stop is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -89,6 +89,10 @@ def plan_loss(
     arrays, offset = {**generator.constants(), **objective.constants()}, 0.0
     numbers = {SCALE: generator.scale}
     if tiles is not None:
+        if tiles.is_far:  # the problem divided by the target's norm
+            numbers[SCALE] *= tiles.factor
+            arrays |= {k: np.asarray(arrays[k], np.float64) * tiles.factor for k in (TARGET, BASE) if k in arrays}
+            tiles = replace(tiles, factor=1.0)
         if plan.mode == "factored":
             offset = 1.0
             if BASE in arrays:

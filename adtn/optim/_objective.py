@@ -11,10 +11,15 @@ from typing import Any
 import numpy as np
 from autoray import do
 
+from .._arrays import host_array
 from .._backend import Backend
+from .._checks import checked, shown
 from .._errors import FitError
 from .._typing import Array, Params, Shape
 from ..schedule import Consumer, squared_distance
+
+_NEAR = 1e-12  # of a norm or its inverse: beyond, squares leave single precision
+_BLOCK = 1 << 13  # entries that are looked at together
 
 ValueAndGrad = Callable[[Array, "Params | None", Params, tuple[Array, ...]], tuple[Array, tuple[Any, ...]]]
 
@@ -92,6 +97,11 @@ class TileObjective:
     loss_factor: float
     slope_factor: float
 
+    @property
+    def is_far(self) -> bool:
+        """Whether the squares of the target and of the generator's scale have no place in single precision."""
+        return self.factor != 1.0 and not _NEAR < self.factor < 1.0 / _NEAR
+
 
 class Reconstruction(Objective):
     r"""Relative squared error :math:`\lVert \hat W - W\rVert_F^2 / \lVert W\rVert_F^2`.
@@ -108,20 +118,24 @@ class Reconstruction(Objective):
     """
 
     def __init__(self, target: Any) -> None:
-        target = np.asarray(target)
-        if target.dtype.kind not in "fiub" and target.dtype.name != "bfloat16":
-            raise FitError(f"Got a target of {target.dtype}; expected real numbers.")
+        target = host_array("target", target, FitError)
         # single and double precision stay as they are: a large weight is not copied
         self.target = target if target.dtype in (np.float32, np.float64) else target.astype(np.float64)
         self.params = {}
-        norm = _checked_norm(self.target, "target")
+        norm = _norm(self.target, "target")
         if norm == 0.0:
-            raise FitError("Got a target of zeros, for which no relative error exists; leave that layer out.")
+            raise FitError("Got a target of zeros, which has no relative error; expected others. Leave that layer out.")
+        self._norm = norm
         self._inverse_norm = 1.0 / norm
 
     def constants(self) -> dict[str, np.ndarray]:
         """The target."""
         return {"target": self.target}
+
+    @property
+    def norm(self) -> float:
+        """Of the target."""
+        return self._norm
 
     def check(self, shape: Shape) -> None:
         """Refuse weights of another shape."""
@@ -136,8 +150,8 @@ class Reconstruction(Objective):
     def in_tiles(self, half: bool) -> TileObjective | None:
         """Entry by entry, in any order."""
         inverse = self._inverse_norm
-        # half precisions normalise before squaring, or sums of squares overflow
-        factor, rest = (inverse, 1.0) if half else (1.0, inverse * inverse)
+        # half precisions normalise before squaring, or sums of squares overflow; so do others where norms are extreme
+        factor, rest = (1.0, inverse * inverse) if _NEAR < inverse < 1.0 / _NEAR and not half else (inverse, 1.0)
         return TileObjective(True, _distance, factor, rest, 2.0 * rest)
 
     @property
@@ -147,7 +161,7 @@ class Reconstruction(Objective):
 
     def curvature(self, rows: Array, constants: Params) -> Array:
         """The same everywhere."""
-        return rows * (2.0 * self._inverse_norm**2)
+        return rows * self._inverse_norm * (2.0 * self._inverse_norm)
 
 
 class DataAwareReconstruction(Reconstruction):
@@ -171,22 +185,31 @@ class DataAwareReconstruction(Reconstruction):
     def __init__(self, target: Any, second_moment: Any) -> None:
         super().__init__(target)
         self.target = np.asarray(self.target, dtype=np.float64)
-        self.second_moment = np.asarray(second_moment, dtype=np.float64)
+        self.second_moment = np.asarray(host_array("second_moment", second_moment, FitError), dtype=np.float64)
+        if not self.target.ndim:
+            raise FitError(f"Got target={shown(target)}; expected a weight (n_out, n_in).")
         n_in = self.target.size // self.target.shape[0]
         if self.second_moment.shape != (n_in, n_in):
-            raise FitError(f"Got a second moment of shape {self.second_moment.shape}; expected {(n_in, n_in)}.")
-        _checked_norm(self.second_moment, "second moment")
+            raise FitError(
+                f"Got a second_moment of shape {self.second_moment.shape} for a target of {self.target.shape}; "
+                f"expected {(n_in, n_in)}."
+            )
+        _norm(self.second_moment, "second_moment")
         if not np.allclose(
             self.second_moment, self.second_moment.T, rtol=1e-4, atol=1e-6 * np.abs(self.second_moment).max()
         ):
-            raise FitError("The second moment is not symmetric; pass x.T @ x / n of the layer's inputs.")
-        flat = self.target.reshape(self.target.shape[0], -1)
+            raise FitError("Got a second_moment that is not symmetric; expected x.T @ x / n of the layer's inputs.")
+        # an error relative to the outputs does not depend on the moment's size; a power of two changes no digit
+        spread = float(np.trace(self.second_moment)) / n_in
+        if spread > 0.0:
+            self.second_moment = self.second_moment * 2.0 ** -round(math.log2(spread))
+        flat = self.target.reshape(self.target.shape[0], -1) * (1.0 / self._norm)
         power = float(np.sum((flat @ self.second_moment) * flat))
         if not power > 0.0:
             raise FitError(
-                "The layer's outputs are zero under this second moment; check that its inputs were collected."
+                "Got a second_moment under which the layer's outputs are zero; check that its inputs were collected."
             )
-        self._inverse_norm = power**-0.5
+        self._inverse_norm = power**-0.5 / self._norm
 
     def constants(self) -> dict[str, np.ndarray]:
         """The target and the second moment."""
@@ -203,7 +226,8 @@ class DataAwareReconstruction(Reconstruction):
 
     def curvature(self, rows: Array, constants: Params) -> Array:
         """By the second moment of the inputs."""
-        return do("matmul", rows, constants["second_moment"]) * (2.0 * self._inverse_norm**2)
+        bent = do("matmul", rows * self._inverse_norm, constants["second_moment"])
+        return bent * (2.0 * self._inverse_norm)
 
 
 class Task(Objective):
@@ -234,6 +258,7 @@ class Task(Objective):
     {}
     """
 
+    @checked(FitError)
     def __init__(
         self,
         fn: Callable[..., Any],
@@ -243,7 +268,7 @@ class Task(Objective):
         differentiated: bool = False,
     ) -> None:
         self.fn = fn
-        self.params = {name: np.asarray(x) for name, x in (params or {}).items()}
+        self.params = {k: host_array(f"params[{k!r}]", x, FitError) for k, x in (params or {}).items()}
         self.batches = batches
         self.differentiated = differentiated
 
@@ -253,7 +278,10 @@ class Task(Objective):
 
     def batch(self, rng: np.random.Generator) -> tuple[np.ndarray, ...] | None:
         """The data of one step."""
-        return self.batches(rng) if self.batches is not None else None
+        if self.batches is None:
+            return None
+        found = self.batches(rng)
+        return tuple(found) if isinstance(found, tuple | list) else (found,)
 
     def bind(self, backend: Backend) -> ValueAndGrad:
         """The function with its gradient: its own, or the framework's."""
@@ -295,16 +323,19 @@ def _weighted_distance(backend: Backend, target: Array, constants: Params) -> Co
     return on_tile
 
 
-def _checked_norm(x: np.ndarray, what: str) -> float:
-    """The Frobenius norm, in double precision and without copies of the whole array."""
-    total, bad = 0.0, 0
-    for part in np.array_split(x.reshape(-1), max(1, x.size >> 20)):
-        square = float(np.dot(part.astype(np.float64), part.astype(np.float64)))
-        if not math.isfinite(square):
+def _norm(x: np.ndarray, what: str) -> float:
+    """The Frobenius norm, in double precision, block by block: no copy of the array in any order or dtype."""
+    iterate: Any = np.nditer
+    flags = ["external_loop", "buffered", "zerosize_ok"]
+    blocks = iterate(x, flags, [["readonly"]], [np.float64], casting="unsafe", buffersize=_BLOCK)
+    norm, bad = 0.0, 0
+    for block in blocks:
+        part: np.ndarray = block
+        largest = float(np.abs(part).max(initial=0.0))
+        if math.isfinite(largest) and largest > 0.0:  # squares of 1e-200 and 1e200 have no place in a double
+            norm = math.hypot(norm, largest * float(np.linalg.norm(part / largest)))
+        elif not math.isfinite(largest):
             bad += part.size - int(np.isfinite(part).sum())
-        total += square
     if bad:
-        raise FitError(
-            f"The {what} has {bad} entries that are NaN or infinite; expected none. Repair the weight first."
-        )
-    return math.sqrt(total)
+        raise FitError(f"Got a {what} with {bad} entries that are NaN or infinite; expected none. Repair it first.")
+    return norm

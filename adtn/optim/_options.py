@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
-from typing import Literal
+from typing import Annotated, Literal
 
-from .._backend import OPTIMIZERS
+from .._checks import Count, NotNegative, Positive, Range, Seed, check_fields
 from .._errors import FitError
-from ..schedule import MODES
-from ._schedules import Schedule, ScheduleName
+from ..schedule import Memory, Mode
+from ._schedules import ScheduleArgument
 
 Callback = Callable[[int, float], "bool | None"]
 Name = Literal["adam", "adamw", "sgd", "lbfgs", "lm"]
+Momentum = Annotated[float, Range(0.0, 1.0, below=True)]
 
 
 @dataclass(frozen=True)
@@ -25,44 +24,32 @@ class FitOptions:
     device: str = "numpy:cpu"
     dtype: str = "float32"
     optimizer: Name = "adam"
-    steps: int = 1000
-    lr: float = 1e-2
-    schedule: ScheduleName | Schedule = "cosine"
-    clip: float | None = None
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    lr_factors: Mapping[str, float] = field(default_factory=dict)
-    seed: int = 0
-    tolerance: float = 0.0
-    patience: int | None = None
-    time_limit: float | None = None
+    steps: Count = 1000
+    lr: Positive = 1e-2
+    schedule: ScheduleArgument = "cosine"
+    clip: Positive | None = None
+    momentum: Momentum = 0.9
+    weight_decay: NotNegative = 0.0
+    lr_factors: Mapping[str, NotNegative] = field(default_factory=dict)
+    seed: Seed = 0
+    tolerance: NotNegative = 0.0
+    patience: Count | None = None
+    time_limit: NotNegative | None = None
     callbacks: Sequence[Callback] = ()
     progress: bool | None = None
     checkpoint: str | os.PathLike[str] | None = None
-    checkpoint_every: int = 100
-    mode: str | None = None
-    memory: str | int | None = None
+    checkpoint_every: Count = 100
+    mode: Mode | None = None
+    memory: Memory = None
 
     def __post_init__(self) -> None:
-        known = (*OPTIMIZERS, "lbfgs", "lm")
-        if self.optimizer not in known:
-            raise FitError(f"Got optimizer={self.optimizer!r}; expected one of {', '.join(known)}.")
-        if not all(isinstance(n, Integral) and n >= 1 for n in (self.steps, self.checkpoint_every)):
-            raise FitError(
-                f"Got steps={self.steps!r}, checkpoint_every={self.checkpoint_every!r}; expected whole numbers of at "
-                "least 1."
-            )
-        if not (isinstance(self.lr, Real) and math.isfinite(self.lr) and self.lr > 0):
-            raise FitError(f"Got lr={self.lr!r}; expected a positive number.")
-        if self.mode is not None and self.mode not in MODES:
-            raise FitError(f"Got mode={self.mode!r}; expected one of {', '.join(MODES)}.")
-        if self.clip is not None and not self.clip > 0:
-            raise FitError(f"Got clip={self.clip}; expected a positive norm, or None.")
+        check_fields(self, FitError)
         if self.clip is not None and self.optimizer in ("lbfgs", "lm"):
             raise FitError(f"Got clip with {self.optimizer!r}, which needs the gradient as it is; leave clip out.")
         if self.weight_decay and self.optimizer != "adamw":
             raise FitError(
-                f"Got weight_decay={self.weight_decay} with {self.optimizer!r}; only 'adamw' decays weights."
+                f"Got weight_decay={self.weight_decay} with {self.optimizer!r}; expected 0, for only 'adamw' "
+                "decays weights."
             )
 
     @property

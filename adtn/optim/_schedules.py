@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
+from .._checks import Count, Positive, checked, number
 from .._errors import FitError
 
 ScheduleName = Literal["constant", "cosine", "onecycle"]
 Schedule = Callable[[int], float]
-SCHEDULES: tuple[ScheduleName, ...] = ("constant", "cosine", "onecycle")
+ScheduleArgument = Annotated[ScheduleName | Schedule, "'constant', 'cosine', 'onecycle' or a function of the step"]
 
 _WARM = 0.3
 _START = 1.0 / 25.0
@@ -22,7 +23,8 @@ def _cosine(a: float, b: float, t: float) -> float:
     return b + (a - b) * 0.5 * (1.0 + math.cos(math.pi * t))
 
 
-def make_schedule(schedule: ScheduleName | Schedule, lr: float, steps: int) -> Schedule:
+@checked(FitError)
+def make_schedule(schedule: ScheduleArgument, lr: Positive, steps: Count) -> Schedule:
     """The learning rate at each step.
 
     Parameters
@@ -57,18 +59,16 @@ def make_schedule(schedule: ScheduleName | Schedule, lr: float, steps: int) -> S
     (0.1, 0.05, 0.0)
     """
     if callable(schedule):
-        return schedule
+        return lambda step: number("schedule(step)", schedule(step), FitError)
     if schedule == "constant":
         return lambda step: lr
     if schedule == "cosine":
         return lambda step: _cosine(lr, 0.0, min(step / max(steps, 1), 1.0))
-    if schedule == "onecycle":
-        top = max(_WARM * steps, 1.0)
+    top = max(_WARM * steps, 1.0)
 
-        def onecycle(step: int) -> float:
-            if step < top:
-                return _cosine(lr * _START, lr, step / top)
-            return _cosine(lr, lr * _END, min((step - top) / max(steps - top, 1.0), 1.0))
+    def onecycle(step: int) -> float:
+        if step < top:
+            return _cosine(lr * _START, lr, step / top)
+        return _cosine(lr, lr * _END, min((step - top) / max(steps - top, 1.0), 1.0))
 
-        return onecycle
-    raise FitError(f"Got schedule={schedule!r}; expected one of {', '.join(SCHEDULES)} or a function of the step.")
+    return onecycle

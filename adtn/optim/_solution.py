@@ -18,6 +18,10 @@ class Status(Enum):
     REACHED = "The wished relative error is reached; nothing to do."
     STALLED = "The loss stopped falling; try another seed, a larger bond or a larger learning rate."
     TIME = "The time limit is over; start again from the checkpoint or allow more time."
+    INTERRUPTED = (
+        "It was interrupted, as by Ctrl-C, and the best parameters so far are kept; "
+        "start again from the checkpoint to go on."
+    )
     STOPPED = "A callback asked to stop; start again from the checkpoint to go on."
     DIVERGED = (
         "The loss became NaN or infinite and the best parameters before that are kept; "
@@ -62,6 +66,18 @@ class Solution:
     def relative_error(self) -> float:
         """Square root of the loss of a reconstruction; NaN for a task."""
         return math.sqrt(max(self.loss, 0.0)) if self.is_relative_square else math.nan
+
+    def uninterrupted(self) -> Solution:
+        """This solution, for callers that are part of a larger task, which an interruption ends as a whole.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If the fit was interrupted.
+        """
+        if self.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
+        return self
 
     @property
     def converged(self) -> bool:

@@ -1,5 +1,6 @@
 """When and where: devices, their profiles, contraction orders, execution modes and plans."""
 
+from ._bytes import Memory as Memory
 from ._bytes import parse_bytes as parse_bytes
 from ._calibrate import calibrate as calibrate
 from ._device import Devices as Devices
@@ -15,6 +16,7 @@ from ._layers import Steps as Steps
 from ._layers import TracedApply as TracedApply
 from ._plan import MODES as MODES
 from ._plan import TASKS as TASKS
+from ._plan import Mode as Mode
 from ._plan import Plan as Plan
 from ._planner import decide as decide
 from ._planner import plan as plan

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
+from .._checks import Range, checked
 from .._errors import ScheduleError
 
+Memory = Annotated[str | Annotated[int, Range(0)] | None, "bytes, or such as '512MiB' or '2GB'"]
 
-def parse_bytes(memory: str | int | None) -> int | None:
+
+@checked(ScheduleError)
+def parse_bytes(memory: Memory) -> int | None:
     """``"512MiB"`` as a number.
 
     Raises
@@ -17,7 +22,7 @@ def parse_bytes(memory: str | int | None) -> int | None:
     """
     if memory is None or isinstance(memory, int):
         return memory
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(i?)B?\s*", memory, re.IGNORECASE)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([KMGT]?)(i?)B?\s*", memory, re.IGNORECASE)
     if match is None:
         raise ScheduleError(f"Got memory={memory!r}; expected bytes, or such as '512MiB' or '2GB'.")
     power = " KMGT".index(match[2].upper() or " ")

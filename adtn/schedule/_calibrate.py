@@ -15,7 +15,8 @@ from autoray import do
 
 from .._atomic import write_atomic
 from .._backend import Backend, Op, check_device
-from .._errors import ScheduleError
+from .._checks import checked
+from .._errors import DeviceError, ScheduleError
 from .._typing import Array
 from ..network import MERA, MPO, TTN, BrickWall
 from ._planner import plan
@@ -39,6 +40,7 @@ _ENTRIES = (1 << 8, 1 << 12, 1 << 16, 1 << 19, 1 << 22, 1 << 24)
 _FUNCTIONS = ("tanh", "exp", "erf", "sin", "cos", "log1p", "sqrt")
 
 
+@checked(DeviceError, save=ScheduleError)
 def calibrate(device: str = "numpy:cpu", dtype: str = "float32", *, save: bool = True) -> DeviceProfile:
     """Measure what operations cost on a device, and keep the result for all later plans.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .._backend import DeviceInfo, backend_names, get_backend
-from .._errors import MissingDependencyError
+from .._checks import checked
+from .._errors import DeviceError, MissingDependencyError
 
 
 class Devices(tuple[DeviceInfo, ...]):
@@ -27,6 +28,7 @@ class Devices(tuple[DeviceInfo, ...]):
         )
 
 
+@checked(DeviceError)
 def devices(*, null: bool = False) -> Devices:
     """Every device of every registered backend, usable or not.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from autoray import do
 
@@ -18,8 +18,10 @@ from ._execution import KEPT_BYTES, TiledWeight, generate
 from ._layers import FactoredApply, TiledApply
 from ._profile import DeviceProfile
 
-MODES = ("materialise", "stream", "factored")
-TASKS = ("generate", "apply", "train", "fit")
+Mode = Literal["materialise", "stream", "factored"]
+Task = Literal["generate", "apply", "train", "fit"]
+MODES: tuple[Mode, ...] = ("materialise", "stream", "factored")
+TASKS: tuple[Task, ...] = ("generate", "apply", "train", "fit")
 
 
 @dataclass(frozen=True)

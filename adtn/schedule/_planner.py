@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from autoray import do
 
-from .._backend import Op, check_device, get_backend, split_device
+from .._backend import Op, get_backend, split_device
+from .._checks import Count, checked, shown
 from .._errors import ScheduleError
 from .._typing import Shape
 from ..network import (
@@ -23,6 +24,7 @@ from ..network import (
     Segment,
     Stage,
     Weighting,
+    check_activation,
     closed,
     product_order,
     row_order,
@@ -30,13 +32,13 @@ from ..network import (
     tile_counts,
     tile_program,
 )
-from ._bytes import parse_bytes
+from ._bytes import Memory, parse_bytes
 from ._distance import projecting, squared_distance, why_not_factored
 from ._execution import KEPT_BYTES, TiledWeight, generate
 from ._layers import FactoredApply, TiledApply, with_input
-from ._plan import MODES, TASKS, Alternative, Contraction, Plan
-from ._profile import DeviceProfile, shipped_profiles
-from ._profile_store import find_profile
+from ._plan import MODES, Alternative, Contraction, Mode, Plan, Task
+from ._profile import DeviceProfile, Profile, shipped_profiles
+from ._profile_store import chosen_profile
 from ._search import Cost, best_path, best_tiled_path, step_ops
 from ._sketch import Planned
 
@@ -47,16 +49,17 @@ _CLEARLY = 0.5
 _SPARING = 0.92  # tiles this much slower are taken when they need less memory
 
 
+@checked(ScheduleError)
 def plan(
     generator: Planned,
-    task: str = "apply",
+    task: Task = "apply",
     *,
     device: str | None = None,
     dtype: str | None = None,
-    batch: int | None = None,
-    memory: str | int | None = None,
-    mode: str | None = None,
-    profile: DeviceProfile | str | None = None,
+    batch: Count | None = None,
+    memory: Memory = None,
+    mode: Mode | None = None,
+    profile: Profile | None = None,
 ) -> Plan:
     """Decide how a task is done on a device: contraction orders, execution mode, tiles.
 
@@ -112,30 +115,29 @@ def plan(
     return decide(generator, task, device=device, dtype=dtype, batch=batch, memory=memory, mode=mode, profile=profile)
 
 
+@checked(ScheduleError)
 def decide(
     generator: Planned,
-    task: str,
+    task: Task,
     *,
     device: str,
     dtype: str | None = None,
-    batch: int | None = None,
-    memory: str | int | None = None,
-    mode: str | None = None,
-    profile: DeviceProfile | str | None = None,
+    batch: Count | None = None,
+    memory: Memory = None,
+    mode: Mode | None = None,
+    profile: Profile | None = None,
     only_rows: bool = False,
     modes: tuple[str, ...] = MODES,
 ) -> Plan:
     """:func:`plan`, also for objectives that need whole rows of the weight, and with fewer modes to choose from."""
-    if task not in TASKS:
-        raise ScheduleError(f"Got task={task!r}; expected one of {', '.join(TASKS)}.")
-    if mode is not None and mode not in MODES:
-        raise ScheduleError(f"Got mode={mode!r}; expected one of {', '.join(MODES)}.")
+    if not hasattr(generator, "segments"):
+        raise ScheduleError(f"Got generator={shown(generator)}; expected an adtn.Generator.")
     if task in ("apply", "train") and len(generator.shape) != 2:
         raise ScheduleError(f"Got a weight of shape {generator.shape}; task={task!r} needs (n_out, n_in).")
-    if batch is not None and batch < 1:
-        raise ScheduleError(f"Got batch={batch}; expected at least 1.")
-    dtype = dtype or generator.dtype
-    found = _profile(device, dtype, profile)
+    dtype = generator.dtype if dtype is None else dtype
+    found = chosen_profile(device, dtype, profile)
+    for segment in generator.segments:
+        check_activation(segment.activation, *split_device(device))
     weighting = generator.weighting
     key = _Key(
         generator.segments, weighting, task, device, dtype, batch if task in ("apply", "train") else None,
@@ -145,21 +147,6 @@ def decide(
         return _decide(key)
     # the scale is an argument of a fit's loss: all fits of one structure share a plan, and what was compiled for it
     return replace(_decide(replace(key, weighting=replace(weighting, scale=1.0))), weighting=weighting)
-
-
-def _profile(device: str, dtype: str, profile: DeviceProfile | str | None) -> DeviceProfile:
-    if isinstance(profile, DeviceProfile):
-        return profile
-    if profile is None:
-        backend, where = check_device(device, dtype)
-        return find_profile(backend, where, dtype)
-    if profile in shipped_profiles():
-        return DeviceProfile.shipped(profile, dtype)
-    try:
-        return DeviceProfile.load(profile)
-    except OSError:
-        names = ", ".join(shipped_profiles())
-        raise ScheduleError(f"Got profile={profile!r}, which is no file; shipped are {names}.") from None
 
 
 @dataclass(frozen=True)

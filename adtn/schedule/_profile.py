@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -12,9 +13,10 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from .._backend import Op
+from .._checks import checked
 from .._errors import ScheduleError
 
 FORMAT = 3
@@ -258,6 +260,7 @@ class DeviceProfile:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
 
     @classmethod
+    @checked(ScheduleError)
     def from_json(cls, text: str) -> DeviceProfile:
         """The inverse of :meth:`to_json`.
 
@@ -276,15 +279,23 @@ class DeviceProfile:
             for key in tables:
                 content[key] = tuple(content[key])
             return cls(**content)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ScheduleError(f"Got a profile that cannot be read ({error}); calibrate again.") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ScheduleError(
+                f"Got a text that is no profile ({error}); expected what to_json wrote. Calibrate again."
+            ) from error
 
     @classmethod
-    def load(cls, path: str | Path) -> DeviceProfile:
+    @checked(ScheduleError)
+    def load(cls, path: str | os.PathLike[str]) -> DeviceProfile:
         """Read a profile from a file."""
-        return cls.from_json(Path(path).read_text())
+        try:
+            text = Path(path).read_text()
+        except UnicodeDecodeError as error:
+            raise ScheduleError(f"Got path={str(path)!r}, which is no text ({error}); expected a profile.") from error
+        return cls.from_json(text)
 
     @classmethod
+    @checked(ScheduleError)
     def shipped(cls, name: str, dtype: str = "float32") -> DeviceProfile:
         """A profile that comes with the library: measured, or made from a public datasheet.
 
@@ -305,10 +316,14 @@ class DeviceProfile:
             return _from_datasheet(name, dtype, sheets[name])
         if name not in _measured():
             known = ", ".join(shipped_profiles())
-            raise ScheduleError(f"Got profile {name!r}; shipped are {known}. A path to a file works too.")
+            raise ScheduleError(
+                f"Got profile name={name!r}; expected one of {known}. plan takes a path to a file, too."
+            )
         found = cls.from_json((_folder() / "measured" / f"{name}.json").read_text())
         if found.dtype != dtype:
-            raise ScheduleError(f"Got dtype {dtype!r} for profile {name!r}, which was measured in {found.dtype}.")
+            raise ScheduleError(
+                f"Got dtype {dtype!r} for profile {name!r}; expected {found.dtype}, in which it was measured."
+            )
         return found
 
 
@@ -340,6 +355,8 @@ def _measured() -> list[str]:
     return sorted(f.name.removesuffix(".json") for f in (_folder() / "measured").iterdir())
 
 
+Profile = Annotated[DeviceProfile | str | os.PathLike[str], "a DeviceProfile, the name of a shipped one or a file"]
+
 _SHEET_SIZES = (1, 4, 16, 64, 256, 1024, 4096)
 _SHEET_ENTRIES = (1 << 10, 1 << 14, 1 << 18, 1 << 22, 1 << 26)
 _SHEET_INNER = (1, 2, 4, 8, 16, 64, 1024)
@@ -351,7 +368,7 @@ def _from_datasheet(name: str, dtype: str, sheet: dict[str, Any]) -> DeviceProfi
     """Tables from peaks: a product is a roofline with half rate at the dimension where one tile per unit is filled."""
     flops: dict[str, float] = sheet["flop_per_s"]
     if dtype not in flops:
-        raise ScheduleError(f"Got dtype {dtype!r} for profile {name!r}, which has {', '.join(flops)}.")
+        raise ScheduleError(f"Got dtype {dtype!r} for profile {name!r}; expected one of {', '.join(flops)}.")
     peak = flops[dtype] * sheet["efficiency"]
     bandwidth = sheet["bandwidth_bytes_per_s"] * sheet["efficiency"]
     half, launch = sheet["half_rate_size"], sheet["launch_s"]

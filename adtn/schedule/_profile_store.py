@@ -7,8 +7,33 @@ import os
 import platform
 from pathlib import Path
 
-from .._backend import Backend
-from ._profile import FORMAT, DeviceProfile, shipped_profiles
+from .._backend import Backend, check_device
+from .._errors import ScheduleError
+from ._profile import FORMAT, DeviceProfile, Profile, shipped_profiles
+
+
+def chosen_profile(device: str, dtype: str, profile: Profile | None) -> DeviceProfile:
+    """The profile that a caller names or gives, or that of a device.
+
+    Raises
+    ------
+    ScheduleError
+        If it is neither shipped nor a file.
+    """
+    if isinstance(profile, DeviceProfile):
+        return profile
+    if profile is None:
+        backend, where = check_device(device, dtype)
+        return find_profile(backend, where, dtype)
+    if isinstance(profile, str) and profile in shipped_profiles():
+        return DeviceProfile.shipped(profile, dtype)
+    try:
+        return DeviceProfile.load(profile)
+    except (OSError, ValueError):
+        names = ", ".join(shipped_profiles())
+        raise ScheduleError(
+            f"Got profile={profile!r}, which is no profile; expected a file, or one of {names}."
+        ) from None
 
 
 def find_profile(backend: Backend, where: str, dtype: str) -> DeviceProfile:

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from adtn._checks import shown
 from adtn._errors import CompressError
 
 IGNORED = -100  # labels that do not count
@@ -68,6 +69,34 @@ def class_axis(outputs: Any, labels: Any, whole: bool, *, second: bool = False) 
         f"Got outputs of {shape} and labels of {wanted}, {labels.dtype}; expected the number of a class for every row "
         "of scores. Pass loss= for other tasks, and score= to measure them."
     )
+
+
+def check_labels(least: int, most: int, classes: int) -> None:
+    """Refuse labels that number no class.
+
+    Raises
+    ------
+    CompressError
+        Which the model has, and which the labels name.
+    """
+    if least < 0 or most >= classes:
+        raise CompressError(
+            f"Got labels from {least} to {most}; expected numbers of the {classes} classes that the model scores, 0 to "
+            f"{classes - 1}, or {IGNORED} for what does not count."
+        )
+
+
+def check_loss(value: Any) -> Any:
+    """What a caller's loss returned, if it is one number.
+
+    Raises
+    ------
+    CompressError
+        If it is something else, such as nothing.
+    """
+    if value is None or isinstance(value, str | bool) or getattr(value, "shape", ()) not in ((), (1,)):
+        raise CompressError(f"Got {shown(value)} from loss(model, batch); expected one number, such as a mean.")
+    return value
 
 
 @contextmanager

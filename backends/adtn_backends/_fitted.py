@@ -28,4 +28,4 @@ def fitted(
     if not steps:
         return generator
     options = {"start": "decomposition" if has_decomposition(generator) else "generator", **options}
-    return adtn.fit(generator, values, steps=steps, seed=seed, **options).generator
+    return adtn.fit(generator, values, steps=steps, seed=seed, **options).uninterrupted().generator

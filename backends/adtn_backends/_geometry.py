@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+from adtn._checks import Count, Range, checked, rule_of
 from adtn._errors import LayoutError
 
 Size = int | tuple[int, ...]
+Steps = Annotated[Count | tuple[Count, ...], "a whole number of at least 1, or one for each axis"]
+_PADDING = rule_of(
+    Annotated[
+        Annotated[int, Range(0)] | tuple[Annotated[int, Range(0)], ...] | Literal["same", "valid"],
+        "'same', 'valid' or whole numbers of at least 0",
+    ]
+)
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 NUMPY_PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # names in numpy.pad
 
@@ -38,13 +46,14 @@ class Geometry:
     padding_mode: PaddingMode
 
     @classmethod
+    @checked(LayoutError)
     def of(
         cls,
         shape: tuple[int, ...],
-        stride: Size = 1,
+        stride: Steps = 1,
         padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
+        dilation: Steps = 1,
+        groups: Count = 1,
         padding_mode: PaddingMode = "zeros",
     ) -> Geometry:
         """From a weight ``(out, in / groups, *kernel)`` and the options of PyTorch's convolutions.
@@ -54,13 +63,12 @@ class Geometry:
         LayoutError
             If they do not fit together.
         """
+        whole: Any = padding if _PADDING is None else _PADDING("padding", padding, LayoutError)
         out, per_group, *kernel = shape
         axes = len(kernel)
         steps, widths = _each("stride", stride, axes), _each("dilation", dilation, axes)
-        if groups < 1 or out % groups:
+        if out % groups:
             raise LayoutError(f"Got groups={groups} for {out} output channels; it must divide them.")
-        if padding_mode not in ("zeros", "reflect", "replicate", "circular"):
-            raise LayoutError(f"Got padding_mode={padding_mode!r}; expected zeros, reflect, replicate or circular.")
         if padding == "same":
             if any(s != 1 for s in steps):
                 raise LayoutError(f"Got padding='same' with stride={steps}; it needs a stride of 1.")
@@ -68,10 +76,8 @@ class Geometry:
             around = tuple((total // 2, total - total // 2) for total in totals)
         elif padding == "valid":
             around = ((0, 0),) * axes
-        elif isinstance(padding, str):
-            raise LayoutError(f"Got padding={padding!r}; expected 'same', 'valid' or numbers.")
         else:
-            around = tuple((p, p) for p in _each("padding", padding, axes))
+            around = tuple((p, p) for p in _each("padding", whole, axes))
         return cls(out, per_group * groups, tuple(kernel), steps, around, widths, groups, padding_mode)
 
     @property
@@ -108,6 +114,6 @@ def check_bias(shape: tuple[int, ...], n_out: int) -> None:
 
 def _each(name: str, value: Size, axes: int) -> tuple[int, ...]:
     found = (value,) * axes if isinstance(value, int) else tuple(value)
-    if len(found) != axes or any(v < (name != "padding") for v in found):
+    if len(found) != axes:
         raise LayoutError(f"Got {name}={value} for {axes} spatial axes; expected one number or one for each.")
     return found

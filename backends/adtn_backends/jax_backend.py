@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from adtn._backend import Backend, DeviceInfo, Differentiable, Workspace
-from adtn._errors import DeviceError, missing
+from adtn._checks import shown
+from adtn._errors import DeviceError, FitError, missing
 from adtn._typing import Params
 
 from ._memory import host_memory_bytes
@@ -81,11 +82,17 @@ class JaxBackend:
     def value_and_grad(self, fn: Callable[..., Any]) -> Callable[..., tuple[Any, tuple[Any, ...]]]:
         """Reverse-mode differentiation with respect to the weight and the extra parameters."""
 
+        def loss_of(*args: Any) -> Any:
+            loss = fn(*args)
+            if not hasattr(loss, "dtype") or jnp.shape(loss) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+                raise FitError(f"Got {shown(loss)} from the function of a task (target=); expected one real number.")
+            return loss
+
         def run(weight: Any, extra: Params | None, *batch: Any) -> tuple[Any, tuple[Any, ...]]:
             if extra is None:
-                loss, grad = jax.value_and_grad(fn)(weight, *batch)
+                loss, grad = jax.value_and_grad(loss_of)(weight, *batch)
                 return loss, (grad,)
-            return jax.value_and_grad(fn, argnums=(0, 1))(weight, dict(extra), *batch)
+            return jax.value_and_grad(loss_of, argnums=(0, 1))(weight, dict(extra), *batch)
 
         return run
 

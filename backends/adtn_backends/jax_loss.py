@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from adtn._errors import CompressError
 
-from ._batches import IGNORED, class_axis, explained, has_labels, labels_of, logits_of
+from ._batches import IGNORED, check_labels, check_loss, class_axis, explained, has_labels, labels_of, logits_of
 
 
 def outputs_of(model: Any, batch: Any) -> Any:
@@ -35,12 +36,30 @@ def classes_of(outputs: Any, batch: Any) -> tuple[Any, Any]:
     return outputs, labels
 
 
+def check_range(outputs: Any, batch: Any) -> None:
+    """Refuse labels that number no class; only shapes of the outputs are looked at.
+
+    Raises
+    ------
+    CompressError
+        Which classes the model has, and which the labels name.
+    """
+    if not has_labels(batch):
+        return
+    labels = np.asarray(labels_of(batch))
+    shape: tuple[int, ...] = tuple(getattr(outputs, "shape", ()))
+    if labels.dtype.kind in "iu" and shape and shape[:-1] == labels.shape:
+        counted = labels[labels != IGNORED]
+        if counted.size:
+            check_labels(int(counted.min()), int(counted.max()), shape[-1])
+
+
 def loss_of(model: Any, batch: Any, loss: Callable[..., Any] | None, teacher: Any = None, distill: float = 0.0) -> Any:
     """The caller's, or cross entropy; with the dense model's outputs."""
     if loss is not None and teacher is None:
-        return loss(model, batch)
+        return check_loss(loss(model, batch))
     outputs = outputs_of(model, batch)
-    value = _cross_entropy(outputs, batch) if loss is None else loss(model, batch)
+    value = _cross_entropy(outputs, batch) if loss is None else check_loss(loss(model, batch))
     if teacher is None:
         return value
     return (1.0 - distill) * value + distill * _away(outputs, outputs_of(teacher, batch), batch)

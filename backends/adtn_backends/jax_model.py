@@ -28,7 +28,7 @@ from .jax_layers._kernels import patches, weight_of
 from .jax_layers._like import layer_like
 from .jax_layers._places import modules_of, params_of, put_module, variables_of
 from .jax_layers._weight import Frozen
-from .jax_loss import classes_of, loss_of, outputs_of
+from .jax_loss import check_range, classes_of, loss_of, outputs_of
 from .jax_train import train
 
 _CACHED_BYTES = 1 << 30  # of one layer's inputs and outputs
@@ -188,7 +188,7 @@ class NnxModel:
             dense = None if teacher is None else nnx.merge(*teacher, copy=True)
             return loss_of(model, batch, loss, dense, tuning.distill)
 
-        batches = map(_arrays, cycled(data, tuning.steps))
+        batches = self._batches(cycled(data, tuning.steps), within=loss is None)
         with _mode(self.model, training=True), _dropout(self.model, tuning.dropout):
             return train(self.model, chosen, value, batches, tuning, report)
 
@@ -206,7 +206,8 @@ class NnxModel:
 
     def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
         """In evaluation mode."""
-        found = [float(x) for x in self._each(data, lambda model, batch: loss_of(model, batch, loss))]
+        of_model = lambda model, batch: loss_of(model, batch, loss)  # noqa: E731
+        found = [float(x) for x in self._each(data, of_model, within=loss is None)]
         if not found:
             raise CompressError("Got data without a batch; pass a list or a DataLoader.")
         return statistics.fmean(found)
@@ -222,7 +223,7 @@ class NnxModel:
                 return None
             return (scores.argmax(-1) == labels).sum(), (labels != IGNORED).sum()
 
-        found = list(self._each(data, count))
+        found = list(self._each(data, count, within=True))
         if None in found:
             return None
         total = sum(int(n) for _, n in found)
@@ -307,13 +308,31 @@ class NnxModel:
             found[name] = decide(weight.generator(), task[0], device=where, batch=task[1]).predicted_seconds
         return found
 
-    def _each(self, data: Iterable[Any], what: Callable[[Any, Any], Any]) -> Iterator[Any]:
+    def _batches(self, data: Iterable[Any], *, within: bool) -> Iterator[Any]:
+        """As arrays; ``within`` refuses labels of classes that the model does not score, which a trace cannot see."""
+        known: dict[Any, Any] = {}
+        for batch in data:
+            batch = _arrays(batch)
+            if within:
+                shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch))
+                if shapes not in known:
+                    known[shapes] = self._outputs(batch)
+                check_range(known[shapes], batch)
+            yield batch
+
+    def _outputs(self, batch: Any) -> Any:
+        """Shapes of what the model puts out."""
+        with _mode(self.model, training=False):
+            graph, state = nnx.split(self.model)
+        return jax.eval_shape(lambda s, b: outputs_of(nnx.merge(graph, s, copy=True), b), state, batch)
+
+    def _each(self, data: Iterable[Any], what: Callable[[Any, Any], Any], *, within: bool = False) -> Iterator[Any]:
         """``what(model, batch)`` of every batch, compiled, in evaluation mode."""
         with _mode(self.model, training=False):
             graph, state = nnx.split(self.model)
         run = jax.jit(lambda state, batch: what(nnx.merge(graph, state, copy=True), batch))
-        for batch in data:
-            yield run(state, _arrays(batch))
+        for batch in self._batches(data, within=within):
+            yield run(state, batch)
 
     def _seen(self, name: str, data: Iterable[Any]) -> list[Seen]:
         """Inputs and outputs of a dense layer, as many batches as memory is given for."""

@@ -9,7 +9,6 @@ import math
 from collections import Counter as Multiset
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import autoray
@@ -17,6 +16,8 @@ import numpy as np
 from adtn._backend import Backend, DeviceInfo, Differentiable, Elementwise, Op, Workspace
 from adtn._errors import DeviceError
 from adtn._typing import Params, Shape
+
+from . import null_functions
 
 _ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -135,13 +136,20 @@ class NullArray:
         return self.view((*shape, *self.shape[at:]), (*strides, *self.strides[at:]))
 
     def _with(self, other: Any = None) -> NullArray:
-        return _elementwise("arithmetic", self, other)
+        return elementwise("arithmetic", self, other)
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _with
-    __gt__ = __lt__ = __ge__ = __le__ = _with
+    __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = (
+        _with
+    )
+    __gt__ = __lt__ = __ge__ = __le__ = __neg__ = __pos__ = __abs__ = __invert__ = _with
+    __array_ufunc__ = None  # numbers of NumPy leave operators to this class
 
-    def __neg__(self) -> NullArray:
-        return _elementwise("arithmetic", self)
+    def __pow__(self, other: Any) -> NullArray:
+        return elementwise("arithmetic" if isinstance(other, int) else "exp", self, other)
+
+    def __rpow__(self, other: Any) -> NullArray:
+        return elementwise("exp", self, other)
 
     def __matmul__(self, other: NullArray) -> NullArray:
         return _matmul(self, other)
@@ -170,7 +178,7 @@ def _new(
     return made
 
 
-def _elementwise(name: str, *args: Any, out: NullArray | None = None, **_: Any) -> NullArray:
+def elementwise(name: str, *args: Any, out: NullArray | None = None, **_: Any) -> NullArray:
     arrays = [x for x in args if isinstance(x, NullArray)]
     shape = np.broadcast_shapes(*(x.shape for x in arrays))
     return _new(shape, arrays[0], name, (math.prod(shape),), sum(x.nbytes for x in arrays), out)
@@ -277,17 +285,15 @@ def _astype(x: NullArray, dtype: str) -> NullArray:
     return made
 
 
-autoray.register_backend(NullArray, "adtn_null")
-autoray.register_function("adtn_null", "get_dtype_name", lambda x: x.dtype)
+# autoray looks for all others in a module of that name
+autoray.register_backend(NullArray, "adtn_backends.null_functions")
+autoray.register_function("adtn_backends.null_functions", "get_dtype_name", lambda x: x.dtype)
 for _name, _fn in {
     "matmul": _matmul, "transpose": _transpose, "reshape": _reshape, "sum": _sum, "zeros_like": _zeros_like,
     "broadcast_to": _broadcast_to, "concatenate": _concatenate, "astype": _astype,
 }.items():  # fmt: skip
-    autoray.register_function("adtn_null", _name, _fn)
-for _name in ("tanh", "exp", "log1p", "sin", "cos", "sqrt", "scipy.special.erf"):
-    autoray.register_function("adtn_null", _name, partial(_elementwise, _name.rpartition(".")[2]))
-for _name in ("abs", "where"):
-    autoray.register_function("adtn_null", _name, partial(_elementwise, "arithmetic"))
+    autoray.register_function("adtn_backends.null_functions", _name, _fn)
+null_functions.apply = elementwise
 
 
 class NullWorkspace(Workspace):
@@ -303,11 +309,11 @@ class NullWorkspace(Workspace):
         return _reshape(x, shape, space=self)
 
     def activate(self, sigma: Elementwise, z: NullArray) -> NullArray:
-        return _elementwise(sigma.name, z) if sigma.name in z.counter.fused else super().activate(sigma, z)
+        return elementwise(sigma.name, z) if sigma.name in z.counter.fused else super().activate(sigma, z)
 
     def activate_vjp(self, sigma: Elementwise, z: NullArray, xbar: NullArray) -> NullArray:
         if sigma.name in z.counter.fused:
-            return _elementwise(sigma.name, xbar, z)
+            return elementwise(sigma.name, xbar, z)
         return super().activate_vjp(sigma, z, xbar)
 
     def keeps(self, nbytes: int) -> bool:
@@ -389,22 +395,22 @@ class NullBackend:
 
     def put(self, x: NullArray, i: int, y: NullArray) -> NullArray:
         """A copy into place."""
-        _elementwise("arithmetic", y, out=x[i])
+        elementwise("arithmetic", y, out=x[i])
         return x
 
     def add_at(self, x: NullArray, i: int, y: NullArray) -> NullArray:
         """In place."""
         part = x[i]
-        _elementwise("arithmetic", part, y, out=part)
+        elementwise("arithmetic", part, y, out=part)
         return x
 
     def add(self, x: NullArray, y: NullArray) -> NullArray:
         """In place."""
-        return _elementwise("arithmetic", x, y, out=x)
+        return elementwise("arithmetic", x, y, out=x)
 
     def subtract(self, x: NullArray, y: NullArray) -> NullArray:
         """In place."""
-        return _elementwise("arithmetic", x, y, out=x)
+        return elementwise("arithmetic", x, y, out=x)
 
     def model(self, model: Any, device: str | None) -> None:
         """No models yet."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from adtn._backend import Backend, DeviceInfo, Differentiable, Elementwise, Workspace
+from adtn._checks import shown
 from adtn._errors import DeviceError, FitError
 from adtn._typing import Params, Shape
 
@@ -59,11 +60,21 @@ class NumpyBackend:
             got = fn(weight, *batch) if extra is None else fn(weight, extra, *batch)
             if not isinstance(got, tuple) or len(got) != 2:
                 raise FitError(
-                    f"On NumPy a task objective returns (loss, dL/dW); got {type(got).__name__}. Return the gradient "
-                    "too, or run on 'torch:cpu' or 'jax:cpu', which differentiate the loss themselves."
+                    f"Got a {type(got).__name__} from the function of a task (target=); expected (loss, dL/dW): NumPy "
+                    "differentiates nothing. Or run on 'torch:cpu' or 'jax:cpu', which do."
                 )
             loss, grads = got
-            return loss, grads if isinstance(grads, tuple) else (grads,)
+            if np.shape(loss) != () or np.asarray(loss).dtype.kind not in "fiu":
+                raise FitError(
+                    f"Got the loss {shown(loss)} from the function of a task (target=); expected one number."
+                )
+            grads = grads if isinstance(grads, tuple) else (grads,)
+            if np.shape(grads[0]) != weight.shape:
+                raise FitError(
+                    f"Got a gradient of shape {np.shape(grads[0])} from the function of a task (target=); expected "
+                    f"that of the weight, {weight.shape}."
+                )
+            return loss, grads
 
         return checked
 

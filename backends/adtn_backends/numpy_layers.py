@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 from adtn import Generator
+from adtn._arrays import finite_array
+from adtn._checks import checked
 from adtn._errors import LayoutError
 
 from ._geometry import NUMPY_PAD, Geometry, PaddingMode, Size, check_axes, check_bias
@@ -35,6 +37,7 @@ class ADTNLinear:
     (5, 64)
     """
 
+    @checked(LayoutError)
     def __init__(self, generator: Generator, bias: Any = None) -> None:
         self.generator = _checked(generator, 2, "a linear layer (n_out, n_in)")
         self.bias = _bias(bias, generator)
@@ -60,6 +63,7 @@ class ADTNEmbedding:
     (2, 16)
     """
 
+    @checked(LayoutError)
     def __init__(self, generator: Generator) -> None:
         self.generator = _checked(generator, 2, "an embedding (num_embeddings, embedding_dim)")
 
@@ -77,6 +81,7 @@ class _ADTNConv:
 
     axes: ClassVar[int]
 
+    @checked(LayoutError)
     def __init__(
         self,
         generator: Generator,
@@ -166,6 +171,6 @@ def _checked(generator: Generator, axes: int, what: str) -> Generator:
 def _bias(bias: Any, generator: Generator) -> np.ndarray | None:
     if bias is None:
         return None
-    values = np.asarray(bias, dtype=generator.dtype)
+    values = finite_array("bias", bias, LayoutError).astype(generator.dtype)
     check_bias(values.shape, generator.shape[0])
     return values

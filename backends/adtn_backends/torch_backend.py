@@ -12,15 +12,15 @@ import autoray
 import numpy as np
 import torch
 from adtn._backend import Backend, DeviceInfo, Differentiable, Elementwise, Workspace
-from adtn._errors import DeviceError
+from adtn._checks import shown
+from adtn._errors import DeviceError, FitError
 from adtn._typing import Params, Shape
 from torch.nn import functional as F
 
+from . import torch_functions as torch_functions
 from ._memory import host_memory_bytes
 from ._pool import POOL
 
-# autoray looks for scipy.special.erf inside torch; it lies at the top there
-autoray.register_function("torch", "scipy.special.erf", torch.erf)
 # its own translation of arguments is nothing that PyTorch's compiler follows
 autoray.register_function("torch", "concatenate", torch.concatenate)
 # nor does it, from 2.14 on, look up which module the class of a parameter is from
@@ -141,6 +141,11 @@ class TorchBackend:
                 free = {k: v.detach().requires_grad_() for k, v in extra.items()} if extra is not None else None
                 loss = fn(w, *batch) if free is None else fn(w, free, *batch)
                 leaves = [w] if free is None else [w, *free.values()]
+                if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                    raise FitError(
+                        f"Got {shown(loss)} from the function of a task (target=); expected one number that depends on "
+                        "the weight."
+                    )
                 grads = torch.autograd.grad(loss, leaves, allow_unused=True)
             dense = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)]
             rest = () if free is None else (dict(zip(free, dense[1:], strict=True)),)

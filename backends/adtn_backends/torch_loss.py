@@ -10,7 +10,7 @@ import torch
 from adtn._errors import CompressError
 from torch import nn
 
-from ._batches import class_axis, explained, has_labels, labels_of, logits_of
+from ._batches import IGNORED, check_labels, check_loss, class_axis, explained, has_labels, labels_of, logits_of
 
 
 def outputs_of(model: nn.Module, batch: Any) -> Any:
@@ -37,21 +37,31 @@ def classes_of(model: nn.Module, outputs: Any, batch: Any) -> tuple[torch.Tensor
     return outputs.movedim(axis, -1).reshape(-1, outputs.shape[axis]), labels.flatten().long()
 
 
+def check_range(scores: torch.Tensor, labels: torch.Tensor) -> None:
+    """Refuse labels that number no class; nothing is looked at while a CUDA graph is recorded."""
+    if labels.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    counted = labels[labels != IGNORED]
+    if len(counted):
+        check_labels(int(counted.min()), int(counted.max()), scores.shape[-1])
+
+
 def loss_of(
     model: nn.Module, batch: Any, loss: Callable[..., Any] | None, teacher: nn.Module | None, distill: float
 ) -> torch.Tensor:
     """The caller's, or the model's own where it has one, or cross entropy; with the dense model's outputs."""
     if loss is not None and teacher is None:
-        return loss(model, batch)
+        return check_loss(loss(model, batch))
     whole = isinstance(batch, Mapping) and (_takes_labels(model) or "labels" not in batch)
     own = model(**batch) if whole else None
     outputs = logits_of(own) if own is not None else outputs_of(model, batch)
     if loss is not None:
-        value = loss(model, batch)
+        value = check_loss(loss(model, batch))
     elif getattr(own, "loss", None) is not None:
         value = own.loss  # type: ignore[union-attr]
     else:
         scores, labels = classes_of(model, outputs, batch)
+        check_range(scores, labels)
         value = nn.functional.cross_entropy(exact(scores), labels)
     if teacher is None:
         return value

@@ -30,7 +30,7 @@ from .torch_layers._adapted import adapted_layers
 from .torch_layers._hooks import without_hooks
 from .torch_layers._like import STANDARD, weight_shape
 from .torch_layers._linear import is_transposed
-from .torch_loss import classes_of, loss_of, outputs_of
+from .torch_loss import check_range, classes_of, loss_of, outputs_of
 from .torch_memory import PeakMemory
 from .torch_replacement import generated_in_place_of, weights_of
 from .torch_step import step_of
@@ -305,6 +305,7 @@ class TorchModel:
                     scores, labels = classes_of(self.model, outputs, batch)
                 except CompressError:
                     return None
+                check_range(scores, labels)
                 right += int((scores.argmax(-1) == labels).sum())
                 total += int((labels != IGNORED).sum())
         if not total:

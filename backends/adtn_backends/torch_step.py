@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
+from adtn._checks import shown
 from adtn._errors import CompressError
 from adtn.compress import Tuning
 from torch import nn
@@ -68,6 +69,10 @@ class Step:
         else:
             with torch.autocast(self.trained[0].device.type, getattr(torch, self.tuning.autocast)):
                 loss = self.value(batch)
+        if not isinstance(loss, torch.Tensor) or not loss.requires_grad:
+            raise CompressError(
+                f"Got the loss {shown(loss)}, without a gradient; expected one number that depends on the model."
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.tuning.clip is not None:

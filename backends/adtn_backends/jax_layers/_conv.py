@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 from adtn import Generator, Layout, Topology
+from adtn._checks import checked
 from adtn._errors import LayoutError
 from flax import nnx
 
@@ -22,6 +23,7 @@ class _ADTNConv(nnx.Module):
 
     axes: ClassVar[int]
 
+    @checked(LayoutError)
     def __init__(
         self,
         weight: Generator | GeneratedWeight,

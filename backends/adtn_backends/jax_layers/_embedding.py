@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from adtn import Generator, Layout, Topology
+from adtn._checks import checked
+from adtn._errors import LayoutError
 from adtn._typing import Params
 from flax import nnx
 
@@ -35,6 +37,7 @@ class ADTNEmbedding(nnx.Module):
     (2, 16)
     """
 
+    @checked(LayoutError)
     def __init__(self, weight: Generator | GeneratedWeight, dtype: Any = None) -> None:
         self.generated = as_weight(weight, 2, "an embedding (num_embeddings, embedding_dim)")
         self.num_embeddings, self.embedding_dim = self.generated.shape

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from adtn import Generator, Layout, Topology
+from adtn._checks import checked
 from adtn._errors import LayoutError
 from adtn._typing import Params
 from flax import nnx
@@ -45,6 +46,7 @@ class ADTNLinear(nnx.Module):
     (5, 64)
     """
 
+    @checked(LayoutError)
     def __init__(
         self, weight: Generator | GeneratedWeight, bias: Any = True, mode: Mode | None = None, dtype: Any = None
     ) -> None:
@@ -154,6 +156,7 @@ class ADTNLinearGeneral(nnx.Module):
     (5, 7, 4, 8)
     """
 
+    @checked(LayoutError)
     def __init__(
         self,
         weight: Generator | GeneratedWeight,

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from adtn import Generator, Layout, Topology
+from adtn._arrays import host_array
 from adtn._backend import get_backend
+from adtn._checks import checked
+from adtn._errors import LayoutError
 from adtn._typing import Params
 from adtn.generator import generated_rows
 from adtn.schedule import TiledWeight, decide, generate, with_base
@@ -44,6 +47,7 @@ class GeneratedWeight(nnx.Module):
     (64, 32)
     """
 
+    @checked(LayoutError)
     def __init__(self, generator: Generator) -> None:
         self.structure = _Static(generator)
         self.names = {name: name.replace(".", "_") for name in generator.params}
@@ -173,6 +177,8 @@ def bias_param(bias: Any, like: GeneratedWeight) -> nnx.Param[Any] | None:
     if bias is False or bias is None:
         return None
     n, dtype = like.shape[0], like.dtype
+    if not isinstance(bias, bool | jax.Array):
+        bias = host_array("bias", bias, LayoutError)
     values = jnp.zeros(n, dtype) if bias is True else jnp.asarray(bias, dtype=dtype)
     check_bias(values.shape, n)
     return nnx.Param(values)

@@ -6,11 +6,22 @@ from typing import Any, ClassVar, Self
 
 import torch
 from adtn import Generator, Layout, Topology
+from adtn._checks import checked
+from adtn._errors import LayoutError
 from torch import nn
 from torch.nn.utils import skip_init
 
 from .._geometry import Geometry, PaddingMode, Size
-from ._weight import Base, GeneratedWeight, as_weight, bias_parameter, filled, generator_of, refuse_subclass, refuse_tracers
+from ._weight import (
+    Base,
+    GeneratedWeight,
+    as_weight,
+    bias_parameter,
+    filled,
+    generator_of,
+    refuse_subclass,
+    refuse_tracers,
+)
 
 
 class _ADTNConv(nn.Module):
@@ -19,6 +30,7 @@ class _ADTNConv(nn.Module):
     axes: ClassVar[int]
     dense: ClassVar[Any]
 
+    @checked(LayoutError)
     def __init__(
         self,
         weight: Generator | GeneratedWeight,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from adtn import Generator, Layout, Topology
+from adtn._checks import checked
 from adtn._errors import LayoutError
 from torch import nn
 
@@ -52,6 +53,7 @@ class ADTNEmbedding(nn.Module):
 
     max_norm, norm_type, sparse = None, 2.0, False  # where code that looks at dense layers finds them
 
+    @checked(LayoutError)
     def __init__(
         self,
         weight: Generator | GeneratedWeight,

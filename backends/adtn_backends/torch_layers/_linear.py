@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from adtn import Generator, Layout, Topology
+from adtn._checks import checked
+from adtn._errors import LayoutError
 from torch import nn
 from torch.nn.utils import skip_init
 
@@ -53,6 +55,7 @@ class ADTNLinear(nn.Module):
     torch.Size([5, 64])
     """
 
+    @checked(LayoutError)
     def __init__(self, weight: Generator | GeneratedWeight, bias: Any = True, mode: Mode | None = None) -> None:
         super().__init__()
         self.generated = as_weight(weight, 2, "a linear layer (n_out, n_in)")

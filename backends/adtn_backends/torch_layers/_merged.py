@@ -159,7 +159,6 @@ def _after_loading(module: Any, *_: Any) -> None:
 def _stamp(weight: GeneratedWeight) -> Any:
     """Of the cores; on accelerators, where looking at entries would wait, what writes in place leave behind."""
 
-
     def seen(arrays: dict[str, torch.Tensor]) -> Any:
         return weight.stamp(arrays) or [(x.data_ptr(), x._version, x.dtype) for x in arrays.values()]
 

@@ -13,7 +13,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from adtn import Generator, Layout, Topology
+from adtn._arrays import host_array
 from adtn._backend import get_backend
+from adtn._checks import checked
 from adtn._errors import DeviceError, LayoutError
 from adtn.generator import generated_rows
 from adtn.network import BASE, get_activation
@@ -53,6 +55,7 @@ class GeneratedWeight(nn.Module):
     torch.Size([64, 32])
     """
 
+    @checked(LayoutError)
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         self._structure = generator
@@ -316,8 +319,10 @@ class _Generate(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         weight, arrays = ctx.weight, dict(zip(ctx.names, ctx.saved_tensors, strict=True))
         if torch.is_grad_enabled():  # create_graph: somebody differentiates this again
-            return None, None, *differentiable_vjp(
-                lambda: generate(weight, _BACKEND, arrays), ctx.saved_tensors, cotangents[0]
+            return (
+                None,
+                None,
+                *differentiable_vjp(lambda: generate(weight, _BACKEND, arrays), ctx.saved_tensors, cotangents[0]),
             )
         wbar = weight.pad_rows(cotangents[0].contiguous())
         _, grads = weight.run(
@@ -442,7 +447,12 @@ def bias_parameter(bias: Any, n: int, like: GeneratedWeight) -> nn.Parameter | N
     """``True`` for zeros, ``False`` or ``None`` for nothing, or the values; a frozen bias stays frozen."""
     if bias is False or bias is None:
         return None
-    values = torch.zeros(n) if bias is True else torch.as_tensor(bias).detach().clone()
+    if bias is True:
+        values = torch.zeros(n)
+    elif isinstance(bias, torch.Tensor) and not bias.is_complex():
+        values = bias.detach().clone()
+    else:
+        values = torch.tensor(host_array("bias", bias, LayoutError))
     check_bias(tuple(values.shape), n)
     return nn.Parameter(values.to(like.device, like.dtype), requires_grad=not is_frozen(bias))
 

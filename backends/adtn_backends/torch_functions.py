@@ -1,0 +1,43 @@
+"""Elementwise functions that autoray does not find in PyTorch, or that want tensors there; imported for its effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import autoray
+import torch
+
+_OF_TENSORS = (
+    "arctan2 atan2 copysign fmax fmin heaviside hypot ldexp logaddexp logaddexp2 logical_and logical_or logical_xor "
+    "maximum minimum nextafter"
+)
+_OTHER_NAMES: dict[str, Callable[..., Any]] = {
+    "cbrt": lambda x: torch.sign(x) * torch.abs(x) ** (1.0 / 3.0),
+    "degrees": torch.rad2deg,
+    "fabs": torch.abs,
+    "mod": torch.remainder,
+    "radians": torch.deg2rad,
+    "rint": torch.round,
+}
+
+
+def _of_numbers(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, that also takes numbers beside a tensor, as NumPy and JAX do."""
+
+    @wraps(fn)
+    def call(*args: Any) -> Any:
+        like = next(x for x in args if isinstance(x, torch.Tensor))
+        return fn(*(x if isinstance(x, torch.Tensor) else like.new_tensor(x) for x in args))
+
+    return call
+
+
+for _name in _OF_TENSORS.split():
+    autoray.register_function("torch", _name, _of_numbers(getattr(torch, _name)))
+for _name, _fn in _OTHER_NAMES.items():
+    autoray.register_function("torch", _name, _fn)
+for _name in dir(torch.special):
+    if not _name.startswith("_") and callable(getattr(torch.special, _name)):
+        autoray.register_function("torch", f"scipy.special.{_name}", getattr(torch.special, _name))
