@@ -18,13 +18,13 @@ KEY = "adtn"
 """Of the header in the metadata of a safetensors file."""
 
 MAX_HEADER = 16 * 2**20
-_NO_DIGEST = "0" * 64
+NO_DIGEST = "0" * 64
 _FIELD = '"sha256": "'
 _ESCAPED = json.dumps(_FIELD)[1:-1]  # as it stands inside the JSON of a safetensors file
 _PROBE = 1 << 16
 
 
-def header_text(kind: str, version: int, **content: Any) -> str:
+def header_text(kind: str, version: int, indent: int | None = None, **content: Any) -> str:
     """The header of a file that :func:`sealed` fills the digest in.
 
     Parameters
@@ -33,23 +33,25 @@ def header_text(kind: str, version: int, **content: Any) -> str:
         What the file is, in words.
     version : int
         Of the format of this kind.
+    indent : int, optional
+        Of the JSON; one line when not given.
     **content
-        More, in JSON.
+        More.
     """
-    return json.dumps({"sha256": _NO_DIGEST, "kind": kind, "format": version, **content})
+    return json.dumps({"sha256": NO_DIGEST, "kind": kind, "format": version, **content}, indent=indent)
 
 
 def sealed(data: bytes, field: str = _ESCAPED) -> bytes:
     """The content of a file with the SHA-256 of all of it, its own 64 digits read as zeros."""
-    at = _place(data, field, _NO_DIGEST, len(data))
+    at = _place(data, field, NO_DIGEST, len(data))
     if at is None:
         raise ValueError("The content has no place for a digest.")
     return b"".join((data[:at], hashlib.sha256(data).hexdigest().encode(), data[at + 64 :]))
 
 
-def sealed_json(kind: str, version: int, **content: Any) -> bytes:
+def sealed_json(kind: str, version: int, indent: int | None = None, **content: Any) -> bytes:
     """A JSON file with a digest of every byte."""
-    return sealed(header_text(kind, version, **content).encode(), _FIELD)
+    return sealed(header_text(kind, version, indent, **content).encode(), _FIELD)
 
 
 def _place(data: bytes, field: str, digest: str, end: int) -> int | None:
@@ -118,7 +120,7 @@ def read_header(data: bytes, kind: str, newest: int) -> dict[str, Any] | None:
     try:
         found = json.loads(meta[KEY])
     except (TypeError, ValueError, RecursionError) as error:
-        raise FileFormatError(f"This is no {kind} of adtn, or it is damaged.") from error
+        raise FileFormatError(f"This is no {kind} of adtn: it has no adtn header that can be read.") from error
     return _checked(found, data, end, _ESCAPED, kind, newest)
 
 
@@ -130,7 +132,7 @@ def _checked(found: Any, data: bytes, end: int, field: str, kind: str, newest: i
         raise FileFormatError(f"The file has format version {version}; this adtn reads up to {newest}. Upgrade adtn.")
     at = _place(data, field, digest, end)
     found_digest = hashlib.sha256(memoryview(data)[:at])
-    found_digest.update(_NO_DIGEST.encode())
+    found_digest.update(NO_DIGEST.encode())
     found_digest.update(memoryview(data)[(at or 0) + 64 :])
     if len(digest) != 64 or at is None or found_digest.hexdigest() != digest:
         raise FileFormatError("The file was altered: its digest does not match its content.")

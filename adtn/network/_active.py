@@ -58,7 +58,7 @@ def jacobian_rows(
     """
     rng = np.random.default_rng(0)
     program = _probe_program(segments)
-    arrays = frozen_values(compile_program(segments), given)
+    arrays = frozen_values([core for segment in segments for core in segment.cores], given)
     for core in program.cores:
         if core.trainable and core.param not in arrays:
             arrays[core.param] = rng.standard_normal(core.shape) / np.sqrt(core.fan_in)

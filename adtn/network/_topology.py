@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from .._errors import LayoutError, TopologyError
 from ._activation import get_activation
 from ._layout import Layout
-from ._segment import Segment, place_activations, shared, sizes_of
+from ._segment import Segment, check_links, place_activations, shared, sizes_of
 
 Where = Literal["inner", "all"] | tuple[int, ...]
 
@@ -79,6 +79,7 @@ def _segments(topology: Topology, layout: Layout) -> tuple[Segment, ...]:
     segments = place_activations(levels, topology.activation, topology.where)
     if topology.share:
         segments = shared(segments)
+    check_links(segments)
     sizes = sizes_of(segments)
     got = tuple(sizes[i] for i in segments[-1].outputs)
     if segments[-1].outputs != layout.leg_names or got != layout.dims:

@@ -36,7 +36,7 @@ from ._execution import KEPT_BYTES, TiledWeight, generate
 from ._layers import FactoredApply, TiledApply, with_input
 from ._plan import MODES, TASKS, Alternative, Contraction, Plan
 from ._profile import DeviceProfile, shipped_profiles
-from ._profile_store import find_profile
+from ._profile_store import find_profile, named_profile
 from ._search import Cost, best_path, best_tiled_path, step_ops
 from ._sketch import Planned
 
@@ -153,13 +153,7 @@ def _profile(device: str, dtype: str, profile: DeviceProfile | str | None) -> De
     if profile is None:
         backend, where = check_device(device, dtype)
         return find_profile(backend, where, dtype)
-    if profile in shipped_profiles():
-        return DeviceProfile.shipped(profile, dtype)
-    try:
-        return DeviceProfile.load(profile)
-    except OSError:
-        names = ", ".join(shipped_profiles())
-        raise ScheduleError(f"Got profile={profile!r}, which is no file; shipped are {names}.") from None
+    return named_profile(profile, dtype)
 
 
 @dataclass(frozen=True)
