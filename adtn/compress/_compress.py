@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._errors import CompressError
+from .._files import check_writable
 from ..generator import Generator, generated_rows
 from ._config import Config
 from ._local import Executor, LocalTask
@@ -58,8 +59,9 @@ def compress(
     executor : optional
         Runs local fits: one of :mod:`concurrent.futures`, or a Dask client. One after the other when not given.
     folder : path, optional
-        Finished layers are kept there, and found there when the call is repeated. A training that was cut off goes on
-        where its last checkpoint was, with the data it would have had.
+        Finished layers are cached there, and found there when the call is repeated. A training that was cut off goes
+        on where its last checkpoint was, with the data it would have had; with other data it is refused, and with
+        another config, loss or model it begins anew.
     progress : callable, optional
         Called with a line of text for every layer and now and then during training.
 
@@ -72,6 +74,8 @@ def compress(
     ------
     CompressError
         If no layer can be replaced, or the recipe needs data that are not given.
+    OutputError
+        If nothing can be written to the folder. A disk that is full later is a warning.
 
     Examples
     --------
@@ -82,6 +86,7 @@ def compress(
     True
     """
     config = config or Config()
+    keep = check_writable(folder, "folder", "folder") if folder is not None else None
     stages = config.stages(data is not None)
     measured = config.budget is not None and config.budget.accuracy_loss is not None
     if measured and test is None and score is None:
@@ -109,7 +114,6 @@ def compress(
         )
     targets = {name: weight for layer in chosen for name, weight in weights[layer.name].items()}
     tasks = _tasks(adapter, config, chosen, targets, data, device or "numpy:cpu", stages)
-    keep = Path(folder) if folder is not None else None
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
     work = Work(adapter, config, stages, chosen, tasks, data, test, loss, score, executor, keep, say)

@@ -187,8 +187,8 @@ class Model(Protocol):
         """The state from a file."""
         ...
 
-    def save(self, path: Path) -> None:
-        """The state to a file, numbers of generators included."""
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """The state to a file, numbers of generators included; the metadata have a place for a digest."""
         ...
 
     def numbers(self) -> tuple[int, int]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ from ._config import Config
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
 from ._report import ModelCost
+from ..optim import fingerprint
 from ._storage import to_bytes
 
+_BATCHES = 64  # of a list, that must be the same when a training goes on
 _TRIALS = 6  # sizes that are tried for a largest loss of accuracy
 
 
@@ -180,9 +181,12 @@ class Work:
         assert self.data is not None
         tuning = self.config.tuning(steps)
         if stage is not None and self.folder is not None:
-            start = {name: to_bytes(generator) for name, generator in sorted(self.adapter.generators().items())}
-            digest = hashlib.sha256(repr((tuning, stage, self.config.mode, start)).encode()).hexdigest()
-            path = self.folder / f"training-{digest[:16]}"
+            # other data are compared when the training goes on: it draws them again anyway
+            data = self.data[:_BATCHES] if isinstance(self.data, list | tuple) else None
+            count = len(self.data) if isinstance(self.data, Sized) else None
+            start = {name: to_bytes(generator) for name, generator in self.adapter.generators().items()}
+            mark = fingerprint(repr(self.config), repr(tuning), stage, start, self.adapter.state(), self.loss, data, count)
+            path = self.folder / f"training-{mark[:16]}"
             tuning = replace(tuning, checkpoint=path)
             self.checkpoints.add(path)
 

@@ -25,7 +25,7 @@ def fingerprint(*parts: object) -> str:
     ----------
     *parts
         Arrays of any framework count by their entries, functions by their code, defaults and what they close over (the
-        module's functions and constants that they name, too), other objects by their class and attributes. Numbers
+        module's functions, constants and networks that they name, too), other objects by their class and attributes. Numbers
         that stand in a list or set beside a function do not count: those are counters and logs more often than
         settings.
     """
@@ -109,8 +109,8 @@ def _function(x: FunctionType, into: Callable[[Any], Iterator[Any]]) -> Iterator
     if not _is_library(x.__module__):
         for name in _names(x.__code__):
             found = x.__globals__.get(name)
-            constant = isinstance(found, (*_PLAIN, tuple, FunctionType, functools.partial)) or _array(found) is not None
-            if name in x.__globals__ and constant:
+            constant = isinstance(found, (*_PLAIN, tuple, dict, FunctionType, functools.partial))
+            if name in x.__globals__ and (constant or _array(found) is not None or hasattr(found, "parameters")):
                 yield from into((name, found))
 
 
