@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def temporary_name(name: str) -> str:
 
 
 @contextmanager
-def _opened(folder: Path, temporary: Path) -> Iterator[tuple[int, bool]]:
+def _opened(folder: Path, temporary: Path) -> Generator[tuple[int, bool]]:
     """A locked file to write to, and whether it has its name already; whoever renames it holds the lock."""
     handle = _unnamed(folder)
     named = handle is None

@@ -24,7 +24,7 @@ _ESCAPED = json.dumps(_FIELD)[1:-1]  # as it stands inside the JSON of a safeten
 _PROBE = 1 << 16
 
 
-def header_text(kind: str, version: int, indent: int | None = None, **content: Any) -> str:
+def header_text(kind: str, version: int, *, indent: int | None = None, **content: Any) -> str:
     """The header of a file that :func:`sealed` fills the digest in.
 
     Parameters
@@ -49,9 +49,9 @@ def sealed(data: bytes, field: str = _ESCAPED) -> bytes:
     return b"".join((data[:at], hashlib.sha256(data).hexdigest().encode(), data[at + 64 :]))
 
 
-def sealed_json(kind: str, version: int, indent: int | None = None, **content: Any) -> bytes:
+def sealed_json(kind: str, version: int, *, indent: int | None = None, **content: Any) -> bytes:
     """A JSON file with a digest of every byte."""
-    return sealed(header_text(kind, version, indent, **content).encode(), _FIELD)
+    return sealed(header_text(kind, version, indent=indent, **content).encode(), _FIELD)
 
 
 def _place(data: bytes, field: str, digest: str, end: int) -> int | None:
@@ -248,7 +248,9 @@ def write_or_rescue(path: Path, write: Callable[[Path], object]) -> None:
         elsewhere = Path(tempfile.mkdtemp(prefix="adtn-")) / path.name
         write(elsewhere)
     except OSError as error:
-        raise OutputError(f"Cannot write {path} ({failed.strerror or failed}), nor anywhere else ({error}).") from failed
+        raise OutputError(
+            f"Cannot write {path} ({failed.strerror or failed}), nor anywhere else ({error})."
+        ) from failed
     raise OutputError(
         f"Cannot write {path} ({failed.strerror or failed}). The result is in {elsewhere} instead; move it from there."
     ) from failed
@@ -266,5 +268,5 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         write_atomic(path, data)
     except OSError as error:
         raise OutputError(
-            f"Cannot write {path} ({error.strerror or error}); expected a place for a file. What was there is untouched."
+            f"Cannot write {path} ({error.strerror or error}); expected a place for a file. The old file is untouched."
         ) from error

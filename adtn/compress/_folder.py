@@ -78,7 +78,7 @@ def run_folder(
 
 
 def _write(out: Path, model: Any, report: CompressReport, source: Path | None) -> None:
-    """The state is the last of what a model is made of, and says what the rest is: until it is there, the old one is."""
+    """The state is the last of what a model is made of, and says what the rest is: until then, the old one is there."""
     out.mkdir(parents=True, exist_ok=True)
     older = _older(out)
     layers = write_files(out / "generators", report.generators)
@@ -117,7 +117,7 @@ def _state_header(path: Path) -> dict[str, Any] | None:
     try:
         return read_header(read_whole(path, "the state of a model"), _KIND, FORMAT)
     except FileFormatError as error:
-        raise ModelFileError(f"{path}: {error} Get the file again, or compress again.") from error
+        raise ModelFileError(f"Cannot load {path}: {error} Get the file again, or compress again.") from error
 
 
 def _load(adapter: Model, path: Path) -> None:
@@ -207,7 +207,8 @@ def _generators(folder: Path) -> dict[str, Generator]:
     header = _state_header(folder / _STATE)
     if header is None:
         return load_layers(folder / "generators", what)
-    for name, digest in dict(header.get("beside", {})).items():
-        if name == "config.json" and hashlib.sha256(read_whole(folder / name, name, ModelFileError)).hexdigest() != digest:
-            raise ModelFileError(f"{folder / name} is not the file that was written with the model; compress again.")
+    wanted = dict(header.get("beside", {})).get("config.json")
+    config = folder / "config.json"
+    if wanted and hashlib.sha256(read_whole(config, "that of the model", ModelFileError)).hexdigest() != wanted:
+        raise ModelFileError(f"{config} is not the file that was written with the model; compress again.")
     return read_files(folder / "generators", header.get("layers"))

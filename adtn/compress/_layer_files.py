@@ -117,7 +117,7 @@ def read_files(folder: Path, entries: Any) -> dict[str, Generator]:
                 raise ModelFileError(f"{folder}: the index names the file {file!r}, which is not in the folder.")
             content = read_whole(folder / file, f"the layer {name!r}", ModelFileError)
             if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                raise ModelFileError(f"{folder / file} is not the file of layer {name!r} that was written. Get it again.")
+                raise ModelFileError(f"{folder / file} is not what was written for {name!r}. Get the folder again.")
             found[name] = from_bytes(content)
     except ModelFileError:
         raise

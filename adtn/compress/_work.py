@@ -10,13 +10,13 @@ from typing import Any
 
 from .._errors import CompressError
 from ..generator import Generator
+from ..optim import fingerprint
 from ._budget import Budget, Choice
 from ._choose import Ladder, choose, climb, least_and_most, sense
 from ._config import Config
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
 from ._report import ModelCost
-from ..optim import fingerprint
 from ._storage import to_bytes
 
 _BATCHES = 64  # of a list, that must be the same when a training goes on
@@ -185,7 +185,8 @@ class Work:
             data = self.data[:_BATCHES] if isinstance(self.data, list | tuple) else None
             count = len(self.data) if isinstance(self.data, Sized) else None
             start = {name: to_bytes(generator) for name, generator in self.adapter.generators().items()}
-            mark = fingerprint(repr(self.config), repr(tuning), stage, start, self.adapter.state(), self.loss, data, count)
+            state = self.adapter.state()
+            mark = fingerprint(repr(self.config), repr(tuning), stage, start, state, self.loss, data, count)
             path = self.folder / f"training-{mark[:16]}"
             tuning = replace(tuning, checkpoint=path)
             self.checkpoints.add(path)

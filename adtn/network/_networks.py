@@ -82,7 +82,7 @@ def _core(data: dict[str, Any]) -> Core:
     core = Core(**values)
     names = (core.name, core.param, core.kind, *core.inds)
     if not all(isinstance(x, str) for x in names) or not all(type(d) is int and d > 0 for d in core.shape):
-        raise TopologyError(f"Core {core.name!r} has indices {core.inds} of shape {core.shape}; expected whole numbers.")
+        raise TopologyError(f"Core {core.name!r} has indices {core.inds} of shape {core.shape}; expected whole sizes.")
     if len(core.shape) > MAX_AXES:
         raise TopologyError(f"Core {core.name!r} has {len(core.shape)} axes; at most {MAX_AXES} are possible.")
     if core.init not in INITS:

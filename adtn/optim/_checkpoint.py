@@ -59,7 +59,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: Checkpoint, mark: str)
     groups = {"params": state.params, "best": state.best, "moments": state.moments}
     tensors = {f"{group}/{name}": np.array(x, order="C") for group, xs in groups.items() for name, x in xs.items()}
     tensors["history"] = np.asarray(state.history, dtype=np.float64)
-    meta = {name: getattr(state, name) for name in _NUMBERS} | {"mark": mark}
+    meta: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS} | {"mark": mark}
     write_atomic(path, sealed(save(tensors, {KEY: header_text(_KIND, FORMAT, **meta)})))
 
 

@@ -14,7 +14,20 @@ import numpy as np
 from .._backend import backend_of
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
-_LIBRARIES = ("builtins", "abc", "typing", "functools", "numpy", "scipy", "torch", "jax", "flax", "optax", "adtn", "adtn_backends")
+_LIBRARIES = (
+    "builtins",
+    "abc",
+    "typing",
+    "functools",
+    "numpy",
+    "scipy",
+    "torch",
+    "jax",
+    "flax",
+    "optax",
+    "transformers",
+)
+_OWN = ("adtn", "adtn_backends")
 _DEPTH = 80
 
 
@@ -25,9 +38,8 @@ def fingerprint(*parts: object) -> str:
     ----------
     *parts
         Arrays of any framework count by their entries, functions by their code, defaults and what they close over (the
-        module's functions, constants and networks that they name, too), other objects by their class and attributes. Numbers
-        that stand in a list or set beside a function do not count: those are counters and logs more often than
-        settings.
+        module's functions, constants and networks that they name, too), other objects by their class and attributes.
+        Numbers in a list or set do not count: those are counters and logs more often than settings.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -95,7 +107,7 @@ def _array(x: Any) -> np.ndarray | None:
 
 
 def _is_library(module: str | None) -> bool:
-    return (module or "").partition(".")[0].removesuffix("lib") in _LIBRARIES
+    return (module or "").partition(".")[0].removesuffix("lib") in (*_LIBRARIES, *_OWN)
 
 
 def _function(x: FunctionType, into: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:

@@ -14,7 +14,6 @@ from .._typing import Inds
 from ..network import Path
 from ._profile_store import cache_dir
 
-
 FORMAT = 2  # the first one, without a digest, counts as absent
 
 

@@ -59,8 +59,8 @@ def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
         raise
     except Exception as error:  # whatever a broken folder makes transformers raise
         raise CompressError(
-            f"Cannot load the model in {folder} ({type(error).__name__}: {error}); expected a whole Hugging Face folder "
-            "of this model. Get it again."
+            f"Cannot load the model in {folder} ({type(error).__name__}: {error}); expected a whole Hugging Face "
+            "folder of this model. Get it again."
         ) from error
     _refuse_holes(found, folder, cls.__name__)
     return model.eval()
@@ -110,7 +110,8 @@ def _class(plain: Mapping[str, Any], folder: Path) -> Any:
         return cls
     why = " It needs code that comes with the folder (auto_map), which is never run." if "auto_map" in plain else ""
     raise CompressError(
-        f"Got architectures={plain['architectures']} in {folder / 'config.json'}; transformers knows no such model.{why}"
+        f"Got architectures={plain['architectures']} in {folder / 'config.json'}; transformers knows no such model."
+        f"{why}"
     )
 
 
@@ -125,13 +126,15 @@ def _check_files(folder: Path, named: Any) -> None:
     """
     from safetensors import safe_open
 
+    if any(folder.glob("shard-*-model-*.safetensors")):
+        raise CompressError(f"Got {folder}, a distributed checkpoint; expected {_ONE}. Save the whole model first.")
     first = named if named is not None else _ONE if (folder / _ONE).exists() else _INDEX
     if not isinstance(first, str) or Path(first).name != first:
         raise CompressError(f"Got transformers_weights={first!r} in {folder / 'config.json'}; expected a file there.")
     for name in _shards(folder / first) if first.endswith(".index.json") else [first]:
         path = folder / name
         if not _is_inside(path, folder):
-            raise CompressError(f"Got the weights {name!r} in {folder}, a link to {path.resolve()}; expected a file there.")
+            raise CompressError(f"Got the weights {path}, a link to {path.resolve()}; expected a file in that folder.")
         try:
             with safe_open(path, framework="pt") as file:  # pyright: ignore[reportGeneralTypeIssues]
                 file.keys()
@@ -173,8 +176,8 @@ def _refuse_holes(found: Mapping[str, Any], folder: Path, name: str) -> None:
         return
     rest = sorted(str(key) for key in found.get("unexpected_keys") or ())
     parts = [("missing", holes), ("of another shape", sorted(odd)), ("errors", errors), ("not used", rest)]
-    said = "; ".join(f"{what}: {', '.join(one[:_NAMED])}{' ...' if len(one) > _NAMED else ''}" for what, one in parts if one)
+    said = "; ".join(f"{what}: {', '.join(one[:_NAMED]) + ' ...' * (len(one) > _NAMED)}" for what, one in parts if one)
     raise CompressError(
-        f"The weights in {folder} do not fill a {name} ({said}); expected all of them. Get the folder again, or name the "
-        "class that was saved under architectures."
+        f"The weights in {folder} do not fill a {name} ({said}); expected all of them. Get the folder again, or name "
+        "the class that was saved under architectures."
     )
