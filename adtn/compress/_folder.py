@@ -131,9 +131,7 @@ def _load(adapter: Model, path: Path) -> None:
     _state_header(path)
     try:
         adapter.load(path)
-    except CompressError:
-        raise
-    except Exception as error:  # of safetensors, or of the framework
+    except Exception as error:  # of another model, or of safetensors
         raise ModelFileError(f"Cannot load {path} into {type(adapter.model).__name__}: {error}.") from error
 
 
