@@ -63,6 +63,29 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     _flush_folder(target.parent)
 
 
+def try_writing(folder: Path, size: int) -> None:
+    """Write so many bytes to a new file in a folder and drop it.
+
+    Raises
+    ------
+    OSError
+        As the system says.
+    """
+    temporary = folder / temporary_name("adtn")
+    if fcntl is None:
+        temporary.write_bytes(bytes(size))
+        temporary.unlink(missing_ok=True)
+        return
+    with _opened(folder, temporary) as (handle, _):
+        try:
+            if os.write(handle, bytes(size)) < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(handle)
+        finally:
+            if _is_at(handle, temporary):
+                os.unlink(temporary)
+
+
 def temporary_name(name: str) -> str:
     """Beside a file of that name, while it is written."""
     return f".{name[:40]}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:8]}.tmp"

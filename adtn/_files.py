@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from ._atomic import temporary_name, write_atomic
+from ._atomic import try_writing, write_atomic
 from ._errors import FileFormatError, OutputError
 
 KEY = "adtn"
@@ -190,7 +189,7 @@ def check_writable(path: Any, name: str, kind: Literal["file", "folder"]) -> Pat
         if _mode_of(folder) != "folder":
             what = "does not exist; make it first" if _mode_of(folder) == "nothing" else "is not a folder"
             raise OutputError(f"Got {name}={str(path)!r}, but {folder} {what}. Expected a {kind} that can be written.")
-        _probe(folder / temporary_name(f"{place.name[:40]}.{os.getpid()}"))
+        try_writing(folder, _PROBE)
     except (TypeError, ValueError) as error:
         raise OutputError(f"Got {name}={path!r}; expected the path of a {kind}.") from error
     except OutputError:
@@ -211,17 +210,6 @@ def _mode_of(place: Path) -> str:
     except FileNotFoundError:
         return "nothing"
     return "folder" if place.is_dir() else "file" if place.is_file() else "other"
-
-
-def _probe(place: Path) -> None:
-    handle = os.open(place, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    try:
-        if os.write(handle, bytes(_PROBE)) < _PROBE:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-        os.unlink(place)
 
 
 def write_or_rescue(path: Path, write: Callable[[Path], object]) -> None:
