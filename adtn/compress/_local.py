@@ -184,7 +184,7 @@ def run_local(
             done(cached)
     for task, result in _results(waiting, executor):
         if folder is not None:
-            _keep(task, result, folder)
+            _cache(task, result, folder)
         found[task.label or task.name] = result
         done(result)
     return [found[task.label or task.name] for task in tasks]
@@ -211,12 +211,12 @@ def _cached(task: LocalTask, folder: Path | None) -> LocalResult | None:
     return LocalResult(task.name, to_bytes(generator), _error(generator, task))
 
 
-def _keep(task: LocalTask, result: LocalResult, folder: Path) -> None:
+def _cache(task: LocalTask, result: LocalResult, folder: Path) -> None:
     file = _file(task, folder)
     try:
         write_atomic(file, result.content)
     except OSError as error:
-        text = f"Layer {task.name!r} was not kept in {file} ({error}); the work goes on."
+        text = f"Layer {task.name!r} was not cached in {file} ({error}); the work goes on."
         warnings.warn(text, OutputWarning, stacklevel=2)
 
 

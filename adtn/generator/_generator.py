@@ -120,6 +120,8 @@ class Generator:
         self._given = _readonly({name: given[name] for name in frozen if name in given}, shapes, dtype)
         if missing := sorted(c.param for c in self._cores if c.init == "given" and c.param not in given):
             raise TopologyError(f"Cores {missing} have no rule for their values; pass params that contain them.")
+        self._made: dict[str, Mapping[str, np.ndarray]] = {}  # from rules, for all copies with other numbers
+        self._made: dict[str, Mapping[str, np.ndarray]] = {}  # from rules, for all copies with other numbers
         self._weight_cache: dict[tuple[str, str], Array] = {}
         self._compiled: dict[tuple[str, str], Callable[[Mapping[str, Array]], Array]] = {}
         self._applied: dict[tuple[Any, ...], Callable[[Array], Array]] = {}
@@ -189,9 +191,8 @@ class Generator:
 
     def __getstate__(self) -> dict[str, Any]:
         # numbers, and nothing that was made from them
-        caches = {"_weight_cache": {}, "_compiled": {}, "_applied": {}}
-        own = {name: x for name, x in self.__dict__.items() if name != "_frozen"}
-        return {**own, "_params": dict(self._params), "_given": dict(self._given), **caches}
+        caches = {"_made": {}, "_weight_cache": {}, "_compiled": {}, "_applied": {}}
+        return {**self.__dict__, "_params": dict(self._params), "_given": dict(self._given), **caches}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -256,11 +257,13 @@ class Generator:
         """All cores, without a plan for their contraction."""
         return tuple(core for segment in self.segments for core in segment.cores)
 
-    @cached_property
+    @property
     def _frozen(self) -> Mapping[str, np.ndarray]:
         """Values of cores that are not trained; those that follow from a rule are made when they are asked for."""
-        shapes = {core.param: core.shape for core in self._cores}
-        return _readonly(frozen_values(self._cores, self._given), shapes, self._dtype)
+        if "frozen" not in self._made:
+            shapes = {core.param: core.shape for core in self._cores}
+            self._made["frozen"] = _readonly(frozen_values(self._cores, self._given), shapes, self._dtype)
+        return self._made["frozen"]
 
     @property
     def function(self) -> WeightFunction:

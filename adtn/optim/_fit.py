@@ -267,7 +267,7 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
         try:
             write_checkpoint(options.checkpoint, state, mark)
         except OSError as error:
-            text = f"Step {state.step}: cannot write checkpoint={str(options.checkpoint)!r} ({error}); the fit goes on."
+            text = f"Cannot write checkpoint={str(options.checkpoint)!r} ({error}); the fit goes on without."
             warnings.warn(text, OutputWarning, stacklevel=2)
 
     def planned(modes: tuple[str, ...]) -> Loss:

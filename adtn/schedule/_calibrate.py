@@ -89,7 +89,7 @@ def calibrate(device: str = "numpy:cpu", dtype: str = "float32", *, save: bool =
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, profile.to_json().encode())
         except OSError as error:
-            warnings.warn(f"The profile was not kept for later plans: {path}: {error}", OutputWarning, stacklevel=2)
+            warnings.warn(f"The profile is not cached for later plans: {path}: {error}", OutputWarning, stacklevel=2)
     return profile
 
 
