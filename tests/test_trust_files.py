@@ -504,19 +504,6 @@ def test_a_state_with_parameters_that_are_not_finite_is_refused(name: str, tmp_p
         KINDS[name].read(path)
 
 
-@pytest.mark.parametrize("name", ["torch-state", "jax-state"])
-def test_a_state_with_parameters_that_are_not_finite_is_refused(name: str, tmp_path: Path) -> None:
-    path = KINDS[name].make(tmp_path)
-    data = path.read_bytes()
-    tensors = load_plain(data)
-    bad = next(key for key in tensors if key.endswith("generated.root"))
-    tensors[bad] = np.full_like(tensors[bad], np.nan)
-    header = json.loads(metadata_of(data)["adtn"])
-    path.write_bytes(sealed(save_plain(tensors, {"adtn": json.dumps(header | {"sha256": "0" * 64})})))
-    with pytest.raises(FileFormatError, match="NaN or infinite"):
-        KINDS[name].read(path)
-
-
 # --- folders ---
 
 NAMES = [
@@ -1094,8 +1081,6 @@ def test_code_beside_a_known_model_is_not_run(hf: Path) -> None:
     (hf / "mine.py").write_text("raise SystemExit('this is never run')")
     config = json.loads((hf / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}
-    (hf / "custom_generate").mkdir()
-    (hf / "mine.py").rename(hf / "custom_generate" / "generate.py")
     (hf / "custom_generate").mkdir()
     (hf / "mine.py").rename(hf / "custom_generate" / "generate.py")
     (hf / "config.json").write_text(json.dumps(config))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import missing
 from .._files import write_bytes
-from .._files import write_bytes
 from ._config import BenchConfig
 from ._machine import machine
 

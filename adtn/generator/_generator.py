@@ -23,7 +23,7 @@ from ..network._initial import frozen_values, initial_values
 from ..network._layout import Layout
 from ..network._networks import Networks, as_networks, read_networks
 from ..network._program import Program, cached_program
-from ..network._segment import Core, Segment
+from ..network._segment import Segment, cores_of
 from ..network._topology import Topology, Where
 from ..schedule import decide
 
@@ -103,8 +103,9 @@ class Generator:
             raise TopologyError(f"Got scale={scale}; expected a finite number.")
         self._base = _checked_base(base, shape)
         given = dict(params) if params is not None else {}
-        shapes = {core.param: core.shape for core in self._cores}
-        wanted = {core.param: core.shape for core in self._cores if core.trainable}
+        cores = cores_of(self.segments)
+        shapes = {core.param: core.shape for core in cores}
+        wanted = {core.param: core.shape for core in cores if core.trainable}
         known = set(shapes) | ({BASE_SCALE} if isinstance(base, RuleBase) else set())
         if unknown := sorted(set(given) - known):
             raise TopologyError(f"Got parameters {unknown}; expected some of {sorted(known)}.")
@@ -116,11 +117,9 @@ class Generator:
         if isinstance(base, RuleBase):
             trained[BASE_SCALE] = given.get(BASE_SCALE, np.asarray(self._scale))
         self._params = _readonly(trained, wanted | {BASE_SCALE: ()}, dtype)
-        frozen = {core.param for core in self._cores if not core.trainable}
-        self._given = _readonly({name: given[name] for name in frozen if name in given}, shapes, dtype)
-        if missing := sorted(c.param for c in self._cores if c.init == "given" and c.param not in given):
+        if missing := sorted(c.param for c in cores if c.init == "given" and c.param not in given):
             raise TopologyError(f"Cores {missing} have no rule for their values; pass params that contain them.")
-        self._made: dict[str, Mapping[str, np.ndarray]] = {}  # from rules, for all copies with other numbers
+        self._given = _readonly({k: given[k] for k in set(shapes) - set(wanted) if k in given}, shapes, dtype)
         self._made: dict[str, Mapping[str, np.ndarray]] = {}  # from rules, for all copies with other numbers
         self._weight_cache: dict[tuple[str, str], Array] = {}
         self._compiled: dict[tuple[str, str], Callable[[Mapping[str, Array]], Array]] = {}
@@ -253,16 +252,11 @@ class Generator:
         return cached_program(self.segments)
 
     @property
-    def _cores(self) -> tuple[Core, ...]:
-        """All cores, without a plan for their contraction."""
-        return tuple(core for segment in self.segments for core in segment.cores)
-
-    @property
     def _frozen(self) -> Mapping[str, np.ndarray]:
         """Values of cores that are not trained; those that follow from a rule are made when they are asked for."""
         if "frozen" not in self._made:
-            shapes = {core.param: core.shape for core in self._cores}
-            self._made["frozen"] = _readonly(frozen_values(self._cores, self._given), shapes, self._dtype)
+            values = frozen_values(cores_of(self.segments), self._given)
+            self._made["frozen"] = _readonly(values, {name: np.shape(x) for name, x in values.items()}, self._dtype)
         return self._made["frozen"]
 
     @property
@@ -280,7 +274,7 @@ class Generator:
     @property
     def stored(self) -> Mapping[str, np.ndarray]:
         """Every number a file must hold: trained ones and frozen ones that have no rule."""
-        rules = {core.param for core in self._cores if core.init != "given"}
+        rules = {core.param for core in cores_of(self.segments) if core.init != "given"}
         return {**self._params, **{name: x for name, x in self._given.items() if name not in rules}}
 
     @property

@@ -11,7 +11,7 @@ from .._errors import TopologyError
 from ._adjoint import forward_tape, pullback
 from ._initial import frozen_values
 from ._program import Program, compile_program
-from ._segment import Core, Segment, sizes_of
+from ._segment import Core, Segment, cores_of, sizes_of
 
 _TOLERANCE = 1e-9
 _OVERSAMPLE = 4
@@ -58,7 +58,7 @@ def jacobian_rows(
     """
     rng = np.random.default_rng(0)
     program = _probe_program(segments)
-    arrays = frozen_values([core for segment in segments for core in segment.cores], given)
+    arrays = frozen_values(cores_of(segments), given)
     for core in program.cores:
         if core.trainable and core.param not in arrays:
             arrays[core.param] = rng.standard_normal(core.shape) / np.sqrt(core.fan_in)

@@ -97,6 +97,11 @@ class Segment:
     activation: str = "identity"
 
 
+def cores_of(segments: Iterable[Segment]) -> tuple[Core, ...]:
+    """All cores, without a plan for their contraction."""
+    return tuple(core for segment in segments for core in segment.cores)
+
+
 def sizes_of(segments: Iterable[Segment]) -> dict[str, int]:
     """Dimension of every index.
 
