@@ -63,6 +63,28 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     _flush_folder(target.parent)
 
 
+@contextmanager
+def locked_folder(folder: Path, *, shared: bool = False) -> Generator[None, None, None]:
+    """What is made of several files in a folder is written by one process at a time, and read by none meanwhile.
+
+    Parameters
+    ----------
+    folder : path
+    shared : bool
+        For readers, of which there may be many.
+    """
+    handle = None
+    with suppress(OSError):  # without locks, or without the folder: the files say what is missing
+        if fcntl is not None:
+            handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def try_writing(folder: Path, size: int) -> None:
     """Write so many bytes to a new file in a folder and drop it.
 

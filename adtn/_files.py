@@ -184,7 +184,7 @@ def check_writable(path: Any, name: str, kind: Literal["file", "folder"]) -> Pat
         if there == ("folder" if kind == "file" else "file") or there == "other":
             raise OutputError(f"Got {name}={str(path)!r}, which is a {_WORDS[there]}; expected a {kind} or a new name.")
         folder = place.parent if kind == "file" else place
-        while kind == "folder" and _mode_of(folder) == "nothing" and folder != folder.parent:
+        while kind == "folder" and not os.path.lexists(folder) and folder != folder.parent:
             folder = folder.parent
         if _mode_of(folder) != "folder":
             what = "does not exist; make it first" if _mode_of(folder) == "nothing" else "is not a folder"

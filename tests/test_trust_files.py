@@ -13,6 +13,7 @@ import sys
 import tracemalloc
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -623,6 +624,18 @@ def test_a_folder_has_the_old_or_the_new_result_whenever_it_is_cut(
     assert seen == {0, 1} and done
 
 
+def test_several_may_write_one_folder(tmp_path: Path) -> None:
+    def save(n: int) -> Any:
+        save_layers(tmp_path, {f"{n}{k}": GEN for k in range(1 + n % 3)})
+        return load_layers(tmp_path, "layers")
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(save, range(40)):
+            first = min(found)
+            assert set(found) == {f"{first[:-1]}{k}" for k in range(1 + int(first[:-1]) % 3)}
+    assert len(list(tmp_path.iterdir())) == 1 + len(load_layers(tmp_path, "layers"))
+
+
 # --- writing ---
 
 WRITER = """
@@ -695,6 +708,7 @@ def test_writing_leaves_the_process_alone_and_flushes_the_folder(
 def bad_places(folder: Path, kind: str) -> dict[str, Any]:
     (folder / "file").write_text("")
     (folder / "folder").mkdir()
+    (folder / "link").symlink_to(folder / "nowhere")
     found: dict[str, Any] = {
         "below-a-file": folder / "file" / "x", "too-long": folder / ("x" * 300), "null": f"{folder}/a\0b",
         "device": "/dev/null",
@@ -703,7 +717,7 @@ def bad_places(folder: Path, kind: str) -> dict[str, Any]:
         found["read-only"] = "/proc/self/adtn-x"
     if kind == "file":
         return found | {"missing": folder / "no" / "x", "a-folder": folder / "folder"}
-    return found | {"a-file": folder / "file"}
+    return found | {"a-file": folder / "file", "link": folder / "link", "below-a-link": folder / "link" / "x"}
 
 
 def command(*arguments: Any) -> None:
@@ -772,7 +786,7 @@ def test_a_bad_place_is_found_before_the_work(name: str, tmp_path: Path, monkeyp
         text = str(caught.value)
         assert f"Got {argument}=" in text and "xpected" in text, what
         assert repr(str(bad)) in text, what
-    assert {p.name for p in tmp_path.iterdir()} <= {"file", "folder", "w.npy"}, "nothing is left behind"
+    assert {p.name for p in tmp_path.iterdir()} <= {"file", "folder", "link", "w.npy"}, "nothing is left behind"
 
 
 def test_a_full_disk_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

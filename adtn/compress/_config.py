@@ -217,7 +217,7 @@ class Config:
             if Path(path).suffix in (".yaml", ".yml"):
                 return cls.from_dict(_yaml(text, path))
             return cls.from_dict(tomllib.loads(text))
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise CompressError(f"Cannot read the config {path}: {error}.") from error
 
     def select(self, layers: Sequence[Layer]) -> tuple[list[Layer], dict[str, str]]:

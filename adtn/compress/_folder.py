@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .._atomic import write_atomic
+from .._atomic import locked_folder, write_atomic
 from .._errors import CompressError, FileFormatError, ModelFileError
 from .._files import KEY, check_writable, header_text, read_header, read_whole, write_or_rescue
 from ..generator import Generator
@@ -73,13 +73,18 @@ def run_folder(
         model, config, data=data, test=test, loss=loss, score=score, device=device, folder=out / "layers",
         progress=progress,
     )  # fmt: skip
-    write_or_rescue(out, lambda place: _write(place, model, report, source if isinstance(source, Path) else None))
+
+    def write(place: Path) -> None:
+        place.mkdir(parents=True, exist_ok=True)
+        with locked_folder(place):
+            _write(place, model, report, source if isinstance(source, Path) else None)
+
+    write_or_rescue(out, write)
     return report
 
 
 def _write(out: Path, model: Any, report: CompressReport, source: Path | None) -> None:
     """The state is the last of what a model is made of, and says what the rest is: until then, the old one is there."""
-    out.mkdir(parents=True, exist_ok=True)
     older = _older(out)
     layers = write_files(out / "generators", report.generators)
     beside = {
@@ -154,9 +159,9 @@ def load_pretrained(folder: str | Path) -> Any:
     MissingDependencyError
         Without transformers.
     """
-    if not (Path(folder) / "generators").exists():
-        raise CompressError(f"Got {folder}, which holds no generators; pass a folder that 'adtn compress' wrote.")
-    return load_model(model_of(Path(folder), None).model, folder)
+    with locked_folder(Path(folder), shared=True):
+        generators = _generators(Path(folder))
+        return _loaded(model_of(Path(folder), None).model, Path(folder), generators)
 
 
 def load_model(model: Any, folder: str | Path) -> Any:
@@ -181,11 +186,15 @@ def load_model(model: Any, folder: str | Path) -> Any:
     ModelFileError
         If a file of it is missing, damaged or altered.
     """
+    with locked_folder(Path(folder), shared=True):
+        return _loaded(model, Path(folder), _generators(Path(folder)))
+
+
+def _loaded(model: Any, folder: Path, generators: Mapping[str, Generator]) -> Any:
     adapter = model_of(model, None)
-    generators = _generators(Path(folder))
     try:
         adapter.install(generators)
-        _load(adapter, Path(folder) / _STATE)
+        _load(adapter, folder / _STATE)
         bad = [n for n, g in adapter.generators().items() if not all(np.isfinite(x).all() for x in g.params.values())]
         if bad:
             raise ModelFileError(f"{folder} has parameters that are NaN or infinite, in {bad[:5]}; expected none.")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .._atomic import write_atomic
+from .._atomic import locked_folder, write_atomic
 from .._errors import CompressError, FileFormatError, ModelFileError, OutputError
 from .._files import check_writable, read_json, read_whole, sealed_json
 from ..generator import Generator
@@ -47,8 +47,9 @@ def save_layers(folder: str | Path, generators: Mapping[str, Generator], dtype: 
     """
     place = check_writable(folder, "folder", "folder")
     try:
-        entries = write_files(place, generators, dtype)
-        write_index(place, entries)
+        place.mkdir(parents=True, exist_ok=True)
+        with locked_folder(place):
+            write_index(place, write_files(place, generators, dtype))
     except OSError as error:
         raise OutputError(f"Cannot write layers to {place} ({error}); what was there is untouched.") from error
 
@@ -73,8 +74,8 @@ def load_layers(folder: str | Path, what: str) -> dict[str, Generator]:
     index = folder / INDEX
     if index.exists():
         try:
-            entries = read_json(read_whole(index, _KIND), _KIND, FORMAT)["layers"]
-            return read_files(folder, entries)
+            with locked_folder(folder, shared=True):
+                return read_files(folder, read_json(read_whole(index, _KIND), _KIND, FORMAT)["layers"])
         except ModelFileError:
             raise
         except (FileFormatError, KeyError) as error:

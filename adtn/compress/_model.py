@@ -179,6 +179,10 @@ class Model(Protocol):
         """A copy of all numbers, for :meth:`set_state`."""
         ...
 
+    def digest(self) -> str:
+        """Of all numbers as they are now."""
+        ...
+
     def set_state(self, state: Any) -> None:
         """All numbers as they were."""
         ...

@@ -185,8 +185,8 @@ class Work:
             data = self.data[:_BATCHES] if isinstance(self.data, list | tuple) else None
             count = len(self.data) if isinstance(self.data, Sized) else None
             start = {name: to_bytes(generator) for name, generator in self.adapter.generators().items()}
-            state = self.adapter.state()
-            mark = fingerprint(repr(self.config), repr(tuning), stage, start, state, self.loss, data, count)
+            numbers = self.adapter.digest()
+            mark = fingerprint(repr(self.config), repr(tuning), stage, start, numbers, self.loss, data, count)
             path = self.folder / f"training-{mark[:16]}"
             tuning = replace(tuning, checkpoint=path)
             self.checkpoints.add(path)

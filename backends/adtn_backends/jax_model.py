@@ -18,6 +18,7 @@ from adtn._errors import CompressError, DeviceError
 from adtn._files import sealed, write_bytes
 from adtn.bench import median_seconds
 from adtn.compress import Layer, Tuning
+from adtn.optim import fingerprint
 from adtn.schedule import decide
 from flax import nnx
 
@@ -243,6 +244,10 @@ class NnxModel:
     def state(self) -> dict[str, Any]:
         """Arrays by path; they cannot change."""
         return {path: v[...] for path, v in variables_of(self.model).items()}
+
+    def digest(self) -> str:
+        """Of the state, array by array; states of random numbers are left out."""
+        return fingerprint({name: v[...] for name, v in _stored(self.model).items()})
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Every array of it."""

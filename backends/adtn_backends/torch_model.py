@@ -19,6 +19,7 @@ from adtn import Generator
 from adtn._errors import CompressError, DeviceError
 from adtn._files import sealed, write_bytes
 from adtn.compress import Layer, Tuning
+from adtn.optim import fingerprint
 from adtn.schedule import decide
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -316,6 +317,10 @@ class TorchModel:
     def state(self) -> dict[str, torch.Tensor]:
         """A copy of the state."""
         return {name: x.detach().clone() for name, x in self.model.state_dict().items()}
+
+    def digest(self) -> str:
+        """Of the state, tensor by tensor."""
+        return fingerprint(dict(self.model.state_dict()))
 
     def set_state(self, state: dict[str, torch.Tensor]) -> None:
         """Every tensor of it."""
