@@ -47,20 +47,28 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         return
-    with _opened(target.parent, temporary) as (handle, named):
+    # where a file cannot get its name later, it has one from the beginning
+    done = _put(target, temporary, data, unnamed=True) or _put(target, temporary, data, unnamed=False)
+    assert done
+    _flush_folder(target.parent)
+
+
+def _put(target: Path, temporary: Path, data: bytes, *, unnamed: bool) -> bool:
+    """Write and rename; says whether that was possible in this way."""
+    with _opened(target.parent, temporary, unnamed) as (handle, named):
         try:
             with os.fdopen(handle, "wb", closefd=False) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(handle)
-            if not named:
-                _name(handle, temporary)
+            if not named and not _name(handle, temporary):
+                return False
             os.replace(temporary, target)
+            return True
         except BaseException:
             if _is_at(handle, temporary):
                 os.unlink(temporary)
             raise
-    _flush_folder(target.parent)
 
 
 @contextmanager
@@ -74,14 +82,14 @@ def locked_folder(folder: Path, *, shared: bool = False) -> Generator[None, None
         For readers, of which there may be many.
     """
     handle = None
-    with suppress(OSError):  # without locks, or without the folder: the files say what is missing
-        if fcntl is not None:
-            handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    with suppress(OSError):  # no such folder, or it cannot be opened: what needs it says so
+        handle = os.open(folder, os.O_RDONLY)
+        _lock(handle, "LOCK_SH" if shared else "LOCK_EX")
     try:
         yield
     finally:
         if handle is not None:
+            _lock(handle, "LOCK_UN")  # also if a fork has it open
             os.close(handle)
 
 
@@ -114,9 +122,9 @@ def temporary_name(name: str) -> str:
 
 
 @contextmanager
-def _opened(folder: Path, temporary: Path) -> Generator[tuple[int, bool]]:
+def _opened(folder: Path, temporary: Path, unnamed: bool = True) -> Generator[tuple[int, bool]]:
     """A locked file to write to, and whether it has its name already; whoever renames it holds the lock."""
-    handle = _unnamed(folder)
+    handle = _unnamed(folder) if unnamed else None
     named = handle is None
     if handle is None:
         handle = _locked(temporary, os.O_CREAT)
@@ -127,7 +135,7 @@ def _opened(folder: Path, temporary: Path) -> Generator[tuple[int, bool]]:
             _lock(handle)
         yield handle, named
     finally:
-        fcntl.flock(handle, fcntl.LOCK_UN)  # pyright: ignore[reportOptionalMemberAccess] # also if a fork has it open
+        _lock(handle, "LOCK_UN")  # also if a fork has it open
         os.close(handle)
 
 
@@ -141,15 +149,15 @@ def _unnamed(folder: Path) -> int | None:
         return None  # not every file system has it; the other way says what is wrong
 
 
-def _name(handle: int, temporary: Path) -> None:
-    """Give a file a name; what a killed process left there goes, what another one is about to rename is waited for."""
+def _name(handle: int, temporary: Path) -> bool:
+    """Give a file a name, if the system can; what is there is left by a killed process, or waited for."""
     folder = os.open(temporary.parent, os.O_RDONLY)
     try:
         while True:
             try:
                 # with folders given, Python follows the link, which is how such a file gets a name
                 os.link(f"/proc/self/fd/{handle}", temporary.name, src_dir_fd=folder, dst_dir_fd=folder)
-                return
+                return True
             except FileExistsError:
                 with suppress(FileNotFoundError):
                     other = _locked(temporary, 0)
@@ -157,6 +165,8 @@ def _name(handle: int, temporary: Path) -> None:
                         os.unlink(temporary)
                     finally:
                         os.close(other)
+            except OSError:
+                return False
     finally:
         os.close(folder)
 
@@ -175,9 +185,11 @@ def _locked(temporary: Path, create: int) -> int:
         os.close(handle)  # it was renamed meanwhile
 
 
-def _lock(handle: int) -> None:
+def _lock(handle: int, how: str = "LOCK_EX") -> None:
+    """Where the system and the file system have locks; elsewhere, writers at the same time are not kept apart."""
     if fcntl is not None:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(OSError):
+            fcntl.flock(handle, getattr(fcntl, how))
 
 
 def _is_at(handle: int, path: Path) -> bool:

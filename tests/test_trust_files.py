@@ -674,6 +674,15 @@ def test_kills_leave_no_litter(named: bool, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_system_that_gives_no_names_later_gives_them_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: Any, **options: Any) -> Any:
+        raise OSError(errno.EPERM, "no")
+
+    monkeypatch.setattr(os, "link", refused)
+    write_atomic(tmp_path / "x", b"1")
+    assert (tmp_path / "x").read_bytes() == b"1" and list(tmp_path.iterdir()) == [tmp_path / "x"]
+
+
 @pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
 def test_writing_leaves_the_process_alone_and_flushes_the_folder(
     named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
