@@ -27,6 +27,14 @@ class FileFormatError(ADTNError, ValueError):
     """A file is not a readable adtn file."""
 
 
+class OutputError(ADTNError, OSError):
+    """A file or folder cannot be written where it was asked for; the message names it."""
+
+
+class OutputWarning(UserWarning):
+    """Something beside the result could not be written; the work goes on."""
+
+
 class FitError(ADTNError, ValueError):
     """A fit was asked for in a way that cannot work."""
 
@@ -37,6 +45,14 @@ class ScheduleError(ADTNError, ValueError):
 
 class CompressError(ADTNError, ValueError):
     """A model cannot be compressed in the way that was asked for; it is left as it was."""
+
+
+class ProfileError(FileFormatError, ScheduleError):
+    """A file is not a readable device profile."""
+
+
+class ModelFileError(FileFormatError, CompressError):
+    """A file of a compressed model, of an adapter or of a training is not readable."""
 
 
 def missing(package: str, extra: str, purpose: str) -> MissingDependencyError:

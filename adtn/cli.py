@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ._atomic import write_atomic
 from ._errors import ADTNError, MissingDependencyError
+from ._files import check_writable, write_bytes, write_or_rescue
 from ._version import __version__
 
 app = typer.Typer(
@@ -78,6 +78,7 @@ def demo(
     from .demo import draw, run_demo, tables, verdict
     from .demo import load_images as check_data
 
+    check_writable(out, "--out", "folder")
     wanted: Any = data
     check_data(data)
     console = Console(width=None if sys.stdout.isatty() else 140)
@@ -99,7 +100,7 @@ def demo(
         console.print(line, highlight=False)
     try:
         draw(report, out / f"demo-{report.data}.png")
-    except MissingDependencyError as error:
+    except (MissingDependencyError, OSError) as error:
         console.print(f"No picture: {error}", markup=False, highlight=False)
     console.print(f"Generators, JSON and picture are in {out}/", highlight=False)
 
@@ -128,11 +129,12 @@ def fit(
 ) -> None:
     """Fit a generator to a weight of your own and save it."""
     _import(modules)
-    from .compress import pick_weight, save
+    from .compress import pick_weight, to_bytes
     from .generator import Generator
     from .optim import Status
     from .optim import fit as run
 
+    target = check_writable(out or file.with_suffix(".adtn.safetensors"), "--out", "file")
     name, weight = pick_weight(file, key)
     top = _topology(topology, bond=bond, layers=layers, activation=activation)
     layout = _layout(weight.shape, top, leg, order)
@@ -141,16 +143,16 @@ def fit(
     solution = run(
         generator, weight, device=device, optimizer=optimizer, steps=steps, lr=lr, start=start, checkpoint=checkpoint  # type: ignore[arg-type]
     )  # fmt: skip
-    target = out or file.with_suffix(".adtn.safetensors")
-    save(target, solution.generator)
     gen = solution.generator
+    content = to_bytes(gen)
     print(f"{name} {weight.shape} -> {type(top).__name__}, legs {gen.layout.dims}, on {device}")
     print(
         f"relative error {solution.relative_error:.4f}   parameters {gen.num_params:,} "
         f"(active {gen.num_active_params:,})   "
-        f"ratio {gen.compression_ratio:,.0f}x   {target.stat().st_size:,} bytes   {solution.seconds:.1f} s"
+        f"ratio {gen.compression_ratio:,.0f}x   {len(content):,} bytes   {solution.seconds:.1f} s"
     )
     print(f"{solution.status.name}: {solution.status.value}")
+    write_or_rescue(target, lambda place: write_bytes(place, content))
     print(f"saved to {target}")
     if solution.status is Status.INTERRUPTED:
         raise typer.Exit(130)
@@ -199,11 +201,14 @@ def calibrate(
     names = device or [d.name for d in list_devices().usable]
     if out is not None and len(names) != 1:
         raise ADTNError(f"Got --out for {len(names)} devices; name one with --device.")
+    if out is not None:
+        check_writable(out, "--out", "file")
     for name in names:
         profile = measure(name, dtype)
         print(profile)
         if out is not None:
-            write_atomic(out, profile.to_json().encode())
+            content = profile.to_json().encode()
+            write_or_rescue(out, lambda place, content=content: write_bytes(place, content))
 
 
 @app.command()
@@ -265,6 +270,7 @@ def compress(
     def say(line: str) -> None:
         print(line, flush=True)
 
+    check_writable(out, "--out", "folder")
     settings = Config.load(config) if config is not None else Config()
     source = Path(model) if Path(model).is_dir() else _function(model)
     report = run_folder(
@@ -334,6 +340,8 @@ def bench(
 
     from .bench import BenchConfig, run_bench
 
+    if out is not None:
+        check_writable(out, "--out", "file")
     chosen = BenchConfig.read(config) if config is not None else BenchConfig()
     if device:
         chosen = replace(chosen, devices=tuple(device))
@@ -348,10 +356,10 @@ def bench(
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(report.table())
     if out is not None:
-        report.write(out, "adtn " + " ".join(sys.argv[1:]))
+        write_or_rescue(out, lambda place: report.write(place, "adtn " + " ".join(sys.argv[1:])))
         try:
             report.draw(out.with_suffix(".png"))
-        except MissingDependencyError as error:
+        except (MissingDependencyError, OSError) as error:
             console.print(f"No picture: {error}", markup=False, highlight=False)
 
 

@@ -205,12 +205,28 @@ def adapters_table(content: dict) -> list[str]:
     return [*lines, ""]
 
 
+def faults_table(content: dict) -> list[str]:
+    """Counts of what faults led to, a table per kind of fault."""
+    lines = [
+        "Counts. A damaged result must be refused, a damaged cache count as absent; nothing may be broken or lost.",
+        "",
+    ]
+    for title, rows in content["faults"].items():
+        columns = list(dict.fromkeys(key for row in rows for key in row if key not in ("file", "work", "cache")))
+        lines += [f"| {title} | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+        for row in rows:
+            cells = ["yes" if row.get(c) is True else "no" if row.get(c) is False else row.get(c, "") for c in columns]
+            lines.append(f"| {row.get('file') or row.get('work')} | {' | '.join(map(str, cells))} |")
+        lines.append("")
+    return lines
+
+
 def table_of(content: dict) -> list[str]:
     """The table that fits the content."""
     for key, make in {
         "growth": growth_table, "capture": capture_table, "apply": apply_table, "peers": peers_table,
         "train_step": train_step_table, "launches": launches_table, "curves": optimizers_table,
-        "summary": summary_table, "adapters": adapters_table,
+        "summary": summary_table, "adapters": adapters_table, "faults": faults_table,
         "config": side_by_side_table, "results": accuracy_table,
     }.items():  # fmt: skip
         if key in content:

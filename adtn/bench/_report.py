@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._atomic import write_atomic
 from .._errors import missing
+from .._files import write_bytes
 from ._config import BenchConfig
 from ._machine import machine
 
@@ -86,7 +86,7 @@ class BenchReport:
 
     def write(self, path: Path, command: str) -> None:
         """JSON."""
-        write_atomic(path, (json.dumps(self.to_json(command), indent=1) + "\n").encode())
+        write_bytes(path, (json.dumps(self.to_json(command), indent=1) + "\n").encode())
 
     def draw(self, path: Path) -> None:
         """Times of every case, one panel per task, one colour per device.

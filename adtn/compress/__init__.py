@@ -23,5 +23,6 @@ from ._sizes import with_bond as with_bond
 from ._storage import load as load
 from ._storage import read_header as read_header
 from ._storage import save as save
+from ._storage import to_bytes as to_bytes
 from ._weights import pick_weight as pick_weight
 from ._weights import read_weights as read_weights

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from .._backend import check_device
 from .._checks import PathArgument, checked, shown
 from .._errors import CompressError, LayoutError, TopologyError
+from .._files import check_writable
 from ..generator import Generator, generated_rows
 from ._config import Config
 from ._local import Executor, LocalTask
@@ -61,8 +61,9 @@ def compress(
     executor : optional
         Runs local fits: one of :mod:`concurrent.futures`, or a Dask client. One after the other when not given.
     folder : path, optional
-        Finished layers are kept there, and found there when the call is repeated. A training that was cut off goes on
-        where its last checkpoint was, with the data it would have had.
+        Finished layers are cached there, and found there when the call is repeated. A training that was cut off goes
+        on where its last checkpoint was, with the data it would have had; with other data it is refused, and with
+        another config, loss or model it begins anew.
     progress : callable, optional
         Called with a line of text for every layer and now and then during training.
 
@@ -75,6 +76,8 @@ def compress(
     ------
     CompressError
         If no layer can be replaced, or the recipe needs data that are not given.
+    OutputError
+        If nothing can be written to the folder. A disk that is full later is a warning.
 
     Examples
     --------
@@ -86,6 +89,7 @@ def compress(
     """
     config = config or Config()
     data, test = _batches("data", data), _batches("test", test)
+    keep = check_writable(folder, "folder", "folder") if folder is not None else None
     stages = config.stages(data is not None)
     device = "numpy:cpu" if device is None else device
     check_device(device, "float32")
@@ -117,7 +121,6 @@ def compress(
         )
     targets = {name: weight for layer in chosen for name, weight in weights[layer.name].items()}
     tasks = _tasks(adapter, config, chosen, targets, data, device, stages)
-    keep = Path(folder) if folder is not None else None
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
     work = Work(adapter, config, stages, chosen, tasks, data, test, loss, score, executor, keep, say)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from .._atomic import locked_folder, write_atomic
 from .._checks import PathArgument, checked
-from .._errors import CompressError
+from .._errors import CompressError, FileFormatError, ModelFileError
+from .._files import KEY, check_writable, header_text, read_header, read_whole, write_or_rescue
+from ..generator import Generator
 from ._compress import compress
 from ._config import Config
-from ._layer_files import load_layers, save_layers
-from ._model import model_of
+from ._layer_files import load_layers, read_files, write_files, write_index
+from ._model import Model, model_of
 from ._report import CompressReport
 
+FORMAT = 2  # the first one has no header
+_KIND = "state of a compressed model"
+_STATE = "state.safetensors"
 # of a Hugging Face folder: what the new folder needs as well, and what it must not have
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "merges.*", "vocab.*")
 _WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -41,9 +49,9 @@ def run_folder(
         Returns the dense model, or is the Hugging Face folder of one (``config.json`` and safetensors).
     config : Config
     out : path
-        Folder: ``layers/`` with one file per finished local fit, ``generators/`` with the final ones,
+        Folder: ``layers/`` with one file per finished local fit, ``generators/`` with the final ones and their index,
         ``state.safetensors`` with the state of the model, ``report.json`` and ``report.html``; configuration and
-        tokenizer are copied from a Hugging Face folder.
+        tokenizer are copied from a Hugging Face folder. An older result in it is replaced as a whole.
     weights : path, optional
         State of the dense model, ``.safetensors``.
     data, test, loss, score, device, progress
@@ -53,30 +61,84 @@ def run_folder(
     ------
     CompressError
         If the weights do not fit the model.
+    OutputError
+        If nothing can be written to ``out``: before any work, or afterwards, with the place where the result is.
     """
+    out = check_writable(out, "out", "folder")
     if isinstance(source, Path) and out.resolve() == source.resolve():
         raise CompressError(f"Got out={out}, the folder of the dense model; take another one.")
     model = model_of(source, None).model if isinstance(source, Path) else source()
     if weights is not None:
-        try:
-            model_of(model, None).load(weights)
-        except CompressError:
-            raise
-        except Exception as error:  # every framework has its own for files that are broken or of another model
-            raise CompressError(f"Cannot load {weights} into {type(model).__name__}: {error}.") from error
+        _load(model_of(model, None), weights)
     report = compress(
         model, config, data=data, test=test, loss=loss, score=score, device=device, folder=out / "layers",
         progress=progress,
     )  # fmt: skip
-    save_layers(out / "generators", report.generators)
-    model_of(model, None).save(out / "state.safetensors")
+
+    def write(place: Path) -> None:
+        place.mkdir(parents=True, exist_ok=True)
+        with locked_folder(place):
+            _write(place, model, report, source if isinstance(source, Path) else None)
+
+    write_or_rescue(out, write)
+    return report
+
+
+def _write(out: Path, model: Any, report: CompressReport, source: Path | None) -> None:
+    """The state is the last of what a model is made of, and says what the rest is: until then, the old one is there."""
+    older = _older(out)
+    layers = write_files(out / "generators", report.generators)
+    beside = {
+        file.name: file.read_bytes() for pattern in _BESIDE for file in (source.glob(pattern) if source else ())
+        if file.name not in _WEIGHTS
+    }  # fmt: skip
+    for name, content in beside.items():
+        write_atomic(out / name, content)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(beside.items())}
+    header = header_text(_KIND, FORMAT, layers=layers, beside=digests)
+    model_of(model, None).save(out / _STATE, {KEY: header})
+    write_index(out / "generators", layers)
+    for name in older - set(beside):
+        (out / Path(name).name).unlink(missing_ok=True)
     for name in ("report.json", "report.html"):
         report.save(out / name)
-    if isinstance(source, Path):
-        for file in sorted({f for pattern in _BESIDE for f in source.glob(pattern)}):
-            if file.name not in _WEIGHTS:
-                shutil.copy2(file, out / file.name)
-    return report
+
+
+def _older(out: Path) -> set[str]:
+    """What an earlier result copied from its Hugging Face folder."""
+    try:
+        return set((_state_header(out / _STATE) or {}).get("beside", {}))
+    except FileFormatError:
+        return set()
+
+
+def _state_header(path: Path) -> dict[str, Any] | None:
+    """Of a checked file; nothing for one of the first format, or one that others wrote.
+
+    Raises
+    ------
+    ModelFileError
+        If it is damaged.
+    """
+    try:
+        return read_header(read_whole(path, "the state of a model"), _KIND, FORMAT)
+    except FileFormatError as error:
+        raise ModelFileError(f"Cannot load {path}: {error} Get the file again, or compress again.") from error
+
+
+def _load(adapter: Model, path: Path) -> None:
+    """The state in a file.
+
+    Raises
+    ------
+    CompressError
+        If it is damaged, or does not fit.
+    """
+    _state_header(path)
+    try:
+        adapter.load(path)
+    except Exception as error:  # of another model, or of safetensors
+        raise ModelFileError(f"Cannot load {path} into {type(adapter.model).__name__}: {error}.") from error
 
 
 @checked(CompressError)
@@ -99,9 +161,9 @@ def load_pretrained(folder: PathArgument) -> Any:
     MissingDependencyError
         Without transformers.
     """
-    if not (Path(folder) / "generators").exists():
-        raise CompressError(f"Got {folder}, which holds no generators; pass a folder that 'adtn compress' wrote.")
-    return load_model(model_of(Path(folder), None).model, folder)
+    with locked_folder(Path(folder), shared=True):
+        generators = _generators(Path(folder))
+        return _loaded(model_of(Path(folder), None).model, Path(folder), generators)
 
 
 @checked(CompressError)
@@ -124,15 +186,39 @@ def load_model(model: Any, folder: PathArgument) -> Any:
     ------
     CompressError
         If the folder holds no compressed model, or one of another model, which is then left as it was.
+    ModelFileError
+        If a file of it is missing, damaged or altered.
     """
-    generators = load_layers(Path(folder) / "generators", "generators; pass a folder that 'adtn compress' wrote")
+    with locked_folder(Path(folder), shared=True):
+        return _loaded(model, Path(folder), _generators(Path(folder)))
+
+
+def _loaded(model: Any, folder: Path, generators: Mapping[str, Generator]) -> Any:
     adapter = model_of(model, None)
     try:
         adapter.install(generators)
-        adapter.load(Path(folder) / "state.safetensors")
+        _load(adapter, folder / _STATE)
+        bad = [n for n, g in adapter.generators().items() if not all(np.isfinite(x).all() for x in g.params.values())]
+        if bad:
+            raise ModelFileError(f"{folder} has parameters that are NaN or infinite, in {bad[:5]}; expected none.")
     except BaseException as error:
         adapter.restore()
         if isinstance(error, OSError | RuntimeError | KeyError | AttributeError):
             raise CompressError(f"Cannot load {folder} into {type(model).__name__}: {error}.") from error
         raise
     return model
+
+
+def _generators(folder: Path) -> dict[str, Generator]:
+    """Those that the state belongs to."""
+    what = "generators; pass a folder that 'adtn compress' wrote"
+    if not (folder / "generators").is_dir():
+        raise CompressError(f"Got {folder}, which holds no {what}.")
+    header = _state_header(folder / _STATE)
+    if header is None:
+        return load_layers(folder / "generators", what)
+    wanted = dict(header.get("beside", {})).get("config.json")
+    config = folder / "config.json"
+    if wanted and hashlib.sha256(read_whole(config, "that of the model", ModelFileError)).hexdigest() != wanted:
+        raise ModelFileError(f"{config} is not the file that was written with the model; compress again.")
+    return read_files(folder / "generators", header.get("layers"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from .._errors import FileFormatError
+from .._atomic import write_atomic
+from .._errors import FileFormatError, OutputWarning
 from ..generator import Generator
 from ..network import Layout, RuleBase, Topology
 from ..optim import DataAwareReconstruction, Reconstruction, decompose, fit, has_decomposition
-from ._storage import from_bytes, load, save, to_bytes
+from ._layer_files import file_name
+from ._storage import from_bytes, load, to_bytes
 
 
 @dataclass(frozen=True)
@@ -169,19 +172,19 @@ def _continued(generator: Generator, target: Any, task: LocalTask, steps: int) -
 def run_local(
     tasks: Sequence[LocalTask], executor: Executor | None, folder: Path | None, done: Callable[[LocalResult], None]
 ) -> list[LocalResult]:
-    """All layers, in the order of the tasks; finished ones are kept in ``folder`` and found there again."""
+    """All layers, in the order of the tasks; finished ones are cached in ``folder`` and found there again."""
     found: dict[str, LocalResult] = {}
     waiting: list[LocalTask] = []
     for task in tasks:
-        kept = _kept(task, folder)
-        if kept is None:
+        cached = _cached(task, folder)
+        if cached is None:
             waiting.append(task)
         else:
-            found[task.label or task.name] = kept
-            done(kept)
+            found[task.label or task.name] = cached
+            done(cached)
     for task, result in _results(waiting, executor):
         if folder is not None:
-            save(_file(task, folder), result.generator)
+            _cache(task, result, folder)
         found[task.label or task.name] = result
         done(result)
     return [found[task.label or task.name] for task in tasks]
@@ -196,18 +199,29 @@ def _results(tasks: Iterable[LocalTask], executor: Executor | None) -> Iterator[
         yield task, future.result()
 
 
-def _kept(task: LocalTask, folder: Path | None) -> LocalResult | None:
-    if folder is None or not _file(task, folder).exists():
+def _cached(task: LocalTask, folder: Path | None) -> LocalResult | None:
+    if folder is None:
         return None
     try:
         generator = load(_file(task, folder))
     except FileFormatError:
         return None  # made again
+    if (generator.shape, generator.topology, generator.layout) != (task.weight.shape, task.topology, task.layout):
+        return None
     return LocalResult(task.name, to_bytes(generator), _error(generator, task))
 
 
+def _cache(task: LocalTask, result: LocalResult, folder: Path) -> None:
+    file = _file(task, folder)
+    try:
+        write_atomic(file, result.content)
+    except OSError as error:
+        text = f"Layer {task.name!r} was not cached in {file} ({error}); the work goes on."
+        warnings.warn(text, OutputWarning, stacklevel=2)
+
+
 def _file(task: LocalTask, folder: Path) -> Path:
-    return folder / f"{task.label or task.name}-{task.mark()}.safetensors"
+    return folder / f"{file_name(task.label or task.name, task.mark())}.safetensors"
 
 
 def _error(generator: Generator, task: LocalTask) -> float:

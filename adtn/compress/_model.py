@@ -179,6 +179,10 @@ class Model(Protocol):
         """A copy of all numbers, for :meth:`set_state`."""
         ...
 
+    def digest(self) -> str:
+        """Of all numbers as they are now."""
+        ...
+
     def set_state(self, state: Any) -> None:
         """All numbers as they were."""
         ...
@@ -187,8 +191,8 @@ class Model(Protocol):
         """The state from a file."""
         ...
 
-    def save(self, path: Path) -> None:
-        """The state to a file, numbers of generators included."""
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """The state to a file, numbers of generators included; the metadata have a place for a digest."""
         ...
 
     def numbers(self) -> tuple[int, int]:

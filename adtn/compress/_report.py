@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._atomic import write_atomic
+from .._files import write_bytes
 from ..generator import Generator
 from ..network import topology_to_json
 from ._config import Config
@@ -193,7 +193,7 @@ class CompressReport:
     def save(self, path: str | Path) -> None:
         """As JSON, or as a self-contained page when the name ends in ``.html``; whole or not at all."""
         text = self.to_html() if Path(path).suffix == ".html" else self.to_json() + "\n"
-        write_atomic(path, text.encode())
+        write_bytes(path, text.encode())
 
     def to_html(self) -> str:
         """A page without anything from elsewhere."""

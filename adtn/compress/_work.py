@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .._errors import CompressError
 from ..generator import Generator
+from ..optim import fingerprint
 from ._budget import Budget, Choice
 from ._choose import Ladder, choose, climb, least_and_most, sense
 from ._config import Config
@@ -19,6 +19,7 @@ from ._model import Layer, Model
 from ._report import ModelCost
 from ._storage import to_bytes
 
+_BATCHES = 64  # of a list, that must be the same when a training goes on
 _TRIALS = 6  # sizes that are tried for a largest loss of accuracy
 
 
@@ -180,9 +181,13 @@ class Work:
         assert self.data is not None
         tuning = self.config.tuning(steps)
         if stage is not None and self.folder is not None:
-            start = {name: to_bytes(generator) for name, generator in sorted(self.adapter.generators().items())}
-            digest = hashlib.sha256(repr((tuning, stage, self.config.mode, start)).encode()).hexdigest()
-            path = self.folder / f"training-{digest[:16]}"
+            # other data are compared when the training goes on: it draws them again anyway
+            data = self.data[:_BATCHES] if isinstance(self.data, list | tuple) else None
+            count = len(self.data) if isinstance(self.data, Sized) else None
+            start = {name: to_bytes(generator) for name, generator in self.adapter.generators().items()}
+            numbers = self.adapter.digest()
+            mark = fingerprint(repr(self.config), repr(tuning), stage, start, numbers, self.loss, data, count)
+            path = self.folder / f"training-{mark[:16]}"
             tuning = replace(tuning, checkpoint=path)
             self.checkpoints.add(path)
 

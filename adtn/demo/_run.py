@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from .._atomic import write_atomic
 from .._backend import check_device
 from .._checks import Count, checked
 from .._errors import ADTNError
+from .._files import check_writable, write_or_rescue
 from ..bench import machine
 from ..compress import save
 from ..generator import Generator
@@ -133,7 +135,11 @@ def run_demo(
     ------
     ADTNError
         If the data cannot be read.
+    OutputError
+        If nothing can be written to ``out``.
     """
+    if out is not None:
+        check_writable(out, "out", "folder")
     images = load_images(data)
     where = list(devices) if devices else [d.name for d in list_devices().usable]
     report = Report(f"{data}-{layer}" if layer else data, [])
@@ -157,7 +163,9 @@ def run_demo(
                     if device == where[0] and seed == 0:
                         report.weights[problem.title, case.name] = generator.weight()
                     if out is not None:
-                        _write(out, report, result, generator, command, device == where[0] and seed == 0)
+                        keep = device == where[0] and seed == 0
+                        write = partial(_write, report=report, result=result, generator=generator, command=command)
+                        write_or_rescue(out, partial(write, keep=keep))
                     if on_result is not None:
                         on_result(result)
     return report

@@ -24,7 +24,7 @@ from ..network._initial import frozen_values, initial_values
 from ..network._layout import Layout
 from ..network._networks import Networks, as_networks, read_networks
 from ..network._program import Program, cached_program
-from ..network._segment import Segment
+from ..network._segment import Segment, cores_of
 from ..network._topology import Topology, TopologyArgument, Where
 from ..schedule import Memory, Mode, decide
 
@@ -98,22 +98,26 @@ class Generator:
         self._scale = _kaiming(shape) if scale is None else _spread(scale)
         self._base = _checked_base(base, shape)
         given = dict(params) if params is not None else {}
-        program = self.program
-        known = {core.param for core in program.cores} | ({BASE_SCALE} if isinstance(base, RuleBase) else set())
+        cores = cores_of(self.segments)
+        shapes = {core.param: core.shape for core in cores}
+        wanted = {core.param: core.shape for core in cores if core.trainable}
+        known = set(shapes) | ({BASE_SCALE} if isinstance(base, RuleBase) else set())
         if unknown := sorted(set(given) - known):
             raise TopologyError(f"Got parameters {unknown}; expected some of {sorted(known)}.")
         self._spread_is_exact = True
-        trained = {name: given[name] for name in program.param_shapes if name in given}
-        if len(trained) < len(program.param_shapes):
-            values, self._spread_is_exact = initial_values(program, self._layout, seed, given, topology)
+        trained = {name: given[name] for name in wanted if name in given}
+        if len(trained) < len(wanted):
+            values, self._spread_is_exact = initial_values(self.program, self._layout, seed, given, topology)
             trained = values | trained
             if isinstance(base, np.ndarray | IdentityBase):
-                _silence(program, trained)
+                _silence(self.program, trained)
         if isinstance(base, RuleBase):
             trained[BASE_SCALE] = given.get(BASE_SCALE, np.asarray(self._scale))
-        self._params = _readonly(trained, program.param_shapes | {BASE_SCALE: ()}, dtype)
-        frozen = frozen_values(program, given)
-        self._frozen = _readonly(frozen, {c.param: c.shape for c in program.cores}, dtype)
+        self._params = _readonly(trained, wanted | {BASE_SCALE: ()}, dtype)
+        if missing := sorted(c.param for c in cores if c.init == "given" and c.param not in given):
+            raise TopologyError(f"Cores {missing} have no rule for their values; pass params that contain them.")
+        self._given = _readonly({k: given[k] for k in set(shapes) - set(wanted) if k in given}, shapes, dtype)
+        self._made: dict[str, Mapping[str, np.ndarray]] = {}  # from rules, for all copies with other numbers
         self._weight_cache: dict[tuple[str, str], Array] = {}
         self._compiled: dict[tuple[str, str], Callable[[Mapping[str, Array]], Array]] = {}
         self._applied: dict[tuple[Any, ...], Callable[[Array], Array]] = {}
@@ -188,12 +192,12 @@ class Generator:
 
     def __getstate__(self) -> dict[str, Any]:
         # numbers, and nothing that was made from them
-        caches = {"_weight_cache": {}, "_compiled": {}, "_applied": {}}
-        return {**self.__dict__, "_params": dict(self._params), "_frozen": dict(self._frozen), **caches}
+        caches = {"_made": {}, "_weight_cache": {}, "_compiled": {}, "_applied": {}}
+        return {**self.__dict__, "_params": dict(self._params), "_given": dict(self._given), **caches}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        for name in ("_params", "_frozen"):
+        for name in ("_params", "_given"):
             for x in state[name].values():
                 x.setflags(write=False)
             self.__dict__[name] = MappingProxyType(state[name])
@@ -260,6 +264,14 @@ class Generator:
         return cached_program(self.segments)
 
     @property
+    def _frozen(self) -> Mapping[str, np.ndarray]:
+        """Values of cores that are not trained; those that follow from a rule are made when they are asked for."""
+        if "frozen" not in self._made:
+            values = frozen_values(cores_of(self.segments), self._given)
+            self._made["frozen"] = _readonly(values, {name: np.shape(x) for name, x in values.items()}, self._dtype)
+        return self._made["frozen"]
+
+    @property
     def function(self) -> WeightFunction:
         """The weight as a function of :meth:`arrays`."""
         return WeightFunction(self.program, self.weighting)
@@ -274,8 +286,8 @@ class Generator:
     @property
     def stored(self) -> Mapping[str, np.ndarray]:
         """Every number a file must hold: trained ones and frozen ones that have no rule."""
-        rules = {core.param for core in self.program.cores if core.init != "given"}
-        return {**self._params, **{name: x for name, x in self._frozen.items() if name not in rules}}
+        rules = {core.param for core in cores_of(self.segments) if core.init != "given"}
+        return {**self._params, **{name: x for name, x in self._given.items() if name not in rules}}
 
     @property
     def num_params(self) -> int:

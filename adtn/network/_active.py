@@ -13,7 +13,7 @@ from ._adjoint import forward_tape, pullback
 from ._initial import frozen_values
 from ._layout import Layout
 from ._program import Program, compile_program
-from ._segment import Core, Segment, sizes_of
+from ._segment import Core, Segment, cores_of, sizes_of
 from ._topology import Topology
 
 _TOLERANCE = 1e-9
@@ -65,7 +65,7 @@ def jacobian_rows(
     """
     rng = np.random.default_rng(0)
     program = _probe_program(segments)
-    arrays = frozen_values(compile_program(segments), given)
+    arrays = frozen_values(cores_of(segments), given)
     for core in program.cores:
         if core.trainable and core.param not in arrays:
             arrays[core.param] = rng.standard_normal(core.shape) / np.sqrt(core.fan_in)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,11 +60,11 @@ def core_values(core: Core, seed: int) -> np.ndarray:
     )
 
 
-def frozen_values(program: Program, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def frozen_values(cores: Iterable[Core], given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Numbers of all cores that are not trained: rebuilt from their rule, or taken from ``given``."""
     return {
         core.param: np.asarray(given[core.param]) if core.param in given else core_values(core, 0)
-        for core in program.cores
+        for core in cores
         if not core.trainable
     }
 
@@ -99,7 +99,7 @@ def initial_values(
         segment has more than a twentieth of the weight's entries, it is estimated from :meth:`Topology.pieces`, or
         from seeded samples.
     """
-    values = frozen_values(program, given)
+    values = frozen_values(program.cores, given)
     names = {core.param for core in program.cores if core.trainable}
     for core in program.cores:
         if core.trainable and core.param not in values:

@@ -5,9 +5,9 @@ With Z = C(X; A) multilinear, and :math:`m_i \in \{0, 1\}` for the entries that 
 .. math::
     \mu = \frac1N \sum_i m_i Z_i, \qquad s = \frac1N \sum_i m_i Z_i^2, \qquad N = \sum_i m_i .
 
-Both are networks without open legs: the segment closed with vectors of ones, and with its own copy. The mask of an axis,
-:math:`[i < n]`, is a train of two states along its legs: "equal to n - 1 so far", and "less already". Where the state X
-is not known, :math:`X \approx m + \sqrt v\, \xi` with independent :math:`\xi` gives
+Both are networks without open legs: the segment closed with vectors of ones, and with its own copy. The mask of an
+axis, :math:`[i < n]`, is a train of two states along its legs: "equal to n - 1 so far", and "less already". Where the
+state X is not known, :math:`X \approx m + \sqrt v\, \xi` with independent :math:`\xi` gives
 
 .. math::
     s = \frac{m^2 \lVert C 1\rVert^2 + v \lVert C\rVert^2}{N} .

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import quimb.tensor as qtn
 
 MAX_CORES = 4096
+MAX_AXES = 64  # of an array of NumPy
 
 
 @register_topology
@@ -71,7 +72,7 @@ class Networks(Topology):
             Segment(tuple(p["inputs"]), tuple(_core(c) for c in p["cores"]), tuple(p["outputs"]), p["activation"])
             for p in data["pieces"]
         )
-        if sum(len(p.cores) for p in pieces) > MAX_CORES:
+        if max(sum(len(p.cores) for p in pieces), len(pieces)) > MAX_CORES:
             raise TopologyError(f"Got more than {MAX_CORES} cores.")
         return cls(pieces=pieces, activation=data["activation"], where=where, share=bool(data["share"]))
 
@@ -80,6 +81,11 @@ def _core(data: dict[str, Any]) -> Core:
     known = {f.name for f in fields(Core)}
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
     core = Core(**values)
+    names = (core.name, core.param, core.kind, *core.inds)
+    if not all(isinstance(x, str) for x in names) or not all(type(d) is int and d > 0 for d in core.shape):
+        raise TopologyError(f"Core {core.name!r} has indices {core.inds} of shape {core.shape}; expected whole sizes.")
+    if len(core.shape) > MAX_AXES:
+        raise TopologyError(f"Core {core.name!r} has {len(core.shape)} axes; at most {MAX_AXES} are possible.")
     if core.init not in INITS:
         raise TopologyError(f"Core {core.name!r} has init={core.init!r}; expected one of {', '.join(INITS)}.")
     return core

@@ -97,6 +97,11 @@ class Segment:
     activation: str = "identity"
 
 
+def cores_of(segments: Iterable[Segment]) -> tuple[Core, ...]:
+    """All cores, without a plan for their contraction."""
+    return tuple(core for segment in segments for core in segment.cores)
+
+
 def sizes_of(segments: Iterable[Segment]) -> dict[str, int]:
     """Dimension of every index.
 
@@ -117,6 +122,27 @@ def sizes_of(segments: Iterable[Segment]) -> dict[str, int]:
                         "equal index names must have equal dimensions."
                     )
     return sizes
+
+
+def check_links(segments: Iterable[Segment]) -> None:
+    """Refuse indices from nowhere: every leg comes from a core of its segment or from the one before.
+
+    Raises
+    ------
+    TopologyError
+        With the index.
+    """
+    before: Inds = ()
+    for t, segment in enumerate(segments):
+        known = {*segment.inputs, *(i for core in segment.cores for i in core.inds)}
+        lost = [i for i in segment.outputs if i not in known]
+        if lost or len(set(segment.outputs)) < len(segment.outputs):
+            raise TopologyError(f"Segment {t} should put out {segment.outputs}; it has {sorted(known)[:9]}, each once.")
+        if sorted(segment.inputs) != sorted(before):
+            raise TopologyError(f"Segment {t} takes {segment.inputs}; the one before it puts out {before}.")
+        if not segment.cores and not segment.inputs:
+            raise TopologyError(f"Segment {t} has no cores.")
+        before = segment.outputs
 
 
 def place_activations(

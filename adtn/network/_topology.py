@@ -12,7 +12,7 @@ from .._errors import LayoutError, TopologyError
 from .._plugins import load_plugin, unregistered
 from ._activation import get_activation
 from ._layout import Layout
-from ._segment import Segment, place_activations, shared, sizes_of
+from ._segment import Segment, check_links, place_activations, shared, sizes_of
 
 Bond = Annotated[int, Range(1, 2**20)]
 Where = Annotated[Literal["inner", "all"] | tuple[int, ...], "'inner', 'all' or a tuple of level numbers"]
@@ -112,6 +112,7 @@ def _segments(topology: Topology, layout: Layout) -> tuple[Segment, ...]:
     segments = place_activations(levels, topology.activation or "identity", topology.where)
     if topology.share:
         segments = shared(segments)
+    check_links(segments)
     sizes = sizes_of(segments)
     got = tuple(sizes[i] for i in segments[-1].outputs)
     if segments[-1].outputs != layout.leg_names or got != layout.dims:

@@ -2,6 +2,7 @@
 
 from ._decompose import decompose as decompose
 from ._decompose import has_decomposition as has_decomposition
+from ._fingerprint import fingerprint as fingerprint
 from ._fit import fit as fit
 from ._fit import run_fit as run_fit
 from ._objective import DataAwareReconstruction as DataAwareReconstruction

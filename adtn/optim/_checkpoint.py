@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .._atomic import write_atomic
 from .._errors import FileFormatError, FitError
+from .._files import KEY, header_text, metadata_of, read_header, read_whole, sealed
 
-_KEY = "adtn.checkpoint"
+FORMAT = 2
+_KIND = "checkpoint of a fit"
+_OLD_KEY = "adtn.checkpoint"  # of the first format, which has no digest
 _NUMBERS = ("step", "best_loss", "best_step", "exact")
 
 
@@ -47,8 +52,73 @@ class Checkpoint:
     exact: bool = False
 
 
-def fingerprint(*parts: object) -> str:
-    """A digest of everything that must be the same when a fit goes on."""
+def write_checkpoint(path: str | os.PathLike[str], state: Checkpoint, mark: str) -> None:
+    """Write a checkpoint; a kill at any moment leaves the old or the new one."""
+    from safetensors.numpy import save
+
+    groups = {"params": state.params, "best": state.best, "moments": state.moments}
+    tensors = {f"{group}/{name}": np.array(x, order="C") for group, xs in groups.items() for name, x in xs.items()}
+    tensors["history"] = np.asarray(state.history, dtype=np.float64)
+    meta: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS} | {"mark": mark}
+    write_atomic(path, sealed(save(tensors, {KEY: header_text(_KIND, FORMAT, **meta)})))
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], mark: str, old_mark: Callable[[], str | None] = lambda: None
+) -> Checkpoint | None:
+    """The checkpoint at ``path``, ``None`` when there is none yet.
+
+    Parameters
+    ----------
+    path : path
+    mark : str
+        Of the fit that goes on.
+    old_mark : callable
+        What a checkpoint of the first format says of that fit; nothing where it says too little.
+
+    Raises
+    ------
+    FitError
+        If it belongs to another fit.
+    FileFormatError
+        If it is not a checkpoint, or was altered.
+    """
+    from safetensors.numpy import load
+
+    if not Path(path).exists():
+        return None
+    try:
+        data = read_whole(path, "a checkpoint of a fit")
+        meta = read_header(data, _KIND, FORMAT)
+        if meta is None:
+            meta, mark = _old_header(data), old_mark() or "none"
+        tensors: dict[str, np.ndarray] = load(data)
+        groups: dict[str, dict[str, np.ndarray]] = {"params": {}, "best": {}, "moments": {}}
+        for key, x in tensors.items():
+            group, _, name = key.partition("/")
+            if group in groups:
+                groups[group][name] = x
+        history = tensors["history"].tolist()
+        found = Checkpoint(history=history, **groups, **{name: meta[name] for name in _NUMBERS})
+        belongs = meta["mark"] == mark
+    except Exception as error:  # a header may hold anything
+        raise FileFormatError(
+            f"{path} is not a checkpoint of adtn, or it is damaged ({error}); delete it or choose another name."
+        ) from error
+    if not belongs:
+        raise FitError(
+            f"{path} belongs to another fit (generator, target or objective with its data, optimizer or schedule "
+            "differ); delete it to start anew, or choose another name."
+        )
+    return found
+
+
+def _old_header(data: bytes) -> dict[str, Any]:
+    return json.loads(metadata_of(data)[_OLD_KEY])
+
+
+def first_fingerprint(*parts: object) -> str:
+    """The mark of the first format."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -57,49 +127,3 @@ def fingerprint(*parts: object) -> str:
             digest.update(repr(part).encode())
         digest.update(b"|")
     return digest.hexdigest()
-
-
-def write_checkpoint(path: str | os.PathLike[str], state: Checkpoint, mark: str) -> None:
-    """Write a checkpoint; a kill at any moment leaves the old or the new one."""
-    from safetensors.numpy import save
-
-    groups = {"params": state.params, "best": state.best, "moments": state.moments}
-    tensors = {f"{group}/{name}": np.array(x, order="C") for group, xs in groups.items() for name, x in xs.items()}
-    tensors["history"] = np.asarray(state.history, dtype=np.float64)
-    meta = {name: getattr(state, name) for name in _NUMBERS} | {"mark": mark}
-    write_atomic(path, save(tensors, {_KEY: json.dumps(meta)}))
-
-
-def read_checkpoint(path: str | os.PathLike[str], mark: str) -> Checkpoint | None:
-    """The checkpoint at ``path``, ``None`` when there is none yet.
-
-    Raises
-    ------
-    FitError
-        If it belongs to another fit.
-    FileFormatError
-        If it is not a checkpoint.
-    """
-    from safetensors import safe_open
-
-    if not Path(path).exists():
-        return None
-    try:
-        with safe_open(str(path), framework="numpy") as file:  # pyright: ignore[reportGeneralTypeIssues]
-            meta = json.loads(file.metadata()[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except Exception as error:
-        raise FileFormatError(
-            f"{path} is not a checkpoint of adtn ({error}); delete it or choose another name."
-        ) from error
-    if meta["mark"] != mark:
-        raise FitError(
-            f"{path} belongs to another fit (generator, target, optimizer or schedule differ); "
-            "delete it to start anew, or choose another name."
-        )
-    groups: dict[str, dict[str, np.ndarray]] = {"params": {}, "best": {}, "moments": {}}
-    for key, x in tensors.items():
-        group, _, name = key.partition("/")
-        if group in groups:
-            groups[group][name] = x
-    return Checkpoint(history=tensors["history"].tolist(), **groups, **{name: meta[name] for name in _NUMBERS})

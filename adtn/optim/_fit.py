@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,12 +15,14 @@ import numpy as np
 from .._arrays import host_array
 from .._backend import Backend, check_device
 from .._checks import Count, NotNegative, Positive, Seed, checked
-from .._errors import FitError
+from .._errors import FitError, OutputWarning
+from .._files import check_writable
 from .._typing import Array, Params
 from ..generator import Generator
 from ..schedule import MODES, Memory, Mode
-from ._checkpoint import Checkpoint, fingerprint, read_checkpoint, write_checkpoint
+from ._checkpoint import Checkpoint, first_fingerprint, read_checkpoint, write_checkpoint
 from ._decompose import decompose
+from ._fingerprint import fingerprint
 from ._first_order import run_first_order
 from ._lbfgs import run_lbfgs
 from ._lm import plan_curvature, run_lm
@@ -92,8 +95,7 @@ class Run:
 
     def batch(self, step: int) -> tuple[Array, ...]:
         """The data of a step; floating-point arrays take the dtype of the fit."""
-        key = np.array([self.options.seed, step], dtype=np.uint64)
-        arrays = self.objective.batch(np.random.Generator(np.random.Philox(key=key)))
+        arrays = self.objective.batch(_draws(self.options.seed, step))
         return tuple(self._asarray(x) for x in arrays or ())
 
     def _asarray(self, x: Any) -> Array:
@@ -222,6 +224,10 @@ def fit(
         If the memory limit is too small; the message says the smallest that works.
     DeviceError, MissingDependencyError
         If the device or dtype is not available.
+    OutputError
+        If no checkpoint can be written where it was asked for. A disk that is full later is a warning.
+    FileFormatError
+        If there is a file that is no checkpoint, or a damaged one.
 
     Examples
     --------
@@ -264,8 +270,11 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
     """:func:`fit` with its arguments checked and packed."""
     began = time.monotonic()
     backend, device = check_device(options.device, options.dtype)
-    mark = _mark(generator, objective, options) if options.checkpoint is not None else ""
-    state = read_checkpoint(options.checkpoint, mark) if options.checkpoint is not None else None
+    mark, state = "", None
+    if options.checkpoint is not None:
+        check_writable(options.checkpoint, "checkpoint", "file")
+        mark = _mark(generator, objective, options)
+        state = read_checkpoint(options.checkpoint, mark, lambda: _old_mark(generator, objective, options))
     if state is not None:  # a step that was judged but not taken is judged again
         del state.history[state.step :]
     else:
@@ -274,8 +283,13 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
         state = Checkpoint(0, params, params, {}, [], math.inf, 0)
 
     def save() -> None:
-        if options.checkpoint is not None:
+        if options.checkpoint is None:
+            return
+        try:
             write_checkpoint(options.checkpoint, state, mark)
+        except OSError as error:
+            text = f"Cannot write checkpoint={str(options.checkpoint)!r} ({error}); the fit goes on without."
+            warnings.warn(text, OutputWarning, stacklevel=2)
 
     def planned(modes: tuple[str, ...]) -> Loss:
         return plan_loss(generator, objective, backend, device, options, modes)
@@ -317,8 +331,28 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
 
 def _mark(generator: Generator, objective: Objective, options: FitOptions) -> str:
     """What a resumed fit must have in common with the interrupted one."""
-    numbers = {**generator.params, **generator.constants(), **objective.constants(), **objective.params}
+    every = max(options.steps // 64, 1)
+    rates = [float(options.schedule(n)) for n in range(0, options.steps, every)] if callable(options.schedule) else []
+    first = [objective.batch(_draws(options.seed, step)) for step in range(2)]
     return fingerprint(
+        repr(generator.topology),
+        repr(generator.layout),
+        generator.scale,
+        repr(options.mark()),
+        tuple(rates),
+        generator.params,
+        generator.constants(),
+        objective,
+        first,
+    )
+
+
+def _old_mark(generator: Generator, objective: Objective, options: FitOptions) -> str | None:
+    """That of the first format, which says nothing of functions."""
+    if not isinstance(objective, Reconstruction) or callable(options.schedule):
+        return None
+    numbers = {**generator.params, **generator.constants(), **objective.constants(), **objective.params}
+    return first_fingerprint(
         generator.topology,
         generator.layout,
         generator.scale,
@@ -326,3 +360,8 @@ def _mark(generator: Generator, objective: Objective, options: FitOptions) -> st
         *numbers,
         *map(np.asarray, numbers.values()),
     )
+
+
+def _draws(seed: int, step: int) -> np.random.Generator:
+    """For the data of a step."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -16,7 +17,8 @@ from autoray import do
 from .._atomic import write_atomic
 from .._backend import Backend, Op, check_device
 from .._checks import checked
-from .._errors import DeviceError, ScheduleError
+from .._errors import DeviceError, OutputWarning, ScheduleError
+from .._files import check_writable
 from .._typing import Array
 from ..network import MERA, MPO, TTN, BrickWall
 from ._planner import plan
@@ -63,6 +65,8 @@ def calibrate(device: str = "numpy:cpu", dtype: str = "float32", *, save: bool =
     ------
     DeviceError, MissingDependencyError
         If the device or dtype is not available.
+    OutputError
+        If nothing can be written to the cache directory.
 
     Notes
     -----
@@ -77,12 +81,17 @@ def calibrate(device: str = "numpy:cpu", dtype: str = "float32", *, save: bool =
     backend, where = check_device(device, dtype)
     if backend.name == "null":
         raise ScheduleError("The null backend computes nothing that could be measured; pass a shipped profile instead.")
+    path = profile_path(backend, where, dtype)
+    if save:
+        check_writable(path.parent, "ADTN_CACHE", "folder")
     with backend.scope(dtype):
         profile = _Bench(backend, where, dtype).profile()
     if save:
-        path = profile_path(backend, where, dtype)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, profile.to_json().encode())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, profile.to_json().encode())
+        except OSError as error:
+            warnings.warn(f"The profile is not cached for later plans: {path}: {error}", OutputWarning, stacklevel=2)
     return profile
 
 

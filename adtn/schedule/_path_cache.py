@@ -8,16 +8,19 @@ from collections.abc import Callable
 from pathlib import Path as FilePath
 
 from .._atomic import write_atomic
+from .._errors import FileFormatError
+from .._files import read_json, sealed_json
 from .._typing import Inds
 from ..network import Path
 from ._profile_store import cache_dir
+
+FORMAT = 2  # the first one, without a digest, counts as absent
 
 
 class PathCache:
     """Paths by key, in memory and in one small file each.
 
-    A file is written to a temporary name and renamed, so concurrent processes see whole files or none; one that
-    cannot be read counts as absent.
+    Concurrent processes see whole files or none; one that is damaged or cannot be read counts as absent.
 
     Parameters
     ----------
@@ -44,8 +47,9 @@ class PathCache:
 
     def _read(self, key: str, n_terms: int) -> Path | None:
         try:
-            path = tuple((int(i), int(j)) for i, j in json.loads(self._file(key).read_text()))
-        except (OSError, ValueError, TypeError):
+            content = read_json(self._file(key).read_bytes(), "contraction path", FORMAT)
+            path = tuple((int(i), int(j)) for i, j in content["path"])
+        except (OSError, FileFormatError, ValueError, TypeError, KeyError):
             return None
         left = n_terms
         for i, j in path:
@@ -58,7 +62,7 @@ class PathCache:
         file = self._file(key)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, json.dumps(path).encode())
+            write_atomic(file, sealed_json("contraction path", FORMAT, path=path))
         except OSError:
             return  # a cache that cannot be written is slow, not wrong
 

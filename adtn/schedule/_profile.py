@@ -12,14 +12,16 @@ from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any
 
 from .._backend import Op
 from .._checks import checked
-from .._errors import ScheduleError
+from .._errors import ProfileError, ScheduleError
+from .._files import read_json, read_whole, sealed_json
 
-FORMAT = 3
+FORMAT = 4
+_UNSEALED = 3  # the same without a digest
+_KIND = "device profile"
 Curve = tuple[tuple[float, float], ...]
 Sizes = tuple[int, ...]
 
@@ -256,43 +258,54 @@ class DeviceProfile:
         return rate * self.itemsize / self.bandwidth_bytes_per_s
 
     def to_json(self) -> str:
-        """As text."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+        """As text, with a digest of every byte."""
+        return sealed_json(_KIND, FORMAT, indent=1, **asdict(self)).decode()
 
     @classmethod
     @checked(ScheduleError)
     def from_json(cls, text: str) -> DeviceProfile:
-        """The inverse of :meth:`to_json`.
+        """The inverse of :meth:`to_json`; profiles of format 3, which have no digest, are read, too.
 
         Raises
         ------
-        ScheduleError
-            If the text is not a profile of this format.
+        ProfileError
+            If the text is not a profile, was altered, or is of another format.
         """
         try:
             content: dict[str, Any] = json.loads(text)
-            if content.pop("format") != FORMAT:
+            if not isinstance(content, dict) or content.get("format") not in (_UNSEALED, FORMAT):
                 raise ValueError("another format")
+            if content["format"] == FORMAT:
+                read_json(text.encode(), _KIND, FORMAT)
+            elif "sha256" in content:
+                raise ValueError("a digest where there should be none")
+            content = {key: value for key, value in content.items() if key not in ("format", "sha256", "kind")}
             content["curves"] = {k: tuple(tuple(p) for p in curve) for k, curve in content["curves"].items()}
             content["permute_sizes"] = tuple(map(tuple, content["permute_sizes"]))
             tables = ("gemm_sizes", "gemm_seconds", "permute_seconds", "permute_many", "turned_sizes", "turned_factors")
             for key in tables:
                 content[key] = tuple(content[key])
             return cls(**content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ScheduleError(
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ProfileError(
                 f"Got a text that is no profile ({error}); expected what to_json wrote. Calibrate again."
             ) from error
 
     @classmethod
     @checked(ScheduleError)
     def load(cls, path: str | os.PathLike[str]) -> DeviceProfile:
-        """Read a profile from a file."""
+        """Read a profile from a file.
+
+        Raises
+        ------
+        ProfileError
+            If it cannot be read, is no profile or was altered.
+        """
+        data = read_whole(path, "a device profile, which 'adtn calibrate --out' writes", ProfileError)
         try:
-            text = Path(path).read_text()
-        except UnicodeDecodeError as error:
-            raise ScheduleError(f"Got path={str(path)!r}, which is no text ({error}); expected a profile.") from error
-        return cls.from_json(text)
+            return cls.from_json(data.decode(errors="replace"))
+        except ProfileError as error:
+            raise ProfileError(f"{path}: {error}") from error.__cause__
 
     @classmethod
     @checked(ScheduleError)

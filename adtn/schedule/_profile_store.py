@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 
 from .._backend import Backend, check_device
-from .._errors import ScheduleError
+from .._errors import ProfileError, ScheduleError
 from ._profile import FORMAT, DeviceProfile, Profile, shipped_profiles
 
 
@@ -25,28 +25,51 @@ def chosen_profile(device: str, dtype: str, profile: Profile | None) -> DevicePr
     if profile is None:
         backend, where = check_device(device, dtype)
         return find_profile(backend, where, dtype)
-    if isinstance(profile, str) and profile in shipped_profiles():
-        return DeviceProfile.shipped(profile, dtype)
-    try:
-        return DeviceProfile.load(profile)
-    except (OSError, ValueError):
-        names = ", ".join(shipped_profiles())
-        raise ScheduleError(
-            f"Got profile={profile!r}, which is no profile; expected a file, or one of {names}."
-        ) from None
+    return named_profile(profile, dtype)
 
 
 def find_profile(backend: Backend, where: str, dtype: str) -> DeviceProfile:
-    """The calibrated profile of a device, or the datasheet that is nearest to it."""
-    path = profile_path(backend, where, dtype)
-    stamp = path.stat().st_mtime_ns if path.exists() else 0
-    key = (str(path), stamp)
+    """The calibrated profile of a device, or the datasheet that is nearest to it; a damaged one counts as absent."""
+    for path in (profile_path(backend, where, dtype), profile_path(backend, where, dtype, _OLDER)):
+        found = _calibrated(path)
+        if found is not None:
+            return found
+    key = (f"{backend.name}:{where}", dtype, 0)
     if key not in _LOADED:
-        _LOADED[key] = DeviceProfile.load(path) if stamp else nearest_shipped(backend, where, dtype)
-    return _LOADED[key]
+        _LOADED[key] = nearest_shipped(backend, where, dtype)
+    return _LOADED[key]  # pyright: ignore[reportReturnType]
 
 
-_LOADED: dict[tuple[str, int], DeviceProfile] = {}
+_OLDER = 3  # the last format without a digest
+_LOADED: dict[tuple[str, str, int], DeviceProfile | None] = {}
+
+
+def _calibrated(path: Path) -> DeviceProfile | None:
+    try:
+        stat = path.stat()
+        key = (str(path), str(stat.st_size), stat.st_mtime_ns)
+        if key not in _LOADED:
+            _LOADED[key] = None
+            _LOADED[key] = DeviceProfile.load(path)
+        return _LOADED[key]
+    except (OSError, ProfileError):
+        return None
+
+
+def named_profile(name: str, dtype: str) -> DeviceProfile:
+    """A shipped profile by its name, or that of a file.
+
+    Raises
+    ------
+    ScheduleError
+        If there is none.
+    """
+    if name in shipped_profiles():
+        return DeviceProfile.shipped(name, dtype)
+    if not os.path.exists(name):
+        names = ", ".join(shipped_profiles())
+        raise ScheduleError(f"Got profile={name!r}, which is no file; shipped are {names}.")
+    return DeviceProfile.load(name)
 
 
 def cache_dir() -> Path:
@@ -56,9 +79,9 @@ def cache_dir() -> Path:
     return Path(os.environ.get("ADTN_CACHE") or platformdirs.user_cache_dir("adtn"))
 
 
-def profile_path(backend: Backend, where: str, dtype: str) -> Path:
+def profile_path(backend: Backend, where: str, dtype: str, version: int | None = None) -> Path:
     """File of a calibrated profile; what another version of the library wrote in another format has another name."""
-    mark = hashlib.sha256(repr((FORMAT, sorted(versions(backend, where).items()))).encode()).hexdigest()[:12]
+    mark = hashlib.sha256(repr((version or FORMAT, sorted(versions(backend, where).items()))).encode()).hexdigest()[:12]
     return cache_dir() / "profiles" / f"{backend.name}-{where.replace(':', '')}-{dtype}-{mark}.json"
 
 

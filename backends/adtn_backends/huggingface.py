@@ -1,17 +1,24 @@
-"""Models in Hugging Face folders: ``config.json`` and safetensors."""
+"""Models in Hugging Face folders: ``config.json`` and safetensors, and nothing else from there."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from adtn._errors import CompressError, missing
 from torch import nn
 
+_ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_NAMED = 5  # entries in a message
+
 
 def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
     """The dense model of a folder, in evaluation mode.
+
+    Only what is in the folder is read, from safetensors, by a model class of transformers itself: no code of the
+    folder is run, and nothing is fetched.
 
     Parameters
     ----------
@@ -23,7 +30,7 @@ def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
     Raises
     ------
     CompressError
-        If the folder holds no such model.
+        If the folder holds no such model, or weights of it are missing or have another shape.
     MissingDependencyError
         Without transformers.
     """
@@ -31,18 +38,146 @@ def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
         import transformers
     except ImportError as error:
         raise missing("transformers", "hf", "A Hugging Face folder") from error
+    plain = _config(folder)
+    cls = _class(plain, folder)
+    if weights:
+        _check_files(folder, plain.get("transformers_weights"))
     try:
-        names = json.loads((folder / "config.json").read_text()).get("architectures") or []
-    except (OSError, ValueError) as error:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        if not isinstance(config, cls.config_class):
+            raise CompressError(
+                f"Got model_type={plain['model_type']!r} and architectures={plain['architectures']} in "
+                f"{folder / 'config.json'}; expected a configuration of {cls.__name__}."
+            )
+        if not weights:
+            return cls(config).eval()
+        model, found = cls.from_pretrained(
+            folder, config=config, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    except CompressError:
+        raise
+    except Exception as error:  # whatever a broken folder makes transformers raise
         raise CompressError(
-            f"Cannot read {folder / 'config.json'}: {error}; expected a Hugging Face folder."
+            f"Cannot load the model in {folder} ({type(error).__name__}: {error}); expected a whole Hugging Face "
+            "folder of this model. Get it again."
         ) from error
-    cls: Any = getattr(transformers, names[0], None) if names else None
-    if cls is None:
-        raise CompressError(f"Got architectures={names} in {folder / 'config.json'}; transformers knows no such model.")
-    config = transformers.AutoConfig.from_pretrained(folder)
+    _refuse_holes(found, folder, cls.__name__)
+    return model.eval()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What ``config.json`` says, as far as it decides what is run."""
+    path = folder / "config.json"
     try:
-        made = cls.from_pretrained(folder, use_safetensors=True) if weights else cls(config)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CompressError(f"Cannot load the model in {folder}: {error}") from error
-    return made.eval()
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CompressError(f"Cannot read {path}: {error}; expected a Hugging Face folder.") from error
+    if not isinstance(found, dict):
+        raise CompressError(f"Got a {type(found).__name__} in {path}; expected a JSON object.")
+    names, kind = found.get("architectures"), found.get("model_type")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise CompressError(f"Got architectures={names!r} in {path}; expected a list with the name of a model.")
+    if not isinstance(kind, str):
+        raise CompressError(f"Got model_type={kind!r} in {path}; expected a name.")
+    for key, value in _entries(found):
+        if key.endswith("_implementation") and isinstance(value, str) and "/" in value:
+            raise CompressError(f"Got {key}={value!r} in {path}, which is code from elsewhere; remove it.")
+    if (folder / "adapter_config.json").exists():
+        raise CompressError(f"Got {folder}, which holds an adapter of peft; merge it into its model first.")
+    return found
+
+
+def _entries(found: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(found, dict):
+        for key, value in found.items():
+            yield key, value
+            yield from _entries(value)
+
+
+def _class(plain: Mapping[str, Any], folder: Path) -> Any:
+    """The model class: one that transformers lists for its own loading, not any attribute of that name."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    name = plain["architectures"][0]
+    tables = [table for key, table in vars(modeling_auto).items() if key.endswith("_NAMES") and isinstance(table, dict)]
+    listed = {
+        one for table in tables for value in table.values() for one in ((value,) if isinstance(value, str) else value)
+    }
+    cls = getattr(transformers, name, None) if name in listed else None
+    if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
+        return cls
+    why = " It needs code that comes with the folder (auto_map), which is never run." if "auto_map" in plain else ""
+    raise CompressError(
+        f"Got architectures={plain['architectures']} in {folder / 'config.json'}; transformers knows no such model."
+        f"{why}"
+    )
+
+
+def _check_files(folder: Path, named: Any) -> None:
+    """Every file of weights is a safetensors file of this folder that can be opened.
+
+    Parameters
+    ----------
+    folder : path
+    named : str or None
+        The file or index that the configuration names, if it does.
+    """
+    from safetensors import safe_open
+
+    if any(folder.glob("shard-*-model-*.safetensors")):
+        raise CompressError(f"Got {folder}, a distributed checkpoint; expected {_ONE}. Save the whole model first.")
+    first = named if named is not None else _ONE if (folder / _ONE).exists() else _INDEX
+    if not isinstance(first, str) or Path(first).name != first:
+        raise CompressError(f"Got transformers_weights={first!r} in {folder / 'config.json'}; expected a file there.")
+    for name in _shards(folder / first) if first.endswith(".index.json") else [first]:
+        path = folder / name
+        if not _is_inside(path, folder):
+            raise CompressError(f"Got the weights {path}, a link to {path.resolve()}; expected a file in that folder.")
+        try:
+            with safe_open(path, framework="pt") as file:  # pyright: ignore[reportGeneralTypeIssues]
+                file.keys()
+        except Exception as error:
+            raise CompressError(f"Cannot read {path} ({error}); expected safetensors. Get the file again.") from error
+
+
+def _shards(path: Path) -> list[str]:
+    """What an index names."""
+    folder = path.parent
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(found.values()))
+    except FileNotFoundError:
+        others = sorted(file.name for file in folder.glob("*.bin"))
+        hint = f" It has {others[:_NAMED]}, which are not read: convert them to safetensors." if others else ""
+        raise CompressError(f"Got {folder}, which holds neither {_ONE} nor {path.name}.{hint}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CompressError(f"Cannot read {path} ({error}); expected the index of a Hugging Face folder.") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise CompressError(f"Got the weights {name!r} in {path}; expected names of safetensors files in {folder}.")
+    return names
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """In the folder itself, or where the cache of Hugging Face keeps what its folders link to."""
+    home, real = folder.resolve(), path.resolve()
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    return real.parent in (home, blobs)
+
+
+def _refuse_holes(found: Mapping[str, Any], folder: Path, name: str) -> None:
+    """Weights that the files did not fill have random numbers now."""
+    holes = sorted(str(key) for key in found.get("missing_keys") or ())
+    odd = [str(key[0] if isinstance(key, tuple) else key) for key in found.get("mismatched_keys") or ()]
+    errors = [str(error) for error in found.get("error_msgs") or ()]
+    if not (holes or odd or errors):
+        return
+    rest = sorted(str(key) for key in found.get("unexpected_keys") or ())
+    parts = [("missing", holes), ("of another shape", sorted(odd)), ("errors", errors), ("not used", rest)]
+    said = "; ".join(f"{what}: {', '.join(one[:_NAMED]) + ' ...' * (len(one) > _NAMED)}" for what, one in parts if one)
+    raise CompressError(
+        f"The weights in {folder} do not fill a {name} ({said}); expected all of them. Get the folder again, or name "
+        "the class that was saved under architectures."
+    )

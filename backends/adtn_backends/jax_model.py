@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from adtn import Generator
 from adtn._errors import CompressError, DeviceError
+from adtn._files import sealed, write_bytes
 from adtn.bench import median_seconds
 from adtn.compress import Layer, Tuning
+from adtn.optim import fingerprint
 from adtn.schedule import decide
 from flax import nnx
 
@@ -244,6 +246,10 @@ class NnxModel:
         """Arrays by path; they cannot change."""
         return {path: v[...] for path, v in variables_of(self.model).items()}
 
+    def digest(self) -> str:
+        """Of the state, array by array; states of random numbers are left out."""
+        return fingerprint({name: v[...] for name, v in _stored(self.model).items()})
+
     def set_state(self, state: dict[str, Any]) -> None:
         """Every array of it."""
         for path, v in variables_of(self.model).items():
@@ -263,11 +269,12 @@ class NnxModel:
         for name, v in own.items():
             v[...] = jnp.asarray(given[name], v[...].dtype)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """To safetensors; what is shared is stored once, and states of random numbers are not."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file({name: np.asarray(v[...]) for name, v in _stored(self.model).items()}, path)
+        tensors = {name: np.asarray(v[...]) for name, v in _stored(self.model).items()}
+        write_bytes(path, sealed(save(tensors, dict(metadata))))
 
     def numbers(self) -> tuple[int, int]:
         """Parameters, and their bytes."""

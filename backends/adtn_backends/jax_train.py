@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from adtn._atomic import write_atomic
 from adtn._errors import CompressError
 from adtn.compress import Tuning
 from flax import nnx
+
+from ._training_file import Data
 
 
 def train(
@@ -76,10 +76,10 @@ def train(
 
     numbers = {name: v[...] for name, (_, v) in own.items()}
     moments = optimizer.init(numbers)
-    losses: list[float] = []
-    if tuning.checkpoint is not None and tuning.checkpoint.exists():
-        (numbers, rest, moments), losses = _read(tuning.checkpoint, (numbers, rest, moments))
+    data = Data(tuning.checkpoint)
+    (numbers, rest, moments), losses = _read(data, (numbers, rest, moments))
     for n, batch in enumerate(batches):
+        data.see(batch)
         if n < len(losses):  # the data draw what they drew
             continue
         rate = tuning.lr * 0.5 * (1.0 + math.cos(math.pi * n / max(tuning.steps, 1)))
@@ -88,31 +88,34 @@ def train(
         tuning.check(losses)
         report(len(losses), losses[-1])
         if tuning.checkpoint is not None and len(losses) % tuning.every == 0:
-            _write(tuning.checkpoint, (numbers, rest, moments), losses)
+            _write(data, (numbers, rest, moments), losses)
     nnx.update(module, packed(numbers), rest)
     return losses
 
 
-def _write(path: Path, state: Any, losses: list[float]) -> None:
+def _write(data: Data, state: Any, losses: list[float]) -> None:
     """All leaves in their order; whole or not at all."""
     from safetensors.flax import save
 
     leaves = {str(n): _plain(leaf) for n, leaf in enumerate(jax.tree.leaves(state))}
-    write_atomic(path, save({**leaves, "losses": jnp.asarray(np.asarray(losses, np.float32))}))
+    data.write(save({**leaves, "losses": jnp.asarray(np.asarray(losses, np.float32))}, data.metadata()))
 
 
-def _read(path: Path, like: Any) -> tuple[Any, list[float]]:
-    from safetensors import SafetensorError
+def _read(data: Data, like: Any) -> tuple[Any, list[float]]:
+    """What a checkpoint holds; what is there already where there is none."""
     from safetensors.flax import load
 
+    content = data.read()
+    if content is None:
+        return like, []
     leaves, tree = jax.tree.flatten(like)
     try:
-        found = load(path.read_bytes())
+        found = load(content)
         losses = [float(x) for x in found.pop("losses")]
         if [found[str(n)].shape for n in range(len(found))] != [_plain(leaf).shape for leaf in leaves]:
             raise KeyError("other shapes")
-    except (KeyError, SafetensorError) as error:
-        raise CompressError(f"Cannot go on from {path} ({error}); delete it to begin anew.") from error
+    except Exception as error:  # of another model, or of a hand
+        raise data.unreadable(error) from error
     new = [
         jax.random.wrap_key_data(found[str(n)], impl=jax.random.key_impl(leaf)) if _is_key(leaf) else found[str(n)]
         for n, leaf in enumerate(leaves)

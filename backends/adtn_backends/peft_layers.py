@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from adtn import Config
-from adtn._errors import CompressError
+from adtn._errors import ADTNError, CompressError
 from adtn.compress import starting_at_zero
 from adtn.network import topology_to_json
 from peft import LoraConfig
@@ -74,12 +74,18 @@ class GeneratedLoraConfig(LoraConfig):
         """
         try:
             found = json.loads((Path(folder) / "adapter_config.json").read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CompressError(f"Cannot read the adapter in {folder}: {error}.") from error
-        if "generated" not in found:
-            raise CompressError(f"Got {folder}, an adapter of {found.get('peft_type')}; expected a generated one.")
+        if not isinstance(found, dict) or "generated" not in found:
+            kind = found.get("peft_type") if isinstance(found, dict) else f"a {type(found).__name__}"
+            raise CompressError(f"Got {folder}, an adapter of {kind}; expected a generated one.")
         known = ("target_modules", "exclude_modules", "modules_to_save", "task_type", "generated", "bias")
-        return cls(**{k: found[k] for k in known if found.get(k) is not None}, inference_mode=True)
+        try:
+            return cls(**{k: found[k] for k in known if found.get(k) is not None}, inference_mode=True)
+        except ADTNError:
+            raise
+        except Exception as error:  # a file may hold anything
+            raise CompressError(f"The adapter in {folder} cannot be made ({error}). Get the folder again.") from error
 
 
 class GeneratedLora(Mergeable, LoraLayer):

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adtn._atomic import write_atomic
-from adtn._errors import CompressError
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
+
+from ._training_file import Data
 
 
 class Training:
@@ -20,13 +19,16 @@ class Training:
     ----------
     model : torch.nn.Module
     optimizer : torch.optim.Optimizer
+    path : path, optional
+        Of the checkpoint.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, path: Path | None) -> None:
         self.model, self.optimizer = model, optimizer
+        self.data = Data(path)
         self._random: dict[str, torch.Tensor] = {}
 
-    def write(self, path: Path, losses: list[float]) -> None:
+    def write(self, losses: list[float]) -> None:
         """Whole or not at all."""
         found = {f"model/{name}": x for name, x in self.model.state_dict().items()}
         for n, moments in self.optimizer.state_dict()["state"].items():
@@ -35,21 +37,23 @@ class Training:
         if torch.cuda.is_available():
             found["random/cuda"] = torch.cuda.get_rng_state()
         # copies, because what is shared may not be stored twice
-        write_atomic(path, save({name: x.detach().cpu().clone().contiguous() for name, x in found.items()}))
+        tensors = {name: x.detach().cpu().clone().contiguous() for name, x in found.items()}
+        self.data.write(save(tensors, self.data.metadata()))
 
-    def read(self, path: Path | None) -> list[float]:
+    def read(self) -> list[float]:
         """The losses until then; none where there is no file.
 
         Raises
         ------
-        CompressError
-            If the file is no checkpoint of this training.
+        ModelFileError
+            If the file is damaged, or no checkpoint of this training.
         """
-        if path is None or not path.exists():
+        content = self.data.read()
+        if content is None:
             return []
         parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
         try:
-            found = load(path.read_bytes())
+            found = load(content)
             losses = found.pop("losses").tolist()
             for name, x in found.items():
                 kind, _, rest = name.partition("/")
@@ -61,8 +65,8 @@ class Training:
                 state.setdefault(int(n), {})[moment] = x
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
-            raise CompressError(f"Cannot go on from {path} ({error}); delete it to begin anew.") from error
+        except Exception as error:  # of another model, or of a hand
+            raise self.data.unreadable(error) from error
         self._random = parts["random"]
         return losses
 

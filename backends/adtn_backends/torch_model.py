@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from adtn import Generator
 from adtn._errors import CompressError, DeviceError
+from adtn._files import sealed, write_bytes
 from adtn.compress import Layer, Tuning
+from adtn.optim import fingerprint
 from adtn.schedule import decide
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -204,8 +206,8 @@ class TorchModel:
             raise CompressError("Got rates that leave nothing to train; give some parameters a rate above 0.")
         teacher = self._dense.eval() if tuning.distill and self._dense is not None else None
         step = step_of(lambda batch: loss_of(self.model, batch, loss, teacher, tuning.distill), groups, tuning)
-        training = Training(self.model, step.optimizer)
-        losses = training.read(tuning.checkpoint)
+        training = Training(self.model, step.optimizer, tuning.checkpoint)
+        losses = training.read()
         was_training = self.model.training
         dropouts = self._set_dropout(tuning.dropout)
         try:
@@ -215,14 +217,15 @@ class TorchModel:
             with self._own_random(tuning.seed):
                 batches = cycled(data, tuning.steps)
                 for _ in losses:  # the data draw what they drew
-                    next(batches)
+                    training.data.see(next(batches))
                 training.restore_random()
                 for batch in batches:
+                    training.data.see(batch)
                     losses.append(float(step(self._to_device(batch), len(losses))))
                     tuning.check(losses)
                     report(len(losses), losses[-1])
                     if tuning.checkpoint is not None and len(losses) % tuning.every == 0:
-                        training.write(tuning.checkpoint, losses)
+                        training.write(losses)
         finally:
             for p in frozen:
                 p.requires_grad_(True)
@@ -325,6 +328,10 @@ class TorchModel:
         """A copy of the state."""
         return {name: x.detach().clone() for name, x in self.model.state_dict().items()}
 
+    def digest(self) -> str:
+        """Of the state, tensor by tensor."""
+        return fingerprint(dict(self.model.state_dict()))
+
     def set_state(self, state: dict[str, torch.Tensor]) -> None:
         """Every tensor of it."""
         self.model.load_state_dict(state)
@@ -335,11 +342,21 @@ class TorchModel:
 
         load_model(self.model, path)
 
-    def save(self, path: Path) -> None:
-        """To safetensors; what is shared is stored once."""
-        from safetensors.torch import save_model
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """To safetensors; what is shared is stored once, under the name that the metadata give."""
+        from safetensors.torch import save
 
-        save_model(self.model, str(path))
+        tensors: dict[str, torch.Tensor] = {}
+        found: dict[Any, str] = {}
+        shared: dict[str, str] = {}
+        for name, x in self.model.state_dict().items():
+            place = (x.device, x.untyped_storage().data_ptr(), x.storage_offset(), x.shape, x.stride())
+            first = found.setdefault(place if x.numel() else name, name)
+            if first == name:
+                tensors[name] = x.contiguous()
+            else:
+                shared[name] = first
+        write_bytes(path, sealed(save(tensors, {**shared, **metadata})))
 
     def numbers(self) -> tuple[int, int]:
         """Parameters, and their bytes."""

@@ -417,8 +417,8 @@ def refuse_subclass(dense: Any, *known: type[nn.Module]) -> None:
     """
     if not any(isinstance(dense, one) and type(dense).forward is one.forward for one in known):
         raise LayoutError(
-            f"Got {type(dense).__name__}; expected {' or '.join(one.__name__ for one in known)}, or a subclass with the "
-            "same forward. Keep its own forward with adtn_backends.torch_layers.parametrized."
+            f"Got {type(dense).__name__}; expected {' or '.join(one.__name__ for one in known)}, or a subclass with "
+            "the same forward. Keep its own forward with adtn_backends.torch_layers.parametrized."
         )
 
 

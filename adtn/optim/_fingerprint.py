@@ -1,0 +1,150 @@
+"""Digests of problems: what must be the same when work that was cut off goes on."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Set
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from .._backend import backend_of
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
+_LIBRARIES = (
+    "builtins",
+    "abc",
+    "typing",
+    "functools",
+    "numpy",
+    "scipy",
+    "torch",
+    "jax",
+    "flax",
+    "optax",
+    "transformers",
+)
+_OWN = ("adtn", "adtn_backends")
+_DEPTH = 80
+
+
+def fingerprint(*parts: object) -> str:
+    """A digest of anything, the same in every process.
+
+    Parameters
+    ----------
+    *parts
+        Arrays of any framework count by their entries, functions by their code, defaults and what they close over (the
+        module's functions, constants and networks that they name, too), other objects by their class and attributes.
+        Numbers in a list or set do not count: those are counters and logs more often than settings.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        for piece in _pieces(part, {}, 0):
+            digest.update(piece)
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def _pieces(x: Any, seen: dict[int, Any], depth: int) -> Iterator[bytes | memoryview]:
+    if isinstance(x, _PLAIN):
+        yield f"{type(x).__name__}:{x!r}".encode(errors="surrogateescape")
+        return
+    if id(x) in seen or depth > _DEPTH:
+        yield b"again"
+        return
+    array = _array(x)
+    if array is not None:
+        yield f"array:{array.shape}:{array.dtype}".encode()
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        return
+    seen[id(x)] = x  # as long as it lives, nothing else has its id
+    into: Callable[[Any], Iterator[Any]] = lambda part: _pieces(part, seen, depth + 1)  # noqa: E731
+    yield type(x).__qualname__.encode()
+    if isinstance(x, Mapping):
+        for key in sorted(x, key=repr):
+            yield repr(key).encode()
+            yield from into(x[key])
+    elif isinstance(x, tuple):
+        for part in x:
+            yield from into(part)
+    elif isinstance(x, list | Set):
+        parts = sorted(x, key=repr) if isinstance(x, Set) else x
+        for part in parts:
+            if not isinstance(part, _PLAIN) or isinstance(part, str):
+                yield from into(part)
+    elif isinstance(x, functools.partial):
+        yield from into((x.func, x.args, x.keywords))
+    elif isinstance(x, MethodType):
+        yield from into((x.__func__, x.__self__))
+    elif isinstance(wrapped := getattr(x, "__wrapped__", None), FunctionType) and _is_library(x.__module__):
+        yield from into(wrapped)  # what a framework compiled
+    elif isinstance(x, FunctionType):
+        yield from _function(x, into)
+    elif isinstance(x, CodeType):
+        yield from _code(x, into)
+    elif isinstance(x, type):
+        yield from _class(x, into)
+    elif isinstance(x, ModuleType) or inspect.isbuiltin(x):
+        yield str(getattr(x, "__qualname__", x.__name__)).encode()
+    else:
+        yield from into(type(x))
+        yield from into(dict(getattr(x, "__dict__", {})))
+
+
+def _array(x: Any) -> np.ndarray | None:
+    """A NumPy copy of an array of any framework; nothing for what is none."""
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")) or isinstance(x, type):
+        return None
+    try:
+        found = x if isinstance(x, np.ndarray) else backend_of(x).to_numpy(x)
+        return None if found.dtype.hasobject else found
+    except Exception:  # keys of random numbers, arrays without values, what only looks like an array
+        return None
+
+
+def _is_library(module: str | None) -> bool:
+    return (module or "").partition(".")[0].removesuffix("lib") in (*_LIBRARIES, *_OWN)
+
+
+def _function(x: FunctionType, into: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
+    yield from _code(x.__code__, into)
+    yield from into((x.__defaults__, x.__kwdefaults__))
+    for cell in x.__closure__ or ():
+        try:
+            yield from into(cell.cell_contents)
+        except ValueError:  # not filled yet
+            yield b"empty"
+    if not _is_library(x.__module__):
+        for name in _names(x.__code__):
+            found = x.__globals__.get(name)
+            constant = isinstance(found, (*_PLAIN, tuple, dict, FunctionType, functools.partial))
+            if name in x.__globals__ and (constant or _array(found) is not None or hasattr(found, "parameters")):
+                yield from into((name, found))
+
+
+def _names(code: CodeType) -> list[str]:
+    """What a function may look up in its module, inner functions included."""
+    inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part)]
+    return sorted({*code.co_names, *inner})
+
+
+def _code(code: CodeType, into: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
+    yield code.co_code
+    yield repr((code.co_names, code.co_varnames, code.co_freevars)).encode()
+    for part in code.co_consts:
+        # sets among constants have no order
+        yield from into(part if not isinstance(part, frozenset) else tuple(sorted(map(repr, part))))
+
+
+def _class(cls: type, into: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
+    for base in cls.__mro__:
+        yield f"{base.__module__}.{base.__qualname__}".encode()
+        if not _is_library(base.__module__):
+            for name in sorted(vars(base)):
+                part = inspect.unwrap(getattr(vars(base)[name], "__func__", vars(base)[name]))
+                if isinstance(part, (FunctionType, *_PLAIN)) and not name.startswith(("__doc__", "__module__")):
+                    yield from into((name, part))
