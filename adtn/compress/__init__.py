@@ -20,9 +20,12 @@ from ._sizes import bond_field as bond_field
 from ._sizes import largest_within as largest_within
 from ._sizes import stored_params as stored_params
 from ._sizes import with_bond as with_bond
+from ._storage import STRUCTURES as STRUCTURES
 from ._storage import load as load
 from ._storage import read_header as read_header
 from ._storage import save as save
+from ._storage import structure_from_json as structure_from_json
+from ._storage import structure_to_json as structure_to_json
 from ._storage import to_bytes as to_bytes
 from ._weights import pick_weight as pick_weight
 from ._weights import read_weights as read_weights

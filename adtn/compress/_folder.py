@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ._config import Config
 from ._layer_files import load_layers, read_files, write_files, write_index
 from ._model import Model, model_of
 from ._report import CompressReport
+from ._storage import STRUCTURES
 
 FORMAT = 2  # the first one has no header
 _KIND = "state of a compressed model"
@@ -143,11 +145,13 @@ def _load(adapter: Model, path: Path) -> None:
 
 @checked(CompressError)
 def load_pretrained(folder: PathArgument) -> Any:
-    """The compressed model in a folder that ``adtn compress`` made of a Hugging Face folder.
+    """The compressed model in a folder.
 
     Parameters
     ----------
     folder : path
+        That ``adtn compress`` made of a Hugging Face folder, or that ``save_pretrained`` of a compressed model (and so
+        a Trainer) wrote.
 
     Returns
     -------
@@ -162,8 +166,18 @@ def load_pretrained(folder: PathArgument) -> Any:
         Without transformers.
     """
     with locked_folder(Path(folder), shared=True):
+        if not (Path(folder) / "generators").exists() and _says_how(Path(folder)):
+            return model_of(Path(folder), None).model
         generators = _generators(Path(folder))
         return _loaded(model_of(Path(folder), None).model, Path(folder), generators)
+
+
+def _says_how(folder: Path) -> bool:
+    """Whether the configuration has the structures of generators."""
+    try:
+        return STRUCTURES in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 @checked(CompressError)

@@ -15,13 +15,15 @@ from .._checks import checked
 from .._errors import FileFormatError
 from .._plugins import UnregisteredError
 from ..generator import Generator
-from ..network import BASE, IdentityBase, Layout, SeededBase, topology_from_json, topology_to_json
+from ..network import BASE, BASE_SCALE, IdentityBase, Layout, SeededBase, topology_from_json, topology_to_json
 
 FORMAT = 1
 
 StoreDtype = Literal["float64", "float32", "bfloat16", "float16", "int8"]
 _CODES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
 _LEVELS = 127
+STRUCTURES = "adtn_generators"
+"""Entry of a Hugging Face configuration: generators' structures by name of the weight."""
 
 
 @checked(FileFormatError)
@@ -65,27 +67,9 @@ def to_bytes(generator: Generator, dtype: StoreDtype | None = None) -> bytes:
         raise FileFormatError(f"Got dtype={store!r}; expected one of {', '.join(_CODES)}.")
     steps = {name: _step(x) for name, x in generator.stored.items()} if store == "int8" else {}
     tensors = {name: (_packed(name, x, store, steps.get(name)), store) for name, x in generator.stored.items()}
-    base: dict[str, Any] | None = None
-    if isinstance(generator.base, SeededBase):
-        base = {"kind": "seeded", "seed": generator.base.seed, "distribution": generator.base.distribution}
-    elif isinstance(generator.base, IdentityBase):
-        base = {"kind": "identity"}
-    elif isinstance(generator.base, np.ndarray):
-        base = {"kind": "given", "dtype": str(generator.base.dtype)}
+    if isinstance(generator.base, np.ndarray):
         tensors[BASE] = np.ascontiguousarray(generator.base, dtype="<f8"), "float64"
-    layout = generator.layout
-    header = {
-        "format": FORMAT,
-        "topology": topology_to_json(generator.topology),
-        "layout": {
-            "shape": layout.shape, "factors": layout.factors, "order": layout.order, "max_padding": layout.max_padding,
-        },
-        "dtype": generator.dtype,
-        "stored": store,
-        "scale": generator.scale.hex(),
-        "base": base,
-        "sha256": _files.NO_DIGEST,
-    }  # fmt: skip
+    header = {"format": FORMAT, **structure_to_json(generator), "stored": store, "sha256": _files.NO_DIGEST}
     if steps:
         header["steps"] = {name: step.hex() for name, step in steps.items()}
     # the specs point into the arrays of ``tensors``, which live until serialize is done
@@ -94,6 +78,26 @@ def to_bytes(generator: Generator, dtype: StoreDtype | None = None) -> bytes:
         for name, (x, kind) in tensors.items()
     }
     return _files.sealed(serialize(specs, {_files.KEY: json.dumps(header, sort_keys=True)}))
+
+
+def structure_to_json(generator: Generator) -> dict[str, Any]:
+    """A generator without its parameters, as plain values."""
+    layout, base = generator.layout, None
+    if isinstance(generator.base, SeededBase):
+        base = {"kind": "seeded", "seed": generator.base.seed, "distribution": generator.base.distribution}
+    elif isinstance(generator.base, IdentityBase):
+        base = {"kind": "identity"}
+    elif isinstance(generator.base, np.ndarray):
+        base = {"kind": "given", "dtype": str(generator.base.dtype)}
+    return {
+        "topology": topology_to_json(generator.topology),
+        "layout": {
+            "shape": layout.shape, "factors": layout.factors, "order": layout.order, "max_padding": layout.max_padding,
+        },
+        "dtype": generator.dtype,
+        "scale": generator.scale.hex(),
+        "base": base,
+    }  # fmt: skip
 
 
 @checked(FileFormatError)
@@ -146,39 +150,60 @@ def from_bytes(data: bytes) -> Generator:
         for name, x in tensors.items():
             if not np.isfinite(x).all():
                 raise FileFormatError(f"Parameter {name!r} has entries that are NaN or infinite; expected none.")
-        layout = header["layout"]
-        lay = Layout(
-            _ints(layout["shape"]),
-            tuple(_ints(f) for f in layout["factors"]),
-            _ints(layout["order"]),
-            layout["max_padding"],
-        )
-        topology = topology_from_json(header["topology"])
-        needed = {c.param: c.shape for s in topology.segments(lay) for c in s.cores if c.trainable or c.init == "given"}
-        for name, shape in needed.items():
-            got = tensors[name].shape if name in tensors else None
-            if got != shape:
-                raise FileFormatError(
-                    f"Tensor {name!r} has shape {got}; the topology wants {shape}. Get the file again."
-                )
-        base = header["base"]
-        if base is not None:
-            read: dict[str, Callable[[], Any]] = {
-                "given": lambda: tensors[BASE].astype(header["base"]["dtype"]),
-                "seeded": lambda: SeededBase(header["base"]["seed"], header["base"]["distribution"]),
-                "identity": IdentityBase,
-            }
-            base = read[base["kind"]]()
-        return Generator(
-            lay.shape, topology, layout=lay, scale=float.fromhex(header["scale"]), base=base,
-            dtype=header["dtype"], params={name: x for name, x in tensors.items() if name != BASE},
-        )  # fmt: skip
+        return _generator(header, tensors)
     except FileFormatError:
         raise
     except UnregisteredError as error:
         raise FileFormatError(f"The file is whole, but {str(error)[0].lower()}{str(error)[1:]}") from error
     except Exception as error:  # a header may hold anything
         raise FileFormatError(f"The header does not describe a generator ({error}). Get the file again.") from error
+
+
+def structure_from_json(found: Mapping[str, Any]) -> Generator:
+    """The generator of :func:`structure_to_json`, with zeros as parameters.
+
+    Raises
+    ------
+    FileFormatError
+        If these values describe none.
+    """
+    try:
+        return _generator(found, None)
+    except UnregisteredError as error:
+        raise FileFormatError(str(error)) from error
+    except Exception as error:
+        raise FileFormatError(f"These values do not describe a generator ({error}); get the file again.") from error
+
+
+def _generator(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | None) -> Generator:
+    layout = header["layout"]
+    lay = Layout(
+        _ints(layout["shape"]),
+        tuple(_ints(f) for f in layout["factors"]),
+        _ints(layout["order"]),
+        layout["max_padding"],
+    )
+    topology = topology_from_json(header["topology"])
+    needed = {c.param: c.shape for s in topology.segments(lay) for c in s.cores if c.trainable or c.init == "given"}
+    if tensors is None:
+        scale = {BASE_SCALE: np.zeros(())} if (header["base"] or {}).get("kind") in ("seeded", "identity") else {}
+        tensors = {BASE: np.zeros(lay.shape), **{name: np.zeros(shape) for name, shape in needed.items()}, **scale}
+    for name, shape in needed.items():
+        got = tensors[name].shape if name in tensors else None
+        if got != shape:
+            raise FileFormatError(f"Tensor {name!r} has shape {got}; the topology wants {shape}. Get the file again.")
+    base = header["base"]
+    if base is not None:
+        read: dict[str, Callable[[], Any]] = {
+            "given": lambda: tensors[BASE].astype(header["base"]["dtype"]),
+            "seeded": lambda: SeededBase(header["base"]["seed"], header["base"]["distribution"]),
+            "identity": IdentityBase,
+        }
+        base = read[base["kind"]]()
+    return Generator(
+        lay.shape, topology, layout=lay, scale=float.fromhex(header["scale"]), base=base,
+        dtype=header["dtype"], params={name: x for name, x in tensors.items() if name != BASE},
+    )  # fmt: skip
 
 
 def read_header(data: bytes) -> dict[str, Any]:

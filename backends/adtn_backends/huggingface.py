@@ -7,7 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from adtn import Generator
 from adtn._errors import CompressError, missing
+from adtn.compress import STRUCTURES, structure_from_json, structure_to_json
 from torch import nn
 
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -40,6 +43,8 @@ def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
         raise missing("transformers", "hf", "A Hugging Face folder") from error
     plain = _config(folder)
     cls = _class(plain, folder)
+    if weights and STRUCTURES in plain:
+        return _compressed(folder, cls, plain)
     if weights:
         _check_files(folder, plain.get("transformers_weights"))
     try:
@@ -63,6 +68,56 @@ def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
             "folder of this model. Get it again."
         ) from error
     _refuse_holes(found, folder, cls.__name__)
+    return model.eval()
+
+
+def note_structures(model: nn.Module, generators: Mapping[str, Generator]) -> None:
+    """Let the configuration of a transformers model say which weights are generated, and how, for ``save_pretrained``."""
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "save_pretrained"):
+        if generators:
+            setattr(config, STRUCTURES, {name: structure_to_json(g) for name, g in generators.items()})
+        elif STRUCTURES in vars(config):
+            delattr(config, STRUCTURES)
+
+
+def _compressed(folder: Path, cls: Any, plain: Mapping[str, Any]) -> nn.Module:
+    """What ``save_pretrained`` of a compressed model wrote."""
+    import transformers
+    from safetensors.torch import load_file
+
+    from .torch_model import TorchModel
+
+    _check_files(folder, plain.get("transformers_weights"))
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with torch.random.fork_rng([]):  # first values are drawn, and replaced
+            model = cls(config)
+        generators = {name: structure_from_json(found) for name, found in plain[STRUCTURES].items()}
+        TorchModel(model, None).install(generators)
+        first = folder / (_ONE if (folder / _ONE).exists() else _INDEX)
+        shards = _shards(first) if first.name == _INDEX else [_ONE]
+        state = {name: x for shard in shards for name, x in load_file(folder / shard).items()}
+        dtypes = {x.dtype for x in state.values() if x.is_floating_point()}
+        model.to(dtypes.pop() if len(dtypes) == 1 else None)
+        found = model.load_state_dict(state, strict=False)
+        if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
+            model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except CompressError:
+        raise
+    except Exception as error:  # whatever a broken folder makes transformers raise
+        raise CompressError(
+            f"Cannot load the compressed model in {folder} ({type(error).__name__}: {error}); expected what "
+            "save_pretrained of a compressed model wrote. Save it again."
+        ) from error
+    own = model.state_dict()
+    filled = {own[name].data_ptr() for name in state if name in own}
+    holes = [name for name in found.missing_keys if own[name].data_ptr() not in filled]  # others are tied
+    if holes or found.unexpected_keys:
+        raise CompressError(
+            f"The weights in {folder} do not fill a compressed {cls.__name__} (missing: {holes[:_NAMED]}, not used: "
+            f"{found.unexpected_keys[:_NAMED]}); expected all of them. Save the model again."
+        )
     return model.eval()
 
 

@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ._batches import IGNORED, cycled
+from .huggingface import note_structures
 from .torch_checkpoint import Training
 from .torch_distill import Seen, distill_layer
 from .torch_layers import Adapted, ADTNLinear, GeneratedWeight, add_adapter
@@ -34,7 +35,7 @@ from .torch_layers._like import STANDARD, weight_shape
 from .torch_layers._linear import is_transposed
 from .torch_loss import check_range, classes_of, loss_of, outputs_of
 from .torch_memory import PeakMemory
-from .torch_replacement import generated_in_place_of, weights_of
+from .torch_replacement import declare_tie, generated_in_place_of, weights_of
 from .torch_step import step_of
 
 _CACHED_BYTES = 1 << 30  # of one layer's inputs and outputs
@@ -147,11 +148,14 @@ class TorchModel:
                         raise CompressError(f"Layer {layer.name!r} has adapters; merge and remove them first.")
                     for who in (layer.name, *layer.tied):
                         made[who] = generated_in_place_of(self.model.get_submodule(who), layer, who, weights)
+                        if who != layer.name:
+                            declare_tie(made[who])
         self._dense = _copy(self.model)
         self._originals = {name: self.model.get_submodule(name) for name in made}
         self._weights = weights
         for name, module in made.items():
             self._put(name, module)
+        note_structures(self.model, generators)
 
     def adapt(self, generators: Mapping[str, Generator], name: str) -> None:
         """See :class:`adtn_backends.torch_layers.Adapted`."""
@@ -178,6 +182,7 @@ class TorchModel:
                 layer.merge()
         self._active = []
         self._originals, self._weights, self._dense = {}, {}, None
+        note_structures(self.model, {})
 
     def check(self, tuning: Tuning) -> None:
         """Adam needs numbers beyond float16, and only CUDA records."""

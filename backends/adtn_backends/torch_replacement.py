@@ -54,6 +54,12 @@ def generated_in_place_of(dense: Any, layer: Layer, name: str, weights: Mapping[
     return parametrized(dense, {_part(layer.name, one): weights[one] for one in given})
 
 
+def declare_tie(layer: nn.Module) -> None:
+    """Tell transformers, which refuses to save shared tensors that nobody declares, that these are another layer's."""
+    names = [f"generated.{name}" for name in layer.get_submodule("generated").state_dict()]
+    vars(layer)["_tied_weights_keys"] = {name: name for name in names}
+
+
 def _part(layer: str, weight: str) -> str:
     """The parameter's name in its module."""
     return weight.removeprefix(f"{layer}.") if weight != layer else "weight"

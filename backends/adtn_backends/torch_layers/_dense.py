@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+from adtn.compress import STRUCTURES
 from torch import nn
 
 from ._attention import ADTNMultiheadAttention
@@ -52,6 +53,9 @@ def to_dense(model: nn.Module) -> nn.Module:
                     own |= shared
                 found._parameters = own
                 found._buffers = copy.deepcopy(source._buffers)
+                if hasattr(vars(found).get("config"), STRUCTURES):  # of transformers, for save_pretrained
+                    vars(found)["config"] = copy.copy(found.config)
+                    delattr(found.config, STRUCTURES)
             made[id(module)] = found
         return made[id(module)]
 

@@ -69,7 +69,6 @@ class ADTNEmbedding(nn.Module):
             raise LayoutError(f"Got padding_idx={padding_idx} for {n} rows; expected one of them, or None.")
         self.padding_idx = padding_idx if padding_idx is None or padding_idx >= 0 else padding_idx + n
         self.scale_grad_by_freq = scale_grad_by_freq
-        self._looked_up: list[Any] | None = None
 
     @classmethod
     def from_embedding(
@@ -128,7 +127,7 @@ class ADTNEmbedding(nn.Module):
     def _eager(self, arrays: dict[str, torch.Tensor], indices: torch.Tensor) -> torch.Tensor:
         weight = self.generated
         trains = differentiable(arrays)
-        if not trains and self._wants_table(arrays):
+        if not trains and self._has_table:
             return self._rows_of(indices, weight.cached(arrays))
         if indices.is_floating_point() or indices.dtype not in (torch.int32, torch.int64):
             raise LayoutError(f"Got indices of {indices.dtype}; expected int64 or int32. Convert them with .long().")
@@ -151,17 +150,11 @@ class ADTNEmbedding(nn.Module):
             indices, table, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq
         )  # fmt: skip
 
-    def _wants_table(self, arrays: dict[str, torch.Tensor]) -> bool:
-        """Whether inference has come twice with the same cores: then a table that is made once pays."""
+    @property
+    def _has_table(self) -> bool:
+        """Whether inference looks up rows of a table that is made once, as it is for other layers."""
         weight = self.generated
-        if not weight.caches or math.prod(weight.shape) * weight.dtype.itemsize > _LARGEST_TABLE:
-            return False
-        stamp = weight.stamp(arrays)
-        again, self._looked_up = stamp is not None and stamp == self._looked_up, stamp
-        return again
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_looked_up": None}
+        return weight.caches and math.prod(weight.shape) * weight.dtype.itemsize <= _LARGEST_TABLE
 
 
 def unlike_embedding(dense: Any) -> str:
