@@ -259,30 +259,36 @@ def fits_once(folder: Path) -> None:
     np.save(folder / "history.npy", history)
 
 
-def whole_write(folder: Path) -> bool:
-    """One digit throughout."""
-    content = (folder / "file").read_bytes() if (folder / "file").exists() else b"1" * 200_000
+def whole_write(folder: Path) -> bool | None:
+    """One digit throughout; nothing where no file is yet."""
+    if not (folder / "file").exists():
+        return None
+    content = (folder / "file").read_bytes()
     return len(content) == 200_000 and len(set(content)) == 1
 
 
-def whole_save(folder: Path) -> bool:
+def whole_save(folder: Path) -> bool | None:
     """All layers or one."""
-    return not (folder / "layers/index.json").exists() or set(load_layers(folder / "layers", "")) in (
-        {"a"}, {"a", "b", "c"},
-    )  # fmt: skip
+    if not (folder / "layers/index.json").exists():
+        return None
+    return set(load_layers(folder / "layers", "layers")) in ({"a"}, {"a", "b", "c"})
 
 
-def whole_model(folder: Path) -> bool:
+def whole_model(folder: Path) -> bool | None:
     """A model that loads."""
-    return not (folder / "small/state.safetensors").exists() or bool(outputs(folder / "small"))
+    return bool(outputs(folder / "small")) if (folder / "small/state.safetensors").exists() else None
 
 
-def whole_fit(folder: Path) -> bool:
-    """A checkpoint that can be read, or none yet."""
-    return True  # the end tells: see kills
+def whole_fit(folder: Path) -> bool | None:
+    """A checkpoint that the fit goes on from: it is stopped at once."""
+    if not (folder / "fit").exists():
+        return None
+    copy = shutil.copy(folder / "fit", folder / "copy")
+    stop = [lambda step, loss: True]
+    return adtn.fit(GEN, TARGET, steps=400, checkpoint=copy, checkpoint_every=1, callbacks=stop).steps > 0
 
 
-KILLS: dict[str, tuple[Callable[[Path], None], Callable[[Path], bool], int]] = {
+KILLS: dict[str, tuple[Callable[[Path], None], Callable[[Path], bool | None], int]] = {
     "write_atomic": (writes, whole_write, 2),
     "folder of layers": (saves, whole_save, 1),
     "compressed model": (compresses, whole_model, 1),
@@ -303,18 +309,18 @@ def kills(name: str, times: int, seed: int) -> dict[str, Any]:
     """What processes that are killed at random moments leave behind."""
     rng = random.Random(f"{seed} {name}")
     _, whole, writers = KILLS[name]
-    row: dict[str, Any] = {"work": name, "kills": 0, "whole": 0, "broken": 0}
+    row: dict[str, Any] = {"work": name, "kills": 0, "nothing yet": 0, "whole": 0, "broken": 0}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for _ in range(times):
             children = [started(name, folder) for _ in range(writers)]
-            time.sleep(rng.random() * 0.3)
+            time.sleep(rng.random() * 0.5)
             for child in children:
                 row["kills"] += child.poll() is None
                 child.send_signal(signal.SIGKILL)
                 child.communicate()
             try:
-                row["whole" if whole(folder) else "broken"] += 1
+                row[{None: "nothing yet", True: "whole", False: "broken"}[whole(folder)]] += 1
             except Exception as error:
                 row["broken"] += 1
                 print(f"{name}: {error}", file=sys.stderr)
@@ -449,6 +455,10 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, metavar=("WORK", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
+        with tempfile.TemporaryDirectory() as place:
+            # what is imported and planned on the way is there when the clock starts
+            run_folder(net, QUICK, Path(place))
+            adtn.fit(GEN, TARGET, steps=1, checkpoint=Path(place) / "fit")
         print("at work", flush=True)
         KILLS[options.child[0]][0](Path(options.child[1]))
         return
