@@ -243,6 +243,10 @@ class Backend(Protocol):
         """A context in which operations on arrays of ``dtype`` keep it (JAX's 64-bit mode)."""
         ...
 
+    def threads(self, flops: float) -> AbstractContextManager[Any]:
+        """A context for work whose largest product has so many operations: with as many threads as that is worth."""
+        ...
+
     def synchronize(self, device: str, result: Any = None) -> None:
         """Wait until everything that was asked of ``device`` is done, and ``result`` is there."""
         ...

@@ -107,8 +107,11 @@ def test_the_weight_is_that_of_the_parameters_now(case: Case, write: str, traini
         close(layer(x), fresh(layer)(x))
 
 
-def test_without_a_change_inference_makes_a_weight_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x = case.layer().eval(), case.x()
+@pytest.mark.parametrize("training", [False, True])
+def test_without_a_change_inference_makes_a_weight_once(
+    case: Case, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = case.layer().train(training), case.x()
     made: list[Any] = []
     generate = layers._weight.generate
     monkeypatch.setattr(layers._weight, "generate", lambda *a, **k: made.append(1) or generate(*a, **k))

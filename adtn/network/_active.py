@@ -114,7 +114,8 @@ def _active(topology: Topology, layout: Layout, given: dict[str, np.ndarray]) ->
     segments = topology.segments(layout)
     if _cost(segments) <= _BUDGET:
         return _ranks(segments, given)
-    if pieces := topology.pieces(layout, _WINDOW):
+    window = max(_WINDOW, 4 * _probes(_sizes(segments)))  # ranks must not be those of a small window
+    if pieces := topology.pieces(layout, window):
         found: dict[str, int] = {}
         for _, own in pieces:
             for name, rank in _ranks(own, given).items():

@@ -306,7 +306,9 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
         ProgressBar(options.progress, options.steps, state.step, f"fit {type(generator.topology).__name__}"),
         began + options.time_limit if options.time_limit is not None else math.inf,
     )
-    with run.bar:
+    # the matrices of Levenberg-Marquardt are larger than any product of the network
+    largest = math.inf if options.optimizer == "lm" else run.loss.largest_product
+    with run.bar, backend.threads(largest):
         try:
             if options.optimizer == "lm":
                 curvature = plan_curvature(generator, objective, backend, device, options.master, options.seed)

@@ -35,10 +35,13 @@ class Loss:
         Of the plan.
     trusted : float
         In mode ``"factored"``: below this loss, rounding errors of the large sums that cancel are seen.
+    largest_product : float
+        Operations of the largest contraction.
     """
 
     mode: str
     trusted: float
+    largest_product: float
     _function: Callable[..., tuple[Array, Params]]
     _constants: dict[str, Any]
 
@@ -116,7 +119,8 @@ def plan_loss(
     make = _shared if backend.compiles and tiles is not None else _compiled
     whole, consume = (objective.bind(backend), None) if tiles is None else (None, tiles.consume)
     function = make(backend.name, plan.weight, plan.mode, consume, whole, options.dtype, options.master, options.clip)
-    return Loss(plan.mode, trusted_relative_square(options.dtype) * offset, function, constants)
+    largest = max((c.flops for c in plan.contractions), default=0)
+    return Loss(plan.mode, trusted_relative_square(options.dtype) * offset, largest, function, constants)
 
 
 def _compiled(

@@ -72,7 +72,7 @@ def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
 
 
 def note_structures(model: nn.Module, generators: Mapping[str, Generator]) -> None:
-    """Let the configuration of a transformers model say which weights are generated, and how, for ``save_pretrained``."""
+    """Let the configuration that ``save_pretrained`` of a transformers model writes say what is generated, and how."""
     config: Any = getattr(model, "config", None)
     if hasattr(config, "save_pretrained"):
         if generators:

@@ -113,6 +113,10 @@ class JaxBackend:
         with _x64(dtype), jax.default_matmul_precision("highest"):
             yield
 
+    def threads(self, flops: float) -> AbstractContextManager[Any]:
+        """XLA decides by itself."""
+        return nullcontext()
+
     def synchronize(self, device: str, result: Any = None) -> None:
         """Wait for everything that was dispatched."""
         platform, _, index = device.partition(":")

@@ -372,6 +372,10 @@ class NullBackend:
         """Nothing to set."""
         return nullcontext()
 
+    def threads(self, flops: float) -> AbstractContextManager[Any]:
+        """Nothing is computed."""
+        return nullcontext()
+
     def synchronize(self, device: str, result: Any = None) -> None:
         """Nothing to wait for."""
 

@@ -15,6 +15,7 @@ from adtn._typing import Params, Shape
 
 from ._memory import host_memory_bytes
 from ._pool import POOL, SMALLEST
+from ._threads import blas_threads
 
 
 class NumpyBackend:
@@ -85,6 +86,10 @@ class NumpyBackend:
     def scope(self, dtype: str) -> AbstractContextManager[Any]:
         """Nothing to set."""
         return nullcontext()
+
+    def threads(self, flops: float) -> AbstractContextManager[Any]:
+        """One thread for small products, see :mod:`adtn_backends._threads`."""
+        return blas_threads(flops)
 
     def synchronize(self, device: str, result: Any = None) -> None:
         """NumPy is done when it returns."""

@@ -161,6 +161,10 @@ class TorchBackend:
         """Nothing to set."""
         return nullcontext()
 
+    def threads(self, flops: float) -> AbstractContextManager[Any]:
+        """PyTorch decides by itself."""
+        return nullcontext()
+
     def synchronize(self, device: str, result: Any = None) -> None:
         """Wait for CUDA or MPS."""
         if device.startswith("cuda"):
