@@ -96,7 +96,7 @@ def active_parameters(topology: Topology, layout: Layout, given: dict[str, np.nd
 
     It is smaller than the parameter's size when some of its entries, or combinations of them, meet only zeros:
     in the first column of a brick wall with a fixed boundary, for instance. The work is bounded: where ranks of the
-    whole network cost too much they are those in :meth:`Topology.pieces`, or entries with a derivative are counted,
+    whole network cost too much they are those in :meth:`Topology.parts`, or entries with a derivative are counted,
     as they are for cores with more than 1024 entries; where even a single pass would make too large a state, all
     entries count.
     """
@@ -115,7 +115,7 @@ def _active(topology: Topology, layout: Layout, given: dict[str, np.ndarray]) ->
     if _cost(segments) <= _BUDGET:
         return _ranks(segments, given)
     window = max(_WINDOW, 4 * _probes(_sizes(segments)))  # ranks must not be those of a small window
-    if pieces := topology.pieces(layout, window):
+    if pieces := topology.parts(layout, window):
         found: dict[str, int] = {}
         for _, own in pieces:
             for name, rank in _ranks(own, given).items():

@@ -80,7 +80,7 @@ class BrickWall(Topology):
             inputs, cores = outputs, []
         return levels
 
-    def pieces(self, layout: Layout, entries: int) -> Pieces:
+    def parts(self, layout: Layout, entries: int) -> Pieces:
         """Overlapping windows of legs, divided by their overlaps: far legs of a wall hardly know of each other."""
         dims = layout.dims
         width = 2

@@ -96,7 +96,7 @@ def initial_values(
     -------
     tuple of dict of str to numpy.ndarray and bool
         Values in float64, and whether the standard deviation of the weight is exact. Where a state before the last
-        segment has more than a twentieth of the weight's entries, it is estimated from :meth:`Topology.pieces`, or
+        segment has more than a twentieth of the weight's entries, it is estimated from :meth:`Topology.parts`, or
         from seeded samples.
     """
     values = frozen_values(program.cores, given)
@@ -108,7 +108,7 @@ def initial_values(
     *before, _ = program.stages
     exact = all(_largest(stage) <= most for stage in before)
     size = math.prod(layout.padded_shape)
-    pieces = [] if exact else topology.pieces(layout, min(_WINDOW, size // _PIECE))
+    pieces = [] if exact else topology.parts(layout, min(_WINDOW, size // _PIECE))
     measured = _Pieces(pieces) if pieces else _Whole(layout, sizes_of(s.segment for s in program.stages), most, seed)
     for t, stage in enumerate(program.stages):
         uses = Counter(core.param for core in stage.cores if core.trainable and core.init != "identity")

@@ -71,7 +71,7 @@ class Topology:
                 pass  # padding would cost more than it saves: mixed legs
         return Layout.of(shape, self.leg, self.order)
 
-    def pieces(self, layout: Layout, entries: int) -> Pieces:
+    def parts(self, layout: Layout, entries: int) -> Pieces:
         """Smaller networks that read the same parameters, and whose spreads multiply to about that of the whole.
 
         Parameters

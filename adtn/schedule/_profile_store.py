@@ -25,7 +25,7 @@ def chosen_profile(device: str, dtype: str, profile: Profile | None) -> DevicePr
     if profile is None:
         backend, where = check_device(device, dtype)
         return find_profile(backend, where, dtype)
-    return named_profile(profile, dtype)
+    return named_profile(os.fspath(profile), dtype)
 
 
 def find_profile(backend: Backend, where: str, dtype: str) -> DeviceProfile:

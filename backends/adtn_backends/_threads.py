@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ _limit: Any = None
 
 
 @contextmanager
-def blas_threads(flops: float) -> Iterator[None]:
+def blas_threads(flops: float) -> Generator[None]:
     """Inside this block BLAS has one thread where the largest product has fewer operations than threads are worth.
 
     The number of threads belongs to the process: it is set when the first block begins and restored when the last one

@@ -13,6 +13,7 @@ from adtn._errors import CompressError
 from adtn._typing import Params
 from adtn.compress import load_layers, save_layers
 from flax import nnx
+from jax.core import Tracer
 
 from .._adapters import generators_of, names_of, switch
 from ._kernels import kernel_name, kernel_of
@@ -47,20 +48,21 @@ def _attached(value: jax.Array, make: Callable[[Any], jax.Array], parts: Any) ->
 class Adapted(nnx.Module):
     """A dense layer and adapters: ``y = base(x) + Σ_active generated(x)``.
 
-    Parameters
-    ----------
-    base_layer : flax.nnx.Module
-        Linear, LinearGeneral, Conv or Embed.
+        Parameters
+        ----------
+        base_layer : flax.nnx.Module
+            Linear, LinearGeneral, Conv or Embed.
 
-    Examples
-    --------
-    >>> import adtn, jax.numpy as jnp
-    >>> from flax import nnx
-    >>> layer = Adapted(nnx.Linear(32, 64, rngs=nnx.Rngs(0)))
-    >>> layer.add("task", GeneratedWeight(adtn.Generator((64, 32), adtn.TTN(bond=2))))
-    >>> layer.merge()
-    >>> layer(jnp.zeros((5, 32))).shape
-    (5, 64)
+        Examples
+        --------
+        >>> import adtn, jax.numpy as jnp
+        >>> from flax import nnx
+    from jax.core import Tracer
+        >>> layer = Adapted(nnx.Linear(32, 64, rngs=nnx.Rngs(0)))
+        >>> layer.add("task", GeneratedWeight(adtn.Generator((64, 32), adtn.TTN(bond=2))))
+        >>> layer.merge()
+        >>> layer(jnp.zeros((5, 32))).shape
+        (5, 64)
     """
 
     def __init__(self, base_layer: nnx.Module) -> None:
@@ -146,7 +148,7 @@ class Adapted(nnx.Module):
             return merged(layer)
 
         same = jnp.array_equal(self.seen[...], self._look())
-        if isinstance(same, jax.core.Tracer):
+        if isinstance(same, Tracer):
             return jax.lax.cond(same, through, beside)
         return through() if same else beside()
 
@@ -156,7 +158,9 @@ class Adapted(nnx.Module):
         def beside() -> jax.Array:
             base: Any = self.base_layer
             y = base(x, *args, **options)
-            return sum((self.adapters[name](x, *args, **options) for name in self.active), y)
+            for name in self.active:
+                y = y + self.adapters[name](x, *args, **options)
+            return y
 
         return self._apply(lambda layer: layer(x, *args, **options), beside)
 
@@ -165,7 +169,10 @@ class Adapted(nnx.Module):
 
         def beside() -> jax.Array:
             base: Any = self.base_layer
-            return sum((self.adapters[name].attend(query) for name in self.active), base.attend(query))
+            y = base.attend(query)
+            for name in self.active:
+                y = y + self.adapters[name].attend(query)
+            return y
 
         return self._apply(lambda layer: layer.attend(query), beside)
 

@@ -111,7 +111,7 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
 
     def to_dense(self) -> nn.MultiheadAttention:
         """An ordinary layer with the weights as they are now."""
-        dense = skip_init(
+        dense: Any = skip_init(
             nn.MultiheadAttention, self.embed_dim, self.num_heads, self.dropout, self.in_proj_bias is not None,
             self.bias_k is not None, self.add_zero_attn, batch_first=self.batch_first, device=self.generated.device,
             dtype=self.generated.dtype,

@@ -388,7 +388,7 @@ def refuse_tracers(layer: nn.Module, *inputs: Any) -> None:
         Under :func:`torch.jit.trace` and :func:`torch.fx.symbolic_trace`.
     """
     proxy = any(isinstance(x, torch.fx.Proxy) for x in inputs)
-    if proxy or torch.jit.is_tracing():
+    if proxy or torch._C._get_tracing_state() is not None:
         raise LayoutError(
             f"Got {'a torch.fx.Proxy' if proxy else 'torch.jit.trace'} in {type(layer).__name__}; expected tensors, "
             "torch.compile or torch.export. Use one of these, or trace adtn_backends.torch_layers.to_dense(model)."
