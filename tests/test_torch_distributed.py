@@ -1,4 +1,4 @@
-"""Two processes train generated layers as one does: DDP and FSDP2 over gloo."""
+"""Two processes train generated layers as one does: DDP, FSDP1 and FSDP2 over gloo."""
 
 from __future__ import annotations
 
@@ -45,6 +45,10 @@ def half(rank: int, kind: str, folder: str) -> None:
     net, (x, y) = model(), data()
     if kind == "ddp":
         net = torch.nn.parallel.DistributedDataParallel(net)
+    elif kind == "fsdp1":  # parameters are views of a flat one, which no module has as its own
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        net = FullyShardedDataParallel(net, use_orig_params=False, device_id=torch.device("cpu"))
     else:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -54,7 +58,11 @@ def half(rank: int, kind: str, folder: str) -> None:
         fully_shard(net, mesh=mesh)
     train(net, x[rank::2], y[rank::2])
     inner = net.module if kind == "ddp" else net
-    numbers = [inner[i].generated.generator() for i in (0, 2)]
+    if kind == "fsdp1":
+        with FullyShardedDataParallel.summon_full_params(net):
+            numbers = [inner.module[i].generated.generator() for i in (0, 2)]
+    else:
+        numbers = [inner[i].generated.generator() for i in (0, 2)]
     if rank == 0:
         for n, generator in enumerate(numbers):
             adtn.save(f"{folder}/{n}.safetensors", generator)
@@ -72,7 +80,7 @@ def work(rank: int, kind: str, folder: str) -> None:
         group.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "fsdp1"])
 def test_two_processes_train_what_one_trains(kind: str, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(work, (kind, str(tmp_path)), nprocs=2)
     torch.manual_seed(0)

@@ -577,6 +577,38 @@ def test_tracers_are_refused(case: Case) -> None:
         torch.fx.symbolic_trace(layer)
 
 
+def test_a_dense_copy_shares_nothing_and_takes_parametrizations_along() -> None:
+    from torch.nn.utils import parametrizations
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = parametrizations.weight_norm(nn.Conv1d(4, 8, 3))
+            self.spectral = parametrizations.spectral_norm(nn.Linear(8, 8))
+            self.rnn = nn.LSTM(8, 8, batch_first=True)
+            self.last = nn.Linear(8, 32)
+
+        def forward(self, x: Any) -> Any:
+            return self.last(self.rnn(self.spectral(self.conv(x).transpose(1, 2)))[0])
+
+    torch.manual_seed(0)
+    model, x = Model().eval(), torch.randn(2, 4, 9)
+    adtn.compress(model, adtn.Config(targets=["last"], topology=TTN, steps=2, recipe="reconstruct"))
+    with torch.no_grad():
+        want = model(x)
+        dense = layers.to_dense(model)
+        close(dense(x), want)
+        for p in dense.parameters():
+            p.mul_(0.5)
+        close(model(x), want)
+        assert not torch.allclose(dense(x), want)
+        lstm = dense.rnn.weight_hh_l0.clone()
+        dense.rnn.weight_hh_l0.mul_(0.0)
+        first = dense(x)
+        dense.rnn.weight_hh_l0.copy_(lstm)
+        assert not torch.allclose(first, dense(x))
+
+
 def test_convolutions_have_the_attributes_of_dense_ones() -> None:
     for dense in (nn.Conv1d(4, 4, 3), nn.Conv2d(4, 8, 3, padding="same"), nn.Conv3d(4, 4, 3, padding=(1, 2, 0))):
         made = {1: layers.ADTNConv1d, 2: layers.ADTNConv2d, 3: layers.ADTNConv3d}[dense.weight.ndim - 2]

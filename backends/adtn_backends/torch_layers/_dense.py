@@ -11,7 +11,7 @@ from ._attention import ADTNMultiheadAttention
 from ._conv import ADTNConv1d, ADTNConv2d, ADTNConv3d
 from ._embedding import ADTNEmbedding
 from ._linear import ADTNLinear
-from ._parametrized import Parametrized
+from ._parametrized import Parametrized, list_again
 
 LAYERS = (ADTNLinear, ADTNConv1d, ADTNConv2d, ADTNConv3d, ADTNEmbedding, ADTNMultiheadAttention)
 
@@ -45,7 +45,8 @@ def to_dense(model: nn.Module) -> nn.Module:
             else:
                 source = module.to_dense() if isinstance(module, Parametrized) else module
                 # children apart: they are replaced, not copied
-                found = copy.copy(source)
+                found = object.__new__(type(source))  # copy.copy refuses modules with parametrizations
+                vars(found).update(vars(source))
                 found._modules = {k: None if m is None else dense(m) for k, m in source._modules.items()}
                 own = {k: None if p is None else _copied(p, weights) for k, p in source._parameters.items()}
                 if isinstance(module, Parametrized):
@@ -53,6 +54,7 @@ def to_dense(model: nn.Module) -> nn.Module:
                     own |= shared
                 found._parameters = own
                 found._buffers = copy.deepcopy(source._buffers)
+                list_again(found)
                 if hasattr(vars(found).get("config"), STRUCTURES):  # of transformers, for save_pretrained
                     vars(found)["config"] = copy.copy(found.config)
                     delattr(found.config, STRUCTURES)

@@ -40,7 +40,7 @@ class Parametrized(nn.Module):
             # recurrent layers look at a list of their weights: each call, and each thread, has its own
             twin = object.__new__(type(self))
             vars(twin).update(vars(self))
-            _list_again(twin)
+            list_again(twin)
             return super(Parametrized, twin).forward(*args, **kwargs)
 
     def to_dense(self) -> nn.Module:
@@ -50,7 +50,7 @@ class Parametrized(nn.Module):
         del dense._modules["generated"]
         for name in self._generated_names:
             dense._parameters[name] = nn.Parameter(getattr(self, name).detach().clone())
-        _list_again(dense)
+        list_again(dense)
         return dense
 
     def _apply(self, fn: Any, recurse: bool = True) -> Parametrized:
@@ -103,7 +103,7 @@ def parametrized(dense: nn.Module, weights: Mapping[str, GeneratedWeight]) -> Pa
     return made
 
 
-def _list_again(module: nn.Module) -> None:
+def list_again(module: nn.Module) -> None:
     """Recurrent layers look at a list that they made of their parameters, and make it anew for other tensors."""
     if isinstance(module, nn.RNNBase):
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
