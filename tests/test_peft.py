@@ -81,6 +81,28 @@ def test_adapters_are_switched_merged_and_unmerged() -> None:
     torch.testing.assert_close(merged(X), first, rtol=1e-4, atol=1e-4)
 
 
+def test_merged_adapters_are_saved_loaded_and_trained_as_if_they_were_not() -> None:
+    model, other = moved(wrapped()), wrapped()
+    want = model(X)
+    model.merge_adapter()
+    other.load_state_dict(model.state_dict())  # saved merged
+    torch.testing.assert_close(other(X), want, rtol=1e-4, atol=1e-4)
+    names = [n for n, p in other.named_parameters() if p.requires_grad]
+    grads = [
+        torch.autograd.grad(m(X).square().sum(), [p for p in m.parameters() if p.requires_grad]) for m in (model, other)
+    ]
+    for name, a, b in zip(names, *grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3, msg=name)
+    model.load_state_dict({k: 0.5 * v for k, v in other.state_dict().items()})  # loaded while merged
+    other.load_state_dict({k: 0.5 * v for k, v in other.state_dict().items()})
+    torch.testing.assert_close(model(X), other(X), rtol=1e-4, atol=1e-4)
+    model.unmerge_adapter()
+    plain = model.merge_and_unload()
+    y, state = plain(X), {k: v.clone() for k, v in plain.state_dict().items()}
+    plain.load_state_dict(state)  # an ordinary model again
+    torch.testing.assert_close(plain(X), y)
+
+
 def test_nonsense_is_refused() -> None:
     with pytest.raises(adtn._errors.ADTNError, match="no topology|Got topology"):
         layers.GeneratedLoraConfig(target_modules=["4"], generated={"topology": "nothing"})

@@ -72,8 +72,22 @@ class ADTNEmbedding:
         return self.generator.weight()
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """``(...)`` of integers to ``(..., embedding_dim)``."""
-        return self._table[np.asarray(indices)]
+        """``(...)`` of integers to ``(..., embedding_dim)``.
+
+        Raises
+        ------
+        LayoutError
+            If they are no integers.
+        IndexError
+            If there is no such row; negative ones do not count from the end, as in PyTorch.
+        """
+        index, n = np.asarray(indices), self.generator.shape[0]
+        if not np.issubdtype(index.dtype, np.integer) and index.size:
+            raise LayoutError(f"Got indices of {index.dtype}; expected integers.")
+        wrong = index[(index < 0) | (index >= n)]
+        if wrong.size:
+            raise IndexError(f"Got the index {wrong[0]}; expected 0 to {n - 1}, the rows of this embedding.")
+        return self._table[index.astype(np.intp)]
 
 
 class _ADTNConv:
@@ -117,7 +131,8 @@ class _ADTNConv:
         windows = windows[(slice(None), slice(None), *steps, *taps)]
         batch, _, *size = windows.shape[: 2 + axes]
         # (batch, positions, groups, in / groups * kernel), then one product per group
-        columns = np.moveaxis(windows, 1, 1 + axes).reshape(batch, math.prod(size), g.groups, -1)
+        taken = g.in_channels // g.groups * math.prod(g.kernel_size)
+        columns = np.moveaxis(windows, 1, 1 + axes).reshape(batch, math.prod(size), g.groups, taken)
         y = np.matmul(columns.transpose(2, 0, 1, 3), self._weight.transpose(0, 2, 1)[:, None])
         y = y.transpose(1, 0, 3, 2).reshape(batch, g.out_channels, *size)
         return y if self.bias is None else y + self.bias.reshape(-1, *(1,) * axes)

@@ -136,6 +136,15 @@ class GeneratedLora(Mergeable, LoraLayer):
         self.take_out()
         self.merged_adapters.clear()
 
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """The dense layer alone, as peft asks for it; what is merged stays in it."""
+        if merge:
+            self.merge(safe_merge, adapter_names)
+        self.stay()
+        return self.get_base_layer()
+
     def dense_layer(self) -> Any:
         """The dense layer."""
         return self.get_base_layer()
