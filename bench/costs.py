@@ -1,7 +1,7 @@
 """Costs that nobody expects: memory of random batches and of new generators, inference, imports, threads.
 
-Run as ``python bench/costs.py --out bench/results/costs.json``; one process per case. ``--checkout FOLDER`` measures
-another checkout by the same script, for tables of before and after.
+Run as ``python bench/costs.py --before FOLDER`` on an idle machine; one process per case. The folder is a checkout of
+an older state of the project, which is measured by the same script, case by case in turn.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from typing import Any
 
 from processes import write_results
 
-LIMIT = 900
-_MOST = 8 << 30  # bytes: more is not measured
-SHAPES = (1024, 4096, 16384, 65536)
+LIMIT = 60
+_SPACE = 20 << 30  # bytes of addresses
+_MOST = 6 << 30  # bytes: more is not measured
+SHAPES = (1024, 4096, 65536)
 
 
 def resident() -> int:
@@ -47,7 +49,7 @@ def median(fn: Callable[[], Any], seconds: float = 1.0) -> float:
 
 
 def random_batches(kind: str) -> dict[str, float]:
-    """Training steps of two 1024x1024 layers on 1,000 batches of 520 to 1,024 rows."""
+    """Training steps of two 1024x1024 layers on 300 batches of 520 to 1,024 rows."""
     import adtn
     import numpy as np
     import torch
@@ -56,7 +58,7 @@ def random_batches(kind: str) -> dict[str, float]:
     torch.set_num_threads(1)
 
     def layer() -> Any:
-        generator = adtn.Generator((1024, 1024), adtn.MPO(bond=8), layout=adtn.Layout.of((1024, 1024), 8))
+        generator = adtn.Generator((1024, 1024), adtn.MPO(bond=4), layout=adtn.Layout.of((1024, 1024), 8))
         if kind == "dense":
             return torch.nn.Linear(1024, 1024)
         if kind == "cotengra":
@@ -104,11 +106,11 @@ def random_batches(kind: str) -> dict[str, float]:
     step(64)
     reset()
     start = resident()
-    for n in range(1000):
+    for n in range(300):
         step(int(rng.integers(520, 1025)))
         if resident() > _MOST:
             return found | {"stopped_at": n + 1, "peak_mib": round(resident() / 2**20, 1)}
-        if n in (9, 99, 999):
+        if n in (9, 299):
             found[f"peak_mib_after_{n + 1}"] = round(resident() / 2**20, 1)
             found[f"above_start_mib_after_{n + 1}"] = round((resident() - start) / 2**20, 1)
     return found
@@ -252,34 +254,43 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
 }
 
 
+def measured(name: str, checkout: Path | None) -> dict[str, Any]:
+    """One case in a process of its own."""
+    env = dict(os.environ)
+    if checkout is not None:
+        env["PYTHONPATH"] = os.pathsep.join([str(checkout), str(checkout / "backends")])
+    command = [sys.executable, __file__, "--case", name]
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT, check=False)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {LIMIT} s"}
+    if done.returncode == 0:
+        return json.loads(done.stdout)
+    return {"failed": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:120]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", help="one case, in this process")
     parser.add_argument("--only", default="", help="cases whose names contain this")
-    parser.add_argument("--checkout", type=Path, help="another checkout to measure")
+    parser.add_argument("--before", type=Path, help="an older checkout to measure, too")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "costs.json")
     args = parser.parse_args()
     if args.case:
+        resource.setrlimit(resource.RLIMIT_AS, (_SPACE, _SPACE))
         print(json.dumps(CASES[args.case]()))
         return
-    env = dict(os.environ)
-    if args.checkout is not None:
-        root = args.checkout.resolve()
-        env["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "backends")])
     rows: list[dict[str, Any]] = []
     for name in CASES:
         if args.only not in name:
             continue
-        command = [sys.executable, __file__, "--case", name]
         row: dict[str, Any] = {"case": name}
-        try:
-            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT, check=False)
-            row |= json.loads(done.stdout) if done.returncode == 0 else {"failed": done.stderr.strip()[-200:]}
-        except subprocess.TimeoutExpired:
-            row["failed"] = f"not done after {LIMIT} s"
+        if args.before is not None and "cotengra" not in name and "dense" not in name:
+            row["before"] = measured(name, args.before.resolve())
+        row["after"] = measured(name, None)
         print(row, file=sys.stderr, flush=True)
         rows.append(row)
-    write_results(args.out, rows=rows)
+        write_results(args.out, costs=rows)
 
 
 if __name__ == "__main__":

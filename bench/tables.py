@@ -221,12 +221,23 @@ def faults_table(content: dict) -> list[str]:
     return lines
 
 
+def costs_table(content: dict) -> list[str]:
+    """What was measured of an older checkout, and of this one."""
+    lines = ["| case | | before | after |", "|---|---|---|---|"]
+    for row in content["costs"]:
+        before, after = row.get("before", {}), row["after"]
+        for key in dict.fromkeys([*before, *after]):
+            values = (str(part.get(key, "")) for part in (before, after))
+            lines.append(f"| {row['case']} | {key.replace('_', ' ')} | {' | '.join(values)} |")
+    return [*lines, ""]
+
+
 def table_of(content: dict) -> list[str]:
     """The table that fits the content."""
     for key, make in {
         "growth": growth_table, "capture": capture_table, "apply": apply_table, "peers": peers_table,
         "train_step": train_step_table, "launches": launches_table, "curves": optimizers_table,
-        "summary": summary_table, "adapters": adapters_table, "faults": faults_table,
+        "summary": summary_table, "adapters": adapters_table, "faults": faults_table, "costs": costs_table,
         "config": side_by_side_table, "results": accuracy_table,
     }.items():  # fmt: skip
         if key in content:
