@@ -134,6 +134,8 @@ def fit(
     from .optim import Status
     from .optim import fit as run
 
+    if not file.name:
+        raise ADTNError(f"Got the file {str(file)!r}; expected a weight, .npy, .npz or .safetensors.")
     target = check_writable(out or file.with_suffix(".adtn.safetensors"), "--out", "file")
     name, weight = pick_weight(file, key)
     top = _topology(topology, bond=bond, layers=layers, activation=activation)

@@ -48,10 +48,17 @@ def test_an_adapted_layer_adds_its_weight(dense: Any, x: Any) -> None:
     delta = layer.adapters["a"].weight.detach()
     y = layer(x)
     layer.merge()
-    assert torch.equal(dense.weight, own + delta)
-    torch.testing.assert_close(layer(x), y, rtol=1e-4, atol=1e-5)
+    assert torch.equal(layer.weight, own + delta)
+    assert torch.equal(dense.weight, own)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), y, rtol=1e-4, atol=1e-5)
     layer.unmerge()
     assert torch.equal(dense.weight, own)
+    layer.merge()
+    plain = layers.remove_adapters(layer)
+    assert plain is dense
+    assert torch.equal(dense.weight, own + delta)
+    torch.testing.assert_close(plain(x), y, rtol=1e-4, atol=1e-5)
 
 
 def test_an_adapter_starts_at_zero_and_is_trained_alone() -> None:

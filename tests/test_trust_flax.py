@@ -77,9 +77,9 @@ def test_gradients_can_be_differentiated_again(case: Case) -> None:
 def test_ids_are_those_of_a_dense_embedding(name: str) -> None:
     layer = EMBEDDINGS[name].layer()
     dense, n = layer.to_dense(), layer.num_embeddings
-    for ids in ([-1], [n], [0, n + 3], [-n], [-n - 1], [], [0, n - 1, 0], list(range(n))):
-        for dtype in ("int32", "int16", "uint16"):
-            if dtype != "uint16" or min(ids, default=0) >= 0:
+    for ids in ([200], [-1], [n], [0, n + 3], [-n], [-n - 1], [], [0, n - 1, 0], list(range(n))):
+        for dtype in ("int32", "int16", "uint16", "uint8"):
+            if not dtype.startswith("u") or min(ids, default=0) >= 0:
                 index = jnp.asarray(np.array(ids, dtype))
                 close(layer(index), dense(index))
     for bad in (jnp.array([1.0]), jnp.array([True])):
@@ -126,6 +126,18 @@ def test_training_while_merged_trains_what_training_beside_does(name: str) -> No
     ):
         close(a, b, 10.0)
     close(merged(x), beside(x), 10.0)
+
+
+@pytest.mark.parametrize("name", MERGED)
+@pytest.mark.parametrize("jit", [False, True])
+def test_one_entry_of_the_dense_weight_is_seen(name: str, jit: bool) -> None:
+    call = nnx.jit(lambda layer, x: layer(x)) if jit else lambda layer, x: layer(x)
+    merged, beside, x = MERGED[name].layer(), ADAPTERS[name.replace("merged", "adapted")].layer(), MERGED[name].x()
+    for layer in (merged, beside):
+        base = layer.base_layer
+        kernel = base.embedding if hasattr(base, "embedding") else base.kernel
+        kernel[...] = kernel[...].at[tuple(n // 2 for n in kernel.shape)].add(3.0)
+    close(call(merged, x), beside(x))
 
 
 @pytest.mark.parametrize("name", MERGED)

@@ -75,6 +75,8 @@ def test_a_model_comes_back(name: str, base: Any, tmp_path: Path) -> None:
     assert torch.equal(outputs(back), outputs(model))
     assert {p.dtype for p in back.parameters()} == {p.dtype for p in model.parameters()}
     assert sum(p.numel() for p in back.parameters()) == sum(p.numel() for p in model.parameters())
+    back.tie_weights()
+    assert torch.equal(outputs(back), outputs(model))
     back.save_pretrained(tmp_path / "again")
     assert torch.equal(outputs(adtn.load_pretrained(tmp_path / "again")), outputs(model))
     torch.testing.assert_close(outputs(layers.to_dense(back)), outputs(model), rtol=1e-2, atol=1e-2)
@@ -127,5 +129,7 @@ def test_a_failed_compression_leaves_the_configuration(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="lost"):
         adtn.compress(model, adtn.Config(topology=adtn.TTN(bond=2), steps=1), data=[(ids(), ids())], loss=lost)
+    model.tie_weights()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
     model.save_pretrained(tmp_path)
     assert "adtn_generators" not in json.loads((tmp_path / "config.json").read_text())

@@ -618,3 +618,208 @@ def test_convolutions_have_the_attributes_of_dense_ones() -> None:
         assert layer.transposed is dense.transposed
         assert layer.output_padding == dense.output_padding
         assert layer.padding == dense.padding
+
+
+# --- copies, ties and other programs ---
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_dense_copies_of_many_layers_do_not_mix_them_up(name: str) -> None:
+    case = LAYERS[name]
+    model = nn.ModuleList([case.build() for _ in range(3)])
+    x = case.x()
+    for n, layer in enumerate(model):
+        for p in cores_of(layer).values():
+            nn.init.normal_(p, std=0.3 + 0.1 * n)
+        if case.merged:
+            layer.merge()
+    model.eval()
+    with torch.no_grad():
+        want = [layer(x) for layer in model]
+        dense = layers.to_dense(model)
+        for layer, y in zip(dense, want, strict=True):
+            assert not cores_of(layer)
+            torch.testing.assert_close(layer(x), y, rtol=1e-3, atol=1e-3)
+        for p in dense.parameters():
+            p.mul_(0.5)
+        for layer, y in zip(model, want, strict=True):
+            close(layer(x), y)
+
+
+@pytest.mark.parametrize("name", [n for n in LAYERS if n not in ADAPTERS and n not in MERGED])
+def test_dense_copies_keep_hooks_and_what_is_frozen(name: str) -> None:
+    model = nn.Sequential(LAYERS[name].layer().requires_grad_(False)).eval()
+    x, seen = LAYERS[name].x(), []
+    inner = next(m for m in model.modules() if hasattr(m, "generated"))
+    inner.register_forward_hook(lambda m, a, y: seen.append("kept"))
+    dense = layers.to_dense(model)
+    assert not any(p.requires_grad for p in dense.parameters())
+    dense(x)
+    assert seen == ["kept"]
+    next(dense.children()).register_forward_hook(lambda m, a, y: seen.append("copy"))
+    seen.clear()
+    model(x)
+    assert seen == ["kept"]
+
+
+def test_shared_modules_weights_and_biases_stay_shared() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(16, 16)
+            self.again = self.rnn
+            self.first = nn.Linear(16, 16)
+            self.second = nn.Linear(16, 16)
+            self.second.bias = self.first.bias
+            self.third = self.first
+            self.attention = nn.MultiheadAttention(16, 4)
+            self.other = self.attention
+            self.owned = nn.Linear(16, 16)
+            self.weight = self.owned.weight
+
+        def forward(self, x: Any) -> Any:
+            x = self.again(self.rnn(x)[0])[0]
+            x = self.third(self.second(self.first(x)))
+            x = self.other(*[self.attention(x, x, x)[0]] * 3)[0]
+            return self.owned(x) @ self.weight
+
+    torch.manual_seed(0)
+    model = Shared()
+    config = adtn.Config(targets=["*"], topology=TTN, steps=0, smallest=0, recipe="reconstruct")
+    report = adtn.compress(model, config)
+    assert model.again is model.rnn
+    assert model.third is model.first
+    assert model.other is model.attention
+    assert model.second.bias is model.first.bias
+    assert model.weight is model.owned.weight
+    assert "shares its weight" in report.dense["owned"]
+    x = torch.randn(3, 2, 16)
+    close(layers.to_dense(model)(x), model(x), 10.0)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_code_that_reads_the_weight_of_an_adapted_layer_gets_all_of_it(merged: bool) -> None:
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, dropout=0.0).eval().requires_grad_(False)
+    layers.add_adapter(encoder, {"linear1": gen(32, 16)})
+    for p in cores_of(encoder).values():
+        nn.init.normal_(p)
+    if merged:
+        layers.merge_adapters(encoder)
+    x = torch.randn(2, 5, 16)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        want = encoder(x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    got = encoder(x)
+    assert got.requires_grad
+    close(got, want)
+    with torch.no_grad():
+        close(encoder(x), want)
+
+
+@pytest.mark.parametrize("name", MERGED)
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
+def test_merged_layers_are_right_where_nobody_can_look(name: str) -> None:
+    layer, x = MERGED[name].layer().eval(), MERGED[name].x()
+    own = cores_of(layer)
+    both = {k: torch.stack([p, 2 * p]).detach() for k, p in own.items()}
+    many = torch.func.vmap(lambda given: torch.func.functional_call(layer, given, (x,)))(both)
+    assert not torch.allclose(many[0], many[1])
+    compiled = torch.compile(layer, backend="aot_eager")
+    with torch.no_grad():
+        close(compiled(x), layer(x))
+        _scale(layer)
+        close(compiled(x), fresh(layer)(x))
+        close(torch.func.functional_call(layer, layer.state_dict(), (x,)), layer(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # in PyTorch's own forward mode
+@pytest.mark.parametrize("name", LAYERS)
+def test_moving_averages_and_forward_mode(name: str) -> None:
+    import torch.autograd.forward_ad as forward
+
+    case = LAYERS[name]
+    layer, x = case.layer(torch.float64).eval().requires_grad_(False), case.x(torch.float64)
+    average = torch.optim.swa_utils.AveragedModel(layer)
+    with torch.no_grad():
+        for _ in range(3):
+            _scale(layer)
+            layer(x)
+            average.update_parameters(layer)
+        plain = torch.optim.swa_utils.AveragedModel(fresh(case.layer(torch.float64).eval()))
+        other = fresh(case.layer(torch.float64).eval())
+        for _ in range(3):
+            _scale(other)
+            plain.update_parameters(other)
+        close(average(x), plain(x))
+    if any(isinstance(m, nn.RNNBase | nn.EmbeddingBag | nn.MultiheadAttention) for m in layer.modules()):
+        return  # PyTorch has no forward mode for them, or for their fast paths
+    cores = {k: p.detach().clone() for k, p in cores_of(layer).items()}
+    with forward.dual_level():
+        found = [
+            forward.unpack_dual(
+                torch.func.functional_call(
+                    layer, {k: forward.make_dual(p, s * torch.ones_like(p)) for k, p in cores.items()}, (x,)
+                )
+            ).tangent
+            for s in (1.0, 3.0)
+        ]
+    close(3.0 * found[0], found[1])
+    with torch.no_grad():
+        close(layer(x), fresh(layer)(x))
+
+
+def test_fake_tensors_do_not_stay(case: Case) -> None:
+    from torch._subclasses import FakeTensorMode
+
+    layer, x = case.layer().eval(), case.x()
+    with torch.no_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            if not case.integers:
+                for _ in range(2):
+                    layer(mode.from_tensor(x))
+        close(layer(x), fresh(layer)(x))
+
+
+def test_a_promise_does_not_hide_gradients_and_what_is_written_does_not_stay() -> None:
+    layer, x = LAYERS["conv2d"].layer().eval(), LAYERS["conv2d"].x()
+    with torch.no_grad():
+        want = layer(x)
+        with layers.cached_weights(layer):
+            with torch.enable_grad():
+                assert layer(x).requires_grad
+            layer.weight.mul_(0.0)
+        close(layer(x), want)
+    with pytest.raises(LayoutError, match="max_norm"):
+        layers.parametrized(nn.EmbeddingBag(30, 8, max_norm=1.0), {"weight": layers.GeneratedWeight(gen(30, 8))})
+
+
+def test_many_gradients_at_once(case: Case) -> None:
+    layer, x = case.layer(), case.x()
+    if any(isinstance(m, nn.EmbeddingBag | nn.RNNBase) for m in layer.modules()):
+        return
+    own = list(cores_of(layer).values())
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        y = layer(x)
+    ways = torch.stack([torch.ones_like(y), 2.0 * y.detach()])
+    want = [torch.autograd.grad(y, own, way, retain_graph=True) for way in ways]
+    try:
+        got = torch.autograd.grad(y, own, ways, is_grads_batched=True)
+    except RuntimeError as error:
+        assert ("vmap" in str(error) and "aten" not in str(error)) or "embedding" in str(error)
+        return
+    for n in range(2):
+        for a, b in zip(got, want[n], strict=True):
+            close(a[n], b, 10.0)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors() -> None:
+    layer = LAYERS["linear None"].layer().eval()
+    parts = [torch.randn(3, 24), torch.randn(5, 24)]
+    with torch.no_grad():
+        nested = layer(torch.nested.nested_tensor(parts))
+        for part, y in zip(parts, nested.unbind(), strict=True):
+            close(y, layer(part))

@@ -137,7 +137,8 @@ def load(path: str | os.PathLike[str]) -> Generator:
     try:
         return from_bytes(data)
     except FileFormatError as error:
-        advice = "" if "Upgrade" in str(error) or "again" in str(error) else " Get the file again."
+        told = "Upgrade" in str(error) or "again" in str(error) or isinstance(error.__cause__, UnregisteredError)
+        advice = "" if told else " Get the file again."
         raise FileFormatError(f"{path}: {error}{advice}") from error.__cause__
 
 

@@ -68,7 +68,7 @@ def named_profile(name: str, dtype: str) -> DeviceProfile:
         return DeviceProfile.shipped(name, dtype)
     if not os.path.exists(name):
         names = ", ".join(shipped_profiles())
-        raise ScheduleError(f"Got profile={name!r}, which is no file; shipped are {names}.")
+        raise ScheduleError(f"Got profile={name!r}, which is no profile; expected a file, or one of {names}.")
     return DeviceProfile.load(name)
 
 

@@ -121,20 +121,17 @@ class GeneratedLora(Mergeable, LoraLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Put adapters into the dense weight, which :meth:`unmerge` restores to the bit."""
+        """Make one weight of the dense one and adapters, for inference, see :class:`Mergeable`."""
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.lora_generated]
         for name in names:
             if safe_merge and not bool(torch.isfinite(self.get_delta_weight(name)).all()):
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-        if names:
-            self.take_out()
-            self.merged_adapters += names
-            self.put_in()
+        self.merged_adapters += names
 
     def unmerge(self) -> None:
-        """The dense weight as it was, to the bit; what was written to it in the meantime stays in it."""
-        self.take_out()
+        """The dense weight and the adapters apart."""
         self.merged_adapters.clear()
+        self._sum = None
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
@@ -142,7 +139,8 @@ class GeneratedLora(Mergeable, LoraLayer):
         """The dense layer alone, as peft asks for it; what is merged stays in it."""
         if merge:
             self.merge(safe_merge, adapter_names)
-        self.stay()
+        if self.merged_adapters:
+            self.merge_for_good()
         return self.get_base_layer()
 
     def dense_layer(self) -> Any:
@@ -164,11 +162,12 @@ class GeneratedLora(Mergeable, LoraLayer):
         """As the dense layer."""
         if self.disable_adapters and self.merged:
             self.unmerge()
-        if self.merged:
-            return self.with_inside(x, *args, **options)
+        layer = self.merged_layer() if self.merged else None
+        if layer is not None:
+            return layer(x, *args, **options)
         y = self.base_layer(x, *args, **options)
         if not self.disable_adapters:
-            for name in self.active_adapters:
+            for name in self.merged_adapters or self.active_adapters:
                 if name in self.lora_generated:
                     y = y + self.lora_generated[name](x)
         return y

@@ -190,7 +190,7 @@ class TorchBackend:
             def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
                 names, (x, *kept) = ctx.names, ctx.saved_tensors
                 arrays, tape = dict(zip(names, kept, strict=False)), tuple(kept[len(names) :])
-                if torch.is_grad_enabled():  # create_graph: somebody differentiates this again
+                if must_differentiate(cotangents[0]):
                     return None, *differentiable_vjp(lambda: layer(arrays, x), (x, *arrays.values()), cotangents[0])
                 need_x = ctx.needs_input_grad[1]
                 with torch.no_grad():
@@ -259,6 +259,14 @@ class TorchBackend:
         return TorchOptimizer(name, **options)
 
 
+def must_differentiate(cotangent: torch.Tensor) -> bool:
+    """Whether a backward pass is differentiated again (``create_graph``), or is one of many at once."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return (
+        torch.is_grad_enabled() or functorch.is_batchedtensor(cotangent) or functorch.is_legacy_batchedtensor(cotangent)
+    )
+
+
 def differentiable_vjp(
     fn: Callable[[], torch.Tensor], inputs: Sequence[torch.Tensor], cotangent: torch.Tensor
 ) -> list[torch.Tensor | None]:
@@ -268,7 +276,10 @@ def differentiable_vjp(
     """
     wanted = [x for x in inputs if x.requires_grad]
     with torch.autocast(cotangent.device.type, enabled=False):  # the first pass was made without, too
-        found = iter(torch.autograd.grad(fn(), wanted, cotangent, create_graph=True, allow_unused=True))
+        with torch.enable_grad():
+            value = fn()
+        graph = torch.is_grad_enabled()
+        found = iter(torch.autograd.grad(value, wanted, cotangent, create_graph=graph, allow_unused=True))
     return [next(found) if x.requires_grad else None for x in inputs]
 
 

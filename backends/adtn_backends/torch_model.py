@@ -68,20 +68,24 @@ class TorchModel:
         """Modules with parameters of their own; what is inside an attention belongs to it."""
         found: list[Layer] = []
         inside = tuple(f"{n}." for n, m in self.model.named_modules() if _is_whole(m))
-        owners: dict[int, list[str]] = {}
-        for name, module in self.model.named_modules(remove_duplicate=False):
-            weight = _weight(module)
-            if isinstance(weight, nn.Parameter) and not name.startswith(inside or "\0"):
-                owners.setdefault(id(weight), []).append(name)
+        owners = _owners(self.model)
         for name, module in self.model.named_modules():
             own = module.parameters(recurse=_is_whole(module))
             if next(own, None) is None or name.startswith(inside or "\0"):
                 continue
             weights, reason = weights_of(name, module)
             base = module.base_layer if isinstance(module, Adapted) else module
-            tied = tuple(n for n in owners.get(id(_weight(module)), []) if n != name)
-            if tied and not reason and not isinstance(module, nn.Linear | nn.Embedding):
-                reason = f"shares its weight with {', '.join(tied)}"
+            within = f"{name}." if name else ""
+            shared = [
+                owner
+                for part in _generated_parts(name, base, weights)
+                for owner in owners[id(part)]
+                if owner[1] is not base and not owner[0].startswith(within or "\0")
+            ]
+            tied = tuple(dict.fromkeys(owner for owner, _, _ in shared))
+            plain = all(isinstance(m, nn.Linear | nn.Embedding) and part == "weight" for _, m, part in shared)
+            if tied and not reason and not (plain and isinstance(module, nn.Linear | nn.Embedding)):
+                reason = f"shares its weight with {', '.join(one or 'the model itself' for one in tied)}"
             size = max(p.element_size() for p in module.parameters())
             own_form = weight_shape(base) is not None
             optional = not (own_form or isinstance(base, (*STANDARD, nn.MultiheadAttention)))
@@ -141,15 +145,21 @@ class TorchModel:
             like = next(owner.parameters())
             weights[name] = GeneratedWeight(generator).to(like.device, like.dtype)
         made: dict[str, nn.Module] = {}
+        places: dict[int, list[str]] = {}
+        for name, module in self.model.named_modules(remove_duplicate=False):
+            places.setdefault(id(module), []).append(name)
         for layer in self.layers():
             for name in layer.weights:
                 if name in weights:
                     if isinstance(self.model.get_submodule(layer.name), Adapted):
                         raise CompressError(f"Layer {layer.name!r} has adapters; merge and remove them first.")
                     for who in (layer.name, *layer.tied):
-                        made[who] = generated_in_place_of(self.model.get_submodule(who), layer, who, weights)
+                        dense = self.model.get_submodule(who)
+                        module = generated_in_place_of(dense, layer, who, weights)
                         if who != layer.name:
-                            declare_tie(made[who])
+                            declare_tie(module)
+                        for place in places[id(dense)]:  # a module may have several
+                            made[place] = module
         self._dense = _copy(self.model)
         self._originals = {name: self.model.get_submodule(name) for name in made}
         self._weights = weights
@@ -448,6 +458,25 @@ class TorchModel:
         parent._modules[leaf] = module
 
 
+def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module, str]]]:
+    """Of every parameter the modules that have it as their own: their names, themselves, and their names for it."""
+    found: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    for name, module in model.named_modules():
+        for part, p in module._parameters.items():
+            if p is not None:
+                found.setdefault(id(p), []).append((name, module, part))
+    return found
+
+
+def _generated_parts(name: str, dense: Any, weights: Mapping[str, Any]) -> list[nn.Parameter]:
+    """The parameters of a module that would be generated."""
+    if isinstance(dense, nn.MultiheadAttention):
+        parts = [dense.in_proj_weight, dense.out_proj.weight]
+    else:
+        parts = [dense._parameters.get("weight" if w == name else w.removeprefix(f"{name}.")) for w in weights]
+    return [p for p in parts if isinstance(p, nn.Parameter)]
+
+
 def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
@@ -461,11 +490,6 @@ def _copy(model: nn.Module) -> nn.Module:
 def _is_whole(module: nn.Module) -> bool:
     """Whether what is inside belongs to it."""
     return type(module) in (nn.MultiheadAttention, Adapted) or is_parametrized(module)
-
-
-def _weight(module: nn.Module) -> Any:
-    """Where it has one; some parametrizations change when theirs is looked at."""
-    return None if is_parametrized(module) else getattr(module, "weight", None)
 
 
 def _patches(module: Any, x: torch.Tensor) -> torch.Tensor:

@@ -44,14 +44,23 @@ def weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]]
 
 
 def generated_in_place_of(dense: Any, layer: Layer, name: str, weights: Mapping[str, GeneratedWeight]) -> nn.Module:
-    """The generated layer in place of a dense one."""
+    """The generated layer in place of a dense one; biases are the very parameters, which others may share."""
     if type(dense) is nn.MultiheadAttention:
         first, last = (weights[f"{name}.{part}"] for part in ("in_proj", "out_proj"))
-        return with_hooks(ADTNMultiheadAttention.of(dense, first, last), dense)
+        made = ADTNMultiheadAttention.of(dense, first, last)
+        _with_biases(made.out_proj, dense.out_proj, "bias")
+        return with_hooks(_with_biases(made, dense, "in_proj_bias", "bias_k", "bias_v"), dense)
     if weight_shape(dense) is not None:
-        return with_hooks(layer_like(dense, weights[next(iter(layer.weights))]), dense)
+        return with_hooks(_with_biases(layer_like(dense, weights[next(iter(layer.weights))]), dense, "bias"), dense)
     given = [one for one in layer.weights if one in weights]
     return parametrized(dense, {_part(layer.name, one): weights[one] for one in given})
+
+
+def _with_biases(made: nn.Module, dense: nn.Module, *names: str) -> nn.Module:
+    for name in names:
+        if getattr(dense, name, None) is not None:
+            setattr(made, name, getattr(dense, name))
+    return made
 
 
 def declare_tie(layer: nn.Module) -> None:

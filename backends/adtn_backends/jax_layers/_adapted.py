@@ -21,11 +21,18 @@ from ._like import layer_like
 from ._places import modules_of, params_of, put_module
 from ._weight import GeneratedWeight
 
-_SAMPLE = 1021  # every so many entries of a dense weight are looked at
-
 
 class Cached(nnx.Variable[Any]):
     """What was computed from other variables."""
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    """Sums over the last axis of the bits of entries, every position with an odd factor of its own, modulo 2^32."""
+    kind = {8: jnp.uint64, 4: jnp.uint32, 2: jnp.uint16}[x.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), kind)
+    if kind is jnp.uint64:
+        bits = (bits ^ (bits >> 32)).astype(jnp.uint32)
+    return jnp.sum(bits.astype(jnp.uint32) * (2 * jnp.arange(x.shape[-1], dtype=jnp.uint32) + 1), -1, jnp.uint32)
 
 
 def _attached(value: jax.Array, make: Callable[[Any], jax.Array], parts: Any) -> jax.Array:
@@ -98,8 +105,8 @@ class Adapted(nnx.Module):
     def merge(self) -> None:
         """Make one weight of the dense one and the active adapters, which is used while both stay what they are.
 
-        The dense layer keeps its own, so that states are saved, loaded and trained as if nothing was merged. Whether
-        adapters have changed is seen, and whether a sample of the dense weight has.
+        The dense layer keeps its own, so that states are saved, loaded and trained as if nothing was merged. Changes of
+        both are seen, which costs a pass over the dense weight.
         """
         if self.active:
             self.inside, self.seen = Cached(self._sum(self._parts())), Cached(self._look())
@@ -131,10 +138,10 @@ class Adapted(nnx.Module):
         return kernel
 
     def _look(self) -> jax.Array:
-        """All entries of the cores, and some of the dense weight: enough to see that somebody loaded or trained."""
+        """All bits of the cores, and sums over those of the dense weight's rows: they show who writes."""
         kernel, cores = self._parts()
-        found = [kernel.reshape(-1)[::_SAMPLE], *(x.reshape(-1) for arrays in cores for x in arrays.values())]
-        return jnp.concatenate(found)
+        small = [_bits(x[..., None]).reshape(-1) for own in cores for x in own.values()]
+        return jnp.concatenate([_bits(kernel).reshape(-1), *small])
 
     def _apply(self, merged: Callable[[Any], jax.Array], beside: Callable[[], jax.Array]) -> jax.Array:
         """With the merged weight in a copy of the dense layer, or with the adapters beside it."""

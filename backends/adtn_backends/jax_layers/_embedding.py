@@ -85,6 +85,7 @@ class ADTNEmbedding(nnx.Module):
         if not known or _FEW * indices.size > self.num_embeddings or not indices.size:
             return jnp.take(as_dtype(self.generated(arrays), self.dtype), indices, axis=0)
         index = indices.reshape(-1)
+        index = index.astype(jnp.promote_types(index.dtype, jnp.int32))  # numbers of rows may be too large for bytes
         index = jnp.where(index < 0, index + self.num_embeddings, index)
         inside = jnp.clip(index, 0, self.num_embeddings - 1)
         rows = jnp.where((index == inside)[:, None], self.generated.rows(inside, arrays), jnp.nan)  # as jnp.take does

@@ -15,7 +15,7 @@ from torch import nn
 from .._adapters import generators_of, names_of, switch
 from ._like import layer_like
 from ._merged import Mergeable
-from ._weight import GeneratedWeight
+from ._weight import GeneratedWeight, is_traced, refuse_tracers
 
 
 class Adapted(Mergeable):
@@ -41,21 +41,17 @@ class Adapted(Mergeable):
         self.base_layer = base_layer
         self.adapters = nn.ModuleDict()
         self.active: tuple[str, ...] = ()
+        self.merged = False
 
     @property
     def weight(self) -> torch.Tensor:
-        """Of the base layer, where code that looks at dense layers finds it."""
-        return self.base_layer.weight  # type: ignore[return-value]
+        """That of the base layer with the active adapters in it, differentiable."""
+        return self.total()
 
     @property
     def bias(self) -> torch.Tensor | None:
         """Of the base layer."""
         return self.base_layer.bias  # type: ignore[return-value]
-
-    @property
-    def merged(self) -> bool:
-        """Whether the active adapters are inside the dense weight."""
-        return self._merge is not None
 
     def add(self, name: str, weight: GeneratedWeight) -> None:
         """Another adapter; it becomes the active one.
@@ -72,17 +68,16 @@ class Adapted(Mergeable):
         self.active = (name,)
 
     def merge(self) -> None:
-        """Put the active adapters into the dense weight, which :meth:`unmerge` restores to the bit.
+        """Make one weight of the dense one and the active adapters, for inference.
 
-        States are saved and loaded as if they were beside it, adapters that change are merged anew, and their
-        gradients are found.
+        No parameter is written to: states are saved and loaded as if nothing was merged, adapters that change are
+        merged anew, and while gradients are wanted, or a compiler looks, they are applied beside the dense weight.
         """
-        if not self.merged and self.active:
-            self.put_in()
+        self.merged = bool(self.active)
 
     def unmerge(self) -> None:
-        """The dense weight as it was, to the bit; what was written to it in the meantime stays in it."""
-        self.take_out()
+        """The dense weight and the adapters apart."""
+        self.merged, self._sum = False, None
 
     def dense_layer(self) -> Any:
         """The dense layer."""
@@ -94,12 +89,19 @@ class Adapted(Mergeable):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As the dense layer."""
-        if self.merged:
-            return self.with_inside(x)
+        if not is_traced():
+            refuse_tracers(self, x)
+        layer = self.merged_layer() if self.merged else None
+        if layer is not None:
+            return layer(x)
         y = self.base_layer(x)
         for name in self.active:
             y = y + self.adapters[name](x)
         return y
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Adapted:
+        self.unmerge()
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         """What is active."""
@@ -152,7 +154,8 @@ def unmerge_adapters(model: nn.Module) -> None:
 def remove_adapters(model: nn.Module) -> nn.Module:
     """The dense layers back in their places, with adapters merged in where they are merged; returns the model."""
     for name, layer in list(adapted_layers(model)):
-        layer.stay()
+        if layer.merged:
+            layer.merge_for_good()
         if not name:
             return layer.base_layer
         owner, _, leaf = name.rpartition(".")

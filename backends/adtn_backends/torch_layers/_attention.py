@@ -124,4 +124,7 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
                 if own is not None:
                     to.copy_(own)
                     to.requires_grad_(own.requires_grad)
+            output: Any = self.out_proj
+            for to, weight in ((dense.in_proj_weight, self.generated), (dense.out_proj.weight, output.generated)):
+                to.requires_grad_(any(x.requires_grad for x in weight.arrays().values()))
         return dense.train(self.training)

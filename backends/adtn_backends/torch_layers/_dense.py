@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
-from adtn.compress import STRUCTURES
+from adtn._errors import CompressError
 from torch import nn
 
+from ..huggingface import note_structures
+from ._adapted import Adapted
 from ._attention import ADTNMultiheadAttention
 from ._conv import ADTNConv1d, ADTNConv2d, ADTNConv3d
 from ._embedding import ADTNEmbedding
+from ._hooks import HOOKS
 from ._linear import ADTNLinear
-from ._parametrized import Parametrized, list_again
+from ._merged import Mergeable
+from ._parametrized import Parametrized
 
 LAYERS = (ADTNLinear, ADTNConv1d, ADTNConv2d, ADTNConv3d, ADTNEmbedding, ADTNMultiheadAttention)
 
@@ -19,12 +24,18 @@ LAYERS = (ADTNLinear, ADTNConv1d, ADTNConv2d, ADTNConv3d, ADTNEmbedding, ADTNMul
 def to_dense(model: nn.Module) -> nn.Module:
     """A copy of a model in which every generated layer is an ordinary one, for instance to export it to ONNX.
 
-    Layers that shared a generated weight share the dense one.
+    Layers that shared a generated weight share the dense one; active adapters are in the weights of their layers.
+    Hooks, ties and what is frozen stay what they are.
 
     Parameters
     ----------
     model : torch.nn.Module
         Left as it is.
+
+    Raises
+    ------
+    CompressError
+        If PyTorch cannot copy it.
 
     Examples
     --------
@@ -33,36 +44,45 @@ def to_dense(model: nn.Module) -> nn.Module:
     >>> to_dense(torch.nn.Sequential(layer, torch.nn.ReLU()))[0]
     Linear(in_features=32, out_features=64, bias=True)
     """
-    made: dict[int, nn.Module] = {}
-    weights: dict[int, nn.Parameter] = {}
-
-    def dense(module: nn.Module) -> nn.Module:
-        if id(module) not in made:
+    memo: dict[int, Any] = {}
+    inside = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, Mergeable) and name)
+    owned = [m for name, m in model.named_modules() if not f"{name}.".startswith(inside) or isinstance(m, Mergeable)]
+    weights: dict[int, nn.Parameter] = {}  # by generated weight
+    for module in owned:
+        if isinstance(module, Parametrized):
+            memo[id(module)] = module.blank_dense()  # filled below: what is in it may know it
+    try:
+        for module in owned:
             if isinstance(module, LAYERS):
-                found = module.to_dense()
-                if isinstance(found, nn.Linear | nn.Embedding):
-                    found.weight = weights.setdefault(id(module.generated), nn.Parameter(found.weight))
-            else:
-                source = module.to_dense() if isinstance(module, Parametrized) else module
-                # children apart: they are replaced, not copied
-                found = object.__new__(type(source))  # copy.copy refuses modules with parametrizations
-                vars(found).update(vars(source))
-                found._modules = {k: None if m is None else dense(m) for k, m in source._modules.items()}
-                own = {k: None if p is None else _copied(p, weights) for k, p in source._parameters.items()}
-                if isinstance(module, Parametrized):
-                    shared = {k: weights.setdefault(id(g), own[k]) for k, g in module.generated.items()}  # type: ignore[arg-type]
-                    own |= shared
-                found._parameters = own
-                found._buffers = copy.deepcopy(source._buffers)
-                list_again(found)
-                if hasattr(vars(found).get("config"), STRUCTURES):  # of transformers, for save_pretrained
-                    vars(found)["config"] = copy.copy(found.config)
-                    delattr(found.config, STRUCTURES)
-            made[id(module)] = found
-        return made[id(module)]
-
-    return dense(model)
+                memo[id(module)] = _with_hooks(_tied(module, module.to_dense(), weights), module, memo)
+            elif isinstance(module, Parametrized):
+                module.fill_dense(memo[id(module)], memo, weights)
+            elif isinstance(module, Adapted):
+                memo[id(module)] = _with_hooks(module.dense_copy(memo), module, memo)
+        found = copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        raise CompressError(
+            f"Cannot copy the model: {error}. Make pruning and old weight norms permanent first "
+            "(torch.nn.utils.prune.remove, remove_weight_norm)."
+        ) from error
+    note_structures(found, {})
+    return found
 
 
-def _copied(parameter: nn.Parameter, known: dict[int, nn.Parameter]) -> nn.Parameter:
-    return known.setdefault(id(parameter), copy.deepcopy(parameter))
+def _tied(module: Any, dense: Any, weights: dict[int, nn.Parameter]) -> Any:
+    """The dense layer, with the parameter of another one of the same generated weight."""
+    if isinstance(module, ADTNMultiheadAttention):
+        pairs = [(dense, "in_proj_weight", module.generated), (dense.out_proj, "weight", module.out_proj.generated)]
+    else:
+        pairs = [(dense, "weight", module.generated)]
+    for owner, name, generated in pairs:
+        setattr(owner, name, weights.setdefault(id(generated), getattr(owner, name)))
+    return dense
+
+
+def _with_hooks(dense: nn.Module, module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """With copies of the hooks of a generated layer."""
+    for name in HOOKS:
+        setattr(dense, name, copy.deepcopy(getattr(module, name), memo))
+    dense._is_full_backward_hook = module._is_full_backward_hook
+    return dense

@@ -15,6 +15,7 @@ _OTHERS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_hooks",
     "_backward_pre_hooks",
 )  # fmt: skip
+HOOKS = (*_OTHERS, *_BEFORE)
 
 
 def with_hooks(made: M, dense: nn.Module) -> M:

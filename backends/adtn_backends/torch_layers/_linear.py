@@ -125,8 +125,9 @@ class ADTNLinear(nn.Module):
         if is_traced():
             return self.generated(lambda arrays: self._traced(arrays, x))
         refuse_tracers(self, x)
-        check_input(x.shape, self.in_features)
-        if self.generated.made or x.is_meta:
+        if not x.is_nested:
+            check_input(x.shape, self.in_features)
+        if self.generated.made or x.is_meta or x.is_nested:
             return nn.functional.linear(x, self.generated.now(), self.bias)
         return self.generated(lambda arrays: self._eager(arrays, x))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any, ClassVar
 
+import torch
 from adtn._errors import LayoutError
 from torch import nn
 
@@ -28,7 +30,11 @@ class Parametrized(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """See the dense module."""
         if is_traced():
-            return super().forward(*args, **kwargs)
+            try:
+                return super().forward(*args, **kwargs)
+            finally:
+                if not torch.compiler.is_compiling():
+                    _forget(self)
         refuse_tracers(self, *args)
         weights: Any = self.generated.values()
         with ExitStack() as made:
@@ -44,14 +50,37 @@ class Parametrized(nn.Module):
             return super(Parametrized, twin).forward(*args, **kwargs)
 
     def to_dense(self) -> nn.Module:
-        """The module with the weights as they are now; its children are shared."""
-        dense = object.__new__(self._dense_class)
-        vars(dense).update(_own(self))
-        del dense._modules["generated"]
-        for name in self._generated_names:
-            dense._parameters[name] = nn.Parameter(getattr(self, name).detach().clone())
-        list_again(dense)
+        """A copy of the module with the weights as they are now."""
+        dense = self.blank_dense()
+        self.fill_dense(dense, {id(self): dense}, {})
         return dense
+
+    def blank_dense(self) -> nn.Module:
+        """The dense module without attributes."""
+        return object.__new__(self._dense_class)
+
+    def fill_dense(self, dense: nn.Module, memo: dict[int, Any], weights: dict[int, nn.Parameter]) -> None:
+        """Copies of all attributes, and parameters for generated weights, each once.
+
+        Parameters
+        ----------
+        dense : torch.nn.Module
+            From :meth:`blank_dense`.
+        memo : dict
+            Of :func:`copy.deepcopy`.
+        weights : dict of int to torch.nn.Parameter
+            By generated weight; others are added.
+        """
+        own = {key: value for key, value in vars(self).items() if key not in ("_flat_weights", "_flat_weight_refs")}
+        own["_modules"] = {name: m for name, m in self._modules.items() if name != "generated"}
+        vars(dense).update(copy.deepcopy(own, memo))
+        generated: Any = self.generated
+        for name, weight in generated.items():
+            if id(weight) not in weights:
+                trains = any(x.requires_grad for x in weight.arrays().values())
+                weights[id(weight)] = nn.Parameter(weight.own().detach().clone(), trains)
+            dense._parameters[name] = weights[id(weight)]
+        list_again(dense)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Parametrized:
         super()._apply(fn, recurse)
@@ -89,6 +118,8 @@ def parametrized(dense: nn.Module, weights: Mapping[str, GeneratedWeight]) -> Pa
     >>> layer(torch.zeros(5, 32, 10)).shape
     torch.Size([5, 16, 12])
     """
+    if getattr(dense, "max_norm", None) is not None:
+        raise LayoutError(f"Got {type(dense).__name__} with max_norm, which writes to its weight; leave it out.")
     for name, weight in weights.items():
         found = dense._parameters.get(name)
         if found is None or tuple(found.shape) != weight.shape:

@@ -21,15 +21,16 @@ from adtn.generator import generated_rows
 from adtn.network import BASE, get_activation
 from adtn.schedule import KEPT_BYTES, Steps, TiledWeight, TracedApply, decide, generate, with_base
 from torch import nn
+from torch.autograd import forward_ad
 
 from .._fitted import Base, fitted
 from .._geometry import check_axes, check_bias
-from ..torch_backend import differentiable_vjp
+from ..torch_backend import differentiable_vjp, must_differentiate
 
 Mode = Literal["materialise", "stream", "factored"]
 _BACKEND = get_backend("torch")
 _SPACE = _BACKEND.workspace(KEPT_BYTES)
-_PLAIN = (torch.Tensor, nn.Parameter)
+PLAIN = (torch.Tensor, nn.Parameter)
 _TRACED_BATCH = 64  # one graph serves every batch, so it is planned for one of middle size
 
 Use: TypeAlias = Callable[[dict[str, torch.Tensor]], torch.Tensor]
@@ -161,7 +162,9 @@ class GeneratedWeight(nn.Module):
         if is_traced():
             return self()
         found = _MADE.get().get(self)
-        return self(self._now) if found is None else found
+        if found is None or (not found.requires_grad and differentiable(self.arrays())):
+            return self(self._now)
+        return found
 
     def _now(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.weight_of(arrays) if differentiable(arrays) else self.cached(arrays)
@@ -174,14 +177,14 @@ class GeneratedWeight(nn.Module):
         """
         stamp = self.stamp(arrays)
         cache = self._cache
-        if cache is None or stamp is None or cache.stamp != stamp:
+        if cache is None or stamp is None or cache.stamp != stamp or cache.weight._version != cache.version:
             # an ordinary tensor also in inference mode: gradients may be asked through it later
             with torch.inference_mode(False), torch.no_grad(), in_own_precision(self.device):
                 weight = generate(self._whole, _BACKEND, arrays)
             if stamp is None:
                 return weight
             # the base is held, so that no other tensor gets its address
-            self._cache = cache = _Cached(stamp, weight, arrays.get(BASE))
+            self._cache = cache = _Cached(stamp, weight, weight._version, arrays.get(BASE))
         return cache.weight
 
     def invalidate(self) -> None:
@@ -202,8 +205,10 @@ class GeneratedWeight(nn.Module):
     def stamp(self, arrays: dict[str, torch.Tensor]) -> list[Any] | None:
         """What the cached weight was made of; ``None`` where looking would wait, or is not possible."""
         stamp: list[Any] = []
+        if torch._C._len_torch_dispatch_stack():  # modes that put other tensors in the place of real ones
+            return None
         for name, x in arrays.items():
-            if type(x) not in _PLAIN or x.device.type != "cpu":
+            if type(x) not in PLAIN or x.device.type != "cpu":
                 return None
             if name == BASE:  # as large as the weight
                 if x.is_inference():
@@ -318,7 +323,7 @@ class _Generate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         weight, arrays = ctx.weight, dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        if torch.is_grad_enabled():  # create_graph: somebody differentiates this again
+        if must_differentiate(cotangents[0]):
             return (
                 None,
                 None,
@@ -337,6 +342,7 @@ class _Cached:
 
     stamp: list[Any]
     weight: torch.Tensor
+    version: int  # another one: somebody wrote to it
     base: torch.Tensor | None
 
 
@@ -404,7 +410,9 @@ def _preserves(fn: Callable[..., Any]) -> bool:
 
 def is_traced() -> bool:
     """Whether a compiler or a function transform looks at every operation."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return forward_ad._current_level >= 0
 
 
 def refuse_subclass(dense: Any, *known: type[nn.Module]) -> None:
