@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from autoray import do
 
-from .._arrays import finite_array, host_array
 from .._backend import DTYPES, Backend, backend_of, check_device
 from .._checks import Seed, checked, shown
 from .._errors import DeviceError, LayoutError, ScheduleError, TopologyError
@@ -27,11 +26,12 @@ from ..network._program import Program, cached_program
 from ..network._segment import Segment, cores_of
 from ..network._topology import Topology, TopologyArgument, Where
 from ..schedule import Memory, Mode, decide
+from ._values import Base, checked_base, kaiming, readonly, silence, spread
 
 if TYPE_CHECKING:
     import quimb.tensor as qtn
 
-Base = Annotated[RuleBase | np.ndarray | None, "adtn.SeededBase(seed=0), adtn.IdentityBase(), an array or None"]
+_OPEN_BATCH = 64
 Dtype = Literal["float32", "float64"]
 
 
@@ -95,8 +95,8 @@ class Generator:
             raise LayoutError(f"Got a layout for {self._layout.shape} and the shape {shape}; they must be equal.")
         self._topology = topology
         self._dtype: Dtype = dtype
-        self._scale = _kaiming(shape) if scale is None else _spread(scale)
-        self._base = _checked_base(base, shape)
+        self._scale = kaiming(shape) if scale is None else spread(scale)
+        self._base = checked_base(base, shape)
         given = dict(params) if params is not None else {}
         cores = cores_of(self.segments)
         shapes = {core.param: core.shape for core in cores}
@@ -110,13 +110,13 @@ class Generator:
             values, self._spread_is_exact = initial_values(self.program, self._layout, seed, given, topology)
             trained = values | trained
             if isinstance(base, np.ndarray | IdentityBase):
-                _silence(self.program, trained)
+                silence(self.program, trained)
         if isinstance(base, RuleBase):
             trained[BASE_SCALE] = given.get(BASE_SCALE, np.asarray(self._scale))
-        self._params = _readonly(trained, wanted | {BASE_SCALE: ()}, dtype)
+        self._params = readonly(trained, wanted | {BASE_SCALE: ()}, dtype)
         if missing := sorted(c.param for c in cores if c.init == "given" and c.param not in given):
             raise TopologyError(f"Cores {missing} have no rule for their values; pass params that contain them.")
-        self._given = _readonly({k: given[k] for k in set(shapes) - set(wanted) if k in given}, shapes, dtype)
+        self._given = readonly({k: given[k] for k in set(shapes) - set(wanted) if k in given}, shapes, dtype)
         self._made: dict[str, Mapping[str, np.ndarray]] = {}  # from rules, for all copies with other numbers
         self._weight_cache: dict[tuple[str, str], Array] = {}
         self._compiled: dict[tuple[str, str], Callable[[Mapping[str, Array]], Array]] = {}
@@ -268,7 +268,7 @@ class Generator:
         """Values of cores that are not trained; those that follow from a rule are made when they are asked for."""
         if "frozen" not in self._made:
             values = frozen_values(cores_of(self.segments), self._given)
-            self._made["frozen"] = _readonly(values, {name: np.shape(x) for name, x in values.items()}, self._dtype)
+            self._made["frozen"] = readonly(values, {name: np.shape(x) for name, x in values.items()}, self._dtype)
         return self._made["frozen"]
 
     @property
@@ -325,7 +325,7 @@ class Generator:
         new.__dict__.update(
             {k: v for k, v in self.__dict__.items() if k not in ("num_active_params", "degrees_of_freedom")}
         )
-        new._params = _readonly(params, {name: x.shape for name, x in self._params.items()}, self._dtype)
+        new._params = readonly(params, {name: x.shape for name, x in self._params.items()}, self._dtype)
         new._weight_cache = {}
         new._applied = {}
         return new
@@ -422,14 +422,18 @@ class Generator:
         if dtype not in DTYPES:
             raise DeviceError(f"Got x of {dtype}; expected one of {', '.join(DTYPES)}.")
         batch = math.prod(x.shape[:-1])
+        known = isinstance(batch, int)  # jax.export leaves it open: then the plan is not for one size
+        mode = mode if known or mode == "stream" else "materialise"
         # one decision for all batches up to the next power of two
-        key = (device, dtype, 1 << max(batch - 1, 0).bit_length(), mode, memory)
+        key = (device, dtype, 1 << max(batch - 1, 0).bit_length() if known else _OPEN_BATCH, mode, memory)
         if key not in self._applied:
             self._applied[key] = self._applier(backend, *key)
         with backend.scope(dtype):
             if len(x.shape) == 2:
                 return self._applied[key](x)
-            return do("reshape", self._applied[key](do("reshape", x, (batch, -1))), (*x.shape[:-1], self.shape[0]))
+            return do(
+                "reshape", self._applied[key](do("reshape", x, (batch, self.shape[1]))), (*x.shape[:-1], self.shape[0])
+            )
 
     def _applier(
         self, backend: Backend, device: str, dtype: str, batch: int, mode: Mode | None, memory: Memory
@@ -459,54 +463,3 @@ class Generator:
             states.append(state)
             state, _ = forward_stage(stage, state, arrays, keep=False)
         return as_networks(self.segments, arrays, states)
-
-
-def _kaiming(shape: Shape) -> float:
-    fan_in = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
-    return math.sqrt(2.0 / max(fan_in, 1))
-
-
-def _spread(scale: Any) -> float:
-    """The standard deviation of a weight; the size of its entries where all are the same."""
-    if isinstance(scale, bool | np.bool_):
-        raise TopologyError(f"Got scale={scale}; expected a number, or a weight.")
-    scale = finite_array("scale", scale, TopologyError)
-    if not scale.ndim:
-        return float(scale)
-    if not scale.size:
-        raise TopologyError(f"Got scale={shown(scale)}, which has no entries; expected a weight.")
-    largest = float(np.abs(scale).max())
-    if scale.dtype != np.float64 and not (scale.dtype == np.float32 and 1e-12 < largest < 1e12):
-        scale = scale.astype(np.float64)  # its squares would be zero or infinite
-    spread, size = float(np.std(scale)), float(np.linalg.norm(np.ravel(scale))) / math.sqrt(np.size(scale))
-    return spread if spread > 1e-6 * size else size
-
-
-def _checked_base(base: Base, shape: Shape) -> Base:
-    if base is None or isinstance(base, RuleBase):
-        return base
-    finite_array("base", base, TopologyError)
-    if base.shape != shape:
-        raise TopologyError(f"Got base={shown(base)}, of shape {base.shape}; expected the weight's shape, {shape}.")
-    base = base.copy()
-    base.setflags(write=False)
-    return base
-
-
-def _silence(program: Program, params: dict[str, np.ndarray]) -> None:
-    """Zero one core of the last segment, so that an adapter starts as the weight it adapts."""
-    for core in reversed(program.stages[-1].cores):
-        if core.trainable and core.init != "identity":
-            params[core.param] = np.zeros(core.shape)
-            return
-
-
-def _readonly(arrays: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: str) -> Mapping[str, np.ndarray]:
-    out: dict[str, np.ndarray] = {}
-    for name in sorted(arrays):
-        x = np.array(host_array(f"params[{name!r}]", arrays[name], TopologyError), dtype=dtype)
-        if x.shape != shapes[name]:
-            raise TopologyError(f"Got params[{name!r}] of shape {x.shape}; expected {shapes[name]}.")
-        x.setflags(write=False)
-        out[name] = x
-    return MappingProxyType(out)

@@ -141,15 +141,17 @@ class _Whole:
         del t
         if not isinstance(self.state, Moments) and _largest(stage) <= (_DIRECT if last else self.most):
             self.z = np.asarray(forward_stage(stage, self.state, values, keep=False, activate=False)[0])
-            return sampled_moments(self.layout.from_legs(self.z) if last else self.z).spread
+            padded = last and self.layout.padding > 1
+            return sampled_moments(self.layout.from_legs(self.z) if padded else self.z).spread
         self.z = segment_moments(stage.segment, self.sizes, values, self.state, self.layout if last else None)
         return self.z.spread
 
     def activate(self, stage: Stage, spread: float, values: Mapping[str, np.ndarray]) -> None:
         """Go on with the state: itself, or what entries of a first segment or of a normal distribution say."""
-        z, value = self.z, stage.activation.value
+        z, value, self.z = self.z, stage.activation.value, np.zeros(0)
         if not isinstance(z, Moments):
-            self.state = value(z / spread)
+            z /= spread  # nobody else has it
+            self.state = value(z)
         elif self.state is None:
             self.state = sampled_moments(value(entries_at_random(stage.segment, values, _SAMPLES, self.seed)))
         else:

@@ -47,7 +47,8 @@ class Moments:
 
 def sampled_moments(values: np.ndarray) -> Moments:
     """Of all entries of an array."""
-    return Moments(float(np.mean(values)), float(np.mean(np.square(values))))
+    flat = values.reshape(-1)
+    return Moments(float(np.mean(flat)), float(np.dot(flat, flat)) / max(flat.size, 1))
 
 
 def segment_moments(

@@ -1,0 +1,70 @@
+"""Values that a generator is made of: checked, converted, and not to be written to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import numpy as np
+
+from .._arrays import finite_array, host_array
+from .._checks import shown
+from .._errors import TopologyError
+from .._typing import Shape
+from ..network._base import RuleBase
+from ..network._program import Program
+
+Base = Annotated[RuleBase | np.ndarray | None, "adtn.SeededBase(seed=0), adtn.IdentityBase(), an array or None"]
+
+
+def kaiming(shape: Shape) -> float:
+    fan_in = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
+    return math.sqrt(2.0 / max(fan_in, 1))
+
+
+def spread(scale: Any) -> float:
+    """The standard deviation of a weight; the size of its entries where all are the same."""
+    if isinstance(scale, bool | np.bool_):
+        raise TopologyError(f"Got scale={scale}; expected a number, or a weight.")
+    scale = finite_array("scale", scale, TopologyError)
+    if not scale.ndim:
+        return float(scale)
+    if not scale.size:
+        raise TopologyError(f"Got scale={shown(scale)}, which has no entries; expected a weight.")
+    largest = float(np.abs(scale).max())
+    if scale.dtype != np.float64 and not (scale.dtype == np.float32 and 1e-12 < largest < 1e12):
+        scale = scale.astype(np.float64)  # its squares would be zero or infinite
+    spread, size = float(np.std(scale)), float(np.linalg.norm(np.ravel(scale))) / math.sqrt(np.size(scale))
+    return spread if spread > 1e-6 * size else size
+
+
+def checked_base(base: Base, shape: Shape) -> Base:
+    if base is None or isinstance(base, RuleBase):
+        return base
+    finite_array("base", base, TopologyError)
+    if base.shape != shape:
+        raise TopologyError(f"Got base={shown(base)}, of shape {base.shape}; expected the weight's shape, {shape}.")
+    base = base.copy()
+    base.setflags(write=False)
+    return base
+
+
+def silence(program: Program, params: dict[str, np.ndarray]) -> None:
+    """Zero one core of the last segment, so that an adapter starts as the weight it adapts."""
+    for core in reversed(program.stages[-1].cores):
+        if core.trainable and core.init != "identity":
+            params[core.param] = np.zeros(core.shape)
+            return
+
+
+def readonly(arrays: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: str) -> Mapping[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    for name in sorted(arrays):
+        x = np.array(host_array(f"params[{name!r}]", arrays[name], TopologyError), dtype=dtype)
+        if x.shape != shapes[name]:
+            raise TopologyError(f"Got params[{name!r}] of shape {x.shape}; expected {shapes[name]}.")
+        x.setflags(write=False)
+        out[name] = x
+    return MappingProxyType(out)
