@@ -55,21 +55,20 @@ def _attached(value: jax.Array, make: Callable[[Any], jax.Array], parts: Any) ->
 class Adapted(nnx.Module):
     """A dense layer and adapters: ``y = base(x) + Σ_active generated(x)``.
 
-        Parameters
-        ----------
-        base_layer : flax.nnx.Module
-            Linear, LinearGeneral, Conv or Embed.
+    Parameters
+    ----------
+    base_layer : flax.nnx.Module
+        Linear, LinearGeneral, Conv or Embed.
 
-        Examples
-        --------
-        >>> import adtn, jax.numpy as jnp
-        >>> from flax import nnx
-    from jax.core import Tracer
-        >>> layer = Adapted(nnx.Linear(32, 64, rngs=nnx.Rngs(0)))
-        >>> layer.add("task", GeneratedWeight(adtn.Generator((64, 32), adtn.TTN(bond=2))))
-        >>> layer.merge()
-        >>> layer(jnp.zeros((5, 32))).shape
-        (5, 64)
+    Examples
+    --------
+    >>> import adtn, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> layer = Adapted(nnx.Linear(32, 64, rngs=nnx.Rngs(0)))
+    >>> layer.add("task", GeneratedWeight(adtn.Generator((64, 32), adtn.TTN(bond=2))))
+    >>> layer.merge()
+    >>> layer(jnp.zeros((5, 32))).shape
+    (5, 64)
     """
 
     def __init__(self, base_layer: nnx.Module) -> None:
