@@ -77,13 +77,6 @@ def _state(layer: Any) -> None:
     layer.load_state_dict({k: 0.9 * v if v.is_floating_point() else v for k, v in layer.state_dict().items()})
 
 
-def _shared(layer: Any) -> None:
-    for p in cores_of(layer).values():  # as another process does
-        p.share_memory_()
-        np.frombuffer((p.data.untyped_storage()._share_filename_cpu_() and b"") or b"", "u1")
-        torch.from_numpy(p.data.numpy()).mul_(1.1)
-
-
 WRITES = {"data.mul_": _scale, "data.copy_": _ema, "numpy": _numpy, "vector": _vector, "data =": _swapped,
           "fused": _fused, "state": _state}  # fmt: skip
 
@@ -370,6 +363,25 @@ def test_training_while_merged_trains_what_training_beside_does(name: str) -> No
         close(merged(x), beside(x), 10.0)
         merged.unmerge()
         assert torch.equal(merged.base_layer.weight, beside.base_layer.weight)
+
+
+def test_adapters_of_pruned_layers_are_beside_them_and_nothing_is_removed_by_half() -> None:
+    from torch.nn.utils import prune
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 24), nn.Linear(24, 16)).eval()
+    prune.l1_unstructured(model[1], "weight", 0.5)
+    layers.add_adapter(model, {"0": gen(24, 24), "1": gen(16, 24)})
+    x = torch.randn(3, 24)
+    with torch.no_grad():
+        want = model(x)
+        layers.merge_adapters(model)
+        close(model(x), want)
+        first = model[0].base_layer.weight.clone()
+        with pytest.raises(adtn._errors.CompressError, match="computed"):
+            layers.remove_adapters(model)
+        assert torch.equal(model[0].base_layer.weight, first)
+        close(model(x), want)
 
 
 @pytest.mark.parametrize("name", MERGED)

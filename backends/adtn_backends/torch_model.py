@@ -35,7 +35,7 @@ from .torch_layers._like import STANDARD, weight_shape
 from .torch_layers._linear import is_transposed
 from .torch_loss import check_range, classes_of, loss_of, outputs_of
 from .torch_memory import PeakMemory
-from .torch_replacement import declare_tie, generated_in_place_of, weights_of
+from .torch_replacement import declare_tie, generated_in_place_of, generated_parts, owners_of, weights_of
 from .torch_step import step_of
 
 _CACHED_BYTES = 1 << 30  # of one layer's inputs and outputs
@@ -68,7 +68,7 @@ class TorchModel:
         """Modules with parameters of their own; what is inside an attention belongs to it."""
         found: list[Layer] = []
         inside = tuple(f"{n}." for n, m in self.model.named_modules() if _is_whole(m))
-        owners = _owners(self.model)
+        owners = owners_of(self.model)
         for name, module in self.model.named_modules():
             own = module.parameters(recurse=_is_whole(module))
             if next(own, None) is None or name.startswith(inside or "\0"):
@@ -78,7 +78,7 @@ class TorchModel:
             within = f"{name}." if name else ""
             shared = [
                 owner
-                for part in _generated_parts(name, base, weights)
+                for part in generated_parts(name, base, weights)
                 for owner in owners[id(part)]
                 if owner[1] is not base and not owner[0].startswith(within or "\0")
             ]
@@ -456,25 +456,6 @@ class TorchModel:
         owner, _, leaf = name.rpartition(".")
         parent = self.model.get_submodule(owner)
         parent._modules[leaf] = module
-
-
-def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module, str]]]:
-    """Of every parameter the modules that have it as their own: their names, themselves, and their names for it."""
-    found: dict[int, list[tuple[str, nn.Module, str]]] = {}
-    for name, module in model.named_modules():
-        for part, p in module._parameters.items():
-            if p is not None:
-                found.setdefault(id(p), []).append((name, module, part))
-    return found
-
-
-def _generated_parts(name: str, dense: Any, weights: Mapping[str, Any]) -> list[nn.Parameter]:
-    """The parameters of a module that would be generated."""
-    if isinstance(dense, nn.MultiheadAttention):
-        parts = [dense.in_proj_weight, dense.out_proj.weight]
-    else:
-        parts = [dense._parameters.get("weight" if w == name else w.removeprefix(f"{name}.")) for w in weights]
-    return [p for p in parts if isinstance(p, nn.Parameter)]
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -43,6 +43,25 @@ def weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]]
     return {f"{name}.{part}": shape for part, shape in own.items()}, ""
 
 
+def owners_of(model: nn.Module) -> dict[int, list[tuple[str, nn.Module, str]]]:
+    """Of every parameter the modules that have it as their own: their names, themselves, and their names for it."""
+    found: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    for name, module in model.named_modules():
+        for part, p in module._parameters.items():
+            if p is not None:
+                found.setdefault(id(p), []).append((name, module, part))
+    return found
+
+
+def generated_parts(name: str, dense: Any, weights: Mapping[str, Any]) -> list[nn.Parameter]:
+    """The parameters of a module that would be generated."""
+    if isinstance(dense, nn.MultiheadAttention):
+        parts = [dense.in_proj_weight, dense.out_proj.weight]
+    else:
+        parts = [dense._parameters.get("weight" if w == name else w.removeprefix(f"{name}.")) for w in weights]
+    return [p for p in parts if isinstance(p, nn.Parameter)]
+
+
 def generated_in_place_of(dense: Any, layer: Layer, name: str, weights: Mapping[str, GeneratedWeight]) -> nn.Module:
     """The generated layer in place of a dense one; biases are the very parameters, which others may share."""
     if type(dense) is nn.MultiheadAttention:

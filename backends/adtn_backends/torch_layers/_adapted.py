@@ -153,7 +153,11 @@ def unmerge_adapters(model: nn.Module) -> None:
 
 def remove_adapters(model: nn.Module) -> nn.Module:
     """The dense layers back in their places, with adapters merged in where they are merged; returns the model."""
-    for name, layer in list(adapted_layers(model)):
+    found = list(adapted_layers(model))
+    for _, layer in found:
+        if layer.merged:
+            layer.refuse_computed()
+    for name, layer in found:
         if layer.merged:
             layer.merge_for_good()
         if not name:

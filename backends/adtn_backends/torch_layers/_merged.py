@@ -67,13 +67,13 @@ class Mergeable(nn.Module):
         vars(twin)["weight"] = found.weight
         return twin
 
-    def merge_for_good(self) -> None:
-        """Write the sum to the dense weight.
+    def refuse_computed(self) -> None:
+        """Before :meth:`merge_for_good` of several layers.
 
         Raises
         ------
         CompressError
-            If that is computed from other parameters.
+            If the dense weight is computed from other parameters.
         """
         layer = self.dense_layer()
         if "weight" not in layer._parameters:
@@ -81,17 +81,20 @@ class Mergeable(nn.Module):
                 f"Got a {type(layer).__name__} whose weight is computed (pruning, weight norm), so that no adapter can "
                 "be put into it; make it permanent first (torch.nn.utils.prune.remove, remove_weight_norm)."
             )
+
+    def merge_for_good(self) -> None:
+        """Write the sum to the dense weight; raises as :meth:`refuse_computed`."""
+        self.refuse_computed()
         with torch.no_grad():
-            layer.weight.copy_(self.total())
+            self.dense_layer().weight.copy_(self.total())
         self._sum = None
 
     def dense_copy(self, memo: dict[int, Any]) -> nn.Module:
         """The dense layer with what is merged, as a layer of its own."""
         with torch.no_grad():
             total = self.total().detach().clone()
+        self.refuse_computed()
         layer = copy.deepcopy(self.dense_layer(), memo)
-        if "weight" not in layer._parameters:
-            raise CompressError(f"Got a {type(layer).__name__} whose weight is computed; make it permanent first.")
         layer.weight = nn.Parameter(total, self.dense_layer().weight.requires_grad)
         return layer
 
