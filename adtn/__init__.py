@@ -21,6 +21,7 @@ from .network import BrickWall as BrickWall
 from .network import Dense as Dense
 from .network import IdentityBase as IdentityBase
 from .network import Layout as Layout
+from .network import Permutation as Permutation
 from .network import RandomFeatures as RandomFeatures
 from .network import ScaledIdentity as ScaledIdentity
 from .network import ScaledRandom as ScaledRandom

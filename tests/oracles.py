@@ -46,6 +46,10 @@ def dense_weight(gen: Generator) -> np.ndarray:
     """The weight from :func:`dense_state`."""
     arrays = {k: np.asarray(x, np.float64) for k, x in {**gen.params, **gen.constants()}.items()}
     weight = gen.scale * gen.layout.from_legs(dense_state(gen.segments, arrays))
+    orders = gen.permutations or (None,) * weight.ndim
+    weight = weight[
+        np.ix_(*(np.arange(n) if p is None else p.array for n, p in zip(weight.shape, orders, strict=True)))
+    ]
     if isinstance(gen.base, RuleBase):
         weight = weight + arrays["base.scale"] * arrays["base"]
     elif gen.base is not None:

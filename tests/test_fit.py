@@ -11,6 +11,7 @@ import pytest
 from adtn import Layout, Status
 from adtn._backend import get_backend
 from adtn._errors import DeviceError, FitError, TopologyError
+from adtn.network import Weighting
 from adtn.optim import make_schedule
 from adtn.optim._loss import _clipped, _LossFunction
 
@@ -137,7 +138,7 @@ def test_data_aware_gradient_and_convolutions() -> None:
     c = np.eye(36) * np.arange(1, 37)
     objective = adtn.DataAwareReconstruction(target, c)
     tiles = objective.in_tiles(half=False)
-    constants = objective.constants()
+    constants = objective.constants(Weighting(layout=adtn.Layout.of((8, 4, 3, 3)), scale=1.0))
     consume = tiles.consume(get_backend("numpy"), tiles.factor * target[None], constants)
 
     def fn(w):

@@ -9,7 +9,8 @@ import adtn
 
 NAMES = {
     "ADTNError", "ATTN", "BrickWall", "CP", "Budget", "CompressReport", "Config", "DataAwareReconstruction", "Dense",
-    "DeviceProfile", "Generator", "IdentityBase", "Layout", "MERA", "MPO", "Objective", "Plan", "RandomFeatures",
+    "DeviceProfile", "Generator", "IdentityBase", "Layout",
+    "Permutation", "MERA", "MPO", "Objective", "Plan", "RandomFeatures",
     "Reconstruction",
     "ScaledIdentity", "ScaledRandom", "SeededBase", "Solution", "Status", "TT", "TTN", "Task", "TensorRing", "Topology",
     "Tucker", "calibrate", "decompose", "devices", "fit", "from_tensornetwork", "load", "load_model",

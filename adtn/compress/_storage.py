@@ -89,6 +89,7 @@ def structure_to_json(generator: Generator) -> dict[str, Any]:
         base = {"kind": "identity"}
     elif isinstance(generator.base, np.ndarray):
         base = {"kind": "given", "dtype": str(generator.base.dtype)}
+    permutations = [None if p is None else p.array.tolist() for p in generator.permutations]
     return {
         "topology": topology_to_json(generator.topology),
         "layout": {
@@ -97,6 +98,7 @@ def structure_to_json(generator: Generator) -> dict[str, Any]:
         "dtype": generator.dtype,
         "scale": generator.scale.hex(),
         "base": base,
+        **({"permutations": permutations} if permutations else {}),
     }  # fmt: skip
 
 
@@ -202,9 +204,15 @@ def _generator(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | No
         }
         base = read[base["kind"]]()
     return Generator(
-        lay.shape, topology, layout=lay, scale=float.fromhex(header["scale"]), base=base,
-        dtype=header["dtype"], params={name: x for name, x in tensors.items() if name != BASE},
-    )  # fmt: skip
+        lay.shape,
+        topology,
+        layout=lay,
+        scale=float.fromhex(header["scale"]),
+        base=base,
+        dtype=header["dtype"],
+        params={name: x for name, x in tensors.items() if name != BASE},
+        permutations=[None if p is None else _ints(p) for p in header.get("permutations", [])],
+    )
 
 
 def read_header(data: bytes) -> dict[str, Any]:

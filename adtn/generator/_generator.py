@@ -18,15 +18,17 @@ from .._typing import Array, Shape
 from ..network._active import active_parameters, degrees_of_freedom
 from ..network._adjoint import forward_stage
 from ..network._base import IdentityBase, RuleBase
-from ..network._function import BASE, BASE_SCALE, WeightFunction, Weighting
+from ..network._function import WeightFunction
 from ..network._initial import frozen_values, initial_values
 from ..network._layout import Layout
 from ..network._networks import Networks, as_networks, read_networks
+from ..network._permutation import Permutation
 from ..network._program import Program, cached_program
 from ..network._segment import Segment, cores_of
 from ..network._topology import Topology, TopologyArgument, Where
+from ..network._weighting import BASE, BASE_SCALE, Weighting
 from ..schedule import Memory, Mode, decide
-from ._values import Base, checked_base, kaiming, readonly, silence, spread
+from ._values import Base, as_permutations, checked_base, kaiming, readonly, silence, spread
 
 if TYPE_CHECKING:
     import quimb.tensor as qtn
@@ -60,6 +62,9 @@ class Generator:
         Of the stored parameters.
     params : mapping of str to array, optional
         Numbers to use instead of first values; also those of frozen cores that have no rule.
+    permutations : sequence of (Permutation, sequence of int or None), optional
+        One per axis, ``None`` where an axis keeps its order: entry ``(i, j)`` of the generated part is entry
+        ``(p0[i], p1[j])`` of what the network generates.
 
     Raises
     ------
@@ -76,7 +81,7 @@ class Generator:
     (64, 64)
     """
 
-    @checked(TopologyError, shape=LayoutError, layout=LayoutError)
+    @checked(TopologyError, shape=LayoutError, layout=LayoutError, permutations=LayoutError)
     def __init__(
         self,
         shape: Annotated[Sequence[int], "whole numbers, such as (512, 784)"],
@@ -88,6 +93,7 @@ class Generator:
         base: Base = None,
         dtype: Dtype = "float32",
         params: Mapping[str, Any] | None = None,
+        permutations: Sequence[Permutation | Sequence[int] | None] = (),
     ) -> None:
         shape = tuple(shape)
         self._layout = layout if layout is not None else topology.default_layout(shape)
@@ -97,6 +103,15 @@ class Generator:
         self._dtype: Dtype = dtype
         self._scale = kaiming(shape) if scale is None else spread(scale)
         self._base = checked_base(base, shape)
+        identity = base.entry(shape) if isinstance(base, IdentityBase) and len(shape) == 2 else None
+        self._weighting = Weighting(
+            layout=self._layout,
+            scale=self._scale,
+            has_base=base is not None,
+            trains_base_scale=isinstance(base, RuleBase),
+            identity=identity,
+            permutations=as_permutations(permutations, shape),
+        )
         given = dict(params) if params is not None else {}
         cores = cores_of(self.segments)
         shapes = {core.param: core.shape for core in cores}
@@ -244,6 +259,11 @@ class Generator:
         return self._base
 
     @property
+    def permutations(self) -> tuple[Permutation | None, ...]:
+        """Orders of the axes, one per axis; empty when all keep theirs."""
+        return self._weighting.permutations
+
+    @property
     def dtype(self) -> Dtype:
         """Of the stored parameters."""
         return self._dtype
@@ -279,9 +299,7 @@ class Generator:
     @property
     def weighting(self) -> Weighting:
         """How the generated state becomes a weight."""
-        base = self._base
-        identity = base.entry(self.shape) if isinstance(base, IdentityBase) and len(self.shape) == 2 else None
-        return Weighting(self._layout, self._scale, base is not None, isinstance(base, RuleBase), identity)
+        return self._weighting
 
     @property
     def stored(self) -> Mapping[str, np.ndarray]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from autoray import do
-
 from .._typing import Array, Params
-from ..network import BASE, BASE_SCALE, forward, probe_digits, rows_program
+from ..network import forward, probe_digits, rows_program
 from ._generator import Generator
 
 
@@ -30,16 +28,11 @@ def generated_rows(generator: Generator, arrays: Params, index: Array, one_hot: 
     array
         ``(n, *shape[1:])``.
     """
-    layout, n = generator.layout, index.shape[0]
-    probes = {name: one_hot(index // stride % d, d) for name, stride, d in probe_digits(layout, 0)}
+    layout, weighting, n = generator.layout, generator.weighting, index.shape[0]
+    place = weighting.generated_index(index)
+    probes = {name: one_hot(place // stride % d, d) for name, stride, d in probe_digits(layout, 0)}
     state = forward(rows_program(generator.segments, layout, n), {**arrays, **probes})
-    found = do("reshape", state, (n, *layout.padded_shape[1:])) * generator.scale
-    found = found[(slice(None), *(slice(0, k) for k in layout.shape[1:]))]
-    if not generator.weighting.has_base:
-        return found
-    identity, width = generator.weighting.identity, layout.shape[-1]
-    if identity is None:
-        base = do("reshape", arrays[BASE], layout.shape)[index]
-    else:  # its rows, without the others
-        base = one_hot(index % width, width) * (index < width)[:, None] * identity
-    return found + (base * arrays[BASE_SCALE] if BASE_SCALE in arrays else base)
+    rows = weighting.rows(state)
+    if not weighting.has_base:
+        return rows
+    return rows + weighting.scaled(weighting.base_rows(arrays, index, one_hot), arrays)

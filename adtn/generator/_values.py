@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from .._arrays import finite_array, host_array
 from .._checks import shown
-from .._errors import TopologyError
+from .._errors import LayoutError, TopologyError
 from .._typing import Shape
 from ..network._base import RuleBase
+from ..network._permutation import Permutation
 from ..network._program import Program
 
 Base = Annotated[RuleBase | np.ndarray | None, "adtn.SeededBase(seed=0), adtn.IdentityBase(), an array or None"]
@@ -49,6 +50,17 @@ def checked_base(base: Base, shape: Shape) -> Base:
     base = base.copy()
     base.setflags(write=False)
     return base
+
+
+def as_permutations(
+    given: Sequence[Permutation | Sequence[int] | None], shape: Shape
+) -> tuple[Permutation | None, ...]:
+    """One per axis, ``None`` for those that change nothing; nothing at all where that is so for every axis."""
+    if len(given) not in (0, len(shape)):
+        raise LayoutError(f"Got {len(given)} permutations for {len(shape)} axes; expected one per axis, or None.")
+    made = [p if p is None or isinstance(p, Permutation) else Permutation(p) for p in given]
+    made = [None if p is None or (p.is_identity and len(p) == n) else p for p, n in zip(made, shape, strict=False)]
+    return tuple(made) if any(p is not None for p in made) else ()
 
 
 def silence(program: Program, params: dict[str, np.ndarray]) -> None:

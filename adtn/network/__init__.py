@@ -17,11 +17,7 @@ from ._bridge import to_tensornetwork as to_tensornetwork
 from ._controls import Dense as Dense
 from ._controls import ScaledIdentity as ScaledIdentity
 from ._controls import ScaledRandom as ScaledRandom
-from ._function import BASE as BASE
-from ._function import BASE_SCALE as BASE_SCALE
 from ._function import WeightFunction as WeightFunction
-from ._function import Weighting as Weighting
-from ._function import base_of as base_of
 from ._jacobian import SampledJacobian as SampledJacobian
 from ._jacobian import sampled_jacobian as sampled_jacobian
 from ._jacobian import stacked as stacked
@@ -35,6 +31,8 @@ from ._linear import Tucker as Tucker
 from ._networks import Networks as Networks
 from ._pairwise import MatrixView as MatrixView
 from ._pairwise import PairStep as PairStep
+from ._permutation import Permutation as Permutation
+from ._permutation import index_on as index_on
 from ._program import Path as Path
 from ._program import Program as Program
 from ._program import Stage as Stage
@@ -75,3 +73,6 @@ from ._tree import TTN as TTN
 from ._tree_order import Node as Node
 from ._tree_order import arrange as arrange
 from ._tree_order import contraction_nodes as contraction_nodes
+from ._weighting import BASE as BASE
+from ._weighting import BASE_SCALE as BASE_SCALE
+from ._weighting import Weighting as Weighting

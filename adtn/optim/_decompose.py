@@ -58,7 +58,7 @@ def decompose(generator: Generator, target: Any) -> Generator:
         raise TopologyError(
             "A decomposition needs a linear topology without shared cores and without a base; train it instead."
         )
-    legs = generator.layout.to_legs(_weight(generator, target)) / generator.scale
+    legs = generator.weighting.to_state(_weight(generator, target))
     if not has_decomposition(generator):
         raise TopologyError(
             f"No decomposition for {type(topology).__name__}; TT, MPO, Tucker and CP have one. Train it instead."

@@ -262,7 +262,7 @@ def _of_the_size_of(generator: Generator, objective: Objective) -> Generator:
         return generator
     return Generator(
         generator.shape, generator.topology, layout=generator.layout, scale=spread, dtype=generator.dtype,
-        params=generator.stored,
+        params=generator.stored, permutations=generator.permutations,
     )  # fmt: skip
 
 
@@ -353,7 +353,8 @@ def _old_mark(generator: Generator, objective: Objective, options: FitOptions) -
     """That of the first format, which says nothing of functions."""
     if not isinstance(objective, Reconstruction) or callable(options.schedule):
         return None
-    numbers = {**generator.params, **generator.constants(), **objective.constants(), **objective.params}
+    constants = {**generator.constants(), **objective.constants(generator.weighting)}
+    numbers = {**generator.params, **constants, **objective.params}
     return first_fingerprint(
         generator.topology,
         generator.layout,

@@ -99,10 +99,7 @@ class Curvature:
 
     def _cropped(self, changes: Array) -> Array:
         """Without the padding of the axes that are not sampled."""
-        layout, lead = self.generator.layout, tuple(changes.shape[:2])
-        changes = do("reshape", changes, (*lead, *layout.padded_shape[1:]))
-        changes = changes[(slice(None), slice(None), *(slice(0, n) for n in layout.shape[1:]))]
-        return do("reshape", changes, (*lead, -1))
+        return do("reshape", self.generator.weighting.crop_rows(changes), (*tuple(changes.shape[:2]), -1))
 
 
 def plan_curvature(
@@ -130,11 +127,13 @@ def plan_curvature(
     jacobian = sampled_jacobian(generator.segments, generator.layout, rows, columns)
     frozen = generator.constants()
     base = frozen.pop(BASE, np.zeros(0))
-    base = base.reshape(n_out, n_in) if BASE_SCALE in names else np.zeros(0)
-    arrays = {k: np.asarray(x) for k, x in {**frozen, **objective.constants()}.items() if k != "target"}
+    weighting = generator.weighting
+    base = weighting.to_generated_order(base).reshape(n_out, n_in) if BASE_SCALE in names else np.zeros(0)
+    constants = objective.constants(weighting)
+    arrays = {k: np.asarray(x) for k, x in {**frozen, **constants}.items() if k != "target"}
     arrays |= {f"unit/{k}": np.eye(math.prod(s)).reshape(-1, *s) for k, s in shapes.items()}
-    constants = {k: backend.asarray(x, device, dtype) for k, x in arrays.items()}
-    return Curvature(jacobian, generator, objective, backend, device, dtype, constants, base, names, seed)
+    moved = {k: backend.asarray(x, device, dtype) for k, x in arrays.items()}
+    return Curvature(jacobian, generator, objective, backend, device, dtype, moved, base, names, seed)
 
 
 def run_lm(run: Run, curvature: Curvature) -> Status:

@@ -89,7 +89,7 @@ def plan_loss(
         only_rows=tiles is None or not tiles.plain,
     )  # fmt: skip
     assert plan.weight is not None
-    arrays, offset = {**generator.constants(), **objective.constants()}, 0.0
+    arrays, offset = {**generator.constants(), **objective.constants(generator.weighting)}, 0.0
     numbers = {SCALE: generator.scale}
     if tiles is not None:
         if tiles.is_far:  # the problem divided by the target's norm
@@ -192,11 +192,11 @@ class _LossFunction:
         self, arrays: Params, params: Params, constants: Params, batch: tuple[Array, ...], whole: ValueAndGrad
     ) -> tuple[Array, dict[str, Array]]:
         own = {k.removeprefix(TASK): x for k, x in params.items() if k.startswith(TASK)}
-        weight, rows = self.weight, self.weight.weighting.layout.shape[0]
+        weight = self.weight
 
         def consume(tile: Array, i: Any, carry: Any) -> tuple[Any, Array]:
-            loss, (wbar, *rest) = whole(tile[:rows] if weight.masked else tile, own, constants, batch)
-            return (loss, rest), weight.pad_rows(wbar)
+            loss, (wbar, *rest) = whole(weight.from_single(tile), own, constants, batch)
+            return (loss, rest), weight.to_single(wbar)
 
         (loss, rest), grads = weight.run(
             self.backend, arrays, consume, None, adjoint=True, scale=constants[SCALE], space=self.space

@@ -16,6 +16,7 @@ from .._backend import Backend
 from .._checks import checked, shown
 from .._errors import FitError
 from .._typing import Array, Params, Shape
+from ..network import Weighting
 from ..schedule import Consumer, squared_distance
 
 _NEAR = 1e-12  # of a norm or its inverse: beyond, squares leave single precision
@@ -31,8 +32,12 @@ class Objective(ABC):
     """Further trained arrays, such as the other layers of a network."""
 
     @abstractmethod
-    def constants(self) -> dict[str, np.ndarray]:
-        """Arrays that are moved to the device once."""
+    def constants(self, weighting: Weighting) -> dict[str, np.ndarray]:
+        """Give the arrays that are moved to the device once.
+
+        The ``"target"`` is in the order of the weight; what is multiplied with rows of tiles, such as a second moment
+        of inputs, in the generated order of the weighting.
+        """
 
     def bind(self, backend: Backend) -> ValueAndGrad:
         """A function ``(W, params, constants, batch) -> (loss, (dW, d_params))`` in the backend's arrays.
@@ -128,8 +133,8 @@ class Reconstruction(Objective):
         self._norm = norm
         self._inverse_norm = 1.0 / norm
 
-    def constants(self) -> dict[str, np.ndarray]:
-        """The target."""
+    def constants(self, weighting: Weighting) -> dict[str, np.ndarray]:
+        """Give the target."""
         return {"target": self.target}
 
     @property
@@ -211,9 +216,10 @@ class DataAwareReconstruction(Reconstruction):
             )
         self._inverse_norm = power**-0.5 / self._norm
 
-    def constants(self) -> dict[str, np.ndarray]:
-        """The target and the second moment."""
-        return {"target": self.target, "second_moment": self.second_moment}
+    def constants(self, weighting: Weighting) -> dict[str, np.ndarray]:
+        """Give the target and the second moment."""
+        moment = weighting.moment_to_generated_order(self.second_moment)
+        return {"target": self.target, "second_moment": moment}
 
     def in_tiles(self, half: bool) -> TileObjective | None:
         """Row by row."""
@@ -254,8 +260,8 @@ class Task(Objective):
     >>> def loss(W):
     ...     y = x @ W.T
     ...     return (y * y).mean(), 2 * y.T @ x / y.size
-    >>> Task(loss).constants()
-    {}
+    >>> Task(loss).in_tiles(half=False) is None  # it needs the weight as a whole
+    True
     """
 
     @checked(FitError)
@@ -272,8 +278,8 @@ class Task(Objective):
         self.batches = batches
         self.differentiated = differentiated
 
-    def constants(self) -> dict[str, np.ndarray]:
-        """None."""
+    def constants(self, weighting: Weighting) -> dict[str, np.ndarray]:
+        """Give nothing: all that a task reads is its own."""
         return {}
 
     def batch(self, rng: np.random.Generator) -> tuple[np.ndarray, ...] | None:

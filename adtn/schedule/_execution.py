@@ -17,10 +17,8 @@ from ..network import (
     Stage,
     Tiled,
     Weighting,
-    base_of,
     frontier,
     frontier_pullback,
-    pad,
     project,
     squared_norm,
     walk,
@@ -74,26 +72,32 @@ class TiledWeight:
 
     def arrange(self, weight: Array) -> Array:
         """An array of the weight's shape as ``(tiles, *tile_shape)``; a view where that is possible."""
+        return self._cut(self.weighting.to_generated_order(weight))
+
+    def _cut(self, ordered: Array) -> Array:
         layout, tiles = self.weighting.layout, self.tiled.tiles
         if not self.by_rows:
-            legs = do("transpose", layout.to_legs(weight), self.positions)
+            legs = do("transpose", layout.to_legs(ordered), self.positions)
             return do("reshape", legs, (tiles, *self.tile_shape))
-        weight = pad(weight, 0, layout.padded_shape[0] - layout.shape[0])
-        return do("reshape", weight, (tiles, *self.tile_shape))
+        return do("reshape", self.weighting.pad_rows(ordered), (tiles, *self.tile_shape))
 
-    def pad_rows(self, wbar: Array) -> Array:
-        """An adjoint of the weight as one of the single tile: zeros for rows that are padding."""
-        layout = self.weighting.layout
-        return pad(wbar, 0, layout.padded_shape[0] - layout.shape[0])
+    def from_single(self, tile: Array) -> Array:
+        """The single tile as the weight."""
+        n = self.weighting.layout.shape[0]
+        return self.weighting.to_weight_order(tile[:n] if self.masked else tile)
+
+    def to_single(self, wbar: Array) -> Array:
+        """An adjoint of the weight as one of the single tile."""
+        return self.weighting.pad_rows(self.weighting.to_generated_order(wbar))
 
     def mask(self, like: Array) -> Array:
         """Ones where a tile holds entries of the weight, arranged; ``like`` is any array of the device."""
         layout = self.weighting.layout
         one = do("reshape", do("zeros_like", do("reshape", like, (-1,))[:1]) + 1.0, (1,) * len(layout.shape))
         if not self.by_rows:
-            return self.arrange(do("broadcast_to", one, layout.shape))
+            return self._cut(do("broadcast_to", one, layout.shape))
         column = do("broadcast_to", one, (layout.shape[0], *(1 for _ in layout.shape[1:])))
-        column = pad(column, 0, layout.padded_shape[0] - layout.shape[0])
+        column = self.weighting.pad_rows(column)
         return do("reshape", column, (self.tiled.tiles, self.rows, *(1 for _ in layout.shape[1:])))
 
     def run(
@@ -149,7 +153,7 @@ class TiledWeight:
             if weighting.has_base and base is not None:
                 part = backend.take(base, i)
                 part = part if factor is None else part * factor
-                w = w + (part * arrays[BASE_SCALE] if weighting.trains_base_scale else part)
+                w = w + weighting.scaled(part, arrays)
             if masks is not None:
                 w = w * backend.take(masks, i)
             inner, wbar = consume(w, i, inner)
@@ -199,21 +203,10 @@ class TiledWeight:
         return square + 2.0 * overlap, grads
 
     def _crop(self, tile: Array) -> Array:
-        layout = self.weighting.layout
-        if not self.by_rows:
-            return do("reshape", tile, self.tile_shape)
-        tile = do("reshape", tile, (self.rows, *layout.padded_shape[1:]))
-        if layout.padded_shape[1:] == layout.shape[1:]:
-            return tile
-        return tile[(slice(None), *(slice(0, n) for n in layout.shape[1:]))]
+        return self.weighting.crop_rows(tile) if self.by_rows else do("reshape", tile, self.tile_shape)
 
     def _uncrop(self, wbar: Array) -> Array:
-        layout = self.weighting.layout
-        if self.by_rows:
-            for axis, (n, p) in enumerate(zip(layout.shape, layout.padded_shape, strict=True)):
-                if axis:
-                    wbar = pad(wbar, axis, p - n)
-        return do("reshape", wbar, self.tiled.shape)
+        return do("reshape", self.weighting.pad_columns(wbar) if self.by_rows else wbar, self.tiled.shape)
 
 
 def generate(weight: TiledWeight, backend: Backend, arrays: Params, space: Workspace | None = None) -> Array:
@@ -221,11 +214,11 @@ def generate(weight: TiledWeight, backend: Backend, arrays: Params, space: Works
     whole, _ = weight.run(
         backend, with_base(weight, arrays), lambda w, i, c: (w, None), None, adjoint=False, space=space
     )
-    return whole[: weight.weighting.layout.shape[0]] if weight.masked else whole
+    return weight.from_single(whole)
 
 
 def with_base(weight: TiledWeight, arrays: Params) -> Params:
     """The arrays with the base as the tiles read it."""
     if not weight.weighting.has_base:
         return arrays
-    return {**arrays, BASE: weight.arrange(base_of(weight.weighting, arrays))}
+    return {**arrays, BASE: weight.arrange(weight.weighting.base(arrays))}

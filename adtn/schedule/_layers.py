@@ -13,7 +13,6 @@ from autoray import do
 from .._backend import Backend
 from .._typing import Array, Inds, Params
 from ..network import (
-    BASE,
     BASE_SCALE,
     Core,
     Layout,
@@ -26,7 +25,6 @@ from ..network import (
     contraction_nodes,
     forward,
     forward_tape,
-    pad,
     pullback,
 )
 from ._execution import TiledWeight, generate, with_base
@@ -61,7 +59,7 @@ class TiledApply:
         layout, tiles = weight.weighting.layout, weight.tiled.tiles
         if tiles == 1:
             return x @ generate(weight, backend, arrays).mT
-        arrays = with_base(weight, arrays)
+        arrays, weighting, x = with_base(weight, arrays), weight.weighting, weight.weighting.input(x)
 
         def consume(w: Array, i: Any, y: Any) -> tuple[Any, None]:
             return backend.put(y, i, x @ w.mT), None
@@ -70,8 +68,7 @@ class TiledApply:
         zero = do("reshape", do("zeros_like", do("reshape", some, (-1,))[:1]), (1, 1, 1))
         y = zero + do("zeros_like", do("broadcast_to", zero, (tiles, x.shape[0], weight.rows)))
         y, _ = weight.run(backend, arrays, consume, y, adjoint=False, space=self.space)
-        y = do("reshape", do("transpose", y, (1, 0, 2)), (x.shape[0], layout.padded_shape[0]))
-        return y[:, : layout.shape[0]] if layout.shape[0] != layout.padded_shape[0] else y
+        return weighting.output(do("reshape", do("transpose", y, (1, 0, 2)), (x.shape[0], layout.padded_shape[0])))
 
     def with_tape(self, arrays: Params, x: Array) -> tuple[Array, Tape]:
         """The product, and nothing: tiles are generated again."""
@@ -82,8 +79,8 @@ class TiledApply:
     ) -> tuple[dict[str, Array], Array | None]:
         """Adjoints of the parameters, and of ``x`` where it is wanted."""
         backend, weight = self.backend, self.weight
-        layout, tiles = weight.weighting.layout, weight.tiled.tiles
-        ybar = pad(ybar, 1, layout.padded_shape[0] - layout.shape[0])
+        weighting, tiles = weight.weighting, weight.tiled.tiles
+        x, ybar = weighting.input(x), weighting.output_adjoint(ybar)
         by_tile = do("transpose", do("reshape", ybar, (x.shape[0], tiles, weight.rows)), (1, 0, 2))
 
         def consume(w: Array, i: Any, xbar: Any) -> tuple[Any, Array]:
@@ -93,7 +90,7 @@ class TiledApply:
 
         start = do("zeros_like", x) if need_x else None
         xbar, grads = weight.run(backend, with_base(weight, arrays), consume, start, adjoint=True, space=self.space)
-        return grads, xbar
+        return grads, xbar if xbar is None else weighting.input_adjoint(xbar)
 
 
 class _WithInput:
@@ -102,26 +99,13 @@ class _WithInput:
     weighting: Weighting
 
     def _inputs(self, arrays: Params, x: Array) -> Params:
-        layout = self.weighting.layout
-        return {**arrays, INPUT: pad(x, 1, layout.padded_shape[1] - layout.shape[1])}
+        return {**arrays, INPUT: self.weighting.pad_input(x)}
 
     def _finish(self, state: Array, arrays: Params, x: Array) -> Array:
-        layout = self.weighting.layout
-        y = do("reshape", state, (x.shape[0], layout.padded_shape[0]))
-        if layout.shape[0] != layout.padded_shape[0]:
-            y = y[:, : layout.shape[0]]
-        y = y * self.weighting.scale  # a new array: the state lies in the workspace
-        if not self.weighting.has_base:
-            return y
-        base = self._times_base(arrays, x, 1)
-        return y + (base * arrays[BASE_SCALE] if self.weighting.trains_base_scale else base)
-
-    def _times_base(self, arrays: Params, x: Array, axis: int) -> Array:
-        """The product with the base, over its rows or its columns."""
-        if self.weighting.identity is None:
-            return x @ (arrays[BASE].mT if axis else arrays[BASE])
-        n = self.weighting.layout.shape[1 - axis]
-        return pad(x[:, :n] * self.weighting.identity, 1, max(n - x.shape[1], 0))
+        weighting = self.weighting
+        y = weighting.output(do("reshape", state, (x.shape[0], weighting.layout.padded_shape[0])))
+        y = y * weighting.scale  # a new array: the state lies in the workspace
+        return y if not weighting.has_base else y + weighting.scaled(weighting.base_product(arrays, x), arrays)
 
 
 class FactoredApply(_WithInput):
@@ -174,20 +158,15 @@ class FactoredApply(_WithInput):
         self, tape: Tape, arrays: Params, x: Array, ybar: Array, *, need_x: bool = True
     ) -> tuple[dict[str, Array], Array | None]:
         """Adjoints of the parameters, and of ``x`` where it is wanted."""
-        layout, scale, weighting = self.weighting.layout, self.weighting.scale, self.weighting
-        program = self.program(x.shape[0], need_x)
-        full = pad(ybar, 1, layout.padded_shape[0] - layout.shape[0])
-        cotangent = do("reshape", full * scale, program.stages[-1].out_shape)
+        weighting, program = self.weighting, self.program(x.shape[0], need_x)
+        cotangent = do("reshape", weighting.output_adjoint(ybar) * weighting.scale, program.stages[-1].out_shape)
         grads = pullback(program, _records(program, tape), cotangent, self.space)
-        xbar = None
-        if need_x:
-            xbar = do("reshape", grads.pop(INPUT), (x.shape[0], layout.padded_shape[1]))[:, : layout.shape[1]]
+        xbar = weighting.pad_input_adjoint(grads.pop(INPUT)) if need_x else None
         if weighting.has_base and (need_x or weighting.trains_base_scale):
-            through = self._times_base(arrays, ybar, 0)
+            through = weighting.base_product_adjoint(arrays, ybar)
             if weighting.trains_base_scale:
                 grads[BASE_SCALE] = do("sum", x * through)
-                through = through * arrays[BASE_SCALE] if need_x else through
-            xbar = None if xbar is None else xbar + through
+            xbar = None if xbar is None else xbar + weighting.scaled(through, arrays)
         return grads, xbar
 
 

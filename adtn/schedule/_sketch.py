@@ -38,7 +38,7 @@ class Sketch:
     @property
     def weighting(self) -> Weighting:
         """Of a generator without a base."""
-        return Weighting(self.layout, 1.0)
+        return Weighting(layout=self.layout, scale=1.0)
 
     @property
     def segments(self) -> tuple[Segment, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 from adtn._backend import Backend, DeviceInfo, Differentiable, Elementwise, Op, Workspace
 from adtn._errors import DeviceError
 from adtn._typing import Params, Shape
+from adtn.network import Permutation, index_on
 
 from . import null_functions
 
@@ -120,7 +121,7 @@ class NullArray:
         """The same memory."""
         return NullArray(shape, self.dtype, self.counter, strides=strides, buffer=self.buffer)
 
-    def __getitem__(self, key: tuple[slice | int | None, ...] | slice | int | None) -> NullArray:
+    def __getitem__(self, key: tuple[slice | int | np.ndarray | None, ...] | slice | int | None) -> NullArray:
         shape: list[int] = []
         strides: list[int] = []
         at = 0
@@ -132,6 +133,8 @@ class NullArray:
             if isinstance(k, slice):
                 shape.append(len(range(*k.indices(self.shape[at]))))
                 strides.append(self.strides[at] * (k.step or 1))
+            if isinstance(k, np.ndarray):  # a gather along one axis: a copy
+                return _gathered(self, at, len(k))
             at += 1
         return self.view((*shape, *self.shape[at:]), (*strides, *self.strides[at:]))
 
@@ -153,6 +156,13 @@ class NullArray:
 
     def __matmul__(self, other: NullArray) -> NullArray:
         return _matmul(self, other)
+
+
+def _gathered(x: NullArray, axis: int, n: int) -> NullArray:
+    shape = (*x.shape[:axis], n, *x.shape[axis + 1 :])
+    blocks = _coalesced(x.shape, x.strides)
+    before = blocks[-2][0] if len(blocks) > 1 else 1
+    return _new(shape, x, "permute", (math.prod(shape), *blocks[-1], before, len(blocks)), x.nbytes)
 
 
 def _dense_strides(shape: Shape) -> Shape:
@@ -294,6 +304,11 @@ for _name, _fn in {
 }.items():  # fmt: skip
     autoray.register_function("adtn_backends.null_functions", _name, _fn)
 null_functions.apply = elementwise
+
+
+@index_on.register("adtn_backends.null_functions")
+def _index(x: NullArray, permutation: Permutation, inverse: bool) -> np.ndarray:
+    return permutation.array
 
 
 class NullWorkspace(Workspace):

@@ -26,7 +26,7 @@ autoray.register_function("torch", "concatenate", torch.concatenate)
 # nor does it, from 2.14 on, look up which module the class of a parameter is from
 autoray.register_backend(torch.nn.Parameter, "torch")
 # autoray imports a function at its first use, which PyTorch's compiler does not follow
-for _name in ("broadcast_to", "einsum", "matmul", "reshape", "sum", "transpose", "zeros_like"):
+for _name in ("broadcast_to", "einsum", "index_on", "matmul", "reshape", "sum", "transpose", "zeros_like"):
     autoray.get_lib_fn("torch", _name)
 
 # measured: six products of 256 KiB take 70 us in PyTorch's own memory and 133 from a pool, of 512 KiB 711 and 246

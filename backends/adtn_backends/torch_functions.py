@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any
 
 import autoray
 import torch
+from adtn.network import Permutation, index_on
 
 _OF_TENSORS = (
     "arctan2 atan2 copysign fmax fmin heaviside hypot ldexp logaddexp logaddexp2 logical_and logical_or logical_xor "
@@ -32,6 +33,20 @@ def _of_numbers(fn: Callable[..., Any]) -> Callable[..., Any]:
         return fn(*(x if isinstance(x, torch.Tensor) else like.new_tensor(x) for x in args))
 
     return call
+
+
+@index_on.register("torch")
+def _index(x: torch.Tensor, permutation: Permutation, inverse: bool) -> torch.Tensor:
+    """On the device of ``x``, where it is put once."""
+    if torch.compiler.is_compiling():  # a compiler takes arrays of NumPy for tensors
+        return torch.as_tensor(permutation.inverse if inverse else permutation.array).to(x.device)
+    return _placed(permutation, inverse, x.device)
+
+
+@lru_cache(maxsize=64)
+def _placed(permutation: Permutation, inverse: bool, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(permutation.inverse if inverse else permutation.array, device=device)
 
 
 for _name in _OF_TENSORS.split():

@@ -152,7 +152,7 @@ class _Generating:
     def pullback(
         self, tape: tuple[Any, ...], arrays: Params, x: Any, ybar: Any, *, need_x: bool = True
     ) -> tuple[dict[str, Any], Any]:
-        weight, wbar = self.weight, self.weight.pad_rows(ybar)
+        weight, wbar = self.weight, self.weight.to_single(ybar)
         _, grads = weight.run(
             _BACKEND, with_base(weight, arrays), lambda w, i, carry: (carry, wbar), None, adjoint=True
         )

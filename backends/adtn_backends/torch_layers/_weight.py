@@ -329,7 +329,7 @@ class _Generate(torch.autograd.Function):
                 None,
                 *differentiable_vjp(lambda: generate(weight, _BACKEND, arrays), ctx.saved_tensors, cotangents[0]),
             )
-        wbar = weight.pad_rows(cotangents[0].contiguous())
+        wbar = weight.to_single(cotangents[0].contiguous())
         _, grads = weight.run(
             _BACKEND, with_base(weight, arrays), lambda w, i, carry: (carry, wbar), None, adjoint=True
         )

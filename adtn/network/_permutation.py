@@ -1,0 +1,115 @@
+"""An order of the entries of one axis."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from autoray import compose, do
+
+from .._errors import LayoutError
+from .._typing import Array
+
+_DIGEST_BYTES = 16
+
+
+class Permutation:
+    """A permutation ``p`` of ``range(n)``: ``permute`` puts entry ``p[i]`` at place ``i``.
+
+    A value: compared and hashed by a digest of its entries, so that a structure that holds one stays a cheap key of
+    caches (hashing a tuple of 4,096 entries takes 22 microseconds).
+
+    Parameters
+    ----------
+    entries : sequence of int
+        Every number from 0 to n - 1 once.
+
+    Raises
+    ------
+    LayoutError
+        If it is no permutation.
+
+    Examples
+    --------
+    >>> p = Permutation([2, 0, 1])
+    >>> p.permute(np.array([10, 20, 30]), 0).tolist()
+    [30, 10, 20]
+    >>> p.restore(p.permute(np.array([10, 20, 30]), 0), 0).tolist()
+    [10, 20, 30]
+    """
+
+    __slots__ = ("_digest", "_forward", "_inverse")
+
+    def __init__(self, entries: Sequence[int] | np.ndarray) -> None:
+        given = np.asarray(entries)
+        if given.ndim != 1 or (given.size and not np.issubdtype(given.dtype, np.integer)):
+            raise LayoutError(
+                f"Got a permutation of shape {given.shape} and dtype {given.dtype}; expected a list of whole numbers."
+            )
+        forward = given.astype(np.int64)
+        inverse = np.empty_like(forward)
+        in_range = bool(np.all((forward >= 0) & (forward < forward.size)))
+        if not in_range or np.unique(forward).size != forward.size:
+            raise LayoutError(
+                f"Got a permutation of {forward.size} entries that does not hold each of 0..{forward.size - 1} once; "
+                "expected every number once. numpy.argsort makes one."
+            )
+        inverse[forward] = np.arange(forward.size)
+        forward.setflags(write=False)
+        inverse.setflags(write=False)
+        self._forward, self._inverse = forward, inverse
+        self._digest = hashlib.blake2b(forward.tobytes(), digest_size=_DIGEST_BYTES).digest()
+
+    @classmethod
+    def random(cls, n: int, seed: int = 0) -> Permutation:
+        """Draw a permutation of ``n`` entries; equal seeds give equal ones."""
+        return cls(np.random.default_rng(seed).permutation(n))
+
+    @property
+    def array(self) -> np.ndarray:
+        """The entries, ``(n,)``, int64, read-only."""
+        return self._forward
+
+    @property
+    def inverse(self) -> np.ndarray:
+        """The entries of the inverse, ``(n,)``, int64, read-only."""
+        return self._inverse
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it changes nothing."""
+        return bool(np.array_equal(self._forward, np.arange(self._forward.size)))
+
+    def permute(self, x: Array, axis: int) -> Array:
+        """Gather ``x`` along an axis: ``y[i] = x[p[i]]``, on its framework and device."""
+        return x[(*(slice(None) for _ in range(axis)), do("index_on", x, self, False, like=x))]
+
+    def restore(self, y: Array, axis: int) -> Array:
+        """Invert :meth:`permute`; also its adjoint, as a permutation is orthogonal."""
+        return y[(*(slice(None) for _ in range(axis)), do("index_on", y, self, True, like=y))]
+
+    def __len__(self) -> int:
+        return self._forward.size
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Permutation) and self._digest == other._digest
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def __repr__(self) -> str:
+        return f"Permutation({len(self)} entries, {self._digest.hex()[:8]})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Permutation, (self._forward,)
+
+
+def _index_on(x: Array, permutation: Permutation, inverse: bool) -> Array:
+    """Give the entries as an array with which ``x`` can be indexed."""
+    return do("asarray", permutation.inverse if inverse else permutation.array, like=x)
+
+
+index_on: Any = compose(_index_on, name="index_on")
+"""What backends with several devices register their own way for."""

@@ -1,0 +1,234 @@
+r"""The one formula by which a generated state becomes a weight, and everything that follows from it.
+
+With the state :math:`X` of a program, a layout, and permutations :math:`P_k` of the axes,
+
+.. math:: G = \mathrm{crop}(\mathrm{reshape}(X)), \qquad
+   W_{i_0 i_1 \dots} = s\, G_{P_0(i_0)\, P_1(i_1) \dots} + b\, B_{i_0 i_1 \dots}
+
+with the scale :math:`s`, the base :math:`B` and its factor :math:`b`. ``G`` is in *generated order*; ``W``, ``B``, the
+inputs and the outputs of a layer are in *weight order*. Tiles are in generated order: a product :math:`y = x W^\top`
+permutes the input and the output, not the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autoray import do
+
+from .._errors import LayoutError
+from .._typing import Array, Params
+from ._layout import Layout, pad
+from ._permutation import Permutation
+
+BASE = "base"
+BASE_SCALE = "base.scale"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighting:
+    """How a generated state becomes a weight: ``base.scale * base + scale * permute(crop(reshape(X)))``.
+
+    Parameters
+    ----------
+    layout : Layout
+        Reads the state as a weight.
+    scale : float
+        Standard deviation that a generated state of unit variance gets.
+    has_base : bool
+        Whether there is a frozen ``"base"``.
+    trains_base_scale : bool
+        Whether its factor ``"base.scale"`` is trained; it is 1 otherwise.
+    identity : float, optional
+        The base of a matrix is this multiple of the identity, cropped to shape: batches need no product with it, and
+        the arrays need not hold it.
+    permutations : tuple of (Permutation or None)
+        One per axis, or none at all.
+
+    Raises
+    ------
+    LayoutError
+        If a permutation does not fit its axis.
+    """
+
+    layout: Layout
+    scale: float
+    has_base: bool = False
+    trains_base_scale: bool = False
+    identity: float | None = None
+    permutations: tuple[Permutation | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        shape = self.layout.shape
+        if self.permutations and len(self.permutations) != len(shape):
+            raise LayoutError(
+                f"Got {len(self.permutations)} permutations for {len(shape)} axes; expected one per axis, None where "
+                "an axis keeps its order."
+            )
+        for axis, (n, p) in enumerate(zip(shape, self.permutations or (None,) * len(shape), strict=True)):
+            if p is not None and len(p) != n:
+                raise LayoutError(f"Got a permutation of {len(p)} entries for axis {axis}, which has {n}.")
+
+    # orders
+
+    def to_weight_order(self, x: Array) -> Array:
+        """Permute an array in generated order, shaped as the weight: ``W[i, j] = G[P_0[i], P_1[j]]``."""
+        for axis, p in enumerate(self.permutations):
+            x = x if p is None else p.permute(x, axis)
+        return x
+
+    def to_generated_order(self, x: Array) -> Array:
+        """Invert :meth:`to_weight_order`; also its adjoint."""
+        for axis, p in enumerate(self.permutations):
+            x = x if p is None else p.restore(x, axis)
+        return x
+
+    def moment_to_generated_order(self, moment: Array) -> Array:
+        """Reorder a matrix over all axes but the first, flattened, such as the second moment of a layer's inputs."""
+        if not any(p is not None for p in self.permutations[1:]):
+            return moment
+        inner = self.layout.shape[1:]
+        square = do("reshape", moment, (*inner, *inner))
+        for axis, p in enumerate(self.permutations[1:]):
+            if p is not None:
+                square = p.restore(p.restore(square, axis), axis + len(inner))
+        return do("reshape", square, tuple(moment.shape))
+
+    # the whole weight
+
+    def from_state(self, state: Array, arrays: Params) -> Array:
+        """Make the weight.
+
+        Parameters
+        ----------
+        state : array
+            ``layout.dims``.
+        arrays : mapping of str to array
+            Holds the base, where there is one.
+
+        Returns
+        -------
+        array
+            ``layout.shape``.
+        """
+        weight = self.to_weight_order(self.layout.from_legs(state)) * self.scale
+        return weight if not self.has_base else weight + self.scaled(self.base(arrays), arrays)
+
+    def state_adjoint(self, wbar: Array) -> Array:
+        """Take the adjoint of the weight to that of the state."""
+        return self.layout.to_legs(self.to_generated_order(wbar)) * self.scale
+
+    def base_scale_adjoint(self, wbar: Array, arrays: Params) -> Array:
+        """Take the adjoint of the weight to that of the base's factor."""
+        return do("sum", wbar * self.base(arrays))
+
+    def to_state(self, weight: Array) -> Array:
+        """Find the state that becomes a weight, with zeros for padding; the base is not subtracted."""
+        return self.layout.to_legs(self.to_generated_order(weight)) / self.scale
+
+    def base(self, arrays: Params) -> Array:
+        """Give the base as a dense array; an identity that the arrays do not hold is made."""
+        if BASE in arrays or self.identity is None:
+            return arrays[BASE]
+        n_out, n_in = self.layout.shape
+        n = min(n_out, n_in)
+        # n entries with n zeros behind each: cut into rows of n, they are the diagonal
+        entry = do("reshape", arrays[BASE_SCALE] * 0.0 + self.identity, (1, 1))
+        flat = do("reshape", pad(do("broadcast_to", entry, (n, 1)), 1, n), (-1,))
+        return pad(pad(do("reshape", flat[: n * n], (n, n)), 0, n_out - n), 1, n_in - n)
+
+    def scaled(self, base: Array, arrays: Params) -> Array:
+        """Multiply the base, or a product with it, by its factor."""
+        return base * arrays[BASE_SCALE] if self.trains_base_scale else base
+
+    # tiles and rows
+
+    def crop_rows(self, state: Array) -> Array:
+        """Read ``(rows, ...)`` of a state as rows of the weight in generated order, without padding of other axes."""
+        padded, inner = self.layout.padded_shape[1:], self.layout.shape[1:]
+        rows = do("reshape", state, (-1, *padded))
+        return rows if padded == inner else rows[(slice(None), *(slice(0, n) for n in inner))]
+
+    def pad_columns(self, rows: Array) -> Array:
+        """Invert :meth:`crop_rows` with zeros; also its adjoint."""
+        for axis, (n, p) in enumerate(zip(self.layout.shape, self.layout.padded_shape, strict=True)):
+            rows = pad(rows, axis, p - n) if axis else rows
+        return rows
+
+    def pad_rows(self, x: Array) -> Array:
+        """Append zeros for the rows that are padding."""
+        return pad(x, 0, self.layout.padded_shape[0] - self.layout.shape[0])
+
+    def rows(self, state: Array) -> Array:
+        """Read chosen rows, made of the indices :meth:`generated_index`, as rows of the weight without its base.
+
+        Parameters
+        ----------
+        state : array
+            ``(n, *padded_shape[1:])``, or with its legs.
+        """
+        rows = self.crop_rows(state) * self.scale
+        for axis, p in enumerate(self.permutations):
+            rows = rows if p is None or not axis else p.permute(rows, axis)
+        return rows
+
+    def generated_index(self, index: Array) -> Array:
+        """Say which rows of the generated order are the rows ``index`` of the weight, ``(n,)``."""
+        p = self.permutations[0] if self.permutations else None
+        return index if p is None else do("index_on", index, p, False)[index]
+
+    def base_rows(self, arrays: Params, index: Array, one_hot: Callable[[Array, int], Array]) -> Array:
+        """Give rows of the base, ``(n, *shape[1:])``; those of an identity are made."""
+        width = self.layout.shape[-1]
+        if self.identity is None:
+            return do("reshape", arrays[BASE], self.layout.shape)[index]
+        return one_hot(index % width, width) * (index < width)[:, None] * self.identity
+
+    # inputs and outputs of a layer
+
+    def input(self, x: Array) -> Array:
+        """Take an input, ``(batch, n_in)``, to generated order."""
+        p = self.permutations[1] if self.permutations else None
+        return x if p is None else p.restore(x, 1)
+
+    def input_adjoint(self, xbar: Array) -> Array:
+        """Take the adjoint of an input in generated order to weight order."""
+        p = self.permutations[1] if self.permutations else None
+        return xbar if p is None else p.permute(xbar, 1)
+
+    def output(self, y: Array) -> Array:
+        """Take an output in generated order, with its padding, to ``(batch, n_out)`` in weight order."""
+        n, padded = self.layout.shape[0], self.layout.padded_shape[0]
+        y = y if n == padded else y[:, :n]
+        p = self.permutations[0] if self.permutations else None
+        return y if p is None else p.permute(y, 1)
+
+    def output_adjoint(self, ybar: Array) -> Array:
+        """Take the adjoint of an output, ``(batch, n_out)``, to generated order, with zeros for padding."""
+        p = self.permutations[0] if self.permutations else None
+        ybar = ybar if p is None else p.restore(ybar, 1)
+        return pad(ybar, 1, self.layout.padded_shape[0] - self.layout.shape[0])
+
+    def pad_input(self, x: Array) -> Array:
+        """Take an input to generated order and pad it for a contraction with the legs of the second axis."""
+        return pad(self.input(x), 1, self.layout.padded_shape[1] - self.layout.shape[1])
+
+    def pad_input_adjoint(self, xbar: Array) -> Array:
+        """Take the adjoint of :meth:`pad_input`'s result, with any legs, to ``(batch, n_in)``."""
+        rows = do("reshape", xbar, (xbar.shape[0], self.layout.padded_shape[1]))
+        return self.input_adjoint(rows[:, : self.layout.shape[1]])
+
+    def base_product(self, arrays: Params, x: Array) -> Array:
+        """Multiply an input by the base: ``x Bᵀ``."""
+        return self._times_base(arrays, x, 1)
+
+    def base_product_adjoint(self, arrays: Params, ybar: Array) -> Array:
+        """Multiply the adjoint of an output by the base: ``ybar B``."""
+        return self._times_base(arrays, ybar, 0)
+
+    def _times_base(self, arrays: Params, x: Array, axis: int) -> Array:
+        if self.identity is None:
+            return x @ (arrays[BASE].mT if axis else arrays[BASE])
+        n = self.layout.shape[1 - axis]
+        return pad(x[:, :n] * self.identity, 1, max(n - x.shape[1], 0))
