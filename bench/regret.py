@@ -21,9 +21,9 @@ from adtn._backend import check_device
 from adtn.bench import median_seconds, paired_seconds
 from adtn.network import Path as Order
 from adtn.network import Segment, compile_program, forward, row_order, sizes_of
-from adtn.schedule._layers import INPUT, with_input
 from adtn.schedule._profile_store import find_profile
-from adtn.schedule._search import best_path, candidates, path_seconds, terms_of
+from adtn.schedule._search import best_path, candidates, path_seconds
+from adtn.weight._factored import INPUT, with_input
 from processes import rows_per_device, write_results
 
 RESULTS = Path(__file__).parent / "results"
@@ -53,9 +53,9 @@ def problem(name: str, batch: int | None) -> tuple[adtn.Generator, tuple[Segment
 
 
 def symbols(segment: Segment, sizes: dict[str, int]) -> tuple[list[str], str, dict[str, int]]:
-    names = dict.fromkeys(i for inds in (*terms_of(segment), segment.outputs) for i in inds)
+    names = dict.fromkeys(i for inds in (*segment.terms, segment.outputs) for i in inds)
     symbol = {i: ctg.get_symbol(n) for n, i in enumerate(names)}
-    inputs = ["".join(symbol[i] for i in inds) for inds in terms_of(segment)]
+    inputs = ["".join(symbol[i] for i in inds) for inds in segment.terms]
     return inputs, "".join(symbol[i] for i in segment.outputs), {symbol[i]: sizes[i] for i in symbol}
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import cotengra as ctg
 from adtn.network import Segment
-from adtn.schedule._search import terms_of
 
 
 def expressions(segments: tuple[Segment, ...]) -> list[Any]:
@@ -15,7 +14,7 @@ def expressions(segments: tuple[Segment, ...]) -> list[Any]:
     shapes = {i: n for s in segments for core in s.cores for i, n in zip(core.inds, core.shape, strict=True)}
     found: list[Any] = []
     for segment in segments:
-        terms = terms_of(segment)
+        terms = segment.terms
         found.append(
             ctg.array_contract_expression(
                 terms,

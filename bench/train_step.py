@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from adtn.bench import BenchCase, paired_seconds
-from adtn.schedule._layers import with_input
+from adtn.weight import with_input
 from processes import rows_per_device, write_results
 from stored import contract, expressions
 from torch import nn

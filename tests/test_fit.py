@@ -11,9 +11,9 @@ import pytest
 from adtn import Layout, Status
 from adtn._backend import get_backend
 from adtn._errors import DeviceError, FitError, TopologyError
-from adtn.network import Weighting
 from adtn.optim import make_schedule
 from adtn.optim._loss import _clipped, _LossFunction
+from adtn.weight import Weighting
 
 from table import BACKENDS, usable
 

@@ -39,7 +39,7 @@ def test_apply_and_its_adjoint_in_every_mode(row: Row, base: str | None) -> None
     want = gen.function.vjp(arrays, ybar.T @ x)[1]
     for mode in modes_of(row):
         assert relative_error(gen.apply(x, mode=mode), x @ weight.T) < 1e-12, mode
-        layer = adtn.plan(gen, "train", batch=5, mode=mode).layer(get_backend("numpy"))
+        layer = adtn.plan(gen, "train", batch=5, mode=mode).layer.on(get_backend("numpy"))
         y, tape = layer.with_tape(arrays, x)
         assert relative_error(y, x @ weight.T) < 1e-12, mode
         grads, xbar = layer.pullback(tape, arrays, x, ybar)

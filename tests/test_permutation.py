@@ -135,7 +135,7 @@ def test_a_layer_permutes_input_and_output(device: str, name: str, mode: str, ba
         assert (mode, name) == ("factored", "nonlinear")
         return
     assert plan.mode == mode
-    layer, arrays = plan.layer(backend), gen.arrays(device, "float64")
+    layer, arrays = plan.layer.on(backend), gen.arrays(device, "float64")
     with backend.scope("float64"):
         there = backend.asarray(x, where, "float64")
         assert relative_error(to_numpy(gen.apply(there, mode=mode)), x @ weight.T) < 1e-12  # type: ignore[arg-type]

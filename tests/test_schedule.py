@@ -19,9 +19,8 @@ from adtn._atomic import write_atomic
 from adtn._backend import Op, get_backend
 from adtn._errors import ScheduleError, TopologyError
 from adtn.network import compile_program, contraction_nodes, cut_legs, forward_tape, pullback, sizes_of
-from adtn.schedule import Sketch, _calibrate, shipped_profiles
+from adtn.schedule import Sketch, _calibrate, _planner, parse_bytes, shipped_profiles
 from adtn.schedule._path_cache import PathCache, path_key
-from adtn.schedule._planner import _Planner, parse_bytes
 from adtn.schedule._profile import FORMAT
 from adtn.schedule._profile_store import find_profile, nearest_shipped, profile_path
 from adtn.schedule._recombine import Estimate
@@ -31,7 +30,6 @@ from adtn.schedule._search import (
     candidates,
     path_seconds,
     step_ops,
-    terms_of,
     trained_slots,
 )
 from adtn.schedule._tree_cost import DeviceTime
@@ -140,7 +138,7 @@ def test_gates_are_fused_where_a_pass_over_the_state_is_dear(tmp_path: Path) -> 
     s = sketch(adtn.BrickWall(layers=2), 1024, leg=None)
     last, sizes = s.segments[-1], sizes_of(s.segments)
     path = best_path(last, sizes, CPU, cache=PathCache(tmp_path))
-    nodes = contraction_nodes(terms_of(last), last.outputs, path)
+    nodes = contraction_nodes(last.terms, last.outputs, path)
     large = [n for n in nodes if math.prod(sizes[i] for i in n.inds) >= 1024 * 1024]
     assert len(large) <= 0.6 * len(last.cores), "fewer passes over the state than gates"
 
@@ -269,9 +267,9 @@ def test_calibration_recovers_a_known_machine_and_is_found(device: str, monkeypa
 def test_device_time_is_a_cotengra_objective() -> None:
     s = sketch(adtn.ATTN(bond=4), 256, leg=4)
     segment, sizes = s.segments[-1], sizes_of(s.segments)
-    names = dict.fromkeys(i for inds in (*terms_of(segment), segment.outputs) for i in inds)
+    names = dict.fromkeys(i for inds in (*segment.terms, segment.outputs) for i in inds)
     symbol = {i: ctg.get_symbol(n) for n, i in enumerate(names)}
-    inputs = [tuple(symbol[i] for i in inds) for inds in terms_of(segment)]
+    inputs = [tuple(symbol[i] for i in inds) for inds in segment.terms]
     output = tuple(symbol[i] for i in segment.outputs)
     dims = {symbol[i]: d for i, d in sizes.items() if i in symbol}
     objective = DeviceTime(CPU)
@@ -296,12 +294,12 @@ def test_candidates_are_paths_and_the_best_is_not_worse_than_any(name: str, tmp_
     gen = TOPOLOGIES[name].generator()
     sizes = sizes_of(gen.segments)
     for segment in gen.segments:
-        if len(terms_of(segment)) < 3:
+        if len(segment.terms) < 3:
             continue
         found = candidates(segment, sizes, CPU)
         for path in found:
-            assert len(path) == len(terms_of(segment)) - 1
-            contraction_nodes(terms_of(segment), segment.outputs, path)
+            assert len(path) == len(segment.terms) - 1
+            contraction_nodes(segment.terms, segment.outputs, path)
         best = best_path(segment, sizes, CPU, cache=PathCache(tmp_path))
         least = min(path_seconds(segment, sizes, CPU, path) for path in found)
         assert path_seconds(segment, sizes, CPU, best) == pytest.approx(least)
@@ -326,11 +324,11 @@ def test_the_estimate_is_the_price_where_nothing_is_permuted(name: str, cost: st
     sizes = sizes_of(gen.segments)
     free = replace(CPU, permute_seconds=(1e-30,) * len(CPU.permute_seconds), launch_s=0.0)
     for segment in gen.segments:
-        if len(terms_of(segment)) < 3:
+        if len(segment.terms) < 3:
             continue
         trained = trained_slots(segment) if cost != "forward" else ()
         projected = cost == "projected"
-        estimate = Estimate(terms_of(segment), segment.outputs, sizes, free, trained, projected=projected)
+        estimate = Estimate(segment.terms, segment.outputs, sizes, free, trained, projected=projected)
         for path in candidates(segment, sizes, free, cost):
             full = path_seconds(segment, sizes, free, path, cost)
             assert estimate.seconds(estimate.pairs(path)) == pytest.approx(full)
@@ -342,7 +340,7 @@ def test_recombined_subtrees_are_not_worse_than_any_tree_and_the_best_of_all(nam
     gen = TOPOLOGIES[name].generator()
     sizes = sizes_of(gen.segments)
     for segment in gen.segments:
-        terms = terms_of(segment)
+        terms = segment.terms
         if len(terms) < 3:
             continue
         trained = trained_slots(segment) if cost != "forward" else ()
@@ -370,8 +368,8 @@ def test_trees_of_streams_are_ranked_in_tiles(
     """What suits the whole weight may be four times slower in tiles."""
     thing = sketch(topology, n)
     found = adtn.plan(thing, "fit", mode="stream", profile=CPU)
-    monkeypatch.setattr("adtn.schedule._planner.best_tiled_path", lambda *a: best_path(*a[:4]))
-    monkeypatch.setattr("adtn.schedule._planner._decide", lambda key: _Planner(key).decide())
+    monkeypatch.setattr("adtn.schedule._candidates.best_tiled_path", lambda *a: best_path(*a[:4]))
+    monkeypatch.setattr(_planner, "_decided", _planner._decided.__wrapped__)
     whole = adtn.plan(thing, "fit", mode="stream", profile=CPU)
     assert found.predicted_seconds <= 1.02 * most * whole.predicted_seconds
 

@@ -8,8 +8,7 @@ import pytest
 from adtn._backend import check_device
 from adtn._errors import TopologyError
 from adtn.network import row_order, sizes_of, tile_counts, tile_program
-from adtn.schedule import TiledWeight
-from adtn.schedule._distance import projecting, why_not_factored
+from adtn.weight import TiledWeight, projecting, why_not_factored
 from hypothesis import given
 from hypothesis import strategies as st
 

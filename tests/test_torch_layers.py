@@ -16,7 +16,7 @@ import pytest
 from adtn._backend import get_backend
 from adtn._errors import LayoutError
 from adtn.schedule import decide
-from adtn.schedule._layers import FactoredApply
+from adtn.weight import Factored
 
 from table import TOPOLOGIES
 
@@ -232,7 +232,8 @@ def test_one_graph_for_every_batch_without_the_weight(mode: str | None) -> None:
 def test_the_frameworks_own_way_back_is_the_adjoint(name: str) -> None:
     generator = GENERATORS[name]()
     plan = decide(generator, "train", device="torch:cpu", batch=5, mode="factored")
-    apply = FactoredApply(generator.segments, plan.paths, generator.weighting, get_backend("torch"))
+    assert isinstance(plan.executable, Factored)
+    apply = plan.executable.on(get_backend("torch"))
     arrays = layers.GeneratedWeight(generator).arrays()
     x = torch.randn(5, generator.shape[1], requires_grad=True)
     leaves = [x, *(a for a in arrays.values() if a.requires_grad)]

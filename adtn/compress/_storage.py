@@ -15,7 +15,8 @@ from .._checks import checked
 from .._errors import FileFormatError
 from .._plugins import UnregisteredError
 from ..generator import Generator
-from ..network import BASE, BASE_SCALE, IdentityBase, Layout, SeededBase, topology_from_json, topology_to_json
+from ..network import IdentityBase, Layout, SeededBase, topology_from_json, topology_to_json
+from ..weight import BASE, BASE_SCALE
 
 FORMAT = 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,7 +18,6 @@ from .._typing import Array, Shape
 from ..network._active import active_parameters, degrees_of_freedom
 from ..network._adjoint import forward_stage
 from ..network._base import IdentityBase, RuleBase
-from ..network._function import WeightFunction
 from ..network._initial import frozen_values, initial_values
 from ..network._layout import Layout
 from ..network._networks import Networks, as_networks, read_networks
@@ -26,8 +25,8 @@ from ..network._permutation import Permutation
 from ..network._program import Program, cached_program
 from ..network._segment import Segment, cores_of
 from ..network._topology import Topology, TopologyArgument, Where
-from ..network._weighting import BASE, BASE_SCALE, Weighting
-from ..schedule import Memory, Mode, decide
+from ..schedule import Memory, decide
+from ..weight import ANY_BATCH, BASE, BASE_SCALE, Mode, WeightFunction, Weighting
 from ._values import Base, as_permutations, checked_base, kaiming, readonly, silence, spread
 
 if TYPE_CHECKING:
@@ -441,7 +440,7 @@ class Generator:
             raise DeviceError(f"Got x of {dtype}; expected one of {', '.join(DTYPES)}.")
         batch = math.prod(x.shape[:-1])
         known = isinstance(batch, int)  # jax.export leaves it open: then the plan is not for one size
-        mode = mode if known or mode == "stream" else "materialise"
+        mode = mode if known or mode in ANY_BATCH else ANY_BATCH[0]
         # one decision for all batches up to the next power of two
         key = (device, dtype, 1 << max(batch - 1, 0).bit_length() if known else _OPEN_BATCH, mode, memory)
         if key not in self._applied:
@@ -457,17 +456,15 @@ class Generator:
         self, backend: Backend, device: str, dtype: str, batch: int, mode: Mode | None, memory: Memory
     ) -> Callable[[Array], Array]:
         """How ``apply`` is done for one device, dtype and size of batch."""
-        planned = decide(self, "apply", device=device, dtype=dtype, batch=batch, mode=mode, memory=memory)
-        if planned.mode != "materialise":
-            return partial(planned.function(backend), self.arrays(device, dtype))
+        plan = decide(self, "apply", device=device, dtype=dtype, batch=batch, mode=mode, memory=memory)
+        return plan.layer.on(backend).fixed(
+            lambda: self.arrays(device, dtype), lambda: self._cached_weight(device, dtype), batch
+        )
+
+    def _cached_weight(self, device: str, dtype: str) -> Array:
         if (device, dtype) not in self._weight_cache:
             self._weight_cache[device, dtype] = self.weight(device, dtype)
-        weight = self._weight_cache[device, dtype]
-        if backend.compiles and batch == 1:  # XLA: one row by rows; more rows are faster with the other matrix
-            product = backend.compile(lambda x, w: do("tensordot", x, w, axes=((1,), (1,))))
-            return lambda x: product(x, weight)
-        weight = do("transpose", weight, (1, 0))
-        return lambda x: do("matmul", x, weight)
+        return self._weight_cache[device, dtype]
 
     def networks(self) -> list[qtn.TensorNetwork]:
         """One quimb network per segment, named and tagged, ready for ``.draw()``.

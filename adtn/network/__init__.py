@@ -17,7 +17,6 @@ from ._bridge import to_tensornetwork as to_tensornetwork
 from ._controls import Dense as Dense
 from ._controls import ScaledIdentity as ScaledIdentity
 from ._controls import ScaledRandom as ScaledRandom
-from ._function import WeightFunction as WeightFunction
 from ._jacobian import SampledJacobian as SampledJacobian
 from ._jacobian import sampled_jacobian as sampled_jacobian
 from ._jacobian import stacked as stacked
@@ -73,6 +72,3 @@ from ._tree import TTN as TTN
 from ._tree_order import Node as Node
 from ._tree_order import arrange as arrange
 from ._tree_order import contraction_nodes as contraction_nodes
-from ._weighting import BASE as BASE
-from ._weighting import BASE_SCALE as BASE_SCALE
-from ._weighting import Weighting as Weighting

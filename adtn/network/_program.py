@@ -175,7 +175,7 @@ def last_halves(segment: Segment, path: Path | None) -> Halves | None:
     """The two groups of outputs that the last contraction of a segment brings together."""
     if not path:
         return None
-    terms = ((segment.inputs,) if segment.inputs else ()) + tuple(core.inds for core in segment.cores)
+    terms = segment.terms
     last = contraction_nodes(terms, segment.outputs, path)[-1]
     return last.rows, last.cols
 

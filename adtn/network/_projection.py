@@ -40,7 +40,7 @@ def product_order(segment: Segment, path: Path, sizes: dict[str, int], tiles: in
     The first ones belong to what is contracted first, so that a tile is a slice of everything that is large. The
     others lie as the products of the path leave them: every operand with what it shares with its neighbour at one end.
     """
-    terms = ((segment.inputs,) if segment.inputs else ()) + tuple(core.inds for core in segment.cores)
+    terms = segment.terms
     nodes: dict[int, Node] = {node.out: node for node in contraction_nodes(terms, segment.outputs, path)}
     inds = {**dict(enumerate(terms)), **{slot: node.inds for slot, node in nodes.items()}}
     outputs = set(segment.outputs)

@@ -96,6 +96,11 @@ class Segment:
     outputs: Inds
     activation: str = "identity"
 
+    @property
+    def terms(self) -> tuple[Inds, ...]:
+        """Index names of all operands in slot order: the incoming state where there is one, then the cores."""
+        return ((self.inputs,) if self.inputs else ()) + tuple(core.inds for core in self.cores)
+
 
 def cores_of(segments: Iterable[Segment]) -> tuple[Core, ...]:
     """All cores, without a plan for their contraction."""

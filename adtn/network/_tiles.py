@@ -155,7 +155,7 @@ def tile_program(
     last, sliced = _cut(replace(segments[-1], outputs=order), sizes, tiles)
     legs, sizes, order = order, sizes | sizes_of([last]), last.outputs
     kept = tuple(i for i in order if i not in sliced)
-    terms = ((last.inputs,) if last.inputs else ()) + tuple(core.inds for core in last.cores)
+    terms = last.terms
     nodes = contraction_nodes(terms, order, paths[-1])
     bound = once_part * math.prod(sizes[i] for i in order)
     tile_nodes, once_nodes = _divide(nodes, sliced, sizes, bound, keep_last)
@@ -221,7 +221,7 @@ def _divide(
 
 def default_path(segment: Segment, sizes: dict[str, int]) -> Path:
     """What :func:`find_path` gives for a segment."""
-    terms = ((segment.inputs,) if segment.inputs else ()) + tuple(core.inds for core in segment.cores)
+    terms = segment.terms
     return find_path(terms, segment.outputs, tuple(sorted(sizes.items()))) if len(terms) > 1 else ()
 
 

@@ -19,7 +19,8 @@ from .._errors import FitError, OutputWarning
 from .._files import check_writable
 from .._typing import Array, Params
 from ..generator import Generator
-from ..schedule import MODES, Memory, Mode
+from ..schedule import Memory
+from ..weight import Mode
 from ._checkpoint import Checkpoint, first_fingerprint, read_checkpoint, write_checkpoint
 from ._decompose import decompose
 from ._fingerprint import fingerprint
@@ -34,7 +35,6 @@ from ._schedules import ScheduleArgument
 from ._solution import Solution, Status
 
 _FAR = 1e8  # ratio of a target's size to the generator's, beyond which that is changed
-EXACT = tuple(mode for mode in MODES if mode != "factored")  # these form the residual itself
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Run:
 
     def loss_and_grads(self, params: Params, batch: tuple[Array, ...]) -> tuple[Array, Params]:
         """Evaluate; a loss that lost too many digits to cancellation is evaluated anew, and so are all that follow."""
-        if self.loss.mode == "factored":
+        if not self.loss.exact:
             loss, grads = self.loss(params, batch)
             if not float(loss) < self.loss.trusted:
                 return loss, grads
@@ -291,16 +291,16 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
             text = f"Cannot write checkpoint={str(options.checkpoint)!r} ({error}); the fit goes on without."
             warnings.warn(text, OutputWarning, stacklevel=2)
 
-    def planned(modes: tuple[str, ...]) -> Loss:
-        return plan_loss(generator, objective, backend, device, options, modes)
+    def planned(exact: bool) -> Loss:
+        return plan_loss(generator, objective, backend, device, options, exact)
 
     run = Run(
         backend,
         device,
         objective,
         options,
-        planned(EXACT if state.exact else MODES),
-        lambda: planned(EXACT),
+        planned(state.exact),
+        lambda: planned(True),
         state,
         save,
         ProgressBar(options.progress, options.steps, state.step, f"fit {type(generator.topology).__name__}"),

@@ -22,7 +22,8 @@ from .._backend import Backend
 from .._errors import FitError
 from .._typing import Array, Params
 from ..generator import Generator
-from ..network import BASE, BASE_SCALE, SampledJacobian, sampled_jacobian, stacked
+from ..network import SampledJacobian, sampled_jacobian, stacked
+from ..weight import BASE, BASE_SCALE
 from ._objective import Objective
 from ._solution import Status
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from autoray import astype, do
 
-from .._backend import Backend, Workspace, get_backend
+from .._backend import Backend, get_backend
 from .._errors import FitError
 from .._typing import Array, Params
 from ..generator import Generator
-from ..network import BASE
-from ..schedule import MODES, Consumer, TiledWeight, decide, trusted_relative_square
+from ..schedule import decide
+from ..weight import BASE, Consumer, Evaluation, Materialised, Mode, Projected, trusted_relative_square
 from ._objective import Objective, ValueAndGrad
 from ._options import FitOptions
 
@@ -25,28 +25,28 @@ SCALE, FACTOR, OFFSET = "number/scale", "number/factor", "number/offset"
 LOSS_FACTOR, SLOPE_FACTOR = "number/loss_factor", "number/slope_factor"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Loss:
     """A compiled loss with everything it reads that does not change.
 
     Parameters
     ----------
-    mode : str
-        Of the plan.
+    exact : bool
+        Whether residuals themselves are formed.
     trusted : float
-        In mode ``"factored"``: below this loss, rounding errors of the large sums that cancel are seen.
+        Where they are not: below this loss, rounding errors of the large sums that cancel are seen.
     largest_product : float
         Operations of the largest contraction.
     """
 
-    mode: str
+    exact: bool
     trusted: float
     largest_product: float
     _function: Callable[..., tuple[Array, Params]]
     _constants: dict[str, Any]
 
     def __call__(self, params: Params, batch: tuple[Array, ...]) -> tuple[Array, Params]:
-        """Loss and gradients."""
+        """Evaluate loss and gradients."""
         return self._function(params, self._constants, batch)
 
     def release(self) -> None:
@@ -60,35 +60,39 @@ def plan_loss(
     backend: Backend,
     device: str,
     options: FitOptions,
-    modes: tuple[str, ...] = MODES,
+    exact: bool = False,
 ) -> Loss:
     """Decide how a fit evaluates its loss, put its constants on the device and compile it.
 
     Parameters
     ----------
     generator : Generator
-        Only its structure and frozen numbers matter.
+        Only its structure and frozen parameters matter.
     objective : Objective
         What is minimised.
     backend, device
         Where.
     options : FitOptions
         ``mode`` and ``memory`` bind the scheduler.
-    modes : tuple of str
-        What else it may choose from.
+    exact : bool
+        Whether residuals themselves must be formed.
     """
     half = options.master != options.dtype
     tiles = objective.in_tiles(half)
-    mode = options.mode if options.mode in modes else None
+    mode = None if exact and options.mode == Projected.mode else options.mode
     if tiles is None:
-        if mode not in (None, "materialise"):
-            raise FitError(f"Got mode={mode!r}; a task takes the weight as a whole. Use mode='materialise'.")
-        mode = "materialise"
+        mode = _whole(mode)
     plan = decide(
-        generator, "fit", device=options.device, dtype=options.dtype, mode=mode, memory=options.memory, modes=modes,
+        generator,
+        "fit",
+        device=options.device,
+        dtype=options.dtype,
+        mode=mode,
+        memory=options.memory,
+        exact=exact,
         only_rows=tiles is None or not tiles.plain,
-    )  # fmt: skip
-    assert plan.weight is not None
+    )
+    evaluation = plan.evaluation
     arrays, offset = {**generator.constants(), **objective.constants(generator.weighting)}, 0.0
     numbers = {SCALE: generator.scale}
     if tiles is not None:
@@ -96,7 +100,7 @@ def plan_loss(
             numbers[SCALE] *= tiles.factor
             arrays |= {k: np.asarray(arrays[k], np.float64) * tiles.factor for k in (TARGET, BASE) if k in arrays}
             tiles = replace(tiles, factor=1.0)
-        if plan.mode == "factored":
+        if not evaluation.exact:
             offset = 1.0
             if BASE in arrays:
                 target = arrays[TARGET] = arrays[TARGET] - arrays.pop(BASE)
@@ -110,45 +114,56 @@ def plan_loss(
         if name == TARGET and tiles is not None:
             x = x if tiles.factor == 1.0 else x * tiles.factor
         if (name == TARGET and tiles is not None) or name == BASE:
-            x = plan.weight.arrange(x)  # a view where that is possible
+            x = evaluation.arrange(x)  # a view where that is possible
         constants[name] = backend.asarray(x, device, options.dtype, copy=False)
     for name, number in numbers.items():  # arguments, so that fits of other targets need nothing compiled
         precision = options.dtype if name in (SCALE, FACTOR) else options.master
         constants[name] = backend.asarray(np.asarray(number), device, precision) if backend.compiles else number
     # what is not compiled has a pool of its own, which must not outlive the fit
     make = _shared if backend.compiles and tiles is not None else _compiled
-    whole, consume = (objective.bind(backend), None) if tiles is None else (None, tiles.consume)
-    function = make(backend.name, plan.weight, plan.mode, consume, whole, options.dtype, options.master, options.clip)
-    largest = max((c.flops for c in plan.contractions), default=0)
-    return Loss(plan.mode, trusted_relative_square(options.dtype) * offset, largest, function, constants)
+    consume: Any = tiles.consume if tiles is not None else None
+    whole = objective.bind(backend) if tiles is None else None
+    function = make(backend.name, evaluation, consume, whole, options.dtype, options.master, options.clip)
+    return Loss(
+        exact=evaluation.exact,
+        trusted=trusted_relative_square(options.dtype) * offset,
+        largest_product=max((c.flops for c in plan.contractions), default=0),
+        _function=function,
+        _constants=constants,
+    )
+
+
+def _whole(mode: Mode | None) -> Mode:
+    """The mode of an objective that takes the weight as a whole."""
+    if mode not in (None, Materialised.mode):
+        raise FitError(f"Got mode={mode!r}; a task takes the weight as a whole. Use mode='materialise'.")
+    return Materialised.mode
 
 
 def _compiled(
     backend: str,
-    weight: TiledWeight,
-    mode: str,
+    evaluation: Evaluation,
     consume: Callable[[Backend, Array, Params], Consumer] | None,
     whole: ValueAndGrad | None,
     dtype: str,
     master: str,
     clip: float | None,
 ) -> Callable[..., tuple[Array, Params]]:
-    found = get_backend(backend)
-    function = _LossFunction(found, found.workspace(), weight, mode, consume, whole, dtype, master, clip)
-    return found.compile(function)
+    there = get_backend(backend)
+    function = _LossFunction(
+        evaluation=evaluation.on(there), consume=consume, whole=whole, dtype=dtype, master=master, clip=clip
+    )
+    return there.compile(function)
 
 
 _shared = lru_cache(maxsize=64)(_compiled)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _LossFunction:
     """``(params, constants, batch) -> (loss, grads)``: the library's own adjoint around the objective's ``dL/dW``."""
 
-    backend: Backend
-    space: Workspace
-    weight: TiledWeight
-    mode: str
+    evaluation: Evaluation
     consume: Callable[[Backend, Array, Params], Consumer] | None
     whole: ValueAndGrad | None
     dtype: str
@@ -161,46 +176,49 @@ class _LossFunction:
             params = {k: astype(x, dtype) for k, x in params.items()}
         arrays = {**constants, **params}
         if self.consume is not None:
-            loss, grads = self._over_tiles(arrays, constants, self.consume(self.backend, constants[TARGET], constants))
+            consume = self.consume(self.evaluation.backend, constants[TARGET], constants)
+            loss, grads = self._over_tiles(arrays, constants, consume)
+        elif self.whole is not None and isinstance(self.evaluation, Materialised):
+            loss, grads = self._at_once(self.evaluation, self.whole, arrays, params, constants, batch)
         else:
-            assert self.whole is not None
-            loss, grads = self._at_once(arrays, params, constants, batch, self.whole)
+            raise FitError("A loss needs a consumer of tiles, or a function of the whole weight that is materialised.")
         if master != dtype:
             grads = {k: astype(g, master) for k, g in grads.items()}
         return loss, _clipped(grads, self.clip)
 
     def _over_tiles(self, arrays: Params, constants: Params, consume: Consumer) -> tuple[Array, dict[str, Array]]:
-        dtype, master, scale = self.dtype, self.master, constants[SCALE]
-        if self.mode == "factored":
-            loss, grads = self.weight.project(self.backend, arrays, constants[TARGET], self.space, scale)
-        else:
-            zero = astype(do("zeros_like", do("reshape", constants[TARGET], (-1,))[0]), master)
+        dtype, master, target = self.dtype, self.master, constants[TARGET]
 
-            def summed(tile: Array, i: Any, total: Any) -> tuple[Any, Array | None]:
-                part, wbar = consume(tile, i, astype(total, dtype) * 0.0 if master != dtype else total)
-                return (total + astype(part, master) if master != dtype else part), wbar
+        def zero() -> Array:
+            return astype(do("zeros_like", do("reshape", target, (-1,))[0]), master)
 
-            loss, grads = self.weight.run(
-                self.backend, arrays, summed, zero, adjoint=True, scale=scale, factor=constants.get(FACTOR),
-                space=self.space,
-            )  # fmt: skip
+        def summed(tile: Array, i: Any, total: Any) -> tuple[Any, Array | None]:
+            part, wbar = consume(tile, i, astype(total, dtype) * 0.0 if master != dtype else total)
+            return (total + astype(part, master) if master != dtype else part), wbar
+
+        loss, grads = self.evaluation.evaluate(
+            arrays, target, summed, zero, scale=constants[SCALE], factor=constants.get(FACTOR)
+        )
         slope = constants[SLOPE_FACTOR]
         slope = slope if isinstance(slope, float) or master == dtype else astype(slope, dtype)
         return loss * constants[LOSS_FACTOR] + constants[OFFSET], {k: g * slope for k, g in grads.items()}
 
     def _at_once(
-        self, arrays: Params, params: Params, constants: Params, batch: tuple[Array, ...], whole: ValueAndGrad
+        self,
+        evaluation: Materialised,
+        whole: ValueAndGrad,
+        arrays: Params,
+        params: Params,
+        constants: Params,
+        batch: tuple[Array, ...],
     ) -> tuple[Array, dict[str, Array]]:
         own = {k.removeprefix(TASK): x for k, x in params.items() if k.startswith(TASK)}
-        weight = self.weight
 
-        def consume(tile: Array, i: Any, carry: Any) -> tuple[Any, Array]:
-            loss, (wbar, *rest) = whole(weight.from_single(tile), own, constants, batch)
-            return (loss, rest), weight.to_single(wbar)
+        def loss_of(weight: Array) -> tuple[Any, Array]:
+            loss, (wbar, *rest) = whole(weight, own, constants, batch)
+            return (loss, rest), wbar
 
-        (loss, rest), grads = weight.run(
-            self.backend, arrays, consume, None, adjoint=True, scale=constants[SCALE], space=self.space
-        )
+        (loss, rest), grads = evaluation.evaluate_whole(arrays, loss_of, constants[SCALE])
         return loss, grads | ({TASK + k: g for k, g in rest[0].items()} if rest else {})
 
 

@@ -16,8 +16,7 @@ from .._backend import Backend
 from .._checks import checked, shown
 from .._errors import FitError
 from .._typing import Array, Params, Shape
-from ..network import Weighting
-from ..schedule import Consumer, squared_distance
+from ..weight import Consumer, Weighting, squared_distance
 
 _NEAR = 1e-12  # of a norm or its inverse: beyond, squares leave single precision
 _BLOCK = 1 << 13  # entries that are looked at together
@@ -86,7 +85,7 @@ class TileObjective:
         Whether it is the squared distance from the target: tiles may be any legs, and the weight need not be made.
         Otherwise tiles are rows.
     consume : callable
-        ``(backend, arranged target, constants) -> consumer``, see :class:`adtn.schedule.TiledWeight`. The same function
+        ``(backend, arranged target, constants) -> consumer``, see :class:`adtn.weight.TiledWeight`. The same function
         for all objectives of a kind, so that what is compiled for one serves another.
     factor : float
         The tiles that are asked for are of ``factor * W``, and the target is ``factor * target``.

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from .._checks import Count, NotNegative, Positive, Range, Seed, check_fields
 from .._errors import FitError
-from ..schedule import Memory, Mode
+from ..schedule import Memory
+from ..weight import Mode
 from ._schedules import ScheduleArgument
 
 Callback = Callable[[int, float], "bool | None"]

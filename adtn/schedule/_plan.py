@@ -5,26 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from autoray import do
 
 from .._backend import Backend
+from .._errors import ScheduleError
 from .._typing import Array, Params, Shape
-from ..network import Path, Segment, Weighting
+from ..weight import Evaluation, Executable, Layer, Materialised, Weighting, squared_distance
 from ._bytes import format_bytes
-from ._distance import squared_distance
-from ._execution import KEPT_BYTES, TiledWeight, generate
-from ._layers import FactoredApply, TiledApply
 from ._profile import DeviceProfile
 
-Mode = Literal["materialise", "stream", "factored"]
 Task = Literal["generate", "apply", "train", "fit"]
-MODES: tuple[Mode, ...] = ("materialise", "stream", "factored")
 TASKS: tuple[Task, ...] = ("generate", "apply", "train", "fit")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contraction:
     """One pairwise contraction of a plan.
 
@@ -56,13 +52,15 @@ class Contraction:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Alternative:
     """One way to do the task.
 
     Parameters
     ----------
     mode : {"materialise", "stream", "factored"}
+    label : str
+        The mode and the tiles, for people.
     by_rows : bool
         Tiles are blocks of rows; otherwise blocks of legs in the order of the network.
     tiles : int
@@ -78,6 +76,7 @@ class Alternative:
     """
 
     mode: str
+    label: str
     by_rows: bool
     tiles: int
     tile_shape: Shape
@@ -86,16 +85,8 @@ class Alternative:
     peak_bytes: int
     lost: str = ""
 
-    @property
-    def label(self) -> str:
-        """For people."""
-        if self.mode == "factored" and not self.tiles > 1:
-            return "factored"
-        what = "rows" if self.by_rows else "legs"
-        return f"{self.mode}, {self.tiles} tile{'s' if self.tiles > 1 else ''} of {what}"
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How a task is done on a device. It prints as a table.
 
@@ -119,12 +110,10 @@ class Plan:
         Of the chosen one, forward.
     notes : tuple of str
         What a reader should know, such as why streaming is impossible.
-    segments, weighting
+    weighting : Weighting
         Of the generator.
-    weight : TiledWeight or None
-        What runs it, unless it is a layer in mode ``"factored"``.
-    paths : tuple of path
-        Contraction orders of that one.
+    executable : Executable
+        What runs it, and what was traced to predict its time and memory.
     """
 
     task: str
@@ -139,10 +128,8 @@ class Plan:
     alternatives: tuple[Alternative, ...]
     contractions: tuple[Contraction, ...]
     notes: tuple[str, ...]
-    segments: tuple[Segment, ...] = field(repr=False)
     weighting: Weighting = field(repr=False)
-    weight: TiledWeight | None = field(default=None, repr=False, compare=False)
-    paths: tuple[Path, ...] = ()
+    executable: Executable = field(repr=False, compare=False)
 
     @property
     def mode(self) -> str:
@@ -164,52 +151,55 @@ class Plan:
         """Largest extra memory at any time."""
         return self.chosen.peak_bytes
 
-    def generator(self, backend: Backend) -> Callable[[Params], Array]:
-        """``arrays -> W`` of a plan for ``"generate"``."""
-        weight, space = self.weight, backend.workspace(KEPT_BYTES)
-        assert weight is not None
-        return backend.compile(lambda arrays: generate(weight, backend, arrays, space))
-
     def step(self, backend: Backend) -> Callable[[Params, Array], Any]:
         """The task as one function of the arrays and what it works on, with adjoints for ``"fit"`` and ``"train"``.
 
-        That is ``x``, or for ``"fit"`` the target as :meth:`TiledWeight.arrange` gives it. The loss of a ``"fit"`` is
-        ``‖W - target‖²``, in mode ``"factored"`` without ``‖target‖²``; its gradient comes without its factor two.
+        That is ``x``, or for ``"fit"`` the target as :meth:`Evaluation.arrange` gives it. The loss of a ``"fit"`` is
+        ``‖W - target‖²``, without ``‖target‖²`` where the target is projected; its gradient comes without its factor
+        two.
         """
-        if self.task == "generate":
-            make = self.generator(backend)
-            return lambda arrays, _: make(arrays)
-        if self.task == "fit":
-            weight, space, scale = self.weight, backend.workspace(), self.weighting.scale
-            assert weight is not None
+        return backend.compile(task_call(self.task, self.executable.on(backend), self.weighting.scale))
 
-            def fit(arrays: Params, arranged: Array) -> Any:
-                if self.mode == "factored":
-                    return weight.project(backend, arrays, arranged, space, scale)
-                zero = do("zeros_like", do("reshape", arranged, (-1,))[0])
-                consume = squared_distance(backend, arranged)
-                return weight.run(backend, arrays, consume, zero, adjoint=True, scale=scale, space=space)
-
-            return backend.compile(fit)
-        layer = self.layer(backend)
-        if self.task == "apply":
-            return backend.compile(layer)
-
-        def train(arrays: Params, x: Array) -> Any:
-            y, tape = layer.with_tape(arrays, x)
-            return layer.pullback(tape, arrays, x, y)
-
-        return backend.compile(train)
-
-    def layer(self, backend: Backend) -> FactoredApply | TiledApply:
-        """``(arrays, x) -> y`` and its adjoint."""
-        if self.weight is None:
-            return FactoredApply(self.segments, self.paths, self.weighting, backend)
-        return TiledApply(self.weight, backend)
+    def generator(self, backend: Backend) -> Callable[[Params], Array]:
+        """``arrays -> W`` of a plan for ``"generate"``."""
+        return backend.compile(self.materialised.on(backend).weight)
 
     def function(self, backend: Backend) -> Callable[[Params, Array], Array]:
         """``(arrays, x) -> y`` of a plan for ``"apply"`` or ``"train"``, differentiable where the framework is."""
-        return backend.with_vjp(self.layer(backend))
+        return backend.with_vjp(self.layer.on(backend))
+
+    @property
+    def materialised(self) -> Materialised:
+        """The executable of a plan for ``"generate"``.
+
+        Raises
+        ------
+        ScheduleError
+            If the plan is for another task.
+        """
+        return _expected(self, Materialised, "generate")
+
+    @property
+    def layer(self) -> Layer:
+        """The executable of a plan for ``"apply"`` or ``"train"``.
+
+        Raises
+        ------
+        ScheduleError
+            If the plan is for another task.
+        """
+        return _expected(self, Layer, "apply", "train")
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The executable of a plan for ``"fit"``.
+
+        Raises
+        ------
+        ScheduleError
+            If the plan is for another task.
+        """
+        return _expected(self, Evaluation, "fit")
 
     def __repr__(self) -> str:
         return "\n".join(self._lines())
@@ -276,6 +266,35 @@ class Plan:
             "notes": self.notes,
         }
         return json.dumps(content, indent=1)
+
+
+def task_call(task: str, executable: Any, scale: float) -> Callable[[Params, Array], Any]:
+    """One call of a task by an executable: what a plan runs, and what its planner traces."""
+
+    def train(arrays: Params, x: Array) -> Any:
+        y, tape = executable.with_tape(arrays, x)
+        return executable.pullback(tape, arrays, x, y)
+
+    def fit(arrays: Params, target: Array) -> Any:
+        def zero() -> Array:
+            return do("zeros_like", do("reshape", target, (-1,))[0])
+
+        consume = squared_distance(executable.backend, target)
+        return executable.evaluate(arrays, target, consume, zero, scale=scale)
+
+    def generate(arrays: Params, _: Any) -> Array:
+        return executable.weight(arrays)
+
+    return {"generate": generate, "apply": executable, "train": train, "fit": fit}[task]
+
+
+_Kind = TypeVar("_Kind", bound=Executable)
+
+
+def _expected(plan: Plan, kind: type[_Kind], *tasks: str) -> _Kind:
+    if plan.task not in tasks or not isinstance(plan.executable, kind):
+        raise ScheduleError(f"Got a plan for {plan.task!r}; expected one for {' or '.join(map(repr, tasks))}.")
+    return plan.executable
 
 
 def _table(rows: list[tuple[str, ...]], left: tuple[int, ...]) -> list[str]:

@@ -40,11 +40,6 @@ _FUSED = (1 << 10, 1 << 12, 1 << 14)
 _CACHE = PathCache()
 
 
-def terms_of(segment: Segment) -> tuple[Inds, ...]:
-    """Indices of the operands of a segment: the state, then the cores."""
-    return ((segment.inputs,) if segment.inputs else ()) + tuple(core.inds for core in segment.cores)
-
-
 def best_path(
     segment: Segment,
     sizes: dict[str, int],
@@ -87,7 +82,7 @@ def _found(
     cache: PathCache,
 ) -> Path:
     """The path that is kept for a segment in some context, or found now; two operands leave no choice."""
-    terms = terms_of(segment)
+    terms = segment.terms
     if len(terms) < 3:
         return ((0, 1),) * (len(terms) - 1)
     from ._tree_cost import OBJECTIVE_VERSION
@@ -141,7 +136,7 @@ def candidates(
     segment: Segment, sizes: dict[str, int], profile: DeviceProfile, cost: Cost = "forward", tiles: int = 1
 ) -> list[Path]:
     """Contraction orders worth a full price: by estimate the best of many, and of what their subtrees make together."""
-    terms = terms_of(segment)
+    terms = segment.terms
     used = {i for inds in terms for i in inds}
     # in which order the outputs lie does not matter here, so that one search serves all orders and costs
     dimensions = tuple((i, d) for i, d in sizes.items() if i in used)
@@ -181,7 +176,7 @@ def path_seconds(
         - ``"adjoint"``: the contractions and all environments
         - ``"projected"``: the same with the last product replaced by projections of a target, see :func:`project`
     """
-    terms = terms_of(segment)
+    terms = segment.terms
     projected = cost == "projected"
     stored: list[Inds | None] = [*terms, *(None for _ in path)]
     stored[-1] = product_order(segment, path, sizes, 1) if projected else segment.outputs
@@ -307,7 +302,7 @@ def _sweep(segment: Segment, sizes: dict[str, int], bound: int, by_legs: bool) -
     Applying several gates or leaves at once is one pass over the state instead of several. In the order of the legs
     the last ones also put the last legs where they belong; in the order of the network neighbours share indices.
     """
-    terms = terms_of(segment)
+    terms = segment.terms
     place = {i: p for p, i in enumerate(segment.outputs)}
 
     def position(slot: int) -> float:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .._typing import Shape
-from ..network import Layout, Segment, Topology, Weighting
+from ..network import Layout, Segment, Topology
+from ..weight import Weighting
 
 
 class Planned(Protocol):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._typing import Array, Params
-from ._adjoint import StageTape, forward, forward_tape, pullback
-from ._program import Program
+from ..network import Program, StageTape, forward, forward_tape, pullback
 from ._weighting import BASE_SCALE, Weighting
 
 

@@ -1,19 +1,19 @@
-"""The squared distance of a generated weight from a target: tile by tile, or without the weight."""
+"""The squared distance of a generated weight from a target: of a tile, or without the weight."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from autoray import do
 
 from .._backend import Backend
-from .._typing import Array
+from .._typing import Array, Params, Shape
 from ..network import (
     Path,
     Segment,
-    Weighting,
     closed,
     default_path,
     plan_stage,
@@ -21,10 +21,75 @@ from ..network import (
     sizes_of,
     tile_program,
 )
-from ._execution import Consumer, TiledWeight
+from ._executable import Evaluation, ListedStep
+from ._mode import Mode
+from ._tiled import Consumer, TiledWeight
+from ._weighting import Weighting
 
 # the distance without the weight is trusted down to this many rounding errors of the square of the target's norm
 TRUSTED_ROUNDINGS = 1e4
+
+
+class Projected(Evaluation):
+    """The target projected on the factors of the last product: no tile of the weight is made.
+
+    The difference of large sums loses digits: down to which error it is good says :func:`trusted_relative_square`.
+
+    Parameters
+    ----------
+    weight : TiledWeight
+        From :func:`projecting`.
+    backend : Backend
+        Of the arrays.
+    """
+
+    mode: ClassVar[Mode] = "factored"
+    exact: ClassVar[bool] = False
+    reads_base: ClassVar[bool] = False
+
+    def __init__(self, weight: TiledWeight, backend: Backend) -> None:
+        super().__init__(backend)
+        self.tiled_weight = weight
+        self.tiles = weight.tiled.tiles
+        self.by_rows = weight.by_rows
+        self.tile_shape: Shape = weight.tile_shape
+
+    @property
+    def weighting(self) -> Weighting:
+        """The formula that makes a state a weight."""
+        return self.tiled_weight.weighting
+
+    @property
+    def label(self) -> str:
+        """Name the mode and the tiles of the target."""
+        return self.mode if self.tiles == 1 else super().label
+
+    def steps(self) -> Iterator[ListedStep]:
+        """List what is done once, then what is done per tile: two products that project take the place of the last."""
+        tiled = self.tiled_weight.tiled
+        stages = (*tiled.head.stages, tiled.last)
+        for t, stage in enumerate(stages):
+            yield from ((t, 1, step) for step in stage.steps)
+        *inner, root = tiled.steps
+        yield from ((len(stages) - 1, tiled.tiles, step) for step in inner)
+        yield len(stages) - 1, 2 * tiled.tiles, root
+
+    def arrange(self, weight: Array) -> Array:
+        """Lay an array of the weight's shape out as the projection reads it."""
+        return self.tiled_weight.arrange(weight)
+
+    def evaluate(
+        self,
+        arrays: Params,
+        target: Array,
+        consume: Consumer,
+        start: Callable[[], Any],
+        *,
+        scale: float | Array | None = None,
+        factor: float | Array | None = None,
+    ) -> tuple[Any, dict[str, Array]]:
+        """Give ``‖W - target‖² - ‖target‖²`` and half of its gradient; the target is without the base."""
+        return self.tiled_weight.project(self.backend, arrays, target, self.space, scale)
 
 
 def squared_distance(backend: Backend, arranged: Array) -> Consumer:

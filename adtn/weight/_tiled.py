@@ -12,19 +12,17 @@ from autoray import do
 from .._backend import Backend, Workspace
 from .._typing import Array, Params, Shape
 from ..network import (
-    BASE,
-    BASE_SCALE,
     Stage,
     Tiled,
-    Weighting,
     frontier,
     frontier_pullback,
     project,
     squared_norm,
     walk,
 )
+from ._weighting import BASE, BASE_SCALE, Weighting
 
-KEPT_BYTES = 32 << 20  # what a function that makes weights keeps between calls
+CACHED_BYTES = 32 << 20  # of memory that a function that makes weights holds between calls
 
 Consumer = Callable[[Array, Any, Any], "tuple[Any, Array | None]"]
 
@@ -99,6 +97,12 @@ class TiledWeight:
         column = do("broadcast_to", one, (layout.shape[0], *(1 for _ in layout.shape[1:])))
         column = self.weighting.pad_rows(column)
         return do("reshape", column, (self.tiled.tiles, self.rows, *(1 for _ in layout.shape[1:])))
+
+    def with_base(self, arrays: Params) -> Params:
+        """The arrays with the base as the tiles read it."""
+        if not self.weighting.has_base:
+            return arrays
+        return {**arrays, BASE: self.arrange(self.weighting.base(arrays))}
 
     def run(
         self,
@@ -207,18 +211,3 @@ class TiledWeight:
 
     def _uncrop(self, wbar: Array) -> Array:
         return do("reshape", self.weighting.pad_columns(wbar) if self.by_rows else wbar, self.tiled.shape)
-
-
-def generate(weight: TiledWeight, backend: Backend, arrays: Params, space: Workspace | None = None) -> Array:
-    """The whole weight of a program with one tile."""
-    whole, _ = weight.run(
-        backend, with_base(weight, arrays), lambda w, i, c: (w, None), None, adjoint=False, space=space
-    )
-    return weight.from_single(whole)
-
-
-def with_base(weight: TiledWeight, arrays: Params) -> Params:
-    """The arrays with the base as the tiles read it."""
-    if not weight.weighting.has_base:
-        return arrays
-    return {**arrays, BASE: weight.arrange(weight.weighting.base(arrays))}

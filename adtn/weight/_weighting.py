@@ -19,8 +19,7 @@ from autoray import do
 
 from .._errors import LayoutError
 from .._typing import Array, Params
-from ._layout import Layout, pad
-from ._permutation import Permutation
+from ..network import Layout, Permutation, pad
 
 BASE = "base"
 BASE_SCALE = "base.scale"
@@ -218,6 +217,12 @@ class Weighting:
         """Take the adjoint of :meth:`pad_input`'s result, with any legs, to ``(batch, n_in)``."""
         rows = do("reshape", xbar, (xbar.shape[0], self.layout.padded_shape[1]))
         return self.input_adjoint(rows[:, : self.layout.shape[1]])
+
+    def product_from_state(self, state: Array, arrays: Params, x: Array) -> Array:
+        """Take a contraction with :meth:`pad_input`'s result, with any legs, to ``y = x Wᵀ``."""
+        y = self.output(do("reshape", state, (x.shape[0], self.layout.padded_shape[0])))
+        y = y * self.scale  # a new array: the state lies in the workspace
+        return y if not self.has_base else y + self.scaled(self.base_product(arrays, x), arrays)
 
     def base_product(self, arrays: Params, x: Array) -> Array:
         """Multiply an input by the base: ``x Bᵀ``."""

@@ -114,15 +114,15 @@ class ADTNLinear(nnx.Module):
 
     def _product(self, arrays: Params, x: jax.Array) -> jax.Array:
         rows = x.reshape(-1, self.in_features)
-        mode, layer = self.generated.layer(rows, self.mode)
-        if mode == "materialise" and self.dtype is not None:
+        chosen, apply = self.generated.layer(rows, self.mode)
+        if chosen.makes_weight and self.dtype is not None:
             y = as_dtype(rows, self.dtype) @ as_dtype(self.generated(arrays).T, self.dtype)
         else:  # the numbers keep their precision, as in norms
             rows = rows if self.dtype is None else rows.astype(self.generated.dtype)
-            if mode == "factored" and (parts := parts_of(rows)) > 1:
+            if chosen.merges_batch and (parts := parts_of(rows)) > 1:
                 # merged with legs, the batch would lose its place in the mesh, and be gathered on every device
-                layer, rows = jax.vmap(layer, (None, 0)), rows.reshape(parts, -1, self.in_features)
-            y = as_dtype(layer(arrays, rows), self.dtype)
+                apply, rows = jax.vmap(apply, (None, 0)), rows.reshape(parts, -1, self.in_features)
+            y = as_dtype(apply(arrays, rows), self.dtype)
         return y.reshape(*x.shape[:-1], self.out_features)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,14 @@ from adtn._checks import checked
 from adtn._errors import LayoutError
 from adtn._typing import Params
 from adtn.generator import generated_rows
-from adtn.schedule import TiledWeight, decide, generate, with_base
+from adtn.schedule import decide
+from adtn.weight import ANY_BATCH, Layer, Materialised, Mode
 from flax import nnx
 
 from .._fitted import Base, fitted
 from .._geometry import check_axes, check_bias
 from ._shards import replicated
 
-Mode = Literal["materialise", "stream", "factored"]
 _BACKEND = get_backend("jax")
 _OPEN_BATCH = 64
 
@@ -97,8 +97,8 @@ class GeneratedWeight(nnx.Module):
         numbers = self.arrays() if arrays is None else arrays
         return generated_rows(self.structure.generator, numbers, index, one_hot)
 
-    def layer(self, rows: jax.Array, mode: Mode | None) -> tuple[str, Any]:
-        """The mode in which a batch of this size runs, and ``(arrays, x) -> y``."""
+    def layer(self, rows: jax.Array, mode: Mode | None) -> tuple[Layer, Any]:
+        """What runs a batch of this size, and ``(arrays, x) -> y``, differentiable."""
         return self.structure.layer(rows.shape[0], str(rows.dtype), mode)
 
 
@@ -114,19 +114,18 @@ class _Static:
 
     def weight(self) -> Any:
         if ("weight",) not in self._made:
-            plan = decide(self.generator, "generate", device=_device())
-            assert plan.weight is not None
-            self._made["weight",] = _BACKEND.with_vjp(_Generating(plan.weight))
+            whole = decide(self.generator, "generate", device=_device()).materialised
+            self._made["weight",] = _BACKEND.with_vjp(_Generating(whole.on(_BACKEND)))
         return self._made["weight",]
 
-    def layer(self, batch: int, dtype: str, mode: Mode | None) -> tuple[str, Any]:
+    def layer(self, batch: int, dtype: str, mode: Mode | None) -> tuple[Layer, Any]:
         known = isinstance(batch, int)  # jax.export leaves it open: then by a batch of middle size
-        if not known and mode != "stream":
-            mode = "materialise"  # the network with x as one more tensor is planned for one size
+        if not known and mode not in ANY_BATCH:
+            mode = ANY_BATCH[0]
         key = (1 << max(batch - 1, 0).bit_length() if known else _OPEN_BATCH, dtype, mode)
         if key not in self._made:
             plan = decide(self.generator, "train", device=_device(), dtype=dtype, batch=key[0], mode=mode)
-            self._made[key] = (plan.mode, plan.function(_BACKEND))
+            self._made[key] = (plan.layer, plan.function(_BACKEND))
         return self._made[key]
 
 
@@ -140,11 +139,11 @@ class _Generating:
 
     keeps = False
 
-    def __init__(self, weight: TiledWeight) -> None:
-        self.weight = weight
+    def __init__(self, whole: Materialised) -> None:
+        self.whole = whole
 
     def __call__(self, arrays: Params, x: Any) -> Any:
-        return generate(self.weight, _BACKEND, arrays)
+        return self.whole.weight(arrays)
 
     def with_tape(self, arrays: Params, x: Any) -> tuple[Any, tuple[()]]:
         return self(arrays, x), ()
@@ -152,11 +151,7 @@ class _Generating:
     def pullback(
         self, tape: tuple[Any, ...], arrays: Params, x: Any, ybar: Any, *, need_x: bool = True
     ) -> tuple[dict[str, Any], Any]:
-        weight, wbar = self.weight, self.weight.to_single(ybar)
-        _, grads = weight.run(
-            _BACKEND, with_base(weight, arrays), lambda w, i, carry: (carry, wbar), None, adjoint=True
-        )
-        return grads, jnp.zeros_like(x)
+        return self.whole.weight_adjoint(arrays, ybar), jnp.zeros_like(x)
 
 
 def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> GeneratedWeight:

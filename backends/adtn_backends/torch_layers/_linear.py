@@ -143,12 +143,12 @@ class ADTNLinear(nn.Module):
         linear, weight, rows = nn.functional.linear, self.generated, self._rows(x)
         trains = differentiable(arrays)
         # a weight that is made in every call costs what it costs in training
-        mode, layer = weight.layer(rows, self.mode, train=trains or not weight.caches)
-        if mode == "materialise" and not trains:
+        chosen, apply = weight.layer(rows, self.mode, train=trains or not weight.caches)
+        if chosen.makes_weight and not trains:
             return linear(x, weight.cached(arrays), self.bias)
-        if mode == "materialise" and autocasts(x.device):
+        if chosen.makes_weight and autocasts(x.device):
             return linear(x, weight.weight_of(arrays), self.bias)
-        return self._applied(lambda given: layer(arrays, given), x, rows)
+        return self._applied(lambda given: apply(arrays, given), x, rows)
 
     def _rows(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)

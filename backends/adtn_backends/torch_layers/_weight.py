@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from adtn._backend import get_backend
 from adtn._checks import checked
 from adtn._errors import DeviceError, LayoutError
 from adtn.generator import generated_rows
-from adtn.network import BASE, get_activation
-from adtn.schedule import KEPT_BYTES, Steps, TiledWeight, TracedApply, decide, generate, with_base
+from adtn.network import get_activation
+from adtn.schedule import decide
+from adtn.weight import BASE, EinsumSteps, Factored, Layer, Materialised, Mode, TracedApply
 from torch import nn
 from torch.autograd import forward_ad
 
@@ -27,9 +28,7 @@ from .._fitted import Base, fitted
 from .._geometry import check_axes, check_bias
 from ..torch_backend import differentiable_vjp, must_differentiate
 
-Mode = Literal["materialise", "stream", "factored"]
 _BACKEND = get_backend("torch")
-_SPACE = _BACKEND.workspace(KEPT_BYTES)
 PLAIN = (torch.Tensor, nn.Parameter)
 _TRACED_BATCH = 64  # one graph serves every batch, so it is planned for one of middle size
 
@@ -72,15 +71,14 @@ class GeneratedWeight(nn.Module):
         for name, key in self._constants.items():
             x = torch.tensor(np.asarray(constants[name], dtype=generator.dtype))
             self.register_buffer(key, x, persistent=name in given)  # what follows from a rule is no part of the state
-        plan = decide(generator, "generate", device="torch:cpu")
-        assert plan.weight is not None
-        self._whole: TiledWeight = plan.weight
+        self._whole: Materialised = decide(generator, "generate", device="torch:cpu").materialised.on(_BACKEND)
         for segment in generator.segments:  # autoray imports at the first use, which compilers do not follow
             get_activation(segment.activation).value(torch.zeros(1))
         linear = len(generator.shape) == 2 and generator.segments[-1].activation == "identity"
         self.without = TracedApply(generator.segments, generator.weighting, _BACKEND) if linear else None
         self._cache: _Cached | None = None
         self._layers: dict[tuple[Any, ...], Any] = {}
+        self._traced: dict[tuple[str | None, ...], EinsumSteps | None] = {}
 
     def extra_repr(self) -> str:
         """The generator."""
@@ -127,7 +125,7 @@ class GeneratedWeight(nn.Module):
     def weight_of(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
         """The weight of these cores, differentiable."""
         if is_traced() or self.device.type == "meta":
-            return generate(self._whole, _BACKEND, arrays)
+            return self._whole.weight(arrays)
         with in_own_precision(self.device):
             return _Generate.apply(self._whole, tuple(arrays), *arrays.values())  # pyright: ignore[reportReturnType]
 
@@ -180,7 +178,7 @@ class GeneratedWeight(nn.Module):
         if cache is None or stamp is None or cache.stamp != stamp or cache.weight._version != cache.version:
             # an ordinary tensor also in inference mode: gradients may be asked through it later
             with torch.inference_mode(False), torch.no_grad(), in_own_precision(self.device):
-                weight = generate(self._whole, _BACKEND, arrays)
+                weight = self._whole.weight(arrays)
             if stamp is None:
                 return weight
             # the base is held, so that no other tensor gets its address
@@ -234,8 +232,8 @@ class GeneratedWeight(nn.Module):
         """Whether this is inside :meth:`once`."""
         return self in _MADE.get()
 
-    def layer(self, rows: torch.Tensor, mode: Mode | None, *, train: bool) -> tuple[str, Any]:
-        """The mode in which batches up to the next power of two run, and ``(arrays, x) -> y``.
+    def layer(self, rows: torch.Tensor, mode: Mode | None, *, train: bool) -> tuple[Layer, Any]:
+        """What runs batches up to the next power of two, and ``(arrays, x) -> y``, differentiable.
 
         Parameters
         ----------
@@ -252,26 +250,27 @@ class GeneratedWeight(nn.Module):
         if key not in self._layers:
             task = "train" if train else "apply"
             plan = decide(self._structure, task, device=device, dtype=dtype, batch=batch, mode=mode)
-            self._layers[key] = (plan.mode, plan.function(_BACKEND))
+            self._layers[key] = (plan.layer, plan.function(_BACKEND))
         return self._layers[key]
 
-    def traced(self, mode: Mode | None) -> Steps | None:
+    def traced(self, mode: Mode | None) -> EinsumSteps | None:
         """How compilers apply the weight to any batch without making it; nothing where it is made.
 
         The scheduler is asked while a compiler looks; its answer is part of the graph.
         """
-        if self.without is None or mode in ("materialise", "stream"):
+        if self.without is None or mode not in (None, Factored.mode):
             return None
         number = next(iter(self.arrays().values()))
         device, dtype = f"torch:{_BACKEND.device_of(number)}", _BACKEND.dtype_of(number)
-        key, chosen = (device, dtype, mode), self.without.chosen
-        if key not in chosen:
+        key = (device, dtype, mode)
+        if key not in self._traced:  # function transforms ask at every call
             try:
                 plan = decide(self._structure, "train", device=device, dtype=dtype, batch=_TRACED_BATCH, mode=mode)
             except DeviceError:  # shapes alone ("meta"), or a device that is elsewhere
                 return None
-            chosen[key] = self.without.steps(plan.paths[-1]) if plan.mode == "factored" else None
-        return chosen[key]
+            chosen = plan.executable
+            self._traced[key] = self.without.steps(chosen.paths[-1]) if isinstance(chosen, Factored) else None
+        return self._traced[key]
 
     def train(self, mode: bool = True) -> GeneratedWeight:
         """Training drops the cached weight."""
@@ -304,7 +303,7 @@ class GeneratedWeight(nn.Module):
                 self._buffers[key] = torch.tensor(np.asarray(constants[name]), dtype=old.dtype, device=where)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_layers": {}, "_cache": None}
+        return {**self.__dict__, "_layers": {}, "_traced": {}, "_cache": None}
 
 
 # what torch.compiler.assume_constant_result does, which imports the compiler: 1.5 s for everybody who imports layers
@@ -315,24 +314,22 @@ class _Generate(torch.autograd.Function):
     """The weight with the library's adjoint, which generates again and remembers nothing but the cores."""
 
     @staticmethod
-    def forward(ctx: Any, weight: TiledWeight, names: tuple[str, ...], *cores: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, weight: Materialised, names: tuple[str, ...], *cores: torch.Tensor) -> torch.Tensor:
         ctx.weight, ctx.names = weight, names
         ctx.save_for_backward(*cores)
-        return generate(weight, _BACKEND, dict(zip(names, cores, strict=True)), _SPACE)
+        return weight.weight(dict(zip(names, cores, strict=True)))
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        weight, arrays = ctx.weight, dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        weight: Materialised = ctx.weight
+        arrays = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
         if must_differentiate(cotangents[0]):
             return (
                 None,
                 None,
-                *differentiable_vjp(lambda: generate(weight, _BACKEND, arrays), ctx.saved_tensors, cotangents[0]),
+                *differentiable_vjp(lambda: weight.weight(arrays), ctx.saved_tensors, cotangents[0]),
             )
-        wbar = weight.to_single(cotangents[0].contiguous())
-        _, grads = weight.run(
-            _BACKEND, with_base(weight, arrays), lambda w, i, carry: (carry, wbar), None, adjoint=True
-        )
+        grads = weight.weight_adjoint(arrays, cotangents[0].contiguous())
         return None, None, *(grads.get(name) for name in ctx.names)
 
 

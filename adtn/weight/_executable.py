@@ -1,0 +1,163 @@
+"""What a plan holds: one object per mode that its planner traces and that everybody runs.
+
+An executable is a structure without arrays, bound to a backend. The planner binds it to the null backend to learn what
+it costs, a user to the backend of the arrays; the code that runs is the same.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Self
+
+from .._backend import Backend, Workspace
+from .._typing import Array, Params, Shape
+from ..network import PairStep
+from ._mode import Mode
+from ._tiled import Consumer
+from ._weighting import Weighting
+
+Tape = tuple[Array, ...]
+ListedStep = tuple[int, int, PairStep]
+
+
+class Executable(ABC):
+    """A weight in one mode, bound to a backend.
+
+    Parameters
+    ----------
+    backend : Backend
+        Of the arrays.
+    """
+
+    mode: ClassVar[Mode]
+    tiles: int = 1
+    """Into how many parts the weight is cut."""
+    by_rows: bool = True
+    """Whether these are blocks of rows."""
+    tile_shape: Shape = ()
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.space: Workspace = backend.workspace()
+
+    def on(self, backend: Backend) -> Self:
+        """Bind to another backend."""
+        bound = copy.copy(self)
+        Executable.__init__(bound, backend)
+        return bound
+
+    @property
+    @abstractmethod
+    def weighting(self) -> Weighting:
+        """The formula that makes a state a weight."""
+
+    @abstractmethod
+    def steps(self) -> Iterator[ListedStep]:
+        """List pairwise contractions of a forward pass as ``(segment, times, step)``."""
+
+    @property
+    def permutes(self) -> bool:
+        """Whether the last contraction copies one of its tensors into another order."""
+        *_, (_, _, last) = [(0, 0, None), *self.steps()]
+        return last is None or any(view.moves for view in (last.a, last.b, last.c))
+
+    @property
+    def label(self) -> str:
+        """Name the mode and the tiles."""
+        what = "rows" if self.by_rows else "legs"
+        return f"{self.mode}, {self.tiles} tile{'s' if self.tiles > 1 else ''} of {what}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # a value: modules that hold one are copied with it
+
+
+class Layer(Executable):
+    """``y = x Wᵀ`` and its adjoint."""
+
+    keeps: bool = False
+    """Whether the way back reads a tape, or computes again what it needs."""
+    merges_batch: ClassVar[bool] = False
+    """Whether the batch becomes one axis with legs of the network."""
+    makes_weight: ClassVar[bool] = False
+    """Whether the weight exists as a whole, so that it can be cached while the parameters stay the same."""
+
+    @abstractmethod
+    def __call__(self, arrays: Params, x: Array) -> Array:
+        """Multiply ``(batch, n_in)`` to ``(batch, n_out)``."""
+
+    def with_tape(self, arrays: Params, x: Array) -> tuple[Array, Tape]:
+        """Give the product and what :meth:`pullback` needs: nothing where it generates again."""
+        return self(arrays, x), ()
+
+    @abstractmethod
+    def pullback(
+        self, tape: Tape, arrays: Params, x: Array, ybar: Array, *, need_x: bool = True
+    ) -> tuple[dict[str, Array], Array | None]:
+        """Take the adjoint of the product to those of the parameters, and of ``x`` where it is wanted."""
+
+    def fixed(
+        self, arrays: Callable[[], Params], weight: Callable[[], Array], batch: int | None = None
+    ) -> Callable[[Array], Array]:
+        """Give ``x -> y`` for parameters that stay the same.
+
+        Parameters
+        ----------
+        arrays : callable
+            Makes the parameters on the device.
+        weight : callable
+            Makes the weight, for those that make one.
+        batch : int, optional
+            Rows of ``x``, where the best product depends on them.
+        """
+        there, apply = arrays(), self.backend.with_vjp(self)
+        return lambda x: apply(there, x)
+
+
+class Evaluation(Executable):
+    """A loss of the weight and its adjoint by the parameters."""
+
+    exact: ClassVar[bool] = True
+    """Whether residuals themselves are formed, so that small ones keep their digits."""
+    reads_base: ClassVar[bool] = True
+    """Whether the base is added to what is generated; otherwise it is subtracted from the target."""
+
+    @abstractmethod
+    def arrange(self, weight: Array) -> Array:
+        """Lay an array of the weight's shape out as it is read; a view where that is possible."""
+
+    @abstractmethod
+    def evaluate(
+        self,
+        arrays: Params,
+        target: Array,
+        consume: Consumer,
+        start: Callable[[], Any],
+        *,
+        scale: float | Array | None = None,
+        factor: float | Array | None = None,
+    ) -> tuple[Any, dict[str, Array]]:
+        """Evaluate a loss that is a sum over tiles.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array
+            Parameters, frozen cores, and the base, arranged.
+        target : array
+            Arranged.
+        consume : callable
+            ``(tile, number, carry) -> (carry, adjoint of the tile)``.
+        start : callable
+            Makes the first carry.
+        scale : float or array, optional
+            In place of that of the weighting.
+        factor : float or array, optional
+            Of the weight that the consumer gets.
+
+        Returns
+        -------
+        tuple of any and dict of str to array
+            The last carry and the adjoints. Those that form no residuals give ``‖W - target‖² - ‖target‖²`` and half of
+            its gradient, whatever ``consume`` is.
+        """

@@ -1,0 +1,140 @@
+"""The weight as a whole, and what tiles of any number have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+from autoray import do
+
+from .._backend import Backend
+from .._typing import Array, Params, Shape
+from ._executable import Evaluation, Layer, ListedStep, Tape
+from ._mode import Mode
+from ._tiled import CACHED_BYTES, Consumer, TiledWeight
+from ._weighting import Weighting
+
+
+class InTiles(Layer, Evaluation):
+    """A weight that is made tile by tile, dropped, and made again on the way back.
+
+    Parameters
+    ----------
+    weight : TiledWeight
+        How it is made.
+    backend : Backend
+        Of the arrays.
+    """
+
+    def __init__(self, weight: TiledWeight, backend: Backend) -> None:
+        super().__init__(backend)
+        self.tiled_weight = weight
+        self.tiles = weight.tiled.tiles
+        self.by_rows = weight.by_rows
+        self.tile_shape: Shape = weight.tile_shape
+
+    @property
+    def weighting(self) -> Weighting:
+        """The formula that makes a state a weight."""
+        return self.tiled_weight.weighting
+
+    def steps(self) -> Iterator[ListedStep]:
+        """List what is done once, then what is done per tile."""
+        tiled = self.tiled_weight.tiled
+        stages = (*tiled.head.stages, tiled.last)
+        for t, stage in enumerate(stages):
+            yield from ((t, 1, step) for step in stage.steps)
+        yield from ((len(stages) - 1, tiled.tiles, step) for step in tiled.steps)
+
+    def pullback(
+        self, tape: Tape, arrays: Params, x: Array, ybar: Array, *, need_x: bool = True
+    ) -> tuple[dict[str, Array], Array | None]:
+        """Take the adjoint of the product to those of the parameters, and of ``x`` where it is wanted."""
+        backend, weight, weighting = self.backend, self.tiled_weight, self.weighting
+        x, ybar = weighting.input(x), weighting.output_adjoint(ybar)
+        by_tile = do("transpose", do("reshape", ybar, (x.shape[0], self.tiles, weight.rows)), (1, 0, 2))
+
+        def consume(w: Array, i: Any, xbar: Any) -> tuple[Any, Array]:
+            yb = backend.take(by_tile, i)
+            xbar = backend.add(xbar, yb @ w) if need_x else None
+            return xbar, yb.mT @ x
+
+        start = do("zeros_like", x) if need_x else None
+        xbar, grads = weight.run(backend, weight.with_base(arrays), consume, start, adjoint=True, space=self.space)
+        return grads, xbar if xbar is None else weighting.input_adjoint(xbar)
+
+    def arrange(self, weight: Array) -> Array:
+        """Lay an array of the weight's shape out in tiles."""
+        return self.tiled_weight.arrange(weight)
+
+    def evaluate(
+        self,
+        arrays: Params,
+        target: Array,
+        consume: Consumer,
+        start: Callable[[], Any],
+        *,
+        scale: float | Array | None = None,
+        factor: float | Array | None = None,
+    ) -> tuple[Any, dict[str, Array]]:
+        """Hand every tile to ``consume``."""
+        return self.tiled_weight.run(
+            self.backend, arrays, consume, start(), adjoint=True, scale=scale, factor=factor, space=self.space
+        )
+
+
+class Materialised(InTiles):
+    """The weight as a whole: made for every call, or once for parameters that stay the same."""
+
+    mode: ClassVar[Mode] = "materialise"
+    makes_weight: ClassVar[bool] = True
+
+    def weight(self, arrays: Params) -> Array:
+        """Make the weight."""
+        return self._made(arrays, self.backend.workspace(CACHED_BYTES))
+
+    def weight_adjoint(self, arrays: Params, wbar: Array) -> dict[str, Array]:
+        """Take the adjoint of the weight to those of the parameters; what is between is made again."""
+        weight = self.tiled_weight
+        tile_bar = weight.to_single(wbar)
+        _, grads = weight.run(
+            self.backend, weight.with_base(arrays), lambda w, i, carry: (carry, tile_bar), None, adjoint=True
+        )
+        return grads
+
+    def __call__(self, arrays: Params, x: Array) -> Array:
+        """Multiply ``(batch, n_in)`` to ``(batch, n_out)``."""
+        return x @ self._made(arrays, self.space).mT
+
+    def _made(self, arrays: Params, space: Any) -> Array:
+        weight = self.tiled_weight
+        whole, _ = weight.run(
+            self.backend, weight.with_base(arrays), lambda w, i, carry: (w, None), None, adjoint=False, space=space
+        )
+        return weight.from_single(whole)
+
+    def fixed(
+        self, arrays: Callable[[], Params], weight: Callable[[], Array], batch: int | None = None
+    ) -> Callable[[Array], Array]:
+        """Give the product with a weight that is made once."""
+        made = weight()
+        if self.backend.compiles and batch == 1:  # XLA: one row by rows; more rows are faster with the other matrix
+            product = self.backend.compile(lambda x, w: do("tensordot", x, w, axes=((1,), (1,))))
+            return lambda x: product(x, made)
+        turned = do("transpose", made, (1, 0))
+        return lambda x: do("matmul", x, turned)
+
+    def evaluate_whole(
+        self,
+        arrays: Params,
+        loss: Callable[[Array], tuple[Any, Array]],
+        scale: float | Array | None = None,
+    ) -> tuple[Any, dict[str, Array]]:
+        """Evaluate ``loss(W) -> (value, dL/dW)`` and the adjoints of the parameters."""
+        weight = self.tiled_weight
+
+        def consume(tile: Array, i: Any, carry: Any) -> tuple[Any, Array]:
+            value, wbar = loss(weight.from_single(tile))
+            return value, weight.to_single(wbar)
+
+        return weight.run(self.backend, arrays, consume, None, adjoint=True, scale=scale, space=self.space)

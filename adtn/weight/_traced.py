@@ -1,0 +1,66 @@
+"""The weight as a network that the input passes through, in operations that compilers know."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from string import ascii_letters
+
+from autoray import do
+
+from .._backend import Backend
+from .._typing import Array, Inds, Params
+from ..network import Path, Segment, compile_program, contraction_nodes, forward
+from ._factored import with_input
+from ._weighting import Weighting
+
+EinsumSteps = tuple[tuple[int, int, str], ...]
+
+
+class TracedApply:
+    """``y = x Wᵀ`` with x as one more tensor: one graph for any batch, differentiated by the framework.
+
+    Parameters
+    ----------
+    segments : tuple of Segment
+        Of the generator.
+    weighting : Weighting
+        The formula that makes a state a weight.
+    backend : Backend
+        Of the arrays.
+    """
+
+    def __init__(self, segments: tuple[Segment, ...], weighting: Weighting, backend: Backend) -> None:
+        self.weighting = weighting
+        self.space = backend.workspace(0)  # holds nothing: modules are copied with it
+        *before, self.last = with_input(segments, weighting.layout, 1)
+        if before:
+            before[-1] = replace(before[-1], outputs=self.last.inputs)
+        self.head = compile_program(tuple(before)) if before else None
+        self.legs = weighting.layout.factors[1]
+
+    def steps(self, path: Path) -> EinsumSteps | None:
+        """List the last segment as ``(slot, slot, equation)``; ``None`` if einsum runs out of letters for one."""
+        terms = self.last.terms
+        nodes = contraction_nodes(terms, self.last.outputs, path)
+        inds = [*terms, *(node.inds for node in nodes)]
+        inds[-1] = self.last.outputs
+        steps = tuple((n.left, n.right, _equation(inds[n.left], inds[n.right], inds[n.out])) for n in nodes)
+        return steps if all(equation for *_, equation in steps) else None
+
+    def __call__(self, steps: EinsumSteps, arrays: Params, x: Array) -> Array:
+        """Multiply ``(batch, n_in)`` to ``(batch, n_out)``."""
+        slots = [] if self.head is None else [forward(self.head, arrays, self.space)]
+        slots += [arrays[core.param] for core in self.last.cores[:-1]]
+        slots.append(do("reshape", self.weighting.pad_input(x), (x.shape[0], *self.legs)))
+        for left, right, equation in steps:
+            slots.append(do("einsum", equation, slots[left], slots[right], like=x))
+        return self.weighting.product_from_state(slots[-1], arrays, x)
+
+
+def _equation(a: Inds, b: Inds, c: Inds) -> str:
+    """Write the product of two tensors as an equation; empty when letters run out."""
+    letter = dict(zip(dict.fromkeys((*a, *b)), ascii_letters, strict=False))
+    if any(i not in letter for i in (*a, *b)):
+        return ""
+    left, right, out = ("".join(letter[i] for i in inds) for inds in (a, b, c))
+    return f"{left},{right}->{out}"
