@@ -103,14 +103,9 @@ def documented(thing: object) -> list[str]:
     return [name.strip().lstrip("*") for head in heads for name in head.split(",")]
 
 
-def is_protocol(thing: type) -> bool:
-    """What others implement and nobody makes; ``typing.is_protocol`` is there from Python 3.13 on."""
-    return bool(vars(thing).get("_is_protocol"))
-
-
 def accepted(thing: Any) -> list[str]:
     """Names of the parameters of a call."""
-    if isinstance(thing, type) and (issubclass(thing, enum.Enum | Exception) or is_protocol(thing)):
+    if isinstance(thing, type) and (issubclass(thing, enum.Enum | Exception) or thing.__init__ is object.__init__):
         return []
     if isinstance(thing, type) and type(thing) is not type:  # Flax's classes are called through their own one
         thing = thing.__init__
