@@ -138,6 +138,14 @@ def test_what_is_as_large_as_the_weight_is_as_large_as_a_tile_in_a_stream() -> N
     assert tiles.peak_bytes - SCRATCH <= (whole.peak_bytes - SCRATCH) / tiles.tiles + 2 * state
 
 
+def test_a_copy_of_the_target_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = sketch(adtn.TTN(bond=4), 512)
+    shared = adtn.plan(s, "fit", profile=CPU, mode="materialise")
+    monkeypatch.setattr(type(get_backend("numpy")), "shares_memory", lambda self, where: False)
+    copied = adtn.plan(s, "fit", profile=CPU, mode="materialise", memory="1TiB")  # no limit, but another question
+    assert copied.peak_bytes == shared.peak_bytes + 4 * 512 * 512
+
+
 def test_the_memory_limit_is_kept_or_the_smallest_is_named() -> None:
     s = sketch(adtn.TTN(bond=4), 2048)
     limit = 6 << 20
