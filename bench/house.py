@@ -354,32 +354,37 @@ def about() -> dict[str, Any]:
 # --- the two sides ---
 
 
+def python_path(checkout: Path, scratch: Path) -> str:
+    """``PYTHONPATH`` with which a checkout is the installed one, by metadata that are written to an empty folder.
+
+    Backends are found through entry points: those that are installed may name modules of another checkout, and of two
+    distributions of one name the first on the path counts.
+    """
+    with (checkout / "pyproject.toml").open("rb") as opened:
+        project = tomllib.load(opened)["project"]
+    version = (checkout / "adtn" / "_version.py").read_text().partition("__version__ = ")[2].split()[0].strip("\"'")
+    info = scratch / f"{project['name']}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {version}\n")
+    groups = {**project.get("entry-points", {}), "console_scripts": project.get("scripts", {})}
+    parts = [f"[{g}]\n" + "".join(f"{k} = {v}\n" for k, v in own.items()) for g, own in groups.items()]
+    (info / "entry_points.txt").write_text("\n".join(parts))
+    return os.pathsep.join(map(str, (scratch, checkout, checkout / "backends")))
+
+
 class Side:
     """A checkout, and the worker that runs it."""
 
     def __init__(self, checkout: Path, scratch: Path) -> None:
-        self.checkout = checkout
-        scratch.mkdir(parents=True)
-        # the installed metadata names another checkout's modules, and the first one on the path counts
-        with (checkout / "pyproject.toml").open("rb") as opened:
-            project = tomllib.load(opened)["project"]
-        text = (checkout / "adtn" / "_version.py").read_text()
-        version = text.partition("__version__ = ")[2].split()[0].strip("\"'")
-        info = scratch / f"{project['name']}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {version}\n")
-        groups = {**project.get("entry-points", {}), "console_scripts": project.get("scripts", {})}
-        parts = [f"[{g}]\n" + "".join(f"{k} = {v}\n" for k, v in own.items()) for g, own in groups.items()]
-        (info / "entry_points.txt").write_text("\n".join(parts))
+        self.checkout, self.scratch = checkout, scratch
         one = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         self.env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | dict.fromkeys(one, "1")
         self.env |= {
-            "PYTHONPATH": os.pathsep.join(map(str, (scratch, checkout, checkout / "backends"))),
+            "PYTHONPATH": python_path(checkout, scratch),
             "PYTHONHASHSEED": "0",  # an order of sets is no difference between checkouts
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
         }
-        self.scratch = scratch
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> dict[str, Any]:
