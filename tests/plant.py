@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ COMPARISONS = {
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
 }  # fmt: skip
 ONLY_RAISE = ("isinstance", "issubclass", "hasattr", "getattr", "setattr")  # with their arguments swapped
+DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 SIZES_OF_CACHES = re.compile("cache|kept|pool|maxsize", re.IGNORECASE)
 
 
@@ -185,7 +186,7 @@ def imported(path: Path, name: str) -> set[str]:
 
 
 def near_tests(file: str, root: Path = ROOT) -> list[str]:
-    """Test files that use a module, or what imports it: those first that name most of what it defines."""
+    """Test files that name most of what a module defines, or what imports it; the short ones first."""
     paths = {module_name(p, root): p for folder in SOURCES for p in (root / folder).rglob("*.py")}
     importers: dict[str, set[str]] = defaultdict(set)
     for name, path in paths.items():
@@ -199,19 +200,20 @@ def near_tests(file: str, root: Path = ROOT) -> list[str]:
             if other not in distance and distance[name] < 2:
                 distance[other] = distance[name] + 1
                 queue.append(other)
-    scores: dict[str, float] = {}
-    for test in sorted((root / "tests").glob("test_*.py")):
-        text = test.read_text()
-        words = set(re.findall(r"\w+", text))
-        score = 0.0
-        for name, steps in distance.items():
-            tree = ast.parse(paths[name].read_text())
-            names = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-            own = {n for n in names if not n.startswith("__") and len(n) > 4}
-            score += (len(own & words) / (1 + len(own)) + 3.0 * (name in text and "." in name)) / 8**steps
-        scores[test.name] = score
-    best = sorted(scores, key=lambda name: -scores[name])
-    return [f"tests/{name}" for name in best[:NEAREST] if scores[name] > 0]
+    texts = {path.name: path.read_text() for path in sorted((root / "tests").glob("test_*.py"))}
+    words = {test: set(re.findall(r"\w+", text)) for test, text in texts.items()}
+    spread = Counter(word for own in words.values() for word in own)
+    scores = dict.fromkeys(texts, 0.0)
+    for name, steps in distance.items():
+        defined = {n.name for n in ast.walk(ast.parse(paths[name].read_text())) if isinstance(n, DEFINITIONS)}
+        for test, text in texts.items():
+            # a name that few tests know says more than one that all use
+            named = sum(1.0 / spread[word] for word in defined & words[test] if not word.startswith("__"))
+            whole = re.search(rf"\b{re.escape(name)}\b", text) and "." in name
+            called_alike = test == f"test_{name.rpartition('.')[2].strip('_')}.py"
+            scores[test] += (named + 0.5 * bool(whole) + 4.0 * called_alike) / 8**steps
+    best = sorted((name for name in scores if scores[name] > 0), key=lambda name: -scores[name])[:NEAREST]
+    return [f"tests/{name}" for name in sorted(best, key=lambda name: len(texts[name]))]  # short ones are quick
 
 
 # --- running them ---
