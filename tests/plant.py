@@ -134,7 +134,7 @@ def changed(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
 def faults_of(path: Path, root: Path) -> list[Fault]:
     """All faults of one file."""
     text = path.read_text()
-    tree = ast.parse(text)
+    tree, lines = ast.parse(text), text.encode().splitlines(keepends=True)
     found: list[Fault] = []
     if not any(isinstance(node, ast.FunctionDef) for node in ast.walk(tree)):
         return found
@@ -143,8 +143,9 @@ def faults_of(path: Path, root: Path) -> list[Fault]:
             after = ast.unparse(new)
             if isinstance(new, ast.BinOp | ast.Compare | ast.UnaryOp | ast.BoolOp | ast.IfExp):
                 after = f"({after})"
-            before = ast.get_source_segment(text, node) or ""
             at = (node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
+            own = lines[at[0] - 1 : at[2]]
+            before = b"".join([*own[:-1], own[-1][: at[3]]])[at[1] :].decode()
             found.append(Fault(str(path.relative_to(root)), *at, kind, before, after))
     return found
 
