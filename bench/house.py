@@ -392,8 +392,12 @@ class Side:
         self.env["ADTN_CACHE"] = tempfile.mkdtemp(dir=self.scratch)
         self.process = subprocess.Popen(
             [sys.executable, "-P", __file__, "--worker"],
-            env=self.env, cwd=self.scratch, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            env=self.env,
+            cwd=self.scratch,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         found = self.ask(do="about")
         if not Path(found.get("adtn", "/")).is_relative_to(self.checkout):
             raise RuntimeError(f"the worker of {self.checkout} says {found}")
@@ -479,11 +483,14 @@ def statistics(seconds: list[list[float]]) -> dict[str, Any]:
     drawn = np.random.default_rng(0).integers(len(ratios), size=(10_000, len(ratios)))
     low, high = np.quantile(np.median(ratios[drawn], axis=1), (0.025, 0.975))
     return {
-        "pairs": len(ratios), "ratio": round(float(np.median(ratios)), 4), "low": round(float(low), 4),
-        "high": round(float(high), 4), "verdict": "ok" if low <= BOUND else "slower",
+        "pairs": len(ratios),
+        "ratio": round(float(np.median(ratios)), 4),
+        "low": round(float(low), 4),
+        "high": round(float(high), 4),
+        "verdict": "ok" if low <= BOUND else "slower",
         **{f"{name}_seconds": float(np.median(times[:, k])) for k, name in enumerate(SIDES)},
         "ratios": [round(float(r), 4) for r in ratios],
-    }  # fmt: skip
+    }
 
 
 def all_rows(sides: dict[str, Side], names: list[str], pairs: int, rounds: int) -> Iterator[list[dict[str, Any]]]:

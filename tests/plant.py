@@ -30,9 +30,17 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("adtn", "backends")
 NEAREST = 6  # test files that are run before the whole suite
 COMPARISONS = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
-}  # fmt: skip
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+}
 ONLY_RAISE = ("isinstance", "issubclass", "hasattr", "getattr", "setattr")  # with their arguments swapped
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 SIZES_OF_CACHES = re.compile("cache|kept|pool|maxsize", re.IGNORECASE)
@@ -233,9 +241,14 @@ def pytest(checkout: Path, env: dict[str, str], args: list[str], seconds: float)
     """Whether all passed ("passed", "failed" or "too slow"), and what failed first."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *args]
     process = subprocess.Popen(
-        command, cwd=checkout, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        command,
+        cwd=checkout,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         start_new_session=True,
-    )  # fmt: skip
+    )
     try:
         out, _ = process.communicate(timeout=max(seconds, 1.0))
     except subprocess.TimeoutExpired:
