@@ -232,12 +232,34 @@ def costs_table(content: dict) -> list[str]:
     return [*lines, ""]
 
 
+def house_table(content: dict) -> list[str]:
+    """Paired ratios of two checkouts; single pairs stay in the JSON."""
+    before, after = (content["commits"][side]["commit"][:7] for side in ("before", "after"))
+    lines = [
+        f"Time at {after} over that at {before}, median of pairs with its interval of 95 %; slower where the lower end "
+        f"is above {content['bound']}.",
+        "",
+        "| case | pairs | ms before | ratio | interval | |",
+        "|---" * 6 + "|",
+    ]
+    for r in content["house"]:
+        if "failed" in r:
+            lines.append(f"| {r['case']} | | | {str(r['failed'])[:60]} | | failed |")
+            continue
+        lines.append(
+            f"| {r['case']} | {r['pairs']} | {r['before_seconds'] * 1e3:.3g} | {r['ratio']:.3f} "
+            f"| {r['low']:.3f} to {r['high']:.3f} | {r['verdict']} |"
+        )
+    return [*lines, ""]
+
+
 def table_of(content: dict) -> list[str]:
     """The table that fits the content."""
     for key, make in {
         "growth": growth_table, "capture": capture_table, "apply": apply_table, "peers": peers_table,
         "train_step": train_step_table, "launches": launches_table, "curves": optimizers_table,
         "summary": summary_table, "adapters": adapters_table, "faults": faults_table, "costs": costs_table,
+        "house": house_table,
         "config": side_by_side_table, "results": accuracy_table,
     }.items():  # fmt: skip
         if key in content:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import adtn
@@ -153,12 +154,18 @@ def test_data_aware_gradient_and_convolutions() -> None:
     assert loss == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("mode", ["materialise", "stream", "factored"])
+@pytest.mark.parametrize(
+    ("mode", "dtype"),  # half precisions do not project, see test_schedule.py
+    [
+        ("materialise", "float32"),
+        ("stream", "float32"),
+        ("factored", "float32"),
+        ("materialise", "bfloat16"),
+        ("stream", "bfloat16"),
+    ],
+)
 def test_fits_of_one_structure_share_what_jax_compiled(mode: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     usable("jax")
-    if (mode, dtype) == ("factored", "bfloat16"):
-        pytest.skip("half precisions do not project")
     traced = []
     plain = _LossFunction.__call__
     monkeypatch.setattr(_LossFunction, "__call__", lambda self, *a: traced.append(self) or plain(self, *a))
@@ -337,9 +344,11 @@ def test_stops_when_stalled() -> None:
 
 
 def test_stops_in_time() -> None:
+    began = time.monotonic()
     solution = adtn.fit(make(), TARGET, steps=10**9, time_limit=0.05)
     assert solution.status is Status.TIME
-    assert solution.steps >= 0
+    assert solution.steps == len(solution.history) - 1  # the last loss is that of what it gives
+    assert 0.05 <= time.monotonic() - began < 30.0
 
 
 def test_stops_when_a_callback_says_so() -> None:

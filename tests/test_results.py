@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -55,3 +57,38 @@ def test_a_method_that_has_nothing_smaller_is_run_once(monkeypatch: pytest.Monke
     kept = run.distinct(case, tail, list(options))
     assert sizes[-1] == sizes[-2]
     assert kept == [name for n, name in enumerate(options) if n == 0 or sizes[n] != sizes[n - 1]]
+
+
+def test_a_slower_checkout_is_seen_and_an_equal_one_is_not() -> None:
+    verdict = {}
+    rng = np.random.default_rng(1)
+    for ratio in (1.0, 1.1):
+        noise = np.exp(0.05 * rng.standard_normal((30, 2)))
+        found = script("house.py").statistics((noise * [1.0, ratio]).tolist())
+        assert found["low"] <= found["ratio"] <= found["high"]
+        assert found["ratio"] == pytest.approx(ratio, rel=0.05)
+        verdict[ratio] = found["verdict"]
+    assert verdict == {1.0: "ok", 1.1: "slower"}
+
+
+def test_turns_are_mirrored() -> None:
+    order: list[str] = []
+    pairs = script("house.py").in_turns(4, 0, lambda side: order.append(side) or len(order))
+    assert "".join(side[0] for side in order) == "baabbaab"
+    assert pairs == [[1, 2], [4, 3], [5, 6], [8, 7]]
+
+
+def test_a_worker_has_the_entry_points_of_its_own_checkout(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / "adtn").mkdir(parents=True)
+    (checkout / "adtn" / "_version.py").write_text('"""Of a fake."""\n\n__version__ = "0.0.7"\n')
+    (checkout / "pyproject.toml").write_text(
+        '[project]\nname = "adtn"\n[project.entry-points."adtn.backends"]\nnumpy = "other.place:Thing"\n'
+    )
+    side = script("house.py").Side(checkout, tmp_path / "scratch")
+    code = (
+        "from importlib.metadata import entry_points as e, version; "
+        "print(version('adtn'), *((x.name, x.value) for x in e(group='adtn.backends')))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=side.env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0.0.7 ('numpy', 'other.place:Thing')"

@@ -94,12 +94,54 @@ def test_flops_of_a_plan_are_those_of_its_contractions() -> None:
     assert sum(c.flops for c in found.contractions) == 2 * 64 * 8 * 64
 
 
-def test_streaming_takes_less_memory_and_is_exact_about_it() -> None:
+SCRATCH = get_backend("numpy").scratch_bytes  # on top of what is counted
+
+
+@pytest.mark.parametrize("topology", [adtn.TTN(bond=4), adtn.MPO(bond=8)], ids=str)
+@pytest.mark.parametrize(
+    ("task", "mode"),
+    [("generate", "materialise"), *itertools.product(("apply", "train", "fit"), ("materialise", "stream", "factored"))],
+)
+def test_the_peak_is_that_of_what_is_run(topology: adtn.Topology, task: Any, mode: Any) -> None:
+    """The planner's own trace beside the step that it hands over, byte by byte."""
+    layout = adtn.Layout.of((1024, 1024), 8, topology.order)
+    gen = adtn.Generator((1024, 1024), topology, layout=layout)
+    found = adtn.plan(gen, task, batch=16, mode=mode, profile=CPU)
+    null: Any = get_backend("null")
+    arrays, counter = null.arrays_like({**gen.params, **gen.constants()})
+    shape = (16, 1024) if task in ("apply", "train") else gen.shape
+    given = null.asarray(np.broadcast_to(np.float32(0), shape), "cpu", "float32")
+    held = counter.live_bytes
+    operand = given  # which its owner keeps
+    if task == "fit":
+        assert found.weight is not None
+        operand = found.weight.arrange(given)
+    found.step(null)(arrays, operand)
+    assert found.peak_bytes == counter.peak_bytes - held + SCRATCH
+
+
+def test_the_peak_of_one_product_is_what_it_makes() -> None:
+    # two cores: the product, and the copy in the order of rows and columns
+    one = 4 * 64 * 64
+    found = adtn.plan(sketch(adtn.MPO(bond=8), 64), "generate", profile=CPU)
+    assert found.peak_bytes == 2 * one + SCRATCH
+
+
+def test_what_is_as_large_as_the_weight_is_as_large_as_a_tile_in_a_stream() -> None:
     s = sketch(adtn.TTN(bond=4), 2048)
-    whole = adtn.plan(s, "fit", profile=CPU, mode="materialise")
-    tiles = adtn.plan(s, "fit", profile=CPU, mode="stream")
-    assert tiles.peak_bytes < whole.peak_bytes / 4
-    assert whole.peak_bytes > 4 * 2048 * 2048
+    whole, tiles = (adtn.plan(s, "fit", profile=CPU, mode=mode) for mode in ("materialise", "stream"))
+    assert tiles.tiles > 1
+    assert whole.peak_bytes - SCRATCH > 2 * 4 * 2048 * 2048, "the weight and its residual"
+    state = 4 * math.prod(sizes_of(s.segments)[i] for i in s.segments[-2].outputs)  # is there as a whole, with a slope
+    assert tiles.peak_bytes - SCRATCH <= (whole.peak_bytes - SCRATCH) / tiles.tiles + 2 * state
+
+
+def test_a_copy_of_the_target_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = sketch(adtn.TTN(bond=4), 512)
+    shared = adtn.plan(s, "fit", profile=CPU, mode="materialise")
+    monkeypatch.setattr(type(get_backend("numpy")), "shares_memory", lambda self, where: False)
+    copied = adtn.plan(s, "fit", profile=CPU, mode="materialise", memory="1TiB")  # no limit, but another question
+    assert copied.peak_bytes == shared.peak_bytes + 4 * 512 * 512
 
 
 def test_the_memory_limit_is_kept_or_the_smallest_is_named() -> None:

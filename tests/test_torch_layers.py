@@ -297,10 +297,10 @@ def test_half_precision_and_autocast(name: str, dtype: str) -> None:
     torch.testing.assert_close(got.float(), want, rtol=0, atol=0.1 * scale)
 
 
+# of PyTorch's own attention, which is mapped over parameters one by one
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.parametrize("name", LAYERS)
 def test_function_transforms(name: str) -> None:
-    if name == "attention":
-        pytest.skip("PyTorch's own attention does not map over parameters")
     layer, x = LAYERS[name]()
     params = {k: p.detach() for k, p in layer.named_parameters()}
 

@@ -6,6 +6,8 @@ of the argument, what was got and what was expected.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import inspect
 import io
 import math
@@ -267,11 +269,10 @@ def layers() -> dict[str, Call]:
         "numpy.ADTNEmbedding": Call(numpy_layers.ADTNEmbedding, {"generator": GEN}),
         "numpy.ADTNConv2d": Call(numpy_layers.ADTNConv2d, {"generator": CONV}, takes | {"bias": "None"}),
     }
-    for name in ("torch", "jax"):
-        try:
-            module = __import__(f"adtn_backends.{name}_layers", fromlist=["ADTNLinear"])
-        except ImportError:
+    for name, needs in (("torch", "torch"), ("jax", "flax")):
+        if importlib.util.find_spec(needs) is None:
             continue
+        module = importlib.import_module(f"adtn_backends.{name}_layers")
         found |= {
             f"{name}.GeneratedWeight": Call(module.GeneratedWeight, {"generator": GEN}),
             f"{name}.ADTNLinear": Call(module.ADTNLinear, {"weight": GEN}, takes, skip="dtype"),

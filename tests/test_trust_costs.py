@@ -11,8 +11,9 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
+from adtn._errors import TopologyError
 from adtn.network import _initial
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from table import TOPOLOGIES, Row
@@ -100,8 +101,8 @@ def test_padding_does_not_count(shape: tuple[int, int], name: str) -> None:
         patch.setattr(_initial, "_DIRECT", 0)
         try:
             generator = adtn.Generator(shape, topology, layout=layout, seed=1, dtype="float64")
-        except adtn._errors.ADTNError:
-            return  # too few legs for this topology
+        except TopologyError:
+            assume(False)  # too few legs; Hypothesis complains if that is so for nearly all
     assert spread(generator) == pytest.approx(1.0, rel=1e-5)
 
 

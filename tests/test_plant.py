@@ -1,0 +1,44 @@
+"""Planted faults are other programs, and the same ones every time."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import plant
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_fault_changes_its_module(seed: int, tmp_path: Path) -> None:
+    faults = plant.chosen(seed)
+    assert faults == plant.chosen(seed)
+    assert len({fault.file for fault in faults}) == len(faults) > 50
+    for fault in faults:
+        text = (plant.ROOT / fault.file).read_text()
+        copy = tmp_path / fault.file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(text)
+        fault.plant(tmp_path)
+        assert ast.dump(ast.parse(copy.read_text())) != ast.dump(ast.parse(text)), fault
+
+
+def test_what_is_no_behaviour_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "adtn").mkdir()
+    (tmp_path / "adtn" / "x.py").write_text(
+        '''
+def f(x: int = 1, *, cache_size: "Literal[3]" = None) -> Annotated[int, 4]:
+    """1 + 2"""
+    if x < 0:
+        raise ValueError(f"Got {x + 1}, expected {2 * 3}.")
+    kept = 5 * 6
+    return x
+
+class A:
+    def __repr__(self) -> str:
+        return self.x - 1
+'''
+    )
+    found = {fault.before for fault in plant.faults_of(tmp_path / "adtn" / "x.py", tmp_path)}
+    assert found == {"1", "x < 0", "0"}
