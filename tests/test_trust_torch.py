@@ -12,6 +12,7 @@ import adtn
 import numpy as np
 import pytest
 from adtn._errors import LayoutError
+from adtn.weight import Materialised
 
 from trust_torch import ADAPTERS, EMBEDDINGS, LAYERS, MERGED, TTN, Case, cores_of, gen, layers, nn, torch
 
@@ -114,8 +115,8 @@ def test_without_a_change_inference_makes_a_weight_once(
 ) -> None:
     layer, x = case.layer().train(training), case.x()
     made: list[Any] = []
-    generate = layers._weight.generate
-    monkeypatch.setattr(layers._weight, "generate", lambda *a, **k: made.append(1) or generate(*a, **k))
+    make = Materialised.weight
+    monkeypatch.setattr(Materialised, "weight", lambda *a, **k: made.append(1) or make(*a, **k))
     with torch.no_grad():
         for _ in range(3):
             layer(x)
@@ -152,7 +153,7 @@ def test_inside_a_promise_weights_are_made_once(case: Case, monkeypatch: pytest.
     layer, x = case.layer().eval(), case.x()
     with torch.no_grad(), layers.cached_weights(layer):
         want = layer(x)
-        monkeypatch.setattr(layers._weight, "generate", lambda *a, **k: pytest.fail("a weight was made"))
+        monkeypatch.setattr(Materialised, "weight", lambda *a, **k: pytest.fail("a weight was made"))
         close(layer(x), want)
 
 
