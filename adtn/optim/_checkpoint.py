@@ -22,7 +22,7 @@ _OLD_KEY = "adtn.checkpoint"  # of the first format, which has no digest
 _NUMBERS = ("step", "best_loss", "best_step", "exact")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Checkpoint:
     """State of a fit before step ``step``.
 
