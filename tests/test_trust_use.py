@@ -113,12 +113,12 @@ def test_an_interruption_inside_the_objective(device: str) -> None:
 
 
 def test_a_second_interruption_ends_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adtn.optim import _fit
+    from adtn.optim import _run
 
     def write(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_fit, "write_checkpoint", write)
+    monkeypatch.setattr(_run, "write_checkpoint", write)
     with pytest.raises(KeyboardInterrupt):
         adtn.fit(make(), W, steps=9, callbacks=[interrupted_at(3)], checkpoint=tmp_path / "c", progress=False)
 

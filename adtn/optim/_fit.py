@@ -280,7 +280,7 @@ def _problem(generator: Generator, run: Run) -> Problem:
         momentum=options.momentum,
         weight_decay=options.weight_decay,
         rate_factors=_rate_factors(sorted(run.state.params), options.lr_factors),
-        has_batches=bool(run.batch(0)),
+        has_batches=run.has_batches,
         evaluate=run.evaluate,
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from .._errors import FitError
@@ -30,12 +32,17 @@ class Loop:
         options, state = run.options, run.state
         self._run = run
         self._optimizer = optimizer
-        self._has_batches = optimizer.problem.has_batches
+        self._has_batches = run.has_batches
         self._schedule = make_schedule(options.schedule, options.lr, options.steps)
+        is_scoped = optimizer.needs_scope and not run.on_host
+        self._scope = partial(run.backend.scope, options.master) if is_scoped else nullcontext
         self._params: Params = run.given(state.params)
         self._best: Params = run.given(state.best)
-        moments = state.moments
-        self._memory: Any = optimizer.import_state(self._params, moments) if moments else optimizer.init(self._params)
+        with self._scope():
+            moments = state.moments  # none before the first step, and of optimizers without a state
+            self._memory: Any = (
+                optimizer.import_state(self._params, moments) if moments else optimizer.init(self._params)
+            )
         self._known: Evaluation | None = None  # of the current parameters, where the optimizer needed it itself
         self._gathered = state.step  # the step at which the state was current
         self._is_whole = True  # no update is under way
@@ -96,7 +103,8 @@ class Loop:
         state = self._run.state
         iterate = Iterate(params=at.params, loss=at.loss, grads=at.grads, step=state.step, schedule=self._schedule)
         self._is_whole = self._run.on_host  # backends may update in place
-        reached, memory = self._optimizer.step(iterate, self._memory)
+        with self._scope():
+            reached, memory = self._optimizer.step(iterate, self._memory)
         self._is_whole = False
         if reached is not None:
             self._known = reached if isinstance(reached, Evaluation) else None
@@ -116,5 +124,6 @@ class Loop:
         """Bring parameters and optimizer to the host, into the state."""
         run, state = self._run, self._run.state
         state.params, state.best = run.to_host(self._params), run.to_host(self._best)
-        state.moments = self._optimizer.export_state(self._memory)
+        with self._scope():
+            state.moments = self._optimizer.export_state(self._memory)
         self._gathered = state.step

@@ -22,7 +22,7 @@ _METHODS = ("init", "step", "export_state", "import_state")
 _OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)  # one is made at every step, and frozen ones take three times as long
 class Evaluation:
     """Parameters with their loss and gradients.
 
@@ -40,7 +40,7 @@ class Evaluation:
     grads: Params
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Iterate(Evaluation):
     """An evaluation from which an optimizer takes its next step.
 
@@ -123,6 +123,9 @@ class Optimizer(ABC):
         Whether ``clip`` and ``weight_decay`` of :func:`adtn.fit` are allowed.
     solves_matrices : bool
         Whether a step does dense linear algebra on the host, which is given all threads.
+    needs_scope : bool
+        Whether operations on arrays of the backend are to run in its :meth:`scope <adtn._backend.Backend.scope>`, where
+        they keep float64 on JAX; optimizers that enter it themselves need it not.
 
     Examples
     --------
@@ -150,6 +153,7 @@ class Optimizer(ABC):
     takes_clip: ClassVar[bool] = True
     takes_weight_decay: ClassVar[bool] = False
     solves_matrices: ClassVar[bool] = False
+    needs_scope: ClassVar[bool] = True
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem

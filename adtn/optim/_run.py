@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Run:
 
     def evaluate(self, params: Params) -> Evaluation:
         """Loss and gradients with the data of the current step, for the optimizer."""
-        batch = self.batch(self.state.step)
+        batch = self._batch(self.state.step) if self.has_batches else ()
         if not self.on_host:
             loss, grads = self._loss_and_grads(params, batch)
             return Evaluation(params=params, loss=float(loss), grads=grads)
@@ -95,7 +96,12 @@ class Run:
         """Parameters as NumPy arrays."""
         return {k: x if isinstance(x, np.ndarray) else self.backend.to_numpy(x) for k, x in params.items()}
 
-    def batch(self, step: int) -> tuple[Array, ...]:
+    @cached_property
+    def has_batches(self) -> bool:
+        """Whether every step has its own data; asked once, because drawing takes a good part of a small step."""
+        return bool(self._batch(0))
+
+    def _batch(self, step: int) -> tuple[Array, ...]:
         """The data of a step; floating-point arrays take the dtype of the fit."""
         return tuple(self._asarray(x) for x in batch_at(self.objective, self.options.seed, step) or ())
 

@@ -30,6 +30,7 @@ class FirstOrder(Optimizer):
     """An optimizer from torch.optim, optax or quimb, as the backend adapts it."""
 
     backend_name: ClassVar[str]
+    needs_scope = False  # the backends' optimizers see to it
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -55,9 +56,8 @@ class FirstOrder(Optimizer):
         params, rate = dict(at.params), at.rate
         states: list[Any] = []
         for group, own_state in zip(self._groups, state, strict=True):
-            moved, own_state = group.optimizer.step(
-                group.own(at.params), group.own(at.grads), own_state, rate * group.rate_factor
-            )
+            own_params, own_grads = group.own(at.params), group.own(at.grads)
+            moved, own_state = group.optimizer.step(own_params, own_grads, own_state, rate * group.rate_factor)
             params.update(moved)
             states.append(own_state)
         return params, tuple(states)
