@@ -9,12 +9,12 @@ import adtn
 
 NAMES = {
     "ADTNError", "ATTN", "BrickWall", "CP", "Budget", "CompressReport", "Config", "DataAwareReconstruction", "Dense",
-    "DeviceProfile", "Generator", "IdentityBase", "Layout", "MERA", "MPO", "Objective", "Plan", "RandomFeatures",
-    "Reconstruction",
+    "DeviceProfile", "Generator", "IdentityBase", "Layout", "MERA", "MPO", "Objective", "Optimizer", "Plan",
+    "RandomFeatures", "Reconstruction",
     "ScaledIdentity", "ScaledRandom", "SeededBase", "Solution", "Status", "TT", "TTN", "Task", "TensorRing", "Topology",
     "Tucker", "calibrate", "decompose", "devices", "fit", "from_tensornetwork", "load", "load_model",
     "load_pretrained", "plan",
-    "register_activation", "register_topology", "save", "to_tensornetwork",
+    "register_activation", "register_optimizer", "register_topology", "save", "to_tensornetwork",
 }  # fmt: skip
 STAGES = {"bench", "compress", "generator", "network", "optim", "schedule", "cli", "demo"}
 

@@ -20,8 +20,8 @@ from ._options import FitOptions as FitOptions
 from ._schedules import make_schedule as make_schedule
 from ._solution import Solution as Solution
 from ._solution import Status as Status
-from .solvers import SGD as SGD
 from .solvers import LBFGS as LBFGS
+from .solvers import SGD as SGD
 from .solvers import Adam as Adam
 from .solvers import AdamW as AdamW
 from .solvers import LevenbergMarquardt as LevenbergMarquardt

@@ -20,7 +20,7 @@ from ._checkpoint import Checkpoint, read_checkpoint
 from ._decompose import decompose
 from ._loop import Loop
 from ._loss import TASK, Loss, plan_loss
-from ._mark import mark_of, old_mark_of
+from ._mark import FORMER, mark_of, old_mark_of
 from ._objective import Objective, Reconstruction, as_objective
 from ._optimizer import Optimizer, OptimizerName, Problem, get_optimizer
 from ._options import Callback, FitOptions, Momentum
@@ -75,12 +75,13 @@ def fit(
     dtype : str, optional
         Of the computation; that of the generator when not given. Half precisions keep parameters and moments
         in float32.
-    optimizer : {"adam", "adamw", "sgd", "lbfgs", "lm"}
-        The first three come from torch.optim, optax or quimb, ``"lbfgs"`` from SciPy, in float64 on the host.
-        ``"lm"`` is Levenberg-Marquardt for reconstructions by at most 2048 numbers: its matrix is made of a sample of
-        the entries, on the device, and solved on the host. From random numbers L-BFGS was better after equal wall
-        time in nearly all that was measured; from where L-BFGS stalls, it goes on (a linear TTN: 0.0076, then 0.0011;
-        ``bench/results/optimizers.json``).
+    optimizer : str
+        ``"adam"``, ``"adamw"`` and ``"sgd"`` come from torch.optim, optax or quimb. ``"lbfgs"`` is L-BFGS with the line
+        search of SciPy, in float64 on the host. ``"lm"`` is Levenberg-Marquardt for reconstructions by at most 2048
+        parameters: its matrix is made of a sample of the entries, on the device, and solved on the host. From random
+        initial values L-BFGS was better after equal wall time in nearly all that was measured; from where L-BFGS
+        stalls, it goes on (a linear TTN: 0.0076, then 0.0011; ``bench/results/optimizers.json``). Others are added by
+        :func:`adtn.register_optimizer`.
     steps : int
         Number of steps (iterations for ``"lbfgs"`` and ``"lm"``).
     lr : float
@@ -114,7 +115,7 @@ def fit(
         from there and ends with the numbers of an uninterrupted one. Ctrl-C ends a fit as a limit does: the checkpoint
         is written, and the best parameters so far come back with ``Status.INTERRUPTED``.
     checkpoint_every : int
-        Steps between checkpoints; ``"lbfgs"`` forgets its curvature there.
+        Steps between checkpoints.
     mode : {"materialise", "stream", "factored"}, optional
         The scheduler chooses when not given.
 
@@ -257,7 +258,12 @@ def _state(generator: Generator, objective: Objective, options: FitOptions) -> t
     if options.checkpoint is not None:
         check_writable(options.checkpoint, "checkpoint", "file")
         mark = mark_of(generator, objective, options)
-        state = read_checkpoint(options.checkpoint, mark, lambda: old_mark_of(generator, objective, options))
+        state = read_checkpoint(
+            options.checkpoint,
+            mark,
+            lambda: mark_of(generator, objective, options, FORMER),
+            lambda: old_mark_of(generator, objective, options),
+        )
         if state is not None:
             del state.history[state.step :]  # a step that was judged but not taken is judged again
             return state, mark

@@ -62,6 +62,14 @@ class FitOptions:
         """What a resumed fit must have in common with the interrupted one."""
         schedule = self.schedule if isinstance(self.schedule, str) else "function"
         return (
-            self.dtype, self.optimizer, self.steps, self.lr, schedule, self.clip, self.momentum,
-            self.weight_decay, sorted(self.lr_factors.items()), self.seed,
-        )  # fmt: skip
+            self.dtype,
+            self.optimizer,
+            self.steps,
+            self.lr,
+            schedule,
+            self.clip,
+            self.momentum,
+            self.weight_decay,
+            sorted(self.lr_factors.items()),
+            self.seed,
+        )
