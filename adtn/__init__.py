@@ -35,12 +35,14 @@ from .network import register_topology as register_topology
 from .network import to_tensornetwork as to_tensornetwork
 from .optim import DataAwareReconstruction as DataAwareReconstruction
 from .optim import Objective as Objective
+from .optim import Optimizer as Optimizer
 from .optim import Reconstruction as Reconstruction
 from .optim import Solution as Solution
 from .optim import Status as Status
 from .optim import Task as Task
 from .optim import decompose as decompose
 from .optim import fit as fit
+from .optim import register_optimizer as register_optimizer
 from .schedule import DeviceProfile as DeviceProfile
 from .schedule import Plan as Plan
 from .schedule import calibrate as calibrate

@@ -65,6 +65,22 @@ Name: TypeAlias = Annotated[str, Range(1), "a name"]
 PathArgument: TypeAlias = str | os.PathLike[str]
 
 
+@dataclass(frozen=True)
+class Registered:
+    """Names that a registry knows at the time of the check, which may be more than at the time of the import.
+
+    Parameters
+    ----------
+    knows : callable
+        Whether there is something of that name.
+    expected : callable
+        What an error says was expected.
+    """
+
+    knows: Callable[[str], bool]
+    expected: Callable[[], str]
+
+
 class Refused(Exception):
     """A value is not what a rule wants."""
 
@@ -75,14 +91,19 @@ class Rule:
 
     Parameters
     ----------
-    expected : str
-        For the error.
+    says : str or callable
+        What is expected, for the error; a function where that changes while the program runs.
     convert : callable
         Returns the value as plain Python has it, or raises :class:`Refused`.
     """
 
-    expected: str
+    says: str | Callable[[], str]
     convert: Callable[[Any], Any]
+
+    @property
+    def expected(self) -> str:
+        """What is expected now."""
+        return self.says if isinstance(self.says, str) else self.says()
 
     def __call__(self, name: str, value: Any, error: type[ADTNError]) -> Any:
         """The value, converted.
@@ -119,6 +140,11 @@ def shown(value: Any, most: int = 120) -> str:
     except Exception:
         text = f"a {type(value).__name__}"
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Texts as a list in a sentence: ``a, b or c``."""
+    return f"{', '.join(texts[:-1])} or {texts[-1]}" if len(texts) > 1 else texts[0]
 
 
 def check_fields(thing: Any, error: type[ADTNError]) -> None:
@@ -204,7 +230,7 @@ def rule_of(annotation: Any) -> Rule | None:
         paths = [one for one in args if one is os.PathLike or get_origin(one) is os.PathLike]
         return _either([rule_of(one) for one in args if not (paths and one is str)])
     if origin is Literal:
-        return Rule(_listed([repr(one) for one in args]), lambda value: _chosen(value, args))
+        return Rule(listed([repr(one) for one in args]), lambda value: _chosen(value, args))
     if origin is tuple and args[-1:] != (Ellipsis,):
         return _fixed([rule_of(one) for one in args])
     if origin in (tuple, list, Sequence):
@@ -229,7 +255,10 @@ def rule_of(annotation: Any) -> Rule | None:
 def _annotated(inner: Any, notes: Sequence[Any]) -> Rule | None:
     says = next((note for note in notes if isinstance(note, str)), None)
     bounds = next((note for note in notes if isinstance(note, Range)), None)
-    if inner in _SCALARS:
+    names = next((note for note in notes if isinstance(note, Registered)), None)
+    if names is not None:
+        rule: Rule | None = _registered(names)
+    elif inner in _SCALARS:
         rule = _SCALARS[inner](bounds or Range())
     else:
         rule = rule_of(inner)
@@ -238,12 +267,16 @@ def _annotated(inner: Any, notes: Sequence[Any]) -> Rule | None:
     return rule if rule is None or says is None else Rule(says, rule.convert)
 
 
+def _registered(names: Registered) -> Rule:
+    return Rule(names.expected, lambda value: str(_if(isinstance(value, str) and names.knows(value), value)))
+
+
 def _of_length(rule: Rule, bounds: Range) -> Rule:
     def convert(value: Any) -> Any:
         found = rule.convert(value)
         return _if(len(found) in bounds, found)
 
-    return Rule(rule.expected, convert)
+    return Rule(rule.says, convert)
 
 
 def _either(rules: Sequence[Rule | None]) -> Rule | None:
@@ -259,7 +292,7 @@ def _either(rules: Sequence[Rule | None]) -> Rule | None:
                 continue
         raise Refused
 
-    return Rule(_listed(list(dict.fromkeys(rule.expected for rule in given))), convert)
+    return Rule(lambda: listed(list(dict.fromkeys(rule.expected for rule in given))), convert)
 
 
 def _items(rule: Rule | None, kind: Any) -> Rule:
@@ -377,10 +410,6 @@ def _number(x: float) -> str:
     if isinstance(x, builtins.int) and x.bit_length() > 20:
         return f"2**{x.bit_length() - 1}" if x & (x - 1) == 0 else f"2**{x.bit_length()} - 1"
     return f"{x:g}"
-
-
-def _listed(texts: Sequence[str]) -> str:
-    return f"{', '.join(texts[:-1])} or {texts[-1]}" if len(texts) > 1 else texts[0]
 
 
 def _plural(expected: str) -> str:

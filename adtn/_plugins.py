@@ -1,31 +1,43 @@
-"""Topologies and activations of other distributions, loaded when a name is asked for that nobody has registered."""
+"""Topologies, activations and optimizers of other distributions, loaded when an unregistered name is asked for."""
 
 from __future__ import annotations
 
 from importlib.metadata import entry_points
 from typing import Any
 
-from ._errors import TopologyError
+from ._errors import ADTNError, TopologyError
 
 
 class UnregisteredError(TopologyError):
     """A topology or activation is known elsewhere, but not in this process."""
 
 
-def load_plugin(kind: str, name: str) -> Any | None:
+def plugin_names(kind: str) -> tuple[str, ...]:
+    """Names of the entry points in the group ``adtn.<kind>``; none of them is loaded."""
+    return tuple(sorted({entry.name for entry in entry_points(group=f"adtn.{kind}")}))
+
+
+def load_plugin(kind: str, name: str, error_class: type[ADTNError] = TopologyError) -> Any | None:
     """What an entry point of the group ``adtn.<kind>`` with this name refers to; ``None`` when there is none.
+
+    Parameters
+    ----------
+    kind, name : str
+        Group and entry point.
+    error_class : type
+        Class of the error.
 
     Raises
     ------
-    TopologyError
-        If it cannot be loaded.
+    ADTNError
+        Of class ``error_class``, if it cannot be loaded.
     """
     for entry in entry_points(group=f"adtn.{kind}"):
         if entry.name.lower() == name.lower():
             try:
                 return entry.load()
             except Exception as error:
-                raise TopologyError(
+                raise error_class(
                     f"Got {name!r} from the entry point {entry.name} = {entry.value} ({kind}), which cannot be loaded "
                     f"({type(error).__name__}: {error}); expected a package that is whole. Repair or remove it."
                 ) from error

@@ -13,6 +13,7 @@ import typer
 from ._errors import ADTNError, MissingDependencyError
 from ._files import check_writable, write_bytes, write_or_rescue
 from ._version import __version__
+from .optim import optimizer_names
 
 app = typer.Typer(
     name="adtn",
@@ -26,9 +27,30 @@ Devices = Annotated[
 ]
 
 
+def _optimizers() -> str:
+    """Names for the help, also those that other packages and ``--import`` add."""
+    *names, last = optimizer_names()
+    return f"{', '.join(names)} or {last}."
+
+
+def _import(context: typer.Context, names: list[str] | None) -> list[str] | None:
+    """Import modules that register something, also those of the working directory, before anything else is read."""
+    for name in names or ():
+        _module(name, name)
+    for option in context.command.params:
+        if option.name == "optimizer":
+            option.help = _optimizers()  # type: ignore[attr-defined]
+    return names
+
+
 Imports = Annotated[
     list[str] | None,
-    typer.Option("--import", help="Module that registers topologies or activations of your own, may be repeated."),
+    typer.Option(
+        "--import",
+        callback=_import,
+        is_eager=True,
+        help="Module that registers topologies, activations or optimizers of your own, may be repeated.",
+    ),
 ]
 
 
@@ -118,7 +140,7 @@ def fit(
     order: Annotated[str | None, typer.Option(help="Order of the legs: axis or interleaved.")] = None,
     key: Annotated[str | None, typer.Option(help="Name of the array in the file.")] = None,
     device: Annotated[str, typer.Option(help="Where to train.")] = "numpy:cpu",
-    optimizer: Annotated[str, typer.Option(help="adam, adamw, sgd, lbfgs or lm.")] = "adam",
+    optimizer: Annotated[str, typer.Option(help=_optimizers())] = "adam",
     steps: Annotated[int, typer.Option(min=1)] = 1000,
     lr: Annotated[float, typer.Option(help="Largest learning rate.")] = 2e-2,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -128,7 +150,6 @@ def fit(
     modules: Imports = None,
 ) -> None:
     """Fit a generator to a weight of your own and save it."""
-    _import(modules)
     from .compress import pick_weight, to_bytes
     from .generator import Generator
     from .optim import Status
@@ -142,9 +163,17 @@ def fit(
     layout = _layout(weight.shape, top, leg, order)
     weight = np.asarray(weight, dtype=np.float64)
     generator = Generator(weight.shape, top, layout=layout, seed=seed, scale=weight)
+    chosen: dict[str, Any] = {"start": start}
     solution = run(
-        generator, weight, device=device, optimizer=optimizer, steps=steps, lr=lr, start=start, checkpoint=checkpoint  # type: ignore[arg-type]
-    )  # fmt: skip
+        generator,
+        weight,
+        device=device,
+        optimizer=optimizer,
+        steps=steps,
+        lr=lr,
+        checkpoint=checkpoint,
+        **chosen,
+    )
     gen = solution.generator
     content = to_bytes(gen)
     print(f"{name} {weight.shape} -> {type(top).__name__}, legs {gen.layout.dims}, on {device}")
@@ -166,7 +195,6 @@ def inspect(
     modules: Imports = None,
 ) -> None:
     """Show what a file holds: a generator with its segments, or plain weights with their spectra."""
-    _import(modules)
     from ._errors import FileFormatError
     from .compress import load, read_weights
 
@@ -236,8 +264,6 @@ def plan(
     from .schedule import Sketch
     from .schedule import plan as make
 
-    _import(modules)
-
     if Path(shape).exists():
         from .compress import load
 
@@ -267,8 +293,6 @@ def compress(
     """Compress a PyTorch model and save its generators, its state and a report."""
     from .compress import Config, run_folder
 
-    _import(modules)
-
     def say(line: str) -> None:
         print(line, flush=True)
 
@@ -281,12 +305,6 @@ def compress(
     )  # fmt: skip
     print(report)
     print(f"generators, state and report are in {out}/")
-
-
-def _import(names: list[str] | None) -> None:
-    """Modules that register something, also those of the working directory."""
-    for name in names or ():
-        _module(name, name)
 
 
 def _module(name: str, argument: str) -> Any:

@@ -93,7 +93,7 @@ def test_plans_are_for_their_task() -> None:
         with pytest.raises(ScheduleError, match="Got a plan for 'fit'; expected one for"):
             getattr(plan, name)
     with pytest.raises(ScheduleError, match="Got a plan for 'apply'"):
-        adtn.plan(adtn.Generator((8, 8), adtn.TTN(bond=2)), "apply").evaluation  # noqa: B018
+        adtn.plan(adtn.Generator((8, 8), adtn.TTN(bond=2)), "apply").fit  # noqa: B018
 
 
 def test_nobody_interprets_the_name_of_a_mode() -> None:

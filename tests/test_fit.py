@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import adtn
@@ -68,16 +67,6 @@ def test_adam_is_torch_adam() -> None:
         optimizer.step()
     got = adtn.fit(gen, TARGET, steps=20, lr=0.01, schedule="constant")
     np.testing.assert_allclose(got.history, losses, rtol=1e-10)
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "lbfgs", "lm"])
-def test_every_optimizer_lowers_the_loss_everywhere(optimizer: str, device: str) -> None:
-    solution = adtn.fit(make(dtype="float32"), TARGET, device=device, optimizer=optimizer, steps=60, lr=0.02)
-    assert solution.status in (Status.FINISHED, Status.STALLED)
-    assert solution.loss < 0.9 * solution.history[0]
-    assert solution.loss == pytest.approx(solution.relative_error**2)
-    weight = solution.generator.weight()
-    assert np.linalg.norm(weight - TARGET) / np.linalg.norm(TARGET) == pytest.approx(solution.relative_error, rel=1e-3)
 
 
 def test_half_precisions_train(device_dtype: tuple[str, str]) -> None:
@@ -330,40 +319,6 @@ def test_what_cannot_be_decomposed(topology: adtn.Topology) -> None:
         adtn.decompose(make(topology), TARGET)
 
 
-def test_stops_when_good_enough() -> None:
-    solution = adtn.fit(make(), TARGET, steps=5000, lr=0.02, tolerance=0.5, schedule="constant")
-    assert solution.status is Status.REACHED
-    assert solution.relative_error <= 0.5
-    assert solution.steps < 5000
-
-
-def test_stops_when_stalled() -> None:
-    solution = adtn.fit(make(), TARGET, steps=5000, lr=1e-30, patience=7, schedule="constant")
-    assert solution.status is Status.STALLED
-    assert solution.steps <= 10
-
-
-def test_stops_in_time() -> None:
-    began = time.monotonic()
-    solution = adtn.fit(make(), TARGET, steps=10**9, time_limit=0.05)
-    assert solution.status is Status.TIME
-    assert solution.steps == len(solution.history) - 1  # the last loss is that of what it gives
-    assert 0.05 <= time.monotonic() - began < 30.0
-
-
-def test_stops_when_a_callback_says_so() -> None:
-    seen: list[tuple[int, float]] = []
-
-    def callback(step: int, loss: float) -> bool:
-        seen.append((step, loss))
-        return step == 4
-
-    solution = adtn.fit(make(), TARGET, steps=100, callbacks=[callback])
-    assert solution.status is Status.STOPPED
-    assert [s for s, _ in seen] == [0, 1, 2, 3, 4]
-    assert [loss for _, loss in seen] == solution.history.tolist()
-
-
 def check_diverged(solution: adtn.Solution) -> None:
     assert solution.status is Status.DIVERGED
     assert "lower lr" in solution.status.value
@@ -415,7 +370,7 @@ def test_progress_is_silent_when_nobody_looks(capfd: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: adtn.fit(make(), TARGET, optimizer="lion"), "expected 'adam', 'adamw', 'sgd', 'lbfgs' or 'lm'"),  # type: ignore[arg-type]
+        (lambda: adtn.fit(make(), TARGET, optimizer="lion"), "expected 'adam', 'adamw', 'sgd', 'lbfgs' or 'lm'"),
         (lambda: adtn.fit(make(), TARGET, schedule="stairs"), "'constant', 'cosine', 'onecycle'"),  # type: ignore[arg-type]
         (lambda: adtn.fit(make(), TARGET, steps=0), "at least 1"),
         (lambda: adtn.fit(make(), TARGET, lr=-1.0), "above 0"),

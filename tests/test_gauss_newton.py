@@ -12,8 +12,8 @@ import pytest
 from adtn._backend import get_backend
 from adtn._errors import FitError
 from adtn.network import sampled_jacobian
-from adtn.optim import _lm
-from adtn.optim._lm import plan_curvature
+from adtn.optim.solvers import _gauss_newton
+from adtn.optim.solvers._gauss_newton import plan_curvature
 
 TOPOLOGIES = (
     adtn.TTN(bond=2), adtn.TTN(bond=2, share=True), adtn.ATTN(bond=2), adtn.MERA(bond=2), adtn.BrickWall(layers=2),
@@ -94,7 +94,7 @@ def test_sampled_matrices_are_right_on_average(monkeypatch: pytest.MonkeyPatch) 
     generator = adtn.Generator((16, 16), adtn.TTN(bond=2), scale=target, dtype="float64")
     whole = curvature_of(generator, adtn.Reconstruction(target))
     for name in ("_FEWEST", "_LARGEST", "_PER_PARAMETER"):
-        monkeypatch.setattr(_lm, name, 1)
+        monkeypatch.setattr(_gauss_newton, name, 1)
     sampled = curvature_of(generator, adtn.Reconstruction(target))
     assert math.prod(sampled.jacobian.counts) < 256
     mean = np.mean([sampled(dict(generator.params), step) for step in range(400)], axis=0)

@@ -66,6 +66,10 @@ def test_docstring_examples(name: str) -> None:
         from adtn.network._activation import _ACTIVATIONS
 
         _ACTIVATIONS.pop("gaussian", None)
+    if name.endswith("_optimizer"):
+        from adtn.optim._optimizer import _OPTIMIZERS
+
+        _OPTIMIZERS.pop("sign-descent", None)
     assert result.failed == 0
     text = inspect.getsource(module)
     assert result.attempted or ">>> " not in text, "there are examples, and none was run"

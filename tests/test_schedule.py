@@ -114,7 +114,7 @@ def test_the_peak_is_that_of_what_is_run(topology: adtn.Topology, task: Any, mod
     held = counter.live_bytes
     operand = given  # which its owner keeps
     if task == "fit":
-        operand = found.evaluation.arrange(given)
+        operand = found.fit.arrange(given)
     found.step(null)(arrays, operand)
     assert found.peak_bytes == counter.peak_bytes - held + SCRATCH
 

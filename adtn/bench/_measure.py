@@ -59,7 +59,7 @@ class Work:
         backend, where = check_device(self.device, self.dtype)
         operand = self.operand
         if self.task == "fit":
-            operand = self.plan.evaluation.arrange(operand)
+            operand = self.plan.fit.arrange(operand)
         operand = backend.asarray(operand, where, self.dtype, copy=False)
         if self.task == "apply":  # as a user calls it: a materialised weight is kept
             step: Callable[[], Any] = lambda: self.generator.apply(operand, mode=self.plan.mode)  # noqa: E731  # pyright: ignore[reportArgumentType]
@@ -82,7 +82,7 @@ class Work:
         if self.task in ("fit", "train"):
             result = result[0 if self.task == "fit" else 1]
         found = np.asarray(backend.to_numpy(result), np.float64)
-        if self.task == "fit" and not self.plan.evaluation.exact:  # the target's square is no part of a step
+        if self.task == "fit" and not self.plan.fit.exact:  # the target's square is no part of a step
             found = found + np.sum(np.square(self.operand, dtype=np.float64))
         return found
 

@@ -173,7 +173,7 @@ def _tasks(
     return {
         name: LocalTask(
             name, weights[name], _usable(moments.get(name)), own.topology, layouts[name], own.base, own.seed,
-            own.steps if fits else 0, own.optimizer, own.lr, device, own.restarts if fits else 1,  # type: ignore[arg-type]
+            own.steps if fits else 0, own.optimizer, own.lr, device, own.restarts if fits else 1,
             silent=config.mode == "adapter",
         )
         for _, name, own in planned

@@ -26,7 +26,7 @@ from ..network import (
     topology_from_json,
 )
 from ..network._topology import TopologyArgument
-from ..optim._options import Name as OptimizerName
+from ..optim import OptimizerName
 from ._budget import Budget
 from ._model import Layer, Tuning
 

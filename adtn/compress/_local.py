@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from .._atomic import write_atomic
 from .._errors import FileFormatError, OutputWarning
 from ..generator import Generator
 from ..network import Layout, RuleBase, Topology
-from ..optim import DataAwareReconstruction, Reconstruction, decompose, fit, has_decomposition
+from ..optim import DataAwareReconstruction, OptimizerName, Reconstruction, decompose, fit, has_decomposition
 from ._layer_files import file_name
 from ._storage import from_bytes, load, to_bytes
 
@@ -53,7 +53,7 @@ class LocalTask:
     base: RuleBase | None
     seed: int
     steps: int
-    optimizer: Literal["adam", "adamw", "sgd", "lbfgs", "lm"]
+    optimizer: OptimizerName
     lr: float
     device: str
     restarts: int = 1

@@ -204,6 +204,7 @@ def _generator(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | No
             "identity": IdentityBase,
         }
         base = read[base["kind"]]()
+    orders = header.get("permutations")
     return Generator(
         lay.shape,
         topology,
@@ -212,7 +213,7 @@ def _generator(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | No
         base=base,
         dtype=header["dtype"],
         params={name: x for name, x in tensors.items() if name != BASE},
-        permutations=[None if p is None else _ints(p) for p in header.get("permutations", [])],
+        permutations=[None if p is None else _ints(p) for p in orders] if orders else None,
     )
 
 

@@ -92,7 +92,7 @@ class Generator:
         base: Base = None,
         dtype: Dtype = "float32",
         params: Mapping[str, Any] | None = None,
-        permutations: Sequence[Permutation | Sequence[int] | None] = (),
+        permutations: Sequence[Permutation | Sequence[int] | None] | None = None,
     ) -> None:
         shape = tuple(shape)
         self._layout = layout if layout is not None else topology.default_layout(shape)

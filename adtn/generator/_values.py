@@ -53,13 +53,18 @@ def checked_base(base: Base, shape: Shape) -> Base:
 
 
 def as_permutations(
-    given: Sequence[Permutation | Sequence[int] | None], shape: Shape
+    given: Sequence[Permutation | Sequence[int] | None] | None, shape: Shape
 ) -> tuple[Permutation | None, ...]:
     """One per axis, ``None`` for those that change nothing; nothing at all where that is so for every axis."""
-    if len(given) not in (0, len(shape)):
-        raise LayoutError(f"Got {len(given)} permutations for {len(shape)} axes; expected one per axis, or None.")
+    if given is None:
+        return ()
+    if len(given) != len(shape):
+        raise LayoutError(
+            f"Got permutations={shown(given)}, {len(given)} for {len(shape)} axes; expected one per axis, None where "
+            "an axis keeps its order."
+        )
     made = [p if p is None or isinstance(p, Permutation) else Permutation(p) for p in given]
-    made = [None if p is None or (p.is_identity and len(p) == n) else p for p, n in zip(made, shape, strict=False)]
+    made = [None if p is None or (p.is_identity and len(p) == n) else p for p, n in zip(made, shape, strict=True)]
     return tuple(made) if any(p is not None for p in made) else ()
 
 

@@ -22,7 +22,7 @@ _OLD_KEY = "adtn.checkpoint"  # of the first format, which has no digest
 _NUMBERS = ("step", "best_loss", "best_step", "exact")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Checkpoint:
     """State of a fit before step ``step``.
 
@@ -64,7 +64,10 @@ def write_checkpoint(path: str | os.PathLike[str], state: Checkpoint, mark: str)
 
 
 def read_checkpoint(
-    path: str | os.PathLike[str], mark: str, old_mark: Callable[[], str | None] = lambda: None
+    path: str | os.PathLike[str],
+    mark: str,
+    former_mark: Callable[[], str] = lambda: "",
+    old_mark: Callable[[], str | None] = lambda: None,
 ) -> Checkpoint | None:
     """The checkpoint at ``path``, ``None`` when there is none yet.
 
@@ -73,6 +76,8 @@ def read_checkpoint(
     path : path
     mark : str
         Of the fit that goes on.
+    former_mark : callable
+        What older checkpoints of this format say of that fit.
     old_mark : callable
         What a checkpoint of the first format says of that fit; nothing where it says too little.
 
@@ -90,8 +95,9 @@ def read_checkpoint(
     try:
         data = read_whole(path, "a checkpoint of a fit")
         meta = read_header(data, _KIND, FORMAT)
+        is_first_format = meta is None
         if meta is None:
-            meta, mark = _old_header(data), old_mark() or "none"
+            meta = _old_header(data)
         tensors: dict[str, np.ndarray] = load(data)
         groups: dict[str, dict[str, np.ndarray]] = {"params": {}, "best": {}, "moments": {}}
         for key, x in tensors.items():
@@ -99,18 +105,22 @@ def read_checkpoint(
             if group in groups:
                 groups[group][name] = x
         history = tensors["history"].tolist()
-        found = Checkpoint(history=history, **groups, **{name: meta[name] for name in _NUMBERS})
-        belongs = meta["mark"] == mark
+        state = Checkpoint(history=history, **groups, **{name: meta[name] for name in _NUMBERS})
+        written_mark = meta["mark"]
     except Exception as error:  # a header may hold anything
         raise FileFormatError(
             f"{path} is not a checkpoint of adtn, or it is damaged ({error}); delete it or choose another name."
         ) from error
+    if is_first_format:
+        belongs = written_mark == (old_mark() or "none")
+    else:
+        belongs = written_mark == mark or written_mark == former_mark()
     if not belongs:
         raise FitError(
             f"{path} belongs to another fit (generator, target or objective with its data, optimizer or schedule "
             "differ); delete it to start anew, or choose another name."
         )
-    return found
+    return state
 
 
 def _old_header(data: bytes) -> dict[str, Any]:

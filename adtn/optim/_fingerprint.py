@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from .._backend import backend_of
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
-_LIBRARIES = (
+LIBRARIES = (
     "builtins",
     "abc",
     "typing",
@@ -31,7 +31,7 @@ _OWN = ("adtn", "adtn_backends")
 _DEPTH = 80
 
 
-def fingerprint(*parts: object) -> str:
+def fingerprint(*parts: object, libraries: Sequence[str] = LIBRARIES) -> str:
     """A digest of anything, the same in every process.
 
     Parameters
@@ -40,16 +40,18 @@ def fingerprint(*parts: object) -> str:
         Arrays of any framework count by their entries, functions by their code, defaults and what they close over (the
         module's functions, constants and networks that they name, too), other objects by their class and attributes.
         Numbers in a list or set do not count: those are counters and logs more often than settings.
+    libraries : sequence of str
+        Packages whose functions count without what they name in their modules: caches among that change.
     """
     digest = hashlib.sha256()
     for part in parts:
-        for piece in _pieces(part, {}, 0):
+        for piece in _pieces(part, {}, 0, libraries):
             digest.update(piece)
         digest.update(b"|")
     return digest.hexdigest()
 
 
-def _pieces(x: Any, seen: dict[int, Any], depth: int) -> Iterator[bytes | memoryview]:
+def _pieces(x: Any, seen: dict[int, Any], depth: int, libraries: Sequence[str]) -> Iterator[bytes | memoryview]:
     if isinstance(x, _PLAIN):
         yield f"{type(x).__name__}:{x!r}".encode(errors="surrogateescape")
         return
@@ -62,7 +64,7 @@ def _pieces(x: Any, seen: dict[int, Any], depth: int) -> Iterator[bytes | memory
         yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         return
     seen[id(x)] = x  # as long as it lives, nothing else has its id
-    into: Callable[[Any], Iterator[Any]] = lambda part: _pieces(part, seen, depth + 1)  # noqa: E731
+    into: Callable[[Any], Iterator[Any]] = lambda part: _pieces(part, seen, depth + 1, libraries)  # noqa: E731
     yield type(x).__qualname__.encode()
     if isinstance(x, Mapping):
         for key in sorted(x, key=repr):
@@ -80,19 +82,20 @@ def _pieces(x: Any, seen: dict[int, Any], depth: int) -> Iterator[bytes | memory
         yield from into((x.func, x.args, x.keywords))
     elif isinstance(x, MethodType):
         yield from into((x.__func__, x.__self__))
-    elif isinstance(wrapped := getattr(x, "__wrapped__", None), FunctionType) and _is_library(x.__module__):
+    elif isinstance(wrapped := getattr(x, "__wrapped__", None), FunctionType) and _is_library(x.__module__, libraries):
         yield from into(wrapped)  # what a framework compiled
     elif isinstance(x, FunctionType):
-        yield from _function(x, into)
+        yield from _function(x, into, libraries)
     elif isinstance(x, CodeType):
         yield from _code(x, into)
     elif isinstance(x, type):
-        yield from _class(x, into)
+        yield from _class(x, into, libraries)
     elif isinstance(x, ModuleType) or inspect.isbuiltin(x):
         yield str(getattr(x, "__qualname__", x.__name__)).encode()
     else:
         yield from into(type(x))
-        yield from into(dict(getattr(x, "__dict__", {})))
+        attributes = getattr(x, "__dict__", {})
+        yield from into(dict(attributes) if isinstance(attributes, Mapping) else {})  # some answer to every name
 
 
 def _array(x: Any) -> np.ndarray | None:
@@ -106,11 +109,11 @@ def _array(x: Any) -> np.ndarray | None:
         return None
 
 
-def _is_library(module: str | None) -> bool:
-    return (module or "").partition(".")[0].removesuffix("lib") in (*_LIBRARIES, *_OWN)
+def _is_library(module: str | None, libraries: Sequence[str]) -> bool:
+    return (module or "").partition(".")[0].removesuffix("lib") in (*libraries, *_OWN)
 
 
-def _function(x: FunctionType, into: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
+def _function(x: FunctionType, into: Callable[[Any], Iterator[Any]], libraries: Sequence[str]) -> Iterator[Any]:
     yield from _code(x.__code__, into)
     yield from into((x.__defaults__, x.__kwdefaults__))
     for cell in x.__closure__ or ():
@@ -118,7 +121,7 @@ def _function(x: FunctionType, into: Callable[[Any], Iterator[Any]]) -> Iterator
             yield from into(cell.cell_contents)
         except ValueError:  # not filled yet
             yield b"empty"
-    if not _is_library(x.__module__):
+    if not _is_library(x.__module__, libraries):
         for name in _names(x.__code__):
             found = x.__globals__.get(name)
             constant = isinstance(found, (*_PLAIN, tuple, dict, FunctionType, functools.partial))
@@ -140,10 +143,10 @@ def _code(code: CodeType, into: Callable[[Any], Iterator[Any]]) -> Iterator[Any]
         yield from into(part if not isinstance(part, frozenset) else tuple(sorted(map(repr, part))))
 
 
-def _class(cls: type, into: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
+def _class(cls: type, into: Callable[[Any], Iterator[Any]], libraries: Sequence[str]) -> Iterator[Any]:
     for base in cls.__mro__:
         yield f"{base.__module__}.{base.__qualname__}".encode()
-        if not _is_library(base.__module__):
+        if not _is_library(base.__module__, libraries):
             for name in sorted(vars(base)):
                 part = inspect.unwrap(getattr(vars(base)[name], "__func__", vars(base)[name]))
                 if isinstance(part, (FunctionType, *_PLAIN)) and not name.startswith(("__doc__", "__module__")):

@@ -1,122 +1,36 @@
-"""The fit: one loop for every backend, objective and optimizer."""
+"""The fit: one call for every backend, objective and optimizer."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from .._arrays import host_array
-from .._backend import Backend, check_device
+from .._backend import check_device
 from .._checks import Count, NotNegative, Positive, Seed, checked
-from .._errors import FitError, OutputWarning
+from .._errors import FitError
 from .._files import check_writable
-from .._typing import Array, Params
 from ..generator import Generator
 from ..schedule import Memory
 from ..weight import Mode
-from ._checkpoint import Checkpoint, first_fingerprint, read_checkpoint, write_checkpoint
+from ._checkpoint import Checkpoint, read_checkpoint
 from ._decompose import decompose
-from ._fingerprint import fingerprint
-from ._first_order import run_first_order
-from ._lbfgs import run_lbfgs
-from ._lm import plan_curvature, run_lm
+from ._loop import Loop
 from ._loss import TASK, Loss, plan_loss
+from ._mark import FORMER, mark_of, old_mark_of
 from ._objective import Objective, Reconstruction, as_objective
-from ._options import Callback, FitOptions, Momentum, Name
+from ._optimizer import Optimizer, OptimizerName, Problem, get_optimizer
+from ._options import Callback, FitOptions, Momentum
 from ._progress import ProgressBar
+from ._run import Run
 from ._schedules import ScheduleArgument
 from ._solution import Solution, Status
 
 _FAR = 1e8  # ratio of a target's size to the generator's, beyond which that is changed
-
-
-@dataclass
-class Run:
-    """A fit under way.
-
-    Parameters
-    ----------
-    backend, device
-        Where it runs.
-    objective : Objective
-        What is minimised.
-    options : FitOptions
-        How.
-    loss : Loss
-        With gradients, compiled.
-    exact : callable
-        Makes the loss that takes its place when it is no longer exact.
-    state : Checkpoint
-        Where it stands; NumPy copies of the parameters are current only at checkpoints.
-    save : callable
-        Writes the checkpoint, if there is one.
-    bar : ProgressBar
-        Shows the loss.
-    deadline : float
-        ``time.monotonic()`` at which to stop.
-    """
-
-    backend: Backend
-    device: str
-    objective: Objective
-    options: FitOptions
-    loss: Loss
-    exact: Callable[[], Loss]
-    state: Checkpoint
-    save: Callable[[], None]
-    bar: ProgressBar
-    deadline: float
-
-    def loss_and_grads(self, params: Params, batch: tuple[Array, ...]) -> tuple[Array, Params]:
-        """Evaluate; a loss that lost too many digits to cancellation is evaluated anew, and so are all that follow."""
-        if not self.loss.exact:
-            loss, grads = self.loss(params, batch)
-            if not float(loss) < self.loss.trusted:
-                return loss, grads
-            self.state.exact = True
-            self.loss.release()
-            self.loss = self.exact()
-        return self.loss(params, batch)
-
-    def to_device(self, params: Mapping[str, np.ndarray]) -> dict[str, Array]:
-        """Parameters as arrays of the device, in the dtype of the optimizer."""
-        return {k: self.backend.asarray(x, self.device, self.options.master) for k, x in params.items()}
-
-    def to_host(self, params: Params) -> dict[str, np.ndarray]:
-        """Parameters as NumPy arrays."""
-        return {k: self.backend.to_numpy(x) for k, x in params.items()}
-
-    def batch(self, step: int) -> tuple[Array, ...]:
-        """The data of a step; floating-point arrays take the dtype of the fit."""
-        arrays = self.objective.batch(_draws(self.options.seed, step))
-        return tuple(self._asarray(x) for x in arrays or ())
-
-    def _asarray(self, x: Any) -> Array:
-        x = host_array("batches", x, FitError)
-        return self.backend.asarray(x, self.device, self.options.dtype if np.issubdtype(x.dtype, np.floating) else None)
-
-    def record(self, step: int, loss: float) -> Status | None:
-        """Note a loss; says when to stop."""
-        options, state = self.options, self.state
-        state.history.append(loss)
-        self.bar.update(step + 1, loss)
-        asked = [callback(step, loss) for callback in options.callbacks]  # all of them see every step
-        if any(asked):
-            return Status.STOPPED
-        if self.objective.is_relative_square and loss <= options.tolerance**2:
-            return Status.REACHED
-        if options.patience is not None and step - state.best_step >= options.patience:
-            return Status.STALLED
-        if time.monotonic() > self.deadline:
-            return Status.TIME
-        return None
 
 
 @checked(FitError)
@@ -126,7 +40,7 @@ def fit(
     *,
     device: str = "numpy:cpu",
     dtype: str | None = None,
-    optimizer: Name = "adam",
+    optimizer: OptimizerName = "adam",
     steps: Count = 1000,
     lr: Positive = 1e-2,
     schedule: ScheduleArgument = "cosine",
@@ -161,12 +75,13 @@ def fit(
     dtype : str, optional
         Of the computation; that of the generator when not given. Half precisions keep parameters and moments
         in float32.
-    optimizer : {"adam", "adamw", "sgd", "lbfgs", "lm"}
-        The first three come from torch.optim, optax or quimb, ``"lbfgs"`` from SciPy, in float64 on the host.
-        ``"lm"`` is Levenberg-Marquardt for reconstructions by at most 2048 numbers: its matrix is made of a sample of
-        the entries, on the device, and solved on the host. From random numbers L-BFGS was better after equal wall
-        time in nearly all that was measured; from where L-BFGS stalls, it goes on (a linear TTN: 0.0076, then 0.0011;
-        ``bench/results/optimizers.json``).
+    optimizer : str
+        ``"adam"``, ``"adamw"`` and ``"sgd"`` come from torch.optim, optax or quimb. ``"lbfgs"`` is L-BFGS with the line
+        search of SciPy, in float64 on the host. ``"lm"`` is Levenberg-Marquardt for reconstructions by at most 2048
+        parameters: its matrix is made of a sample of the entries, on the device, and solved on the host. From random
+        initial values L-BFGS was better after equal wall time in nearly all that was measured; from where L-BFGS
+        stalls, it goes on (a linear TTN: 0.0076, then 0.0011; ``bench/results/optimizers.json``). Others are added by
+        :func:`adtn.register_optimizer`.
     steps : int
         Number of steps (iterations for ``"lbfgs"`` and ``"lm"``).
     lr : float
@@ -200,7 +115,7 @@ def fit(
         from there and ends with the numbers of an uninterrupted one. Ctrl-C ends a fit as a limit does: the checkpoint
         is written, and the best parameters so far come back with ``Status.INTERRUPTED``.
     checkpoint_every : int
-        Steps between checkpoints; ``"lbfgs"`` forgets its curvature there.
+        Steps between checkpoints.
     mode : {"materialise", "stream", "factored"}, optional
         The scheduler chooses when not given.
 
@@ -239,10 +154,27 @@ def fit(
     True
     """
     options = FitOptions(
-        device, generator.dtype if dtype is None else dtype, optimizer, steps, lr, schedule, clip, momentum,
-        weight_decay, dict(lr_factors or {}), seed, tolerance, patience, time_limit, tuple(callbacks), progress,
-        checkpoint, checkpoint_every, mode, memory,
-    )  # fmt: skip
+        device=device,
+        dtype=generator.dtype if dtype is None else dtype,
+        optimizer=optimizer,
+        steps=steps,
+        lr=lr,
+        schedule=schedule,
+        clip=clip,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        lr_factors=dict(lr_factors or {}),
+        seed=seed,
+        tolerance=tolerance,
+        patience=patience,
+        time_limit=time_limit,
+        callbacks=tuple(callbacks),
+        progress=progress,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        mode=mode,
+        memory=memory,
+    )
     objective = as_objective(target)
     objective.check(generator.shape)
     generator = _of_the_size_of(generator, objective)
@@ -261,110 +193,115 @@ def _of_the_size_of(generator: Generator, objective: Objective) -> Generator:
     if 1.0 / _FAR < spread / (abs(generator.scale) or 1.0) < _FAR:
         return generator
     return Generator(
-        generator.shape, generator.topology, layout=generator.layout, scale=spread, dtype=generator.dtype,
-        params=generator.stored, permutations=generator.permutations,
-    )  # fmt: skip
+        generator.shape,
+        generator.topology,
+        layout=generator.layout,
+        scale=spread,
+        dtype=generator.dtype,
+        params=generator.stored,
+        permutations=generator.permutations or None,
+    )
 
 
 def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> Solution:
     """:func:`fit` with its arguments checked and packed."""
     began = time.monotonic()
-    backend, device = check_device(options.device, options.dtype)
-    mark, state = "", None
-    if options.checkpoint is not None:
-        check_writable(options.checkpoint, "checkpoint", "file")
-        mark = _mark(generator, objective, options)
-        state = read_checkpoint(options.checkpoint, mark, lambda: _old_mark(generator, objective, options))
-    if state is not None:  # a step that was judged but not taken is judged again
-        del state.history[state.step :]
-    else:
-        params = {**generator.params, **{TASK + k: x for k, x in objective.params.items()}}
-        params = {k: np.asarray(x) for k, x in params.items()}
-        state = Checkpoint(0, params, params, {}, [], math.inf, 0)
-
-    def save() -> None:
-        if options.checkpoint is None:
-            return
+    optimizer = get_optimizer(options.optimizer)
+    run = _prepared(generator, objective, options, optimizer, began)
+    largest = math.inf if optimizer.solves_matrices else run.loss.largest_product
+    with run.bar, run.backend.threads(largest):
         try:
-            write_checkpoint(options.checkpoint, state, mark)
-        except OSError as error:
-            text = f"Cannot write checkpoint={str(options.checkpoint)!r} ({error}); the fit goes on without."
-            warnings.warn(text, OutputWarning, stacklevel=2)
+            status = Loop(run, optimizer(_problem(generator, run))).minimise()
+        except KeyboardInterrupt:  # the state is that of the last whole step; a second one ends the program
+            status = Status.INTERRUPTED
+    run.save()
+    best = run.state.best
+    return Solution(
+        generator=generator.with_params({k: x for k, x in best.items() if not k.startswith(TASK)}),
+        loss=run.state.best_loss,
+        status=status,
+        history=np.asarray(run.state.history),
+        steps=run.state.step,
+        seconds=time.monotonic() - began,
+        params={k.removeprefix(TASK): x for k, x in best.items() if k.startswith(TASK)},
+        is_relative_square=objective.is_relative_square,
+    )
+
+
+def _prepared(
+    generator: Generator, objective: Objective, options: FitOptions, optimizer: type[Optimizer], began: float
+) -> Run:
+    """The fit before its first step, or where its checkpoint left it."""
+    backend, device = check_device(options.device, options.dtype)
+    state, mark = _state(generator, objective, options)
 
     def planned(exact: bool) -> Loss:
         return plan_loss(generator, objective, backend, device, options, exact)
 
-    run = Run(
-        backend,
-        device,
-        objective,
-        options,
-        planned(state.exact),
-        lambda: planned(True),
-        state,
-        save,
-        ProgressBar(options.progress, options.steps, state.step, f"fit {type(generator.topology).__name__}"),
-        began + options.time_limit if options.time_limit is not None else math.inf,
-    )
-    # the matrices of Levenberg-Marquardt are larger than any product of the network
-    largest = math.inf if options.optimizer == "lm" else run.loss.largest_product
-    with run.bar, backend.threads(largest):
-        try:
-            if options.optimizer == "lm":
-                curvature = plan_curvature(generator, objective, backend, device, options.master, options.seed)
-                status = run_lm(run, curvature)
-            else:
-                status = run_lbfgs(run) if options.optimizer == "lbfgs" else run_first_order(run)
-        except KeyboardInterrupt:  # the state is that of the last whole step; a second one ends the program
-            status = Status.INTERRUPTED
-    save()
-    best = state.best
-    return Solution(
-        generator.with_params({k: x for k, x in best.items() if not k.startswith(TASK)}),
-        state.best_loss,
-        status,
-        np.asarray(state.history),
-        state.step,
-        time.monotonic() - began,
-        {k.removeprefix(TASK): x for k, x in best.items() if k.startswith(TASK)},
-        objective.is_relative_square,
+    return Run(
+        backend=backend,
+        device=device,
+        objective=objective,
+        options=options,
+        on_host=optimizer.on_host,
+        loss=planned(state.exact),
+        exact=lambda: planned(True),
+        state=state,
+        mark=mark,
+        bar=ProgressBar(options.progress, options.steps, state.step, f"fit {type(generator.topology).__name__}"),
+        deadline=began + options.time_limit if options.time_limit is not None else math.inf,
     )
 
 
-def _mark(generator: Generator, objective: Objective, options: FitOptions) -> str:
-    """What a resumed fit must have in common with the interrupted one."""
-    every = max(options.steps // 64, 1)
-    rates = [float(options.schedule(n)) for n in range(0, options.steps, every)] if callable(options.schedule) else []
-    first = [objective.batch(_draws(options.seed, step)) for step in range(2)]
-    return fingerprint(
-        repr(generator.topology),
-        repr(generator.layout),
-        generator.scale,
-        repr(options.mark()),
-        tuple(rates),
-        generator.params,
-        generator.constants(),
-        objective,
-        first,
+def _state(generator: Generator, objective: Objective, options: FitOptions) -> tuple[Checkpoint, str]:
+    """Where the fit begins, and the mark of its checkpoints."""
+    mark = ""
+    if options.checkpoint is not None:
+        check_writable(options.checkpoint, "checkpoint", "file")
+        mark = mark_of(generator, objective, options)
+        state = read_checkpoint(
+            options.checkpoint,
+            mark,
+            lambda: mark_of(generator, objective, options, FORMER),
+            lambda: old_mark_of(generator, objective, options),
+        )
+        if state is not None:
+            del state.history[state.step :]  # a step that was judged but not taken is judged again
+            return state, mark
+    params = {**generator.params, **{TASK + k: x for k, x in objective.params.items()}}
+    params = {k: np.asarray(x) for k, x in params.items()}
+    state = Checkpoint(step=0, params=params, best=params, moments={}, history=[], best_loss=math.inf, best_step=0)
+    return state, mark
+
+
+def _problem(generator: Generator, run: Run) -> Problem:
+    """What the optimizer sees."""
+    options = run.options
+    return Problem(
+        generator=generator,
+        objective=run.objective,
+        backend=run.backend,
+        device=run.device,
+        dtype=options.master,
+        seed=options.seed,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        rate_factors=_rate_factors(sorted(run.state.params), options.lr_factors),
+        has_batches=run.has_batches,
+        evaluate=run.evaluate,
     )
 
 
-def _old_mark(generator: Generator, objective: Objective, options: FitOptions) -> str | None:
-    """That of the first format, which says nothing of functions."""
-    if not isinstance(objective, Reconstruction) or callable(options.schedule):
-        return None
-    constants = {**generator.constants(), **objective.constants(generator.weighting)}
-    numbers = {**generator.params, **constants, **objective.params}
-    return first_fingerprint(
-        generator.topology,
-        generator.layout,
-        generator.scale,
-        *options.mark(),
-        *numbers,
-        *map(np.asarray, numbers.values()),
-    )
+def _rate_factors(names: Sequence[str], factors: Mapping[str, float]) -> dict[str, float]:
+    """Learning rates of all parameters relative to the schedule.
 
-
-def _draws(seed: int, step: int) -> np.random.Generator:
-    """For the data of a step."""
-    return np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64)))
+    Raises
+    ------
+    FitError
+        If there is a factor for a parameter that does not exist.
+    """
+    unknown = [k for k in factors if k not in names and k != TASK]
+    if unknown:
+        raise FitError(f"Got lr_factors for {unknown}; the parameters are {list(names)}.")
+    of_task = factors.get(TASK, 1.0)
+    return {name: factors.get(name, of_task if name.startswith(TASK) else 1.0) for name in names}

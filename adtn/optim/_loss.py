@@ -15,7 +15,7 @@ from .._errors import FitError
 from .._typing import Array, Params
 from ..generator import Generator
 from ..schedule import decide
-from ..weight import BASE, Consumer, Evaluation, Materialised, Mode, Projected, trusted_relative_square
+from ..weight import BASE, Consumer, FitExecutable, Materialised, Mode, Projected, trusted_relative_square
 from ._objective import Objective, ValueAndGrad
 from ._options import FitOptions
 
@@ -92,7 +92,7 @@ def plan_loss(
         exact=exact,
         only_rows=tiles is None or not tiles.plain,
     )
-    evaluation = plan.evaluation
+    evaluation = plan.fit
     arrays, offset = {**generator.constants(), **objective.constants(generator.weighting)}, 0.0
     numbers = {SCALE: generator.scale}
     if tiles is not None:
@@ -142,7 +142,7 @@ def _whole(mode: Mode | None) -> Mode:
 
 def _compiled(
     backend: str,
-    evaluation: Evaluation,
+    evaluation: FitExecutable,
     consume: Callable[[Backend, Array, Params], Consumer] | None,
     whole: ValueAndGrad | None,
     dtype: str,
@@ -163,7 +163,7 @@ _shared = lru_cache(maxsize=64)(_compiled)
 class _LossFunction:
     """``(params, constants, batch) -> (loss, grads)``: the library's own adjoint around the objective's ``dL/dW``."""
 
-    evaluation: Evaluation
+    evaluation: FitExecutable
     consume: Callable[[Backend, Array, Params], Consumer] | None
     whole: ValueAndGrad | None
     dtype: str

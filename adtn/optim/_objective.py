@@ -75,7 +75,7 @@ class Objective(ABC):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TileObjective:
     """A loss that is a sum over tiles.
 
@@ -156,7 +156,7 @@ class Reconstruction(Objective):
         inverse = self._inverse_norm
         # half precisions normalise before squaring, or sums of squares overflow; so do others where norms are extreme
         factor, rest = (1.0, inverse * inverse) if _NEAR < inverse < 1.0 / _NEAR and not half else (inverse, 1.0)
-        return TileObjective(True, _distance, factor, rest, 2.0 * rest)
+        return TileObjective(plain=True, consume=_distance, factor=factor, loss_factor=rest, slope_factor=2.0 * rest)
 
     @property
     def needs_whole_rows(self) -> bool:
@@ -222,7 +222,9 @@ class DataAwareReconstruction(Reconstruction):
 
     def in_tiles(self, half: bool) -> TileObjective | None:
         """Row by row."""
-        return TileObjective(False, _weighted_distance, self._inverse_norm, 1.0, 2.0)
+        return TileObjective(
+            plain=False, consume=_weighted_distance, factor=self._inverse_norm, loss_factor=1.0, slope_factor=2.0
+        )
 
     @property
     def needs_whole_rows(self) -> bool:
@@ -309,6 +311,11 @@ def as_objective(target: Any) -> Objective:
     if callable(target):
         return Task(target)
     return Reconstruction(target)
+
+
+def batch_at(objective: Objective, seed: int, step: int) -> tuple[np.ndarray, ...] | None:
+    """The data of a step: they depend on seed and step alone."""
+    return objective.batch(np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64))))
 
 
 def _distance(backend: Backend, target: Array, constants: Params) -> Consumer:

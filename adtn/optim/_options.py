@@ -5,26 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from .._checks import Count, NotNegative, Positive, Range, Seed, check_fields
 from .._errors import FitError
 from ..schedule import Memory
 from ..weight import Mode
+from ._optimizer import OptimizerName, get_optimizer, weight_decay_names
 from ._schedules import ScheduleArgument
 
 Callback = Callable[[int, float], "bool | None"]
-Name = Literal["adam", "adamw", "sgd", "lbfgs", "lm"]
 Momentum = Annotated[float, Range(0.0, 1.0, below=True)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FitOptions:
     """Everything about a fit that is neither generator nor objective; see :func:`fit`."""
 
     device: str = "numpy:cpu"
     dtype: str = "float32"
-    optimizer: Name = "adam"
+    optimizer: OptimizerName = "adam"
     steps: Count = 1000
     lr: Positive = 1e-2
     schedule: ScheduleArgument = "cosine"
@@ -45,12 +45,13 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         check_fields(self, FitError)
-        if self.clip is not None and self.optimizer in ("lbfgs", "lm"):
+        optimizer = get_optimizer(self.optimizer)
+        if self.clip is not None and not optimizer.takes_clip:
             raise FitError(f"Got clip with {self.optimizer!r}, which needs the gradient as it is; leave clip out.")
-        if self.weight_decay and self.optimizer != "adamw":
+        if self.weight_decay and not optimizer.takes_weight_decay:
             raise FitError(
-                f"Got weight_decay={self.weight_decay} with {self.optimizer!r}; expected 0, for only 'adamw' "
-                "decays weights."
+                f"Got weight_decay={self.weight_decay} with {self.optimizer!r}; expected 0, for weights are decayed by "
+                f"only {', '.join(map(repr, weight_decay_names()))}."
             )
 
     @property
@@ -62,6 +63,14 @@ class FitOptions:
         """What a resumed fit must have in common with the interrupted one."""
         schedule = self.schedule if isinstance(self.schedule, str) else "function"
         return (
-            self.dtype, self.optimizer, self.steps, self.lr, schedule, self.clip, self.momentum,
-            self.weight_decay, sorted(self.lr_factors.items()), self.seed,
-        )  # fmt: skip
+            self.dtype,
+            self.optimizer,
+            self.steps,
+            self.lr,
+            schedule,
+            self.clip,
+            self.momentum,
+            self.weight_decay,
+            sorted(self.lr_factors.items()),
+            self.seed,
+        )

@@ -29,7 +29,7 @@ class Status(Enum):
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Solution:
     """The result of :func:`adtn.fit`.
 

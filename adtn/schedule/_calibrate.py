@@ -195,7 +195,7 @@ class _Bench:
                     arrays = {name: self.array(*shape) * (1.0 / shape[0]) for name, shape in shapes.items()}
                     goal = self.array(64, n)
                     if made.task == "fit":
-                        goal = made.evaluation.arrange(self.array(n, n))
+                        goal = made.fit.arrange(self.array(n, n))
                     measured = self.measure(made.step(self.backend), arrays, goal)
                     logs.append(math.log(measured / (made.predicted_seconds - profile.call_s)))
         middle = statistics.median(logs)

@@ -12,7 +12,7 @@ from autoray import do
 from .._backend import Backend
 from .._errors import ScheduleError
 from .._typing import Array, Params, Shape
-from ..weight import Evaluation, Executable, Layer, Materialised, Weighting, squared_distance
+from ..weight import Executable, FitExecutable, Layer, Materialised, Weighting, squared_distance
 from ._bytes import format_bytes
 from ._profile import DeviceProfile
 
@@ -154,7 +154,7 @@ class Plan:
     def step(self, backend: Backend) -> Callable[[Params, Array], Any]:
         """The task as one function of the arrays and what it works on, with adjoints for ``"fit"`` and ``"train"``.
 
-        That is ``x``, or for ``"fit"`` the target as :meth:`Evaluation.arrange` gives it. The loss of a ``"fit"`` is
+        That is ``x``, or for ``"fit"`` the target as :meth:`FitExecutable.arrange` gives it. The loss of a ``"fit"`` is
         ``‖W - target‖²``, without ``‖target‖²`` where the target is projected; its gradient comes without its factor
         two.
         """
@@ -191,7 +191,7 @@ class Plan:
         return _expected(self, Layer, "apply", "train")
 
     @property
-    def evaluation(self) -> Evaluation:
+    def fit(self) -> FitExecutable:
         """The executable of a plan for ``"fit"``.
 
         Raises
@@ -199,7 +199,7 @@ class Plan:
         ScheduleError
             If the plan is for another task.
         """
-        return _expected(self, Evaluation, "fit")
+        return _expected(self, FitExecutable, "fit")
 
     def __repr__(self) -> str:
         return "\n".join(self._lines())

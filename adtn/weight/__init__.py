@@ -1,7 +1,7 @@
 """A state as a weight: the one formula, and one executable per mode."""
 
-from ._executable import Evaluation as Evaluation
 from ._executable import Executable as Executable
+from ._executable import FitExecutable as FitExecutable
 from ._executable import Layer as Layer
 from ._factored import Factored as Factored
 from ._factored import with_input as with_input

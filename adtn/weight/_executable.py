@@ -115,7 +115,7 @@ class Layer(Executable):
         return lambda x: apply(there, x)
 
 
-class Evaluation(Executable):
+class FitExecutable(Executable):
     """A loss of the weight and its adjoint by the parameters."""
 
     exact: ClassVar[bool] = True

@@ -9,13 +9,13 @@ from autoray import do
 
 from .._backend import Backend
 from .._typing import Array, Params, Shape
-from ._executable import Evaluation, Layer, ListedStep, Tape
+from ._executable import FitExecutable, Layer, ListedStep, Tape
 from ._mode import Mode
 from ._tiled import CACHED_BYTES, Consumer, TiledWeight
 from ._weighting import Weighting
 
 
-class InTiles(Layer, Evaluation):
+class InTiles(Layer, FitExecutable):
     """A weight that is made tile by tile, dropped, and made again on the way back.
 
     Parameters

@@ -21,7 +21,7 @@ from ..network import (
     sizes_of,
     tile_program,
 )
-from ._executable import Evaluation, ListedStep
+from ._executable import FitExecutable, ListedStep
 from ._mode import Mode
 from ._tiled import Consumer, TiledWeight
 from ._weighting import Weighting
@@ -30,7 +30,7 @@ from ._weighting import Weighting
 TRUSTED_ROUNDINGS = 1e4
 
 
-class Projected(Evaluation):
+class Projected(FitExecutable):
     """The target projected on the factors of the last product: no tile of the weight is made.
 
     The difference of large sums loses digits: down to which error it is good says :func:`trusted_relative_square`.

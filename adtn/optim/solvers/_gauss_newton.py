@@ -13,22 +13,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from autoray import do
 
-from .._backend import Backend
-from .._errors import FitError
-from .._typing import Array, Params
-from ..generator import Generator
-from ..network import SampledJacobian, sampled_jacobian, stacked
-from ..weight import BASE, BASE_SCALE
-from ._objective import Objective
-from ._solution import Status
-
-if TYPE_CHECKING:
-    from ._fit import Run
+from ..._backend import Backend
+from ..._errors import FitError
+from ..._typing import Array, Params
+from ...generator import Generator
+from ...network import SampledJacobian, sampled_jacobian, stacked
+from ...weight import BASE, BASE_SCALE
+from .._objective import Objective
+from .._optimizer import Evaluation, Iterate, Optimizer, Problem
+from ._vectors import flat, unflat
 
 _MOST = 2048  # parameters; beyond, a dense H costs more than it saves
 _PER_PARAMETER = 128  # entries of the sample
@@ -37,8 +34,10 @@ _LARGEST = 1 << 17
 _START = 1e-2  # of λ
 _ATTEMPTS = 10
 
+State = tuple[float, float]  # damping, and what it is multiplied by after a failure
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Curvature:
     """H from a sample of the weight's entries.
 
@@ -130,15 +129,26 @@ def plan_curvature(
     base = frozen.pop(BASE, np.zeros(0))
     weighting = generator.weighting
     base = weighting.to_generated_order(base).reshape(n_out, n_in) if BASE_SCALE in names else np.zeros(0)
-    constants = objective.constants(weighting)
-    arrays = {k: np.asarray(x) for k, x in {**frozen, **constants}.items() if k != "target"}
+    given = objective.constants(weighting)
+    arrays = {k: np.asarray(x) for k, x in {**frozen, **given}.items() if k != "target"}
     arrays |= {f"unit/{k}": np.eye(math.prod(s)).reshape(-1, *s) for k, s in shapes.items()}
-    moved = {k: backend.asarray(x, device, dtype) for k, x in arrays.items()}
-    return Curvature(jacobian, generator, objective, backend, device, dtype, moved, base, names, seed)
+    constants = {k: backend.asarray(x, device, dtype) for k, x in arrays.items()}
+    return Curvature(
+        jacobian=jacobian,
+        generator=generator,
+        objective=objective,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        constants=constants,
+        base=base,
+        names=names,
+        seed=seed,
+    )
 
 
-def run_lm(run: Run, curvature: Curvature) -> Status:
-    """Minimise with damping by the gain ratio (Nielsen's rule).
+class LevenbergMarquardt(Optimizer):
+    """Gauss-Newton steps with damping by the gain ratio (Nielsen's rule).
 
     References
     ----------
@@ -146,51 +156,53 @@ def run_lm(run: Run, curvature: Curvature) -> Status:
     "Damping parameter in Marquardt's method". Sampled rows for H alone: F. Roosta-Khorasani, M. W. Mahoney (2016),
     arXiv:1601.04737 (sub-sampled Newton).
     """
-    state, options = run.state, run.options
-    if run.batch(0) or set(state.params) != set(curvature.names):
-        raise FitError("optimizer='lm' needs a weight to reconstruct; for tasks use 'adam' or 'lbfgs'.")
-    names = curvature.names
-    kept = state.moments.get("lm")
-    damping, growth = (float(kept[0]), float(kept[1])) if kept is not None else (_START, 2.0)
 
-    def evaluate(params: dict[str, np.ndarray]) -> tuple[float, np.ndarray]:
-        loss, grads = run.loss_and_grads(run.to_device(params), ())
-        host = run.to_host(grads)
-        return float(loss), np.concatenate([np.ravel(host[k]).astype(np.float64) for k in names])
+    on_host = True
+    takes_clip = False
+    solves_matrices = True  # larger than any product of the network
 
-    loss, slope = evaluate(state.params)
-    while state.step < options.steps:
-        if not math.isfinite(loss):
-            return Status.DIVERGED
-        if loss < state.best_loss:
-            state.best, state.best_loss, state.best_step = dict(state.params), loss, state.step
-        stop = run.record(state.step, loss)
-        if stop is not None:
-            return stop
-        with run.backend.scope(options.master):
-            matrix = curvature(run.to_device(state.params), state.step)
-        accepted = False
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self._curvature = plan_curvature(
+            problem.generator, problem.objective, problem.backend, problem.device, problem.dtype, problem.seed
+        )
+        if problem.has_batches or set(problem.rate_factors) != set(self._curvature.names):
+            raise FitError("optimizer='lm' needs a weight to reconstruct; for tasks use 'adam' or 'lbfgs'.")
+
+    def init(self, params: Params) -> State:
+        """Little damping."""
+        return _START, 2.0
+
+    def step(self, at: Iterate, state: State) -> tuple[Evaluation | None, State]:
+        """Increase the damping until a change lowers the loss."""
+        names = self._curvature.names
+        matrix, slope = self._matrix(at), flat(at.grads, names)
+        damping, growth = state
         for _ in range(_ATTEMPTS):
             change = _solve(matrix, slope, damping)
-            trial = _moved(state.params, names, change)
-            found, bent = evaluate(trial)
+            trial = self.problem.evaluate(unflat(flat(at.params, names) + change, names, at.params))
             expected = -float(slope @ change + 0.5 * change @ matrix @ change)
-            gain = (loss - found) / expected if expected > 0.0 and math.isfinite(found) else -1.0
+            gain = (at.loss - trial.loss) / expected if expected > 0.0 and math.isfinite(trial.loss) else -1.0
             if gain > 0.0:
                 damping = max(damping * max(1.0 / 3.0, 1.0 - (2.0 * gain - 1.0) ** 3), 1e-10)
-                growth, accepted = 2.0, True
-                state.params, loss, slope = trial, found, bent
-                break
+                return trial, (damping, 2.0)
             damping, growth = damping * growth, growth * 2.0
-        state.step += 1
-        state.moments = {"lm": np.array([damping, growth])}
-        if state.step % options.checkpoint_every == 0:
-            run.save()
-        if not accepted:
-            return Status.STALLED
-    if loss < state.best_loss:
-        state.best, state.best_loss, state.best_step = dict(state.params), loss, state.step
-    return Status.FINISHED
+        return None, (damping, growth)
+
+    def export_state(self, state: State) -> dict[str, np.ndarray]:
+        """Damping and its growth."""
+        return {"lm": np.array(state)}
+
+    def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> State:
+        """The inverse of :meth:`export_state`."""
+        damping, growth = arrays["lm"]
+        return float(damping), float(growth)
+
+    def _matrix(self, at: Iterate) -> np.ndarray:
+        problem = self.problem
+        with problem.backend.scope(problem.dtype):
+            params = {k: problem.backend.asarray(x, problem.device, problem.dtype) for k, x in at.params.items()}
+            return self._curvature(params, at.step)
 
 
 def _solve(matrix: np.ndarray, slope: np.ndarray, damping: float) -> np.ndarray:
@@ -204,13 +216,3 @@ def _solve(matrix: np.ndarray, slope: np.ndarray, damping: float) -> np.ndarray:
     except np.linalg.LinAlgError:
         found = np.linalg.lstsq(scaled, -slope / unit, rcond=None)[0]
     return found / unit
-
-
-def _moved(params: Mapping[str, np.ndarray], names: list[str], change: np.ndarray) -> dict[str, np.ndarray]:
-    out: dict[str, np.ndarray] = {}
-    at = 0
-    for name in names:
-        x = np.asarray(params[name], dtype=np.float64)
-        out[name] = x + change[at : at + x.size].reshape(x.shape)
-        at += x.size
-    return out

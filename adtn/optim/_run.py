@@ -1,0 +1,137 @@
+"""A fit under way: where it runs, what it evaluates, where it stands."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .._arrays import host_array
+from .._backend import Backend
+from .._errors import FitError, OutputWarning
+from .._typing import Array, Params
+from ._checkpoint import Checkpoint, write_checkpoint
+from ._loss import Loss
+from ._objective import Objective, batch_at
+from ._optimizer import Evaluation
+from ._options import FitOptions
+from ._progress import ProgressBar
+from ._solution import Status
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A fit under way.
+
+    Parameters
+    ----------
+    backend, device
+        Where it runs.
+    objective : Objective
+        What is minimised.
+    options : FitOptions
+        How.
+    on_host : bool
+        Whether the optimizer sees float64 NumPy arrays instead of arrays of the backend.
+    loss : Loss
+        With gradients, compiled.
+    exact : callable
+        Makes the loss that takes its place when it is no longer exact.
+    state : Checkpoint
+        Where it stands; its parameters and moments are current only at checkpoints.
+    mark : str
+        Fingerprint in the checkpoint.
+    bar : ProgressBar
+        Shows the loss.
+    deadline : float
+        ``time.monotonic()`` at which to stop.
+    """
+
+    backend: Backend
+    device: str
+    objective: Objective
+    options: FitOptions
+    on_host: bool
+    loss: Loss
+    exact: Callable[[], Loss]
+    state: Checkpoint
+    mark: str
+    bar: ProgressBar
+    deadline: float
+
+    def evaluate(self, params: Params) -> Evaluation:
+        """Loss and gradients with the data of the current step, for the optimizer."""
+        batch = self._batch(self.state.step) if self.has_batches else ()
+        if not self.on_host:
+            loss, grads = self._loss_and_grads(params, batch)
+            return Evaluation(params=params, loss=float(loss), grads=grads)
+        loss, grads = self._loss_and_grads(self._to_device(params), batch)
+        return Evaluation(params=params, loss=float(loss), grads=self.given(self.to_host(grads)))
+
+    def _loss_and_grads(self, params: Params, batch: tuple[Array, ...]) -> tuple[Array, Params]:
+        """Evaluate; a loss that lost too many digits to cancellation is evaluated anew, and so are all that follow."""
+        if not self.loss.exact:
+            loss, grads = self.loss(params, batch)
+            if not float(loss) < self.loss.trusted:
+                return loss, grads
+            self.state.exact = True
+            self.loss.release()
+            self.loss = self.exact()
+        return self.loss(params, batch)
+
+    def given(self, params: Mapping[str, np.ndarray]) -> Params:
+        """Host arrays as the optimizer gets them."""
+        return {k: x.astype(np.float64) for k, x in params.items()} if self.on_host else self._to_device(params)
+
+    def _to_device(self, params: Params) -> dict[str, Array]:
+        return {k: self.backend.asarray(x, self.device, self.options.master) for k, x in params.items()}
+
+    def to_host(self, params: Params) -> dict[str, np.ndarray]:
+        """Parameters as NumPy arrays."""
+        return {k: x if isinstance(x, np.ndarray) else self.backend.to_numpy(x) for k, x in params.items()}
+
+    @cached_property
+    def has_batches(self) -> bool:
+        """Whether every step has its own data; asked once, because drawing takes a good part of a small step."""
+        return bool(self._batch(0))
+
+    def _batch(self, step: int) -> tuple[Array, ...]:
+        """The data of a step; floating-point arrays take the dtype of the fit."""
+        return tuple(self._asarray(x) for x in batch_at(self.objective, self.options.seed, step) or ())
+
+    def _asarray(self, x: Any) -> Array:
+        x = host_array("batches", x, FitError)
+        return self.backend.asarray(x, self.device, self.options.dtype if np.issubdtype(x.dtype, np.floating) else None)
+
+    def record(self, loss: float) -> Status | None:
+        """Note the loss before the current step; says when to stop."""
+        options, state = self.options, self.state
+        state.history.append(loss)
+        self.bar.update(state.step + 1, loss)
+        asked = [callback(state.step, loss) for callback in options.callbacks]  # all of them see every step
+        if any(asked):
+            return Status.STOPPED
+        if self.objective.is_relative_square and loss <= options.tolerance**2:
+            return Status.REACHED
+        if options.patience is not None and state.step - state.best_step >= options.patience:
+            return Status.STALLED
+        if time.monotonic() > self.deadline:
+            return Status.TIME
+        return None
+
+    def save(self) -> None:
+        """Write the checkpoint, if there is one."""
+        path: str | os.PathLike[str] | None = self.options.checkpoint
+        if path is None:
+            return
+        try:
+            write_checkpoint(path, self.state, self.mark)
+        except OSError as error:
+            text = f"Cannot write checkpoint={str(path)!r} ({error}); the fit goes on without."
+            warnings.warn(text, OutputWarning, stacklevel=2)

@@ -1,0 +1,25 @@
+"""Named host arrays as one vector, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..._typing import Params
+
+
+def flat(arrays: Params, names: Sequence[str]) -> np.ndarray:
+    """Entries of the arrays, in the order of the names, in float64."""
+    return np.concatenate([np.ravel(arrays[name]).astype(np.float64) for name in names])
+
+
+def unflat(x: np.ndarray, names: Sequence[str], like: Params) -> dict[str, np.ndarray]:
+    """The inverse of :func:`flat`, with the shapes of ``like``; views of ``x``."""
+    arrays: dict[str, np.ndarray] = {}
+    begin = 0
+    for name in names:
+        end = begin + like[name].size
+        arrays[name] = x[begin:end].reshape(like[name].shape)
+        begin = end
+    return arrays
