@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ._backend import backend_of
 from ._checks import shown
-from ._errors import ADTNError
+from .backends import backend_of
+from .errors import ADTNError
 
 
 def host_array(name: str, value: Any, error: type[ADTNError]) -> np.ndarray:

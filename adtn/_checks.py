@@ -19,7 +19,7 @@ from functools import cache, wraps
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, Union, get_args, get_origin
 
-from ._errors import ADTNError
+from .errors import ADTNError
 
 P = ParamSpec("P")
 T = TypeVar("T")

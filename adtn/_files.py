@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ._atomic import try_writing, write_atomic
-from ._errors import FileFormatError, OutputError
+from .errors import FileFormatError, OutputError
 
 KEY = "adtn"
 """Of the header in the metadata of a safetensors file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any
 
-from ._errors import ADTNError, TopologyError
+from .errors import ADTNError, TopologyError
 
 
 class UnregisteredError(TopologyError):

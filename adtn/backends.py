@@ -17,8 +17,8 @@ import numpy as np
 from autoray import do
 
 from ._checks import checked
-from ._errors import DeviceError, MissingDependencyError
 from ._typing import Array, Params, Shape
+from .errors import DeviceError, MissingDependencyError
 
 GROUP = "adtn.backends"
 DTYPES = ("float64", "float32", "bfloat16", "float16")

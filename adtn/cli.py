@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ._errors import ADTNError, MissingDependencyError
 from ._files import check_writable, write_bytes, write_or_rescue
 from ._version import __version__
+from .errors import ADTNError, MissingDependencyError
 from .optim import optimizer_names
 
 app = typer.Typer(
@@ -76,7 +76,7 @@ def devices(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     """List devices with memory and dtypes, and why some are not usable."""
     from dataclasses import asdict
 
-    from .schedule import devices as list_devices
+    from .device import devices as list_devices
 
     found = list_devices()
     print(json.dumps([asdict(d) for d in found], indent=1) if as_json else found)
@@ -150,7 +150,7 @@ def fit(
     modules: Imports = None,
 ) -> None:
     """Fit a generator to a weight of your own and save it."""
-    from .compress import pick_weight, to_bytes
+    from .compression import pick_weight, to_bytes
     from .generator import Generator
     from .optim import Status
     from .optim import fit as run
@@ -195,8 +195,8 @@ def inspect(
     modules: Imports = None,
 ) -> None:
     """Show what a file holds: a generator with its segments, or plain weights with their spectra."""
-    from ._errors import FileFormatError
-    from .compress import load, read_weights
+    from .compression import load, read_weights
+    from .errors import FileFormatError
 
     try:
         gen = load(file)
@@ -225,8 +225,8 @@ def calibrate(
     out: Annotated[Path | None, typer.Option(help="Also write the profile here (one device).")] = None,
 ) -> None:
     """Measure what operations cost on a device, for all later plans; on an idle machine, under 20 seconds each."""
+    from .device import devices as list_devices
     from .schedule import calibrate as measure
-    from .schedule import devices as list_devices
 
     names = device or [d.name for d in list_devices().usable]
     if out is not None and len(names) != 1:
@@ -265,7 +265,7 @@ def plan(
     from .schedule import plan as make
 
     if Path(shape).exists():
-        from .compress import load
+        from .compression import load
 
         thing: Any = load(Path(shape))
     else:
@@ -291,7 +291,7 @@ def compress(
     modules: Imports = None,
 ) -> None:
     """Compress a PyTorch model and save its generators, its state and a report."""
-    from .compress import Config, run_folder
+    from .compression import Config, run_folder
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -391,7 +391,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _topology(name: str, **options: Any) -> Any:
-    from .network import get_topology
+    from .topology import get_topology
 
     cls = get_topology(name)
     chosen = {k: v for k, v in options.items() if v is not None}
@@ -405,7 +405,7 @@ def _topology(name: str, **options: Any) -> Any:
 
 
 def _layout(shape: tuple[int, ...], topology: Any, leg: int | None, order: str | None) -> Any:
-    from .network import Layout
+    from .layout import Layout
 
     if leg is None and order is None:
         return None

@@ -47,7 +47,7 @@ def adapted(dense: Any, method: str, size: Any, seed: int) -> tuple[Any, list[to
     """A copy of the model with an adapter, and what is trained of it."""
     import peft
 
-    from adtn_backends.peft_layers import GeneratedLoraConfig
+    from adtn_backends.torch.peft import GeneratedLoraConfig
 
     torch.manual_seed(seed)
     targets = list(TARGETS)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from adtn._backend import check_device
+from adtn.backends import check_device
 from adtn.bench import BATCHES, BenchCase, Work, paired_seconds
 from processes import rows_per_device, write_results
 

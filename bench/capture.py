@@ -15,12 +15,12 @@ from typing import Any
 
 import adtn
 import torch
-from adtn._backend import get_backend
-from adtn.compress import Tuning
+from adtn.backends import get_backend
+from adtn.compression import Tuning
 from processes import write_results
 from torch import nn
 
-from adtn_backends.torch_layers import ADTNLinear
+from adtn_backends.torch.layers import ADTNLinear
 
 RESULTS = Path(__file__).parent / "results"
 TOPOLOGIES = {

@@ -64,7 +64,7 @@ def random_batches(kind: str) -> dict[str, float]:
             return torch.nn.Linear(1024, 1024)
         if kind == "cotengra":
             return Stored(generator)
-        from adtn_backends.torch_layers import ADTNLinear
+        from adtn_backends.torch.layers import ADTNLinear
 
         return ADTNLinear(generator)
 
@@ -161,7 +161,7 @@ def inference(kind: str) -> dict[str, float]:
     import adtn
     import torch
 
-    from adtn_backends.torch_layers import ADTNEmbedding, ADTNLinear
+    from adtn_backends.torch.layers import ADTNEmbedding, ADTNLinear
 
     torch.set_num_threads(1)
     if kind == "embedding":
@@ -183,7 +183,7 @@ def fingerprint(bond: int) -> dict[str, float]:
     import adtn
     import torch
 
-    from adtn_backends.torch_layers import ADTNLinear
+    from adtn_backends.torch.layers import ADTNLinear
 
     torch.set_num_threads(1)
     layer = ADTNLinear(adtn.Generator((1024, 1024), adtn.TTN(bond=bond)), mode="materialise").eval()
@@ -201,7 +201,7 @@ def fingerprint(bond: int) -> dict[str, float]:
 def imports() -> dict[str, float]:
     """Seconds of importing the layers after PyTorch; with bytecode written."""
     code = (
-        "import time; import torch; t = time.perf_counter(); import adtn_backends.torch_layers; "
+        "import time; import torch; t = time.perf_counter(); import adtn_backends.torch.layers; "
         "print(time.perf_counter() - t)"
     )
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}

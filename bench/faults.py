@@ -27,8 +27,8 @@ import adtn
 import numpy as np
 from adtn import Config, Layout
 from adtn._atomic import write_atomic
-from adtn._errors import FileFormatError, OutputError, OutputWarning
-from adtn.compress import Tuning, load_layers, run_folder, save_layers
+from adtn.compression import Tuning, load_layers, run_folder, save_layers
+from adtn.errors import FileFormatError, OutputError, OutputWarning
 from adtn.schedule._path_cache import PathCache
 from processes import write_results
 
@@ -82,7 +82,7 @@ def fit(path: Path, stop: int | None = None) -> Any:
 
 def train_torch(path: Path, stop: int | None = None) -> Any:
     """With a checkpoint."""
-    from adtn_backends.torch_model import TorchModel
+    from adtn_backends.torch._model import TorchModel
 
     return TorchModel(net(), None).tune(data(), None, Tuning(steps=10, train="all", checkpoint=path), cut(stop))
 
@@ -91,7 +91,7 @@ def train_jax(path: Path, stop: int | None = None) -> Any:
     """With a checkpoint."""
     from flax import nnx
 
-    from adtn_backends.jax_model import NnxModel
+    from adtn_backends.jax._model import NnxModel
 
     model = nnx.Sequential(nnx.Linear(12, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 3, rngs=nnx.Rngs(1)))
     return NnxModel(model, None).tune(data(), None, Tuning(steps=10, train="all", checkpoint=path), cut(stop))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from adtn._backend import get_backend
+from adtn.backends import get_backend
 from adtn.bench import BenchCase
 from adtn.schedule import plan
 from processes import write_results

@@ -16,7 +16,7 @@ from typing import Any
 
 import adtn
 import numpy as np
-from adtn.compress import read_weights
+from adtn.compression import read_weights
 from processes import write_results
 
 RESULTS = Path(__file__).parent / "results"

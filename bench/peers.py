@@ -55,7 +55,7 @@ class Problem:
 def ours(problem: Problem, device: str, mode: str | None = None) -> Step:
     """The library's step as ``adtn.fit`` does it, in the mode that the scheduler chooses or in a given one."""
     work = Work(problem.generator, "fit", device, mode=mode)
-    convert = adtn._backend.get_backend(device.partition(":")[0]).to_numpy  # type: ignore[attr-defined]
+    convert = adtn.backends.get_backend(device.partition(":")[0]).to_numpy  # type: ignore[attr-defined]
     run = work.run  # target and parameters are in place from here on
 
     def step() -> tuple[float, dict[str, np.ndarray]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from adtn._backend import check_device
+from adtn.backends import check_device
 from adtn.bench import BATCHES, SHAPES, Work, bench_set, paired_seconds
 from autoray import do
 from processes import rows_per_device, write_results

@@ -17,12 +17,14 @@ import adtn
 import cotengra as ctg
 import numpy as np
 import opt_einsum
-from adtn._backend import check_device
+from adtn.backends import check_device
 from adtn.bench import median_seconds, paired_seconds
-from adtn.network import Path as Order
-from adtn.network import Segment, compile_program, forward, row_order, sizes_of
-from adtn.schedule._profile_store import find_profile
+from adtn.calculus import forward
+from adtn.device._profile_store import find_profile
+from adtn.program import Path as Order
+from adtn.program import compile_program, row_order
 from adtn.schedule._search import best_path, candidates, path_seconds
+from adtn.topology import Segment, sizes_of
 from adtn.weight._factored import INPUT, with_input
 from processes import rows_per_device, write_results
 

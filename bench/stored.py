@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cotengra as ctg
-from adtn.network import Segment
+from adtn.topology import Segment
 
 
 def expressions(segments: tuple[Segment, ...]) -> list[Any]:

@@ -24,7 +24,7 @@ from processes import rows_per_device, write_results
 from stored import contract, expressions
 from torch import nn
 
-from adtn_backends.torch_layers import ADTNLinear
+from adtn_backends.torch.layers import ADTNLinear
 
 RESULTS = Path(__file__).parent / "results"
 CASES = ("TTN 2", "TTN 4", "aTTN 4", "MERA 4", "MPO 8", "Tucker 4")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from adtn import Generator
-from adtn.network import RuleBase, Segment
+from adtn.topology import RuleBase, Segment
 from scipy.special import erf
 
 SIGMA = {

@@ -14,8 +14,8 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Generator, Layout
-from adtn._backend import backend_of, get_backend
-from adtn._errors import MissingDependencyError
+from adtn.backends import backend_of, get_backend
+from adtn.errors import MissingDependencyError
 
 REQUIRED = [name for name in os.environ.get("ADTN_TEST_BACKENDS", "").split(",") if name]
 

@@ -7,10 +7,10 @@ from functools import partial
 import adtn
 import numpy as np
 import pytest
-from adtn._backend import check_device
-from adtn._errors import TopologyError
-from adtn.network import get_activation
-from adtn.network._activation import _ACTIVATIONS
+from adtn.backends import check_device
+from adtn.errors import TopologyError
+from adtn.topology import get_activation
+from adtn.topology._activation import _ACTIVATIONS
 from autoray import do
 
 from oracles import SIGMA

@@ -8,13 +8,13 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn._errors import CompressError
-from adtn.compress import Config
+from adtn.compression import Config
+from adtn.errors import CompressError
 
 from models import Language, batches, net, same, state_of
 
 torch = pytest.importorskip("torch")
-layers = pytest.importorskip("adtn_backends.torch_layers")
+layers = pytest.importorskip("adtn_backends.torch.layers")
 nn = torch.nn
 X = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(3))
 
@@ -141,7 +141,7 @@ def test_a_failed_addition_changes_nothing() -> None:
         ({"4": generator((32, 128)), "9": generator((8, 8))}, "does not have"),
         ({"4": generator((32, 128)), "1": generator((8, 8))}, "whose weight is"),
     ]:
-        with pytest.raises(adtn._errors.ADTNError, match=message):
+        with pytest.raises(adtn.errors.ADTNError, match=message):
             layers.add_adapter(model, generators, "b")
         assert dict(model.named_modules()) == modules
         assert same(model, state)

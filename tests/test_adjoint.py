@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from adtn import Generator
-from adtn.network import Core, Segment, compile_program, forward_tape, pullback
+from adtn.calculus import forward_tape, pullback
+from adtn.program import compile_program
+from adtn.topology import Core, Segment
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -12,16 +12,8 @@ import adtn
 import numpy as np
 import pytest
 from adtn import _backend
-from adtn._backend import (
-    Backend,
-    DeviceInfo,
-    backend_names,
-    backend_of,
-    check_device,
-    get_backend,
-    split_device,
-)
-from adtn._errors import DeviceError, MissingDependencyError
+from adtn.backends import Backend, DeviceInfo, backend_names, backend_of, check_device, get_backend, split_device
+from adtn.errors import DeviceError, MissingDependencyError
 
 
 def test_registered_backends() -> None:
@@ -84,7 +76,7 @@ def test_errors_name_what_there_is() -> None:
 def test_missing_framework_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = next(ep for ep in _backend._entry_points().values() if ep.name == "jax")
     monkeypatch.setitem(sys.modules, "jax", None)
-    monkeypatch.delitem(sys.modules, "adtn_backends.jax_backend", raising=False)
+    monkeypatch.delitem(sys.modules, "adtn_backends.jax.backend", raising=False)
     assert isinstance(entry, EntryPoint)
     get_backend.cache_clear()
     try:
@@ -105,7 +97,7 @@ def cuda(count: int, capability: tuple[int, int] = (8, 0)) -> SimpleNamespace:
 
 
 def test_cuda_selection_without_the_hardware() -> None:
-    from adtn_backends.torch_backend import cuda_devices
+    from adtn_backends.torch.backend import cuda_devices
 
     new, old, none = cuda_devices(cuda(2)), cuda_devices(cuda(1, (7, 5))), cuda_devices(cuda(0))
     assert [d.name for d in new] == ["torch:cuda:0", "torch:cuda:1"]
@@ -123,7 +115,7 @@ def mps(available: bool, built: bool = True) -> tuple[SimpleNamespace, SimpleNam
 
 
 def test_mps_selection_without_the_hardware() -> None:
-    from adtn_backends.torch_backend import mps_devices
+    from adtn_backends.torch.backend import mps_devices
 
     assert mps_devices(*mps(True), "14.5")[0].dtypes == ("float32", "bfloat16", "float16")
     assert mps_devices(*mps(True), "13.6")[0].dtypes == ("float32", "float16")
@@ -143,7 +135,7 @@ def test_mps_refuses_float64_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch
 
 
 def test_jax_gpu_is_described_without_the_hardware() -> None:
-    from adtn_backends.jax_backend import describe
+    from adtn_backends.jax.backend import describe
 
     card = SimpleNamespace(platform="gpu", id=1, device_kind="A card", memory_stats=lambda: {"bytes_limit": 2**33})
     info = describe(card)
@@ -171,8 +163,8 @@ PLUGIN = {
         packages = ["adtn_toy"]
     """,
     "adtn_toy/__init__.py": """
-        from adtn._backend import DeviceInfo
-        from adtn_backends.numpy_backend import NumpyBackend
+        from adtn.backends import DeviceInfo
+        from adtn_backends.numpy.backend import NumpyBackend
 
         class ToyBackend(NumpyBackend):
             name = "toy"

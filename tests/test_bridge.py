@@ -8,7 +8,7 @@ import warnings
 import adtn
 import numpy as np
 import pytest
-from adtn._errors import MissingDependencyError, TopologyError
+from adtn.errors import MissingDependencyError, TopologyError
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from typing import Any
 
 import adtn
 import pytest
-from adtn._errors import CompressError
-from adtn.compress import Budget, Config, largest_within, stored_params, with_bond
-from adtn.compress._budget import allocate, candidates, smallest
+from adtn.compression import Budget, Config, largest_within, stored_params, with_bond
+from adtn.compression._budget import allocate, candidates, smallest
+from adtn.errors import CompressError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -160,7 +160,7 @@ def test_a_largest_loss_of_accuracy() -> None:
 
 
 def test_a_loss_that_cannot_be_reached_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    from adtn_backends.torch_model import TorchModel
+    from adtn_backends.torch._model import TorchModel
 
     scores = iter([100.0] + [0.0] * 20)
     monkeypatch.setattr(TorchModel, "accuracy", lambda self, data: next(scores))

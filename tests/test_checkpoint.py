@@ -13,7 +13,7 @@ import adtn
 import numpy as np
 import pytest
 from adtn._atomic import write_atomic
-from adtn._errors import FileFormatError, FitError
+from adtn.errors import FileFormatError, FitError
 
 PROGRAM = textwrap.dedent(
     """

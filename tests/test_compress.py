@@ -17,13 +17,13 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn._errors import CompressError, DeviceError
-from adtn.compress import Config, Layer, _local
+from adtn.compression import Config, Layer, _local
+from adtn.errors import CompressError, DeviceError
 
 from models import Language, batches, net, same, state_of, texts
 
 torch = pytest.importorskip("torch")
-layers = pytest.importorskip("adtn_backends.torch_layers")
+layers = pytest.importorskip("adtn_backends.torch.layers")
 nn = torch.nn
 
 TTN = adtn.TTN(bond=2)
@@ -291,7 +291,7 @@ def test_outputs_are_reconstructed_where_there_are_data() -> None:
 
 
 def test_second_moments_of_convolutions_are_those_of_their_patches() -> None:
-    from adtn_backends.torch_model import TorchModel
+    from adtn_backends.torch._model import TorchModel
 
     for options in ({"padding": 1}, {"padding": "same", "dilation": 2}, {"stride": 2, "padding_mode": "reflect"}):
         model, data = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False, **options)), batches()

@@ -7,8 +7,8 @@ from dataclasses import replace
 import adtn
 import numpy as np
 import pytest
-from adtn._backend import check_device, get_backend
-from adtn.network import forward, vjp
+from adtn.backends import check_device, get_backend
+from adtn.calculus import forward, vjp
 
 from oracles import dense_weight, directional_derivatives
 from table import Row, relative_error, to_numpy, tolerance
@@ -114,7 +114,7 @@ def test_states_start_with_unit_variance(row: Row) -> None:
     gen = row.generator(seed=5)
     state = None
     arrays = {**gen.params, **gen.constants()}
-    from adtn.network._adjoint import forward_stage
+    from adtn.calculus._adjoint import forward_stage
 
     for stage in gen.program.stages:
         z, _ = forward_stage(stage, state, arrays, keep=False, activate=False)

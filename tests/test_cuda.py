@@ -8,15 +8,15 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn._backend import get_backend
-from adtn._errors import CompressError
-from adtn.compress import Config, Tuning
+from adtn.backends import get_backend
+from adtn.compression import Config, Tuning
+from adtn.errors import CompressError
 
 from models import Language, batches, net, texts
 from table import relative_error, usable
 
 torch = pytest.importorskip("torch")
-layers = pytest.importorskip("adtn_backends.torch_layers")
+layers = pytest.importorskip("adtn_backends.torch.layers")
 nn = torch.nn
 
 QUICK: dict[str, Any] = {"topology": adtn.TTN(bond=2), "steps": 5, "smallest": 64}
@@ -144,7 +144,7 @@ def test_recording_is_refused_elsewhere() -> None:
 
 def test_batches_are_copied_into_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the hardware: a stand-in for the graph does the recorded update again."""
-    step = pytest.importorskip("adtn_backends.torch_step")
+    step = pytest.importorskip("adtn_backends.torch._step")
 
     class Graph:
         def __init__(self, recorded: Any) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn._backend import get_backend
-from adtn._errors import ScheduleError
+from adtn.backends import get_backend
+from adtn.errors import ScheduleError
 from adtn.weight import MODES, Executable
 
 from oracles import dense_weight

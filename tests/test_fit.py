@@ -9,8 +9,8 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Layout, Status
-from adtn._backend import get_backend
-from adtn._errors import DeviceError, FitError, TopologyError
+from adtn.backends import get_backend
+from adtn.errors import DeviceError, FitError, TopologyError
 from adtn.optim import make_schedule
 from adtn.optim._loss import _clipped, _LossFunction
 from adtn.weight import Weighting

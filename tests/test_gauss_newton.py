@@ -9,9 +9,9 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn._backend import get_backend
-from adtn._errors import FitError
-from adtn.network import sampled_jacobian
+from adtn.backends import get_backend
+from adtn.calculus import sampled_jacobian
+from adtn.errors import FitError
 from adtn.optim.solvers import _gauss_newton
 from adtn.optim.solvers._gauss_newton import plan_curvature
 

@@ -9,8 +9,8 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Generator, Layout
-from adtn._backend import check_device
-from adtn._errors import ADTNError, LayoutError, TopologyError
+from adtn.backends import check_device
+from adtn.errors import ADTNError, LayoutError, TopologyError
 
 from oracles import dense_weight
 from table import relative_error, to_numpy, tolerance

@@ -8,12 +8,12 @@ from typing import Any
 
 import adtn
 import pytest
-from adtn._errors import CompressError
-from adtn.compress import Config, run_folder
+from adtn.compression import Config, run_folder
+from adtn.errors import CompressError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-layers = pytest.importorskip("adtn_backends.torch_layers")
+layers = pytest.importorskip("adtn_backends.torch.layers")
 
 IDS = torch.arange(24).reshape(2, 12) % 32
 
@@ -57,8 +57,8 @@ def test_folder_to_folder_and_back(kind: str, targets: list[str], tmp_path: Path
 
 
 def test_accuracy_is_of_the_next_token(tmp_path: Path) -> None:
-    from adtn_backends.huggingface import pretrained
-    from adtn_backends.torch_model import TorchModel
+    from adtn_backends.torch._model import TorchModel
+    from adtn_backends.torch.huggingface import pretrained
 
     model = pretrained(folder_of("llama", tmp_path))
     guess = model(input_ids=IDS).logits.argmax(-1)

@@ -6,7 +6,7 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Layout
-from adtn.network._adjoint import forward_stage
+from adtn.calculus._adjoint import forward_stage
 
 ACTIVATIONS = ["silu", "tanh", "relu", "gelu", "sine", "leaky_relu"]
 

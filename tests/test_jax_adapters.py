@@ -8,13 +8,13 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn._errors import CompressError
-from adtn.compress import Config
+from adtn.compression import Config
+from adtn.errors import CompressError
 
 from flax_models import Language, Net, batches, numbers, same
 
 nnx = pytest.importorskip("flax.nnx")
-layers = pytest.importorskip("adtn_backends.jax_layers")
+layers = pytest.importorskip("adtn_backends.jax.layers")
 jnp = pytest.importorskip("jax.numpy")
 X = np.random.default_rng(3).standard_normal((6, 4, 4, 4)).astype(np.float32)
 
@@ -123,7 +123,7 @@ def test_an_adapter_alone_is_saved_and_loaded_by_every_framework(tmp_path: Path)
     with pytest.raises(CompressError, match="model has"):
         layers.save_adapter(model, tmp_path, "c")
     torch = pytest.importorskip("torch")
-    from adtn_backends import torch_layers
+    from adtn_backends.torch import layers as torch_layers
 
     class Twin(torch.nn.Module):
         def __init__(self) -> None:
@@ -148,7 +148,7 @@ def test_a_failed_addition_changes_nothing() -> None:
         (first, "a", "there are"),
         (first, "items", "identifier"),
     ]:
-        with pytest.raises(adtn._errors.ADTNError, match=message):
+        with pytest.raises(adtn.errors.ADTNError, match=message):
             layers.add_adapter(model, generators, name)
         assert same(model, state)
         assert [id(m) for _, m in nnx.iter_modules(model)] == modules

@@ -5,14 +5,14 @@ from __future__ import annotations
 import adtn
 import numpy as np
 import pytest
-from adtn._errors import LayoutError
+from adtn.errors import LayoutError
 
 from table import TOPOLOGIES
 
 jax = pytest.importorskip("jax")
 nnx = pytest.importorskip("flax.nnx")
 jnp = jax.numpy
-layers = pytest.importorskip("adtn_backends.jax_layers")
+layers = pytest.importorskip("adtn_backends.jax.layers")
 
 TTN = adtn.TTN(bond=2)
 GENERATORS = {

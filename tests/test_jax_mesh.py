@@ -18,7 +18,7 @@ import adtn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from adtn_backends import jax_layers as layers
+from adtn_backends.jax import layers
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 

@@ -10,16 +10,16 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn._errors import CompressError, LayoutError
-from adtn.compress import Config, run_folder
+from adtn.compression import Config, run_folder
+from adtn.errors import CompressError, LayoutError
 
 from flax_models import Language, Net, batches, numbers, same, texts
 
 jax = pytest.importorskip("jax")
 nnx = pytest.importorskip("flax.nnx")
-layers = pytest.importorskip("adtn_backends.jax_layers")
-kernels = pytest.importorskip("adtn_backends.jax_layers._kernels")
-like = pytest.importorskip("adtn_backends.jax_layers._like")
+layers = pytest.importorskip("adtn_backends.jax.layers")
+kernels = pytest.importorskip("adtn_backends.jax.layers._kernels")
+like = pytest.importorskip("adtn_backends.jax.layers._like")
 jnp = jax.numpy
 
 QUICK: dict[str, Any] = {"topology": adtn.TTN(bond=2), "steps": 5, "tune_steps": 3}

@@ -8,10 +8,10 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn._errors import LayoutError
+from adtn.errors import LayoutError
 
-from adtn_backends import numpy_layers
-from adtn_backends._geometry import Geometry
+from adtn_backends.numpy import layers as numpy_layers
+from adtn_backends.shared._geometry import Geometry
 from table import usable
 
 TTN = adtn.TTN(bond=2)
@@ -36,7 +36,8 @@ def modules():
     import jax.numpy as jnp
     import torch
 
-    from adtn_backends import jax_layers, torch_layers
+    from adtn_backends.jax import layers as jax_layers
+    from adtn_backends.torch import layers as torch_layers
 
     found["torch"] = (torch_layers, torch.tensor, lambda y: y.detach().numpy())
     found["jax"] = (jax_layers, jnp.asarray, np.asarray)

@@ -8,8 +8,8 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Layout
-from adtn._errors import LayoutError
-from adtn.network._factorise import factorise, uniform
+from adtn.errors import LayoutError
+from adtn.layout._factorise import factorise, uniform
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,7 +125,7 @@ def test_errors_say_what_to_do(make, message: str) -> None:
 
 
 def test_layout_runs_on_every_backend(device: str) -> None:
-    from adtn._backend import check_device
+    from adtn.backends import check_device
 
     from table import to_numpy
 

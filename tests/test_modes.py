@@ -9,8 +9,8 @@ from pathlib import Path
 import adtn
 import numpy as np
 import pytest
-from adtn._backend import check_device, get_backend
-from adtn._errors import FitError, ScheduleError
+from adtn.backends import check_device, get_backend
+from adtn.errors import FitError, ScheduleError
 
 from table import BACKENDS, TOPOLOGIES, Row, relative_error, to_numpy, tolerance, usable
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adtn._errors import ADTNError
+from adtn.errors import ADTNError
 
 SCRIPT = Path(__file__).parents[1] / "bench" / "networks" / "data.py"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import adtn
 import numpy as np
 import pytest
-from adtn._backend import get_backend
-from adtn._errors import DeviceError
-from adtn.network import forward, get_activation
+from adtn.backends import get_backend
+from adtn.calculus import forward
+from adtn.errors import DeviceError
+from adtn.topology import get_activation
 from autoray import do
 
 

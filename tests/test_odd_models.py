@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from adtn import Config
-from adtn._errors import CompressError
+from adtn.errors import CompressError
 from flax import nnx
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from adtn_backends.torch_model import TorchModel
+from adtn_backends.torch._model import TorchModel
 
 QUICK: dict[str, Any] = {"topology": adtn.TTN(bond=2), "steps": 5, "tune_steps": 3}
 

@@ -12,7 +12,7 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Layout, Status
-from adtn._errors import CompressError, FitError
+from adtn.errors import CompressError, FitError
 from adtn.optim import FitOptions, _optimizer, optimizer_names, run_fit
 from adtn.optim._objective import as_objective
 from adtn.optim._run import Run

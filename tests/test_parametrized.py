@@ -9,13 +9,13 @@ from typing import Any
 
 import adtn
 import pytest
-from adtn._errors import CompressError, LayoutError
-from adtn.compress import Config
+from adtn.compression import Config
+from adtn.errors import CompressError, LayoutError
 
 from models import batches, same, state_of
 
 torch = pytest.importorskip("torch")
-layers = pytest.importorskip("adtn_backends.torch_layers")
+layers = pytest.importorskip("adtn_backends.torch.layers")
 nn = torch.nn
 
 QUICK: dict[str, Any] = {"topology": adtn.TTN(bond=2), "steps": 2, "tune_steps": 2, "smallest": 64}

@@ -8,13 +8,13 @@ from typing import Any
 
 import adtn
 import pytest
-from adtn._errors import CompressError
+from adtn.errors import CompressError
 
 from models import net
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
-layers = pytest.importorskip("adtn_backends.peft_layers")
+layers = pytest.importorskip("adtn_backends.torch.peft")
 nn = torch.nn
 
 X = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(3))
@@ -104,7 +104,7 @@ def test_merged_adapters_are_saved_loaded_and_trained_as_if_they_were_not() -> N
 
 
 def test_nonsense_is_refused() -> None:
-    with pytest.raises(adtn._errors.ADTNError, match="no topology|Got topology"):
+    with pytest.raises(adtn.errors.ADTNError, match="no topology|Got topology"):
         layers.GeneratedLoraConfig(target_modules=["4"], generated={"topology": "nothing"})
 
 

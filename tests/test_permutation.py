@@ -9,8 +9,8 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Generator, Permutation
-from adtn._backend import check_device, get_backend
-from adtn._errors import LayoutError, ScheduleError
+from adtn.backends import check_device, get_backend
+from adtn.errors import LayoutError, ScheduleError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -222,7 +222,7 @@ def test_files_hold_permutations(tmp_path: Any) -> None:
 @pytest.mark.parametrize("mode", [None, *MODES])
 def test_a_torch_layer(mode: Any) -> None:
     torch = pytest.importorskip("torch")
-    from adtn_backends.torch_layers import ADTNEmbedding, ADTNLinear
+    from adtn_backends.torch.layers import ADTNEmbedding, ADTNLinear
 
     gen = permuted(LAYERS["mpo"], base=adtn.SeededBase(seed=2))[1]
     dense = torch.tensor(dense_weight(gen))
@@ -244,7 +244,7 @@ def test_a_torch_layer(mode: Any) -> None:
 @pytest.mark.parametrize("mode", [None, *MODES])
 def test_a_flax_layer(mode: Any) -> None:
     jax = pytest.importorskip("jax")
-    from adtn_backends.jax_layers import ADTNLinear
+    from adtn_backends.jax.layers import ADTNLinear
 
     _, gen, _ = permuted(LAYERS["mpo"], dtype="float32", base=adtn.IdentityBase())
     layer, dense = ADTNLinear(gen, bias=False, mode=mode), dense_weight(gen)

@@ -6,11 +6,11 @@ import threading
 
 import numpy as np
 import pytest
-from adtn._backend import get_backend
+from adtn.backends import get_backend
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adtn_backends._pool import Pool
+from adtn_backends.shared._pool import Pool
 from table import to_numpy
 
 

@@ -44,7 +44,7 @@ def public(module: ModuleType) -> dict[str, Any]:
 
 THINGS = {k: v for k, v in public(adtn).items() if k.removeprefix("adtn.") not in STAGES}
 LAYERS: dict[str, Any] = {}
-for framework, layers in {"torch": "adtn_backends.torch_layers", "flax": "adtn_backends.jax_layers"}.items():
+for framework, layers in {"torch": "adtn_backends.torch.layers", "flax": "adtn_backends.jax.layers"}.items():
     if importlib.util.find_spec(framework):
         LAYERS |= public(importlib.import_module(layers))
 OWN = {  # what a reader of the API meets beside THINGS; inherited methods once

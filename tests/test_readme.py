@@ -63,7 +63,7 @@ def test_docstring_examples(name: str) -> None:
         pytest.skip(f"without {error.name}")
     result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     if name.endswith("_activation"):
-        from adtn.network._activation import _ACTIVATIONS
+        from adtn.topology._activation import _ACTIVATIONS
 
         _ACTIVATIONS.pop("gaussian", None)
     if name.endswith("_optimizer"):

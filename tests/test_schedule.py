@@ -16,23 +16,19 @@ import cotengra as ctg
 import numpy as np
 import pytest
 from adtn._atomic import write_atomic
-from adtn._backend import Op, get_backend
-from adtn._errors import ScheduleError, TopologyError
-from adtn.network import compile_program, contraction_nodes, cut_legs, forward_tape, pullback, sizes_of
-from adtn.schedule import Sketch, _calibrate, _planner, parse_bytes, shipped_profiles
+from adtn.backends import Op, get_backend
+from adtn.calculus import forward_tape, pullback
+from adtn.device import _calibrate, parse_bytes, shipped_profiles
+from adtn.device._profile import FORMAT
+from adtn.device._profile_store import find_profile, nearest_shipped, profile_path
+from adtn.errors import ScheduleError, TopologyError
+from adtn.program import compile_program, contraction_nodes, cut_legs
+from adtn.schedule import Sketch, _planner, _validate
 from adtn.schedule._path_cache import PathCache, path_key
-from adtn.schedule._profile import FORMAT
-from adtn.schedule._profile_store import find_profile, nearest_shipped, profile_path
 from adtn.schedule._recombine import Estimate
-from adtn.schedule._search import (
-    adjoint_ops,
-    best_path,
-    candidates,
-    path_seconds,
-    step_ops,
-    trained_slots,
-)
+from adtn.schedule._search import adjoint_ops, best_path, candidates, path_seconds, step_ops, trained_slots
 from adtn.schedule._tree_cost import DeviceTime
+from adtn.topology import sizes_of
 from autoray import do
 
 from table import TOPOLOGIES
@@ -266,7 +262,7 @@ def test_a_profile_of_an_older_format_is_not_found(monkeypatch: pytest.MonkeyPat
     text = adtn.DeviceProfile.shipped("generic-cpu", "float16").to_json()
     write_atomic(path, text.replace(f'"format": {FORMAT}', f'"format": {FORMAT - 1}').encode())
     try:
-        monkeypatch.setattr("adtn.schedule._profile_store.FORMAT", FORMAT + 1)
+        monkeypatch.setattr("adtn.device._profile_store.FORMAT", FORMAT + 1)
         assert find_profile(backend, "cpu", "float16").source == "datasheet"
     finally:
         path.unlink()
@@ -282,13 +278,14 @@ def test_calibration_recovers_a_known_machine_and_is_found(device: str, monkeypa
         fn(*args)
         return 1e-6 + 1e-9 * sum(math.prod(x.shape) for a in args for x in (a.values() if isinstance(a, dict) else [a]))
 
-    monkeypatch.setattr(_calibrate._Bench, "measure", clock)
+    monkeypatch.setattr(_calibrate.Calibration, "measure", clock)
     small = ((1 << 8, 1 << 10, 1 << 12, 1 << 14), (2, 64), (1, 256))
     for name, value in {
         "GEMM_SIZES": (1, 4, 16, 64), "COARSE_SIZES": (1, 4, 16, 64), "PERMUTE_SIZES": small, "COARSE_PERMUTES": small,
-        "_PERMUTE_BITS": (10, 12, 14), "_PROGRAM_SIZES": (64,),
+        "_PERMUTE_BITS": (10, 12, 14),
     }.items():  # fmt: skip
         monkeypatch.setattr(_calibrate, name, value)
+    monkeypatch.setattr(_validate, "_PROGRAM_SIZES", (64,))
     monkeypatch.setattr(_calibrate, "_LARGEST_PRODUCT", 1 << 12)
     monkeypatch.setattr(_calibrate, "_ENTRIES", (1 << 8, 1 << 14, 1 << 20))
     profile = adtn.calibrate(device)

@@ -7,7 +7,7 @@ import hashlib
 import adtn
 import numpy as np
 import pytest
-from adtn._errors import TopologyError
+from adtn.errors import TopologyError
 
 from table import to_numpy
 

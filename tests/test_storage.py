@@ -12,9 +12,9 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Layout
-from adtn._errors import FileFormatError
-from adtn.compress import read_header
-from adtn.compress._storage import from_bytes, to_bytes
+from adtn.compression import read_header
+from adtn.compression._storage import from_bytes, to_bytes
+from adtn.errors import FileFormatError
 from safetensors.numpy import save as save_plain
 
 from table import to_numpy

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from adtn import Config
-from adtn._backend import get_backend
-from adtn._errors import CompressError
-from adtn.compress import Tuning
+from adtn.backends import get_backend
+from adtn.compression import Tuning
+from adtn.errors import CompressError
 from flax import nnx
 from torch import nn
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import adtn
 import numpy as np
 import pytest
-from adtn._backend import check_device
-from adtn._errors import TopologyError
-from adtn.network import row_order, sizes_of, tile_counts, tile_program
+from adtn.backends import check_device
+from adtn.errors import TopologyError
+from adtn.program import row_order, tile_counts, tile_program
+from adtn.topology import sizes_of
 from adtn.weight import TiledWeight, projecting, why_not_factored
 from hypothesis import given
 from hypothesis import strategies as st

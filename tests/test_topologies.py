@@ -6,8 +6,8 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Layout
-from adtn._errors import TopologyError
-from adtn.network import topology_from_json, topology_to_json
+from adtn.errors import TopologyError
+from adtn.topology import topology_from_json, topology_to_json
 
 from table import TOPOLOGIES
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-layers = pytest.importorskip("adtn_backends.torch_layers")
+layers = pytest.importorskip("adtn_backends.torch.layers")
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="PyTorch without gloo"

@@ -13,15 +13,15 @@ from pathlib import Path
 import adtn
 import numpy as np
 import pytest
-from adtn._backend import get_backend
-from adtn._errors import LayoutError
+from adtn.backends import get_backend
+from adtn.errors import LayoutError
 from adtn.schedule import decide
 from adtn.weight import Factored
 
 from table import TOPOLOGIES
 
 torch = pytest.importorskip("torch")
-layers = pytest.importorskip("adtn_backends.torch_layers")
+layers = pytest.importorskip("adtn_backends.torch.layers")
 nn = torch.nn
 
 GENERATORS = {

@@ -25,8 +25,9 @@ import numpy as np
 import pytest
 from adtn.bench import BenchConfig
 from adtn.demo import run_demo
+from adtn.device import parse_bytes
 from adtn.optim import FitOptions, make_schedule
-from adtn.schedule import decide, parse_bytes
+from adtn.schedule import decide
 
 BAD: dict[str, Any] = {
     "'no'": "no",
@@ -261,7 +262,7 @@ def models() -> dict[str, Call]:
 
 def layers() -> dict[str, Call]:
     """Those of frameworks that are installed."""
-    from adtn_backends import numpy_layers
+    from adtn_backends.numpy import layers as numpy_layers
 
     takes = {"stride": "", "padding": "0", "padding_idx": "0 -1", "bias": "True False None"}
     found = {
@@ -272,7 +273,7 @@ def layers() -> dict[str, Call]:
     for name, needs in (("torch", "torch"), ("jax", "flax")):
         if importlib.util.find_spec(needs) is None:
             continue
-        module = importlib.import_module(f"adtn_backends.{name}_layers")
+        module = importlib.import_module(f"adtn_backends.{name}.layers")
         found |= {
             f"{name}.GeneratedWeight": Call(module.GeneratedWeight, {"generator": GEN}),
             f"{name}.ADTNLinear": Call(module.ADTNLinear, {"weight": GEN}, takes, skip="dtype"),
@@ -318,7 +319,7 @@ def complain(error: Exception, argument: str) -> str:
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Whatever is written is written there, and nothing stays registered."""
-    from adtn.network import _activation, _topology
+    from adtn.topology import _activation, _topology
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_activation, "_ACTIVATIONS", dict(_activation._ACTIVATIONS))

@@ -11,8 +11,8 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn._errors import TopologyError
-from adtn.network import _initial
+from adtn.calculus import _initial
+from adtn.errors import TopologyError
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -76,7 +76,7 @@ def test_a_deep_wall_is_estimated_and_says_so(name: str) -> None:
 def spread(generator: adtn.Generator) -> float:
     """Of what the last segment puts out, without padding, in units of the wished one."""
     state, arrays = None, {**generator.params, **generator.constants()}
-    from adtn.network._adjoint import forward_stage
+    from adtn.calculus._adjoint import forward_stage
 
     for stage in generator.program.stages:
         z, _ = forward_stage(stage, state, arrays, keep=False, activate=False)
@@ -121,7 +121,7 @@ def test_counting_active_parameters_is_bounded() -> None:
 
 
 def test_ranks_in_pieces_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from adtn.network import _active
+    from adtn.calculus import _active
 
     for name in ("brickwall", "brickwall-odd", "brickwall-mixed", "brickwall-near"):
         row = TOPOLOGIES[name]
@@ -140,8 +140,8 @@ def test_ranks_in_pieces_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch)
 
 def test_random_batches_hold_no_more_than_the_largest() -> None:
     torch = pytest.importorskip("torch")
-    from adtn_backends._pool import POOL
-    from adtn_backends.torch_layers import ADTNLinear
+    from adtn_backends.shared._pool import POOL
+    from adtn_backends.torch.layers import ADTNLinear
 
     torch.manual_seed(0)
     model = torch.nn.Sequential(*(ADTNLinear(adtn.Generator((512, 512), adtn.MPO(bond=4))) for _ in range(2)))
@@ -163,7 +163,7 @@ def test_random_batches_hold_no_more_than_the_largest() -> None:
 def test_importing_layers_imports_no_compiler() -> None:
     pytest.importorskip("torch")
     code = (
-        "import sys, torch; before = set(sys.modules); import adtn_backends.torch_layers, adtn_backends.torch_model; "
+        "import sys, torch; before = set(sys.modules); import adtn_backends.torch.layers, adtn_backends.torch_model; "
         "new = {m for m in set(sys.modules) - before if m.startswith(('torch._dynamo', 'torch._inductor', 'sympy', "
         "'quimb', 'scipy', 'cotengra', 'jax', 'transformers'))}; assert not new, sorted(new)[:5]"
     )

@@ -19,19 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import adtn
-import adtn._errors as errors
+import adtn.errors as errors
 import numpy as np
 import pytest
 from adtn import Config, Layout
 from adtn._atomic import write_atomic
-from adtn._backend import get_backend
-from adtn._errors import ADTNError, CompressError, FileFormatError, FitError
 from adtn._files import metadata_of, sealed, sealed_json
+from adtn.backends import get_backend
 from adtn.cli import app
-from adtn.compress import Tuning, load_layers, read_header, run_folder, save_layers
-from adtn.compress._storage import from_bytes, to_bytes
+from adtn.compression import Tuning, load_layers, read_header, run_folder, save_layers
+from adtn.compression._storage import from_bytes, to_bytes
+from adtn.device._profile_store import find_profile, profile_path
+from adtn.errors import ADTNError, CompressError, FileFormatError, FitError
 from adtn.schedule._path_cache import PathCache
-from adtn.schedule._profile_store import find_profile, profile_path
 from safetensors.numpy import load as load_plain
 from safetensors.numpy import save as save_plain
 from typer.testing import CliRunner
@@ -103,14 +103,14 @@ def jax_net() -> Any:
 
 
 def tune_torch(path: Path, stop: int | None = None, data: Any = None) -> list[float]:
-    from adtn_backends.torch_model import TorchModel
+    from adtn_backends.torch._model import TorchModel
 
     model = TorchModel(torch_net(), None)
     return model.tune(data or torch_data(), None, Tuning(steps=10, train="all", checkpoint=path), cut(stop))
 
 
 def tune_jax(path: Path, stop: int | None = None, data: Any = None) -> list[float]:
-    from adtn_backends.jax_model import NnxModel
+    from adtn_backends.jax._model import NnxModel
 
     batches = data or [(np.asarray(x), np.asarray(y)) for x, y in torch_data()]
     return NnxModel(jax_net(), None).tune(batches, None, Tuning(steps=10, train="all", checkpoint=path), cut(stop))
@@ -163,7 +163,7 @@ def read_compressed(net: Callable[[], Any]) -> Callable[[Path], Any]:
 
 def make_adapter(part: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        layers = pytest.importorskip("adtn_backends.torch_layers")
+        layers = pytest.importorskip("adtn_backends.torch.layers")
         layers.save_adapter(layers.add_adapter(torch_net(), {"0": GEN}), folder / "adapter")
         return next((folder / "adapter").glob(part))
 
@@ -171,12 +171,12 @@ def make_adapter(part: str) -> Callable[[Path], Path]:
 
 
 def read_torch_adapter(path: Path) -> Any:
-    layers = pytest.importorskip("adtn_backends.torch_layers")
+    layers = pytest.importorskip("adtn_backends.torch.layers")
     return numbers(layers.adapter_generators(layers.load_adapter(torch_net(), path.parent)))
 
 
 def read_jax_adapter(path: Path) -> Any:
-    layers = pytest.importorskip("adtn_backends.jax_layers")
+    layers = pytest.importorskip("adtn_backends.jax.layers")
     nnx = pytest.importorskip("flax.nnx")
     entries = load_layers(path.parent, "adapter")  # layers have other names here
     assert set(entries) == {"0"}
@@ -446,7 +446,7 @@ def test_load_searches_no_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     def never(*args: Any, **options: Any) -> Any:
         raise AssertionError("a path is searched")
 
-    monkeypatch.setattr("adtn.network._program.find_path", never)
+    monkeypatch.setattr("adtn.program._program.find_path", never)
     names = [f"c{n}" for n in range(4000)]
     cores = [core(n, ["o"], [2]) for n in names]
     data = networks_file([([], cores, ["o"])], [2], **{n: np.ones(2, np.float32) for n in names})
@@ -542,7 +542,7 @@ def test_names_of_modules_are_data_in_compress_and_adapters(framework: str, tmp_
     name = "日/\\ x" * 60
     if framework == "torch":
         nn = pytest.importorskip("torch").nn
-        layers = pytest.importorskip("adtn_backends.torch_layers")
+        layers = pytest.importorskip("adtn_backends.torch.layers")
         model: Any = nn.ModuleDict({name: nn.Linear(12, 8)})
         want = GEN
         report = adtn.compress(model, replace(QUICK, targets=["Linear"], recipe="reconstruct"), folder=tmp_path / "l")
@@ -550,7 +550,7 @@ def test_names_of_modules_are_data_in_compress_and_adapters(framework: str, tmp_
         model = nn.ModuleDict({name: nn.Linear(12, 8)})
     else:
         nnx = pytest.importorskip("flax.nnx")
-        layers = pytest.importorskip("adtn_backends.jax_layers")
+        layers = pytest.importorskip("adtn_backends.jax.layers")
         model, want = nnx.Dict({name: nnx.Linear(12, 8, rngs=nnx.Rngs(0))}), GEN
     layers.save_adapter(layers.add_adapter(model, {name: want}), tmp_path / "a")
     assert numbers(load_layers(tmp_path / "a", "adapter")) == numbers({name: want})
@@ -570,7 +570,7 @@ def test_an_index_names_only_files_of_its_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_a_smaller_result_replaces_a_larger_one(framework: str, tmp_path: Path) -> None:
-    layers = pytest.importorskip(f"adtn_backends.{framework}_layers")
+    layers = pytest.importorskip(f"adtn_backends.{framework}.layers")
     net = torch_net if framework == "torch" else jax_net
     first, last = ("0", "2") if framework == "torch" else ("layers.0", "layers.1")
     end = adtn.Generator((3, 8), adtn.TTN(bond=2))
@@ -752,7 +752,7 @@ def weight_file(folder: Path) -> Path:
 
 def save_adapter_of(framework: str) -> Callable[[Path, Any], Any]:
     def call(tmp: Path, bad: Any) -> Any:
-        layers = pytest.importorskip(f"adtn_backends.{framework}_layers")
+        layers = pytest.importorskip(f"adtn_backends.{framework}.layers")
         net = torch_net() if framework == "torch" else jax_net()
         return layers.save_adapter(layers.add_adapter(net, {"0" if framework == "torch" else "layers.0": GEN}), bad)
 
@@ -987,7 +987,7 @@ def hf(dense_folder: Path, tmp_path: Path) -> Path:
 
 
 def read_hf(folder: Path) -> Any:
-    from adtn_backends.huggingface import pretrained
+    from adtn_backends.torch.huggingface import pretrained
 
     return pretrained(folder)
 

@@ -191,7 +191,7 @@ def test_what_a_generated_layer_would_drop_is_refused() -> None:
         def __call__(self, x: Any) -> Any:
             return 2.0 * super().__call__(x)
 
-    from adtn._errors import LayoutError
+    from adtn.errors import LayoutError
 
     with pytest.raises(LayoutError, match="Doubled"):
         layers.ADTNLinear.from_linear(Doubled(8, 8, rngs=nnx.Rngs(0)), TTN)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import adtn
 import numpy as np
 import pytest
-from adtn._errors import LayoutError
+from adtn.errors import LayoutError
 
-from adtn_backends import numpy_layers as layers
+from adtn_backends.numpy import layers as layers
 
 TTN = adtn.TTN(bond=2)
 

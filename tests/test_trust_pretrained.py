@@ -8,11 +8,11 @@ from typing import Any
 
 import adtn
 import pytest
-from adtn._errors import CompressError
+from adtn.errors import CompressError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-layers = pytest.importorskip("adtn_backends.torch_layers")
+layers = pytest.importorskip("adtn_backends.torch.layers")
 
 SMALL = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2}
 

@@ -11,7 +11,7 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn._errors import LayoutError
+from adtn.errors import LayoutError
 from adtn.weight import Materialised
 
 from trust_torch import ADAPTERS, EMBEDDINGS, LAYERS, MERGED, TTN, Case, cores_of, gen, layers, nn, torch
@@ -388,7 +388,7 @@ def test_adapters_of_pruned_layers_are_beside_them_and_nothing_is_removed_by_hal
         layers.merge_adapters(model)
         close(model(x), want)
         first = model[0].base_layer.weight.clone()
-        with pytest.raises(adtn._errors.CompressError, match="computed"):
+        with pytest.raises(adtn.errors.CompressError, match="computed"):
             layers.remove_adapters(model)
         assert torch.equal(model[0].base_layer.weight, first)
         close(model(x), want)

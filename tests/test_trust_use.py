@@ -12,9 +12,9 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Layout, Status
-from adtn._backend import check_device, get_backend
-from adtn._errors import CompressError, FileFormatError, FitError, TopologyError
-from adtn.network import _activation
+from adtn.backends import check_device, get_backend
+from adtn.errors import CompressError, FileFormatError, FitError, TopologyError
+from adtn.topology import _activation
 from autoray import do
 
 from table import TOPOLOGIES, Row, to_numpy
@@ -103,7 +103,7 @@ def test_a_second_interruption_ends_the_program(tmp_path: Path, monkeypatch: pyt
 
 def test_an_interruption_ends_a_whole_model_and_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
-    from adtn.compress import _local
+    from adtn.compression import _local
 
     model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 3))
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -325,7 +325,7 @@ ELEMENTWISE: dict[str, tuple[Any, Any]] = {
 @pytest.fixture
 def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing stays registered."""
-    from adtn.network import _topology
+    from adtn.topology import _topology
 
     monkeypatch.setattr(_activation, "_ACTIVATIONS", dict(_activation._ACTIVATIONS))
     monkeypatch.setattr(_topology, "_TOPOLOGIES", dict(_topology._TOPOLOGIES))

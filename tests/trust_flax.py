@@ -12,7 +12,7 @@ import pytest
 
 jax = pytest.importorskip("jax")
 nnx = pytest.importorskip("flax.nnx")
-layers = pytest.importorskip("adtn_backends.jax_layers")
+layers = pytest.importorskip("adtn_backends.jax.layers")
 jnp = jax.numpy
 
 TTN = adtn.TTN(bond=2)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-layers = pytest.importorskip("adtn_backends.torch_layers")
+layers = pytest.importorskip("adtn_backends.torch.layers")
 nn = torch.nn
 
 TTN = adtn.TTN(bond=2)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .._errors import ScheduleError
+from ..errors import ScheduleError
 from ..generator import Generator
-from ..network import ATTN, MERA, MPO, TTN, BrickWall, Layout, Topology, Tucker
+from ..layout import Layout
+from ..topology import ATTN, MERA, MPO, TTN, BrickWall, Topology, Tucker
 
 # name -> topology and the wished size of a leg, None for the topology's own
 TOPOLOGIES: dict[str, tuple[Topology, int | None]] = {

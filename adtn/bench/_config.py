@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .._checks import Count, Positive, check_fields
-from .._errors import ScheduleError
+from ..errors import ScheduleError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .._backend import check_device
+from ..backends import check_device
 from ..generator import Generator
 from ..schedule import Plan, plan
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._errors import missing
 from .._files import write_bytes
+from ..errors import missing
 from ._config import BenchConfig
 from ._machine import machine
 

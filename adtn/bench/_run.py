@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._backend import get_backend, split_device
-from ..schedule import devices as list_devices
+from ..backends import get_backend, split_device
+from ..device import devices as list_devices
 from ._cases import BenchCase, bench_set
 from ._config import BenchConfig
 from ._measure import Work, paired_seconds, peak_bytes

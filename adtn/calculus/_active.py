@@ -8,13 +8,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from .._errors import TopologyError
+from ..errors import TopologyError
+from ..layout import Layout
+from ..program import Program, compile_program
+from ..topology import Core, Segment, Topology, cores_of, sizes_of
 from ._adjoint import forward_tape, pullback
 from ._initial import frozen_values
-from ._layout import Layout
-from ._program import Program, compile_program
-from ._segment import Core, Segment, cores_of, sizes_of
-from ._topology import Topology
 
 _TOLERANCE = 1e-9
 _OVERSAMPLE = 4

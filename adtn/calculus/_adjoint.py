@@ -17,11 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .._backend import Workspace
 from .._typing import Array, Params
-from ._pairwise import PLAIN, PairStep
-from ._program import Program, Stage
-from ._segment import Core
+from ..backends import Workspace
+from ..program import PLAIN, PairStep, Program, Stage
+from ..topology import Core
 
 
 @dataclass(slots=True, eq=False)

@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import TopologyError
+from ..errors import TopologyError
+from ..layout import Layout
+from ..program import Program, Stage, compile_program
+from ..topology import Core, Pieces, SeededBase, Topology, sizes_of
 from ._adjoint import forward_stage
-from ._layout import Layout
 from ._moments import Moments, entries_at_random, sampled_moments, segment_moments
-from ._program import Program, Stage, compile_program
-from ._seeded import SeededBase
-from ._segment import Core, sizes_of
-from ._topology import Pieces, Topology
 
 _DIRECT = 1 << 18  # entries that are made without another thought: 2 MiB
 _STATE = 1 << 20  # of a state: 8 MiB
@@ -77,7 +75,7 @@ def initial_values(
     Each segment's trained cores are rescaled by equal factors before its activation is applied (data-free
     layer-sequential unit variance, after Mishkin and Matas (2016), arXiv:1511.06422). The weight is not made for it:
     what a segment puts out is measured as it is where it is small, else by closed networks (see
-    :mod:`adtn.network._moments`), which is exact while the state before is small.
+    :mod:`adtn.calculus._moments`), which is exact while the state before is small.
 
     Parameters
     ----------

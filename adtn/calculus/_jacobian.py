@@ -17,11 +17,10 @@ import numpy as np
 from autoray import do
 
 from .._typing import Array, Params
+from ..layout import Layout
+from ..program import Program, chosen, compile_program, probe_digits
+from ..topology import Segment
 from ._adjoint import forward_stage
-from ._layout import Layout
-from ._program import Program, compile_program
-from ._rows import chosen, probe_digits
-from ._segment import Segment
 
 _UNIT = "unit"
 

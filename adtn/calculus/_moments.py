@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .._typing import Inds
+from ..layout import Layout
+from ..program import Program, compile_program
+from ..topology import Core, Segment, sizes_of
 from ._adjoint import forward
-from ._layout import Layout
-from ._program import Program, compile_program
-from ._segment import Core, Segment, sizes_of
 
 STATE = "moments/state"
 _SAMPLE = "moments/sample"

@@ -13,10 +13,10 @@ from typing import Any
 
 from autoray import astype, do, get_dtype_name
 
-from .._backend import Backend, Workspace
 from .._typing import Array, Params
+from ..backends import Backend, Workspace
+from ..program import Tiled
 from ._adjoint import StageTape, backward_steps, collect, forward_steps, forward_tape, pullback
-from ._tiles import Tiled
 
 Consumer = Callable[[Array, Any, Any], "tuple[Any, Array | None]"]
 """``(tile, number, carry) -> (carry, adjoint of the tile)``."""

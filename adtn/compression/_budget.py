@@ -15,9 +15,10 @@ from typing import Annotated, Any
 import numpy as np
 
 from .._checks import Count, NotNegative, Range, check_fields, checked
-from .._errors import CompressError
 from .._typing import Shape
-from ..network import Layout, Topology
+from ..errors import CompressError
+from ..layout import Layout
+from ..topology import Topology
 from ._sizes import bond_field, largest_within, stored_params
 
 _CELLS = 4000  # resolution of the allocation, in parts of the budget

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import CompressError
+from ..errors import CompressError
 from ._budget import Choice, allocate, candidates, rungs_of, smallest
 from ._config import Config
 from ._local import Executor, LocalResult, LocalTask, run_local

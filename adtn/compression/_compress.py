@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from .._backend import check_device
 from .._checks import PathArgument, checked, shown
-from .._errors import CompressError, LayoutError, TopologyError
 from .._files import check_writable
+from ..backends import check_device
+from ..errors import CompressError, LayoutError, TopologyError
 from ..generator import Generator, generated_rows
 from ._config import Config
 from ._local import Executor, LocalTask
@@ -110,7 +110,8 @@ def compress(
         raise CompressError(f"No layer can be replaced: {reasons}. Change targets, exclude or smallest.")
     if any(not layer.name for layer in chosen):
         raise CompressError(
-            "Got a model that is one layer, which has no place to be replaced in; use torch_layers or jax_layers."
+            "Got a model that is one layer, which has no place to be replaced in; use a layer of "
+            "adtn_backends.torch or adtn_backends.jax."
         )
     if config.tune_steps and not {"finetune", "distill-local"}.isdisjoint(stages):
         adapter.check(config.tuning(config.tune_steps))

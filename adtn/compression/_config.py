@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from .._checks import Count, Name, NotNegative, PathArgument, Positive, Range, Seed, check_fields, checked
-from .._errors import CompressError, missing
 from .._typing import Shape
-from ..network import (
+from ..errors import CompressError, missing
+from ..layout import Layout
+from ..optim import OptimizerName
+from ..topology import (
     MPO,
     TTN,
     IdentityBase,
-    Layout,
     RuleBase,
     SeededBase,
     Topology,
+    TopologyArgument,
     Tucker,
     get_topology,
     topology_from_json,
 )
-from ..network._topology import TopologyArgument
-from ..optim import OptimizerName
 from ._budget import Budget
 from ._model import Layer, Tuning
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from .._atomic import locked_folder, write_atomic
 from .._checks import PathArgument, checked
-from .._errors import CompressError, FileFormatError, ModelFileError
 from .._files import KEY, check_writable, header_text, read_header, read_whole, write_or_rescue
+from ..errors import CompressError, FileFormatError, ModelFileError
 from ..generator import Generator
 from ._compress import compress
 from ._config import Config

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .._atomic import locked_folder, write_atomic
-from .._errors import CompressError, FileFormatError, ModelFileError, OutputError
 from .._files import check_writable, read_json, read_whole, sealed_json
+from ..errors import CompressError, FileFormatError, ModelFileError, OutputError
 from ..generator import Generator
 from ._storage import StoreDtype, from_bytes, load, read_header, to_bytes
 

@@ -12,10 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from .._atomic import write_atomic
-from .._errors import FileFormatError, OutputWarning
+from ..errors import FileFormatError, OutputWarning
 from ..generator import Generator
-from ..network import Layout, RuleBase, Topology
+from ..layout import Layout
 from ..optim import DataAwareReconstruction, OptimizerName, Reconstruction, decompose, fit, has_decomposition
+from ..topology import RuleBase, Topology
 from ._layer_files import file_name
 from ._storage import from_bytes, load, to_bytes
 

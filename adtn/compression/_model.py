@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .._backend import backend_names, get_backend
-from .._errors import CompressError, MissingDependencyError
 from .._typing import Shape
+from ..backends import backend_names, get_backend
+from ..errors import CompressError, MissingDependencyError
 from ..generator import Generator
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._files import write_bytes
 from ..generator import Generator
-from ..network import topology_to_json
+from ..topology import topology_to_json
 from ._config import Config
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from bisect import bisect_left, bisect_right
 from dataclasses import fields, replace
 from math import inf
 
-from .._errors import ADTNError, CompressError
-from ..network import Layout, Topology
+from ..errors import ADTNError, CompressError
+from ..layout import Layout
+from ..topology import Topology
 
 _BOND = ("bond", "rank", "layers")
 _LARGEST_BOND = 4096

@@ -12,10 +12,11 @@ import numpy as np
 
 from .. import _files
 from .._checks import checked
-from .._errors import FileFormatError
 from .._plugins import UnregisteredError
+from ..errors import FileFormatError
 from ..generator import Generator
-from ..network import IdentityBase, Layout, SeededBase, topology_from_json, topology_to_json
+from ..layout import Layout
+from ..topology import IdentityBase, SeededBase, topology_from_json, topology_to_json
 from ..weight import BASE, BASE_SCALE
 
 FORMAT = 1

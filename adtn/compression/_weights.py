@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._errors import FileFormatError
+from ..errors import FileFormatError
 from ._storage import read_tensors
 
 

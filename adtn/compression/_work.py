@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .._errors import CompressError
+from ..errors import CompressError
 from ..generator import Generator
 from ..optim import fingerprint
 from ._budget import Budget, Choice

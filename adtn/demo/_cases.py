@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..generator import Generator
-from ..network import (
+from ..layout import Layout
+from ..topology import (
     ATTN,
     MERA,
     MPO,
     TTN,
     BrickWall,
     Dense,
-    Layout,
     RandomFeatures,
     ScaledIdentity,
     ScaledRandom,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._errors import ADTNError
+from ..errors import ADTNError
 
 _MNIST = {
     "x_train": ("train-images-idx3-ubyte.gz", 16),

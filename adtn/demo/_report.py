@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._errors import missing
+from ..errors import missing
 from ._run import Report, Result
 
 if TYPE_CHECKING:

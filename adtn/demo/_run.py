@@ -13,15 +13,15 @@ from typing import Any, Literal
 import numpy as np
 
 from .._atomic import write_atomic
-from .._backend import check_device
 from .._checks import Count, checked
-from .._errors import ADTNError
 from .._files import check_writable, write_or_rescue
+from ..backends import check_device
 from ..bench import machine
-from ..compress import save
+from ..compression import save
+from ..device import devices as list_devices
+from ..errors import ADTNError
 from ..generator import Generator
 from ..optim import FitOptions, run_fit
-from ..schedule import devices as list_devices
 from ._cases import LR, PROBLEMS, Case, Problem, cases_for
 from ._data import Images, load_images
 from ._mlp import MLP

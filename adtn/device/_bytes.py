@@ -6,7 +6,7 @@ import re
 from typing import Annotated
 
 from .._checks import Range, checked
-from .._errors import ScheduleError
+from ..errors import ScheduleError
 
 Memory = Annotated[str | Annotated[int, Range(0)] | None, "bytes, or such as '512MiB' or '2GB'"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -14,17 +13,10 @@ from typing import Any
 import numpy as np
 from autoray import do
 
-from .._atomic import write_atomic
-from .._backend import Backend, Op, check_device
-from .._checks import checked
-from .._errors import DeviceError, OutputWarning, ScheduleError
-from .._files import check_writable
 from .._typing import Array
-from ..network import MERA, MPO, TTN, BrickWall
-from ._planner import plan
+from ..backends import Backend, Op
 from ._profile import Curve, DeviceProfile, Sizes, itemsize_of, permute_features
-from ._profile_store import last_level_cache, profile_path, versions
-from ._sketch import Sketch
+from ._profile_store import last_level_cache, versions
 
 GEMM_SIZES = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 65536)
 COARSE_SIZES = (1, 8, 64, 512, 4096, 65536)  # where compiling takes longer than measuring
@@ -37,65 +29,11 @@ PERMUTE_SIZES = ((1 << 10, 1 << 14, 1 << 18, 1 << 22), (2, 8, 64, 512), (1, 2, 8
 COARSE_PERMUTES = ((1 << 12, 1 << 18, 1 << 22), (2, 16, 256), (1, 2, 64, 4096))
 _PERMUTE_BITS = (12, 16, 20, 22)
 _MANY = 5  # axes of a copy from which on their number shows
-_PROGRAM_SIZES = (512, 2048)
 _ENTRIES = (1 << 8, 1 << 12, 1 << 16, 1 << 19, 1 << 22, 1 << 24)
 _FUNCTIONS = ("tanh", "exp", "erf", "sin", "cos", "log1p", "sqrt")
 
 
-@checked(DeviceError, save=ScheduleError)
-def calibrate(device: str = "numpy:cpu", dtype: str = "float32", *, save: bool = True) -> DeviceProfile:
-    """Measure what operations cost on a device, and keep the result for all later plans.
-
-    Parameters
-    ----------
-    device : str
-        Such as ``"torch:cuda:0"``.
-    dtype : str
-        Of the arrays.
-    save : bool
-        Store the profile in the user's cache directory, from where plans read it. The file is keyed by device,
-        dtype, hardware, framework version and number of threads.
-
-    Returns
-    -------
-    DeviceProfile
-        Its ``fit_error`` says how well it predicts measurements that it was not made from.
-
-    Raises
-    ------
-    DeviceError, MissingDependencyError
-        If the device or dtype is not available.
-    OutputError
-        If nothing can be written to the cache directory.
-
-    Notes
-    -----
-    Run it on an otherwise idle machine. Products that take longer than about a millisecond are not measured but
-    continued in proportion to their size.
-
-    Examples
-    --------
-    >>> import adtn
-    >>> profile = adtn.calibrate("numpy:cpu", save=False)  # doctest: +SKIP
-    """
-    backend, where = check_device(device, dtype)
-    if backend.name == "null":
-        raise ScheduleError("The null backend computes nothing that could be measured; pass a shipped profile instead.")
-    path = profile_path(backend, where, dtype)
-    if save:
-        check_writable(path.parent, "ADTN_CACHE", "folder")
-    with backend.scope(dtype):
-        profile = _Bench(backend, where, dtype).profile()
-    if save:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, profile.to_json().encode())
-        except OSError as error:
-            warnings.warn(f"The profile is not cached for later plans: {path}: {error}", OutputWarning, stacklevel=2)
-    return profile
-
-
-class _Bench:
+class Calibration:
     """One calibration under way."""
 
     def __init__(self, backend: Backend, where: str, dtype: str) -> None:
@@ -137,7 +75,7 @@ class _Bench:
         return max(found - self.call_s, 0.2 * found)
 
     def profile(self) -> DeviceProfile:
-        """Everything, and how well it fits."""
+        """Measure everything but whole programs, and how well it fits."""
         launch = self._launch()
         sizes, seconds = self._products()
         curves = self._curves()
@@ -176,30 +114,7 @@ class _Bench:
         )
         many, permute_error = self._many_axes(profile)
         profile = replace(profile, permute_many=many)
-        factor, program_error = self._programs(profile)
-        errors = {**self._check(profile), "permute": permute_error, "program": program_error}
-        return replace(profile, program_factor=factor, fit_error=errors)
-
-    def _programs(self, profile: DeviceProfile) -> tuple[float, float]:
-        """Median ratio of measured to predicted time of small programs, and the median deviation from it."""
-        logs: list[float] = []
-        topologies = (TTN(bond=3), BrickWall(layers=2), MERA(bond=2), MPO(bond=6))
-        # compiling a program takes longer than running it
-        for topology in topologies[: 2 if self.compiles else 4]:
-            for n in _PROGRAM_SIZES[: 1 if self.compiles else 2]:
-                layout = topology.default_layout((n, n))
-                for task in ("fit", "train"):
-                    sketch = Sketch((n, n), topology, layout, self.dtype)
-                    made = plan(sketch, task, device=profile.name, batch=64, profile=profile)
-                    shapes = {core.param: core.shape for s in sketch.segments for core in s.cores}
-                    arrays = {name: self.array(*shape) * (1.0 / shape[0]) for name, shape in shapes.items()}
-                    goal = self.array(64, n)
-                    if made.task == "fit":
-                        goal = made.fit.arrange(self.array(n, n))
-                    measured = self.measure(made.step(self.backend), arrays, goal)
-                    logs.append(math.log(measured / (made.predicted_seconds - profile.call_s)))
-        middle = statistics.median(logs)
-        return math.exp(middle), statistics.median(abs(x - middle) for x in logs)
+        return replace(profile, fit_error={**self._check(profile), "permute": permute_error})
 
     def _launch(self) -> float:
         """What the library itself spends per operation: views, reshapes, dispatch."""

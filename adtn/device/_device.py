@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .._backend import DeviceInfo, backend_names, get_backend
 from .._checks import checked
-from .._errors import DeviceError, MissingDependencyError
+from ..backends import DeviceInfo, backend_names, get_backend
+from ..errors import DeviceError, MissingDependencyError
 
 
 class Devices(tuple[DeviceInfo, ...]):
@@ -40,7 +40,7 @@ def devices(*, null: bool = False) -> Devices:
     Returns
     -------
     Devices
-        A tuple of :class:`adtn._backend.DeviceInfo`; prints as a table with memory, dtypes and, for devices
+        A tuple of :class:`adtn.backends.DeviceInfo`; prints as a table with memory, dtypes and, for devices
         that are not usable, the reason and what to do.
 
     Examples

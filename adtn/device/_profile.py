@@ -14,10 +14,10 @@ from importlib.resources.abc import Traversable
 from itertools import pairwise
 from typing import Annotated, Any
 
-from .._backend import Op
 from .._checks import checked
-from .._errors import ProfileError, ScheduleError
 from .._files import read_json, read_whole, sealed_json
+from ..backends import Op
+from ..errors import ProfileError, ScheduleError
 
 FORMAT = 4
 _UNSEALED = 3  # the same without a digest
@@ -357,7 +357,7 @@ def shipped_profiles() -> tuple[str, ...]:
 
 
 def _folder() -> Traversable:
-    return resources.files("adtn.schedule")
+    return resources.files("adtn.device")
 
 
 def _datasheets() -> dict[str, dict[str, Any]]:

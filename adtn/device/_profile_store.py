@@ -7,8 +7,8 @@ import os
 import platform
 from pathlib import Path
 
-from .._backend import Backend, check_device
-from .._errors import ProfileError, ScheduleError
+from ..backends import Backend, check_device
+from ..errors import ProfileError, ScheduleError
 from ._profile import FORMAT, DeviceProfile, Profile, shipped_profiles
 
 

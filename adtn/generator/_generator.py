@@ -11,21 +11,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from autoray import do
 
-from .._backend import DTYPES, Backend, backend_of, check_device
 from .._checks import Seed, checked, shown
-from .._errors import DeviceError, LayoutError, ScheduleError, TopologyError
 from .._typing import Array, Shape
-from ..network._active import active_parameters, degrees_of_freedom
-from ..network._adjoint import forward_stage
-from ..network._base import IdentityBase, RuleBase
-from ..network._initial import frozen_values, initial_values
-from ..network._layout import Layout
-from ..network._networks import Networks, as_networks, read_networks
-from ..network._permutation import Permutation
-from ..network._program import Program, cached_program
-from ..network._segment import Segment, cores_of
-from ..network._topology import Topology, TopologyArgument, Where
-from ..schedule import Memory, decide
+from ..backends import DTYPES, Backend, backend_of, check_device
+from ..calculus import active_parameters, degrees_of_freedom, forward_stage, frozen_values, initial_values
+from ..device import Memory
+from ..errors import DeviceError, LayoutError, ScheduleError, TopologyError
+from ..layout import Layout, Permutation
+from ..program import Program, cached_program
+from ..schedule import decide
+from ..topology import (
+    IdentityBase,
+    Networks,
+    RuleBase,
+    Segment,
+    Topology,
+    TopologyArgument,
+    Where,
+    as_networks,
+    cores_of,
+    read_networks,
+)
 from ..weight import ANY_BATCH, BASE, BASE_SCALE, Mode, WeightFunction, Weighting
 from ._values import Base, as_permutations, checked_base, kaiming, readonly, silence, spread
 

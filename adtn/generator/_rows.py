@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._typing import Array, Params
-from ..network import forward, probe_digits, rows_program
+from ..calculus import forward
+from ..program import probe_digits, rows_program
 from ._generator import Generator
 
 

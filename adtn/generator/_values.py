@@ -11,11 +11,11 @@ import numpy as np
 
 from .._arrays import finite_array, host_array
 from .._checks import shown
-from .._errors import LayoutError, TopologyError
 from .._typing import Shape
-from ..network._base import RuleBase
-from ..network._permutation import Permutation
-from ..network._program import Program
+from ..errors import LayoutError, TopologyError
+from ..layout import Permutation
+from ..program import Program
+from ..topology import RuleBase
 
 Base = Annotated[RuleBase | np.ndarray | None, "adtn.SeededBase(seed=0), adtn.IdentityBase(), an array or None"]
 

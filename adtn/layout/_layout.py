@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from autoray import do
 
 from .._checks import Range, check_fields, checked
-from .._errors import LayoutError
 from .._typing import Array, Inds, Shape
+from ..errors import LayoutError
 from ._factorise import factorise, uniform
 
 MAX_AXES = 5

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from autoray import compose, do
 
-from .._errors import LayoutError
 from .._typing import Array
+from ..errors import LayoutError
 
 _DIGEST_BYTES = 16
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from .._atomic import write_atomic
-from .._errors import FileFormatError, FitError
 from .._files import KEY, header_text, metadata_of, read_header, read_whole, sealed
+from ..errors import FileFormatError, FitError
 
 FORMAT = 2
 _KIND = "checkpoint of a fit"

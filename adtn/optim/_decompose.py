@@ -12,9 +12,9 @@ import numpy as np
 
 from .._arrays import finite_array
 from .._checks import checked
-from .._errors import TopologyError
+from ..errors import TopologyError
 from ..generator import Generator
-from ..network import CP, TT, TensorRing, Tucker
+from ..topology import CP, TT, TensorRing, Tucker
 
 _ALS_SWEEPS = 50
 

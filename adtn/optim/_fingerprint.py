@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .._backend import backend_of
+from ..backends import backend_of
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
 LIBRARIES = (

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .._backend import check_device
 from .._checks import Count, NotNegative, Positive, Seed, checked
-from .._errors import FitError
 from .._files import check_writable
+from ..backends import check_device
+from ..device import Memory
+from ..errors import FitError
 from ..generator import Generator
-from ..schedule import Memory
 from ..weight import Mode
 from ._checkpoint import Checkpoint, read_checkpoint
 from ._decompose import decompose

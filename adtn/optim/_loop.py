@@ -7,8 +7,8 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from .._errors import FitError
 from .._typing import Params
+from ..errors import FitError
 from ._optimizer import Evaluation, Iterate, Optimizer
 from ._run import Run
 from ._schedules import make_schedule

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from autoray import astype, do
 
-from .._backend import Backend, get_backend
-from .._errors import FitError
 from .._typing import Array, Params
+from ..backends import Backend, get_backend
+from ..errors import FitError
 from ..generator import Generator
 from ..schedule import decide
 from ..weight import BASE, Consumer, FitExecutable, Materialised, Mode, Projected, trusted_relative_square

@@ -12,10 +12,10 @@ import numpy as np
 from autoray import do
 
 from .._arrays import host_array
-from .._backend import Backend
 from .._checks import checked, shown
-from .._errors import FitError
 from .._typing import Array, Params, Shape
+from ..backends import Backend
+from ..errors import FitError
 from ..weight import Consumer, Weighting, squared_distance
 
 _NEAR = 1e-12  # of a norm or its inverse: beyond, squares leave single precision

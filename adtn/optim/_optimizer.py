@@ -10,11 +10,11 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from .._backend import Backend
 from .._checks import Registered, listed, shown
-from .._errors import FitError
 from .._plugins import load_plugin, plugin_names
 from .._typing import Params
+from ..backends import Backend
+from ..errors import FitError
 from ..generator import Generator
 from ._objective import Objective
 
@@ -124,7 +124,7 @@ class Optimizer(ABC):
     solves_matrices : bool
         Whether a step does dense linear algebra on the host, which is given all threads.
     needs_scope : bool
-        Whether operations on arrays of the backend are to run in its :meth:`scope <adtn._backend.Backend.scope>`, where
+        Whether operations on arrays of the backend are to run in its :meth:`scope <adtn.backends.Backend.scope>`, where
         they keep float64 on JAX; optimizers that enter it themselves need it not.
 
     Examples
@@ -228,7 +228,7 @@ def register_optimizer(name: str, optimizer: type[Optimizer]) -> type[Optimizer]
     >>> adtn.register_optimizer("adam", adtn.Optimizer)
     Traceback (most recent call last):
     ...
-    adtn._errors.FitError: Got name='adam', which is taken by an optimizer; expected a new name.
+    adtn.errors.FitError: Got name='adam', which is taken by an optimizer; expected a new name.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise FitError(f"Got name={shown(name)}; expected letters, digits, '-' and '_', such as 'sign-descent'.")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from .._checks import Count, NotNegative, Positive, Range, Seed, check_fields
-from .._errors import FitError
-from ..schedule import Memory
+from ..device import Memory
+from ..errors import FitError
 from ..weight import Mode
 from ._optimizer import OptimizerName, get_optimizer, weight_decay_names
 from ._schedules import ScheduleArgument

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from .._arrays import host_array
-from .._backend import Backend
-from .._errors import FitError, OutputWarning
 from .._typing import Array, Params
+from ..backends import Backend
+from ..errors import FitError, OutputWarning
 from ._checkpoint import Checkpoint, write_checkpoint
 from ._loss import Loss
 from ._objective import Objective, batch_at

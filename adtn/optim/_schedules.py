@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, Literal
 
 from .._checks import Count, Positive, checked, number
-from .._errors import FitError
+from ..errors import FitError
 
 ScheduleName = Literal["constant", "cosine", "onecycle"]
 Schedule = Callable[[int], float]

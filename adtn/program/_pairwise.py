@@ -17,9 +17,9 @@ from itertools import accumulate, pairwise
 
 from autoray import do
 
-from .._backend import Workspace
 from .._typing import Array, Inds, Shape
-from ._tree_order import Node
+from ..backends import Workspace
+from ._order import Node
 
 PLAIN = Workspace()
 _SMALL = 8  # so much smaller than an operand a result is turned for free

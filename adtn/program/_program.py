@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .._typing import Inds, Shape
-from ._activation import Activation, get_activation
+from ..topology import Activation, Core, Segment, get_activation, sizes_of
+from ._order import Node, arrange, contraction_nodes
 from ._pairwise import MatrixView, PairStep, plan_pair
 from ._path import find_path
-from ._segment import Core, Segment, sizes_of
-from ._tree_order import Node, arrange, contraction_nodes
 
 Path = tuple[tuple[int, int], ...]
 Halves = tuple[Inds, Inds]

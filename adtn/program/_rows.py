@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from ._layout import Layout
+from ..layout import Layout
+from ..topology import Core, Segment
 from ._program import Program, compile_program
-from ._segment import Core, Segment
 
 
 def chosen(segments: tuple[Segment, ...], layout: Layout, rows: int, columns: int = 0) -> tuple[Segment, ...]:

@@ -16,15 +16,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from .._errors import TopologyError
 from .._typing import Inds, Shape
-from ._activation import Activation, get_activation
-from ._layout import Layout
+from ..errors import TopologyError
+from ..layout import Layout
+from ..topology import Activation, Core, Segment, get_activation, sizes_of
+from ._order import Node, arrange, contraction_nodes
 from ._pairwise import MatrixView, PairStep
 from ._path import find_path
 from ._program import Path, Program, Stage, compile_program, last_halves, plan_steps
-from ._segment import Core, Segment, sizes_of
-from ._tree_order import Node, arrange, contraction_nodes
 
 # intermediates up to this part of the weight are computed once for all tiles
 ONCE_PART = 1 / 12

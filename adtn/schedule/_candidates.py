@@ -8,18 +8,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from .._backend import get_backend
-from .._errors import ScheduleError
 from .._typing import Inds
-from ..network import (
-    Path,
-    closed,
-    product_order,
-    row_order,
-    sizes_of,
-    tile_counts,
-    tile_program,
-)
+from ..backends import get_backend
+from ..errors import ScheduleError
+from ..program import Path, closed, product_order, row_order, tile_counts, tile_program
+from ..topology import sizes_of
 from ..weight import (
     MODES,
     Executable,

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path as FilePath
 
 from .._atomic import write_atomic
-from .._errors import FileFormatError
 from .._files import read_json, sealed_json
 from .._typing import Inds
-from ..network import Path
-from ._profile_store import cache_dir
+from ..device import cache_dir
+from ..errors import FileFormatError
+from ..program import Path
 
 FORMAT = 2  # the first one, without a digest, counts as absent
 

@@ -9,12 +9,11 @@ from typing import Any, Literal, TypeVar
 
 from autoray import do
 
-from .._backend import Backend
-from .._errors import ScheduleError
 from .._typing import Array, Params, Shape
+from ..backends import Backend
+from ..device import DeviceProfile, format_bytes
+from ..errors import ScheduleError
 from ..weight import Executable, FitExecutable, Layer, Materialised, Weighting, squared_distance
-from ._bytes import format_bytes
-from ._profile import DeviceProfile
 
 Task = Literal["generate", "apply", "train", "fit"]
 TASKS: tuple[Task, ...] = ("generate", "apply", "train", "fit")

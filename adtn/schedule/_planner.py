@@ -7,16 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
-from .._backend import split_device
 from .._checks import Count, checked, shown
-from .._errors import ScheduleError
-from ..network import check_activation
+from ..backends import split_device
+from ..device import DeviceProfile, Memory, Profile, chosen_profile, parse_bytes, shipped_profiles
+from ..errors import ScheduleError
+from ..topology import check_activation
 from ..weight import Layer, Mode
-from ._bytes import Memory, parse_bytes
 from ._candidates import Candidate, Candidates
 from ._plan import Alternative, Contraction, Plan, Task
-from ._profile import DeviceProfile, Profile, shipped_profiles
-from ._profile_store import chosen_profile
 from ._request import Request
 from ._search import step_ops
 from ._sketch import Planned

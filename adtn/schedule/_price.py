@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .._backend import get_backend, split_device
 from .._typing import Shape
+from ..backends import get_backend, split_device
 from ..weight import BASE, BASE_SCALE, Executable
 from ._plan import task_call
 from ._request import Request

@@ -15,8 +15,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .._typing import Inds
-from ..network import ONCE_PART, Path
-from ._profile import DeviceProfile
+from ..device import DeviceProfile
+from ..program import ONCE_PART, Path
 
 Pairs = tuple[tuple[int, int], ...]
 

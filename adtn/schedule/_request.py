@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..network import Segment
+from ..device import DeviceProfile
+from ..topology import Segment
 from ..weight import Mode, Weighting
-from ._profile import DeviceProfile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,14 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
-from .._backend import Op
 from .._typing import Inds
-from ..network import (
+from ..backends import Op
+from ..device import DeviceProfile, itemsize_of
+from ..program import (
     STATE,
-    Core,
     MatrixView,
     PairStep,
     Path,
-    Segment,
     arrange,
     contraction_nodes,
     cut_legs,
@@ -25,8 +24,8 @@ from ..network import (
     product_order,
     tile_program,
 )
+from ..topology import Core, Segment
 from ._path_cache import PathCache, path_key
-from ._profile import DeviceProfile, itemsize_of
 from ._recombine import Estimate
 
 Cost = Literal["forward", "adjoint", "projected", "small"]

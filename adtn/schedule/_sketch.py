@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .._typing import Shape
-from ..network import Layout, Segment, Topology
+from ..layout import Layout
+from ..topology import Segment, Topology
 from ..weight import Weighting
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cotengra.scoring import ExactObjective
 
-from ._profile import DeviceProfile
+from ..device import DeviceProfile
 
 # part of every cache key: raise it when the cost or the candidates change
 OBJECTIVE_VERSION = 8

@@ -11,11 +11,11 @@ from functools import lru_cache
 import numpy as np
 from autoray import astype, do, get_dtype_name
 
-from .._backend import get_backend
 from .._checks import Name, checked
-from .._errors import TopologyError
 from .._plugins import load_plugin, unregistered
 from .._typing import Array
+from ..backends import get_backend
+from ..errors import TopologyError
 
 
 @dataclass(frozen=True)

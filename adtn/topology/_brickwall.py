@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 from .._checks import NotNegative, Range, Seed
-from .._errors import TopologyError
-from ._layout import Layout
+from ..errors import TopologyError
+from ..layout import Layout
 from ._segment import Core, Init, Segment
 from ._topology import Pieces, Topology, register_topology
 

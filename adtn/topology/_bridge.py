@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from .._checks import checked, shown
-from .._errors import TopologyError, missing
+from ..errors import TopologyError, missing
 
 if TYPE_CHECKING:
     import quimb.tensor as qtn

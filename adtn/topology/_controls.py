@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from .._checks import Seed
-from ._layout import Layout
+from ..layout import Layout
 from ._segment import Core, Segment
 from ._topology import Topology, register_topology
 

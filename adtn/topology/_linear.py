@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from .._errors import TopologyError
-from ._layout import Layout
+from ..errors import TopologyError
+from ..layout import Layout
 from ._segment import Core, Segment
 from ._topology import Bond, Topology, register_topology
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._checks import shown
-from .._errors import TopologyError
 from .._typing import Inds
-from ._layout import Layout
+from ..errors import TopologyError
+from ..layout import Layout
 from ._segment import INITS, Core, Segment, sizes_of
 from ._topology import Topology, register_topology
 

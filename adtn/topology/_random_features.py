@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .._checks import Positive, Seed
-from .._errors import TopologyError
-from ._layout import Layout
+from ..errors import TopologyError
+from ..layout import Layout
 from ._segment import Core, Segment
 from ._topology import Bond, Topology, register_topology
 

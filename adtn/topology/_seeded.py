@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from .._checks import Seed, check_fields
-from .._errors import TopologyError
 from .._typing import Shape
+from ..errors import TopologyError
 from ._base import RuleBase
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .._errors import TopologyError
 from .._typing import Inds, Shape
+from ..errors import TopologyError
 
 Init = Literal["normal", "identity", "basis", "seeded", "given", "bumps"]
 INITS: tuple[Init, ...] = ("normal", "identity", "basis", "seeded", "given", "bumps")

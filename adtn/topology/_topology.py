@@ -8,10 +8,10 @@ from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from .._checks import Range, check_fields, checked, shown
-from .._errors import LayoutError, TopologyError
 from .._plugins import load_plugin, unregistered
+from ..errors import LayoutError, TopologyError
+from ..layout import Layout
 from ._activation import get_activation
-from ._layout import Layout
 from ._segment import Segment, check_links, place_activations, shared, sizes_of
 
 Bond = Annotated[int, Range(1, 2**20)]

@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
 from .._checks import NotNegative, Range
-from .._errors import TopologyError
 from .._typing import Inds, Shape
-from ._layout import Layout
+from ..errors import TopologyError
+from ..layout import Layout
 from ._segment import Core, Segment
 from ._topology import Bond, Topology, register_topology
 

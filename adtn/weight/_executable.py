@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Self
 
-from .._backend import Backend, Workspace
 from .._typing import Array, Params, Shape
-from ..network import PairStep
+from ..backends import Backend, Workspace
+from ..program import PairStep
 from ._mode import Mode
 from ._tiled import Consumer
 from ._weighting import Weighting

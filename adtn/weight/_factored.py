@@ -9,20 +9,12 @@ from typing import ClassVar
 
 from autoray import do
 
-from .._backend import Backend
 from .._typing import Array, Params
-from ..network import (
-    Core,
-    Layout,
-    Path,
-    Program,
-    Segment,
-    StageTape,
-    compile_program,
-    forward,
-    forward_tape,
-    pullback,
-)
+from ..backends import Backend
+from ..calculus import StageTape, forward, forward_tape, pullback
+from ..layout import Layout
+from ..program import Path, Program, compile_program
+from ..topology import Core, Segment
 from ._executable import Layer, ListedStep, Tape
 from ._mode import Mode
 from ._weighting import BASE_SCALE, Weighting

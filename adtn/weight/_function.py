@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._typing import Array, Params
-from ..network import Program, StageTape, forward, forward_tape, pullback
+from ..calculus import StageTape, forward, forward_tape, pullback
+from ..program import Program
 from ._weighting import BASE_SCALE, Weighting
 
 

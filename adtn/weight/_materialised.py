@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from autoray import do
 
-from .._backend import Backend
 from .._typing import Array, Params, Shape
+from ..backends import Backend
 from ._executable import FitExecutable, Layer, ListedStep, Tape
 from ._mode import Mode
 from ._tiled import CACHED_BYTES, Consumer, TiledWeight

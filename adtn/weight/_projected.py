@@ -9,18 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from autoray import do
 
-from .._backend import Backend
 from .._typing import Array, Params, Shape
-from ..network import (
-    Path,
-    Segment,
-    closed,
-    default_path,
-    plan_stage,
-    product_order,
-    sizes_of,
-    tile_program,
-)
+from ..backends import Backend
+from ..program import Path, closed, default_path, plan_stage, product_order, tile_program
+from ..topology import Segment, sizes_of
 from ._executable import FitExecutable, ListedStep
 from ._mode import Mode
 from ._tiled import Consumer, TiledWeight

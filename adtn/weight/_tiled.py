@@ -9,17 +9,10 @@ from typing import Any
 
 from autoray import do
 
-from .._backend import Backend, Workspace
 from .._typing import Array, Params, Shape
-from ..network import (
-    Stage,
-    Tiled,
-    frontier,
-    frontier_pullback,
-    project,
-    squared_norm,
-    walk,
-)
+from ..backends import Backend, Workspace
+from ..calculus import frontier, frontier_pullback, project, squared_norm, walk
+from ..program import Stage, Tiled
 from ._weighting import BASE, BASE_SCALE, Weighting
 
 CACHED_BYTES = 32 << 20  # of memory that a function that makes weights holds between calls

@@ -7,9 +7,11 @@ from string import ascii_letters
 
 from autoray import do
 
-from .._backend import Backend
 from .._typing import Array, Inds, Params
-from ..network import Path, Segment, compile_program, contraction_nodes, forward
+from ..backends import Backend
+from ..calculus import forward
+from ..program import Path, compile_program, contraction_nodes
+from ..topology import Segment
 from ._factored import with_input
 from ._weighting import Weighting
 

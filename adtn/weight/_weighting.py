@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from autoray import do
 
-from .._errors import LayoutError
 from .._typing import Array, Params
-from ..network import Layout, Permutation, pad
+from ..errors import LayoutError
+from ..layout import Layout, Permutation, pad
 
 BASE = "base"
 BASE_SCALE = "base.scale"

@@ -11,7 +11,7 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn._backend import check_device
+from adtn.backends import check_device
 
 LAYOUT = adtn.Layout.of((256, 256), 4, "interleaved")
 GENERATOR = adtn.Generator((256, 256), adtn.TTN(bond=2, activation="silu"), layout=LAYOUT, seed=0)

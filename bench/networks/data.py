@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 from adtn._atomic import write_atomic
-from adtn._errors import ADTNError
-from adtn.schedule import cache_dir
+from adtn.device import cache_dir
+from adtn.errors import ADTNError
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from torch import nn
 from torch.func import functional_call, jvp, vmap
 from train import RESULTS
 
-from adtn_backends.torch_layers import GeneratedWeight
+from adtn_backends.torch.layers import GeneratedWeight
 
 _CASE = "fc2-narrow"
 _METHODS = ("mpo, small legs by meaning, 7 last 1000x", "nonlinear ttn, legs by meaning 100x")

@@ -8,11 +8,11 @@ from typing import Any
 
 import adtn
 import torch
-from adtn.compress import bond_field, largest_within, with_bond
+from adtn.compression import bond_field, largest_within, with_bond
 from adtn.optim import has_decomposition
 from torch import nn
 
-from adtn_backends.torch_layers import ADTNConv2d, ADTNLinear
+from adtn_backends.torch.layers import ADTNConv2d, ADTNLinear
 
 _COUNTED = 1000  # numbers up to which the active ones are counted: ranks of large cores take minutes
 

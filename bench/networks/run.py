@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 from adtn._atomic import write_atomic
-from adtn._backend import get_backend
-from adtn._errors import ADTNError
+from adtn.backends import get_backend
 from adtn.bench import machine
-from adtn.compress import Tuning
+from adtn.compression import Tuning
+from adtn.errors import ADTNError
 from data import Images, load
 from dense import NETWORKS
 from methods import replacement, sorted_units

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from adtn._errors import ADTNError
+from adtn.errors import ADTNError
 
 
 def stories_model(path: Path) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from adtn.bench import machine
-from adtn.schedule import cache_dir
+from adtn.device import cache_dir
 from data import Images, load
 from dense import NETWORKS
 from safetensors.torch import save_file

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..._backend import Optimizer as BackendOptimizer
 from ..._typing import Params
+from ...backends import Optimizer as BackendOptimizer
 from .._optimizer import Iterate, Optimizer, Problem
 
 State = tuple[Any, ...]  # of the groups

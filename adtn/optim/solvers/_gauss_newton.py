@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from autoray import do
 
-from ..._backend import Backend
-from ..._errors import FitError
 from ..._typing import Array, Params
+from ...backends import Backend
+from ...calculus import SampledJacobian, sampled_jacobian, stacked
+from ...errors import FitError
 from ...generator import Generator
-from ...network import SampledJacobian, sampled_jacobian, stacked
 from ...weight import BASE, BASE_SCALE
 from .._objective import Objective
 from .._optimizer import Evaluation, Iterate, Optimizer, Problem

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..._errors import FitError
 from ..._typing import Params
+from ...errors import FitError
 from .._optimizer import Evaluation, Iterate, Optimizer, Problem
 from ._vectors import flat, unflat
 

@@ -10,13 +10,13 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from adtn.compress import Tuning
+from adtn.compression import Tuning
 from flax import nnx
 
-from ._batches import cycled
-from .jax_layers._places import variables_of
-from .jax_loss import exact
-from .jax_train import train
+from ..shared._batches import cycled
+from ._loss import exact
+from ._step import train
+from .layers._places import variables_of
 
 Seen: TypeAlias = tuple[tuple[Any, ...], dict[str, Any], Any]
 """Positional inputs, keywords and outputs of one batch."""

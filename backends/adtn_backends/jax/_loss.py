@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from adtn._errors import CompressError
+from adtn.errors import CompressError
 
-from ._batches import IGNORED, check_labels, check_loss, class_axis, explained, has_labels, labels_of, logits_of
+from ..shared._batches import IGNORED, check_labels, check_loss, class_axis, explained, has_labels, labels_of, logits_of
 
 
 def outputs_of(model: Any, batch: Any) -> Any:

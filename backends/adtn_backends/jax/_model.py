@@ -14,31 +14,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from adtn import Generator
-from adtn._errors import CompressError, DeviceError
 from adtn._files import sealed, write_bytes
 from adtn.bench import median_seconds
-from adtn.compress import Layer, Tuning
+from adtn.compression import Layer, Tuning
+from adtn.errors import CompressError, DeviceError
 from adtn.optim import fingerprint
 from adtn.schedule import decide
 from flax import nnx
 
-from ._batches import IGNORED, cycled
-from .jax_distill import Seen, distill_layer, packed
-from .jax_layers import ADTNLinear, GeneratedWeight
-from .jax_layers._adapted import Adapted, adapted_layers, add_adapter
-from .jax_layers._kernels import patches, weight_of
-from .jax_layers._like import layer_like
-from .jax_layers._places import modules_of, params_of, put_module, variables_of
-from .jax_layers._weight import Frozen
-from .jax_loss import check_range, classes_of, loss_of, outputs_of
-from .jax_train import train
+from ..shared._batches import IGNORED, cycled
+from ._distill import Seen, distill_layer, packed
+from ._loss import check_range, classes_of, loss_of, outputs_of
+from ._step import train
+from .layers import ADTNLinear, GeneratedWeight
+from .layers._adapted import Adapted, adapted_layers, add_adapter
+from .layers._kernels import patches, weight_of
+from .layers._like import layer_like
+from .layers._places import modules_of, params_of, put_module, variables_of
+from .layers._weight import Frozen
 
 _CACHED_BYTES = 1 << 30  # of one layer's inputs and outputs
 _LARGEST_MOMENT = 1 << 26
 
 
 class NnxModel:
-    """See :class:`adtn.compress.Model`. Losses are traced: they may do what :func:`jax.jit` allows."""
+    """See :class:`adtn.compression.Model`. Losses are traced: they may do what :func:`jax.jit` allows."""
 
     def __init__(self, model: nnx.Module, device: str | None) -> None:
         self.model = model
@@ -135,7 +135,7 @@ class NnxModel:
                 put_module(self.model, place, module)
 
     def adapt(self, generators: Mapping[str, Generator], name: str) -> None:
-        """See :class:`adtn_backends.jax_layers.Adapted`."""
+        """See :class:`adtn_backends.jax.Adapted`."""
         before = [layer for _, layer in adapted_layers(self.model)]
         self._active = [(layer, layer.active, layer.merged) for layer in before]
         for layer in before:

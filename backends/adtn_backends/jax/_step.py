@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from adtn._errors import CompressError
-from adtn.compress import Tuning
+from adtn.compression import Tuning
+from adtn.errors import CompressError
 from flax import nnx
 
-from ._training_file import Data
+from ..shared._training_file import Data
 
 
 def train(

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from adtn._backend import Backend, DeviceInfo, Differentiable, Workspace
 from adtn._checks import shown
-from adtn._errors import DeviceError, FitError, missing
 from adtn._typing import Params
+from adtn.backends import Backend, DeviceInfo, Differentiable, Workspace
+from adtn.errors import DeviceError, FitError, missing
 
-from ._memory import host_memory_bytes
+from ..shared._memory import host_memory_bytes
 
 
 def _x64(dtype: str) -> AbstractContextManager[Any]:
@@ -177,7 +177,7 @@ class JaxBackend:
             raise missing("flax", "jax", "models of Flax") from error
         if not isinstance(model, nnx.Module):
             return None
-        from .jax_model import NnxModel
+        from ._model import NnxModel
 
         return NnxModel(model, device)
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import autoray
 import numpy as np
-from adtn._backend import Backend, DeviceInfo, Differentiable, Elementwise, Op, Workspace
-from adtn._errors import DeviceError
 from adtn._typing import Params, Shape
-from adtn.network import Permutation, index_on
+from adtn.backends import Backend, DeviceInfo, Differentiable, Elementwise, Op, Workspace
+from adtn.errors import DeviceError
+from adtn.layout import Permutation, index_on
 
-from . import null_functions
+from . import _functions as null_functions
 
 _ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -296,17 +296,17 @@ def _astype(x: NullArray, dtype: str) -> NullArray:
 
 
 # autoray looks for all others in a module of that name
-autoray.register_backend(NullArray, "adtn_backends.null_functions")
-autoray.register_function("adtn_backends.null_functions", "get_dtype_name", lambda x: x.dtype)
+autoray.register_backend(NullArray, "adtn_backends.null._functions")
+autoray.register_function("adtn_backends.null._functions", "get_dtype_name", lambda x: x.dtype)
 for _name, _fn in {
     "matmul": _matmul, "transpose": _transpose, "reshape": _reshape, "sum": _sum, "zeros_like": _zeros_like,
     "broadcast_to": _broadcast_to, "concatenate": _concatenate, "astype": _astype,
 }.items():  # fmt: skip
-    autoray.register_function("adtn_backends.null_functions", _name, _fn)
+    autoray.register_function("adtn_backends.null._functions", _name, _fn)
 null_functions.apply = elementwise
 
 
-@index_on.register("adtn_backends.null_functions")
+@index_on.register("adtn_backends.null._functions")
 def _index(x: NullArray, permutation: Permutation, inverse: bool) -> np.ndarray:
     return permutation.array
 

@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
-from adtn._backend import Backend, DeviceInfo, Differentiable, Elementwise, Workspace
 from adtn._checks import shown
-from adtn._errors import DeviceError, FitError
 from adtn._typing import Params, Shape
+from adtn.backends import Backend, DeviceInfo, Differentiable, Elementwise, Workspace
+from adtn.errors import DeviceError, FitError
 
-from ._memory import host_memory_bytes
-from ._pool import POOL, SMALLEST
+from ..shared._memory import host_memory_bytes
+from ..shared._pool import POOL, SMALLEST
 from ._threads import blas_threads
 
 
@@ -88,7 +88,7 @@ class NumpyBackend:
         return nullcontext()
 
     def threads(self, flops: float) -> AbstractContextManager[Any]:
-        """One thread for small products, see :mod:`adtn_backends._threads`."""
+        """One thread for small products, see :mod:`adtn_backends.numpy._threads`."""
         return blas_threads(flops)
 
     def synchronize(self, device: str, result: Any = None) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from adtn import Generator
 from adtn._arrays import finite_array
 from adtn._checks import checked
-from adtn._errors import LayoutError
+from adtn.errors import LayoutError
 
-from ._geometry import NUMPY_PAD, Geometry, PaddingMode, Size, check_axes, check_bias
+from ..shared._geometry import NUMPY_PAD, Geometry, PaddingMode, Size, check_axes, check_bias
 
 
 class ADTNLinear:

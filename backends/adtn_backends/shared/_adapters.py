@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 from adtn import Generator
-from adtn._errors import CompressError
+from adtn.errors import CompressError
 
 Layers: TypeAlias = Sequence[tuple[str, Any]]
 """Adapted layers by name."""

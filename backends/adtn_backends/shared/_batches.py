@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from adtn._checks import shown
-from adtn._errors import CompressError
+from adtn.errors import CompressError
 
 IGNORED = -100  # labels that do not count
 

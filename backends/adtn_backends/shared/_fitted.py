@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import adtn
 import numpy as np
 from adtn import Generator, Layout, Topology
-from adtn.network import RuleBase
 from adtn.optim import has_decomposition
+from adtn.topology import RuleBase
 
 Base: TypeAlias = np.ndarray | RuleBase | None
 

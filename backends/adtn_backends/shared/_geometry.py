@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from adtn._checks import Count, Range, checked, rule_of
-from adtn._errors import LayoutError
+from adtn.errors import LayoutError
 
 Size = int | tuple[int, ...]
 Steps = Annotated[Count | tuple[Count, ...], "a whole number of at least 1, or one for each axis"]

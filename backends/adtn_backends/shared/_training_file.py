@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from adtn._atomic import write_atomic
-from adtn._errors import CompressError, FileFormatError, ModelFileError, OutputWarning
 from adtn._files import KEY, header_text, read_header, read_whole, sealed
+from adtn.errors import CompressError, FileFormatError, ModelFileError, OutputWarning
 from adtn.optim import fingerprint
 
 FORMAT = 2  # the first one has no header

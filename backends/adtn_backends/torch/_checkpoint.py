@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from ._training_file import Data
+from ..shared._training_file import Data
 
 
 class Training:

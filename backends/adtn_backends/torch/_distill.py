@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
-from adtn.compress import Tuning
+from adtn.compression import Tuning
 from torch import nn
 
-from .torch_loss import exact
-from .torch_step import step_of
+from ._loss import exact
+from ._step import step_of
 
 Seen: TypeAlias = tuple[Any, dict[str, Any], torch.Tensor]
 """Positional inputs, keywords and outputs of one batch."""

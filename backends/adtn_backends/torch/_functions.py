@@ -8,7 +8,7 @@ from typing import Any
 
 import autoray
 import torch
-from adtn.network import Permutation, index_on
+from adtn.layout import Permutation, index_on
 
 _OF_TENSORS = (
     "arctan2 atan2 copysign fmax fmin heaviside hypot ldexp logaddexp logaddexp2 logical_and logical_or logical_xor "

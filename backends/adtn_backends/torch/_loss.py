@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from adtn._errors import CompressError
+from adtn.errors import CompressError
 from torch import nn
 
-from ._batches import IGNORED, check_labels, check_loss, class_axis, explained, has_labels, labels_of, logits_of
+from ..shared._batches import IGNORED, check_labels, check_loss, class_axis, explained, has_labels, labels_of, logits_of
 
 
 def outputs_of(model: nn.Module, batch: Any) -> Any:

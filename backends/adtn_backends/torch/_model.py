@@ -16,34 +16,34 @@ from typing import Any
 import numpy as np
 import torch
 from adtn import Generator
-from adtn._errors import CompressError, DeviceError
 from adtn._files import sealed, write_bytes
-from adtn.compress import Layer, Tuning
+from adtn.compression import Layer, Tuning
+from adtn.errors import CompressError, DeviceError
 from adtn.optim import fingerprint
 from adtn.schedule import decide
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ._batches import IGNORED, cycled
+from ..shared._batches import IGNORED, cycled
+from ._checkpoint import Training
+from ._distill import Seen, distill_layer
+from ._loss import check_range, classes_of, loss_of, outputs_of
+from ._memory import PeakMemory
+from ._replacement import declare_tie, generated_in_place_of, generated_parts, owners_of, weights_of
+from ._step import step_of
 from .huggingface import note_structures
-from .torch_checkpoint import Training
-from .torch_distill import Seen, distill_layer
-from .torch_layers import Adapted, ADTNLinear, GeneratedWeight, add_adapter
-from .torch_layers._adapted import adapted_layers
-from .torch_layers._hooks import without_hooks
-from .torch_layers._like import STANDARD, weight_shape
-from .torch_layers._linear import is_transposed
-from .torch_loss import check_range, classes_of, loss_of, outputs_of
-from .torch_memory import PeakMemory
-from .torch_replacement import declare_tie, generated_in_place_of, generated_parts, owners_of, weights_of
-from .torch_step import step_of
+from .layers import Adapted, ADTNLinear, GeneratedWeight, add_adapter
+from .layers._adapted import adapted_layers
+from .layers._hooks import without_hooks
+from .layers._like import STANDARD, weight_shape
+from .layers._linear import is_transposed
 
 _CACHED_BYTES = 1 << 30  # of one layer's inputs and outputs
 _LARGEST_MOMENT = 1 << 26  # entries: beyond, the second moment of the inputs takes more than the weight is worth
 
 
 class TorchModel:
-    """See :class:`adtn.compress.Model`."""
+    """See :class:`adtn.compression.Model`."""
 
     def __init__(self, model: nn.Module, device: str | None) -> None:
         self.model = model
@@ -168,7 +168,7 @@ class TorchModel:
         note_structures(self.model, generators)
 
     def adapt(self, generators: Mapping[str, Generator], name: str) -> None:
-        """See :class:`adtn_backends.torch_layers.Adapted`."""
+        """See :class:`adtn_backends.torch.Adapted`."""
         before = [layer for _, layer in adapted_layers(self.model)]
         self._active = [(layer, layer.active, layer.merged) for layer in before]
         for layer in before:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from adtn.compress import Layer
+from adtn.compression import Layer
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .torch_layers import Adapted, ADTNMultiheadAttention, GeneratedWeight, parametrized
-from .torch_layers._hooks import with_hooks
-from .torch_layers._like import STANDARD, layer_like, matrices, weight_shape
+from .layers import Adapted, ADTNMultiheadAttention, GeneratedWeight, parametrized
+from .layers._hooks import with_hooks
+from .layers._like import STANDARD, layer_like, matrices, weight_shape
 
 
 def weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]], str]:

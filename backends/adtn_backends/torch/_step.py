@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 import torch
 from adtn._checks import shown
-from adtn._errors import CompressError
-from adtn.compress import Tuning
+from adtn.compression import Tuning
+from adtn.errors import CompressError
 from torch import nn
 
 Value: TypeAlias = Callable[[Any], torch.Tensor]

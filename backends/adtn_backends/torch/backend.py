@@ -11,15 +11,14 @@ from typing import Any
 import autoray
 import numpy as np
 import torch
-from adtn._backend import Backend, DeviceInfo, Differentiable, Elementwise, Workspace
 from adtn._checks import shown
-from adtn._errors import DeviceError, FitError
 from adtn._typing import Params, Shape
+from adtn.backends import Backend, DeviceInfo, Differentiable, Elementwise, Workspace
+from adtn.errors import DeviceError, FitError
 from torch.nn import functional as F
 
-from . import torch_functions as torch_functions
-from ._memory import host_memory_bytes
-from ._pool import POOL
+from ..shared._memory import host_memory_bytes
+from ..shared._pool import POOL
 
 # its own translation of arguments is nothing that PyTorch's compiler follows
 autoray.register_function("torch", "concatenate", torch.concatenate)
@@ -243,7 +242,7 @@ class TorchBackend:
 
     def model(self, model: Any, device: str | None) -> Any | None:
         """A :class:`torch.nn.Module`, or the Hugging Face folder of one."""
-        from .torch_model import TorchModel
+        from ._model import TorchModel
 
         if isinstance(model, Path):
             from .huggingface import pretrained

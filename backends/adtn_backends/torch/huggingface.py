@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from adtn import Generator
-from adtn._errors import CompressError, missing
-from adtn.compress import STRUCTURES, structure_from_json, structure_to_json
+from adtn.compression import STRUCTURES, structure_from_json, structure_to_json
+from adtn.errors import CompressError, missing
 from torch import nn
 
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -109,7 +109,7 @@ def _compressed(folder: Path, cls: Any, plain: Mapping[str, Any]) -> nn.Module:
     import transformers
     from safetensors.torch import load_file
 
-    from .torch_model import TorchModel
+    from ._model import TorchModel
 
     _check_files(folder, plain.get("transformers_weights"))
     try:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from adtn import Config
-from adtn._errors import ADTNError, CompressError
-from adtn.compress import starting_at_zero
-from adtn.network import topology_to_json
+from adtn.compression import starting_at_zero
+from adtn.errors import ADTNError, CompressError
+from adtn.topology import topology_to_json
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
@@ -24,10 +24,10 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .torch_layers import ADTNLinear, GeneratedWeight
-from .torch_layers._like import layer_like, weight_shape
-from .torch_layers._linear import is_transposed
-from .torch_layers._merged import Mergeable
+from .layers import ADTNLinear, GeneratedWeight
+from .layers._like import layer_like, weight_shape
+from .layers._linear import is_transposed
+from .layers._merged import Mergeable
 
 _TARGETS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, Conv1D)
 
@@ -183,7 +183,7 @@ class CompressedLora(LoraLinear):
         """Refused: a generated weight cannot take up a low-rank one."""
         raise CompressError(
             "A LoRA cannot be merged into a generated weight; keep it beside, or make the layers dense first "
-            "(adtn_backends.torch_layers.to_dense)."
+            "(adtn_backends.torch.to_dense)."
         )
 
 

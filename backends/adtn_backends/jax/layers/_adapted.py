@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from adtn import Generator
-from adtn._errors import CompressError
 from adtn._typing import Params
-from adtn.compress import load_layers, save_layers
+from adtn.compression import load_layers, save_layers
+from adtn.errors import CompressError
 from flax import nnx
 from jax.core import Tracer
 
-from .._adapters import generators_of, names_of, switch
+from ...shared._adapters import generators_of, names_of, switch
 from ._kernels import kernel_name, kernel_of
 from ._like import layer_like
 from ._places import modules_of, params_of, put_module

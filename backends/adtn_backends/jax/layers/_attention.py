@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from adtn import Generator
-from adtn._errors import LayoutError
+from adtn.errors import LayoutError
 from flax import nnx
 
 from ._kernels import filled

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from adtn import Generator, Layout, Topology
 from adtn._checks import checked
-from adtn._errors import LayoutError
+from adtn.errors import LayoutError
 from flax import nnx
 
-from .._fitted import Base
-from .._geometry import NUMPY_PAD, Geometry, PaddingMode, Size
+from ...shared._fitted import Base
+from ...shared._geometry import NUMPY_PAD, Geometry, PaddingMode, Size
 from ._kernels import as_dtype, conv_options, filled, weight_of
 from ._shards import placed
 from ._weight import GeneratedWeight, as_weight, bias_param, weight_for

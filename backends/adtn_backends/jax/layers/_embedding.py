@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from adtn import Generator, Layout, Topology
 from adtn._checks import checked
-from adtn._errors import LayoutError
 from adtn._typing import Params
+from adtn.errors import LayoutError
 from flax import nnx
 
-from .._fitted import Base
+from ...shared._fitted import Base
 from ._kernels import as_dtype, filled, refuse_other
 from ._shards import by_shards, placed
 from ._weight import GeneratedWeight, as_weight, weight_for

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from adtn._errors import LayoutError
+from adtn.errors import LayoutError
 from flax import nnx
 
 from ._weight import GeneratedWeight

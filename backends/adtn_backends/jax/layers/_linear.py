@@ -8,12 +8,12 @@ from typing import Any
 import jax
 from adtn import Generator, Layout, Topology
 from adtn._checks import checked
-from adtn._errors import LayoutError
 from adtn._typing import Params
+from adtn.errors import LayoutError
 from flax import nnx
 
-from .._fitted import Base
-from .._geometry import check_input
+from ...shared._fitted import Base
+from ...shared._geometry import check_input
 from ._kernels import as_dtype, filled, refuse_other
 from ._shards import by_shards, parts_of, placed
 from ._weight import GeneratedWeight, Mode, as_weight, bias_param, weight_for

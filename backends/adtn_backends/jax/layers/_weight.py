@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from adtn import Generator, Layout, Topology
 from adtn._arrays import host_array
-from adtn._backend import get_backend
 from adtn._checks import checked
-from adtn._errors import LayoutError
 from adtn._typing import Params
+from adtn.backends import get_backend
+from adtn.errors import LayoutError
 from adtn.generator import generated_rows
 from adtn.schedule import decide
 from adtn.weight import ANY_BATCH, Layer, Materialised, Mode
 from flax import nnx
 
-from .._fitted import Base, fitted
-from .._geometry import check_axes, check_bias
+from ...shared._fitted import Base, fitted
+from ...shared._geometry import check_axes, check_bias
 from ._shards import replicated
 
 _BACKEND = get_backend("jax")
@@ -162,7 +162,7 @@ def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> Gene
 def weight_for(
     dense: jax.Array, topology: Topology, layout: Layout | None, *, seed: int, base: Base, steps: int, **options: Any
 ) -> GeneratedWeight:
-    """In place of a given weight, with its dtype; see :func:`adtn_backends._fitted.fitted`."""
+    """In place of a given weight, with its dtype; see :func:`adtn_backends.shared._fitted.fitted`."""
     values = np.asarray(dense, np.float64)
     found = fitted(values, topology, layout, seed=seed, base=base, steps=steps, options=options)
     return GeneratedWeight(found).astype(dense.dtype)

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from adtn import Generator
-from adtn._errors import CompressError
-from adtn.compress import load_layers, save_layers
+from adtn.compression import load_layers, save_layers
+from adtn.errors import CompressError
 from torch import nn
 
-from .._adapters import generators_of, names_of, switch
+from ...shared._adapters import generators_of, names_of, switch
 from ._like import layer_like
 from ._merged import Mergeable
 from ._weight import GeneratedWeight, is_traced, refuse_tracers

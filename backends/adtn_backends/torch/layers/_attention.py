@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from adtn import Topology
-from adtn._errors import LayoutError
-from adtn.network import RuleBase
+from adtn.errors import LayoutError
+from adtn.topology import RuleBase
 from torch import nn
 from torch.nn.utils import skip_init
 

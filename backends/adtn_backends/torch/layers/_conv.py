@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Self
 import torch
 from adtn import Generator, Layout, Topology
 from adtn._checks import checked
-from adtn._errors import LayoutError
+from adtn.errors import LayoutError
 from torch import nn
 from torch.nn.utils import skip_init
 
-from .._geometry import Geometry, PaddingMode, Size
+from ...shared._geometry import Geometry, PaddingMode, Size
 from ._weight import (
     Base,
     GeneratedWeight,

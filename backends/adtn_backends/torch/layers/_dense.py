@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from adtn._errors import CompressError
+from adtn.errors import CompressError
 from torch import nn
 
 from ..huggingface import note_structures

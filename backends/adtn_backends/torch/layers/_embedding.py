@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from adtn import Generator, Layout, Topology
 from adtn._checks import checked
-from adtn._errors import LayoutError
+from adtn.errors import LayoutError
 from torch import nn
 
 from ._weight import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adtn._errors import LayoutError
+from adtn.errors import LayoutError
 from torch import nn
 
 from ._conv import ADTNConv1d, ADTNConv2d, ADTNConv3d

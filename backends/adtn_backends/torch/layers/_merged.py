@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from adtn._errors import CompressError
+from adtn.errors import CompressError
 from torch import nn
 
 from ._linear import is_transposed

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
-from adtn._errors import LayoutError
+from adtn.errors import LayoutError
 from torch import nn
 
 from ._weight import GeneratedWeight, is_traced, refuse_tracers

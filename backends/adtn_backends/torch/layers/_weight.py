@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from adtn import Generator, Layout, Topology
 from adtn._arrays import host_array
-from adtn._backend import get_backend
 from adtn._checks import checked
-from adtn._errors import DeviceError, LayoutError
+from adtn.backends import get_backend
+from adtn.errors import DeviceError, LayoutError
 from adtn.generator import generated_rows
-from adtn.network import get_activation
 from adtn.schedule import decide
+from adtn.topology import get_activation
 from adtn.weight import BASE, EinsumSteps, Factored, Layer, Materialised, Mode, TracedApply
 from torch import nn
 from torch.autograd import forward_ad
 
-from .._fitted import Base, fitted
-from .._geometry import check_axes, check_bias
-from ..torch_backend import differentiable_vjp, must_differentiate
+from ...shared._fitted import Base, fitted
+from ...shared._geometry import check_axes, check_bias
+from ..backend import differentiable_vjp, must_differentiate
 
 _BACKEND = get_backend("torch")
 PLAIN = (torch.Tensor, nn.Parameter)
@@ -354,7 +354,7 @@ def cached_weights(model: nn.Module) -> collections.abc.Generator[None, None, No
     Examples
     --------
     >>> import adtn, torch
-    >>> from adtn_backends.torch_layers import ADTNLinear
+    >>> from adtn_backends.torch import ADTNLinear
     >>> model = torch.nn.Sequential(ADTNLinear(adtn.Generator((64, 32), adtn.TTN(bond=2)))).eval()
     >>> with torch.no_grad(), cached_weights(model):
     ...     [model(torch.zeros(5, 32)).shape for _ in range(2)]
@@ -394,7 +394,7 @@ def refuse_tracers(layer: nn.Module, *inputs: Any) -> None:
     if proxy or torch._C._get_tracing_state() is not None:
         raise LayoutError(
             f"Got {'a torch.fx.Proxy' if proxy else 'torch.jit.trace'} in {type(layer).__name__}; expected tensors, "
-            "torch.compile or torch.export. Use one of these, or trace adtn_backends.torch_layers.to_dense(model)."
+            "torch.compile or torch.export. Use one of these, or trace adtn_backends.torch.to_dense(model)."
         )
 
 
@@ -423,7 +423,7 @@ def refuse_subclass(dense: Any, *known: type[nn.Module]) -> None:
     if not any(isinstance(dense, one) and type(dense).forward is one.forward for one in known):
         raise LayoutError(
             f"Got {type(dense).__name__}; expected {' or '.join(one.__name__ for one in known)}, or a subclass with "
-            "the same forward. Keep its own forward with adtn_backends.torch_layers.parametrized."
+            "the same forward. Keep its own forward with adtn_backends.torch.parametrized."
         )
 
 
@@ -443,7 +443,7 @@ def generator_of(
     steps: int,
     options: dict[str, Any],
 ) -> Generator:
-    """A generator for a given weight; see :func:`adtn_backends._fitted.fitted`."""
+    """A generator for a given weight; see :func:`adtn_backends.shared._fitted.fitted`."""
     values = dense.detach().cpu().double().numpy()
     return fitted(values, topology, layout, seed=seed, base=base, steps=steps, options=options)
 

@@ -1,0 +1,6 @@
+"""Axes as legs: factorisation, padding, order, permutations."""
+
+from ._layout import Layout as Layout
+from ._layout import pad as pad
+from ._permutation import Permutation as Permutation
+from ._permutation import index_on as index_on

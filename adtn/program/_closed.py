@@ -1,0 +1,69 @@
+"""A segment contracted with its own copy, and the order in which a tiled product reads a target."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from .._typing import Inds
+from ..topology import Core, Segment
+from ._order import Node, contraction_nodes
+from ._program import Path
+
+STATE = "x/state"
+
+
+def product_order(segment: Segment, path: Path, sizes: dict[str, int], tiles: int) -> Inds:
+    """The outputs in the order in which a tiled path does least: first those that tiles fix, then those inside a tile.
+
+    The first ones belong to what is contracted first, so that a tile is a slice of everything that is large. The
+    others lie as the products of the path leave them: every operand with what it shares with its neighbour at one end.
+    """
+    terms = segment.terms
+    nodes: dict[int, Node] = {node.out: node for node in contraction_nodes(terms, segment.outputs, path)}
+    inds = {**dict(enumerate(terms)), **{slot: node.inds for slot, node in nodes.items()}}
+    outputs = set(segment.outputs)
+
+    def weigh(slot: int, among: set[str]) -> float:
+        return sum(math.log(sizes[i]) for i in inds[slot] if i in among)
+
+    def arranged(slot: int, first: set[str], last: set[str]) -> list[str]:
+        """Outputs below a slot whose neighbours share ``first`` and ``last`` with it."""
+        if slot not in nodes:
+            return [i for i in inds[slot] if i in outputs]
+        node = nodes[slot]
+        shared, (p, q) = set(node.inner), (node.left, node.right)
+        straight, turned = weigh(p, first) + weigh(q, last), weigh(q, first) + weigh(p, last)
+        if turned > straight or (turned == straight and weigh(q, outputs) > weigh(p, outputs)):
+            p, q = q, p
+        return list(dict.fromkeys([*arranged(p, first, shared), *arranged(q, shared, last)]))
+
+    def contracted(slot: int) -> list[str]:
+        """Outputs below a slot, those of the larger operand first."""
+        if slot not in nodes:
+            return [i for i in inds[slot] if i in outputs]
+        pair = sorted((nodes[slot].left, nodes[slot].right), key=lambda s: -weigh(s, set(inds[s])))
+        return list(dict.fromkeys([*contracted(pair[0]), *contracted(pair[1])]))
+
+    root = len(terms) + len(path) - 1
+    fixed: list[str] = []
+    for i in contracted(root):
+        if tiles <= 1:
+            break
+        fixed.append(i)
+        tiles //= sizes[i]
+    return tuple(dict.fromkeys([*fixed, *arranged(root, set(), set())]))
+
+
+def closed(segment: Segment, sizes: dict[str, int]) -> Segment:
+    """A segment contracted with its own copy, ``‖W‖²`` for a given state; only the first copy is trained."""
+    kept = set(segment.outputs)
+
+    def copied(inds: Inds) -> Inds:
+        return tuple(i if i in kept else f"{i}/copy" for i in inds)
+
+    copies = [replace(c, name=f"{c.name}/copy", inds=copied(c.inds), trainable=False) for c in segment.cores]
+    if segment.inputs:
+        shape = tuple(sizes[i] for i in segment.inputs)
+        copies.append(Core(STATE, copied(segment.inputs), shape, STATE, "state", trainable=False))
+    return replace(segment, cores=(*segment.cores, *copies), outputs=())

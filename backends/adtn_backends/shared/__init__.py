@@ -1,0 +1,1 @@
+"""What backends have in common and what touches no array of a framework."""
