@@ -6,11 +6,13 @@ entry-point group ``adtn.backends``; another distribution adds one by declaring 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,7 +20,7 @@ from autoray import do
 
 from ._checks import checked
 from ._typing import Array, Params, Shape
-from .errors import DeviceError, MissingDependencyError
+from .errors import BackendError, DeviceError, MissingDependencyError
 
 GROUP = "adtn.backends"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -188,6 +190,10 @@ class Backend(Protocol):
     """What a framework adds to autoray. Devices are given without the backend's name: ``"cpu"``, ``"cuda:0"``."""
 
     name: str
+
+    def owns(self, kind: type) -> bool:
+        """Whether arrays of this type are its own; asked once per type."""
+        ...
 
     @property
     def compiles(self) -> bool:
@@ -376,16 +382,35 @@ def check_device(device: str, dtype: str) -> tuple[Backend, str]:
     return backend, info.name.partition(":")[2]
 
 
-def backend_of(x: Array) -> Backend:
-    """The backend that owns the array ``x``, found by the array's own module."""
-    for cls in type(x).__mro__:
-        root = cls.__module__.partition(".")[0]
-        name = {"jaxlib": "jax"}.get(root, root)
-        if name in _entry_points():
-            return get_backend(name)
-        if root == "adtn_backends":
-            return get_backend(cls.__module__.rpartition(".")[2].removesuffix("_backend"))
-    raise DeviceError(
-        f"Got an array of type {type(x).__module__}.{type(x).__name__}; no backend is registered for it. "
+@lru_cache(maxsize=256)
+def _backend_of(kind: type) -> Backend:
+    """Ask the backends; one named after a framework that is not loaded yet has no arrays and is not loaded for it."""
+    names = [name for name in backend_names() if name in sys.modules or find_spec(name) is None]
+    for name in sorted(names, key=lambda name: name not in sys.modules):
+        try:
+            backend = get_backend(name)
+        except MissingDependencyError:
+            continue
+        if backend.owns(kind):
+            return backend
+    raise BackendError(
+        f"Got an array of type {kind.__module__}.{kind.__name__}; no backend is registered for it. "
         f"Registered are {', '.join(backend_names())}."
     )
+
+
+def backend_of(x: Array) -> Backend:
+    """Find the backend that owns an array.
+
+    Raises
+    ------
+    BackendError
+        If no registered backend owns it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> backend_of(np.ones(3)).name
+    'numpy'
+    """
+    return _backend_of(type(x))

@@ -1,4 +1,7 @@
-"""One error family: every error says what was got, what was expected and what to do."""
+"""All errors and warnings of adtn: each says what was got, what was expected and what to do.
+
+:class:`ADTNError` is the base of every error that is raised on purpose; each class names one kind of fault.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,18 @@ class LayoutError(ADTNError, ValueError):
 
 class TopologyError(ADTNError, ValueError):
     """Cores, bonds or networks do not fit together."""
+
+
+class GeneratorError(ADTNError, ValueError):
+    """A seed, scale, base, dtype or parameter that a generator cannot have."""
+
+
+class BackendError(ADTNError, TypeError):
+    """An array that no registered backend owns, or a backend that lacks what it must offer."""
+
+
+class BenchError(ADTNError, ValueError):
+    """A side-by-side benchmark was asked for in a way that cannot work."""
 
 
 class DeviceError(ADTNError, ValueError):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from adtn import _backend
 from adtn.backends import Backend, DeviceInfo, backend_names, backend_of, check_device, get_backend, split_device
-from adtn.errors import DeviceError, MissingDependencyError
+from adtn.errors import BackendError, DeviceError, MissingDependencyError
 
 
 def test_registered_backends() -> None:
@@ -65,7 +65,7 @@ def test_errors_name_what_there_is() -> None:
         check_device("numpy:cpu", "int8")
     with pytest.raises(DeviceError, match="backend:device"):
         check_device(":cpu", "float32")
-    with pytest.raises(DeviceError, match="no backend is registered"):
+    with pytest.raises(BackendError, match="no backend is registered"):
         backend_of([1.0])
     pytest.importorskip("torch")
     if not any(d.usable for d in get_backend("torch").devices() if d.name == "torch:cuda:0"):
@@ -168,6 +168,9 @@ PLUGIN = {
 
         class ToyBackend(NumpyBackend):
             name = "toy"
+
+        def owns(self, kind):
+            return False
 
             def devices(self):
                 return [DeviceInfo("toy:cpu", "a toy", 1, ("float32",))]

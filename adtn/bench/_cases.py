@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import ScheduleError
+from ..errors import BenchError
 from ..generator import Generator
 from ..layout import Layout
 from ..topology import ATTN, MERA, MPO, TTN, BrickWall, Topology, Tucker
@@ -44,7 +44,7 @@ class BenchCase:
 
     def __post_init__(self) -> None:
         if self.name not in TOPOLOGIES:
-            raise ScheduleError(f"Got case {self.name!r}; known are {', '.join(TOPOLOGIES)}.")
+            raise BenchError(f"Got case {self.name!r}; known are {', '.join(TOPOLOGIES)}.")
 
     @property
     def label(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .._checks import Count, Positive, check_fields
-from ..errors import ScheduleError
+from ..errors import BenchError
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class BenchConfig:
     seconds: Positive = 0.3
 
     def __post_init__(self) -> None:
-        check_fields(self, ScheduleError)
+        check_fields(self, BenchError)
 
     @classmethod
     def read(cls, path: Path) -> BenchConfig:
@@ -53,16 +53,16 @@ class BenchConfig:
 
         Raises
         ------
-        ScheduleError
+        BenchError
             If it cannot be read or has other fields.
         """
         try:
             content: dict[str, Any] = tomllib.loads(path.read_text())
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ScheduleError(f"Got the config {path}, which cannot be read: {error}.") from error
+            raise BenchError(f"Got the config {path}, which cannot be read: {error}.") from error
         unknown = set(content) - set(cls.__dataclass_fields__)
         if unknown:
-            raise ScheduleError(f"Got {sorted(unknown)} in {path}; expected {', '.join(cls.__dataclass_fields__)}.")
+            raise BenchError(f"Got {sorted(unknown)} in {path}; expected {', '.join(cls.__dataclass_fields__)}.")
         return cls(**{k: _frozen(v) for k, v in content.items()})
 
     def to_json(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from .._typing import Array, Shape
 from ..backends import DTYPES, Backend, backend_of, check_device
 from ..calculus import active_parameters, degrees_of_freedom, forward_stage, frozen_values, initial_values
 from ..device import Memory
-from ..errors import DeviceError, LayoutError, ScheduleError, TopologyError
+from ..errors import DeviceError, GeneratorError, LayoutError, ScheduleError, TopologyError
 from ..layout import Layout, Permutation
 from ..program import Program, cached_program
 from ..schedule import decide
@@ -73,8 +73,10 @@ class Generator:
 
     Raises
     ------
-    TopologyError, LayoutError
-        If shape, layout, topology, base and params do not fit together.
+    LayoutError, TopologyError
+        If shape, layout and topology do not fit together.
+    GeneratorError
+        For a seed, scale, base, dtype or parameters that it cannot have.
 
     Examples
     --------
@@ -86,7 +88,7 @@ class Generator:
     (64, 64)
     """
 
-    @checked(TopologyError, shape=LayoutError, layout=LayoutError, permutations=LayoutError)
+    @checked(GeneratorError, topology=TopologyError, permutations=LayoutError, shape=LayoutError, layout=LayoutError)
     def __init__(
         self,
         shape: Annotated[Sequence[int], "whole numbers, such as (512, 784)"],
@@ -123,7 +125,7 @@ class Generator:
         wanted = {core.param: core.shape for core in cores if core.trainable}
         known = set(shapes) | ({BASE_SCALE} if isinstance(base, RuleBase) else set())
         if unknown := sorted(set(given) - known):
-            raise TopologyError(f"Got parameters {unknown}; expected some of {sorted(known)}.")
+            raise GeneratorError(f"Got parameters {unknown}; expected some of {sorted(known)}.")
         self._spread_is_exact = True
         trained = {name: given[name] for name in wanted if name in given}
         if len(trained) < len(wanted):
@@ -135,7 +137,7 @@ class Generator:
             trained[BASE_SCALE] = given.get(BASE_SCALE, np.asarray(self._scale))
         self._params = readonly(trained, wanted | {BASE_SCALE: ()}, dtype)
         if missing := sorted(c.param for c in cores if c.init == "given" and c.param not in given):
-            raise TopologyError(f"Cores {missing} have no rule for their values; pass params that contain them.")
+            raise GeneratorError(f"Cores {missing} have no rule for their values; pass params that contain them.")
         self._given = readonly({k: given[k] for k in set(shapes) - set(wanted) if k in given}, shapes, dtype)
         self._made: dict[str, Mapping[str, np.ndarray]] = {}  # from rules, for all copies with other numbers
         self._weight_cache: dict[tuple[str, str], Array] = {}
@@ -143,7 +145,14 @@ class Generator:
         self._applied: dict[tuple[Any, ...], Callable[[Array], Array]] = {}
 
     @classmethod
-    @checked(TopologyError, shape=LayoutError, layout=LayoutError)
+    @checked(
+        TopologyError,
+        shape=LayoutError,
+        layout=LayoutError,
+        scale=GeneratorError,
+        base=GeneratorError,
+        dtype=GeneratorError,
+    )
     def from_networks(
         cls,
         networks: Sequence[qtn.TensorNetwork],
@@ -333,17 +342,17 @@ class Generator:
         """Entries of the weight per stored number."""
         return self._layout.size / max(self.num_params, 1)
 
-    @checked(TopologyError)
+    @checked(GeneratorError)
     def with_params(self, params: Mapping[str, Any]) -> Generator:
         """The same generator with other trained numbers.
 
         Raises
         ------
-        TopologyError
+        GeneratorError
             If a name is missing or unknown, or a shape differs.
         """
         if set(params) != set(self._params):
-            raise TopologyError(f"Got params of {sorted(params)}; expected those of {sorted(self._params)}.")
+            raise GeneratorError(f"Got params of {sorted(params)}; expected those of {sorted(self._params)}.")
         new = object.__new__(Generator)
         new.__dict__.update(
             {k: v for k, v in self.__dict__.items() if k not in ("num_active_params", "degrees_of_freedom")}

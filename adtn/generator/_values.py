@@ -12,7 +12,7 @@ import numpy as np
 from .._arrays import finite_array, host_array
 from .._checks import shown
 from .._typing import Shape
-from ..errors import LayoutError, TopologyError
+from ..errors import GeneratorError, LayoutError
 from ..layout import Permutation
 from ..program import Program
 from ..topology import RuleBase
@@ -28,12 +28,12 @@ def kaiming(shape: Shape) -> float:
 def spread(scale: Any) -> float:
     """The standard deviation of a weight; the size of its entries where all are the same."""
     if isinstance(scale, bool | np.bool_):
-        raise TopologyError(f"Got scale={scale}; expected a number, or a weight.")
-    scale = finite_array("scale", scale, TopologyError)
+        raise GeneratorError(f"Got scale={scale}; expected a number, or a weight.")
+    scale = finite_array("scale", scale, GeneratorError)
     if not scale.ndim:
         return float(scale)
     if not scale.size:
-        raise TopologyError(f"Got scale={shown(scale)}, which has no entries; expected a weight.")
+        raise GeneratorError(f"Got scale={shown(scale)}, which has no entries; expected a weight.")
     largest = float(np.abs(scale).max())
     if scale.dtype != np.float64 and not (scale.dtype == np.float32 and 1e-12 < largest < 1e12):
         scale = scale.astype(np.float64)  # its squares would be zero or infinite
@@ -44,9 +44,9 @@ def spread(scale: Any) -> float:
 def checked_base(base: Base, shape: Shape) -> Base:
     if base is None or isinstance(base, RuleBase):
         return base
-    finite_array("base", base, TopologyError)
+    finite_array("base", base, GeneratorError)
     if base.shape != shape:
-        raise TopologyError(f"Got base={shown(base)}, of shape {base.shape}; expected the weight's shape, {shape}.")
+        raise GeneratorError(f"Got base={shown(base)}, of shape {base.shape}; expected the weight's shape, {shape}.")
     base = base.copy()
     base.setflags(write=False)
     return base
@@ -79,9 +79,9 @@ def silence(program: Program, params: dict[str, np.ndarray]) -> None:
 def readonly(arrays: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: str) -> Mapping[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     for name in sorted(arrays):
-        x = np.array(host_array(f"params[{name!r}]", arrays[name], TopologyError), dtype=dtype)
+        x = np.array(host_array(f"params[{name!r}]", arrays[name], GeneratorError), dtype=dtype)
         if x.shape != shapes[name]:
-            raise TopologyError(f"Got params[{name!r}] of shape {x.shape}; expected {shapes[name]}.")
+            raise GeneratorError(f"Got params[{name!r}] of shape {x.shape}; expected {shapes[name]}.")
         x.setflags(write=False)
         out[name] = x
     return MappingProxyType(out)

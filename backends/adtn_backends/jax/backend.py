@@ -15,6 +15,7 @@ from adtn._checks import shown
 from adtn._typing import Params
 from adtn.backends import Backend, DeviceInfo, Differentiable, Workspace
 from adtn.errors import DeviceError, FitError, missing
+from jax.core import Tracer
 
 from ..shared._memory import host_memory_bytes
 
@@ -40,6 +41,10 @@ class JaxBackend:
     compiles = True
     fused = frozenset[str]()  # XLA fuses what follows in a program
     scratch_bytes = 24 << 20  # measured: 20 to 23 MiB above the arrays of a streamed fit
+
+    def owns(self, kind: type) -> bool:
+        """Take arrays of JAX, traced ones included."""
+        return issubclass(kind, jax.Array | Tracer)
 
     def shares_memory(self, device: str) -> bool:
         """XLA takes its own copies."""

@@ -26,6 +26,10 @@ class NumpyBackend:
     fused = frozenset[str]()
     scratch_bytes = 1 << 20
 
+    def owns(self, kind: type) -> bool:
+        """Take arrays and scalars of NumPy."""
+        return issubclass(kind, np.ndarray | np.generic)
+
     def shares_memory(self, device: str) -> bool:
         """Always."""
         return True

@@ -93,6 +93,10 @@ class TorchBackend:
     fused = frozenset(_FUSED)
     scratch_bytes = 9 << 20  # measured: 8.3 MiB above the arrays of a streamed fit
 
+    def owns(self, kind: type) -> bool:
+        """Take tensors and their subclasses."""
+        return issubclass(kind, torch.Tensor)
+
     def shares_memory(self, device: str) -> bool:
         """On the CPU."""
         return device == "cpu"
