@@ -112,9 +112,7 @@ def duplicated(folder: Path = FOLDER, longest: int = LONGEST) -> list[Run]:
     """Runs between files of any two frameworks of a package, the longest first."""
     frameworks = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in (COMMON, "__pycache__"))
     by_framework = [sources(path) for path in frameworks]
-    pairs = (
-        pair for left, right in itertools.combinations(by_framework, 2) for pair in itertools.product(left, right)
-    )
+    pairs = (pair for left, right in itertools.combinations(by_framework, 2) for pair in itertools.product(left, right))
     return sorted((run for one, other in pairs for run in runs(one, other, longest)), reverse=True)
 
 

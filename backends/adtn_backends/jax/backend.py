@@ -195,9 +195,15 @@ class OptaxOptimizer:
     """A chain of optax transformations, jitted; the learning rate is an argument of every step."""
 
     def __init__(
-        self, name: str, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
-        momentum: float = 0.9, weight_decay: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ) -> None:
         self.name = name
         self.chain, self._step = _optax_chain(name, beta1, beta2, eps, momentum, weight_decay)
 

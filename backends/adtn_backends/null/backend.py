@@ -299,9 +299,15 @@ def _astype(x: NullArray, dtype: str) -> NullArray:
 autoray.register_backend(NullArray, "adtn_backends.null._functions")
 autoray.register_function("adtn_backends.null._functions", "get_dtype_name", lambda x: x.dtype)
 for _name, _fn in {
-    "matmul": _matmul, "transpose": _transpose, "reshape": _reshape, "sum": _sum, "zeros_like": _zeros_like,
-    "broadcast_to": _broadcast_to, "concatenate": _concatenate, "astype": _astype,
-}.items():  # fmt: skip
+    "matmul": _matmul,
+    "transpose": _transpose,
+    "reshape": _reshape,
+    "sum": _sum,
+    "zeros_like": _zeros_like,
+    "broadcast_to": _broadcast_to,
+    "concatenate": _concatenate,
+    "astype": _astype,
+}.items():
     autoray.register_function("adtn_backends.null._functions", _name, _fn)
 null_functions.apply = elementwise
 

@@ -13,12 +13,13 @@ from adtn._typing import Params, Shape
 from adtn.backends import Backend, DeviceInfo, Differentiable, Elementwise, Workspace
 from adtn.errors import DeviceError, FitError
 
+from ..shared._in_place import InPlace
 from ..shared._memory import host_memory_bytes
 from ..shared._pool import POOL, SMALLEST
 from ._threads import blas_threads
 
 
-class NumpyBackend:
+class NumpyBackend(InPlace):
     """NumPy on the CPU."""
 
     name = "numpy"
@@ -106,36 +107,6 @@ class NumpyBackend:
         """The pool of the process."""
         return NumpyWorkspace(keep_bytes)
 
-    def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-        """A loop."""
-        for i in range(n):
-            carry = body(i, carry)
-        return carry
-
-    def take(self, x: np.ndarray, i: int) -> np.ndarray:
-        """A view."""
-        return x[i]
-
-    def put(self, x: np.ndarray, i: int, y: np.ndarray) -> np.ndarray:
-        """In place."""
-        x[i] = y
-        return x
-
-    def add_at(self, x: np.ndarray, i: int, y: np.ndarray) -> np.ndarray:
-        """In place."""
-        x[i] += y
-        return x
-
-    def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """In place."""
-        x += y
-        return x
-
-    def subtract(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """In place."""
-        x -= y
-        return x
-
     def model(self, model: Any, device: str | None) -> None:
         """No models yet."""
 
@@ -204,9 +175,15 @@ class QuimbOptimizer:
     """
 
     def __init__(
-        self, name: str, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
-        momentum: float = 0.9, weight_decay: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ) -> None:
         self.name = name
         self.betas = {"beta1": beta1, "beta2": beta2, "eps": eps}
         self.momentum = momentum

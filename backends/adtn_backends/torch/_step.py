@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -12,6 +11,8 @@ from adtn._checks import shown
 from adtn.compression import Tuning
 from adtn.errors import CompressError
 from torch import nn
+
+from ..shared._training_file import cosine
 
 Value: TypeAlias = Callable[[Any], torch.Tensor]
 """A batch to a differentiable loss."""
@@ -49,7 +50,7 @@ class Step:
 
     def __call__(self, batch: Any, n: int) -> torch.Tensor:
         """The loss before update ``n``, counted from 0; the next one may overwrite it."""
-        self._set_rates(0.5 * (1.0 + math.cos(math.pi * n / max(self.tuning.steps, 1))))
+        self._set_rates(cosine(n, self.tuning.steps))
         return self._done(batch)
 
     def _optimizer(self) -> torch.optim.Optimizer:

@@ -17,6 +17,7 @@ from adtn.backends import Backend, DeviceInfo, Differentiable, Elementwise, Work
 from adtn.errors import DeviceError, FitError
 from torch.nn import functional as F
 
+from ..shared._in_place import InPlace
 from ..shared._memory import host_memory_bytes
 from ..shared._pool import POOL
 
@@ -36,18 +37,22 @@ _aten = torch.ops.aten
 _FUSED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "relu": (torch.relu, lambda xbar, z: _aten.threshold_backward(xbar, z, 0)),
     "leaky_relu": (
-        lambda z: F.leaky_relu(z, 0.01), lambda xbar, z: _aten.leaky_relu_backward(xbar, z, 0.01, False),
+        lambda z: F.leaky_relu(z, 0.01),
+        lambda xbar, z: _aten.leaky_relu_backward(xbar, z, 0.01, False),
     ),
     "silu": (F.silu, _aten.silu_backward),
     "gelu": (F.gelu, _aten.gelu_backward),
     "tanh": (torch.tanh, lambda xbar, z: _aten.tanh_backward(xbar, torch.tanh(z))),
     # linear from 40 on, where exp(-z) is nothing in any dtype
     "softplus": (lambda z: F.softplus(z, 1, 40), lambda xbar, z: _aten.softplus_backward(xbar, z, 1, 40)),
-}  # fmt: skip
+}
 
 _DTYPES = {
-    "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-}  # fmt: skip
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -85,7 +90,7 @@ def mps_devices(mps_backend: Any, mps: Any, macos: str) -> list[DeviceInfo]:
     return [DeviceInfo("torch:mps", "Apple MPS", mps.recommended_max_memory(), dtypes)]
 
 
-class TorchBackend:
+class TorchBackend(InPlace):
     """PyTorch on every device it has."""
 
     name = "torch"
@@ -214,36 +219,6 @@ class TorchBackend:
         """The pool of the process on the CPU; other devices have allocators that keep memory."""
         return TorchWorkspace(keep_bytes)
 
-    def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-        """A loop."""
-        for i in range(n):
-            carry = body(i, carry)
-        return carry
-
-    def take(self, x: torch.Tensor, i: int) -> torch.Tensor:
-        """A view."""
-        return x[i]
-
-    def put(self, x: torch.Tensor, i: int, y: torch.Tensor) -> torch.Tensor:
-        """In place."""
-        x[i] = y
-        return x
-
-    def add_at(self, x: torch.Tensor, i: int, y: torch.Tensor) -> torch.Tensor:
-        """In place."""
-        x[i] += y
-        return x
-
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """In place."""
-        x += y
-        return x
-
-    def subtract(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """In place."""
-        x -= y
-        return x
-
     def model(self, model: Any, device: str | None) -> Any | None:
         """A :class:`torch.nn.Module`, or the Hugging Face folder of one."""
         from ._model import TorchModel
@@ -329,9 +304,15 @@ class TorchOptimizer:
     """One of :mod:`torch.optim`, behind ``init`` and ``step``."""
 
     def __init__(
-        self, name: str, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
-        momentum: float = 0.9, weight_decay: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ) -> None:
         self.name = name
         adam: dict[str, Any] = {"betas": (beta1, beta2), "eps": eps}
         options: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -58,9 +58,14 @@ def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
         if not weights:
             return cls(config).eval()
         model, found = cls.from_pretrained(
-            folder, config=config, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            output_loading_info=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
+            folder,
+            config=config,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     except CompressError:
         raise
     except Exception as error:  # whatever a broken folder makes transformers raise

@@ -22,14 +22,12 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from .layers import ADTNLinear, GeneratedWeight
-from .layers._like import layer_like, weight_shape
-from .layers._linear import is_transposed
+from .layers._kinds import KINDS, kind_of, layer_like, weight_shape
 from .layers._merged import Mergeable
 
-_TARGETS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, Conv1D)
+_TARGETS = tuple(dense for kind in KINDS if kind.adaptable for dense in (*kind.dense, *kind.imported()))
 
 
 @dataclass
@@ -155,8 +153,7 @@ class GeneratedLora(Mergeable, LoraLayer):
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """In the orientation of the dense weight."""
         layer: Any = self.lora_generated[adapter]
-        delta = layer.weight.detach()
-        return delta.T if is_transposed(self.get_base_layer()) else delta
+        return kind_of(self.get_base_layer()).oriented(layer.weight.detach())
 
     def forward(self, x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         """As the dense layer."""

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from adtn import Generator, Layout, Topology
+from adtn import Generator
 from adtn._arrays import host_array
 from adtn._checks import checked
 from adtn._typing import Params
@@ -18,7 +18,8 @@ from adtn.schedule import decide
 from adtn.weight import ANY_BATCH, Layer, Materialised, Mode
 from flax import nnx
 
-from ...shared._fitted import Base, fitted
+from ...shared._cache import remember
+from ...shared._from_dense import Fit
 from ...shared._geometry import check_axes, check_bias
 from ._shards import replicated
 
@@ -107,26 +108,31 @@ class _Static:
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
-        self._made: dict[tuple[Any, ...], Any] = {}
+        self._weight: Any = None
+        self._layers: dict[tuple[Any, ...], tuple[Layer, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"generator": self.generator, "_made": {}}  # compiled functions stay in their process
+        return {"generator": self.generator}  # what is compiled stays in its process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["generator"])
 
     def weight(self) -> Any:
-        if ("weight",) not in self._made:
+        if self._weight is None:
             whole = decide(self.generator, "generate", device=_device()).materialised
-            self._made["weight",] = _BACKEND.with_vjp(_Generating(whole.on(_BACKEND)))
-        return self._made["weight",]
+            self._weight = _BACKEND.with_vjp(_Generating(whole.on(_BACKEND)))
+        return self._weight
 
     def layer(self, batch: int, dtype: str, mode: Mode | None) -> tuple[Layer, Any]:
         known = isinstance(batch, int)  # jax.export leaves it open: then by a batch of middle size
         if not known and mode not in ANY_BATCH:
             mode = ANY_BATCH[0]
         key = (1 << max(batch - 1, 0).bit_length() if known else _OPEN_BATCH, dtype, mode)
-        if key not in self._made:
+        layer = self._layers.get(key)
+        if layer is None:
             plan = decide(self.generator, "train", device=_device(), dtype=dtype, batch=key[0], mode=mode)
-            self._made[key] = (plan.layer, plan.function(_BACKEND))
-        return self._made[key]
+            layer = remember(self._layers, key, (plan.layer, plan.function(_BACKEND)))
+        return layer
 
 
 def _device() -> str:
@@ -155,20 +161,18 @@ class _Generating:
 
 
 def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> GeneratedWeight:
+    """A module for a generator; refuses weights with another number of axes."""
     check_axes(weight.shape, axes, what)
     return weight if isinstance(weight, GeneratedWeight) else GeneratedWeight(weight)
 
 
-def weight_for(
-    dense: jax.Array, topology: Topology, layout: Layout | None, *, seed: int, base: Base, steps: int, **options: Any
-) -> GeneratedWeight:
-    """In place of a given weight, with its dtype; see :func:`adtn_backends.shared._fitted.fitted`."""
-    values = np.asarray(dense, np.float64)
-    found = fitted(values, topology, layout, seed=seed, base=base, steps=steps, options=options)
-    return GeneratedWeight(found).astype(dense.dtype)
+def fitted_weight(dense: jax.Array, fit: Fit) -> GeneratedWeight:
+    """A generated weight in place of a dense one, with its dtype."""
+    return GeneratedWeight(fit(np.asarray(dense, np.float64))).astype(dense.dtype)
 
 
 def bias_param(bias: Any, like: GeneratedWeight) -> nnx.Param[Any] | None:
+    """``True`` for zeros, ``False`` or ``None`` for nothing, or the values."""
     if bias is False or bias is None:
         return None
     n, dtype = like.shape[0], like.dtype

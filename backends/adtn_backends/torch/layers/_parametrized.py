@@ -13,7 +13,11 @@ import torch
 from adtn.errors import LayoutError
 from torch import nn
 
+from ._kind import ONE, Kind, Part, Weights
 from ._weight import GeneratedWeight, is_traced, refuse_tracers
+
+STANDARD = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.modules.conv._ConvNd)
+"""Layers whose matrices are their weights, whatever their subclasses make of them."""
 
 
 class Parametrized(nn.Module):
@@ -165,3 +169,42 @@ def _class_of(dense: type[nn.Module], names: tuple[str, ...]) -> type[Parametriz
     attributes: dict[str, Any] = {name: generated(name) for name in names}
     attributes |= {"_dense_class": dense, "_generated_names": names}
     return type(f"Parametrized{dense.__name__}", (Parametrized, dense), attributes)
+
+
+def _matrices(module: nn.Module) -> list[str]:
+    """Names of a module's own parameters of two and more axes."""
+    own = module.named_parameters(recurse=False)
+    return [name for name, p in own if p.ndim > 1 and p.is_floating_point()]
+
+
+def _parts(module: nn.Module) -> Mapping[str, Part]:
+    names = _matrices(module)
+    return ONE if names == ["weight"] else {name: Part(parameter=name, generated=f"generated.{name}") for name in names}
+
+
+def _build(dense: nn.Module, weights: Weights, bias: bool) -> Parametrized:
+    return parametrized(dense, {part or "weight": weight for part, weight in weights.items()})
+
+
+def _refusal(dense: Any) -> str:
+    if isinstance(dense, nn.Embedding | nn.EmbeddingBag) and dense.max_norm is not None:
+        return "max_norm changes its rows in place"
+    if not _matrices(dense):
+        return f"no generated form of {type(dense).__name__}"
+    return "its gradients are sparse" if getattr(dense, "sparse", False) else ""
+
+
+KINDS = (
+    Kind(
+        matches=lambda module: True,
+        generated=Parametrized,
+        build=_build,
+        parts=_parts,
+        biases=(),
+        refusal=_refusal,
+        optional=lambda dense: not isinstance(dense, STANDARD),
+        tied=lambda dense: isinstance(dense, nn.Linear | nn.Embedding),
+        filled_later=True,
+    ),
+)
+"""All other modules, whose matrices can be generated."""

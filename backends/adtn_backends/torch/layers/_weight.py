@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from adtn import Generator, Layout, Topology
+from adtn import Generator
 from adtn._arrays import host_array
 from adtn._checks import checked
 from adtn.backends import get_backend
@@ -24,7 +24,8 @@ from adtn.weight import BASE, EinsumSteps, Factored, Layer, Materialised, Mode, 
 from torch import nn
 from torch.autograd import forward_ad
 
-from ...shared._fitted import Base, fitted
+from ...shared._cache import remember
+from ...shared._from_dense import Fit
 from ...shared._geometry import check_axes, check_bias
 from ..backend import differentiable_vjp, must_differentiate
 
@@ -247,11 +248,12 @@ class GeneratedWeight(nn.Module):
         device, dtype = f"torch:{_BACKEND.device_of(rows)}", _BACKEND.dtype_of(rows)
         batch = 1 << max(rows.shape[0] - 1, 0).bit_length()
         key = (device, dtype, batch, mode, train)
-        if key not in self._layers:
+        layer = self._layers.get(key)
+        if layer is None:
             task = "train" if train else "apply"
             plan = decide(self._structure, task, device=device, dtype=dtype, batch=batch, mode=mode)
-            self._layers[key] = (plan.layer, plan.function(_BACKEND))
-        return self._layers[key]
+            layer = remember(self._layers, key, (plan.layer, plan.function(_BACKEND)))
+        return layer
 
     def traced(self, mode: Mode | None) -> EinsumSteps | None:
         """How compilers apply the weight to any batch without making it; nothing where it is made.
@@ -263,14 +265,15 @@ class GeneratedWeight(nn.Module):
         number = next(iter(self.arrays().values()))
         device, dtype = f"torch:{_BACKEND.device_of(number)}", _BACKEND.dtype_of(number)
         key = (device, dtype, mode)
-        if key not in self._traced:  # function transforms ask at every call
-            try:
-                plan = decide(self._structure, "train", device=device, dtype=dtype, batch=_TRACED_BATCH, mode=mode)
-            except DeviceError:  # shapes alone ("meta"), or a device that is elsewhere
-                return None
-            chosen = plan.executable
-            self._traced[key] = self.without.steps(chosen.paths[-1]) if isinstance(chosen, Factored) else None
-        return self._traced[key]
+        if key in self._traced:  # function transforms ask at every call
+            return self._traced[key]
+        try:
+            plan = decide(self._structure, "train", device=device, dtype=dtype, batch=_TRACED_BATCH, mode=mode)
+        except DeviceError:  # shapes alone ("meta"), or a device that is elsewhere
+            return None
+        chosen = plan.executable
+        steps = self.without.steps(chosen.paths[-1]) if isinstance(chosen, Factored) else None
+        return remember(self._traced, key, steps)
 
     def train(self, mode: bool = True) -> GeneratedWeight:
         """Training drops the cached weight."""
@@ -433,19 +436,10 @@ def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> Gene
     return weight if isinstance(weight, GeneratedWeight) else GeneratedWeight(weight)
 
 
-def generator_of(
-    dense: torch.Tensor,
-    topology: Topology,
-    layout: Layout | None,
-    *,
-    seed: int,
-    base: Base,
-    steps: int,
-    options: dict[str, Any],
-) -> Generator:
-    """A generator for a given weight; see :func:`adtn_backends.shared._fitted.fitted`."""
-    values = dense.detach().cpu().double().numpy()
-    return fitted(values, topology, layout, seed=seed, base=base, steps=steps, options=options)
+def fitted_weight(dense: torch.Tensor, fit: Fit) -> GeneratedWeight:
+    """A generated weight in place of a dense one, with its device and dtype."""
+    generator = fit(dense.detach().cpu().double().numpy())
+    return GeneratedWeight(generator).to(dense.device, dense.dtype)
 
 
 def bias_parameter(bias: Any, n: int, like: GeneratedWeight) -> nn.Parameter | None:
