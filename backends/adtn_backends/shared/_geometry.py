@@ -20,9 +20,9 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 NUMPY_PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # names in numpy.pad
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """A convolution without its numbers.
+    """A convolution without its weight.
 
     Parameters
     ----------
@@ -78,7 +78,16 @@ class Geometry:
             around = ((0, 0),) * axes
         else:
             around = tuple((p, p) for p in _each("padding", whole, axes))
-        return cls(out, per_group * groups, tuple(kernel), steps, around, widths, groups, padding_mode)
+        return cls(
+            out_channels=out,
+            in_channels=per_group * groups,
+            kernel_size=tuple(kernel),
+            stride=steps,
+            padding=around,
+            dilation=widths,
+            groups=groups,
+            padding_mode=padding_mode,
+        )
 
     @property
     def axes(self) -> int:

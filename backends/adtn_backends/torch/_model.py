@@ -31,7 +31,7 @@ from ._loss import check_range, classes_of, loss_of, outputs_of
 from ._memory import PeakMemory
 from ._replacement import declare_tie, dense_of, generated_in_place_of, is_whole, owners_of, ties_of, weights_of
 from ._step import step_of
-from .huggingface import note_structures
+from ._structures import note_structures
 from .layers import GeneratedWeight
 from .layers._adapted import MODULES
 from .layers._hooks import without_hooks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from ..shared._in_place import InPlace
 from ..shared._memory import host_memory_bytes
 from ..shared._pool import POOL
+from . import _functions as _functions
+from ._vjp import differentiable_vjp, must_differentiate
 
 # its own translation of arguments is nothing that PyTorch's compiler follows
 autoray.register_function("torch", "concatenate", torch.concatenate)
@@ -235,30 +237,6 @@ class TorchBackend(InPlace):
     def optimizer(self, name: str, **options: float) -> TorchOptimizer:
         """Adam, AdamW or SGD."""
         return TorchOptimizer(name, **options)
-
-
-def must_differentiate(cotangent: torch.Tensor) -> bool:
-    """Whether a backward pass is differentiated again (``create_graph``), or is one of many at once."""
-    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    return (
-        torch.is_grad_enabled() or functorch.is_batchedtensor(cotangent) or functorch.is_legacy_batchedtensor(cotangent)
-    )
-
-
-def differentiable_vjp(
-    fn: Callable[[], torch.Tensor], inputs: Sequence[torch.Tensor], cotangent: torch.Tensor
-) -> list[torch.Tensor | None]:
-    """Adjoints of the inputs of ``fn`` that can themselves be differentiated: by PyTorch, through its operations.
-
-    For backward passes under ``create_graph=True``; the library's own adjoint leaves no graph.
-    """
-    wanted = [x for x in inputs if x.requires_grad]
-    with torch.autocast(cotangent.device.type, enabled=False):  # the first pass was made without, too
-        with torch.enable_grad():
-            value = fn()
-        graph = torch.is_grad_enabled()
-        found = iter(torch.autograd.grad(value, wanted, cotangent, create_graph=graph, allow_unused=True))
-    return [next(found) if x.requires_grad else None for x in inputs]
 
 
 class TorchWorkspace(Workspace):

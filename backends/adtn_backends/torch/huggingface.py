@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from adtn import Generator
-from adtn.compression import STRUCTURES, structure_from_json, structure_to_json
+from adtn.compression import STRUCTURES, structure_from_json
 from adtn.errors import CompressError, missing
 from torch import nn
 
@@ -75,38 +73,6 @@ def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
         ) from error
     _refuse_holes(found, folder, cls.__name__)
     return model.eval()
-
-
-def note_structures(model: nn.Module, generators: Mapping[str, Generator]) -> None:
-    """Let the configuration that ``save_pretrained`` of a transformers model writes say what is generated, and how."""
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "save_pretrained"):
-        if generators:
-            setattr(config, STRUCTURES, {name: structure_to_json(g) for name, g in generators.items()})
-        elif STRUCTURES in vars(config):
-            delattr(config, STRUCTURES)
-        _forget_lost_ties(model)
-
-
-def _forget_lost_ties(model: nn.Module) -> None:
-    """Leave to ``tie_weights`` what is still there: generated weights are tied by their modules."""
-    for module in model.modules():
-        if not hasattr(type(module), "tie_weights"):
-            continue
-        vars(module).pop("_tied_weights_keys", None)  # of an earlier compression
-        declared = getattr(module, "_tied_weights_keys", None)
-        if not isinstance(declared, dict):
-            continue
-        names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
-        kept = {
-            target: source
-            for target, source in declared.items()
-            if all(any(re.search(one, name) for name in names) for one in (target, source))
-        }
-        if kept != declared:
-            vars(module)["_tied_weights_keys"] = kept
-        if hasattr(module, "all_tied_weights_keys"):
-            vars(module)["all_tied_weights_keys"] = module.get_expanded_tied_weights_keys(all_submodels=True)  # type: ignore[operator]
 
 
 def _compressed(folder: Path, cls: Any, plain: Mapping[str, Any]) -> nn.Module:

@@ -10,9 +10,10 @@ from adtn.errors import CompressError
 from torch import nn
 
 from ...shared._adapters import Modules, modules_for
+from ._calls import is_traced, refuse_tracers
 from ._kinds import layer_like
 from ._merged import Mergeable
-from ._weight import GeneratedWeight, is_traced, refuse_tracers
+from ._weight import GeneratedWeight
 
 
 class Adapted(Mergeable):

@@ -13,9 +13,11 @@ from torch import nn
 from torch.nn.utils import skip_init
 
 from ...shared._fitted import fitted
+from ._calls import is_traced, refuse_tracers
 from ._kind import Kind, Part, Weights
 from ._linear import ADTNLinear
-from ._weight import GeneratedWeight, fitted_weight, is_frozen, is_traced, refuse_subclass, refuse_tracers
+from ._parts import fitted_weight, is_frozen, refuse_subclass
+from ._weight import GeneratedWeight
 
 _BIASES = ("in_proj_bias", "bias_k", "bias_v")
 _PARTS = {

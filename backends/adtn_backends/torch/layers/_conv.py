@@ -13,16 +13,10 @@ from torch.nn.utils import skip_init
 
 from ...shared._from_dense import Fit, FromConv
 from ...shared._geometry import Geometry, PaddingMode, Size
+from ._calls import refuse_tracers
 from ._kind import Kind, Weights
-from ._weight import (
-    GeneratedWeight,
-    as_weight,
-    bias_parameter,
-    filled,
-    fitted_weight,
-    refuse_subclass,
-    refuse_tracers,
-)
+from ._parts import as_weight, bias_parameter, filled, fitted_weight, refuse_subclass
+from ._weight import GeneratedWeight
 
 
 class _ADTNConv(FromConv, nn.Module):

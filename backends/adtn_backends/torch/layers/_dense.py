@@ -8,7 +8,7 @@ from typing import Any
 from adtn.errors import CompressError
 from torch import nn
 
-from ..huggingface import note_structures
+from .._structures import note_structures
 from ._adapted import Adapted
 from ._hooks import HOOKS
 from ._kind import at, put_at

@@ -12,16 +12,10 @@ from adtn.errors import LayoutError
 from torch import nn
 
 from ...shared._from_dense import Fit, FromEmbedding
+from ._calls import differentiable, is_traced, refuse_tracers
 from ._kind import Kind
-from ._weight import (
-    GeneratedWeight,
-    as_weight,
-    differentiable,
-    fitted_weight,
-    is_traced,
-    refuse_subclass,
-    refuse_tracers,
-)
+from ._parts import as_weight, fitted_weight, refuse_subclass
+from ._weight import GeneratedWeight
 
 _FEW = 4  # up to a quarter of all rows, only those that are asked for are made
 _LARGEST_TABLE = 1 << 30  # bytes; beyond, inference makes its rows in every call

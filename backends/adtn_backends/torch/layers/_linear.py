@@ -14,21 +14,10 @@ from torch.nn.utils import skip_init
 
 from ...shared._from_dense import Fit, FromLinear
 from ...shared._geometry import check_input
+from ._calls import autocasts, differentiable, in_own_precision, is_traced, refuse_tracers
 from ._kind import Kind, Weights
-from ._weight import (
-    GeneratedWeight,
-    Mode,
-    as_weight,
-    autocasts,
-    bias_parameter,
-    differentiable,
-    filled,
-    fitted_weight,
-    in_own_precision,
-    is_traced,
-    refuse_subclass,
-    refuse_tracers,
-)
+from ._parts import as_weight, bias_parameter, filled, fitted_weight, refuse_subclass
+from ._weight import GeneratedWeight, Mode
 
 
 class ADTNLinear(FromLinear, nn.Module):

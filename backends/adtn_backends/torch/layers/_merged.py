@@ -11,8 +11,9 @@ import torch
 from adtn.errors import CompressError
 from torch import nn
 
+from ._calls import PLAIN, differentiable, is_traced
 from ._kinds import kind_of
-from ._weight import PLAIN, GeneratedWeight, differentiable, is_traced
+from ._weight import GeneratedWeight
 
 
 @dataclass(frozen=True)

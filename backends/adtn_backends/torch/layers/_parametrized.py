@@ -13,8 +13,9 @@ import torch
 from adtn.errors import LayoutError
 from torch import nn
 
+from ._calls import is_traced, refuse_tracers
 from ._kind import ONE, Kind, Part, Weights
-from ._weight import GeneratedWeight, is_traced, refuse_tracers
+from ._weight import GeneratedWeight
 
 STANDARD = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.modules.conv._ConvNd)
 """Layers whose matrices are their weights, whatever their subclasses make of them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections.abc
 import ctypes
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from adtn import Generator
-from adtn._arrays import host_array
 from adtn._checks import checked
 from adtn.backends import get_backend
 from adtn.errors import DeviceError, LayoutError
@@ -22,15 +21,12 @@ from adtn.schedule import decide
 from adtn.topology import get_activation
 from adtn.weight import BASE, EinsumSteps, Factored, Layer, Materialised, Mode, TracedApply
 from torch import nn
-from torch.autograd import forward_ad
 
 from ...shared._cache import remember
-from ...shared._from_dense import Fit
-from ...shared._geometry import check_axes, check_bias
-from ..backend import differentiable_vjp, must_differentiate
+from .._vjp import differentiable_vjp, must_differentiate
+from ._calls import PLAIN, differentiable, in_own_precision, is_traced
 
 _BACKEND = get_backend("torch")
-PLAIN = (torch.Tensor, nn.Parameter)
 _TRACED_BATCH = 64  # one graph serves every batch, so it is planned for one of middle size
 
 Use: TypeAlias = Callable[[dict[str, torch.Tensor]], torch.Tensor]
@@ -370,103 +366,8 @@ def cached_weights(model: nn.Module) -> collections.abc.Generator[None, None, No
         yield
 
 
-def autocasts(device: torch.device) -> bool:
-    """Whether products there are made in another dtype than their operands'."""
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
-
-
-def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Cores are contracted in their own dtype, as norms are."""
-    return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
-
-
-def differentiable(arrays: dict[str, torch.Tensor]) -> bool:
-    """Whether a gradient by one of these is wanted."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in arrays.values())
-
-
-def refuse_tracers(layer: nn.Module, *inputs: Any) -> None:
-    """Those that would make the weight, and the plan for one size of batch, constants of their graph.
-
-    Raises
-    ------
-    LayoutError
-        Under :func:`torch.jit.trace` and :func:`torch.fx.symbolic_trace`.
-    """
-    proxy = any(isinstance(x, torch.fx.Proxy) for x in inputs)
-    if proxy or torch._C._get_tracing_state() is not None:
-        raise LayoutError(
-            f"Got {'a torch.fx.Proxy' if proxy else 'torch.jit.trace'} in {type(layer).__name__}; expected tensors, "
-            "torch.compile or torch.export. Use one of these, or trace adtn_backends.torch.to_dense(model)."
-        )
-
-
 def _preserves(fn: Callable[..., Any]) -> bool:
     """Whether a function of :meth:`torch.nn.Module._apply` copies values; ``empty_like`` does not."""
     mark = torch.arange(1.0, 33.0, device="cpu")
     found = fn(mark)
     return not found.is_meta and bool((found.detach().cpu().float() == mark).all())
-
-
-def is_traced() -> bool:
-    """Whether a compiler or a function transform looks at every operation."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return True
-    return forward_ad._current_level >= 0
-
-
-def refuse_subclass(dense: Any, *known: type[nn.Module]) -> None:
-    """What a subclass does in its own forward would be lost.
-
-    Raises
-    ------
-    LayoutError
-        If the layer is no layer of the framework, or one with another forward.
-    """
-    if not any(isinstance(dense, one) and type(dense).forward is one.forward for one in known):
-        raise LayoutError(
-            f"Got {type(dense).__name__}; expected {' or '.join(one.__name__ for one in known)}, or a subclass with "
-            "the same forward. Keep its own forward with adtn_backends.torch.parametrized."
-        )
-
-
-def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> GeneratedWeight:
-    """A module for a generator; refuses weights with another number of axes."""
-    check_axes(weight.shape, axes, what)
-    return weight if isinstance(weight, GeneratedWeight) else GeneratedWeight(weight)
-
-
-def fitted_weight(dense: torch.Tensor, fit: Fit) -> GeneratedWeight:
-    """A generated weight in place of a dense one, with its device and dtype."""
-    generator = fit(dense.detach().cpu().double().numpy())
-    return GeneratedWeight(generator).to(dense.device, dense.dtype)
-
-
-def bias_parameter(bias: Any, n: int, like: GeneratedWeight) -> nn.Parameter | None:
-    """``True`` for zeros, ``False`` or ``None`` for nothing, or the values; a frozen bias stays frozen."""
-    if bias is False or bias is None:
-        return None
-    if bias is True:
-        values = torch.zeros(n)
-    elif isinstance(bias, torch.Tensor) and not bias.is_complex():
-        values = bias.detach().clone()
-    else:
-        values = torch.tensor(host_array("bias", bias, LayoutError))
-    check_bias(tuple(values.shape), n)
-    return nn.Parameter(values.to(like.device, like.dtype), requires_grad=not is_frozen(bias))
-
-
-def is_frozen(x: Any) -> bool:
-    """Whether a parameter is one that is not trained."""
-    return isinstance(x, nn.Parameter) and not x.requires_grad
-
-
-def filled(dense: Any, layer: Any) -> Any:
-    """A dense layer with the weight, bias and state of training of a generated one; what was frozen stays frozen."""
-    with torch.no_grad():
-        dense.weight.copy_(layer.generated.now())
-        if layer.bias is not None:
-            dense.bias.copy_(layer.bias)
-            dense.bias.requires_grad_(layer.bias.requires_grad)
-    dense.weight.requires_grad_(any(x.requires_grad for x in layer.generated.arrays().values()))
-    return dense.train(layer.training)
