@@ -87,11 +87,11 @@ def test_apply_generates_once() -> None:
     gen = make()
     x = np.ones((1, 24), np.float32)
     gen.apply(x)
-    (first,) = gen._weight_cache.values()
+    (first,) = gen._weights._values.values()
     gen.apply(x)
-    (second,) = gen._weight_cache.values()
+    (second,) = gen._weights._values.values()
     assert first is second
-    assert not gen.with_params(gen.params)._weight_cache
+    assert not len(gen.with_params(gen.params)._weights)
 
 
 def test_parameters_cannot_be_changed_in_place() -> None:
