@@ -169,8 +169,8 @@ PLUGIN = {
         class ToyBackend(NumpyBackend):
             name = "toy"
 
-        def owns(self, kind):
-            return False
+            def owns(self, kind):
+                return False
 
             def devices(self):
                 return [DeviceInfo("toy:cpu", "a toy", 1, ("float32",))]

@@ -17,8 +17,9 @@ from ..generator import Generator, generated_rows
 from ._config import Config
 from ._local import Executor, LocalTask
 from ._model import Layer, Model, model_of
-from ._report import CompressReport, LayerRow, ModelCost
-from ._work import Outcome, Work
+from ._report import CompressReport
+from ._rows import LayerRow, ModelCost
+from ._run import CompressionRun, Outcome
 
 _CORNER = 96  # rows and columns of a weight that are shown
 
@@ -89,7 +90,7 @@ def compress(
     """
     config = config or Config()
     data, test = _batches("data", data), _batches("test", test)
-    keep = check_writable(folder, "folder", "folder") if folder is not None else None
+    folder = check_writable(folder, "folder", "folder") if folder is not None else None
     stages = config.stages(data is not None)
     device = "numpy:cpu" if device is None else device
     check_device(device, "float32")
@@ -97,22 +98,8 @@ def compress(
     if measured and test is None and score is None:
         raise CompressError("Got a budget of accuracy_loss without test=; pass the data that measure it, or score=.")
     adapter = model_of(model, None)
-    say = progress or (lambda line: None)
     began = time.monotonic()
-    chosen, dense = config.select(adapter.layers())
-    dense |= {layer.name: why for layer in chosen if (why := _impossible(layer, config))}
-    chosen = [layer for layer in chosen if layer.name not in dense]
-    weights = {layer.name: {name: adapter.weight(name) for name in layer.weights} for layer in chosen}
-    dense |= {name: why for name, own in weights.items() if (why := _unfit(own.values()))}
-    chosen = [layer for layer in chosen if layer.name not in dense]
-    if not chosen:
-        reasons = "; ".join(f"{name}: {why}" for name, why in dense.items())
-        raise CompressError(f"No layer can be replaced: {reasons}. Change targets, exclude or smallest.")
-    if any(not layer.name for layer in chosen):
-        raise CompressError(
-            "Got a model that is one layer, which has no place to be replaced in; use a layer of "
-            "adtn_backends.torch or adtn_backends.jax."
-        )
+    chosen, dense = _choose_layers(adapter, config)
     if config.tune_steps and not {"finetune", "distill-local"}.isdisjoint(stages):
         adapter.check(config.tuning(config.tune_steps))
     before = _cost(adapter, test, data, loss, score)
@@ -120,13 +107,25 @@ def compress(
         raise CompressError(
             "Got a budget of accuracy_loss for labels that do not number classes; pass score= to measure the model."
         )
-    targets = {name: weight for layer in chosen for name, weight in weights[layer.name].items()}
-    tasks = _tasks(adapter, config, chosen, targets, data, device, stages)
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-    work = Work(adapter, config, stages, chosen, tasks, data, test, loss, score, executor, keep, say)
+    tasks = _tasks(adapter, config, chosen, data, device, stages)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    run = CompressionRun(
+        adapter=adapter,
+        config=config,
+        stages=stages,
+        layers=[layer for layer, _ in chosen],
+        tasks=tasks,
+        data=data,
+        test=test,
+        loss=loss,
+        score=score,
+        executor=executor,
+        folder=folder,
+        say=progress or (lambda line: None),
+    )
     try:
-        outcome = work.within(config.budget, before) if config.budget is not None else work.attempt(tasks)
+        outcome = run.compress(before)
         after = _cost(adapter, test, data, loss, score)
         generators = adapter.generators()
         sample = test if test is not None else data
@@ -134,13 +133,44 @@ def compress(
     except BaseException:
         adapter.restore()
         raise
-    rows = [_row(layer, outcome, generators, predicted) for layer in chosen]
-    for path in work.checkpoints:
-        path.unlink(missing_ok=True)
-    corners = {name: (_corner(task.weight), _corner(generators[name])) for name, task in tasks.items()}
+    run.remove_checkpoints()
     return CompressReport(
-        config, rows, dense, before, after, outcome.losses, time.monotonic() - began, generators, corners
+        config=config,
+        layers=[_row(layer, outcome, generators, predicted) for layer in run.layers],
+        dense=dense,
+        before=before,
+        after=after,
+        losses=outcome.losses,
+        seconds=time.monotonic() - began,
+        generators=generators,
+        corners={name: (_corner(task.weight), _corner(generators[name])) for name, task in tasks.items()},
     )
+
+
+Chosen = Sequence[tuple[Layer, Mapping[str, np.ndarray]]]
+"""Layers that are replaced, with their weights by name."""
+
+
+def _choose_layers(adapter: Model, config: Config) -> tuple[Chosen, dict[str, str]]:
+    """Say which layers are replaced, and why the others stay dense."""
+    candidates, dense = config.select(adapter.layers())
+    chosen: list[tuple[Layer, Mapping[str, np.ndarray]]] = []
+    for layer in candidates:
+        why = _impossible(layer, config)
+        weights = {} if why else {name: adapter.weight(name) for name in layer.weights}
+        if why := why or _unfit(weights.values()):
+            dense[layer.name] = why
+        else:
+            chosen.append((layer, weights))
+    if not chosen:
+        reasons = "; ".join(f"{name}: {why}" for name, why in dense.items())
+        raise CompressError(f"No layer can be replaced: {reasons}. Change targets, exclude or smallest.")
+    if any(not layer.name for layer, _ in chosen):
+        raise CompressError(
+            "Got a model that is one layer, which has no place to be replaced in; use a layer of "
+            "adtn_backends.torch or adtn_backends.jax."
+        )
+    return chosen, dense
 
 
 def _batches(name: str, data: Any) -> Iterable[Any] | None:
@@ -159,8 +189,7 @@ def _batches(name: str, data: Any) -> Iterable[Any] | None:
 def _tasks(
     adapter: Model,
     config: Config,
-    chosen: Sequence[Layer],
-    weights: Mapping[str, np.ndarray],
+    chosen: Chosen,
     data: Iterable[Any] | None,
     device: str,
     stages: Sequence[str],
@@ -168,17 +197,27 @@ def _tasks(
     """One for every weight; layouts are checked before anything is fitted."""
     fits = any(stage.startswith("reconstruct") for stage in stages) and config.steps > 0
     by_data = "reconstruct-data" in stages and data is not None and fits
-    planned = [(layer, name, config.options_of(layer)) for layer in chosen for name in layer.weights]
-    layouts = {name: own.layout(layer.weights[name]) for layer, name, own in planned}
+    planned = [(name, weight, config.options_of(layer)) for layer, own in chosen for name, weight in own.items()]
+    layouts = {name: own.layout(weight.shape) for name, weight, own in planned}
     moments = adapter.second_moments(list(layouts), data) if by_data and data is not None else {}
     return {
         name: LocalTask(
-            name, weights[name], _usable(moments.get(name)), own.topology, layouts[name], own.base, own.seed,
-            own.steps if fits else 0, own.optimizer, own.lr, device, own.restarts if fits else 1,
+            name=name,
+            weight=weight,
+            moment=_usable(moments.get(name)),
+            topology=own.topology,
+            layout=layouts[name],
+            base=own.base,
+            seed=own.seed,
+            steps=own.steps if fits else 0,
+            optimizer=own.optimizer,
+            lr=own.lr,
+            device=device,
+            restarts=own.restarts if fits else 1,
             silent=config.mode == "adapter",
         )
-        for _, name, own in planned
-    }  # fmt: skip
+        for name, weight, own in planned
+    }
 
 
 def _impossible(layer: Layer, config: Config) -> str:
@@ -222,8 +261,14 @@ def _cost(
     seconds, peak = adapter.forward_cost(sample) if sample is not None else (None, None)
     accuracy, mean = (None, None) if test is None else (adapter.accuracy(test), adapter.loss_on(test, loss))
     return ModelCost(
-        params, size, accuracy, seconds, peak, mean, adapter.score(score) if score is not None else None
-    )  # fmt: skip
+        params=params,
+        bytes=size,
+        accuracy=accuracy,
+        forward_seconds=seconds,
+        forward_peak_bytes=peak,
+        loss=mean,
+        score=adapter.score(score) if score is not None else None,
+    )
 
 
 def _corner(weight: np.ndarray | Generator) -> np.ndarray:
@@ -241,8 +286,15 @@ def _row(layer: Layer, outcome: Outcome, generators: dict[str, Any], predicted: 
     parts = [generators[name] for name in layer.weights]
     dense = sum(map(math.prod, layer.weights.values()))
     return LayerRow(
-        layer.name, layer.kind, tuple(tuple(s) for s in layer.weights.values()), str(parts[0].topology), dense,
-        sum(g.num_params for g in parts), sum(g.num_active_params for g in parts),
-        [outcome.results[name].relative_error for name in layer.weights], layer.tied,
-        outcome.sensitivities.get(layer.name), sum(predicted[n] for n in layer.weights) if predicted else None,
-    )  # fmt: skip
+        name=layer.name,
+        kind=layer.kind,
+        shapes=tuple(tuple(s) for s in layer.weights.values()),
+        topology=str(parts[0].topology),
+        dense=dense,
+        params=sum(g.num_params for g in parts),
+        active=sum(g.num_active_params for g in parts),
+        local_errors=[outcome.results[name].relative_error for name in layer.weights],
+        tied=layer.tied,
+        sensitivity=outcome.sensitivities.get(layer.name),
+        predicted_seconds=sum(predicted[n] for n in layer.weights) if predicted else None,
+    )

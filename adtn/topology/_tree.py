@@ -174,6 +174,7 @@ class TTN(Topology):
 
     # neighbouring legs share a parent: a row leg beside a column leg lets the matrix have full rank
     order: ClassVar[Literal["axis", "interleaved"]] = "interleaved"
+    grows: ClassVar[str | None] = "bond"
 
     def levels(self, layout: Layout) -> list[Segment]:
         """Levels from the root to the legs."""
