@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import io
 import itertools
-import re
 import sys
 import tokenize
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 
 LONGEST = 12  # equal lines in a row that may stay
 FOLDER = Path(__file__).resolve().parents[1] / "backends" / "adtn_backends"
+OWN = "_"  # stands for all names that a framework has for itself
 COMMON = "shared"  # what lies here belongs to all frameworks
 ROOTS = frozenset({"torch", "jax", "flax", "optax", "numpy", "peft", "transformers", "safetensors", "autoray"})
 SKIPPED = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
@@ -73,13 +73,19 @@ def source_of(path: Path, classes: set[str]) -> Source:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     ignored = ignored_lines(tree)
+    own = aliases(tree) | classes
     words: dict[int, list[str]] = {}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in SKIPPED and token.start[0] not in ignored:
-            words.setdefault(token.start[0], []).append(token.string)
-    own = "|".join(sorted(map(re.escape, aliases(tree) | classes), key=len, reverse=True)) or r"(?!)"
-    reached = re.compile(rf"(?<!\. )\b(?:{own})\b(?: \. \w+)*")
-    lines = {n: reached.sub("_", " ".join(found)) for n, found in sorted(words.items())}
+        if token.type in SKIPPED or token.start[0] in ignored:
+            continue
+        line = words.setdefault(token.start[0], [])
+        if line[-2:] == [OWN, "."] and token.type == tokenize.NAME:
+            line.pop()  # what is reached through a name of the framework is one, too
+        elif token.type == tokenize.NAME and token.string in own and line[-1:] != ["."]:
+            line.append(OWN)
+        else:
+            line.append(token.string)
+    lines = {n: " ".join(line) for n, line in sorted(words.items())}
     return Source(path, tuple(lines.values()), tuple(lines))
 
 
