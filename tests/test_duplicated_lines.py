@@ -47,7 +47,12 @@ def test_a_copied_file_is_found(script: ModuleType, tmp_path: Path, capsys: pyte
 
 def test_a_copy_with_names_comments_and_docstrings_of_its_own_is_found(script: ModuleType, tmp_path: Path) -> None:
     text = COPIED.read_text().replace("import torch\n", "import jax\nfrom flax import nnx\n")
-    for old, new in (("torch.Tensor", "jax.Array"), ("nn.functional.", "jax.nn."), ("nn.", "nnx."), ('"""A', '"""Own A')):
+    for old, new in (
+        ("torch.Tensor", "jax.Array"),
+        ("nn.functional.", "jax.nn."),
+        ("nn.", "nnx."),
+        ('"""A', '"""Own A'),
+    ):
         text = text.replace(old, new)
     text = text.replace("ADTNConv", "FlaxConv").replace("\n    def ", "\n\n    # in other words\n    def ")
     assert max(run.length for run in script.duplicated(planted(tmp_path, text))) > 30

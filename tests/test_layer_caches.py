@@ -11,6 +11,7 @@ from typing import Any
 
 import adtn
 import pytest
+
 from adtn_backends.shared._cache import MOST, remember
 
 torch = pytest.importorskip("torch")
@@ -69,6 +70,7 @@ def test_what_is_remembered_goes_with_the_layer(framework: str) -> None:
     if framework == "jax":
         pytest.importorskip("flax")
         import jax.numpy as numbers
+
         from adtn_backends.jax.layers import ADTNLinear
     else:
         from adtn_backends.torch.layers import ADTNLinear
@@ -88,6 +90,7 @@ def test_what_is_remembered_goes_with_the_layer(framework: str) -> None:
 def test_layers_of_flax_remember_a_bounded_number_of_batches() -> None:
     pytest.importorskip("flax")
     import jax.numpy as jnp
+
     from adtn_backends.jax.layers import ADTNLinear
 
     layer = ADTNLinear(adtn.Generator((8, 8), TTN))

@@ -15,7 +15,7 @@ from ..shared._batches import IGNORED, check_labels, check_loss, class_axis, exp
 
 
 def outputs_of(model: Any, batch: Any) -> Any:
-    """For the inputs of a batch; the logits where the model calls them so."""
+    """Outputs for the inputs of a batch; the logits where the model calls them so."""
     if isinstance(batch, Mapping):
         found = model(**{k: v for k, v in batch.items() if k != "labels"})
     else:
@@ -87,7 +87,7 @@ def _away(outputs: Any, wanted: Any, batch: Any) -> Any:
 
 
 def exact(x: Any) -> Any:
-    """Not below single precision: half of it has no digits for means."""
+    """Raise half precision to single: it has no digits for means."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -32,7 +32,7 @@ from .layers._weight import Frozen
 
 
 class NnxModel(ReplacedModel):
-    """See :class:`adtn.compression.Model`. Losses are traced: they may do what :func:`jax.jit` allows."""
+    """A :class:`adtn.compression.Model` of Flax. Losses are traced: they may do what :func:`jax.jit` allows."""
 
     modules = MODULES
     _weights: dict[str, GeneratedWeight]
@@ -252,7 +252,7 @@ class NnxModel(ReplacedModel):
         return "jax:cpu" if platform == "cpu" else f"jax:{platform}:0", None
 
     def _batches(self, data: Iterable[Any], *, within: bool) -> Iterator[Any]:
-        """As arrays; ``within`` refuses labels of classes that the model does not score, which a trace cannot see."""
+        """Batches of arrays; ``within`` refuses labels of classes without a score, which a trace cannot see."""
         known: dict[Any, Any] = {}
         for batch in data:
             batch = _arrays(batch)
@@ -264,7 +264,7 @@ class NnxModel(ReplacedModel):
             yield batch
 
     def _outputs(self, batch: Any) -> Any:
-        """Shapes of what the model puts out."""
+        """Shapes of the model's outputs."""
         with _mode(self.model, training=False):
             graph, state = nnx.split(self.model)
         return jax.eval_shape(lambda s, b: outputs_of(nnx.merge(graph, s, copy=True), b), state, batch)
@@ -329,13 +329,13 @@ class _Watched(nnx.Module):
 
 
 def _stored(model: nnx.Module) -> dict[str, Any]:
-    """What a file holds: frozen numbers come with their generators, or from a rule."""
+    """Variables that a file holds: frozen values come with their generators, or from a rule."""
     return {name: v for name, v in variables_of(model).items() if not isinstance(v, nnx.RngState | Frozen)}
 
 
 @contextmanager
 def _mode(model: nnx.Module, *, training: bool) -> Generated[None, None, None]:
-    """Inside of this block a model is as after ``model.train()`` or ``model.eval()``."""
+    """Set a model as ``model.train()`` or ``model.eval()`` does, inside of this block."""
     flags = ("deterministic", "use_running_average")
     was = [(m, flag, vars(m)[flag]) for _, m in modules_of(model) for flag in flags if flag in vars(m)]
     (model.train if training else model.eval)()
@@ -348,7 +348,7 @@ def _mode(model: nnx.Module, *, training: bool) -> Generated[None, None, None]:
 
 @contextmanager
 def _dropout(model: nnx.Module, rate: float | None) -> Generated[None, None, None]:
-    """Inside of this block all dropouts have one rate."""
+    """Give all dropouts one rate, inside of this block."""
     dropouts: list[Any] = [m for _, m in modules_of(model) if isinstance(m, nnx.Dropout)] if rate is not None else []
     was = [(m, m.rate) for m in dropouts]
     for module in dropouts:

@@ -17,7 +17,7 @@ from ..shared._training_file import Data, cosine, run
 
 
 class Training:
-    """What changes while some variables of a module are trained.
+    """The state of a training of some variables of a module.
 
     Parameters
     ----------

@@ -76,7 +76,7 @@ class JaxBackend:
             return np.array(x.astype("float32") if x.dtype == jnp.bfloat16 else x)
 
     def device_of(self, x: jax.Array) -> str:
-        """Such as ``"cpu"`` or ``"gpu:0"``."""
+        """The device of an array, such as ``"cpu"`` or ``"gpu:0"``."""
         device = next(iter(x.devices()))
         return "cpu" if device.platform == "cpu" else f"{device.platform}:{device.id}"
 
@@ -219,7 +219,7 @@ class OptaxOptimizer:
             return self._step(dict(params), dict(grads), state, jnp.asarray(lr, dtype=dtype))
 
     def snapshot(self, params: Params) -> Params:
-        """Nothing to copy: steps make new arrays."""
+        """Return the parameters, as steps make new arrays."""
         return params
 
     def export_state(self, state: Any) -> dict[str, np.ndarray]:

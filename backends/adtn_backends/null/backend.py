@@ -24,7 +24,7 @@ _ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class Counter:
-    """What a computation on null arrays would have cost.
+    """The cost that a computation on null arrays would have had.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class NullArray:
         return self.view((*lead, n, m), (*ahead, t, s))
 
     def view(self, shape: Shape, strides: Shape) -> NullArray:
-        """The same memory."""
+        """Make a view of the same memory."""
         return NullArray(shape, self.dtype, self.counter, strides=strides, buffer=self.buffer)
 
     def __getitem__(self, key: tuple[slice | int | np.ndarray | None, ...] | slice | int | None) -> NullArray:
@@ -272,8 +272,8 @@ def _sum(x: NullArray, axis: tuple[int, ...] | int | None = None) -> NullArray:
 
 def _broadcast_to(x: NullArray, shape: Shape) -> NullArray:
     lead = len(shape) - x.ndim
-    kept = (s if n == m else 0 for s, n, m in zip(x.strides, x.shape, shape[lead:], strict=True))
-    return x.view(tuple(shape), ((0,) * lead + tuple(kept)))
+    strides = (s if n == m else 0 for s, n, m in zip(x.strides, x.shape, shape[lead:], strict=True))
+    return x.view(tuple(shape), ((0,) * lead + tuple(strides)))
 
 
 def _concatenate(arrays: tuple[NullArray, ...], axis: int) -> NullArray:
@@ -374,7 +374,7 @@ class NullBackend:
         raise DeviceError(f"{x!r} has no values; the null backend only counts. Use 'numpy:cpu' for numbers.")
 
     def device_of(self, x: NullArray) -> str:
-        """Always ``"cpu"``."""
+        """Return ``"cpu"``."""
         return "cpu"
 
     def dtype_of(self, x: NullArray) -> str:
@@ -390,22 +390,22 @@ class NullBackend:
         return layer
 
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Nothing to compile."""
+        """Return the function as it is."""
         return fn
 
     def scope(self, dtype: str) -> AbstractContextManager[Any]:
-        """Nothing to set."""
+        """Return an empty context."""
         return nullcontext()
 
     def threads(self, flops: float) -> AbstractContextManager[Any]:
-        """Nothing is computed."""
+        """Return an empty context, as nothing is computed."""
         return nullcontext()
 
     def synchronize(self, device: str, result: Any = None) -> None:
-        """Nothing to wait for."""
+        """Return at once."""
 
     def workspace(self, keep_bytes: int | None = None) -> NullWorkspace:
-        """As a pool that has been used before."""
+        """A workspace that counts as a pool that has been used before."""
         return NullWorkspace(keep_bytes)
 
     def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
@@ -428,17 +428,17 @@ class NullBackend:
         return x
 
     def add_at(self, x: NullArray, i: int, y: NullArray) -> NullArray:
-        """In place."""
+        """Note an addition to one entry, in place."""
         part = x[i]
         elementwise("arithmetic", part, y, out=part)
         return x
 
     def add(self, x: NullArray, y: NullArray) -> NullArray:
-        """In place."""
+        """Note an addition, in place."""
         return elementwise("arithmetic", x, y, out=x)
 
     def subtract(self, x: NullArray, y: NullArray) -> NullArray:
-        """In place."""
+        """Note a subtraction, in place."""
         return elementwise("arithmetic", x, y, out=x)
 
     def model(self, model: Any, device: str | None) -> None:

@@ -32,7 +32,7 @@ class NumpyBackend(InPlace):
         return issubclass(kind, np.ndarray | np.generic)
 
     def shares_memory(self, device: str) -> bool:
-        """Always."""
+        """Return true."""
         return True
 
     def devices(self) -> list[DeviceInfo]:
@@ -52,7 +52,7 @@ class NumpyBackend(InPlace):
         return np.array(x)
 
     def device_of(self, x: np.ndarray) -> str:
-        """Always the CPU."""
+        """Return ``"cpu"``."""
         return "cpu"
 
     def dtype_of(self, x: np.ndarray) -> str:
@@ -85,11 +85,11 @@ class NumpyBackend(InPlace):
         return checked
 
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Without warnings of overflow: an infinite result is for the caller to judge, as on the other backends."""
+        """Silence warnings of overflow: an infinite result is for the caller to judge, as on the other backends."""
         return np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore")(fn)
 
     def scope(self, dtype: str) -> AbstractContextManager[Any]:
-        """Nothing to set."""
+        """Return an empty context."""
         return nullcontext()
 
     def threads(self, flops: float) -> AbstractContextManager[Any]:
@@ -145,7 +145,7 @@ class NumpyWorkspace(Workspace):
         return out
 
     def activate_vjp(self, sigma: Elementwise, z: np.ndarray, xbar: np.ndarray) -> np.ndarray:
-        """That of SiLU in two arrays."""
+        """Adjoint of SiLU in two arrays."""
         if sigma.name != "silu":
             return super().activate_vjp(sigma, z, xbar)
         s = self._sigmoid(z)
@@ -205,11 +205,11 @@ class QuimbOptimizer:
             options = {"mass": self.momentum, "learning_rate": lr / (1.0 - self.momentum)}
         else:
             options = {**self.betas, "learning_rate": lr}
-        found = state(lambda _: 0.0, x, lambda _: g, maxiter=1, **options)
-        return _unflat(found.x, params), state
+        result = state(lambda _: 0.0, x, lambda _: g, maxiter=1, **options)
+        return _unflat(result.x, params), state
 
     def snapshot(self, params: Params) -> Params:
-        """Nothing to copy: steps make new arrays."""
+        """Return the parameters, as steps make new arrays."""
         return params
 
     def export_state(self, state: Any) -> dict[str, np.ndarray]:

@@ -34,9 +34,11 @@ def has_labels(batch: Any) -> bool:
     return "labels" in batch if isinstance(batch, Mapping) else isinstance(batch, tuple | list) and len(batch) > 1
 
 
-def logits_of(found: Any) -> Any:
-    """What a model returned, or its logits where it calls something so."""
-    return found["logits"] if isinstance(found, Mapping) and "logits" in found else getattr(found, "logits", found)
+def logits_of(outputs: Any) -> Any:
+    """Outputs that a model returned, or its logits where it calls something so."""
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        return outputs["logits"]
+    return getattr(outputs, "logits", outputs)
 
 
 def class_axis(outputs: Any, labels: Any, whole: bool, *, second: bool = False) -> int:
@@ -87,7 +89,7 @@ def check_labels(least: int, most: int, classes: int) -> None:
 
 
 def check_loss(value: Any) -> Any:
-    """What a caller's loss returned, if it is one number.
+    """Return what a caller's loss returned, if it is one number.
 
     Raises
     ------

@@ -56,7 +56,7 @@ class Geometry:
         groups: Count = 1,
         padding_mode: PaddingMode = "zeros",
     ) -> Geometry:
-        """From a weight ``(out, in / groups, *kernel)`` and the options of PyTorch's convolutions.
+        """Make the geometry of a weight ``(out, in / groups, *kernel)`` from the options of PyTorch's convolutions.
 
         Raises
         ------
@@ -122,7 +122,7 @@ def check_bias(shape: tuple[int, ...], n_out: int) -> None:
 
 
 def _each(name: str, value: Size, axes: int) -> tuple[int, ...]:
-    found = (value,) * axes if isinstance(value, int) else tuple(value)
-    if len(found) != axes:
+    values = (value,) * axes if isinstance(value, int) else tuple(value)
+    if len(values) != axes:
         raise LayoutError(f"Got {name}={value} for {axes} spatial axes; expected one number or one for each.")
-    return found
+    return values

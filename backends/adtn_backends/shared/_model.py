@@ -107,7 +107,7 @@ class ReplacedModel(ABC):
 
     @abstractmethod
     def _evaluating(self) -> AbstractContextManager[Any]:
-        """Inside of this block the model infers."""
+        """Set the model to inference, inside of this block."""
 
     @abstractmethod
     def _losses(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> list[float]:
@@ -138,7 +138,7 @@ class ReplacedModel(ABC):
         return list(self._originals)
 
     def _own_random(self, seed: int) -> AbstractContextManager[Any]:
-        """Inside of this block random numbers are those of a seed, where the framework has a global state of them."""
+        """Draw random numbers from a seed inside of this block, where the framework has a global state of them."""
         return nullcontext()
 
     def _changed(self, generators: Mapping[str, Generator]) -> None:

@@ -19,7 +19,7 @@ _KIND = "checkpoint of a training"
 
 
 class Checkpoint(Protocol):
-    """What changes while a model is trained, and where it is written."""
+    """The state of a training, and where it is written."""
 
     data: Data
 
@@ -112,11 +112,11 @@ class Data:
             )
 
     def metadata(self) -> dict[str, str]:
-        """For the file."""
+        """Metadata of the file."""
         return {KEY: header_text(_KIND, FORMAT, first_batch=self.first)}
 
     def write(self, content: bytes) -> None:
-        """Whole or not at all; a full disk is no reason to lose a training."""
+        """Write the file whole or not at all; a full disk is no reason to lose a training."""
         assert self.path is not None
         try:
             write_atomic(self.path, sealed(content))
@@ -143,5 +143,5 @@ class Data:
         return content
 
     def unreadable(self, error: Exception) -> ModelFileError:
-        """What to raise."""
+        """The error to raise."""
         return ModelFileError(f"Cannot go on from {self.path} ({error}); delete it to begin anew.")

@@ -14,7 +14,7 @@ from ..shared._batches import IGNORED, check_labels, check_loss, class_axis, exp
 
 
 def outputs_of(model: nn.Module, batch: Any) -> Any:
-    """For the inputs of a batch; the logits where the model calls them so."""
+    """Outputs for the inputs of a batch; the logits where the model calls them so."""
     if isinstance(batch, Mapping):
         # decoders of their own make their inputs from the labels
         keeps = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
@@ -86,12 +86,12 @@ def _away(model: nn.Module, outputs: Any, wanted: Any, batch: Any) -> torch.Tens
 
 
 def exact(x: torch.Tensor) -> torch.Tensor:
-    """Not below single precision: half of it has no digits for means."""
+    """Raise half precision to single: it has no digits for means."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _takes_labels(model: nn.Module) -> bool:
-    """As models of transformers do, which then compute their own loss."""
+    """Whether a model takes labels, as models of transformers do, and then computes its own loss."""
     return "labels" in inspect.signature(model.forward).parameters
 
 

@@ -39,7 +39,7 @@ from .layers._kinds import kind_of, kind_of_generated
 
 
 class TorchModel(ReplacedModel):
-    """See :class:`adtn.compression.Model`."""
+    """A :class:`adtn.compression.Model` of PyTorch."""
 
     modules = MODULES
     model: nn.Module
@@ -176,7 +176,7 @@ class TorchModel(ReplacedModel):
 
     @contextmanager
     def _training(self, frozen: Sequence[nn.Parameter], tuning: Tuning) -> Generated[None, None, None]:
-        """Inside of this block the model is in training mode, some parameters are frozen, and random numbers seeded."""
+        """Set training mode, freeze some parameters and seed random numbers, inside of this block."""
         was_training = self.model.training
         dropouts = self._set_dropout(tuning.dropout)
         try:
@@ -234,7 +234,7 @@ class TorchModel(ReplacedModel):
 
     @contextmanager
     def _watched(self, looks: Sequence[tuple[nn.Module, Any]], **options: Any) -> Generated[None, None, None]:
-        """Inside of this block functions look at what modules get and give."""
+        """Let functions look at what modules get and give, inside of this block."""
         hooks = [module.register_forward_hook(look, **options) for module, look in looks]
         try:
             yield

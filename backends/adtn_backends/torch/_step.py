@@ -83,7 +83,7 @@ class Step:
 
 
 class RecordedStep(Step):
-    """The same on CUDA, without Python between the kernels: a CUDA graph, recorded at the fourth batch.
+    """A step on CUDA without Python between the kernels: a CUDA graph, recorded at the fourth batch.
 
     Small generators are hundreds of kernels of a few microseconds each, which take longer to launch than to run.
     Batches of another shape are done operation by operation.
@@ -109,7 +109,7 @@ class RecordedStep(Step):
         return self._loss
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """All that changes is on the device."""
+        """An optimizer of which all that changes is on the device."""
         where = self.trained[0].device
         for group in self.groups:
             group["lr"] = torch.tensor(group["lr"], device=where)
@@ -122,7 +122,7 @@ class RecordedStep(Step):
             group["lr"].fill_(share * group["initial_lr"])
 
     def _beside(self, batch: Any) -> torch.Tensor:
-        """On another stream than the default one, which a recording must not meet."""
+        """Update on another stream than the default one, which a recording must not meet."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -146,7 +146,7 @@ class RecordedStep(Step):
 
 
 def _tensors(batch: Any) -> list[torch.Tensor]:
-    """In order; what is no tensor stays as it was recorded."""
+    """Tensors of a batch in order; what is no tensor stays as it was recorded."""
     if isinstance(batch, Mapping):
         batch = tuple(batch.values())
     if isinstance(batch, tuple | list):

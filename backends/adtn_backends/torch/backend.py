@@ -67,14 +67,14 @@ def cuda_devices(cuda: Any) -> list[DeviceInfo]:
             else "PyTorch finds no CUDA device: check the driver with nvidia-smi"
         )
         return [DeviceInfo("torch:cuda:0", "CUDA", usable=False, reason=reason)]
-    found: list[DeviceInfo] = []
+    devices: list[DeviceInfo] = []
     for i in range(cuda.device_count()):
         properties = cuda.get_device_properties(i)
         dtypes = ["float64", "float32", "float16"]
         if (properties.major, properties.minor) >= (8, 0):
             dtypes.insert(2, "bfloat16")
-        found.append(DeviceInfo(f"torch:cuda:{i}", properties.name, properties.total_memory, tuple(dtypes)))
-    return found
+        devices.append(DeviceInfo(f"torch:cuda:{i}", properties.name, properties.total_memory, tuple(dtypes)))
+    return devices
 
 
 def mps_devices(mps_backend: Any, mps: Any, macos: str) -> list[DeviceInfo]:
@@ -105,7 +105,7 @@ class TorchBackend(InPlace):
         return issubclass(kind, torch.Tensor)
 
     def shares_memory(self, device: str) -> bool:
-        """On the CPU."""
+        """Return whether it is the CPU."""
         return device == "cpu"
 
     def devices(self) -> list[DeviceInfo]:
@@ -133,7 +133,7 @@ class TorchBackend(InPlace):
         return (x.float() if x.dtype == torch.bfloat16 else x).numpy().copy()
 
     def device_of(self, x: torch.Tensor) -> str:
-        """Such as ``"cpu"`` or ``"cuda:0"``."""
+        """The device of a tensor, such as ``"cpu"`` or ``"cuda:0"``."""
         return str(x.device)
 
     def dtype_of(self, x: torch.Tensor) -> str:
@@ -164,11 +164,11 @@ class TorchBackend(InPlace):
         return run
 
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Without gradient recording: the library's own adjoint is the engine."""
+        """Switch the recording of gradients off: the library's own adjoint is the engine."""
         return torch.no_grad()(fn)
 
     def scope(self, dtype: str) -> AbstractContextManager[Any]:
-        """Nothing to set."""
+        """Return an empty context."""
         return nullcontext()
 
     def threads(self, flops: float) -> AbstractContextManager[Any]:
@@ -198,8 +198,8 @@ class TorchBackend(InPlace):
 
             @staticmethod
             def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-                names, (x, *kept) = ctx.names, ctx.saved_tensors
-                arrays, tape = dict(zip(names, kept, strict=False)), tuple(kept[len(names) :])
+                names, (x, *saved) = ctx.names, ctx.saved_tensors
+                arrays, tape = dict(zip(names, saved, strict=False)), tuple(saved[len(names) :])
                 if must_differentiate(cotangents[0]):
                     return None, *differentiable_vjp(lambda: layer(arrays, x), (x, *arrays.values()), cotangents[0])
                 need_x = ctx.needs_input_grad[1]
@@ -259,11 +259,11 @@ class TorchWorkspace(Workspace):
         return self._empty(x.shape, x.dtype).copy_(x).view(shape)
 
     def activate(self, sigma: Elementwise, z: torch.Tensor) -> torch.Tensor:
-        """In one pass where PyTorch has it."""
+        """Apply an activation, in one pass where PyTorch has it."""
         return _FUSED[sigma.name][0](z) if sigma.name in _FUSED else super().activate(sigma, z)
 
     def activate_vjp(self, sigma: Elementwise, z: torch.Tensor, xbar: torch.Tensor) -> torch.Tensor:
-        """In one pass where PyTorch has it."""
+        """Adjoint of an activation, in one pass where PyTorch has it."""
         return _FUSED[sigma.name][1](xbar, z) if sigma.name in _FUSED else super().activate_vjp(sigma, z, xbar)
 
     def _empty(self, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
@@ -337,11 +337,11 @@ class TorchOptimizer:
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> torch.optim.Optimizer:
         """The inverse of :meth:`export_state`."""
         state = self.init(params)
-        found: dict[int, dict[str, Any]] = {}
+        moments: dict[int, dict[str, Any]] = {}
         for key, x in arrays.items():
             i, _, field = key.partition(".")
-            found.setdefault(int(i), {})[field] = torch.tensor(x)
-        state.load_state_dict({"state": found, "param_groups": state.state_dict()["param_groups"]})
+            moments.setdefault(int(i), {})[field] = torch.tensor(x)
+        state.load_state_dict({"state": moments, "param_groups": state.state_dict()["param_groups"]})
         return state
 
 

@@ -27,7 +27,7 @@ def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
     folder : path
         With ``config.json``, which names the class under ``architectures``, and safetensors.
     weights : bool
-        Whether the numbers are read, too; otherwise only the structure is made.
+        Whether the weights are read, too; otherwise only the structure is made.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
 
 
 def _compressed(folder: Path, cls: Any, plain: Mapping[str, Any]) -> nn.Module:
-    """What ``save_pretrained`` of a compressed model wrote."""
+    """Load what ``save_pretrained`` of a compressed model wrote."""
     import transformers
     from safetensors.torch import load_file
 
@@ -85,7 +85,7 @@ def _compressed(folder: Path, cls: Any, plain: Mapping[str, Any]) -> nn.Module:
     _check_files(folder, plain.get("transformers_weights"))
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        with torch.random.fork_rng([]):  # first values are drawn, and replaced
+        with torch.random.fork_rng([]):  # initial values are drawn, and replaced
             model = cls(config)
         generators = {name: structure_from_json(found) for name, found in plain[STRUCTURES].items()}
         TorchModel(model, None).install(generators)
@@ -116,7 +116,7 @@ def _compressed(folder: Path, cls: Any, plain: Mapping[str, Any]) -> nn.Module:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """What ``config.json`` says, as far as it decides what is run."""
+    """Read what ``config.json`` says, as far as it decides what is run."""
     path = folder / "config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -165,7 +165,7 @@ def _class(plain: Mapping[str, Any], folder: Path) -> Any:
 
 
 def _check_files(folder: Path, named: Any) -> None:
-    """Every file of weights is a safetensors file of this folder that can be opened.
+    """Refuse files of weights that are no safetensors of this folder, or cannot be opened.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def _check_files(folder: Path, named: Any) -> None:
 
 
 def _shards(path: Path) -> list[str]:
-    """What an index names."""
+    """Files that an index names."""
     folder = path.parent
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
@@ -210,14 +210,14 @@ def _shards(path: Path) -> list[str]:
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    """In the folder itself, or where the cache of Hugging Face keeps what its folders link to."""
+    """Whether a file is in the folder, or where the cache of Hugging Face has what its folders link to."""
     home, real = folder.resolve(), path.resolve()
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     return real.parent in (home, blobs)
 
 
 def _refuse_holes(found: Mapping[str, Any], folder: Path, name: str) -> None:
-    """Weights that the files did not fill have random numbers now."""
+    """Refuse weights that the files did not fill: they have random values now."""
     holes = sorted(str(key) for key in found.get("missing_keys") or ())
     odd = [str(key[0] if isinstance(key, tuple) else key) for key in found.get("mismatched_keys") or ()]
     errors = [str(error) for error in found.get("error_msgs") or ()]

@@ -20,7 +20,7 @@ from ._weight import GeneratedWeight
 
 
 class Cached(nnx.Variable[Any]):
-    """What was computed from other variables."""
+    """A value that was computed from other variables."""
 
 
 def _bits(x: jax.Array) -> jax.Array:
@@ -130,7 +130,7 @@ class Adapted(nnx.Module):
         return self._kernel()[...], [self.generated(name).arrays() for name in self.active]
 
     def _sum(self, parts: tuple[jax.Array, list[Params]]) -> jax.Array:
-        """Of these, in the order of the dense weight."""
+        """Sum these, in the order of the dense weight."""
         kernel, cores = parts
         kind = known_kind_of(self.base_layer)
         for name, arrays in zip(self.active, cores, strict=True):
@@ -144,7 +144,7 @@ class Adapted(nnx.Module):
         return jnp.concatenate([_bits(kernel).reshape(-1), *small])
 
     def _apply(self, merged: Callable[[Any], jax.Array], beside: Callable[[], jax.Array]) -> jax.Array:
-        """With the merged weight in a copy of the dense layer, or with the adapters beside it."""
+        """Apply the merged weight in a copy of the dense layer, or the adapters beside it."""
         if not self.merged or self.inside.shape != self._kernel().shape:
             return beside()
         graph, state = nnx.split(self.base_layer)
@@ -160,7 +160,7 @@ class Adapted(nnx.Module):
         return through() if same else beside()
 
     def __call__(self, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
-        """As the dense layer."""
+        """Apply the layer as the dense one, and the active adapters."""
 
         def beside() -> jax.Array:
             base: Any = self.base_layer

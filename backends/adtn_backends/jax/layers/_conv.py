@@ -105,7 +105,7 @@ class _ADTNConv(FromConv, nnx.Module):
 
 
 class ADTNConv1d(_ADTNConv):
-    """See :class:`ADTNConv2d`."""
+    """A convolution over one or three axes, see :class:`ADTNConv2d`."""
 
     axes = 1
 
@@ -142,7 +142,7 @@ class ADTNConv2d(_ADTNConv):
 
 
 class ADTNConv3d(_ADTNConv):
-    """See :class:`ADTNConv2d`."""
+    """A convolution over one or three axes, see :class:`ADTNConv2d`."""
 
     axes = 3
 
@@ -191,7 +191,7 @@ def _each(value: Any, axes: int) -> tuple[int, ...]:
 
 
 def _padding(dense: Any) -> Any:
-    """As :class:`ADTNConv2d` takes it; ``None`` for what it does not know."""
+    """Padding as :class:`ADTNConv2d` takes it; ``None`` for what it does not know."""
     given, axes = dense.padding, dense.kernel.ndim - 2
     if isinstance(given, str):
         return given if given in ("SAME", "VALID") else None

@@ -113,5 +113,5 @@ def _own_functions(dense: Any) -> str:
 
 
 def as_dtype(x: Any, dtype: Any) -> Any:
-    """The same values in the dtype of a layer's products, where it has one."""
+    """Convert values to the dtype of a layer's products, where it has one."""
     return x if dtype is None else x.astype(dtype)

@@ -1,4 +1,4 @@
-"""A generated weight as a module: the trained numbers, and the weight that is made from them."""
+"""A generated weight as a module: the trained parameters, and the weight that is made from them."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _OPEN_BATCH = 64
 
 
 class Frozen(nnx.Variable[Any]):
-    """Numbers that are not trained: bases, and cores that a network gave as fixed."""
+    """Values that are not trained: bases, and cores that a network gave as fixed."""
 
 
 class GeneratedWeight(nnx.Module):
-    """The trained numbers of a generator, and its weight as an array.
+    """The trained parameters of a generator, and its weight as an array.
 
     Layers that are given the same one are tied.
 
     Parameters
     ----------
     generator : Generator
-        Its numbers are the first values.
+        Its parameters are the initial values.
 
     Examples
     --------
@@ -61,50 +61,50 @@ class GeneratedWeight(nnx.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight."""
+        """Shape of the weight."""
         return self.structure.generator.shape
 
     @property
     def dtype(self) -> Any:
-        """Of the numbers, and of the weight."""
+        """Dtype of the parameters, and of the weight."""
         first = next(iter((self.names | self.constants).values()))
         return getattr(self, first)[...].dtype
 
     def arrays(self) -> dict[str, jax.Array]:
-        """Trained and frozen numbers by the names of the generator."""
+        """Trained and frozen cores by the names of the generator."""
         return {name: replicated(getattr(self, key)[...]) for name, key in (self.names | self.constants).items()}
 
     def generator(self) -> Generator:
-        """A generator with the numbers as they are now."""
-        numbers = {name: np.asarray(getattr(self, key)[...], np.float64) for name, key in self.names.items()}
-        return self.structure.generator.with_params(numbers)
+        """A generator with the parameters as they are now."""
+        values = {name: np.asarray(getattr(self, key)[...], np.float64) for name, key in self.names.items()}
+        return self.structure.generator.with_params(values)
 
     def astype(self, dtype: Any) -> GeneratedWeight:
-        """The same module with its numbers in another dtype."""
+        """Convert the parameters to another dtype, in place; returns the module."""
         nnx.update(self, jax.tree.map(lambda x: x.astype(dtype), nnx.state(self)))
         return self
 
     def __call__(self, arrays: Params | None = None) -> jax.Array:
-        """The weight, with the library's adjoint; of other numbers where they are given."""
+        """The weight, with the library's adjoint; of other cores where they are given."""
         make = self.structure.weight()
         return make(self.arrays() if arrays is None else arrays, jnp.zeros(()))
 
     def rows(self, index: jax.Array, arrays: Params | None = None) -> jax.Array:
-        """Rows of the weight by their numbers, ``(n,)``, differentiable; the others are not made."""
+        """Rows of the weight by their indices, ``(n,)``, differentiable; the others are not made."""
 
         def one_hot(digits: Any, d: int) -> jax.Array:
             return jax.nn.one_hot(digits, d, dtype=self.dtype)
 
-        numbers = self.arrays() if arrays is None else arrays
-        return generated_rows(self.structure.generator, numbers, index, one_hot)
+        values = self.arrays() if arrays is None else arrays
+        return generated_rows(self.structure.generator, values, index, one_hot)
 
     def layer(self, rows: jax.Array, mode: Mode | None) -> tuple[Layer, Any]:
-        """What runs a batch of this size, and ``(arrays, x) -> y``, differentiable."""
+        """The executable for a batch of this size, and ``(arrays, x) -> y``, differentiable."""
         return self.structure.layer(rows.shape[0], str(rows.dtype), mode)
 
 
 class _Static:
-    """What is known while tracing: the same object in all copies of a module, so that jitted functions are shared."""
+    """The part that is known while tracing: one object in all copies of a module, which share jitted functions."""
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator

@@ -43,12 +43,12 @@ class Adapted(Mergeable):
 
     @property
     def weight(self) -> torch.Tensor:
-        """That of the base layer with the active adapters in it, differentiable."""
+        """The weight of the base layer with the active adapters in it, differentiable."""
         return self.total()
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """Of the base layer."""
+        """Bias of the base layer."""
         return self.base_layer.bias  # type: ignore[return-value]
 
     def add(self, name: str, weight: GeneratedWeight) -> None:
@@ -97,7 +97,7 @@ class Adapted(Mergeable):
         return [self.adapters[name].generated for name in self.active]  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the dense layer."""
+        """Apply the layer as the dense one, and the active adapters."""
         if not is_traced():
             refuse_tracers(self, x)
         layer = self.merged_layer() if self.merged else None
@@ -113,7 +113,7 @@ class Adapted(Mergeable):
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
-        """What is active."""
+        """Names of the active adapters."""
         return f"active={list(self.active)}, merged={self.merged}"
 
 

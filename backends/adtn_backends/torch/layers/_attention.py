@@ -105,7 +105,7 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
         return self.generated.own()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """See :class:`torch.nn.MultiheadAttention`."""
+        """Apply attention, see :class:`torch.nn.MultiheadAttention`."""
         if is_traced():
             return super().forward(*args, **kwargs)
         refuse_tracers(self, *args)

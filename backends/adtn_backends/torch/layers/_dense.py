@@ -77,7 +77,7 @@ def _tied(module: Any, dense: Any, weights: dict[int, nn.Parameter]) -> Any:
 
 
 def _with_hooks(dense: nn.Module, module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """With copies of the hooks of a generated layer."""
+    """Give a dense layer copies of the hooks of a generated one."""
     for name in HOOKS:
         setattr(dense, name, copy.deepcopy(getattr(module, name), memo))
     dense._is_full_backward_hook = module._is_full_backward_hook

@@ -125,7 +125,7 @@ class Kind:
 
 
 def at(module: nn.Module, path: str) -> Any:
-    """What lies at a path from a module."""
+    """The attribute at a path from a module."""
     owner, _, leaf = path.rpartition(".")
     return getattr(module.get_submodule(owner), leaf)
 

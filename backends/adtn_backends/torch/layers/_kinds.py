@@ -64,7 +64,7 @@ def layer_in_place_of(dense: nn.Module, weights: Weights) -> nn.Module:
 
 
 def at_or_none(module: nn.Module, path: str) -> Any:
-    """What lies at a path from a module, nothing where it has no such attribute."""
+    """The attribute at a path from a module, nothing where it has none."""
     try:
         return at(module, path)
     except AttributeError:

@@ -117,7 +117,7 @@ class Mergeable(nn.Module):
 
 
 def _looked_at(weight: GeneratedWeight) -> Any:
-    """On accelerators, where looking at entries would wait, what writes in place leave behind."""
+    """Look, on accelerators, where entries would have to be waited for, at what writes in place leave behind."""
 
     def seen(arrays: dict[str, torch.Tensor]) -> Any:
         return weight.stamp(arrays) or [(x.data_ptr(), x._version, x.dtype) for x in arrays.values()]

@@ -25,7 +25,7 @@ class Parametrized(nn.Module):
     """A module whose code runs as it is and finds generated weights where it had parameters.
 
     Made by :func:`parametrized`, as a class of its own for every class of modules: transposed convolutions, recurrent
-    layers, experts that are kept as one tensor, subclasses of known layers. The weights are made once per forward.
+    layers, experts that are one tensor, subclasses of known layers. The weights are made once per forward.
     """
 
     generated: nn.ModuleDict
@@ -33,7 +33,7 @@ class Parametrized(nn.Module):
     _generated_names: ClassVar[tuple[str, ...]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """See the dense module."""
+        """Call the dense module's forward with generated weights."""
         if is_traced():
             try:
                 return super().forward(*args, **kwargs)
@@ -126,9 +126,9 @@ def parametrized(dense: nn.Module, weights: Mapping[str, GeneratedWeight]) -> Pa
     if getattr(dense, "max_norm", None) is not None:
         raise LayoutError(f"Got {type(dense).__name__} with max_norm, which writes to its weight; leave it out.")
     for name, weight in weights.items():
-        found = dense._parameters.get(name)
-        if found is None or tuple(found.shape) != weight.shape:
-            shape = None if found is None else tuple(found.shape)
+        own = dense._parameters.get(name)
+        if own is None or tuple(own.shape) != weight.shape:
+            shape = None if own is None else tuple(own.shape)
             raise LayoutError(f"Got a generator of {weight.shape} for {type(dense).__name__}.{name}, which is {shape}.")
     made = _blank(type(dense), tuple(weights))
     vars(made).update(_own(dense))
@@ -158,7 +158,7 @@ def _own(module: nn.Module) -> dict[str, Any]:
 
 
 def _blank(dense: type[nn.Module], names: tuple[str, ...]) -> Any:
-    """Without attributes, as for copies and pickles."""
+    """A module without attributes, as for copies and pickles."""
     return object.__new__(_class_of(dense, names))
 
 

@@ -16,7 +16,7 @@ from ._weight import GeneratedWeight
 
 
 def refuse_subclass(dense: Any, *known: type[nn.Module]) -> None:
-    """What a subclass does in its own forward would be lost.
+    """Refuse what a subclass does in its own forward: it would be lost.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A generated weight as a module: the trained numbers, and the weight that is made from them."""
+"""A generated weight as a module: the trained parameters, and the weight that is made from them."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _MADE: ContextVar[Mapping[nn.Module, torch.Tensor]] = ContextVar("made", default
 
 
 class GeneratedWeight(nn.Module):
-    """The trained numbers of a generator as parameters, and its weight as a tensor.
+    """The parameters of a generator, and its weight as a tensor.
 
-    Layers that are given the same one are tied: they train, move and save the same numbers.
+    Layers that are given the same one are tied: they train, move and save the same parameters.
 
     Parameters
     ----------
     generator : Generator
-        Its numbers are the first values of the parameters.
+        Its parameters are the initial values.
 
     Examples
     --------
@@ -83,17 +83,17 @@ class GeneratedWeight(nn.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight."""
+        """Shape of the weight."""
         return self._structure.shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the parameters, and of the weight."""
+        """Dtype of the parameters, and of the weight."""
         return self._first().dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the parameters, and of the weight."""
+        """Device of the parameters, and of the weight."""
         return self._first().device
 
     def _first(self) -> torch.Tensor:
@@ -127,7 +127,7 @@ class GeneratedWeight(nn.Module):
             return _Generate.apply(self._whole, tuple(arrays), *arrays.values())  # pyright: ignore[reportReturnType]
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """Rows of the weight by their numbers, ``(n,)``, differentiable; the others are not made.
+        """Rows of the weight by their indices, ``(n,)``, differentiable; the others are not made.
 
         Examples
         --------
@@ -152,14 +152,14 @@ class GeneratedWeight(nn.Module):
     def now(self) -> torch.Tensor:
         """The weight of the parameters as they are: differentiable where there is something to differentiate.
 
-        Without gradients it is made once and found again while the parameters stay what they are; do not write to it.
+        Without gradients it is made once and looked up while the parameters stay what they are; do not write to it.
         """
         if is_traced():
             return self()
-        found = _MADE.get().get(self)
-        if found is None or (not found.requires_grad and differentiable(self.arrays())):
+        made = _MADE.get().get(self)
+        if made is None or (not made.requires_grad and differentiable(self.arrays())):
             return self(self._now)
-        return found
+        return made
 
     def _now(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.weight_of(arrays) if differentiable(arrays) else self.cached(arrays)
@@ -198,7 +198,7 @@ class GeneratedWeight(nn.Module):
         return self._first().device.type == "cpu"
 
     def stamp(self, arrays: dict[str, torch.Tensor]) -> list[Any] | None:
-        """What the cached weight was made of; ``None`` where looking would wait, or is not possible."""
+        """A stamp of what the cached weight was made of; ``None`` where looking would wait, or is not possible."""
         stamp: list[Any] = []
         if torch._C._len_torch_dispatch_stack():  # modes that put other tensors in the place of real ones
             return None
@@ -216,7 +216,7 @@ class GeneratedWeight(nn.Module):
 
     @contextmanager
     def once(self) -> collections.abc.Generator[torch.Tensor, None, None]:
-        """Inside this block the weight is made once, however many layers and properties ask for it."""
+        """Make the weight once inside this block, however many layers and properties ask for it."""
         weight = self.now()
         token = _MADE.set({**_MADE.get(), self: weight})
         try:
@@ -230,7 +230,7 @@ class GeneratedWeight(nn.Module):
         return self in _MADE.get()
 
     def layer(self, rows: torch.Tensor, mode: Mode | None, *, train: bool) -> tuple[Layer, Any]:
-        """What runs batches up to the next power of two, and ``(arrays, x) -> y``, differentiable.
+        """The executable for batches up to the next power of two, and ``(arrays, x) -> y``, differentiable.
 
         Parameters
         ----------
@@ -344,7 +344,7 @@ class _Cached:
 
 @contextmanager
 def cached_weights(model: nn.Module) -> collections.abc.Generator[None, None, None]:
-    """Inside this block every generated weight of a model is made once: a promise that no parameter changes.
+    """Make every generated weight of a model once inside this block: a promise that no parameter changes.
 
     On the CPU nobody needs it for inference, because changes are seen there. On accelerators looking for them would
     wait for the device, so that weights are made in every call outside of this block. The counterpart of
@@ -369,5 +369,5 @@ def cached_weights(model: nn.Module) -> collections.abc.Generator[None, None, No
 def _preserves(fn: Callable[..., Any]) -> bool:
     """Whether a function of :meth:`torch.nn.Module._apply` copies values; ``empty_like`` does not."""
     mark = torch.arange(1.0, 33.0, device="cpu")
-    found = fn(mark)
-    return not found.is_meta and bool((found.detach().cpu().float() == mark).all())
+    copied = fn(mark)
+    return not copied.is_meta and bool((copied.detach().cpu().float() == mark).all())
