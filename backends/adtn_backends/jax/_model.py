@@ -92,10 +92,12 @@ class NnxModel(ReplacedModel):
     def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
         """Second moments of the inputs of linear layers and ungrouped convolutions over images; others are left out."""
         shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
+        # before they are watched, when others are in their places
+        dense_layers = {name: self._original(name) for name in names}
         moments = Moments()
 
         def look(name: str, inputs: tuple[Any, ...], options: Any, output: Any) -> None:
-            dense = self._original(name)
+            dense = dense_layers[name]
             kind = kind_of(dense)
             rows = None if kind is None else kind.rows(dense, inputs[0])
             if rows is not None:
