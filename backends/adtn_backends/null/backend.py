@@ -184,7 +184,17 @@ def _new(
     fresh = made.nbytes if out is None else 0
     if space is not None and out is None:
         fresh = 0 if space.keeps(made.nbytes) else made.nbytes
-    like.counter.record(Op(kind, like.dtype, sizes, read, made.nbytes, fresh, turned))
+    like.counter.record(
+        Op(
+            kind=kind,
+            dtype=like.dtype,
+            shape=sizes,
+            read_bytes=read,
+            written_bytes=made.nbytes,
+            fresh_bytes=fresh,
+            turned=turned,
+        )
+    )
     return made
 
 
@@ -290,7 +300,14 @@ def _zeros_like(x: NullArray) -> NullArray:
 def _astype(x: NullArray, dtype: str) -> NullArray:
     made = NullArray(x.shape, dtype, x.counter)
     x.counter.record(
-        Op("arithmetic", dtype, (x.size,), read_bytes=x.nbytes, written_bytes=made.nbytes, fresh_bytes=made.nbytes)
+        Op(
+            kind="arithmetic",
+            dtype=dtype,
+            shape=(x.size,),
+            read_bytes=x.nbytes,
+            written_bytes=made.nbytes,
+            fresh_bytes=made.nbytes,
+        )
     )
     return made
 
@@ -363,7 +380,7 @@ class NullBackend:
 
     def devices(self) -> list[DeviceInfo]:
         """One device that holds anything."""
-        return [DeviceInfo("null:cpu", "counts operations, computes nothing", None, tuple(_ITEMSIZE))]
+        return [DeviceInfo(name="null:cpu", description="counts operations, computes nothing", dtypes=tuple(_ITEMSIZE))]
 
     def asarray(self, x: np.ndarray, device: str, dtype: str | None, *, copy: bool = True) -> NullArray:
         """The shape of ``x``, with a counter of its own backend."""

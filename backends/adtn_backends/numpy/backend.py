@@ -38,7 +38,12 @@ class NumpyBackend(InPlace):
     def devices(self) -> list[DeviceInfo]:
         """The CPU."""
         return [
-            DeviceInfo("numpy:cpu", f"NumPy {np.__version__}", host_memory_bytes(), ("float64", "float32", "float16"))
+            DeviceInfo(
+                name="numpy:cpu",
+                description=f"NumPy {np.__version__}",
+                memory_bytes=host_memory_bytes(),
+                dtypes=("float64", "float32", "float16"),
+            )
         ]
 
     def asarray(self, x: np.ndarray, device: str, dtype: str | None, *, copy: bool = True) -> np.ndarray:

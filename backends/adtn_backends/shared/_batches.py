@@ -62,13 +62,13 @@ def class_axis(outputs: Any, labels: Any, whole: bool, *, second: bool = False) 
             f"The model returns a {type(outputs).__name__}; expected scores of classes, by themselves or as 'logits'. "
             "Pass loss=, and score= to measure it."
         )
-    shape, wanted = tuple(outputs.shape), tuple(labels.shape)
-    if whole and shape[:-1] == wanted:
+    shape, given = tuple(outputs.shape), tuple(labels.shape)
+    if whole and shape[:-1] == given:
         return len(shape) - 1
-    if whole and second and shape[:1] + shape[2:] == wanted:
+    if whole and second and shape[:1] + shape[2:] == given:
         return 1
     raise CompressError(
-        f"Got outputs of {shape} and labels of {wanted}, {labels.dtype}; expected the number of a class for every row "
+        f"Got outputs of {shape} and labels of {given}, {labels.dtype}; expected the number of a class for every row "
         "of scores. Pass loss= for other tasks, and score= to measure them."
     )
 

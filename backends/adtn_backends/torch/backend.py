@@ -66,14 +66,21 @@ def cuda_devices(cuda: Any) -> list[DeviceInfo]:
             if torch.version.cuda is None
             else "PyTorch finds no CUDA device: check the driver with nvidia-smi"
         )
-        return [DeviceInfo("torch:cuda:0", "CUDA", usable=False, reason=reason)]
+        return [DeviceInfo(name="torch:cuda:0", description="CUDA", usable=False, reason=reason)]
     devices: list[DeviceInfo] = []
     for i in range(cuda.device_count()):
         properties = cuda.get_device_properties(i)
         dtypes = ["float64", "float32", "float16"]
         if (properties.major, properties.minor) >= (8, 0):
             dtypes.insert(2, "bfloat16")
-        devices.append(DeviceInfo(f"torch:cuda:{i}", properties.name, properties.total_memory, tuple(dtypes)))
+        devices.append(
+            DeviceInfo(
+                name=f"torch:cuda:{i}",
+                description=properties.name,
+                memory_bytes=properties.total_memory,
+                dtypes=tuple(dtypes),
+            )
+        )
     return devices
 
 
@@ -85,11 +92,13 @@ def mps_devices(mps_backend: Any, mps: Any, macos: str) -> list[DeviceInfo]:
             if mps_backend.is_built()
             else "this PyTorch is built without MPS: install the macOS arm64 build"
         )
-        return [DeviceInfo("torch:mps", "Apple MPS", usable=False, reason=reason)]
+        return [DeviceInfo(name="torch:mps", description="Apple MPS", usable=False, reason=reason)]
     # no float64 on MPS at all; bfloat16 since macOS 14
     newer = int(macos.partition(".")[0] or 0) >= 14
     dtypes = ("float32", "bfloat16", "float16") if newer else ("float32", "float16")
-    return [DeviceInfo("torch:mps", "Apple MPS", mps.recommended_max_memory(), dtypes)]
+    return [
+        DeviceInfo(name="torch:mps", description="Apple MPS", memory_bytes=mps.recommended_max_memory(), dtypes=dtypes)
+    ]
 
 
 class TorchBackend(InPlace):
@@ -112,7 +121,12 @@ class TorchBackend(InPlace):
         """CPU, CUDA devices and MPS, usable or not."""
         import platform
 
-        cpu = DeviceInfo("torch:cpu", f"PyTorch {torch.__version__}", host_memory_bytes(), tuple(_DTYPES))
+        cpu = DeviceInfo(
+            name="torch:cpu",
+            description=f"PyTorch {torch.__version__}",
+            memory_bytes=host_memory_bytes(),
+            dtypes=tuple(_DTYPES),
+        )
         mps = mps_devices(torch.backends.mps, torch.mps, platform.mac_ver()[0])
         return [cpu, *cuda_devices(torch.cuda), *mps]
 

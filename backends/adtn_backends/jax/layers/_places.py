@@ -38,9 +38,9 @@ def params_of(module: nnx.Module) -> list[Any]:
 
 def variables_of(model: nnx.Module) -> dict[str, Any]:
     """All variables of a model, each once, by path."""
-    found: dict[int, tuple[str, Any]] = {}
+    variables: dict[int, tuple[str, Any]] = {}
     for name, module in modules_of(model):
         for part, v in _parts(module):
             if isinstance(v, nnx.Variable):
-                found.setdefault(id(v), (f"{name}.{part}" if name else part, v))
-    return dict(found.values())
+                variables.setdefault(id(v), (f"{name}.{part}" if name else part, v))
+    return dict(variables.values())
