@@ -204,10 +204,10 @@ class TorchBackend(InPlace):
 
         class Applied(torch.autograd.Function):
             @staticmethod
-            def forward(ctx: Any, names: tuple[str, ...], x: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
-                y, tape = layer.with_tape(dict(zip(names, numbers, strict=True)), x)
+            def forward(ctx: Any, names: tuple[str, ...], x: torch.Tensor, *cores: torch.Tensor) -> torch.Tensor:
+                y, tape = layer.with_tape(dict(zip(names, cores, strict=True)), x)
                 ctx.names = names
-                ctx.save_for_backward(x, *numbers, *tape)
+                ctx.save_for_backward(x, *cores, *tape)
                 return y
 
             @staticmethod

@@ -122,7 +122,7 @@ class ADTNConv2d(_ADTNConv):
     stride, padding, dilation, groups, padding_mode
         As of :class:`torch.nn.Conv2d`; ``padding`` may be JAX's ``"SAME"`` and ``"VALID"``, too.
     dtype : dtype, optional
-        Of products and results, as layers of Flax have it; the numbers keep theirs. That of inputs and numbers together
+        Of products and results, as layers of Flax have it; the parameters keep theirs. That of inputs and parameters
         when not given.
 
     Raises

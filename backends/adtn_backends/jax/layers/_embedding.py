@@ -28,7 +28,7 @@ class ADTNEmbedding(FromEmbedding, nnx.Module):
     weight : Generator or GeneratedWeight
         Of the table, ``(num_embeddings, embedding_dim)``.
     dtype : dtype, optional
-        Of rows and products, as layers of Flax have it; the numbers keep theirs.
+        Of rows and products, as layers of Flax have it; the parameters keep theirs.
 
     Examples
     --------

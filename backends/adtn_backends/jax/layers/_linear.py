@@ -31,7 +31,7 @@ class ADTNLinear(FromLinear, nnx.Module):
     mode : {"materialise", "stream", "factored"}, optional
         The scheduler chooses by the batch when not given.
     dtype : dtype, optional
-        Of products and results, as layers of Flax have it; the numbers keep theirs. That of inputs and numbers together
+        Of products and results, as layers of Flax have it; the parameters keep theirs. That of inputs and parameters
         when not given.
 
     Raises
@@ -91,7 +91,7 @@ class ADTNLinear(FromLinear, nnx.Module):
         chosen, apply = self.generated.layer(rows, self.mode)
         if chosen.makes_weight and self.dtype is not None:
             y = as_dtype(rows, self.dtype) @ as_dtype(self.generated(arrays).T, self.dtype)
-        else:  # the numbers keep their precision, as in norms
+        else:  # the parameters keep their precision, as in norms
             rows = rows if self.dtype is None else rows.astype(self.generated.dtype)
             if chosen.merges_batch and (parts := parts_of(rows)) > 1:
                 # merged with legs, the batch would lose its place in the mesh, and be gathered on every device
@@ -114,7 +114,7 @@ class ADTNLinearGeneral(nnx.Module):
     outputs : tuple of int, optional
         The axes that take their place; one when not given.
     dtype : dtype, optional
-        Of products and results, as layers of Flax have it; the numbers keep theirs. That of inputs and numbers together
+        Of products and results, as layers of Flax have it; the parameters keep theirs. That of inputs and parameters
         when not given.
 
     Raises
