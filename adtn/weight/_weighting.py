@@ -172,6 +172,25 @@ class Weighting:
             rows = rows if p is None or not axis else p.permute(rows, axis)
         return rows
 
+    def tangent(self, changes: Array, *, whole_rows: bool) -> Array:
+        """Take changes of the state to changes of the weight, in generated order and without the base.
+
+        Parameters
+        ----------
+        changes : array
+            ``(parameters, rows, entries)``.
+        whole_rows : bool
+            Entries are all legs of the other axes, with their padding, which is cropped; otherwise a sample.
+
+        Returns
+        -------
+        array
+            ``(parameters, rows, entries)``.
+        """
+        if whole_rows:
+            changes = do("reshape", self.crop_rows(changes), (*tuple(changes.shape[:2]), -1))
+        return changes * self.scale
+
     def generated_index(self, index: Array) -> Array:
         """Say which rows of the generated order are the rows ``index`` of the weight, ``(n,)``."""
         p = self.permutations[0] if self.permutations else None

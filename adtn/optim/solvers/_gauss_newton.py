@@ -82,8 +82,8 @@ class Curvature:
         columns = np.sort(rng.choice(n_in, n_columns, replace=False)) if n_columns else None
         probes = {k: self._asarray(x) for k, x in self.jacobian.probes(rows, columns).items()}
         found = self.jacobian({**self.constants, **params, **probes})
-        changes = stacked(found, [k for k in self.names if k != BASE_SCALE]) * self.generator.scale
-        changes = self._cropped(changes) if columns is None else changes
+        changes = stacked(found, [k for k in self.names if k != BASE_SCALE])
+        changes = self.generator.weighting.tangent(changes, whole_rows=columns is None)
         if BASE_SCALE in self.names:
             base = self.base[rows] if columns is None else self.base[np.ix_(rows, columns)]
             changes = do("concatenate", (changes, self._asarray(base[None])), axis=0)
@@ -96,10 +96,6 @@ class Curvature:
 
     def _asarray(self, x: np.ndarray) -> Array:
         return self.backend.asarray(x, self.device, self.dtype)
-
-    def _cropped(self, changes: Array) -> Array:
-        """Without the padding of the axes that are not sampled."""
-        return do("reshape", self.generator.weighting.crop_rows(changes), (*tuple(changes.shape[:2]), -1))
 
 
 def plan_curvature(
