@@ -12,6 +12,7 @@ from autoray import do
 from .._typing import Array, Params, Shape
 from ..backends import Backend, Workspace
 from ..calculus import frontier, frontier_pullback, project, squared_norm, walk
+from ..errors import ScheduleError
 from ..program import Stage, Tiled
 from ._weighting import BASE, BASE_SCALE, Weighting
 
@@ -198,7 +199,8 @@ class TiledWeight:
         scale : float or array, optional
             In place of that of :attr:`weighting`.
         """
-        assert self.norm is not None
+        if self.norm is None:
+            raise ScheduleError("Got tiles without the norm of their weight; make them with adtn.weight.projecting.")
         tape, factor = frontier(self.tiled, arrays, space), self.weighting.scale if scale is None else scale
         square, others = squared_norm(self.norm, tape.state, arrays, factor * factor, space)
         overlap, bars = project(self.tiled, tape.blocks, backend, space, arranged, -factor)
