@@ -128,7 +128,7 @@ def read_files(folder: Path, entries: Any) -> dict[str, Generator]:
 
 
 def write_index(folder: Path, entries: Entries) -> None:
-    """From now on the folder has these layers; files of others go."""
+    """Replace the layers of a folder by these; files of others go."""
     write_atomic(folder / INDEX, sealed_json(_KIND, FORMAT, layers=entries))
     kept = {entry["file"] for entry in entries.values()}
     for file in folder.glob(f"*{_SUFFIX}"):
@@ -146,6 +146,6 @@ def _is_generator(file: Path) -> bool:
 
 
 def file_name(name: str, mark: str) -> str:
-    """For a layer of any name: what is readable of it, and 12 digits that no other one has."""
+    """Return a file name for a layer: what is readable of its name, and 12 digits that no other one has."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:60].strip("._")
     return f"{plain or 'layer'}-{mark[:12]}"

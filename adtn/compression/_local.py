@@ -62,7 +62,7 @@ class LocalTask:
     silent: bool = False
 
     def mark(self) -> str:
-        """What the result depends on, apart from the device."""
+        """Return what the result depends on, apart from the device."""
         parts = (
             self.name,
             self.topology,
@@ -101,12 +101,12 @@ class LocalResult:
 
     @property
     def generator(self) -> Generator:
-        """With its numbers."""
+        """The generator with its parameters."""
         return from_bytes(self.content)
 
 
 class Executor(Protocol):
-    """What :mod:`concurrent.futures` and a Dask client have in common."""
+    """The interface that :mod:`concurrent.futures` and a Dask client have in common."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Any:
         """A future with ``result()``."""
@@ -144,7 +144,7 @@ def _first(task: LocalTask, seed: int) -> Generator:
 
 
 def starting_at_zero(shape: tuple[int, ...], topology: Topology, **options: Any) -> Generator:
-    """A generator whose weight is zero but whose numbers can be trained: an adapter.
+    """Make an adapter: a generator whose weight is zero but whose parameters can be trained.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ _STYLE = (
 
 
 class Content(Protocol):
-    """What a page shows of a report."""
+    """The part of a report that a page shows."""
 
     @property
     def layers(self) -> list[LayerRow]: ...

@@ -25,7 +25,7 @@ _TRIALS = 6  # sizes that are tried for a largest loss of accuracy
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attempt led to; the model holds its generators.
+    """The outcome of all stages; the model holds its generators.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class CompressionRun:
         return Outcome(results, losses)
 
     def run_within(self, budget: Budget, before: ModelCost) -> Outcome:
-        """With the topologies, bonds and layouts that a budget leads to."""
+        """Run all stages with the topologies, bonds and layouts that a budget leads to."""
         ladders = build_ladders(self.layers, self.tasks, self.config, self.executor, self.folder)
         if self.data is not None:
             ladders = measure_sensitivities(ladders, self.adapter, self.data, self.loss, self.say)
@@ -192,7 +192,7 @@ class CompressionRun:
             self.adapter.install(generators)
 
     def _tune(self, steps: int, stage: int | None = None) -> list[float]:
-        """Of a stage with progress and checkpoints; a rung is silent and begins anew."""
+        """Train the model in a stage, with progress and checkpoints; a rung is silent and starts again."""
         data, tuning = self._training_data, self.config.tuning(steps)
         if stage is not None and self.folder is not None:
             # other data are compared when the training goes on: it draws them again anyway

@@ -65,7 +65,7 @@ def _weight(generator: Generator, target: Any) -> np.ndarray:
 
 
 def has_decomposition(generator: Generator) -> bool:
-    """Whether :func:`decompose` takes it."""
+    """Return whether :func:`decompose` accepts a generator."""
     return generator.topology.has_decomposition and _is_plain(generator)
 
 

@@ -1,4 +1,4 @@
-"""Which contraction order: candidates from cotengra and from sweeps over fused cores, ranked by predicted time."""
+"""The search for contraction orders: candidates from cotengra and from sweeps, ranked by predicted time."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _found(
 
 
 def hash_of(profile: DeviceProfile) -> str:
-    """What distinguishes two profiles of one device."""
+    """Return what distinguishes two profiles of one device."""
     tables = (*profile.gemm_seconds, *profile.turned_factors, *profile.permute_seconds)
     return f"{sum(map(math.log, tables)):.6f}/{profile.permute_many}/{profile.launch_s}"
 
@@ -142,7 +142,7 @@ def best_tiled_path(segment: Segment, sizes: dict[str, int], profile: DeviceProf
 def candidates(
     segment: Segment, sizes: dict[str, int], profile: DeviceProfile, cost: Cost = "forward", tiles: int = 1
 ) -> list[Path]:
-    """Contraction orders worth a full price: by estimate the best of many, and of what their subtrees make together."""
+    """Return orders worth a full price: the best of many by estimate, and recombinations of their subtrees."""
     terms = segment.terms
     used = {i for inds in terms for i in inds}
     # in which order the outputs lie does not matter here, so that one search serves all orders and costs
@@ -210,7 +210,7 @@ def step_ops(step: PairStep, dtype: str) -> Iterable[Op]:
 
 
 def adjoint_ops(step: PairStep, dtype: str) -> Iterable[Op]:
-    """The same of a contraction's adjoints."""
+    """Return the operations of a contraction's adjoints."""
     b, m, n, k = step.bmnk
     if step.c.moves and (step.need_a or step.need_b):
         yield _copy(step.c, b * m * n, dtype, written=False)
@@ -240,7 +240,7 @@ def projection_ops(step: PairStep, dtype: str) -> Iterable[Op]:
 
 
 def _written(swapped: bool, dtype: str, b: int, mnk: tuple[int, int, int], left: bool, right: bool) -> Op:
-    """A product of operands that may lie transposed, or its transpose computed instead."""
+    """Return a product whose operands may be transposed, or its transpose computed instead."""
     m, n, k = mnk
     if swapped:
         m, n, left, right = n, m, not right, not left

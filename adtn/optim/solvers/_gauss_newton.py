@@ -4,7 +4,7 @@ With residuals r, their Jacobian J and the curvature C of the loss in them, a st
 
     H = Jᵀ C J        (H + λ D) δ = -g        ρ = (L(θ) - L(θ + δ)) / -(gᵀδ + δᵀHδ/2)
 
-J is made for a sample of rows and columns that is drawn anew at every step; the gradient g and the loss are those of
+J is made for a sample of rows and columns that is drawn again at every step; the gradient g and the loss are those of
 all entries, so that the sample decides how good a step is, not where it leads.
 """
 
@@ -39,7 +39,7 @@ State = tuple[float, float]  # damping, and what it is multiplied by after a fai
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Curvature:
-    """H from a sample of the weight's entries.
+    """The matrix H, from a sample of the weight's entries.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Curvature:
     backend, device, dtype
         Where.
     constants : mapping of str to array
-        Frozen numbers, unit directions, and those of the objective.
+        Frozen parameters, unit directions, and the arrays of the objective.
     base : numpy.ndarray
         ``(n_out, n_in)``; empty where its factor is not trained.
     names : list of str
@@ -106,7 +106,7 @@ def plan_curvature(
     Raises
     ------
     FitError
-        For more than 2048 parameters, and for losses that are no sums of squares.
+        For more than 2048 parameters, and for losses that are not sums of squares.
     """
     shapes = {k: np.shape(generator.params[k]) for k in generator.params if k != BASE_SCALE}
     names = [*sorted(shapes), *([BASE_SCALE] if BASE_SCALE in generator.params else [])]
@@ -144,7 +144,7 @@ def plan_curvature(
 
 
 class LevenbergMarquardt(Optimizer):
-    """Gauss-Newton steps with damping by the gain ratio (Nielsen's rule).
+    """The Levenberg-Marquardt method, with damping by the gain ratio (Nielsen's rule).
 
     References
     ----------
@@ -166,11 +166,11 @@ class LevenbergMarquardt(Optimizer):
             raise FitError("optimizer='lm' needs a weight to reconstruct; for tasks use 'adam' or 'lbfgs'.")
 
     def init(self, params: Params) -> State:
-        """Little damping."""
+        """Return little damping."""
         return _START, 2.0
 
     def step(self, at: Iterate, state: State) -> tuple[Evaluation | None, State]:
-        """Increase the damping until a change lowers the loss."""
+        """Raise the damping until a change lowers the loss."""
         names = self._curvature.names
         matrix, slope = self._matrix(at), flat(at.grads, names)
         damping, growth = state
@@ -186,7 +186,7 @@ class LevenbergMarquardt(Optimizer):
         return None, (damping, growth)
 
     def export_state(self, state: State) -> dict[str, np.ndarray]:
-        """Damping and its growth."""
+        """Return the damping and its growth."""
         return {"lm": np.array(state)}
 
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> State:
