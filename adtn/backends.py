@@ -325,16 +325,16 @@ def get_backend(name: str) -> Backend:
     MissingDependencyError
         If the framework behind it is not installed; the message names the pip command.
     """
-    found = _entry_points().get(name)
-    if found is None:
+    entry = _entry_points().get(name)
+    if entry is None:
         raise DeviceError(
             f"Got a device of backend {name!r}; registered are {', '.join(backend_names())}. A new one needs an entry "
             f"point in the group {GROUP!r} and its package installed (for an editable checkout: pip install -e .)."
         )
     try:
-        cls = found.load()
+        cls = entry.load()
     except ImportError as error:
-        extra = found.dist.metadata["Name"] if found.dist is not None else "adtn"
+        extra = entry.dist.metadata["Name"] if entry.dist is not None else "adtn"
         hint = f"pip install 'adtn[{name}]'" if extra == "adtn" else f"pip install {extra}"
         raise MissingDependencyError(f"Backend {name!r} cannot be loaded ({error}). Get it with: {hint}") from error
     return cls()

@@ -98,30 +98,30 @@ class Choice:
 
 def layouts_of(shape: Shape) -> list[Layout]:
     """Return small, middle and large legs, by axis and interleaved."""
-    found: list[Layout] = []
+    layouts: list[Layout] = []
     for leg in (4, 8, 16):
         for order in ("axis", "interleaved"):
             one = Layout.of(shape, leg, order)
-            if one not in found:
-                found.append(one)
-    return found
+            if one not in layouts:
+                layouts.append(one)
+    return layouts
 
 
 def rungs_of(entries: int, least: int) -> list[int]:
     """Return sizes from half of the dense weight down by factors of two."""
-    found = [entries >> k for k in range(1, entries.bit_length()) if entries >> k >= least]
-    return found[:: max(1, math.ceil(len(found) / 8))]
+    sizes = [entries >> k for k in range(1, entries.bit_length()) if entries >> k >= least]
+    return sizes[:: max(1, math.ceil(len(sizes) / 8))]
 
 
 def candidates(shape: Shape, topologies: Sequence[Topology], size: int) -> list[Choice]:
     """The largest generators of at most ``size`` numbers, one for every topology and layout that can be so small."""
-    found: dict[tuple[Topology, Layout], Choice] = {}
+    choices: dict[tuple[Topology, Layout], Choice] = {}
     for topology in topologies:
         for layout in layouts_of(shape) if not topology.exact else [topology.default_layout(shape)]:
             grown = largest_within(topology, layout, size) if topology.grows else topology
             if grown is not None and stored_params(grown, layout) <= size:
-                found[grown, layout] = Choice(grown, layout, stored_params(grown, layout))
-    return list(found.values())
+                choices[grown, layout] = Choice(grown, layout, stored_params(grown, layout))
+    return list(choices.values())
 
 
 def smallest(shape: Shape, topologies: Sequence[Topology]) -> int:
@@ -180,9 +180,9 @@ def allocate(
             extra = math.ceil((cost - cheapest) / cell)
             if extra > cells:
                 continue
-            found = best[: cells + 1 - extra] + loss
-            better = found < total[extra:]
-            total[extra:][better] = found[better]
+            joined = best[: cells + 1 - extra] + loss
+            better = joined < total[extra:]
+            total[extra:][better] = joined[better]
             pick[extra:][better] = k
         best = total
         picks.append(pick)

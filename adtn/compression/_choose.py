@@ -91,8 +91,8 @@ def build_ladders(
         choices: list[Mapping[str, Choice]] = []
         results: list[dict[str, LocalResult]] = []
         for at in range(depth):
-            found = {n: [(c, fitted[n, c]) for c in rungs[n][min(at, len(rungs[n]) - 1)]] for n in layer.weights}
-            best = {n: min(own, key=lambda one: one[1].relative_error) for n, own in found.items()}
+            rung = {n: [(c, fitted[n, c]) for c in rungs[n][min(at, len(rungs[n]) - 1)]] for n in layer.weights}
+            best = {n: min(own, key=lambda one: one[1].relative_error) for n, own in rung.items()}
             choices.append({n: c for n, (c, _) in best.items()})
             results.append({n: r for n, (_, r) in best.items()})
         errors = [math.sqrt(float(np.mean([r.relative_error**2 for r in own.values()]))) for own in results]

@@ -308,12 +308,12 @@ def _yaml(text: str, path: PathArgument) -> Mapping[str, Any]:
     except ImportError as error:
         raise missing("pyyaml", "hf", f"The config {path}") from error
     try:
-        found = yaml.safe_load(text)
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise CompressError(f"Cannot read the config {path}: {error}.") from error
-    if not isinstance(found, Mapping):
-        raise CompressError(f"Got the config {path}, which holds a {type(found).__name__}; expected keys and values.")
-    return found
+    if not isinstance(content, Mapping):
+        raise CompressError(f"Got the config {path}, which holds a {type(content).__name__}; expected keys and values.")
+    return content
 
 
 def _value(key: str, value: Any) -> Any:

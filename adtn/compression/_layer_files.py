@@ -110,7 +110,7 @@ def read_files(folder: Path, entries: Any) -> dict[str, Generator]:
     ModelFileError
         If a file is missing, altered or not in the folder.
     """
-    found: dict[str, Generator] = {}
+    generators: dict[str, Generator] = {}
     try:
         for name, entry in entries.items():
             file = entry["file"]
@@ -119,12 +119,12 @@ def read_files(folder: Path, entries: Any) -> dict[str, Generator]:
             content = read_whole(folder / file, f"the layer {name!r}", ModelFileError)
             if hashlib.sha256(content).hexdigest() != entry["sha256"]:
                 raise ModelFileError(f"{folder / file} is not what was written for {name!r}. Get the folder again.")
-            found[name] = from_bytes(content)
+            generators[name] = from_bytes(content)
     except ModelFileError:
         raise
     except (FileFormatError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{folder} has layers that cannot be read ({error}). Get the folder again.") from error
-    return found
+    return generators
 
 
 def write_index(folder: Path, entries: Entries) -> None:

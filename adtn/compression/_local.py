@@ -184,21 +184,21 @@ def run_local(
     tasks: Sequence[LocalTask], executor: Executor | None, folder: Path | None, done: Callable[[LocalResult], None]
 ) -> list[LocalResult]:
     """All layers, in the order of the tasks; finished ones are cached in ``folder`` and found there again."""
-    found: dict[str, LocalResult] = {}
+    results: dict[str, LocalResult] = {}
     waiting: list[LocalTask] = []
     for task in tasks:
         cached = _cached(task, folder)
         if cached is None:
             waiting.append(task)
         else:
-            found[task.label or task.name] = cached
+            results[task.label or task.name] = cached
             done(cached)
     for task, result in _results(waiting, executor):
         if folder is not None:
             _cache(task, result, folder)
-        found[task.label or task.name] = result
+        results[task.label or task.name] = result
         done(result)
-    return [found[task.label or task.name] for task in tasks]
+    return [results[task.label or task.name] for task in tasks]
 
 
 def _results(tasks: Iterable[LocalTask], executor: Executor | None) -> Iterator[tuple[LocalTask, LocalResult]]:

@@ -219,11 +219,11 @@ def model_of(model: Any, device: str | None) -> Model:
     packages = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
     for name in sorted(backend_names(), key=lambda n: n not in packages):
         try:
-            found = get_backend(name).model(model, device)
+            adapter = get_backend(name).model(model, device)
         except MissingDependencyError:
             continue
-        if found is not None:
-            return found
+        if adapter is not None:
+            return adapter
     raise CompressError(
         f"Got {type(model).__name__}, which is not a model of {', '.join(backend_names())}; expected a "
         "torch.nn.Module or flax.nnx.Module."

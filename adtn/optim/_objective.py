@@ -287,8 +287,8 @@ class Task(Objective):
         """The data of one step."""
         if self.batches is None:
             return None
-        found = self.batches(rng)
-        return tuple(found) if isinstance(found, tuple | list) else (found,)
+        arrays = self.batches(rng)
+        return tuple(arrays) if isinstance(arrays, tuple | list) else (arrays,)
 
     def bind(self, backend: Backend) -> ValueAndGrad:
         """The function with its gradient: its own, or the framework's."""

@@ -181,12 +181,12 @@ class Estimate:
     def pairs(self, path: Path) -> Pairs:
         """The sets of operands that a path contracts."""
         live = [1 << slot for slot in range(len(self.orders))]
-        found: list[tuple[int, int]] = []
+        pairs: list[tuple[int, int]] = []
         for i, j in path:
             right, left = live.pop(j), live.pop(i)
-            found.append((left, right) if left < right else (right, left))
+            pairs.append((left, right) if left < right else (right, left))
             live.append(left | right)
-        return tuple(found)
+        return tuple(pairs)
 
     def seconds(self, pairs: Pairs) -> float:
         """Estimate of a tree."""
@@ -206,11 +206,11 @@ class Estimate:
                 splits.setdefault(left | right, {})[left, right] = None
         made: dict[int, list[_Subtree]] = {}
         for both in sorted(splits, key=int.bit_count):
-            found = [
+            subtrees = [
                 self._joined(left, right, (made.get(left, (None,)), made.get(right, (None,))))
                 for left, right in splits[both]
             ]
-            made[both] = sorted(found, key=lambda t: t.seconds)
+            made[both] = sorted(subtrees, key=lambda t: t.seconds)
         last = sorted(made[self.all], key=lambda t: t.seconds + self.result(t.rows))
         return [self._path(tree) for tree in last[:n]]
 

@@ -81,8 +81,8 @@ class Curvature:
         rows = np.sort(rng.choice(shape[0], n_rows, replace=False))
         columns = np.sort(rng.choice(n_in, n_columns, replace=False)) if n_columns else None
         probes = {k: self._asarray(x) for k, x in self.jacobian.probes(rows, columns).items()}
-        found = self.jacobian({**self.constants, **params, **probes})
-        changes = stacked(found, [k for k in self.names if k != BASE_SCALE])
+        derivatives = self.jacobian({**self.constants, **params, **probes})
+        changes = stacked(derivatives, [k for k in self.names if k != BASE_SCALE])
         changes = self.generator.weighting.tangent(changes, whole_rows=columns is None)
         if BASE_SCALE in self.names:
             base = self.base[rows] if columns is None else self.base[np.ix_(rows, columns)]
@@ -208,7 +208,7 @@ def _solve(matrix: np.ndarray, slope: np.ndarray, damping: float) -> np.ndarray:
     scaled = matrix / np.outer(unit, unit)
     scaled[np.diag_indices_from(scaled)] += damping
     try:
-        found = np.linalg.solve(scaled, -slope / unit)
+        change = np.linalg.solve(scaled, -slope / unit)
     except np.linalg.LinAlgError:
-        found = np.linalg.lstsq(scaled, -slope / unit, rcond=None)[0]
-    return found / unit
+        change = np.linalg.lstsq(scaled, -slope / unit, rcond=None)[0]
+    return change / unit
