@@ -123,10 +123,10 @@ def read_header(data: bytes, kind: str, newest: int) -> dict[str, Any] | None:
     return _checked(header, data, end, _ESCAPED, kind, newest)
 
 
-def _checked(found: Any, data: bytes, end: int, field: str, kind: str, newest: int) -> dict[str, Any]:
-    if not isinstance(found, dict) or "sha256" not in found or "format" not in found:
+def _checked(header: Any, data: bytes, end: int, field: str, kind: str, newest: int) -> dict[str, Any]:
+    if not isinstance(header, dict) or "sha256" not in header or "format" not in header:
         raise FileFormatError(f"This is not an adtn {kind}: it has no adtn header.")
-    version, digest = found["format"], str(found["sha256"])
+    version, digest = header["format"], str(header["sha256"])
     if not isinstance(version, int) or version > newest:
         raise FileFormatError(f"The file has format version {version}; this adtn reads up to {newest}. Upgrade adtn.")
     at = _place(data, field, digest, end)
@@ -135,9 +135,9 @@ def _checked(found: Any, data: bytes, end: int, field: str, kind: str, newest: i
     computed.update(memoryview(data)[(at or 0) + 64 :])
     if len(digest) != 64 or at is None or computed.hexdigest() != digest:
         raise FileFormatError("The file was modified: its digest does not match its content.")
-    if found.get("kind", kind) != kind:
+    if header.get("kind", kind) != kind:
         raise FileFormatError(f"The file is a {header['kind']}; expected a {kind}.")
-    return found
+    return header
 
 
 def read_whole(path: str | os.PathLike[str], what: str, error: type[FileFormatError] = FileFormatError) -> bytes:
