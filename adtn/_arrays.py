@@ -29,7 +29,7 @@ def host_array(name: str, value: Any, error: type[ADTNError]) -> np.ndarray:
         if not isinstance(value, np.ndarray | np.generic) and hasattr(value, "dtype") and hasattr(value, "shape"):
             value = backend_of(value).to_numpy(value)
         array = np.asarray(value)
-    except Exception as failed:
+    except Exception as cause:
         raise error(f"Got {name}={shown(value)}, which is not an array ({cause}); expected {expected}.") from cause
     if array.dtype.name == "bfloat16":
         array = array.astype(np.float32)

@@ -414,7 +414,12 @@ def _number(x: float) -> str:
 
 
 def _plural(expected: str) -> str:
-    for one, many in (("a whole number", "whole numbers"), ("a number", "numbers"), ("a string", "strings"), ("a ", "")):
+    for one, many in (
+        ("a whole number", "whole numbers"),
+        ("a number", "numbers"),
+        ("a string", "strings"),
+        ("a ", ""),
+    ):
         if expected.startswith(one):
             return many + expected.removeprefix(one)
     return expected

@@ -184,7 +184,9 @@ def check_writable(path: Any, name: str, kind: Literal["file", "folder"]) -> Pat
             raise TypeError
         existing = _mode_of(target)
         if existing == ("folder" if kind == "file" else "file") or existing == "other":
-            raise OutputError(f"Got {name}={str(path)!r}, which is a {_WORDS[existing]}; expected a {kind} or a new name.")
+            raise OutputError(
+                f"Got {name}={str(path)!r}, which is a {_WORDS[existing]}; expected a {kind} or a new name."
+            )
         folder = target.parent if kind == "file" else target
         while kind == "folder" and not os.path.lexists(folder) and folder != folder.parent:
             folder = folder.parent
@@ -258,5 +260,5 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         write_atomic(path, data)
     except OSError as error:
         raise OutputError(
-            f"Cannot write {path} ({error.strerror or error}); expected a writable path. An existing file there is unchanged."
+            f"Cannot write {path} ({error.strerror or error}); expected a writable path. An existing file is unchanged."
         ) from error

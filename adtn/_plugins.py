@@ -48,7 +48,7 @@ def unregistered(kind: str, name: str, known: tuple[str, ...]) -> UnregisteredEr
     """Return the error for an unregistered name, which explains how to register it."""
     what = {"topologies": "topology", "activations": "activation"}[kind]
     return UnregisteredError(
-        f"Got {what}={name!r}, which is not registered here; expected one of {', '.join(known)}. If you defined it yourself, "
-        f"import the module that calls adtn.register_{what} first (command line: --import MODULE), or install a "
-        f"package with an entry point in the group 'adtn.{kind}'."
+        f"Got {what}={name!r}, which is not registered here; expected one of {', '.join(known)}. If your own "
+        f"code defines it, import the module that calls adtn.register_{what} first (command line: --import MODULE), "
+        f"or install a package with an entry point in the group 'adtn.{kind}'."
     )

@@ -53,8 +53,8 @@ class Permutation:
         in_range = bool(np.all((forward >= 0) & (forward < forward.size)))
         if not in_range or np.unique(forward).size != forward.size:
             raise LayoutError(
-                f"Got a permutation of {forward.size} entries that does not contain each of 0..{forward.size - 1} once; "
-                "expected every number once. numpy.argsort returns a permutation."
+                f"Got a permutation of {forward.size} entries that lacks some of 0..{forward.size - 1}; expected "
+                "every number exactly once. numpy.argsort returns a permutation."
             )
         inverse[forward] = np.arange(forward.size)
         forward.setflags(write=False)

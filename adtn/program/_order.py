@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from .._typing import Inds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """One pairwise contraction and its groups of indices.
 
@@ -53,13 +53,13 @@ def contraction_nodes(terms: tuple[Inds, ...], output: Inds, path: tuple[tuple[i
         (right, lb), (left, la) = live.pop(max(i, j)), live.pop(min(i, j))
         needed = set(output).union(*(inds for _, inds in live))
         node = Node(
-            left,
-            right,
-            len(terms) + len(nodes),
-            tuple(i for i in la if i in lb and i in needed),
-            tuple(i for i in la if i not in lb and i in needed),
-            tuple(i for i in la if i in lb and i not in needed),
-            tuple(i for i in lb if i not in la and i in needed),
+            left=left,
+            right=right,
+            out=len(terms) + len(nodes),
+            batch=tuple(i for i in la if i in lb and i in needed),
+            rows=tuple(i for i in la if i not in lb and i in needed),
+            inner=tuple(i for i in la if i in lb and i not in needed),
+            cols=tuple(i for i in lb if i not in la and i in needed),
         )
         nodes.append(node)
         live.append((node.out, node.inds))

@@ -25,7 +25,7 @@ PLAIN = Workspace()
 _SMALL = 8  # transposing a result that is this much smaller than an operand costs nothing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MatrixView:
     """A view of a tensor as a matrix or batch of matrices: sum, merge adjacent axes, permute, reshape.
 
@@ -135,10 +135,20 @@ def _plain(full: Shape, places: tuple[int, ...], lengths: tuple[int, ...]) -> Ma
     moves = inverse != tuple(range(len(inverse)))
     thin = tuple(1 if p < 0 else d for p, d in zip(places, full, strict=True))
     permuted = tuple(merged[b] for b in by_target)
-    return MatrixView(full, sums, merged, tuple(by_target), stored, inverse, permuted, moves, thin)
+    return MatrixView(
+        full=full,
+        sums=sums,
+        merged=merged,
+        perm=tuple(by_target),
+        stored=stored,
+        inverse=inverse,
+        permuted=permuted,
+        moves=moves,
+        thin=thin,
+    )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairStep:
     """One step of a contraction tree, with its operands and its result in slots of a workspace.
 
@@ -215,7 +225,18 @@ def plan_pair(node: Node, stored: tuple[Inds, Inds, Inds], need: tuple[bool, boo
     a = MatrixView.of(stored[0], sizes, (*lead, node.rows, node.inner))
     b = MatrixView.of(stored[1], sizes, (*lead, node.inner, node.cols))
     c = MatrixView.of(stored[2], sizes, (*lead, node.rows, node.cols))
-    return PairStep(node.left, node.right, node.out, a, b, c, *need, stored[2], _orientations(a, b, c))
+    return PairStep(
+        left=node.left,
+        right=node.right,
+        out=node.out,
+        a=a,
+        b=b,
+        c=c,
+        need_a=need[0],
+        need_b=need[1],
+        inds=stored[2],
+        turned=_orientations(a, b, c),
+    )
 
 
 def _orientations(a: MatrixView, b: MatrixView, c: MatrixView) -> tuple[bool, bool, bool]:

@@ -15,7 +15,7 @@ Path = tuple[tuple[int, int], ...]
 Halves = tuple[Inds, Inds]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Stage:
     """A planned segment: operands fill the first slots, steps fill the others, and the last slot is ``Z``.
 
@@ -112,7 +112,16 @@ def plan_stage(
     out_shape = tuple(sizes[i] for i in segment.outputs)
     if len(operands) == 1:
         alone = MatrixView.plain(terms[0], sizes, tuple((i,) for i in segment.outputs))
-        return Stage(segment, (), segment.cores, (), alone, has_state, need_state, out_shape)
+        return Stage(
+            segment=segment,
+            path=(),
+            cores=segment.cores,
+            steps=(),
+            alone=alone,
+            has_state=has_state,
+            need_state=need_state,
+            out_shape=out_shape,
+        )
     if path is None:
         path = find_path(terms, segment.outputs, tuple(sorted(sizes.items())))
     stored: list[Inds | None] = [*terms, *(None for _ in path[1:]), segment.outputs]
@@ -122,7 +131,16 @@ def plan_stage(
     nodes, orders = arrange(contraction_nodes(terms, segment.outputs, path), stored, sizes, free)
     steps = plan_steps(nodes, orders, {slot: need for slot, (_, need) in enumerate(operands)}, sizes)
     segment = replace(segment, inputs=orders[0]) if has_state else segment
-    return Stage(segment, path, segment.cores, steps, None, has_state, need_state, out_shape)
+    return Stage(
+        segment=segment,
+        path=path,
+        cores=segment.cores,
+        steps=steps,
+        alone=None,
+        has_state=has_state,
+        need_state=need_state,
+        out_shape=out_shape,
+    )
 
 
 def plan_steps(

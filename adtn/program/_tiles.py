@@ -60,7 +60,7 @@ class Operand:
         return sum(tile // stride % dim * factor for stride, dim, factor in self.digits)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Tiled:
     """A program that generates a weight tile by tile.
 
@@ -192,9 +192,27 @@ def tile_program(
         head = compile_program((*segments[:-2], before), paths[:-1], free_states=True)
         last = replace(last, inputs=slot_orders[0])
     shape = tuple(sizes[i] for i in order)
-    stage = Stage(last, paths[-1], last.cores, once, None, bool(last.inputs), trained, shape)
+    stage = Stage(
+        segment=last,
+        path=paths[-1],
+        cores=last.cores,
+        steps=once,
+        alone=None,
+        has_state=bool(last.inputs),
+        need_state=trained,
+        out_shape=shape,
+    )
     smallest = min(range(len(operands)), key=lambda k: operands[k].entries)
-    return Tiled(head, stage, operands, steps, tiles, tuple(sizes[i] for i in unsliced), legs, smallest)
+    return Tiled(
+        head=head,
+        last=stage,
+        operands=operands,
+        steps=steps,
+        tiles=tiles,
+        shape=tuple(sizes[i] for i in unsliced),
+        legs=legs,
+        smallest=smallest,
+    )
 
 
 def _divide(

@@ -104,9 +104,15 @@ class BrickWall(Topology):
     def _vector(self, q: int, d: int) -> Core:
         rules: dict[str, Init] = {"fixed": "basis", "trainable": "normal", "random": "seeded"}
         return Core(
-            f"boundary_{q}", (f"v{q}",), (d,), f"boundary_{q}", "boundary",
-            init=rules[self.boundary], trainable=self.boundary == "trainable", seed=self.seed + q,
-        )  # fmt: skip
+            f"boundary_{q}",
+            (f"v{q}",),
+            (d,),
+            f"boundary_{q}",
+            "boundary",
+            init=rules[self.boundary],
+            trainable=self.boundary == "trainable",
+            seed=self.seed + q,
+        )
 
     def _layer(self, m: int, inputs: tuple[str, ...], outputs: tuple[str, ...], dims: tuple[int, ...]) -> list[Core]:
         n = len(dims)

@@ -45,7 +45,9 @@ class Networks(Topology):
             raise TopologyError("Networks has no pieces; create one with Generator.from_networks([tn1, tn2, ...]).")
         last = self.pieces[-1]
         if len(last.outputs) != layout.ndim_legs:
-            raise TopologyError(f"The networks have {len(last.outputs)} outgoing legs; the layout has {layout.ndim_legs}.")
+            raise TopologyError(
+                f"The networks have {len(last.outputs)} outgoing legs; the layout has {layout.ndim_legs} legs."
+            )
         new = dict(zip(last.outputs, layout.leg_names, strict=True))
         return [_renamed(piece, new) for piece in self.pieces]
 
@@ -83,7 +85,9 @@ def _core(data: dict[str, Any]) -> Core:
     core = Core(**values)
     names = (core.name, core.param, core.kind, *core.inds)
     if not all(isinstance(x, str) for x in names) or not all(type(d) is int and d > 0 for d in core.shape):
-        raise TopologyError(f"Core {core.name!r} has indices {core.inds} of shape {core.shape}; expected names, and sizes of at least 1.")
+        raise TopologyError(
+            f"Core {core.name!r} has indices {core.inds} of shape {core.shape}; expected names and sizes of at least 1."
+        )
     if len(core.shape) > MAX_AXES:
         raise TopologyError(f"Core {core.name!r} has {len(core.shape)} axes; the maximum is {MAX_AXES}.")
     if core.init not in INITS:
@@ -172,8 +176,8 @@ def read_networks(
         missing = [i for i in outer_legs if i not in own and i not in state]
         if missing:
             raise TopologyError(
-                f"Got the outputs {missing} for network {t}, which has no such indices; expected indices of the network "
-                "or of the previous one."
+                f"Got the outputs {missing} for network {t}, which has no such indices; expected indices of it or of "
+                "the previous network."
             )
         pieces.append(Segment(state, cores, tuple(outer_legs)))
         state = tuple(outer_legs)

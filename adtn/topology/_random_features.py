@@ -67,10 +67,8 @@ class RandomFeatures(Topology):
         if not outs or not ins:
             raise TopologyError(f"RandomFeatures needs output and input axes; got a weight of shape {layout.shape}.")
         grid = [(f"u{k}", min(self.bond, d)) for k, (_, d) in enumerate(ins)]
-        noise = Core(
-            "noise", tuple(i for i, _ in (*outs, *grid)), tuple(d for _, d in (*outs, *grid)), "noise", "noise",
-            init="seeded", trainable=False, seed=self.seed,
-        )  # fmt: skip
+        inds, shape = tuple(i for i, _ in (*outs, *grid)), tuple(d for _, d in (*outs, *grid))
+        noise = Core("noise", inds, shape, "noise", "noise", init="seeded", trainable=False, seed=self.seed)
         smooth = tuple(
             Core(f"smooth{k}", (u, i), (b, d), f"smooth{k}", "smoothing", fan_in=b, init="bumps", width=0.5)
             for k, ((u, b), (i, d)) in enumerate(zip(grid, ins, strict=True))

@@ -142,9 +142,13 @@ def check_links(segments: Iterable[Segment]) -> None:
         known = {*segment.inputs, *(i for core in segment.cores for i in core.inds)}
         unknown = [i for i in segment.outputs if i not in known]
         if unknown or len(set(segment.outputs)) < len(segment.outputs):
-            raise TopologyError(f"Segment {t} has the outputs {segment.outputs}; expected each once, out of {sorted(known)[:9]}.")
+            raise TopologyError(
+                f"Segment {t} has the outputs {segment.outputs}; expected each once, out of {sorted(known)[:9]}."
+            )
         if sorted(segment.inputs) != sorted(previous):
-            raise TopologyError(f"Segment {t} has the inputs {segment.inputs}; expected the outputs of the previous one, {previous}.")
+            raise TopologyError(
+                f"Segment {t} has the inputs {segment.inputs}; expected the outputs of the previous one, {previous}."
+            )
         if not segment.cores and not segment.inputs:
             raise TopologyError(f"Segment {t} has no cores.")
         previous = segment.outputs

@@ -157,7 +157,8 @@ class TTN(Topology):
     References
     ----------
     Y.-Y. Shi, L.-M. Duan, G. Vidal (2006), arXiv:quant-ph/0511070. Generators with activations between the
-    levels: Cichocki and Wietczak (2026), arXiv:2606.00130. The leaves and the position of the activations are choices of this library.
+    levels: Cichocki and Wietczak (2026), arXiv:2606.00130. The leaves and the positions of the activations
+    are choices of this library.
 
     Examples
     --------
