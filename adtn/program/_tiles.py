@@ -127,7 +127,7 @@ def tile_program(
     once_part: float = ONCE_PART,
     keep_last: bool = False,
 ) -> Tiled:
-    """Cut a program into tiles.
+    """Divide a program into tiles.
 
     Parameters
     ----------
