@@ -208,7 +208,9 @@ def main(arguments: list[str] | None = None) -> int:
     refused = waiting.pop("", 0)
     for fault in faults:
         if options.pending or not pending(fault.path):
-            print(f"{fault.path.relative_to(ROOT) if fault.path.is_relative_to(ROOT) else fault.path}:{fault.line}: {fault.message}")
+            print(
+                f"{fault.path.relative_to(ROOT) if fault.path.is_relative_to(ROOT) else fault.path}:{fault.line}: {fault.message}"
+            )
     for name, count in sorted(waiting.items()):
         print(f"pending, not refused: {name} ({count})")
     return int(refused > 0)
