@@ -16,7 +16,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache, wraps
+from functools import lru_cache, wraps
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, Union, get_args, get_origin
 
@@ -194,7 +194,7 @@ def checked(error: type[ADTNError], **others: type[ADTNError]) -> Callable[[Call
     return decorate
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _rules_of_class(cls: type) -> dict[str, Rule]:
     rules: dict[str, Rule | None] = {}
     for base in reversed(cls.__mro__):
@@ -205,7 +205,7 @@ def _rules_of_class(cls: type) -> dict[str, Rule]:
     return {name: rule for name, rule in rules.items() if rule is not None and name in own}
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _rules_of_function(function: Callable[..., Any]) -> dict[str, Rule]:
     space = function.__globals__  # type: ignore[attr-defined]
     rules = {name: _rule_of_text(annotation, space) for name, annotation in function.__annotations__.items()}

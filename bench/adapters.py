@@ -121,8 +121,15 @@ def run(dense: Any, method: str, size: Any, rate: float, seed: int, steps: int, 
         optimizer.step()
         schedule.step()
     found = loss_on(model, valid)
-    return {"method": method, "size": size, "params": sum(p.numel() for p in trained), "rate": rate, "seed": seed,
-            "steps": steps, "loss": found if math.isfinite(found) else _DIVERGED}  # fmt: skip
+    return {
+        "method": method,
+        "size": size,
+        "params": sum(p.numel() for p in trained),
+        "rate": rate,
+        "seed": seed,
+        "steps": steps,
+        "loss": found if math.isfinite(found) else _DIVERGED,
+    }
 
 
 def best_rate(tries: dict[float, float]) -> tuple[float, bool]:

@@ -49,9 +49,15 @@ def measure(device: str, n: int, seconds: float) -> list[dict[str, Any]]:
                 {"adtn": work.run, "dense": lambda x=x: backend.synchronize(where, product(x, dense))}, seconds
             )
             rows.append(
-                {"device": device, "case": name, "batch": batch, "mode": work.plan.mode, **times,
-                 "adtn_over_dense": times["adtn"] / times["dense"]}
-            )  # fmt: skip
+                {
+                    "device": device,
+                    "case": name,
+                    "batch": batch,
+                    "mode": work.plan.mode,
+                    **times,
+                    "adtn_over_dense": times["adtn"] / times["dense"],
+                }
+            )
     return rows
 
 

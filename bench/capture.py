@@ -24,9 +24,11 @@ from adtn_backends.torch.layers import ADTNLinear
 
 RESULTS = Path(__file__).parent / "results"
 TOPOLOGIES = {
-    "TTN 4": adtn.TTN(bond=4), "MERA 3": adtn.MERA(bond=3), "MPO 8": adtn.MPO(bond=8),
+    "TTN 4": adtn.TTN(bond=4),
+    "MERA 3": adtn.MERA(bond=3),
+    "MPO 8": adtn.MPO(bond=8),
     "wall 1": adtn.BrickWall(layers=1),
-}  # fmt: skip
+}
 _STEPS = 100
 
 
@@ -51,7 +53,7 @@ def milliseconds(topology: adtn.Topology, device: str, capture: bool, rounds: in
         adapter = get_backend("torch").model(model(topology, device), None)
         torch.cuda.synchronize()
         began = time.perf_counter()
-        tuning = Tuning(_STEPS, 1e-3, train="all", capture=capture)
+        tuning = Tuning(steps=_STEPS, lr=1e-3, train="all", capture=capture)
         last = adapter.tune([batch], loss, tuning, lambda step, value: None)[-1]
         torch.cuda.synchronize()
         times.append((time.perf_counter() - began) / _STEPS * 1e3)
@@ -69,8 +71,9 @@ def main() -> None:
         (plain, a), (recorded, b) = (
             milliseconds(topology, options.device, capture, options.rounds) for capture in (False, True)
         )
-        rows.append({"topology": name, "eager_ms": plain, "recorded_ms": recorded, "ratio": plain / recorded,
-                     "loss": [a, b]})  # fmt: skip
+        rows.append(
+            {"topology": name, "eager_ms": plain, "recorded_ms": recorded, "ratio": plain / recorded, "loss": [a, b]}
+        )
         print(rows[-1], flush=True)
     write_results(options.out, device=torch.cuda.get_device_name(options.device), capture=rows)
 

@@ -90,9 +90,11 @@ def random_batches(kind: str) -> dict[str, float]:
             arrays = [*self.cores, x.reshape(batch, *layout.factors[1])]
             if batch not in self.paths:
                 self.paths[batch] = cotengra.array_contract_expression(
-                    inputs, ("batch", *by_axis[0]), shapes=[a.shape for a in arrays],
+                    inputs,
+                    ("batch", *by_axis[0]),
+                    shapes=[a.shape for a in arrays],
                     optimize=cotengra.RandomGreedyOptimizer(max_repeats=32, seed=0, parallel=False),
-                )  # fmt: skip
+                )
             return self.paths[batch](*arrays).reshape(batch, 1024)
 
     model = torch.nn.Sequential(layer(), layer())
@@ -151,9 +153,10 @@ def made(name: str, n: int, what: str) -> dict[str, float]:
         return {"active": generator.num_active_params, "seconds": round(time.perf_counter() - began, 3)}
     seconds = time.perf_counter() - began
     return {
-        "seconds": round(seconds, 3), "peak_mib": round((resident() - start) / 2**20, 1),
+        "seconds": round(seconds, 3),
+        "peak_mib": round((resident() - start) / 2**20, 1),
         "weights": round((resident() - start) / (4 * n * n), 3),
-    }  # fmt: skip
+    }
 
 
 def inference(kind: str) -> dict[str, float]:

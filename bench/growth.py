@@ -33,10 +33,15 @@ def measure(bits: int, device: str) -> dict[str, Any]:
     run = work.run
     peak = peak_bytes(run)
     return {
-        "bits": bits, "device": device, "params": generator.num_params, "tiles": work.plan.tiles,
-        "seconds": median_seconds(run, 2.0), "predicted": work.plan.predicted_seconds,
-        "peak_bytes": peak, "predicted_peak_bytes": work.plan.peak_bytes,
-    }  # fmt: skip
+        "bits": bits,
+        "device": device,
+        "params": generator.num_params,
+        "tiles": work.plan.tiles,
+        "seconds": median_seconds(run, 2.0),
+        "predicted": work.plan.predicted_seconds,
+        "peak_bytes": peak,
+        "predicted_peak_bytes": work.plan.peak_bytes,
+    }
 
 
 def exponent(rows: list[dict[str, Any]], key: str, least: int) -> float:

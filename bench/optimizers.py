@@ -57,9 +57,16 @@ def curve(generator: adtn.Generator, target: np.ndarray, optimizer: str, seconds
 
     def run(start: adtn.Generator, how: str, steps: int, limit: float | None) -> Any:
         return adtn.fit(
-            start, target, optimizer=how, steps=steps, lr=ADAM_LR, device=device,
-            callbacks=[note], progress=False, time_limit=limit,
-        )  # fmt: skip
+            start,
+            target,
+            optimizer=how,
+            steps=steps,
+            lr=ADAM_LR,
+            device=device,
+            callbacks=[note],
+            progress=False,
+            time_limit=limit,
+        )
 
     parts = optimizer.split(", then ")
     began = time.perf_counter()
@@ -92,8 +99,18 @@ def measure(side: int, seconds: float, device: str, seeds: int) -> list[dict[str
                     if "lm" in optimizer and generator.num_params > 2048:
                         continue
                     found = curve(generator, wanted, optimizer, seconds, device)
-                    rows.append({"target": what, "topology": name, "shape": list(shape), "seed": seed, "device": device,
-                                 "params": generator.num_params, "optimizer": optimizer, **thinned(found)})  # fmt: skip
+                    rows.append(
+                        {
+                            "target": what,
+                            "topology": name,
+                            "shape": list(shape),
+                            "seed": seed,
+                            "device": device,
+                            "params": generator.num_params,
+                            "optimizer": optimizer,
+                            **thinned(found),
+                        }
+                    )
                     print(
                         what, name, seed, optimizer, f"{found['relative_error']:.4f}", len(found["times"]), flush=True
                     )
@@ -142,12 +159,12 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         | {
             o: float(np.median(own)) if own else None
             for o in OPTIMIZERS
-            for own in [[
-                r["relative_error"] for r in rows if (r["target"], r["topology"], r["optimizer"]) == (what, name, o)
-            ]]
+            for own in [
+                [r["relative_error"] for r in rows if (r["target"], r["topology"], r["optimizer"]) == (what, name, o)]
+            ]
         }
         for what, name in keys
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:

@@ -70,9 +70,12 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
             raw = [abs(math.log(r["predicted"] / r["seconds"])) for r in own]
             paired = [abs(math.log(r["predicted"] * r["slowness"] / r["seconds"])) for r in own]
             out[f"{device} {task}"] = {
-                "n": len(own), "median": float(np.median(paired)), "p90": float(np.quantile(paired, 0.9)),
-                "median as measured": float(np.median(raw)), "p90 as measured": float(np.quantile(raw, 0.9)),
-            }  # fmt: skip
+                "n": len(own),
+                "median": float(np.median(paired)),
+                "p90": float(np.quantile(paired, 0.9)),
+                "median as measured": float(np.median(raw)),
+                "p90 as measured": float(np.quantile(raw, 0.9)),
+            }
     return out
 
 

@@ -142,9 +142,11 @@ def launches_table(content: dict) -> list[str]:
     rows = content["launches"]
     cases = list(dict.fromkeys(r["case"] for r in rows))
     lines = [
-        f"Kernels of forward and gradients at a batch of {rows[0]['batch']}, counted on shapes.", "",
-        f"| layer | {' | '.join(cases)} |", "|---" * (1 + len(cases)) + "|",
-    ]  # fmt: skip
+        f"Kernels of forward and gradients at a batch of {rows[0]['batch']}, counted on shapes.",
+        "",
+        f"| layer | {' | '.join(cases)} |",
+        "|---" * (1 + len(cases)) + "|",
+    ]
     found = {(r["method"], r["case"]): r["kernels"] for r in rows}
     for method in dict.fromkeys(r["method"] for r in rows):
         lines.append(f"| {method} | {' | '.join(str(found[method, case]) for case in cases)} |")
@@ -256,12 +258,21 @@ def house_table(content: dict) -> list[str]:
 def table_of(content: dict) -> list[str]:
     """The table that fits the content."""
     for key, make in {
-        "growth": growth_table, "capture": capture_table, "apply": apply_table, "peers": peers_table,
-        "train_step": train_step_table, "launches": launches_table, "curves": optimizers_table,
-        "summary": summary_table, "adapters": adapters_table, "faults": faults_table, "costs": costs_table,
+        "growth": growth_table,
+        "capture": capture_table,
+        "apply": apply_table,
+        "peers": peers_table,
+        "train_step": train_step_table,
+        "launches": launches_table,
+        "curves": optimizers_table,
+        "summary": summary_table,
+        "adapters": adapters_table,
+        "faults": faults_table,
+        "costs": costs_table,
         "house": house_table,
-        "config": side_by_side_table, "results": accuracy_table,
-    }.items():  # fmt: skip
+        "config": side_by_side_table,
+        "results": accuracy_table,
+    }.items():
         if key in content:
             return make(content)
     return []

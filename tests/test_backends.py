@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import adtn
 import numpy as np
 import pytest
-from adtn import _backend
+from adtn import backends
 from adtn.backends import Backend, DeviceInfo, backend_names, backend_of, check_device, get_backend, split_device
 from adtn.errors import BackendError, DeviceError, MissingDependencyError
 
@@ -74,7 +74,7 @@ def test_errors_name_what_there_is() -> None:
 
 
 def test_missing_framework_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = next(ep for ep in _backend._entry_points().values() if ep.name == "jax")
+    entry = next(ep for ep in backends._entry_points().values() if ep.name == "jax")
     monkeypatch.setitem(sys.modules, "jax", None)
     monkeypatch.delitem(sys.modules, "adtn_backends.jax.backend", raising=False)
     assert isinstance(entry, EntryPoint)
@@ -169,8 +169,8 @@ PLUGIN = {
         class ToyBackend(NumpyBackend):
             name = "toy"
 
-        def owns(self, kind):
-            return False
+            def owns(self, kind):
+                return False
 
             def devices(self):
                 return [DeviceInfo("toy:cpu", "a toy", 1, ("float32",))]

@@ -8,9 +8,9 @@ from typing import Any
 
 import adtn
 import pytest
-from adtn.compression import Budget, Config, largest_within, stored_params, with_bond
+from adtn.compression import Budget, Config, largest_within, stored_params
 from adtn.compression._budget import allocate, candidates, smallest
-from adtn.errors import CompressError
+from adtn.errors import CompressError, TopologyError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +34,7 @@ def test_the_largest_bond_within_a_size(topology: adtn.Topology, most: int) -> N
     field = "layers" if isinstance(topology, adtn.BrickWall) else "bond"
     sizes = []
     for bond in range(1, 200):
-        sizes.append(stored_params(with_bond(topology, bond), layout))
+        sizes.append(stored_params(topology.grown(bond), layout))
     fitting = [size for size in sizes if size <= most]
     if found is None:
         assert not fitting
@@ -44,7 +44,7 @@ def test_the_largest_bond_within_a_size(topology: adtn.Topology, most: int) -> N
 
 
 def test_topologies_without_a_bond_are_refused() -> None:
-    with pytest.raises(CompressError, match="no bond to choose"):
+    with pytest.raises(TopologyError, match="no bond to choose"):
         largest_within(adtn.Dense(), adtn.Dense().default_layout((8, 8)), 10)
 
 

@@ -168,7 +168,7 @@ def test_batches_are_copied_into_a_recording(monkeypatch: pytest.MonkeyPatch) ->
     losses: list[list[float]] = []
     for capture in (False, True):
         adapter = get_backend("torch").model(net(), None)
-        tuning = Tuning(11, 0.01, train="all", capture=capture)
+        tuning = Tuning(steps=11, lr=0.01, train="all", capture=capture)
         adapter._to_device, adapter.check = (lambda batch: batch), (lambda tuning: None)
         losses.append(adapter.tune(data, cross_entropy, tuning, lambda step, value: None))
     assert losses[0] == losses[1]

@@ -22,7 +22,7 @@ NAMES = {  # by hand: what is public changes only on purpose
     "DeviceProfile", "Generator", "IdentityBase", "Layout", "MERA", "MPO", "Objective", "Optimizer", "Permutation",
     "Plan", "RandomFeatures", "Reconstruction", "compress",
     "ScaledIdentity", "ScaledRandom", "SeededBase", "Solution", "Status", "TT", "TTN", "Task", "TensorRing", "Topology",
-    "Tucker", "calibrate", "decompose", "devices", "fit", "from_tensornetwork", "load", "load_model",
+    "Tucker", "calibrate", "compress", "decompose", "devices", "fit", "from_tensornetwork", "load", "load_model",
     "load_pretrained", "plan",
     "register_activation", "register_optimizer", "register_topology", "save", "to_tensornetwork",
 }  # fmt: skip

@@ -90,7 +90,7 @@ def test_a_teacher_of_numbers_is_followed_by_squares(framework: str) -> None:
     adapter.install({"0" if framework == "torch" else "a": adtn.Generator((32, 32), adtn.MPO(bond=2))})
     dense, (x, y) = net(framework), data[0]
     want = (0.25 * ((model(x) - y) ** 2).mean() + 0.75 * ((model(x) - dense(x)) ** 2).mean()).item()
-    losses = adapter.tune(data[:1], squared, Tuning(1, distill=0.75), lambda step, value: None)
+    losses = adapter.tune(data[:1], squared, Tuning(steps=1, distill=0.75), lambda step, value: None)
     assert losses[0] == pytest.approx(want, rel=1e-5)
 
 

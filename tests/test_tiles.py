@@ -20,7 +20,7 @@ def tiled(gen: adtn.Generator, tiles: int, by_rows: bool, once_part: float = 1 /
     order = row_order(gen.segments, gen.layout) if by_rows else gen.segments[-1].outputs
     program = tile_program(gen.segments, (None,) * len(gen.segments), order, tiles, once_part=once_part)
     places = tuple(gen.segments[-1].outputs.index(i) for i in order)
-    return TiledWeight(program, gen.weighting, places, by_rows)
+    return TiledWeight(tiled=program, weighting=gen.weighting, positions=places, by_rows=by_rows)
 
 
 def run(gen: adtn.Generator, weight: TiledWeight, wbar: np.ndarray, device: str, dtype: str):

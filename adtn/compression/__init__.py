@@ -16,10 +16,8 @@ from ._model import Tuning as Tuning
 from ._report import CompressReport as CompressReport
 from ._report import LayerRow as LayerRow
 from ._report import ModelCost as ModelCost
-from ._sizes import bond_field as bond_field
 from ._sizes import largest_within as largest_within
 from ._sizes import stored_params as stored_params
-from ._sizes import with_bond as with_bond
 from ._storage import STRUCTURES as STRUCTURES
 from ._storage import load as load
 from ._storage import read_header as read_header

@@ -19,7 +19,7 @@ from .._typing import Shape
 from ..errors import CompressError
 from ..layout import Layout
 from ..topology import Topology
-from ._sizes import bond_field, largest_within, stored_params
+from ._sizes import largest_within, stored_params
 
 _CELLS = 4000  # resolution of the allocation, in parts of the budget
 
@@ -118,7 +118,7 @@ def candidates(shape: Shape, topologies: Sequence[Topology], size: int) -> list[
     found: dict[tuple[Topology, Layout], Choice] = {}
     for topology in topologies:
         for layout in layouts_of(shape) if not topology.exact else [topology.default_layout(shape)]:
-            grown = largest_within(topology, layout, size) if bond_field(topology) else topology
+            grown = largest_within(topology, layout, size) if topology.grows else topology
             if grown is not None and stored_params(grown, layout) <= size:
                 found[grown, layout] = Choice(grown, layout, stored_params(grown, layout))
     return list(found.values())

@@ -22,7 +22,7 @@ _LADDER_STEPS = 40  # of the fits of these two in every size
 _SAMPLE = 16  # batches that measure sensitivities
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ladder:
     """Candidates of one layer, all its weights together, from large to small.
 
@@ -96,7 +96,7 @@ def climb(
             choices.append({n: c for n, (c, _) in best.items()})
             results.append({n: r for n, (_, r) in best.items()})
         errors = [math.sqrt(float(np.mean([r.relative_error**2 for r in own.values()]))) for own in results]
-        ladders.append(Ladder(layer, choices, errors, results[depth // 2]))
+        ladders.append(Ladder(layer=layer, choices=choices, errors=errors, middle=results[depth // 2]))
     return ladders
 
 

@@ -124,7 +124,20 @@ def compress(
     tasks = _tasks(adapter, config, chosen, targets, data, device, stages)
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-    work = Work(adapter, config, stages, chosen, tasks, data, test, loss, score, executor, keep, say)
+    work = Work(
+        adapter=adapter,
+        config=config,
+        stages=stages,
+        layers=chosen,
+        tasks=tasks,
+        data=data,
+        test=test,
+        loss=loss,
+        score=score,
+        executor=executor,
+        folder=keep,
+        say=say,
+    )
     try:
         outcome = work.within(config.budget, before) if config.budget is not None else work.attempt(tasks)
         after = _cost(adapter, test, data, loss, score)
@@ -139,7 +152,15 @@ def compress(
         path.unlink(missing_ok=True)
     corners = {name: (_corner(task.weight), _corner(generators[name])) for name, task in tasks.items()}
     return CompressReport(
-        config, rows, dense, before, after, outcome.losses, time.monotonic() - began, generators, corners
+        config=config,
+        layers=rows,
+        dense=dense,
+        before=before,
+        after=after,
+        losses=outcome.losses,
+        seconds=time.monotonic() - began,
+        generators=generators,
+        corners=corners,
     )
 
 
@@ -173,12 +194,22 @@ def _tasks(
     moments = adapter.second_moments(list(layouts), data) if by_data and data is not None else {}
     return {
         name: LocalTask(
-            name, weights[name], _usable(moments.get(name)), own.topology, layouts[name], own.base, own.seed,
-            own.steps if fits else 0, own.optimizer, own.lr, device, own.restarts if fits else 1,
+            name=name,
+            weight=weights[name],
+            moment=_usable(moments.get(name)),
+            topology=own.topology,
+            layout=layouts[name],
+            base=own.base,
+            seed=own.seed,
+            steps=own.steps if fits else 0,
+            optimizer=own.optimizer,
+            lr=own.lr,
+            device=device,
+            restarts=own.restarts if fits else 1,
             silent=config.mode == "adapter",
         )
         for _, name, own in planned
-    }  # fmt: skip
+    }
 
 
 def _impossible(layer: Layer, config: Config) -> str:
@@ -222,8 +253,14 @@ def _cost(
     seconds, peak = adapter.forward_cost(sample) if sample is not None else (None, None)
     accuracy, mean = (None, None) if test is None else (adapter.accuracy(test), adapter.loss_on(test, loss))
     return ModelCost(
-        params, size, accuracy, seconds, peak, mean, adapter.score(score) if score is not None else None
-    )  # fmt: skip
+        params=params,
+        bytes=size,
+        accuracy=accuracy,
+        forward_seconds=seconds,
+        forward_peak_bytes=peak,
+        loss=mean,
+        score=adapter.score(score) if score is not None else None,
+    )
 
 
 def _corner(weight: np.ndarray | Generator) -> np.ndarray:
@@ -241,8 +278,15 @@ def _row(layer: Layer, outcome: Outcome, generators: dict[str, Any], predicted: 
     parts = [generators[name] for name in layer.weights]
     dense = sum(map(math.prod, layer.weights.values()))
     return LayerRow(
-        layer.name, layer.kind, tuple(tuple(s) for s in layer.weights.values()), str(parts[0].topology), dense,
-        sum(g.num_params for g in parts), sum(g.num_active_params for g in parts),
-        [outcome.results[name].relative_error for name in layer.weights], layer.tied,
-        outcome.sensitivities.get(layer.name), sum(predicted[n] for n in layer.weights) if predicted else None,
-    )  # fmt: skip
+        name=layer.name,
+        kind=layer.kind,
+        shapes=tuple(tuple(s) for s in layer.weights.values()),
+        topology=str(parts[0].topology),
+        dense=dense,
+        params=sum(g.num_params for g in parts),
+        active=sum(g.num_active_params for g in parts),
+        local_errors=[outcome.results[name].relative_error for name in layer.weights],
+        tied=layer.tied,
+        sensitivity=outcome.sensitivities.get(layer.name),
+        predicted_seconds=sum(predicted[n] for n in layer.weights) if predicted else None,
+    )

@@ -269,9 +269,18 @@ class Config:
     def tuning(self, steps: int) -> Tuning:
         """How the whole model is trained for so many steps."""
         return Tuning(
-            steps, self.tune_lr, self.distill, self.train, self.clip, self.rates, self.seed, self.tune_optimizer,
-            self.dropout, self.capture, self.autocast,
-        )  # fmt: skip
+            steps=steps,
+            lr=self.tune_lr,
+            distill=self.distill,
+            train=self.train,
+            clip=self.clip,
+            rates=self.rates,
+            seed=self.seed,
+            optimizer=self.tune_optimizer,
+            dropout=self.dropout,
+            capture=self.capture,
+            autocast=self.autocast,
+        )
 
     def options_of(self, layer: Layer) -> Config:
         """The config with what is special about a layer."""

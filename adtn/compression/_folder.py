@@ -73,9 +73,16 @@ def run_folder(
     if weights is not None:
         _load(model_of(model, None), weights)
     report = compress(
-        model, config, data=data, test=test, loss=loss, score=score, device=device, folder=out / "layers",
+        model,
+        config,
+        data=data,
+        test=test,
+        loss=loss,
+        score=score,
+        device=device,
+        folder=out / "layers",
         progress=progress,
-    )  # fmt: skip
+    )
 
     def write(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
@@ -91,9 +98,11 @@ def _write(out: Path, model: Any, report: CompressReport, source: Path | None) -
     older = _older(out)
     layers = write_files(out / "generators", report.generators)
     beside = {
-        file.name: file.read_bytes() for pattern in _BESIDE for file in (source.glob(pattern) if source else ())
+        file.name: file.read_bytes()
+        for pattern in _BESIDE
+        for file in (source.glob(pattern) if source else ())
         if file.name not in _WEIGHTS
-    }  # fmt: skip
+    }
     for name, content in beside.items():
         write_atomic(out / name, content)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(beside.items())}

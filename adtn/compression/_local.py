@@ -21,7 +21,7 @@ from ._layer_files import file_name
 from ._storage import from_bytes, load, to_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LocalTask:
     """One weight to be generated.
 
@@ -164,10 +164,20 @@ def starting_at_zero(shape: tuple[int, ...], topology: Topology, **options: Any)
 
 
 def _continued(generator: Generator, target: Any, task: LocalTask, steps: int) -> Generator:
-    return fit(
-        generator, target, device=task.device, optimizer=task.optimizer, steps=steps, lr=task.lr, seed=task.seed,
-        progress=False,
-    ).uninterrupted().generator  # fmt: skip
+    return (
+        fit(
+            generator,
+            target,
+            device=task.device,
+            optimizer=task.optimizer,
+            steps=steps,
+            lr=task.lr,
+            seed=task.seed,
+            progress=False,
+        )
+        .uninterrupted()
+        .generator
+    )
 
 
 def run_local(

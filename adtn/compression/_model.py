@@ -50,7 +50,7 @@ class Layer:
     adaptable: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tuning:
     """How a whole model is trained through its generators.
 

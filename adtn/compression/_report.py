@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerRow:
     """One replaced layer.
 
@@ -59,7 +59,7 @@ class LayerRow:
         return self.dense / max(self.params, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelCost:
     """The model as a whole; time and memory of a forward pass because smaller is not faster by itself."""
 
@@ -77,7 +77,7 @@ class ModelCost:
         return self.accuracy if self.score is None else self.score
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompressReport:
     """The result of :func:`adtn.compress`.
 
@@ -213,9 +213,16 @@ def cells(r: LayerRow) -> list[str]:
     shapes = " + ".join("x".join(map(str, s)) for s in r.shapes)
     errors = ", ".join(f"{e:.3f}" for e in r.local_errors)
     return [
-        name, r.kind, shapes, r.topology, f"{r.dense:,}", f"{r.params:,}", f"{r.active:,}",
-        times(r.ratio), errors,
-    ]  # fmt: skip
+        name,
+        r.kind,
+        shapes,
+        r.topology,
+        f"{r.dense:,}",
+        f"{r.params:,}",
+        f"{r.active:,}",
+        times(r.ratio),
+        errors,
+    ]
 
 
 def _plain(value: Any) -> Any:

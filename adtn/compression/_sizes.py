@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import fields, replace
 from math import inf
 
-from ..errors import ADTNError, CompressError
+from ..errors import ADTNError
 from ..layout import Layout
 from ..topology import Topology
 
-_BOND = ("bond", "rank", "layers")
 _LARGEST_BOND = 4096
 
 
@@ -24,26 +22,6 @@ def stored_params(topology: Topology, layout: Layout) -> int:
     159
     """
     return sum({c.param: c.size for s in topology.segments(layout) for c in s.cores if c.trainable}.values())
-
-
-def with_bond(topology: Topology, bond: int) -> Topology:
-    """The same topology with another bond (rank of a CP, layers of a brick wall).
-
-    Raises
-    ------
-    CompressError
-        If it has none.
-    """
-    name = bond_field(topology)
-    if name is None:
-        raise CompressError(f"Got {topology}, which has no bond to choose; give it without a budget.")
-    return replace(topology, **{name: bond})
-
-
-def bond_field(topology: Topology) -> str | None:
-    """What makes a topology larger."""
-    known = {f.name for f in fields(topology)}
-    return next((name for name in _BOND if name in known), None)
 
 
 def largest_within(topology: Topology, layout: Layout, most: int) -> Topology | None:
@@ -65,13 +43,13 @@ def largest_within(topology: Topology, layout: Layout, most: int) -> Topology | 
 
     def size(bond: int) -> float:
         try:
-            return stored_params(with_bond(topology, bond), layout)
+            return stored_params(topology.grown(bond), layout)
         except ADTNError:
             return inf
 
-    with_bond(topology, 1)
+    topology.grown(1)  # refuses what cannot grow
     # sizes grow with the bond until it is clipped to the legs: the last that fits, then the first of that size
     last = bisect_right(range(1, _LARGEST_BOND), most, key=size)
     if not last:
         return None
-    return with_bond(topology, 1 + bisect_left(range(1, last + 1), size(last), key=size))
+    return topology.grown(1 + bisect_left(range(1, last + 1), size(last), key=size))

@@ -95,13 +95,16 @@ def structure_to_json(generator: Generator) -> dict[str, Any]:
     return {
         "topology": topology_to_json(generator.topology),
         "layout": {
-            "shape": layout.shape, "factors": layout.factors, "order": layout.order, "max_padding": layout.max_padding,
+            "shape": layout.shape,
+            "factors": layout.factors,
+            "order": layout.order,
+            "max_padding": layout.max_padding,
         },
         "dtype": generator.dtype,
         "scale": generator.scale.hex(),
         "base": base,
         **({"permutations": permutations} if permutations else {}),
-    }  # fmt: skip
+    }
 
 
 @checked(FileFormatError)

@@ -42,7 +42,7 @@ class Outcome:
     sensitivities: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """One call of :func:`adtn.compress`: its arguments, and what is done with them."""
 

@@ -12,7 +12,8 @@ import numpy as np
 from autoray import do
 
 from .._checks import Seed, checked, shown
-from .._typing import Array, Shape
+from .._recent import Recent
+from .._typing import Array, Params, Shape
 from ..backends import DTYPES, Backend, backend_of, check_device
 from ..calculus import active_parameters, degrees_of_freedom, forward_stage, frozen_values, initial_values
 from ..device import Memory
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     import quimb.tensor as qtn
 
 _OPEN_BATCH = 64
+_PLACES = 2
+"""Devices and dtypes for which a generator caches parameters, a weight and what makes it."""
+_PRODUCTS = 8
+"""Sizes of batch, devices, dtypes and modes for which it caches how products are done; they share the above."""
 Dtype = Literal["float32", "float64"]
 
 
@@ -140,9 +145,14 @@ class Generator:
             raise GeneratorError(f"Cores {missing} have no rule for their values; pass params that contain them.")
         self._given = readonly({k: given[k] for k in set(shapes) - set(wanted) if k in given}, shapes, dtype)
         self._made: dict[str, Mapping[str, np.ndarray]] = {}  # from rules, for all copies with other numbers
-        self._weight_cache: dict[tuple[str, str], Array] = {}
-        self._compiled: dict[tuple[str, str], Callable[[Mapping[str, Array]], Array]] = {}
-        self._applied: dict[tuple[Any, ...], Callable[[Array], Array]] = {}
+        self._compiled: Recent[tuple[str, str], Callable[[Params], Array]] = Recent(_PLACES)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin without anything that was made from the parameters."""
+        self._weights: Recent[tuple[str, str], Array] = Recent(_PLACES)
+        self._placed: Recent[tuple[str, str], dict[str, Array]] = Recent(_PLACES)
+        self._products: Recent[tuple[Any, ...], Callable[[Array], Array]] = Recent(_PRODUCTS)
 
     @classmethod
     @checked(
@@ -220,9 +230,8 @@ class Generator:
         return cls(shape, topology, layout=layout, scale=scale, base=base, dtype=dtype, params=numbers)
 
     def __getstate__(self) -> dict[str, Any]:
-        # numbers, and nothing that was made from them
-        caches = {"_made": {}, "_weight_cache": {}, "_compiled": {}, "_applied": {}}
-        return {**self.__dict__, "_params": dict(self._params), "_given": dict(self._given), **caches}
+        # parameters, and nothing that was made from them: caches are copied empty
+        return {**self.__dict__, "_params": dict(self._params), "_given": dict(self._given), "_made": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -358,8 +367,7 @@ class Generator:
             {k: v for k, v in self.__dict__.items() if k not in ("num_active_params", "degrees_of_freedom")}
         )
         new._params = readonly(params, {name: x.shape for name, x in self._params.items()}, self._dtype)
-        new._weight_cache = {}
-        new._applied = {}
+        new._forget()
         return new
 
     def constants(self, implied: bool = True) -> dict[str, np.ndarray]:
@@ -409,10 +417,10 @@ class Generator:
         """
         dtype = self._dtype if dtype is None else dtype
         backend, _ = check_device(device, dtype)
-        key = (device, dtype)
-        if key not in self._compiled:
-            self._compiled[key] = decide(self, "generate", device=device, dtype=dtype).generator(backend)
-        return self._compiled[key](self.arrays(device, dtype))
+        make = self._compiled.get(
+            (device, dtype), lambda: decide(self, "generate", device=device, dtype=dtype).generator(backend)
+        )
+        return make(self.arrays(device, dtype))
 
     @checked(ScheduleError)
     def apply(self, x: Array, *, mode: Mode | None = None, memory: Memory = None) -> Array:
@@ -458,28 +466,23 @@ class Generator:
         mode = mode if known or mode in ANY_BATCH else ANY_BATCH[0]
         # one decision for all batches up to the next power of two
         key = (device, dtype, 1 << max(batch - 1, 0).bit_length() if known else _OPEN_BATCH, mode, memory)
-        if key not in self._applied:
-            self._applied[key] = self._applier(backend, *key)
+        product = self._products.get(key, lambda: self._product(backend, *key))
         with backend.scope(dtype):
             if len(x.shape) == 2:
-                return self._applied[key](x)
-            return do(
-                "reshape", self._applied[key](do("reshape", x, (batch, self.shape[1]))), (*x.shape[:-1], self.shape[0])
-            )
+                return product(x)
+            return do("reshape", product(do("reshape", x, (batch, self.shape[1]))), (*x.shape[:-1], self.shape[0]))
 
-    def _applier(
+    def _product(
         self, backend: Backend, device: str, dtype: str, batch: int, mode: Mode | None, memory: Memory
     ) -> Callable[[Array], Array]:
-        """How ``apply`` is done for one device, dtype and size of batch."""
+        """Plan ``apply`` for one device, dtype and size of batch."""
         plan = decide(self, "apply", device=device, dtype=dtype, batch=batch, mode=mode, memory=memory)
+        place = (device, dtype)
         return plan.layer.on(backend).fixed(
-            lambda: self.arrays(device, dtype), lambda: self._cached_weight(device, dtype), batch
+            lambda: self._placed.get(place, lambda: self.arrays(device, dtype)),
+            lambda: self._weights.get(place, lambda: self.weight(device, dtype)),
+            batch,
         )
-
-    def _cached_weight(self, device: str, dtype: str) -> Array:
-        if (device, dtype) not in self._weight_cache:
-            self._weight_cache[device, dtype] = self.weight(device, dtype)
-        return self._weight_cache[device, dtype]
 
     def networks(self) -> list[qtn.TensorNetwork]:
         """One quimb network per segment, named and tagged, ready for ``.draw()``.

@@ -203,7 +203,9 @@ class Candidates:
         request = self.request
         program = tile_program(request.segments, (*self.head, path), order, tiles)
         places = tuple(request.segments[-1].outputs.index(i) for i in order)
-        return self._priced(kind(TiledWeight(program, request.weighting, places, by_rows), self.null))
+        return self._priced(
+            kind(TiledWeight(tiled=program, weighting=request.weighting, positions=places, by_rows=by_rows), self.null)
+        )
 
     def _priced(self, executable: Executable) -> Candidate:
         return Candidate(executable, self.tracer.price(executable))

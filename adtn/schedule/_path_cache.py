@@ -9,11 +9,14 @@ from pathlib import Path as FilePath
 
 from .._atomic import write_atomic
 from .._files import read_json, sealed_json
+from .._recent import Recent
 from .._typing import Inds
 from ..device import cache_dir
 from ..errors import FileFormatError
 from ..program import Path
 
+_PATHS = 4096
+"""Paths in memory, a few kilobytes each."""
 FORMAT = 2  # the first one, without a digest, counts as absent
 
 
@@ -30,17 +33,19 @@ class PathCache:
 
     def __init__(self, folder: FilePath | None = None) -> None:
         self._folder = folder
-        self._memory: dict[str, Path] = {}
+        self._memory: Recent[str, Path] = Recent(_PATHS)
 
     def find(self, key: str, n_terms: int, search: Callable[[], Path]) -> Path:
         """The path of a key; found by ``search`` when it is new."""
-        if key not in self._memory:
+
+        def read_or_search() -> Path:
             path = self._read(key, n_terms)
             if path is None:
                 path = search()
                 self._write(key, path)
-            self._memory[key] = path
-        return self._memory[key]
+            return path
+
+        return self._memory.get(key, read_or_search)
 
     def _file(self, key: str) -> FilePath:
         return (self._folder or cache_dir() / "paths") / key[:2] / f"{key}.json"

@@ -87,9 +87,17 @@ def _found(
     from ._tree_cost import OBJECTIVE_VERSION
 
     key = path_key(
-        terms, segment.outputs, sizes, OBJECTIVE_VERSION, profile.name, profile.dtype, hash_of(profile),
-        segment.inputs, *(core.trainable for core in segment.cores), *context,
-    )  # fmt: skip
+        terms,
+        segment.outputs,
+        sizes,
+        OBJECTIVE_VERSION,
+        profile.name,
+        profile.dtype,
+        hash_of(profile),
+        segment.inputs,
+        *(core.trainable for core in segment.cores),
+        *context,
+    )
     return cache.find(key, len(terms), search)
 
 

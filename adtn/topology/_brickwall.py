@@ -64,6 +64,7 @@ class BrickWall(Topology):
     leg: ClassVar[int] = 2
     order: ClassVar[Literal["axis", "interleaved"]] = "interleaved"
     exact: ClassVar[bool] = True
+    grows: ClassVar[str | None] = "layers"
 
     def levels(self, layout: Layout) -> list[Segment]:
         """Build one level per layer; the boundary belongs to the first level."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from ..errors import TopologyError
 from ..layout import Layout
+from ._decompositions import cp_als, hosvd, tt_svd
 from ._segment import Core, Segment
 from ._topology import Bond, Topology, register_topology
 
@@ -58,6 +62,9 @@ class TT(Topology):
 
     bond: Bond = 4
 
+    grows: ClassVar[str | None] = "bond"
+    has_decomposition: ClassVar[bool] = True
+
     def sites(self, layout: Layout) -> list[tuple[int, ...]]:
         """Return the positions of the legs on each site."""
         return [(q,) for q in range(layout.ndim_legs)]
@@ -70,6 +77,11 @@ class TT(Topology):
         dims = [math.prod(layout.dims[q] for q in legs) for legs in sites]
         cores = _chain(sites, layout, chain_bonds(dims, self.bond))
         return [Segment((), tuple(cores), layout.leg_names)]
+
+    def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Truncate singular values from left to right (TT-SVD)."""
+        cores = tt_svd(state, self.sites(layout), self.bond)
+        return {f"site{k}": core for k, core in enumerate(cores)}
 
 
 @register_topology
@@ -126,12 +138,18 @@ class TensorRing(TT):
     288
     """
 
+    has_decomposition: ClassVar[bool] = False
+
     def levels(self, layout: Layout) -> list[Segment]:
         """Build a single level."""
         sites = self.sites(layout)
         if len(sites) < 3:
             return super().levels(layout)  # two sites connected twice are a tensor train with a larger bond
         return [Segment((), tuple(_chain(sites, layout, [self.bond] * len(sites))), layout.leg_names)]
+
+    def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Refuse: the decomposition of a train does not close."""
+        return Topology.decompose(self, layout, state, initial)
 
 
 @register_topology
@@ -159,6 +177,9 @@ class Tucker(Topology):
 
     bond: Bond = 4
 
+    grows: ClassVar[str | None] = "bond"
+    has_decomposition: ClassVar[bool] = True
+
     def levels(self, layout: Layout) -> list[Segment]:
         """Build two levels: the core, then the factors."""
         ranks = tuple(min(self.bond, d) for d in layout.dims)
@@ -169,6 +190,11 @@ class Tucker(Topology):
             for q, (name, r, d) in enumerate(zip(layout.leg_names, ranks, layout.dims, strict=True))
         )
         return [Segment((), (core,), bonds), Segment(bonds, factors, layout.leg_names)]
+
+    def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Project on the leading singular vectors of every unfolding (HOSVD)."""
+        core, factors = hosvd(state, [min(self.bond, d) for d in layout.dims])
+        return {"core": core, **{f"factor{q}": factor for q, factor in enumerate(factors)}}
 
 
 @register_topology
@@ -196,6 +222,9 @@ class CP(Topology):
 
     bond: Bond = 4
 
+    grows: ClassVar[str | None] = "bond"
+    has_decomposition: ClassVar[bool] = True
+
     def levels(self, layout: Layout) -> list[Segment]:
         """Build a single level of factors that share the index ``r``."""
         factors = tuple(
@@ -211,3 +240,8 @@ class CP(Topology):
             for q, (name, d) in enumerate(zip(layout.leg_names, layout.dims, strict=True))
         )
         return [Segment((), factors, layout.leg_names)]
+
+    def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Alternate least squares from the initial factors (ALS)."""
+        factors = cp_als(state, [np.asarray(initial[f"factor{q}"], np.float64) for q in range(state.ndim)])
+        return {f"factor{q}": factor for q, factor in enumerate(factors)}

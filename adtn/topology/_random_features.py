@@ -58,6 +58,7 @@ class RandomFeatures(Topology):
     share: bool = True
 
     leg: ClassVar[int] = 32
+    grows: ClassVar[str | None] = "bond"
 
     def levels(self, layout: Layout) -> list[Segment]:
         """Build two levels: the noise with its smoothing, then the windows."""

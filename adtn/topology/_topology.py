@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+import numpy as np
 
 from .._checks import Range, check_fields, checked, shown
 from .._plugins import load_plugin, unregistered
@@ -46,6 +49,10 @@ class Topology:
     """Target leg size when no layout is given."""
     order: ClassVar[Literal["axis", "interleaved"]] = "axis"
     exact: ClassVar[bool] = False
+    grows: ClassVar[str | None] = None
+    """Name of the field that makes it larger, such as ``"bond"``; ``None`` where there is none."""
+    has_decomposition: ClassVar[bool] = False
+    """Whether :meth:`decompose` finds parameters for a given weight."""
 
     def __post_init__(self) -> None:
         check_fields(self, TopologyError)
@@ -90,6 +97,36 @@ class Topology:
         """
         del layout, entries
         return []
+
+    def grown(self, size: int) -> Self:
+        """Give the same topology with another bond, rank or number of layers.
+
+        Raises
+        ------
+        TopologyError
+            If it has nothing that grows.
+        """
+        if self.grows is None:
+            raise TopologyError(f"Got {self}, which has no bond to choose; give it without a budget.")
+        return replace(self, **{self.grows: size})
+
+    def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Find parameters whose state is close to a given one; only without activations.
+
+        Parameters
+        ----------
+        layout : Layout
+        state : numpy.ndarray
+            ``layout.dims``, float64.
+        initial : mapping of str to numpy.ndarray
+            Parameters to start from, where an iteration needs them.
+
+        Raises
+        ------
+        TopologyError
+            If there is no decomposition for it.
+        """
+        raise TopologyError(f"No decomposition for {type(self).__name__}; train it instead.")
 
     def segments(self, layout: Layout) -> tuple[Segment, ...]:
         """Build the segments for one layout: the levels with their activations, merged where there is none."""

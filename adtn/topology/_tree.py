@@ -175,6 +175,7 @@ class TTN(Topology):
 
     # neighbouring legs share a parent, and with one row leg and one column leg the matrix can have full rank
     order: ClassVar[Literal["axis", "interleaved"]] = "interleaved"
+    grows: ClassVar[str | None] = "bond"
 
     def levels(self, layout: Layout) -> list[Segment]:
         """Build the levels from the root to the legs."""

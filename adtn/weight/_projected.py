@@ -134,7 +134,13 @@ def projecting(
         last = replace(last, inputs=made)
     square = closed(last, sizes)
     norm = plan_stage(square, sizes | sizes_of([square]), tiled.last.need_state, norm_path)
-    return TiledWeight(tiled, weighting, tuple(last.outputs.index(i) for i in order), by_rows=False, norm=norm)
+    return TiledWeight(
+        tiled=tiled,
+        weighting=weighting,
+        positions=tuple(last.outputs.index(i) for i in order),
+        by_rows=False,
+        norm=norm,
+    )
 
 
 def why_not_factored(segments: tuple[Segment, ...], weighting: Weighting, dtype: str) -> str:

@@ -20,7 +20,7 @@ CACHED_BYTES = 32 << 20  # of memory that a function that makes weights holds be
 Consumer = Callable[[Array, Any, Any], "tuple[Any, Array | None]"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TiledWeight:
     """A weight in tiles: blocks of rows, or blocks of legs in any order.
 
@@ -163,9 +163,15 @@ class TiledWeight:
             return (inner, slope), self._uncrop(wbar)
 
         state, bars = walk(
-            self.tiled, tape.blocks, backend, space, on_tile, (carry, start),
-            scale=factors, adjoint=adjoint,
-        )  # fmt: skip
+            self.tiled,
+            tape.blocks,
+            backend,
+            space,
+            on_tile,
+            (carry, start),
+            scale=factors,
+            adjoint=adjoint,
+        )
         inner, slope = state
         if not adjoint:
             return inner, {}

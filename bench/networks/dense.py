@@ -142,6 +142,11 @@ class ResNet20(nn.Module):
 
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    "fc2": fc2, "fc2-narrow": fc2_narrow, "lenet5": lenet5, "alexnet": alexnet, "zfnet": zfnet, "vgg16": vgg16,
+    "fc2": fc2,
+    "fc2-narrow": fc2_narrow,
+    "lenet5": lenet5,
+    "alexnet": alexnet,
+    "zfnet": zfnet,
+    "vgg16": vgg16,
     "resnet20": ResNet20,
-}  # fmt: skip
+}

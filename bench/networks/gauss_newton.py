@@ -122,16 +122,24 @@ def main() -> None:
             model = copy.deepcopy(start)
             losses = train(model, batches, steps, case["lr"], damping)
             last = sum(losses[-50:]) / 50
-            rows.append({
-                "method": name, "params": params, "seed": seed, "steps": steps,
-                "optimizer": "adam" if damping is None else f"gauss-newton, damping {damping:g}",
-                "loss": last if math.isfinite(last) else None, "accuracy": accuracy(model, *test),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "method": name,
+                    "params": params,
+                    "seed": seed,
+                    "steps": steps,
+                    "optimizer": "adam" if damping is None else f"gauss-newton, damping {damping:g}",
+                    "loss": last if math.isfinite(last) else None,
+                    "accuracy": accuracy(model, *test),
+                }
+            )
             print(rows[-1], flush=True)
     content = {
         "command": f"python bench/networks/gauss_newton.py --seconds {options.seconds:g} --seeds {options.seeds}",
-        "machine": machine(), "case": _CASE, "rows": rows,
-    }  # fmt: skip
+        "machine": machine(),
+        "case": _CASE,
+        "rows": rows,
+    }
     out: Path = RESULTS / "tries" / "gauss-newton.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, (json.dumps(content, indent=1) + "\n").encode())

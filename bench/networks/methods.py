@@ -8,7 +8,7 @@ from typing import Any
 
 import adtn
 import torch
-from adtn.compression import bond_field, largest_within, with_bond
+from adtn.compression import largest_within
 from adtn.optim import has_decomposition
 from torch import nn
 
@@ -123,9 +123,9 @@ def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: i
         layout = adtn.Layout.from_factors(shape, factors, method.get("order", "interleaved"), max_padding=4.0)
     else:
         layout = config.layout(shape)
-    grows = bond_field(topology)
+    grows = topology.grows
     if most is not None and grows is not None and grows not in method["topology"]:
-        topology = largest_within(topology, layout, most - bool(method.get("base"))) or with_bond(topology, 1)
+        topology = largest_within(topology, layout, most - bool(method.get("base"))) or topology.grown(1)
     if kind == "tltorch":
         made = Factorised(dense, tuple(f for fs in layout.factors for f in fs), topology, seed)
         size = sum(p.numel() for p in made.tensor.parameters())

@@ -17,15 +17,27 @@ PAGES = Path(__file__).parents[2] / "docs" / "guide" / "reports"
 BATCH = 128
 CONFIGS: dict[str, dict[str, Any]] = {
     "vgg16": {
-        "targets": ["fc1", "fc2"], "topology": adtn.MERA(bond=2, share=True), "leg": 4, "order": "interleaved",
-        "base": adtn.IdentityBase(), "recipe": "finetune", "tune_steps": 60, "tune_lr": 3e-3,
+        "targets": ["fc1", "fc2"],
+        "topology": adtn.MERA(bond=2, share=True),
+        "leg": 4,
+        "order": "interleaved",
+        "base": adtn.IdentityBase(),
+        "recipe": "finetune",
+        "tune_steps": 60,
+        "tune_lr": 3e-3,
         "rates": {"*.generated.*": 1.0, "fc*": 1.0, "*": 0.0},
     },
     "resnet20": {
-        "targets": ["layer3.*"], "topology": adtn.Tucker(bond=20), "leg": 64, "steps": 60, "tune_steps": 90,
-        "tune_lr": 2e-3, "distill": 0.5, "rates": {"*.generated.*": 1.0, "*": 0.2},
+        "targets": ["layer3.*"],
+        "topology": adtn.Tucker(bond=20),
+        "leg": 64,
+        "steps": 60,
+        "tune_steps": 90,
+        "tune_lr": 2e-3,
+        "distill": 0.5,
+        "rates": {"*.generated.*": 1.0, "*": 0.2},
     },
-}  # fmt: skip
+}
 
 
 def main() -> None:

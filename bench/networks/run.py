@@ -154,8 +154,8 @@ def run(
     torch.manual_seed(seed)
     steps = method.get("steps", case["steps"])
     tuning = Tuning(
-        steps,
-        method.get("lr", case["lr"]),
+        steps=steps,
+        lr=method.get("lr", case["lr"]),
         train="all",
         rates={**case.get("rates", {}), **method.get("rates", {})},
         seed=seed,
@@ -282,9 +282,11 @@ def run_case(name: str, only: list[str], seeds: list[int] | None, device: str, p
     known = set(distinct(case, tail, methods))
     todo = [(name, n, s, device) for n, s in wanted if n in known]
     content |= {
-        "command": f"python bench/networks/run.py {name}", "machine": {**machine(), "device": device_name(device)},
-        "case": {k: v for k, v in case.items() if k != "methods"}, "dense": accuracy(tail, *test),
-    }  # fmt: skip
+        "command": f"python bench/networks/run.py {name}",
+        "machine": {**machine(), "device": device_name(device)},
+        "case": {k: v for k, v in case.items() if k != "methods"},
+        "dense": accuracy(tail, *test),
+    }
     print(f"{name}: dense {content['dense']:.2f} %", flush=True)
     rows = (run_row(*one) for one in todo)
     if pool is not None:

@@ -31,10 +31,18 @@ def stories_model(path: Path) -> Any:
     content = path.read_bytes()
     dim, hidden, layers, heads, kv_heads, vocab, length = struct.unpack_from("7i", content)
     config = LlamaConfig(
-        vocab_size=vocab, hidden_size=dim, intermediate_size=hidden, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=length, rms_norm_eps=1e-5,
-        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=vocab,
+        hidden_size=dim,
+        intermediate_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=length,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     numbers = np.frombuffer(content, "<f4", offset=28)
     at = 0
 
@@ -50,10 +58,16 @@ def stories_model(path: Path) -> Any:
     kv = dim // heads * kv_heads
     state = {"model.embed_tokens.weight": take(vocab, dim)}
     parts = (
-        ("input_layernorm", (dim,)), ("self_attn.q_proj", (dim, dim)), ("self_attn.k_proj", (kv, dim)),
-        ("self_attn.v_proj", (kv, dim)), ("self_attn.o_proj", (dim, dim)), ("post_attention_layernorm", (dim,)),
-        ("mlp.gate_proj", (hidden, dim)), ("mlp.down_proj", (dim, hidden)), ("mlp.up_proj", (hidden, dim)),
-    )  # fmt: skip
+        ("input_layernorm", (dim,)),
+        ("self_attn.q_proj", (dim, dim)),
+        ("self_attn.k_proj", (kv, dim)),
+        ("self_attn.v_proj", (kv, dim)),
+        ("self_attn.o_proj", (dim, dim)),
+        ("post_attention_layernorm", (dim,)),
+        ("mlp.gate_proj", (hidden, dim)),
+        ("mlp.down_proj", (dim, hidden)),
+        ("mlp.up_proj", (hidden, dim)),
+    )
     for name, shape in parts:
         for n, weight in enumerate(take(layers, *shape)):
             if name in ("self_attn.q_proj", "self_attn.k_proj"):  # there, rotated pairs lie side by side

@@ -254,9 +254,14 @@ def _draw(curves: dict[str, list[tuple[int, float]]], dense: float, random: floa
         families.setdefault(_family(name), {})[name] = sorted(dict(sorted(points)).items())
     entries = max(map(len, families.values())) + 4  # of the longest legend
     figure, panels = plt.subplots(
-        1, len(families), squeeze=False, sharex=True, sharey=True, layout="constrained",
+        1,
+        len(families),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
         figsize=(4.2 * len(families), 3.6 + 0.19 * entries),
-    )  # fmt: skip
+    )
     span = max(dense - random, 1.0)
     for axis, (family, own) in zip(
         panels.flat, sorted(families.items(), key=lambda one: "tMo".index(one[0][0])), strict=True

@@ -115,14 +115,25 @@ def train(network: str, images: Images, options: argparse.Namespace) -> dict[str
             schedule.step()
             total += loss.detach()
         score = accuracy(model, x_test, y_test, data, half) if not side else None
-        history.append({"epoch": epoch + 1, "side": side or x.shape[-1], "loss": float(total) / per_epoch,
-                        "accuracy": score, "seconds": time.monotonic() - began})  # fmt: skip
+        history.append(
+            {
+                "epoch": epoch + 1,
+                "side": side or x.shape[-1],
+                "loss": float(total) / per_epoch,
+                "accuracy": score,
+                "seconds": time.monotonic() - began,
+            }
+        )
         print(json.dumps(history[-1]), flush=True)
         if time.monotonic() - saved < 60 and epoch + 1 < options.epochs:
             continue
         saved = time.monotonic()
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-                 "history": history}  # fmt: skip
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "history": history,
+        }
         torch.save(state, kept.with_suffix(".new"))
         os.replace(kept.with_suffix(".new"), kept)
     final = accuracy(model, x_test, y_test, data, half=False)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..shared._memory import host_memory_bytes
 from ..shared._pool import POOL
+from . import _functions as _functions
 
 # its own translation of arguments is nothing that PyTorch's compiler follows
 autoray.register_function("torch", "concatenate", torch.concatenate)

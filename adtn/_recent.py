@@ -1,0 +1,56 @@
+"""A cache with a bound, owned by the object that fills it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from threading import Lock
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """At most ``size`` values by key: the one that has not been used for longest makes room for a new one.
+
+    Parameters
+    ----------
+    size : int
+        How many values are held.
+
+    Examples
+    --------
+    >>> squares = Recent(2)
+    >>> [squares.get(n, lambda n=n: n * n) for n in (1, 2, 1, 3)]
+    [1, 4, 1, 9]
+    >>> len(squares), 2 in squares
+    (2, False)
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        """Look a value up, or make it and hold it."""
+        try:
+            self._values.move_to_end(key)
+            return self._values[key]
+        except KeyError:  # also where another thread has just dropped it
+            value = make()  # outside of the lock: it may take long, and may ask this cache for another key
+        with self._lock:
+            self._values[key] = value
+            while len(self._values) > self.size:
+                self._values.popitem(last=False)
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __reduce__(self) -> tuple[type[Recent[K, V]], tuple[int]]:
+        return type(self), (self.size,)  # copies and pickles begin empty

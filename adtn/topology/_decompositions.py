@@ -1,0 +1,116 @@
+"""Truncated decompositions of a tensor: arrays in, arrays out, in NumPy float64 on the host.
+
+MPS has neither float64 nor QR, and a decomposition is done once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+_ALS_SWEEPS = 50
+
+
+def tt_svd(tensor: np.ndarray, sites: list[tuple[int, ...]], bond: int) -> list[np.ndarray]:
+    """Decompose a tensor into a train by singular vectors from left to right.
+
+    Parameters
+    ----------
+    tensor : numpy.ndarray
+    sites : list of tuple of int
+        Axes on each site.
+    bond : int
+        Largest bond dimension.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        Cores ``(left, right, *axes)``, without ``left`` at the first site and without ``right`` at the last.
+
+    References
+    ----------
+    I. Oseledets (2011), SIAM J. Sci. Comput. 33, 2295.
+    """
+    dims = tensor.shape
+    rest = np.transpose(tensor, [q for site in sites for q in site])
+    cores: list[np.ndarray] = []
+    left = 1
+    for k, site in enumerate(sites):
+        axes, ends = tuple(dims[q] for q in site), (left,) if k else ()
+        if k == len(sites) - 1:  # the rest of the tensor goes into the last site
+            cores.append(rest.reshape(*ends, *axes))
+            break
+        u, s, vt = np.linalg.svd(rest.reshape(left * math.prod(axes), -1), full_matrices=False)
+        chi = min(bond, s.size)
+        cores.append(np.moveaxis(u[:, :chi].reshape(left, *axes, chi), -1, 1).reshape(*ends, chi, *axes))
+        rest = s[:chi, None] * vt[:chi]
+        left = chi
+    return cores
+
+
+def hosvd(tensor: np.ndarray, ranks: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Project a tensor on the leading left singular vectors of every unfolding.
+
+    Parameters
+    ----------
+    tensor : numpy.ndarray
+    ranks : list of int
+        One per axis.
+
+    Returns
+    -------
+    tuple of numpy.ndarray and list of numpy.ndarray
+        The core, ``ranks``, and the factors, ``(rank, dimension)``.
+
+    References
+    ----------
+    L. De Lathauwer, B. De Moor, J. Vandewalle (2000), SIAM J. Matrix Anal. Appl. 21, 1253.
+    """
+    core, factors = tensor, list[np.ndarray]()
+    for q, (d, r) in enumerate(zip(tensor.shape, ranks, strict=True)):
+        unfolding = np.moveaxis(tensor, q, 0).reshape(d, -1)
+        # eigenvectors of the small Gram matrix: an unfolding has d rows and very many columns
+        _, vectors = np.linalg.eigh(unfolding @ unfolding.T)
+        factors.append(vectors[:, ::-1][:, :r].T)
+        core = np.moveaxis(np.tensordot(factors[q], core, axes=(1, q)), 0, q)
+    return core, factors
+
+
+def cp_als(tensor: np.ndarray, factors: list[np.ndarray]) -> list[np.ndarray]:
+    """Improve the factors of a sum of products by alternating least squares.
+
+    Parameters
+    ----------
+    tensor : numpy.ndarray
+    factors : list of numpy.ndarray
+        ``(terms, dimension)`` for every axis, to start from.
+
+    References
+    ----------
+    T. Kolda, B. Bader (2009), SIAM Review 51, 455.
+    """
+    factors, n = list(factors), tensor.ndim
+    for _ in range(_ALS_SWEEPS):
+        for q in range(n):
+            gram = np.ones((factors[q].shape[0],) * 2)
+            for p, factor in enumerate(factors):
+                gram = gram * (factor @ factor.T) if p != q else gram
+            ridge = 1e-12 * np.trace(gram) / len(gram)
+            factors[q] = np.linalg.solve(gram + (ridge + 1e-300) * np.eye(len(gram)), _mttkrp(tensor, factors, q))
+            if q < n - 1:
+                factors[q] /= np.maximum(np.linalg.norm(factors[q], axis=1, keepdims=True), 1e-300)
+    return factors
+
+
+def _mttkrp(tensor: np.ndarray, factors: list[np.ndarray], q: int) -> np.ndarray:
+    """Multiply a tensor by all factors but the q-th, term by term: ``(terms, d_q)``."""
+    x = np.moveaxis(tensor, q, 0)[None]
+    first = True
+    for p, factor in enumerate(factors):
+        if p == q:
+            continue
+        # x: (terms or 1, d_q, d_p, ...)
+        x = np.tensordot(factor, x[0], axes=(1, 1)) if first else np.einsum("rd,rqd...->rq...", factor, x)
+        first = False
+    return x if not first else np.broadcast_to(x, (factors[q].shape[0], *x.shape[1:]))
