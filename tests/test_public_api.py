@@ -20,7 +20,7 @@ import pytest
 NAMES = {  # by hand: what is public changes only on purpose
     "ADTNError", "ATTN", "BrickWall", "CP", "Budget", "CompressReport", "Config", "DataAwareReconstruction", "Dense",
     "DeviceProfile", "Generator", "IdentityBase", "Layout", "MERA", "MPO", "Objective", "Optimizer", "Permutation",
-    "Plan", "RandomFeatures", "Reconstruction", "compress",
+    "Plan", "RandomFeatures", "Reconstruction",
     "ScaledIdentity", "ScaledRandom", "SeededBase", "Solution", "Status", "TT", "TTN", "Task", "TensorRing", "Topology",
     "Tucker", "calibrate", "compress", "decompose", "devices", "fit", "from_tensornetwork", "load", "load_model",
     "load_pretrained", "plan",

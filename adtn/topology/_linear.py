@@ -79,7 +79,7 @@ class TT(Topology):
         return [Segment((), tuple(cores), layout.leg_names)]
 
     def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Truncate singular values from left to right (TT-SVD)."""
+        """Compute the cores by truncated SVDs from left to right (TT-SVD)."""
         cores = tt_svd(state, self.sites(layout), self.bond)
         return {f"site{k}": core for k, core in enumerate(cores)}
 
@@ -148,7 +148,7 @@ class TensorRing(TT):
         return [Segment((), tuple(_chain(sites, layout, [self.bond] * len(sites))), layout.leg_names)]
 
     def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Refuse: the decomposition of a train does not close."""
+        """Refuse to decompose, because a truncated tensor train does not close to a ring."""
         return Topology.decompose(self, layout, state, initial)
 
 
@@ -192,7 +192,7 @@ class Tucker(Topology):
         return [Segment((), (core,), bonds), Segment(bonds, factors, layout.leg_names)]
 
     def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Project on the leading singular vectors of every unfolding (HOSVD)."""
+        """Project onto the leading singular vectors of every unfolding (HOSVD)."""
         core, factors = hosvd(state, [min(self.bond, d) for d in layout.dims])
         return {"core": core, **{f"factor{q}": factor for q, factor in enumerate(factors)}}
 
@@ -242,6 +242,6 @@ class CP(Topology):
         return [Segment((), factors, layout.leg_names)]
 
     def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Alternate least squares from the initial factors (ALS)."""
+        """Improve the initial factors by alternating least squares (ALS)."""
         factors = cp_als(state, [np.asarray(initial[f"factor{q}"], np.float64) for q in range(state.ndim)])
         return {f"factor{q}": factor for q, factor in enumerate(factors)}

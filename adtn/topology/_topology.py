@@ -50,9 +50,9 @@ class Topology:
     order: ClassVar[Literal["axis", "interleaved"]] = "axis"
     exact: ClassVar[bool] = False
     grows: ClassVar[str | None] = None
-    """Name of the field that makes it larger, such as ``"bond"``; ``None`` where there is none."""
+    """Name of the field that sets the size of the network, such as ``"bond"``; ``None`` if there is none."""
     has_decomposition: ClassVar[bool] = False
-    """Whether :meth:`decompose` finds parameters for a given weight."""
+    """Whether :meth:`decompose` is supported."""
 
     def __post_init__(self) -> None:
         check_fields(self, TopologyError)
@@ -99,34 +99,35 @@ class Topology:
         return []
 
     def grown(self, size: int) -> Self:
-        """Give the same topology with another bond, rank or number of layers.
+        """Return this topology with another bond dimension, rank or number of layers.
 
         Raises
         ------
         TopologyError
-            If it has nothing that grows.
+            If no field sets the size of the network.
         """
         if self.grows is None:
-            raise TopologyError(f"Got {self}, which has no bond to choose; give it without a budget.")
+            raise TopologyError(f"Got {self}, which has no bond dimension to choose; use it without a budget.")
         return replace(self, **{self.grows: size})
 
     def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Find parameters whose state is close to a given one; only without activations.
+        """Find parameters that approximate a given state, for networks without activations.
 
         Parameters
         ----------
         layout : Layout
+            The layout of the weight.
         state : numpy.ndarray
-            ``layout.dims``, float64.
+            The state, of shape ``layout.dims`` and dtype float64.
         initial : mapping of str to numpy.ndarray
-            Parameters to start from, where an iteration needs them.
+            Initial values of the parameters, for iterative decompositions.
 
         Raises
         ------
         TopologyError
-            If there is no decomposition for it.
+            If the topology has no decomposition.
         """
-        raise TopologyError(f"No decomposition for {type(self).__name__}; train it instead.")
+        raise TopologyError(f"There is no decomposition for {type(self).__name__}; train it instead.")
 
     def segments(self, layout: Layout) -> tuple[Segment, ...]:
         """Build the segments for one layout: the levels with their activations, merged where there is none."""
