@@ -1,7 +1,7 @@
 """Train a compressed model on several processes: ``torchrun --nproc-per-node 2 docs/guide/finetune.py``.
 
-Every process compresses the same model in the same way (from the same seeds) and reads its share of the data. DDP averages
-the gradients of the generators: a few hundred values per step instead of millions.
+Every process compresses the same model in the same way (from the same seeds) and reads its share of the data. DDP
+averages the gradients of the generators: a few hundred values per step instead of millions.
 """
 
 from __future__ import annotations
