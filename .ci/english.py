@@ -40,7 +40,7 @@ ALLOWED = "english: ok"
 _QUANTITY = r"(?:\d[\d,.]*|few|hundred|thousand|million|trained|frozen|stored|its|their|whose|same|active|nominal)"
 WORDS = {
     rf"\b{_QUANTITY} numbers\b": "write 'parameters' or 'entries'",
-    r"\bnumbers (?:of|in) (?:the |every |each |all )?(?:core|layer|model|generator)s?\b": "write 'parameters' or 'entries'",
+    r"\bnumbers (?:of|in) (?:the |every |all )?(?:core|layer|model)s?\b": "write 'parameters' or 'entries'",
     r"\bwished\b": "write 'target' or 'requested'",
     r"\btaught\b": "write 'distilled'",
     r"\b(?:train|trains|trained|training) along\b": "write 'fine-tuned as well'",
@@ -213,9 +213,8 @@ def main(arguments: list[str] | None = None) -> int:
     refused = waiting.pop("", 0)
     for fault in faults:
         if options.pending or not pending(fault.path):
-            print(
-                f"{fault.path.relative_to(ROOT) if fault.path.is_relative_to(ROOT) else fault.path}:{fault.line}: {fault.message}"
-            )
+            path = fault.path.relative_to(ROOT) if fault.path.is_relative_to(ROOT) else fault.path
+            print(f"{path}:{fault.line}: {fault.message}")
     for name, count in sorted(waiting.items()):
         print(f"pending, not refused: {name} ({count})")
     return int(refused > 0)

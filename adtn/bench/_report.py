@@ -124,9 +124,11 @@ class BenchReport:
         )
         for axes, task in zip(panels.flat, tasks, strict=False):
             for d, device in enumerate(devices):
-                own = [r for r in good if r.device == device and r.work[1:] == task]
-                times = [1e3 * r.seconds for r in own if r.seconds is not None]
-                axes.plot(times, [cases.index(r.case) for r in own], "os^Dv"[d % 5], ms=5, alpha=0.8, label=device)
+                rows_of_device = [r for r in good if r.device == device and r.work[1:] == task]
+                times = [1e3 * r.seconds for r in rows_of_device if r.seconds is not None]
+                axes.plot(
+                    times, [cases.index(r.case) for r in rows_of_device], "os^Dv"[d % 5], ms=5, alpha=0.8, label=device
+                )
             axes.set_title(" ".join(str(x) for x in task if x is not None), fontsize=9)
             axes.set_yticks(range(len(cases)), cases, fontsize=8)
             axes.set_xscale("log")

@@ -116,8 +116,8 @@ def _active(topology: Topology, layout: Layout, given: dict[str, np.ndarray]) ->
     window = max(_WINDOW, 4 * _probes(_sizes(segments)))  # a window that is too small would limit the ranks
     if pieces := topology.parts(layout, window):
         ranks: dict[str, int] = {}
-        for _, own in pieces:
-            for name, rank in _ranks(own, given).items():
+        for _, part in pieces:
+            for name, rank in _ranks(part, given).items():
                 ranks[name] = max(rank, ranks.get(name, 0))
         return ranks
     sizes = _sizes(segments)

@@ -102,12 +102,14 @@ def initial_values(
     for core in program.cores:
         if core.trainable and core.param not in values:
             values[core.param] = core_values(core, seed)
-    most = max(_STATE, math.prod(layout.padded_shape) // _PART)
+    largest_state = max(_STATE, math.prod(layout.padded_shape) // _PART)
     *before, _ = program.stages
-    exact = all(_largest(stage) <= most for stage in before)
+    exact = all(_largest(stage) <= largest_state for stage in before)
     size = math.prod(layout.padded_shape)
     pieces = [] if exact else topology.parts(layout, min(_WINDOW, size // _PIECE))
-    spreads = _Parts(pieces) if pieces else _Whole(layout, sizes_of(s.segment for s in program.stages), most, seed)
+    spreads = (
+        _Parts(pieces) if pieces else _Whole(layout, sizes_of(s.segment for s in program.stages), largest_state, seed)
+    )
     for t, stage in enumerate(program.stages):
         uses = Counter(core.param for core in stage.cores if core.trainable and core.init != "identity")
         uses = uses or Counter(core.param for core in stage.cores if core.trainable)

@@ -78,9 +78,9 @@ class SampledJacobian:
         out: dict[str, Array] = {}
         for name, t, chain in self.chains:
             dot = states[t]
-            own = {**arrays, _UNIT: arrays[f"{_UNIT}/{name}"]}
+            chain_arrays = {**arrays, _UNIT: arrays[f"{_UNIT}/{name}"]}
             for u, stage in enumerate(chain.stages, t):
-                dot, _ = forward_stage(stage, dot, own, keep=False)
+                dot, _ = forward_stage(stage, dot, chain_arrays, keep=False)
                 dot = dot if slopes[u] is None else dot * slopes[u]
             out[name] = out[name] + dot if name in out else dot
         return out

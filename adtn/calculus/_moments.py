@@ -83,27 +83,27 @@ def segment_moments(
     }
     n = layout.size if layout is not None else math.prod(sizes[i] for i in segment.outputs)
     around = {name: core for name, (core, _) in {**masks, **ones}.items()}
-    given = {**arrays, **{name: x for name, (_, x) in {**masks, **ones}.items()}}
+    values = {**arrays, **{name: x for name, (_, x) in {**masks, **ones}.items()}}
     only_masks = tuple(around[name] for name in masks)
     if not isinstance(state, Moments):
-        own = segment.cores
+        cores = segment.cores
         if state is not None:
-            own = (*own, Core(STATE, segment.inputs, state.shape, STATE, "state", trainable=False))
-            given[STATE] = state
-        copy = _copied(own, set(segment.outputs))
-        return Moments(_value((*own, *around.values()), given) / n, _value((*own, *copy, *only_masks), given) / n)
+            cores = (*cores, Core(STATE, segment.inputs, state.shape, STATE, "state", trainable=False))
+            values[STATE] = state
+        copy = _copied(cores, set(segment.outputs))
+        return Moments(_value((*cores, *around.values()), values) / n, _value((*cores, *copy, *only_masks), values) / n)
     probes = tuple(_vector(f"moments/in{q}", i, sizes[i]) for q, i in enumerate(segment.inputs))
-    given |= {core.param: np.ones(core.shape) for core in probes}
+    values |= {core.param: np.ones(core.shape) for core in probes}
     closed = (*segment.cores, *probes)
-    sums = _value((*closed, *around.values()), given)
-    squares = _value((*closed, *_copied(closed, set(segment.outputs)), *only_masks), given)
+    sums = _value((*closed, *around.values()), values)
+    squares = _value((*closed, *_copied(closed, set(segment.outputs)), *only_masks), values)
     shared = set(segment.outputs) | set(segment.inputs)
     through = tuple(  # legs that are on no core
         around[f"moments/one{q}"]
         for q, i in enumerate(segment.outputs)
         if f"moments/one{q}" in around and not any(i in core.inds for core in segment.cores)
     )
-    norm = _value((*segment.cores, *_copied(segment.cores, shared), *only_masks, *through), given)
+    norm = _value((*segment.cores, *_copied(segment.cores, shared), *only_masks, *through), values)
     variance = max(state.square - state.mean**2, 0.0)
     return Moments(state.mean * sums / n, (state.mean**2 * squares + variance * norm) / n)
 
@@ -116,9 +116,9 @@ def entries_at_random(segment: Segment, arrays: Mapping[str, np.ndarray], n: int
         Core(f"moments/at{q}", (_SAMPLE, i), (n, sizes[i]), f"moments/at{q}", "probe", trainable=False)
         for q, i in enumerate(segment.outputs)
     )
-    chosen = {core.param: np.eye(core.shape[1])[rng.integers(core.shape[1], size=n)] for core in probes}
+    one_hot = {core.param: np.eye(core.shape[1])[rng.integers(core.shape[1], size=n)] for core in probes}
     program = compile_program((replace(segment, cores=(*segment.cores, *probes), outputs=(_SAMPLE,)),))
-    return np.asarray(forward(program, {**arrays, **chosen}))
+    return np.asarray(forward(program, {**arrays, **one_hot}))
 
 
 def _value(cores: tuple[Core, ...], arrays: Mapping[str, np.ndarray]) -> float:

@@ -92,8 +92,8 @@ class MLP:
         onehot = np.eye(self.sizes[-1], dtype=np.float32)
 
         def batches(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-            chosen = rng.integers(0, len(data.x_train), batch)
-            return data.x_train[chosen], onehot[data.y_train[chosen]]
+            indices = rng.integers(0, len(data.x_train), batch)
+            return data.x_train[indices], onehot[data.y_train[indices]]
 
         return Task(self.loss, params=self.initial(seed), batches=batches, differentiated=True)
 

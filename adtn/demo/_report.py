@@ -31,11 +31,11 @@ def tables(report: Report) -> list[Table]:
             table.add_column(column, justify="right")
         previous_control = True
         for case in dict.fromkeys(r.case for r in rows):
-            own = [r for r in rows if r.case == case]
-            if previous_control and not own[0].is_control:
+            case_rows = [r for r in rows if r.case == case]
+            if previous_control and not case_rows[0].is_control:
                 table.add_section()
-            previous_control = own[0].is_control
-            table.add_row(*_cells(case, own, devices))
+            previous_control = case_rows[0].is_control
+            table.add_row(*_cells(case, case_rows, devices))
         result.append(table)
     return result
 
@@ -96,15 +96,15 @@ def draw(report: Report, path: Path) -> None:
     )
     for row, layer in zip(axes, layers, strict=True):
         first = report.results[0].device
-        own = [r for r in report.results if r.layer == layer and r.device == first and r.seed == 0]
-        _draw_losses(row[0], own, layer)
-        best = max((r for r in own if not r.is_control), key=lambda r: r.accuracy, default=None)
+        layer_rows = [r for r in report.results if r.layer == layer and r.device == first and r.seed == 0]
+        _draw_losses(row[0], layer_rows, layer)
+        best = max((r for r in layer_rows if not r.is_control), key=lambda r: r.accuracy, default=None)
         shown = ["dense"] + ([best.case] if best is not None else [])
         for axis, case in zip(row[1:3], shown, strict=False):
             _draw_weight(axis, report.weights[layer, case], case)
         for axis in row[1 + len(shown) : 3]:
             axis.axis("off")
-        _draw_spectra(row[3], {r.case: report.weights[layer, r.case] for r in own})
+        _draw_spectra(row[3], {r.case: report.weights[layer, r.case] for r in layer_rows})
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -153,19 +153,19 @@ def run_demo(
     problems = [problem for problem in PROBLEMS[data] if problem.title.startswith(layer)]
     if not problems:
         raise ADTNError(f"Got layer={layer!r}; expected one of {', '.join(p.title for p in PROBLEMS[data])}.")
-    known = list(dict.fromkeys(case.name for problem in problems for case in cases_for(problem, 0)))
-    if unknown := [name for name in only if name not in known]:
-        raise ADTNError(f"Got only={unknown}; expected some of {', '.join(known)}.")
+    case_names = list(dict.fromkeys(case.name for problem in problems for case in cases_for(problem, 0)))
+    if unknown := [name for name in only if name not in case_names]:
+        raise ADTNError(f"Got only={unknown}; expected some of {', '.join(case_names)}.")
     for device in where:
         check_device(device, "float32")
     for problem in problems:
-        chosen = problem if steps is None else replace(problem, steps=steps)
+        settings = problem if steps is None else replace(problem, steps=steps)
         for device in where:
             for seed in range(seeds):
                 for case in cases_for(problem, seed):
                     if only and case.name not in only:
                         continue
-                    result, generator = train(chosen, case, images, device, seed)
+                    result, generator = train(settings, case, images, device, seed)
                     report.results.append(result)
                     if device == where[0] and seed == 0:
                         report.weights[problem.title, case.name] = generator.weight()

@@ -234,12 +234,12 @@ class Calibration:
                     if shape[-1] > 1:
                         shapes.append(shape)
                         times.append(self._permute(dims, axes))
-        t, known = np.array(times), np.array([profile.permute_s(*shape) for shape in shapes])
+        t, predicted = np.array(times), np.array([profile.permute_s(*shape) for shape in shapes])
         a = np.array([permute_features(s[0], s[1], s[3], s[4]) for s in shapes])
         held_out = np.arange(len(t)) % 3 == 2
         fitted = ~held_out & np.array([s[-1] >= _MANY for s in shapes])
-        coefficients, _ = nnls(a[fitted] / t[fitted, None], np.maximum(1.0 - known[fitted] / t[fitted], 0.0))
-        error = float(np.median(np.abs(np.log((known + a @ coefficients) / t)[held_out])))
+        coefficients, _ = nnls(a[fitted] / t[fitted, None], np.maximum(1.0 - predicted[fitted] / t[fitted], 0.0))
+        error = float(np.median(np.abs(np.log((predicted + a @ coefficients) / t)[held_out])))
         return (float(coefficients[0]), float(coefficients[1])), error
 
     def _check(self, profile: DeviceProfile) -> dict[str, float]:

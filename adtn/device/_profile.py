@@ -140,11 +140,11 @@ class DeviceProfile:
 
     def __post_init__(self) -> None:
         expected = len(self.gemm_sizes) ** 3, math.prod(map(len, self.permute_sizes))
-        got = len(self.gemm_seconds), len(self.permute_seconds)
-        if got != expected:
+        counts = len(self.gemm_seconds), len(self.permute_seconds)
+        if counts != expected:
             raise ScheduleError(
-                f"Got {got[0]} timings of products and {got[1]} of permutes; expected {expected[0]} and {expected[1]}. "
-                "Calibrate again."
+                f"Got {counts[0]} timings of products and {counts[1]} of permutes; expected {expected[0]} and "
+                f"{expected[1]}. Calibrate again."
             )
 
     def __hash__(self) -> int:
@@ -199,14 +199,14 @@ class DeviceProfile:
 
     def gemm_s(self, m: int, n: int, k: int, turned: int = 0) -> float:
         """Predict the seconds of one product ``(m, k) @ (k, n)``; ``turned`` as in :class:`Op`."""
-        known = self._known.get((m, n, k, turned))
-        if known is None:
+        seconds = self._known.get((m, n, k, turned))
+        if seconds is None:
             first, *others = self._tables
-            known = first.at(m, n, k, beyond=(True,) * 3)
+            seconds = first.at(m, n, k, beyond=(True,) * 3)
             if turned and others:
-                known *= others[turned - 1].at(m, n, k, beyond=(False,) * 3)
-            self._known[m, n, k, turned] = known
-        return known
+                seconds *= others[turned - 1].at(m, n, k, beyond=(False,) * 3)
+            self._known[m, n, k, turned] = seconds
+        return seconds
 
     def gemm_flop_per_s(self, m: int, n: int, k: int) -> float:
         """Predict the rate of one product in operations per second."""
@@ -226,11 +226,11 @@ class DeviceProfile:
     def permute_s(self, entries: int, inner: int, stride: int, before: int, axes: int) -> float:
         """Predict the seconds of a permuting copy, described as in :class:`Op`."""
         key = (entries, inner, stride)
-        known = self._known_permutes.get(key)
-        if known is None:
-            known = self._known_permutes[key] = self._permutes.at(*key, beyond=(True, False, False))
+        seconds = self._known_permutes.get(key)
+        if seconds is None:
+            seconds = self._known_permutes[key] = self._permutes.at(*key, beyond=(True, False, False))
         features = permute_features(entries, inner, before, axes)
-        return known + sum(c * f for c, f in zip(self.permute_many, features, strict=True))
+        return seconds + sum(c * f for c, f in zip(self.permute_many, features, strict=True))
 
     def seconds(self, op: Op) -> float:
         """Predict the seconds of one operation."""
@@ -330,9 +330,9 @@ class DeviceProfile:
         if name in sheets:
             return _from_datasheet(name, dtype, sheets[name])
         if name not in _measured():
-            known = ", ".join(shipped_profiles())
+            names = ", ".join(shipped_profiles())
             raise ScheduleError(
-                f"Got profile name={name!r}; expected one of {known}. plan also accepts the path of a file."
+                f"Got profile name={name!r}; expected one of {names}. plan also accepts the path of a file."
             )
         profile = cls.from_json((_folder() / "measured" / f"{name}.json").read_text())
         if profile.dtype != dtype:

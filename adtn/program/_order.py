@@ -95,11 +95,11 @@ def arrange(
         assert target is not None
         rank = {i: p for p, i in enumerate(target)}
         batch, rows, cols = (tuple(sorted(g, key=rank.__getitem__)) for g in (node.batch, node.rows, node.cols))
-        given = [orders[s] for s in (node.left, node.right)]
+        operand_orders = [orders[s] for s in (node.left, node.right)]
         entries = [math.prod(sizes[i] for i in group) for group in (rows, cols)]
         inner = node.inner
         # the larger operand with a given order decides the order of the summed indices
-        for order in (given if entries[0] >= entries[1] else given[::-1])[::-1]:
+        for order in (operand_orders if entries[0] >= entries[1] else operand_orders[::-1])[::-1]:
             if order is not None:
                 inner = tuple(sorted(inner, key=order.index))
         node = replace(node, batch=batch, rows=rows, inner=inner, cols=cols)

@@ -48,8 +48,8 @@ def probe_name(q: int) -> str:
 def probe_digits(layout: Layout, axis: int) -> Sequence[tuple[str, int, int]]:
     """List ``(name, stride, dimension)`` of the legs of an axis; index n has the digit ``n // stride % dimension``."""
     digits: list[tuple[str, int, int]] = []
-    for q, (own, k) in enumerate(layout.leg_axes):
-        if own == axis:
+    for q, (leg_axis, k) in enumerate(layout.leg_axes):
+        if leg_axis == axis:
             stride = 1
             for d in layout.factors[axis][k + 1 :]:
                 stride *= d

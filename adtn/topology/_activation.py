@@ -148,10 +148,10 @@ def register_activation(
         _try("null", "cpu", activation, what)
     h = 1e-5
     slope = (activation.value(_POINTS + h) - activation.value(_POINTS - h)) / (2 * h)
-    got = activation.derivative(_POINTS)
-    if not np.allclose(got, slope, rtol=1e-5, atol=1e-7):
+    slope_given = activation.derivative(_POINTS)
+    if not np.allclose(slope_given, slope, rtol=1e-5, atol=1e-7):
         raise TopologyError(
-            f"Got a derivative of {name!r} that is {np.asarray(got).tolist()} at {_POINTS.tolist()}; expected "
+            f"Got a derivative of {name!r} that is {np.asarray(slope_given).tolist()} at {_POINTS.tolist()}; expected "
             f"{slope.tolist()}, the finite differences of its value. Correct the derivative."
         )
     _ACTIVATIONS[name] = activation
@@ -188,14 +188,14 @@ def _try_on_numpy(what: str, fn: Callable[[Array], Array]) -> None:
         try:
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = fn(z)
+                values = fn(z)
                 alone = np.concatenate([fn(z[i : i + 1]) for i in range(len(z))])
         except Exception as error:
             raise TopologyError(f"Got a {what} that fails ({_first_line(error)}); expected {_ELEMENTWISE}.") from error
-        if found.shape != z.shape or not np.array_equal(found, alone, equal_nan=True):
+        if values.shape != z.shape or not np.array_equal(values, alone, equal_nan=True):
             raise TopologyError(f"Got a {what} that mixes entries or changes the shape; expected {_ELEMENTWISE}.")
-        if not np.isfinite(found).all():
-            raise TopologyError(f"Got a {what} that is {found.tolist()} at {z.tolist()}; expected finite numbers.")
+        if not np.isfinite(values).all():
+            raise TopologyError(f"Got a {what} that is {values.tolist()} at {z.tolist()}; expected finite numbers.")
 
 
 @lru_cache(maxsize=256)

@@ -80,8 +80,8 @@ class Networks(Topology):
 
 
 def _core(data: dict[str, Any]) -> Core:
-    known = {f.name for f in fields(Core)}
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
+    field_names = {f.name for f in fields(Core)}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in field_names}
     core = Core(**values)
     names = (core.name, core.param, core.kind, *core.inds)
     if not all(isinstance(x, str) for x in names) or not all(type(d) is int and d > 0 for d in core.shape):
@@ -163,17 +163,17 @@ def read_networks(
     state: Inds = ()
     for t, tn in enumerate(networks):
         cores = tuple(_read_tensor(t, k, tensor, trainable, arrays) for k, tensor in enumerate(tn))
-        own = {i for core in cores for i in core.inds}
+        network_inds = {i for core in cores for i in core.inds}
         outer_legs = output_inds[t] if output_inds is not None else None
         if outer_legs is None:
             outer = tuple(i for i in tn.outer_inds() if i not in state)
-            outer_legs = (*(i for i in state if i not in own), *outer)
+            outer_legs = (*(i for i in state if i not in network_inds), *outer)
         if t == len(networks) - 1 and outputs is not None:
             _check_outputs(outputs, outer_legs)
             outer_legs = tuple(outputs)
         elif t == len(networks) - 1 and (output_inds is None or output_inds[t] is None):
             outer_legs = _in_axis_order(tn, outer_legs, shape, layout)
-        missing = [i for i in outer_legs if i not in own and i not in state]
+        missing = [i for i in outer_legs if i not in network_inds and i not in state]
         if missing:
             raise TopologyError(
                 f"Got the outputs {missing} for network {t}, which has no such indices; expected indices of it or of "
@@ -206,14 +206,14 @@ def _in_axis_order(tn: Any, legs: Sequence[str], shape: Sequence[int] | None, la
     """
     axes = [tuple(i for i in axis if i in legs) for axis in _site_inds(tn)]
     axes = [axis for axis in axes if axis]
-    known = {i for axis in axes for i in axis} == set(legs)
-    if layout is not None and known and _fits(layout, axes):
+    is_complete = {i for axis in axes for i in axis} == set(legs)
+    if layout is not None and is_complete and _fits(layout, axes):
         return tuple(axes[axis][k] for axis, k in layout.leg_axes)
     target = layout.shape if layout is not None else shape
     sizes = [math.prod(tn.ind_size(i) for i in axis) for axis in axes]
     if target is None or len(target) == len(legs):
-        return tuple(i for axis in axes for i in axis) if known else tuple(legs)
-    if layout is None and known and list(target) == sizes:
+        return tuple(i for axis in axes for i in axis) if is_complete else tuple(legs)
+    if layout is None and is_complete and list(target) == sizes:
         return tuple(i for axis in axes for i in axis)
     raise TopologyError(
         f"Got shape={tuple(target)} for legs {list(legs)}, and it is ambiguous which of them make up an axis; expected "

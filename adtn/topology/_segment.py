@@ -139,11 +139,11 @@ def check_links(segments: Iterable[Segment]) -> None:
     """
     previous: Inds = ()
     for t, segment in enumerate(segments):
-        known = {*segment.inputs, *(i for core in segment.cores for i in core.inds)}
-        unknown = [i for i in segment.outputs if i not in known]
+        available = {*segment.inputs, *(i for core in segment.cores for i in core.inds)}
+        unknown = [i for i in segment.outputs if i not in available]
         if unknown or len(set(segment.outputs)) < len(segment.outputs):
             raise TopologyError(
-                f"Segment {t} has the outputs {segment.outputs}; expected each once, out of {sorted(known)[:9]}."
+                f"Segment {t} has the outputs {segment.outputs}; expected each once, out of {sorted(available)[:9]}."
             )
         if sorted(segment.inputs) != sorted(previous):
             raise TopologyError(
@@ -163,21 +163,21 @@ def place_activations(
     """
     last = len(levels) - 1
     if where == "inner":
-        chosen = set(range(last))
+        positions = set(range(last))
     elif where == "all":
-        chosen = set(range(last + 1))
+        positions = set(range(last + 1))
     else:
-        chosen = {i % len(levels) for i in where if -len(levels) <= i < len(levels)}
-        if len(chosen) != len(set(where)):
+        positions = {i % len(levels) for i in where if -len(levels) <= i < len(levels)}
+        if len(positions) != len(set(where)):
             raise TopologyError(f"Got activations after levels {where}; this network has levels 0..{last}.")
     if activation == "identity":
-        chosen = set()
+        positions = set()
     merged: list[Segment] = []
     inputs, cores = levels[0].inputs, ()
     for i, level in enumerate(levels):
         cores = (*cores, *level.cores)
-        if i in chosen or i == last:
-            name = activation if i in chosen else "identity"
+        if i in positions or i == last:
+            name = activation if i in positions else "identity"
             merged.append(Segment(inputs, cores, level.outputs, name))
             inputs, cores = level.outputs, ()
     return tuple(merged)
