@@ -169,6 +169,14 @@ def whole_fit(stack: ExitStack, topology: str, device: str) -> Run:
     return repeated(lambda: adtn.fit(made, target, device=device, steps=10, progress=False))
 
 
+def second_order_fit(stack: ExitStack, topology: str, device: str, optimizer: str, steps: int) -> Run:
+    """A whole fit of a small weight: what the optimizer itself takes shows beside its evaluations."""
+    import adtn
+
+    made, target = generator(topology, 64), array("numpy", 64, 64)
+    return repeated(lambda: adtn.fit(made, target, device=device, optimizer=optimizer, steps=steps, progress=False))
+
+
 def weight(stack: ExitStack, topology: str, device: str) -> Run:
     made = generator(topology, 1024)
     return repeated(lambda: waited(made.weight(device)))
@@ -281,6 +289,9 @@ def _cases() -> dict[str, Prepare]:
         add(f"fit step, {device}, {topology} {kind}, {n}", fit_steps, topology, n, kind, device)
     for device, topology in itertools.product(DEVICES, TOPOLOGIES):
         add(f"fit of 10 steps, {device}, {topology}, 64", whole_fit, topology, device)
+        if device != "jax:cpu":  # compiling would hide them
+            add(f"fit of 60 steps by lbfgs, {device}, {topology}, 64", second_order_fit, topology, device, "lbfgs", 60)
+            add(f"fit of 5 steps by lm, {device}, {topology}, 64", second_order_fit, topology, device, "lm", 5)
         add(f"weight, {device}, {topology}, 1024", weight, topology, device)
     for device, topology, batch, mode in itertools.product(DEVICES, ("TTN", "MPO"), (1, 64), MODES):
         add(f"apply, {device}, {topology}, 1024, batch {batch}, {mode}", apply, topology, device, batch, mode)

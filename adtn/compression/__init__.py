@@ -14,8 +14,8 @@ from ._model import Layer as Layer
 from ._model import Model as Model
 from ._model import Tuning as Tuning
 from ._report import CompressReport as CompressReport
-from ._report import LayerRow as LayerRow
-from ._report import ModelCost as ModelCost
+from ._rows import LayerRow as LayerRow
+from ._rows import ModelCost as ModelCost
 from ._sizes import largest_within as largest_within
 from ._sizes import stored_params as stored_params
 from ._storage import STRUCTURES as STRUCTURES

@@ -53,7 +53,7 @@ class Ladder:
         ]
 
 
-def climb(
+def build_ladders(
     layers: Sequence[Layer],
     tasks: Mapping[str, LocalTask],
     config: Config,
@@ -112,7 +112,7 @@ def _fits(
     return dict(zip(unique, run_local(tasks, executor, folder, lambda result: None), strict=True))
 
 
-def sense(
+def measure_sensitivities(
     ladders: Sequence[Ladder],
     adapter: Model,
     data: Iterable[Any],

@@ -17,8 +17,9 @@ from ..generator import Generator, generated_rows
 from ._config import Config
 from ._local import Executor, LocalTask
 from ._model import Layer, Model, model_of
-from ._report import CompressReport, LayerRow, ModelCost
-from ._work import Outcome, Work
+from ._report import CompressReport
+from ._rows import LayerRow, ModelCost
+from ._run import CompressionRun, Outcome
 
 _CORNER = 96  # rows and columns of a weight that are shown
 
@@ -89,7 +90,7 @@ def compress(
     """
     config = config or Config()
     data, test = _batches("data", data), _batches("test", test)
-    keep = check_writable(folder, "folder", "folder") if folder is not None else None
+    folder = check_writable(folder, "folder", "folder") if folder is not None else None
     stages = config.stages(data is not None)
     device = "numpy:cpu" if device is None else device
     check_device(device, "float32")
@@ -97,22 +98,8 @@ def compress(
     if measured and test is None and score is None:
         raise CompressError("Got a budget of accuracy_loss without test=; pass the data that measure it, or score=.")
     adapter = model_of(model, None)
-    say = progress or (lambda line: None)
     began = time.monotonic()
-    chosen, dense = config.select(adapter.layers())
-    dense |= {layer.name: why for layer in chosen if (why := _impossible(layer, config))}
-    chosen = [layer for layer in chosen if layer.name not in dense]
-    weights = {layer.name: {name: adapter.weight(name) for name in layer.weights} for layer in chosen}
-    dense |= {name: why for name, own in weights.items() if (why := _unfit(own.values()))}
-    chosen = [layer for layer in chosen if layer.name not in dense]
-    if not chosen:
-        reasons = "; ".join(f"{name}: {why}" for name, why in dense.items())
-        raise CompressError(f"No layer can be replaced: {reasons}. Change targets, exclude or smallest.")
-    if any(not layer.name for layer in chosen):
-        raise CompressError(
-            "Got a model that is one layer, which has no place to be replaced in; use a layer of "
-            "adtn_backends.torch or adtn_backends.jax."
-        )
+    chosen, dense = _choose_layers(adapter, config)
     if config.tune_steps and not {"finetune", "distill-local"}.isdisjoint(stages):
         adapter.check(config.tuning(config.tune_steps))
     before = _cost(adapter, test, data, loss, score)
@@ -120,26 +107,25 @@ def compress(
         raise CompressError(
             "Got a budget of accuracy_loss for labels that do not number classes; pass score= to measure the model."
         )
-    targets = {name: weight for layer in chosen for name, weight in weights[layer.name].items()}
-    tasks = _tasks(adapter, config, chosen, targets, data, device, stages)
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-    work = Work(
+    tasks = _tasks(adapter, config, chosen, data, device, stages)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    run = CompressionRun(
         adapter=adapter,
         config=config,
         stages=stages,
-        layers=chosen,
+        layers=[layer for layer, _ in chosen],
         tasks=tasks,
         data=data,
         test=test,
         loss=loss,
         score=score,
         executor=executor,
-        folder=keep,
-        say=say,
+        folder=folder,
+        say=progress or (lambda line: None),
     )
     try:
-        outcome = work.within(config.budget, before) if config.budget is not None else work.attempt(tasks)
+        outcome = run.compress(before)
         after = _cost(adapter, test, data, loss, score)
         generators = adapter.generators()
         sample = test if test is not None else data
@@ -147,21 +133,44 @@ def compress(
     except BaseException:
         adapter.restore()
         raise
-    rows = [_row(layer, outcome, generators, predicted) for layer in chosen]
-    for path in work.checkpoints:
-        path.unlink(missing_ok=True)
-    corners = {name: (_corner(task.weight), _corner(generators[name])) for name, task in tasks.items()}
+    run.remove_checkpoints()
     return CompressReport(
         config=config,
-        layers=rows,
+        layers=[_row(layer, outcome, generators, predicted) for layer in run.layers],
         dense=dense,
         before=before,
         after=after,
         losses=outcome.losses,
         seconds=time.monotonic() - began,
         generators=generators,
-        corners=corners,
+        corners={name: (_corner(task.weight), _corner(generators[name])) for name, task in tasks.items()},
     )
+
+
+Chosen = Sequence[tuple[Layer, Mapping[str, np.ndarray]]]
+"""Layers that are replaced, with their weights by name."""
+
+
+def _choose_layers(adapter: Model, config: Config) -> tuple[Chosen, dict[str, str]]:
+    """Say which layers are replaced, and why the others stay dense."""
+    candidates, dense = config.select(adapter.layers())
+    chosen: list[tuple[Layer, Mapping[str, np.ndarray]]] = []
+    for layer in candidates:
+        why = _impossible(layer, config)
+        weights = {} if why else {name: adapter.weight(name) for name in layer.weights}
+        if why := why or _unfit(weights.values()):
+            dense[layer.name] = why
+        else:
+            chosen.append((layer, weights))
+    if not chosen:
+        reasons = "; ".join(f"{name}: {why}" for name, why in dense.items())
+        raise CompressError(f"No layer can be replaced: {reasons}. Change targets, exclude or smallest.")
+    if any(not layer.name for layer, _ in chosen):
+        raise CompressError(
+            "Got a model that is one layer, which has no place to be replaced in; use a layer of "
+            "adtn_backends.torch or adtn_backends.jax."
+        )
+    return chosen, dense
 
 
 def _batches(name: str, data: Any) -> Iterable[Any] | None:
@@ -180,8 +189,7 @@ def _batches(name: str, data: Any) -> Iterable[Any] | None:
 def _tasks(
     adapter: Model,
     config: Config,
-    chosen: Sequence[Layer],
-    weights: Mapping[str, np.ndarray],
+    chosen: Chosen,
     data: Iterable[Any] | None,
     device: str,
     stages: Sequence[str],
@@ -189,13 +197,13 @@ def _tasks(
     """One for every weight; layouts are checked before anything is fitted."""
     fits = any(stage.startswith("reconstruct") for stage in stages) and config.steps > 0
     by_data = "reconstruct-data" in stages and data is not None and fits
-    planned = [(layer, name, config.options_of(layer)) for layer in chosen for name in layer.weights]
-    layouts = {name: own.layout(layer.weights[name]) for layer, name, own in planned}
+    planned = [(name, weight, config.options_of(layer)) for layer, own in chosen for name, weight in own.items()]
+    layouts = {name: own.layout(weight.shape) for name, weight, own in planned}
     moments = adapter.second_moments(list(layouts), data) if by_data and data is not None else {}
     return {
         name: LocalTask(
             name=name,
-            weight=weights[name],
+            weight=weight,
             moment=_usable(moments.get(name)),
             topology=own.topology,
             layout=layouts[name],
@@ -208,7 +216,7 @@ def _tasks(
             restarts=own.restarts if fits else 1,
             silent=config.mode == "adapter",
         )
-        for _, name, own in planned
+        for name, weight, own in planned
     }
 
 

@@ -8,11 +8,11 @@ import struct
 import zlib
 from itertools import pairwise
 from math import log10
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from ._report import CompressReport, LayerRow, cells, times
+from ._rows import LayerRow, ModelCost, cells, times
 
 _PICTURES = 12  # weights that are shown
 _VISIBLE = 60  # below this ratio of the most to the fewest numbers, bars have true lengths
@@ -33,8 +33,28 @@ _STYLE = (
 )
 
 
-def page(report: CompressReport) -> str:
-    """All of it as one string."""
+class Content(Protocol):
+    """What a page shows of a report."""
+
+    @property
+    def layers(self) -> list[LayerRow]: ...
+    @property
+    def dense(self) -> dict[str, str]: ...
+    @property
+    def before(self) -> ModelCost: ...
+    @property
+    def after(self) -> ModelCost: ...
+    @property
+    def losses(self) -> list[float]: ...
+    @property
+    def corners(self) -> dict[str, tuple[np.ndarray, np.ndarray]]: ...
+    @property
+    def ratio(self) -> float: ...
+    def summary(self) -> list[str]: ...
+
+
+def page(report: Content) -> str:
+    """Render a report as one string of HTML."""
     head = ("layer", "kind", "weight", "topology", "dense", "parameters", "active", "ratio", "local error")
     rows = "".join(_row("td", cells(r)) for r in report.layers)
     lines = "".join(f"<li>{html.escape(line)}</li>" for line in report.summary() if not line.startswith("dense, "))
@@ -54,7 +74,7 @@ def _row(tag: str, entries: Any) -> str:
     return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in entries) + "</tr>"
 
 
-def _tiles(report: CompressReport) -> str:
+def _tiles(report: Content) -> str:
     """What one wants to know first."""
     b, a = report.before, report.after
     own, left = sum(r.dense for r in report.layers), sum(r.params for r in report.layers)
@@ -100,7 +120,7 @@ def _bars(layers: list[LayerRow]) -> str:
     )
 
 
-def _pictures(report: CompressReport) -> str:
+def _pictures(report: Content) -> str:
     """A corner of every weight, dense and generated, each on its own scale of colours."""
     if not report.corners:
         return ""

@@ -13,68 +13,11 @@ from .._files import write_bytes
 from ..generator import Generator
 from ..topology import topology_to_json
 from ._config import Config
+from ._page import page
+from ._rows import LayerRow, ModelCost, cells
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerRow:
-    """One replaced layer.
-
-    Parameters
-    ----------
-    name, kind : str
-    shapes : tuple of tuple of int
-        Of its weights.
-    topology : str
-    dense, params, active : int
-        Entries of the dense weights, numbers of the generators, and those that can influence the weights.
-    local_errors : list of float
-        After the local fit, before the model was trained as a whole: relative error of the layer's outputs where there
-        were data, of its weight otherwise.
-    tied : tuple of str
-        Layers that share the generator.
-    sensitivity : float or None
-        Growth of the model's loss per squared error, where a budget had to be shared out.
-    predicted_seconds : float or None
-        What the scheduler expects of the layer in a forward pass; of convolutions and embeddings, of making the weight.
-    """
-
-    name: str
-    kind: str
-    shapes: tuple[tuple[int, ...], ...]
-    topology: str
-    dense: int
-    params: int
-    active: int
-    local_errors: list[float]
-    tied: tuple[str, ...] = ()
-    sensitivity: float | None = None
-    predicted_seconds: float | None = None
-
-    @property
-    def ratio(self) -> float:
-        """Dense entries per number."""
-        return self.dense / max(self.params, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelCost:
-    """The model as a whole; time and memory of a forward pass because smaller is not faster by itself."""
-
-    params: int
-    bytes: int
-    accuracy: float | None
-    forward_seconds: float | None
-    forward_peak_bytes: int | None
-    loss: float | None = None
-    score: float | None = None
-
-    @property
-    def quality(self) -> float | None:
-        """The caller's score, or the accuracy where there is none."""
-        return self.accuracy if self.score is None else self.score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,33 +139,8 @@ class CompressReport:
         write_bytes(path, text.encode())
 
     def to_html(self) -> str:
-        """A page without anything from elsewhere."""
-        from ._page import page
-
+        """Render a self-contained page."""
         return page(self)
-
-
-def times(ratio: float) -> str:
-    """With one decimal where it says something."""
-    return f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
-
-
-def cells(r: LayerRow) -> list[str]:
-    """Of a row of the table."""
-    name = r.name + (f" = {', '.join(r.tied)}" if r.tied else "")
-    shapes = " + ".join("x".join(map(str, s)) for s in r.shapes)
-    errors = ", ".join(f"{e:.3f}" for e in r.local_errors)
-    return [
-        name,
-        r.kind,
-        shapes,
-        r.topology,
-        f"{r.dense:,}",
-        f"{r.params:,}",
-        f"{r.active:,}",
-        times(r.ratio),
-        errors,
-    ]
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,8 +23,68 @@ _LEAST_SLOPE = 1e-12
 _DECREASE, _FLATNESS = 1e-3, 0.9  # of the strong Wolfe conditions, as in L-BFGS-B
 _EPS = float(np.finfo(np.float64).eps)
 
-Pair = tuple[np.ndarray, np.ndarray, float]  # changes of parameters and gradient in a step, and their inner product
-State = tuple[Pair, ...]
+
+@dataclass(frozen=True, eq=False)
+class History:
+    r"""The last steps: changes :math:`s_i` of the parameters, :math:`y_i` of the gradient, and :math:`s_i^\top y_j`.
+
+    There is one row more than steps are remembered, so that a new step is written where no older history reads.
+
+    Parameters
+    ----------
+    changes, bends : numpy.ndarray
+        ``(_PAIRS + 1, n)``, in any order.
+    products : numpy.ndarray
+        ``(_PAIRS + 1, _PAIRS + 1)``.
+    rows : tuple of int
+        Where the steps are, oldest first.
+    """
+
+    changes: np.ndarray
+    bends: np.ndarray
+    products: np.ndarray
+    rows: tuple[int, ...] = ()
+
+    @classmethod
+    def empty(cls, n: int) -> History:
+        """Begin without curvature."""
+        size = _PAIRS + 1
+        return cls(np.zeros((size, n)), np.zeros((size, n)), np.zeros((size, size)))
+
+    def extended(self, change: np.ndarray, bend: np.ndarray) -> History:
+        """Add a step; the oldest one is forgotten where there is no room."""
+        row = next(r for r in range(_PAIRS + 1) if r not in self.rows)
+        self.changes[row], self.bends[row] = change, bend
+        self.products[row] = self.bends @ change
+        self.products[:, row] = self.changes @ bend
+        return replace(self, rows=(*self.rows, row)[-_PAIRS:])
+
+    def direction(self, slope: np.ndarray) -> np.ndarray:
+        r"""Multiply the gradient :math:`g` by the approximate inverse Hessian, with a minus sign.
+
+        The two loops of the recursion are two solves with the triangle R of the products of changes and bends, and D
+        its diagonal: :math:`R\alpha = S g`, :math:`q = \gamma (g - Y^\top\alpha)`,
+        :math:`R^\top\delta = D\alpha - Y q`, and the direction is :math:`-q - S^\top\delta`.
+        """
+        from scipy.linalg.lapack import dtrtrs  # pyright: ignore[reportAttributeAccessIssue]
+
+        if not self.rows:
+            return -slope / float(np.linalg.norm(slope))
+        at, last = list(self.rows), self.rows[-1]
+        triangle = self.products[np.ix_(at, at)]
+        alpha = dtrtrs(triangle, (self.changes @ slope)[at])[0]
+        gamma = self.products[last, last] / float(self.bends[last] @ self.bends[last])
+        q = gamma * (slope - self._combined(self.bends, alpha))
+        delta = dtrtrs(triangle, triangle.diagonal() * alpha - (self.bends @ q)[at], trans=1)[0]
+        return -q - self._combined(self.changes, delta)
+
+    def _combined(self, vectors: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        by_row = np.zeros(_PAIRS + 1)
+        by_row[list(self.rows)] = shares
+        return by_row @ vectors
+
+
+State = History
 
 
 class LBFGS(Optimizer):
@@ -40,45 +101,54 @@ class LBFGS(Optimizer):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
+        self._last: tuple[Evaluation, np.ndarray, np.ndarray] | None = None  # as vectors: the next step begins there
         if problem.has_batches:
             raise FitError("optimizer='lbfgs' needs the same loss at every step; this task has batches. Use 'adam'.")
 
     def init(self, params: Params) -> State:
-        """No curvature yet."""
-        return ()
+        """Begin without curvature."""
+        return History.empty(sum(np.size(x) for x in params.values()))
 
     def step(self, at: Iterate, state: State) -> tuple[Evaluation | None, State]:
         """Search along the quasi-Newton direction, or down the gradient where that leads nowhere."""
-        names = sorted(at.params)
-        x, slope = flat(at.params, names), flat(at.grads, names)
+        x, slope = self._vectors_of(at)
         if float(np.max(np.abs(slope), initial=0.0)) <= _LEAST_SLOPE:
             return None, state
         reached = self._search(at, x, slope, state)
-        if reached is None and state:
-            state = ()
+        if reached is None and state.rows:
+            state = replace(state, rows=())
             reached = self._search(at, x, slope, state)
         if reached is None:
             return None, state
-        change, bend = flat(reached.params, names) - x, flat(reached.grads, names) - slope
+        new_x, new_slope = self._vectors_of(reached)
+        change, bend = new_x - x, new_slope - slope
         curvature = float(change @ bend)
         if curvature > -_EPS * float(slope @ change):
-            state = (*state, (change, bend, curvature))[-_PAIRS:]
+            state = state.extended(change, bend)
         return reached, state
 
     def export_state(self, state: State) -> dict[str, np.ndarray]:
         """Changes of parameters and gradient, oldest first."""
-        if not state:
-            return {}
-        return {"changes": np.stack([change for change, _, _ in state]), "bends": np.stack([y for _, y, _ in state])}
+        at = list(state.rows)
+        return {"changes": state.changes[at], "bends": state.bends[at]} if at else {}
 
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> State:
         """The inverse of :meth:`export_state`."""
-        pairs = zip(arrays["changes"], arrays["bends"], strict=True)
-        return tuple((change, bend, float(change @ bend)) for change, bend in pairs)
+        state = self.init(params)
+        for change, bend in zip(arrays["changes"], arrays["bends"], strict=True):
+            state = state.extended(change, bend)
+        return state
+
+    def _vectors_of(self, at: Evaluation) -> tuple[np.ndarray, np.ndarray]:
+        """Give parameters and gradient as vectors; those of the last trial are at hand."""
+        if self._last is not None and self._last[0].params is at.params:
+            return self._last[1:]
+        names = sorted(at.params)
+        return flat(at.params, names), flat(at.grads, names)
 
     def _search(self, at: Iterate, x: np.ndarray, slope: np.ndarray, state: State) -> Evaluation | None:
         """A point with less loss and less slope, or one whose loss is not finite; ``None`` where there is neither."""
-        direction = _direction(slope, state)
+        direction = state.direction(slope)
         steepness = -float(slope @ direction)
         if not 0.0 < steepness < math.inf:
             return None
@@ -87,7 +157,10 @@ class LBFGS(Optimizer):
             succeeded = line.first_trial_is_good() or _more_thuente(line)
         except _NotFiniteError:
             return line.last
-        return line.last if succeeded and line.last.loss < at.loss else None
+        if not succeeded or line.last.loss >= at.loss:
+            return None
+        self._last = (line.last, line.x, line.gradient)
+        return line.last
 
 
 class _NotFiniteError(Exception):
@@ -107,7 +180,8 @@ class _Line:
     ) -> None:
         self._evaluate, self._start = evaluate, at
         self._names = sorted(at.params)
-        self._x, self._direction, self._steepness = x, direction, steepness
+        self._origin, self._direction, self._steepness = x, direction, steepness
+        self.x = self.gradient = x
         self._distance, self._value, self._slope = 0.0, 0.0, -1.0
         self.last = at
 
@@ -116,13 +190,14 @@ class _Line:
         if distance == 0.0:
             return 0.0, -1.0
         if distance != self._distance:
-            moved = self._x + distance * self._direction
-            self.last = self._evaluate(unflat(moved, self._names, self._start.params))
+            self.x = self._origin + distance * self._direction
+            self.last = self._evaluate(unflat(self.x, self._names, self._start.params))
             if not math.isfinite(self.last.loss):
                 raise _NotFiniteError
             self._distance = distance
             self._value = (self.last.loss - self._start.loss) / self._steepness
-            self._slope = float(flat(self.last.grads, self._names) @ self._direction) / self._steepness
+            self.gradient = flat(self.last.grads, self._names)
+            self._slope = float(self.gradient @ self._direction) / self._steepness
         return self._value, self._slope
 
     def first_trial_is_good(self) -> bool:
@@ -145,20 +220,3 @@ def _more_thuente(line: _Line) -> bool:
 
     options = {"maxiter": 1, "ftol": 0.0, "gtol": 0.0}
     return bool(minimize(value_and_slope, np.zeros(1), jac=True, method="L-BFGS-B", options=options).nit == 1)
-
-
-def _direction(slope: np.ndarray, state: State) -> np.ndarray:
-    """Two-loop recursion; a unit vector down the gradient where no curvature is known."""
-    if not state:
-        return -slope / float(np.linalg.norm(slope))
-    direction = -slope
-    shares: list[float] = []
-    for change, bend, curvature in reversed(state):
-        share = float(change @ direction) / curvature
-        direction -= share * bend
-        shares.append(share)
-    _, bend, curvature = state[-1]
-    direction *= curvature / float(bend @ bend)
-    for (change, bend, curvature), share in zip(state, reversed(shares), strict=True):
-        direction += (share - float(bend @ direction) / curvature) * change
-    return direction

@@ -12,11 +12,11 @@ from ..errors import CompressError
 from ..generator import Generator
 from ..optim import fingerprint
 from ._budget import Budget, Choice
-from ._choose import Ladder, choose, climb, least_and_most, sense
+from ._choose import Ladder, build_ladders, choose, least_and_most, measure_sensitivities
 from ._config import Config
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
-from ._report import ModelCost
+from ._rows import ModelCost
 from ._storage import to_bytes
 
 _BATCHES = 64  # of a list, that must be the same when a training goes on
@@ -43,7 +43,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class CompressionRun:
     """One call of :func:`adtn.compress`: its arguments, and what is done with them."""
 
     adapter: Model
@@ -60,7 +60,17 @@ class Work:
     say: Callable[[str], None]
     checkpoints: set[Path] = field(default_factory=set)
 
-    def attempt(self, tasks: Mapping[str, LocalTask]) -> Outcome:
+    def compress(self, before: ModelCost) -> Outcome:
+        """Replace the layers, within the budget where there is one."""
+        budget = self.config.budget
+        return self.run_stages(self.tasks) if budget is None else self.run_within(budget, before)
+
+    def remove_checkpoints(self) -> None:
+        """Delete those of the training, which is done."""
+        for path in self.checkpoints:
+            path.unlink(missing_ok=True)
+
+    def run_stages(self, tasks: Mapping[str, LocalTask]) -> Outcome:
         """All stages, beginning with local fits."""
         config = self.config
 
@@ -81,11 +91,11 @@ class Work:
                 losses += self._tune(config.tune_steps, stage=n)
         return Outcome(results, losses)
 
-    def within(self, budget: Budget, before: ModelCost) -> Outcome:
+    def run_within(self, budget: Budget, before: ModelCost) -> Outcome:
         """With the topologies, bonds and layouts that a budget leads to."""
-        ladders = climb(self.layers, self.tasks, self.config, self.executor, self.folder)
+        ladders = build_ladders(self.layers, self.tasks, self.config, self.executor, self.folder)
         if self.data is not None:
-            ladders = sense(ladders, self.adapter, self.data, self.loss, self.say)
+            ladders = measure_sensitivities(ladders, self.adapter, self.data, self.loss, self.say)
         sensitivities = {ladder.layer.name: ladder.sensitivity for ladder in ladders}
         if budget.accuracy_loss is not None:
             outcome = self._smallest(ladders, budget.accuracy_loss, before)
@@ -98,7 +108,7 @@ class Work:
                 for layer in self.layers
                 for s in layer.weights.values()
             )
-            outcome = self.attempt(self._chosen(choose(ladders, most - (total - own), each, unit)))
+            outcome = self.run_stages(self._chosen(choose(ladders, most - (total - own), each, unit)))
             params, size = self.adapter.numbers()
             measured = size if unit == "bytes" else params
             if measured > most:
@@ -113,7 +123,7 @@ class Work:
         lost = math.inf
         for _ in range(_TRIALS):
             size = round(math.sqrt(low * high))
-            outcome = self.attempt(self._chosen(choose(ladders, max(size, low), 1, "parameters")))
+            outcome = self.run_stages(self._chosen(choose(ladders, max(size, low), 1, "parameters")))
             lost = before.quality - self._quality()
             self.say(f"{size:,} parameters in the chosen layers lose {lost:.2f} points")
             if lost <= loss:
