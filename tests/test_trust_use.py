@@ -379,7 +379,7 @@ def test_no_activation_is_the_identity() -> None:
 PLUGIN = """
 from dataclasses import dataclass
 import adtn
-from adtn.network import Core, Segment
+from adtn.topology import Core, Segment
 
 adtn.register_activation("bell", lambda z: 1.0 / (1.0 + z * z), lambda z: -2.0 * z / (1.0 + z * z) ** 2)
 

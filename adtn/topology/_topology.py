@@ -173,6 +173,16 @@ _TOPOLOGIES: dict[str, type[Topology]] = {}
 def register_topology(cls: type[TopologyT]) -> type[TopologyT]:
     """Register a topology class, so that files and the command line can refer to it by name; a class decorator.
 
+    Parameters
+    ----------
+    cls : type
+        A frozen dataclass that extends :class:`Topology`. Its name in lower case must be new.
+
+    Returns
+    -------
+    type
+        The class itself.
+
     Raises
     ------
     TopologyError
