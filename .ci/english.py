@@ -57,32 +57,59 @@ WORDS = {
     r"\bas it stands\b": "write what is meant",
 }
 STARTS = (
-    "Of", "The same", "None.", "It is", "As", "For", "With", "Without", "That", "Those", "These", "What", "Which",
-    "How", "Where", "When", "Whether", "If", "By", "In", "On", "At", "From", "To", "Also", "Like", "Who", "Why",
-)  # fmt: skip
+    "Of",
+    "The same",
+    "None.",
+    "It is",
+    "As",
+    "For",
+    "With",
+    "Without",
+    "That",
+    "Those",
+    "These",
+    "What",
+    "Which",
+    "How",
+    "Where",
+    "When",
+    "Whether",
+    "If",
+    "By",
+    "In",
+    "On",
+    "At",
+    "From",
+    "To",
+    "Also",
+    "Like",
+    "Who",
+    "Why",
+)
 ARTICLES = frozenset(("A", "An", "The", "One", "Two", "Every", "Each", "All", "Any", "No", "Both"))
 # imperatives; the third person is accepted as well
 VERBS = frozenset(
     re.findall(
         r"\w+",
         """
-    Accept Accumulate Adapt Add Allocate Append Apply Approximate Arrange Ask Assemble Attach Backpropagate Bind
-    Build Cache Calibrate Call Cast Check Choose Clear Clip Close Collect Combine Compare Compile Compress
-    Compute Concatenate Configure Continue Contract Convert Copy Correct Count Create Crop Decide Decode
-    Decompose Decorate Delete Derive Describe Detach Detect Differentiate Distill Divide Do Draw Drop Emit
-    Encode End Ensure Enumerate Estimate Evaluate Exclude Execute Expand Export Extend Extract Factorise Fail
-    Fill Filter Find Fit Flatten Flush Format Forward Free Freeze Gather Generate Get Give Group Guard Handle
-    Hash Hold Identify Ignore Import Improve Include Index Infer Inherit Initialise Insert Inspect Install
-    Interpolate Introduce Invalidate Invert Iterate Join Keep Limit Link List Load Lock Look Make Map Mark Match
-    Materialise Measure Merge Move Multiply Name Normalise Note Notice Open Order Pad Pair Parse Pass Patch
-    Perform Permute Persist Place Plan Plot Predict Prepare Preserve Price Print Process Produce Project
-    Propagate Propose Provide Prune Publish Pull Push Put Quantise Query Raise Rank Read Rebuild Recompute
-    Record Redirect Reduce Refuse Register Release Remember Remove Rename Render Repeat Replace Replay Report
-    Rescale Reset Reshape Resolve Restore Resume Return Reuse Rotate Round Run Sample Save Scale Scan Schedule
-    Seal Search Select Send Separate Serialise Set Shard Share Shift Shorten Show Shuffle Simulate Skip Slice
-    Solve Sort Split Squeeze Stack Start Stop Store Stream Subtract Sum Summarise Swap Switch Synchronise Take
-    Test Tie Time Touch Trace Track Train Transform Translate Transpose Traverse Truncate Try Turn Unflatten
-    Unfold Unmerge Unpack Update Use Validate Verify Visit Wait Walk Warn Wrap Write Yield
+    Accept Accumulate Adapt Add Allocate Append Apply Approximate Arrange Ask Assemble Attach Backpropagate
+    Begin Bind Build Cache Calibrate Call Cast Check Choose Clear Clip Close Collect Combine Compare Compile
+    Compress Compute Concatenate Configure Continue Contract Convert Copy Correct Count Create Crop Decide
+    Decode Decompose Decorate Decrease Delete Derive Describe Detach Detect Differentiate Distill Divide Do Draw
+    Drop Emit Encode End Ensure Enumerate Estimate Evaluate Exclude Execute Expand Export Extend Extract
+    Factorise Fail Fill Filter Find Fit Flatten Flush Format Forward Free Freeze Gather Generate Get Give Group
+    Guard Handle Hash Hold Identify Ignore Import Improve Include Increase Index Infer Inherit Initialise Insert
+    Inspect Install Interpolate Introduce Invalidate Invert Iterate Join Keep Let Limit Link List Load Lock Look
+    Make Map Mark Match Materialise Measure Merge Move Multiply Name Normalise Note Notice Open Order Pad Pair
+    Parse Pass Patch Perform Permute Persist Place Plan Plot Predict Prepare Preserve Price Print Process
+    Produce Project Propagate Propose Provide Prune Publish Pull Push Put Quantise Query Raise Rank Read Rebuild
+    Recompute Record Redirect Reduce Refuse Register Release Remember Remove Rename Render Reorder Repeat
+    Replace Replay Report Rescale Reset Reshape Resolve Restore Resume Return Reuse Rotate Round Run Sample Save
+    Scale Scan Schedule Seal Search Select Send Separate Serialise Set Shard Share Shift Shorten Show Shuffle
+    Simulate Skip Slice Solve Sort Split Squeeze Stack Start Stop Store Stream Subtract Sum Summarise Swap
+    Switch Synchronise Take Test Tie Time Touch Trace Track Train Transform Translate Transpose Traverse
+    Truncate Try Turn Unflatten Unfold Unmerge Unpack Update Use Validate Verify Visit Wait Walk Warn Wrap Write
+    Yield
     """,
     )
 )

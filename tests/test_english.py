@@ -75,11 +75,23 @@ def test_plain_english_is_accepted(english: Any, tmp_path: Path, text: str) -> N
 @pytest.mark.parametrize(
     "summary",
     [
-        "Of the result.", "The same without padding.", "None.", "It is a tensor.", "As a dictionary.", "For people.",
-        "With its scale.", "That of the device.", "Those that work.", "What it costs.", "How it is read.",
-        "Where it lies.", "Whether it is large.", "``x`` reshaped.", "Seconds of a product.",
+        "Of the result.",
+        "The same without padding.",
+        "None.",
+        "It is a tensor.",
+        "As a dictionary.",
+        "For people.",
+        "With its scale.",
+        "That of the device.",
+        "Those that work.",
+        "What it costs.",
+        "How it is read.",
+        "Where it lies.",
+        "Whether it is large.",
+        "``x`` reshaped.",
+        "Seconds of a product.",
     ],
-)  # fmt: skip
+)
 def test_a_summary_that_does_not_stand_alone_is_refused(english: Any, tmp_path: Path, summary: str) -> None:
     path = tmp_path / "a.py"
     path.write_text(f'def f() -> int:\n    """{summary}"""\n')
