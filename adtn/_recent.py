@@ -12,7 +12,7 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """At most ``size`` values by key: the one that has not been used for longest makes room for a new one.
+    """A cache of at most ``size`` values: the one that has not been used for longest makes room for a new one.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a framework must offer beyond array operations, and the registry that finds frameworks.
+"""The backend interface: what a framework must offer beyond array operations, and the registry that finds it.
 
 Array operations themselves go through autoray. A backend is a class without state, published under the
 entry-point group ``adtn.backends``; another distribution adds one by declaring the same group.
@@ -60,7 +60,7 @@ class Elementwise(Protocol):
 
     @property
     def name(self) -> str:
-        """By which :attr:`Backend.fused` knows it."""
+        """The name by which :attr:`Backend.fused` knows it."""
         ...
 
     @property
@@ -70,23 +70,23 @@ class Elementwise(Protocol):
 
     @property
     def derivative(self) -> Callable[[Array], Array]:
-        """Its derivative."""
+        """The derivative of the function."""
         ...
 
 
 class Workspace:
-    """How intermediates are computed, and where they go; this one leaves both to the framework."""
+    """A workspace: how intermediates are computed, and where they go; this one leaves both to the framework."""
 
     def matmul(self, x: Array, y: Array) -> Array:
-        """``x @ y``."""
+        """Compute ``x @ y``."""
         return x @ y
 
     def packed(self, x: Array, shape: Shape) -> Array:
-        """``x`` reshaped; a copy when its entries do not lie in this order."""
+        """Return ``x`` reshaped; a copy when its entries are not stored in this order."""
         return do("reshape", x, shape)
 
     def activate(self, sigma: Elementwise, z: Array) -> Array:
-        """``sigma(z)``."""
+        """Compute ``sigma(z)``."""
         return sigma.value(z)
 
     def activate_vjp(self, sigma: Elementwise, z: Array, xbar: Array) -> Array:
@@ -113,7 +113,7 @@ class Op:
     fresh_bytes : int
         Of the result, when memory is taken for it.
     turned : int
-        Of a product: 1 when the left operand lies transposed, 2 when the right one does, 3 when both do.
+        Of a product: 1 when the left operand is transposed, 2 when the right one is, 3 when both are.
     """
 
     kind: str
@@ -126,7 +126,7 @@ class Op:
 
     @property
     def flops(self) -> int:
-        """Floating-point operations; a multiply-add counts two."""
+        """The number of floating-point operations; a multiply-add counts two."""
         if self.kind == "matmul":
             batch, m, n, k = self.shape
             return 2 * batch * m * n * k
@@ -142,7 +142,7 @@ class Optimizer(Protocol):
     """A first-order optimizer as three pure-looking functions; state is explicit so that it can be saved."""
 
     def init(self, params: Params) -> Any:
-        """State for parameters that have not been stepped yet."""
+        """Return the state for parameters that have not been stepped yet."""
         ...
 
     def step(self, params: Params, grads: Params, state: Any, lr: float) -> tuple[Params, Any]:
@@ -181,18 +181,18 @@ class Differentiable(Protocol):
     def pullback(
         self, tape: tuple[Array, ...], arrays: Params, x: Array, ybar: Array, *, need_x: bool = True
     ) -> tuple[dict[str, Array], Array | None]:
-        """Adjoints of the trained arrays, and of ``x`` unless nobody wants it."""
+        """Compute the adjoints of the trained arrays, and of ``x`` unless nobody wants it."""
         ...
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """What a framework adds to autoray. Devices are given without the backend's name: ``"cpu"``, ``"cuda:0"``."""
+    """The part of a framework that autoray lacks; devices come without the backend's name: ``"cpu"``, ``"cuda:0"``."""
 
     name: str
 
     def owns(self, kind: type) -> bool:
-        """Whether arrays of this type are its own; asked once per type."""
+        """Return whether arrays of this type belong to the framework; asked once per type."""
         ...
 
     @property
@@ -202,7 +202,7 @@ class Backend(Protocol):
 
     @property
     def scratch_bytes(self) -> int:
-        """What the framework itself takes on top of a program's arrays: packed operands, thread stacks, compiling."""
+        """The memory that the framework takes beside a program's arrays: packed operands, thread stacks, compiling."""
         ...
 
     @property
@@ -211,7 +211,7 @@ class Backend(Protocol):
         ...
 
     def shares_memory(self, device: str) -> bool:
-        """Whether arrays on ``device`` can be views of NumPy arrays."""
+        """Return whether arrays on ``device`` can be views of NumPy arrays."""
         ...
 
     def devices(self) -> list[DeviceInfo]:
@@ -238,11 +238,11 @@ class Backend(Protocol):
         ...
 
     def value_and_grad(self, fn: Callable[..., Array]) -> Callable[..., tuple[Array, tuple[Any, ...]]]:
-        """Of ``fn(W, extra, *batch) -> loss``: a function that returns ``(loss, (dW, d_extra))``."""
+        """Differentiate ``fn(W, extra, *batch) -> loss``: return a function that returns ``(loss, (dW, d_extra))``."""
         ...
 
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """``fn`` made faster where the framework can; the same function otherwise."""
+        """Return ``fn`` made faster where the framework can; the same function otherwise."""
         ...
 
     def scope(self, dtype: str) -> AbstractContextManager[Any]:
@@ -258,38 +258,38 @@ class Backend(Protocol):
         ...
 
     def with_vjp(self, layer: Differentiable) -> Callable[..., Array]:
-        """``layer(arrays, x)`` for which the framework uses the layer's own adjoint."""
+        """Return ``layer(arrays, x)`` for which the framework uses the layer's own adjoint."""
         ...
 
     def workspace(self, keep_bytes: int | None = None) -> Workspace:
-        """Memory for intermediates that is used again, by everybody in the process.
+        """Return memory for intermediates that is used again, by everybody in the process.
 
         Results of more than a quarter of ``keep_bytes`` are left to the framework's own allocator.
         """
         ...
 
     def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-        """``for i in range(n): carry = body(i, carry)``."""
+        """Run ``for i in range(n): carry = body(i, carry)``."""
         ...
 
     def take(self, x: Array, i: Any) -> Array:
-        """``x[i]``."""
+        """Return ``x[i]``."""
         ...
 
     def put(self, x: Array, i: Any, y: Array) -> Array:
-        """``x[i] = y``; like the following, in place where the framework can: use what is returned."""
+        """Set ``x[i] = y``; like the following, in place where the framework can: use what is returned."""
         ...
 
     def add_at(self, x: Array, i: Any, y: Array) -> Array:
-        """``x[i] += y``."""
+        """Add, ``x[i] += y``."""
         ...
 
     def add(self, x: Array, y: Array) -> Array:
-        """``x += y``."""
+        """Add, ``x += y``."""
         ...
 
     def subtract(self, x: Array, y: Array) -> Array:
-        """``x -= y``."""
+        """Subtract, ``x -= y``."""
         ...
 
     def optimizer(self, name: str, **options: float) -> Optimizer:
@@ -325,16 +325,16 @@ def get_backend(name: str) -> Backend:
     MissingDependencyError
         If the framework behind it is not installed; the message names the pip command.
     """
-    found = _entry_points().get(name)
-    if found is None:
+    entry = _entry_points().get(name)
+    if entry is None:
         raise DeviceError(
             f"Got a device of backend {name!r}; registered are {', '.join(backend_names())}. A new one needs an entry "
             f"point in the group {GROUP!r} and its package installed (for an editable checkout: pip install -e .)."
         )
     try:
-        cls = found.load()
+        cls = entry.load()
     except ImportError as error:
-        extra = found.dist.metadata["Name"] if found.dist is not None else "adtn"
+        extra = entry.dist.metadata["Name"] if entry.dist is not None else "adtn"
         hint = f"pip install 'adtn[{name}]'" if extra == "adtn" else f"pip install {extra}"
         raise MissingDependencyError(f"Backend {name!r} cannot be loaded ({error}). Get it with: {hint}") from error
     return cls()

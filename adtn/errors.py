@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class ADTNError(Exception):
-    """Base of every error that adtn raises on purpose."""
+    """The base of every error that adtn raises on purpose."""
 
 
 class LayoutError(ADTNError, ValueError):
@@ -15,7 +15,7 @@ class LayoutError(ADTNError, ValueError):
 
 
 class TopologyError(ADTNError, ValueError):
-    """Cores, bonds or networks do not fit together."""
+    """The error for cores, bonds or networks that do not fit together."""
 
 
 class GeneratorError(ADTNError, ValueError):
@@ -47,7 +47,7 @@ class OutputError(ADTNError, OSError):
 
 
 class OutputWarning(UserWarning):
-    """Something beside the result could not be written; the work goes on."""
+    """A warning: something beside the result could not be written; the work goes on."""
 
 
 class FitError(ADTNError, ValueError):

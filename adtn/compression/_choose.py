@@ -1,4 +1,4 @@
-"""From a budget to one topology, bond and layout per weight: quick local fits, sensitivities, allocation."""
+"""The choice of one topology, bond and layout per weight: quick local fits, sensitivities, allocation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SAMPLE = 16  # batches that measure sensitivities
 
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
-    """Candidates of one layer, all its weights together, from large to small.
+    """The candidates of one layer, all its weights together, from large to small.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Ladder:
     sensitivity: float = 1.0
 
     def options(self, bytes_each: int) -> list[tuple[int, float]]:
-        """Cost and expected loss of every candidate."""
+        """Return cost and expected loss of every candidate."""
         return [
             (bytes_each * sum(c.params for c in own.values()), self.sensitivity * error**2)
             for own, error in zip(self.choices, self.errors, strict=True)
@@ -91,8 +91,8 @@ def build_ladders(
         choices: list[Mapping[str, Choice]] = []
         results: list[dict[str, LocalResult]] = []
         for at in range(depth):
-            found = {n: [(c, fitted[n, c]) for c in rungs[n][min(at, len(rungs[n]) - 1)]] for n in layer.weights}
-            best = {n: min(own, key=lambda one: one[1].relative_error) for n, own in found.items()}
+            rung = {n: [(c, fitted[n, c]) for c in rungs[n][min(at, len(rungs[n]) - 1)]] for n in layer.weights}
+            best = {n: min(own, key=lambda one: one[1].relative_error) for n, own in rung.items()}
             choices.append({n: c for n, (c, _) in best.items()})
             results.append({n: r for n, (_, r) in best.items()})
         errors = [math.sqrt(float(np.mean([r.relative_error**2 for r in own.values()]))) for own in results]
@@ -119,7 +119,7 @@ def measure_sensitivities(
     loss: Callable[..., Any] | None,
     say: Callable[[str], None],
 ) -> list[Ladder]:
-    """The same with sensitivities: one layer after the other is replaced by its middle candidate."""
+    """Add sensitivities to the ladders: one layer after the other is replaced by its middle candidate."""
     sample = list(islice(data, _SAMPLE))  # the same ones for every layer
     before = adapter.loss_on(sample, loss)
     growth: list[float] = []
@@ -150,7 +150,7 @@ def choose(ladders: Sequence[Ladder], most: int, bytes_each: int, unit: str) -> 
 
 
 def least_and_most(ladders: Sequence[Ladder]) -> tuple[int, int]:
-    """Numbers of all smallest, and of all largest candidates."""
+    """Return the parameters of all smallest, and of all largest candidates."""
     sizes = [[cost for cost, _ in ladder.options(1)] for ladder in ladders]
     if not sizes:
         raise CompressError("Got no layer to choose candidates for.")

@@ -64,9 +64,9 @@ def compress(
     folder : path, optional
         Finished layers are cached there, and found there when the call is repeated. A training that was cut off goes
         on where its last checkpoint was, with the data it would have had; with other data it is refused, and with
-        another config, loss or model it begins anew.
+        another config, loss or model it starts again.
     progress : callable, optional
-        Called with a line of text for every layer and now and then during training.
+        Called with a line for every layer and now and then during training.
 
     Returns
     -------
@@ -221,7 +221,7 @@ def _tasks(
 
 
 def _impossible(layer: Layer, config: Config) -> str:
-    """Why the wished topology cannot generate a layer's weights; a budget chooses others."""
+    """Return why the requested topology cannot generate a layer's weights; a budget chooses others."""
     own = config.options_of(layer)
     for shape in layer.weights.values():
         if math.prod(shape) == 1:

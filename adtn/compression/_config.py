@@ -1,4 +1,4 @@
-"""What is compressed, into what, and how."""
+"""The config: what is compressed, into what, and how."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Whole = Annotated[int, Range(0)]
 
 @dataclass(frozen=True)
 class Config:
-    """What to compress and how.
+    """A record of what to compress and how.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Config:
     topology : Topology
         Of every generator.
     leg : int, optional
-        Wished size of a leg; the topology's own when not given.
+        Target size of a leg; the topology's default when not given.
     order : str, optional
         ``"axis"`` or ``"interleaved"``; the topology's own when not given.
     layers : mapping of str to mapping
@@ -90,7 +90,7 @@ class Config:
         divergence of the classes' probabilities, or the squared error where labels are no whole numbers),
         ``train`` says whether other parameters are trained, too (``"generated"`` or ``"all"``).
     dropout : float, optional
-        Rate of all dropouts in that training, in place of their own: a few hundred numbers need less than the layers
+        Rate of all dropouts in that training, in place of their own: a few hundred parameters need less than the layers
         that they replace.
     capture : bool
         Whether that training is recorded once as a CUDA graph and replayed, for small generators take longer to launch
@@ -173,7 +173,7 @@ class Config:
     @classmethod
     @checked(CompressError)
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """From plain values: a topology is a name, or a mapping with its options.
+        """Read a config from plain values: a topology is a name, or a mapping with its options.
 
         Examples
         --------
@@ -189,7 +189,7 @@ class Config:
     @classmethod
     @checked(CompressError)
     def load(cls, path: PathArgument) -> Config:
-        """From a TOML file, or from a YAML file where PyYAML is installed.
+        """Read a config from a TOML file, or from a YAML file where PyYAML is installed.
 
         Raises
         ------
@@ -247,7 +247,7 @@ class Config:
         return chosen, {name: reason for name, reason in dense.items() if name not in covered}
 
     def stages(self, has_data: bool) -> tuple[str, ...]:
-        """What is done, in order.
+        """Return the stages, in order.
 
         Raises
         ------
@@ -267,7 +267,7 @@ class Config:
         return tuple(stage for one in wanted for stage in (both if one == "local-then-global" else (one,)))
 
     def tuning(self, steps: int) -> Tuning:
-        """How the whole model is trained for so many steps."""
+        """Return how the whole model is trained for so many steps."""
         return Tuning(
             steps=steps,
             lr=self.tune_lr,
@@ -290,7 +290,7 @@ class Config:
         return self
 
     def layout(self, shape: Shape) -> Layout:
-        """How a weight is cut into legs."""
+        """Return how a weight is cut into legs."""
         top = self.topology
         if self.leg is None and self.order is None:
             return top.default_layout(shape)
@@ -308,12 +308,12 @@ def _yaml(text: str, path: PathArgument) -> Mapping[str, Any]:
     except ImportError as error:
         raise missing("pyyaml", "hf", f"The config {path}") from error
     try:
-        found = yaml.safe_load(text)
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise CompressError(f"Cannot read the config {path}: {error}.") from error
-    if not isinstance(found, Mapping):
-        raise CompressError(f"Got the config {path}, which holds a {type(found).__name__}; expected keys and values.")
-    return found
+    if not isinstance(content, Mapping):
+        raise CompressError(f"Got the config {path}, which holds a {type(content).__name__}; expected keys and values.")
+    return content
 
 
 def _value(key: str, value: Any) -> Any:

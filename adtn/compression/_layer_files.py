@@ -110,7 +110,7 @@ def read_files(folder: Path, entries: Any) -> dict[str, Generator]:
     ModelFileError
         If a file is missing, altered or not in the folder.
     """
-    found: dict[str, Generator] = {}
+    generators: dict[str, Generator] = {}
     try:
         for name, entry in entries.items():
             file = entry["file"]
@@ -119,16 +119,16 @@ def read_files(folder: Path, entries: Any) -> dict[str, Generator]:
             content = read_whole(folder / file, f"the layer {name!r}", ModelFileError)
             if hashlib.sha256(content).hexdigest() != entry["sha256"]:
                 raise ModelFileError(f"{folder / file} is not what was written for {name!r}. Get the folder again.")
-            found[name] = from_bytes(content)
+            generators[name] = from_bytes(content)
     except ModelFileError:
         raise
     except (FileFormatError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{folder} has layers that cannot be read ({error}). Get the folder again.") from error
-    return found
+    return generators
 
 
 def write_index(folder: Path, entries: Entries) -> None:
-    """From now on the folder has these layers; files of others go."""
+    """Replace the layers of a folder by these; files of others go."""
     write_atomic(folder / INDEX, sealed_json(_KIND, FORMAT, layers=entries))
     kept = {entry["file"] for entry in entries.values()}
     for file in folder.glob(f"*{_SUFFIX}"):
@@ -146,6 +146,6 @@ def _is_generator(file: Path) -> bool:
 
 
 def file_name(name: str, mark: str) -> str:
-    """For a layer of any name: what is readable of it, and 12 digits that no other one has."""
+    """Return a file name for a layer: what is readable of its name, and 12 digits that no other one has."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:60].strip("._")
     return f"{plain or 'layer'}-{mark[:12]}"

@@ -62,7 +62,7 @@ class LocalTask:
     silent: bool = False
 
     def mark(self) -> str:
-        """What the result depends on, apart from the device."""
+        """Return what the result depends on, apart from the device."""
         parts = (
             self.name,
             self.topology,
@@ -101,12 +101,12 @@ class LocalResult:
 
     @property
     def generator(self) -> Generator:
-        """With its numbers."""
+        """The generator with its parameters."""
         return from_bytes(self.content)
 
 
 class Executor(Protocol):
-    """What :mod:`concurrent.futures` and a Dask client have in common."""
+    """The interface that :mod:`concurrent.futures` and a Dask client have in common."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Any:
         """A future with ``result()``."""
@@ -144,7 +144,7 @@ def _first(task: LocalTask, seed: int) -> Generator:
 
 
 def starting_at_zero(shape: tuple[int, ...], topology: Topology, **options: Any) -> Generator:
-    """A generator whose weight is zero but whose numbers can be trained: an adapter.
+    """Make an adapter: a generator whose weight is zero but whose parameters can be trained.
 
     Parameters
     ----------
@@ -184,21 +184,21 @@ def run_local(
     tasks: Sequence[LocalTask], executor: Executor | None, folder: Path | None, done: Callable[[LocalResult], None]
 ) -> list[LocalResult]:
     """All layers, in the order of the tasks; finished ones are cached in ``folder`` and found there again."""
-    found: dict[str, LocalResult] = {}
+    results: dict[str, LocalResult] = {}
     waiting: list[LocalTask] = []
     for task in tasks:
         cached = _cached(task, folder)
         if cached is None:
             waiting.append(task)
         else:
-            found[task.label or task.name] = cached
+            results[task.label or task.name] = cached
             done(cached)
     for task, result in _results(waiting, executor):
         if folder is not None:
             _cache(task, result, folder)
-        found[task.label or task.name] = result
+        results[task.label or task.name] = result
         done(result)
-    return [found[task.label or task.name] for task in tasks]
+    return [results[task.label or task.name] for task in tasks]
 
 
 def _results(tasks: Iterable[LocalTask], executor: Executor | None) -> Iterator[tuple[LocalTask, LocalResult]]:

@@ -1,4 +1,4 @@
-"""What a framework must offer so that a whole model can be compressed."""
+"""The interface that a framework must offer so that a whole model can be compressed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """How a whole model is trained through its generators.
+    """The options of training a whole model through its generators.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class Tuning:
 
     @property
     def every(self) -> int:
-        """Steps between checkpoints."""
+        """The number of steps between checkpoints."""
         return max(self.steps // 10, 1)
 
     def check(self, losses: Sequence[float]) -> None:
@@ -132,7 +132,7 @@ class Model(Protocol):
         ...
 
     def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
-        """Mean of ``x xᵀ`` over the inputs of those weights for which it makes sense."""
+        """Compute the mean of ``x xᵀ`` over the inputs of those weights for which it makes sense."""
         ...
 
     def install(self, generators: Mapping[str, Generator]) -> None:
@@ -160,19 +160,19 @@ class Model(Protocol):
         ...
 
     def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
-        """Mean loss over the batches, without training."""
+        """Compute the mean loss over the batches, without training."""
         ...
 
     def accuracy(self, data: Iterable[Any]) -> float | None:
-        """In percent; nothing where labels do not number classes."""
+        """Compute the accuracy in percent; nothing where labels do not number classes."""
         ...
 
     def score(self, score: Callable[[Any], Any]) -> float:
-        """What a caller's function says of the model in evaluation mode."""
+        """Compute what a caller's function says of the model in evaluation mode."""
         ...
 
     def generators(self) -> dict[str, Generator]:
-        """Of all installed weights, with their numbers as they are now."""
+        """Return the generators of all installed weights, with their current parameters."""
         ...
 
     def state(self) -> Any:
@@ -180,7 +180,7 @@ class Model(Protocol):
         ...
 
     def digest(self) -> str:
-        """Of all numbers as they are now."""
+        """Return a digest of all current parameters."""
         ...
 
     def set_state(self, state: Any) -> None:
@@ -196,15 +196,15 @@ class Model(Protocol):
         ...
 
     def numbers(self) -> tuple[int, int]:
-        """Parameters and their bytes; what is shared counts once."""
+        """Return the number of parameters and their bytes; what is shared counts once."""
         ...
 
     def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
-        """Median seconds and peak bytes of a forward pass of the first batch."""
+        """Return median seconds and peak bytes of a forward pass of the first batch."""
         ...
 
     def predicted_seconds(self, data: Iterable[Any]) -> dict[str, float]:
-        """What the scheduler expects each installed weight to cost in a forward pass of the first batch."""
+        """Return what the scheduler expects each installed weight to cost in a forward pass of the first batch."""
         ...
 
 
@@ -219,12 +219,12 @@ def model_of(model: Any, device: str | None) -> Model:
     packages = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
     for name in sorted(backend_names(), key=lambda n: n not in packages):
         try:
-            found = get_backend(name).model(model, device)
+            adapter = get_backend(name).model(model, device)
         except MissingDependencyError:
             continue
-        if found is not None:
-            return found
+        if adapter is not None:
+            return adapter
     raise CompressError(
-        f"Got {type(model).__name__}, which is no model of {', '.join(backend_names())}; expected a torch.nn.Module or "
-        "flax.nnx.Module."
+        f"Got {type(model).__name__}, which is not a model of {', '.join(backend_names())}; expected a "
+        "torch.nn.Module or flax.nnx.Module."
     )

@@ -34,7 +34,7 @@ _STYLE = (
 
 
 class Content(Protocol):
-    """What a page shows of a report."""
+    """The part of a report that a page shows."""
 
     @property
     def layers(self) -> list[LayerRow]: ...
@@ -78,22 +78,22 @@ def _tiles(report: Content) -> str:
     """What one wants to know first."""
     b, a = report.before, report.after
     own, left = sum(r.dense for r in report.layers), sum(r.params for r in report.layers)
-    found = [
+    tiles = [
         (times(own / max(left, 1)), f"{own:,} entries of the replaced layers from {left:,} numbers"),
         (f"{report.ratio:,.1f}x", f"the whole model: {b.params:,} parameters, now {a.params:,}"),
     ]
     if b.score is not None and a.score is not None:
-        found.append((f"{a.score:.4g}", f"score, was {b.score:.4g}"))
+        tiles.append((f"{a.score:.4g}", f"score, was {b.score:.4g}"))
     elif b.accuracy is not None and a.accuracy is not None:
-        found.append((f"{a.accuracy:.2f} %", f"accuracy, {a.accuracy - b.accuracy:+.2f} points"))
+        tiles.append((f"{a.accuracy:.2f} %", f"accuracy, {a.accuracy - b.accuracy:+.2f} points"))
     elif b.loss is not None and a.loss is not None:
-        found.append((f"{a.loss:.3f}", f"loss on the test data, was {b.loss:.3f}"))
+        tiles.append((f"{a.loss:.3f}", f"loss on the test data, was {b.loss:.3f}"))
     if b.forward_seconds and a.forward_seconds:
         told = f"{a.forward_seconds * 1e3:.2f} ms"
-        found.append((told, f"forward pass, {a.forward_seconds / b.forward_seconds:.2f} times what it took"))
+        tiles.append((told, f"forward pass, {a.forward_seconds / b.forward_seconds:.2f} times what it took"))
     return (
         "<div class='tiles'>"
-        + "".join(f"<div class='tile'><b>{html.escape(x)}</b>{html.escape(y)}</div>" for x, y in found)
+        + "".join(f"<div class='tile'><b>{html.escape(x)}</b>{html.escape(y)}</div>" for x, y in tiles)
         + "</div>"
     )
 

@@ -1,4 +1,4 @@
-"""What compressing a model did: a table, JSON, and a page that needs nothing else."""
+"""The report of a compression: a table, JSON, and a self-contained page."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class CompressReport:
 
     @property
     def ratio(self) -> float:
-        """Parameters of the whole model before, per parameter after."""
+        """The number of parameters of the whole model before, per parameter after."""
         return self.before.params / max(self.after.params, 1)
 
     def table(self) -> Table:
@@ -74,7 +74,7 @@ class CompressReport:
         return table
 
     def summary(self) -> list[str]:
-        """Sentences about the model before and after."""
+        """Return sentences about the model before and after."""
         b, a = self.before, self.after
         lines = [f"parameters {b.params:,} -> {a.params:,} ({self.ratio:,.1f}x), {b.bytes:,} -> {a.bytes:,} bytes"]
         if b.score is not None and a.score is not None:
@@ -117,7 +117,7 @@ class CompressReport:
         return text.getvalue() + "\n".join(self.summary())
 
     def to_json(self) -> str:
-        """Everything but the numbers of the generators."""
+        """Return everything but the parameters of the generators."""
         config = asdict(self.config) | {
             "topology": topology_to_json(self.config.topology),
             "candidates": [topology_to_json(one) for one in self.config.candidates],
@@ -134,7 +134,7 @@ class CompressReport:
         return json.dumps(content, indent=1, default=_plain)
 
     def save(self, path: str | Path) -> None:
-        """As JSON, or as a self-contained page when the name ends in ``.html``; whole or not at all."""
+        """Write JSON, or a self-contained page when the name ends in ``.html``; whole or not at all."""
         text = self.to_html() if Path(path).suffix == ".html" else self.to_json() + "\n"
         write_bytes(path, text.encode())
 

@@ -42,7 +42,7 @@ class LayerRow:
 
     @property
     def ratio(self) -> float:
-        """Dense entries per number."""
+        """The number of dense entries per parameter."""
         return self.dense / max(self.params, 1)
 
 
@@ -65,12 +65,12 @@ class ModelCost:
 
 
 def times(ratio: float) -> str:
-    """With one decimal where it says something."""
+    """Format a ratio, with one decimal where it says something."""
     return f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
 
 
 def cells(r: LayerRow) -> list[str]:
-    """Of a row of the table."""
+    """Return the cells of a row of the table."""
     name = r.name + (f" = {', '.join(r.tied)}" if r.tied else "")
     shapes = " + ".join("x".join(map(str, s)) for s in r.shapes)
     errors = ", ".join(f"{e:.3f}" for e in r.local_errors)

@@ -25,7 +25,7 @@ _TRIALS = 6  # sizes that are tried for a largest loss of accuracy
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attempt led to; the model holds its generators.
+    """The outcome of all stages; the model holds its generators.
 
     Parameters
     ----------
@@ -85,14 +85,15 @@ class CompressionRun:
         losses: list[float] = []
         for n, stage in enumerate(self.stages):
             if stage == "distill-local" and config.tune_steps:
-                assert self.data is not None
-                self.adapter.distill(self.data, self.config.tuning(config.tune_steps), self.executor, self.say)
+                self.adapter.distill(
+                    self._training_data, self.config.tuning(config.tune_steps), self.executor, self.say
+                )
             if stage == "finetune" and config.tune_steps:
                 losses += self._tune(config.tune_steps, stage=n)
         return Outcome(results, losses)
 
     def run_within(self, budget: Budget, before: ModelCost) -> Outcome:
-        """With the topologies, bonds and layouts that a budget leads to."""
+        """Run all stages with the topologies, bonds and layouts that a budget leads to."""
         ladders = build_ladders(self.layers, self.tasks, self.config, self.executor, self.folder)
         if self.data is not None:
             ladders = measure_sensitivities(ladders, self.adapter, self.data, self.loss, self.say)
@@ -117,14 +118,14 @@ class CompressionRun:
 
     def _smallest(self, ladders: Sequence[Ladder], loss: float, before: ModelCost) -> Outcome:
         """Bisection over the size, on a logarithmic scale, with all stages for every size."""
-        assert before.quality is not None
+        quality = _measured(before.quality)
         low, high = least_and_most(ladders)
         best: tuple[Outcome, dict[str, Generator], Any] | None = None
         lost = math.inf
         for _ in range(_TRIALS):
             size = round(math.sqrt(low * high))
             outcome = self.run_stages(self._chosen(choose(ladders, max(size, low), 1, "parameters")))
-            lost = before.quality - self._quality()
+            lost = quality - self._quality()
             self.say(f"{size:,} parameters in the chosen layers lose {lost:.2f} points")
             if lost <= loss:
                 best = (outcome, self.adapter.generators(), self.adapter.state())
@@ -148,9 +149,13 @@ class CompressionRun:
         """The score, or the accuracy where there is none."""
         if self.score is not None:
             return self.adapter.score(self.score)
-        found = self.adapter.accuracy(self.test or ())
-        assert found is not None  # or it was refused before anything was fitted
-        return found
+        return _measured(self.adapter.accuracy(self.test or ()))
+
+    @property
+    def _training_data(self) -> Iterable[Any]:
+        if self.data is None:
+            raise CompressError(f"Got stages {', '.join(self.stages)} without data; expected batches. Pass data=.")
+        return self.data
 
     def _chosen(self, choices: Mapping[str, Choice]) -> dict[str, LocalTask]:
         for name, choice in choices.items():
@@ -187,16 +192,15 @@ class CompressionRun:
             self.adapter.install(generators)
 
     def _tune(self, steps: int, stage: int | None = None) -> list[float]:
-        """Of a stage with progress and checkpoints; a rung is silent and begins anew."""
-        assert self.data is not None
-        tuning = self.config.tuning(steps)
+        """Train the model in a stage, with progress and checkpoints; a rung is silent and starts again."""
+        data, tuning = self._training_data, self.config.tuning(steps)
         if stage is not None and self.folder is not None:
             # other data are compared when the training goes on: it draws them again anyway
-            data = self.data[:_BATCHES] if isinstance(self.data, list | tuple) else None
-            count = len(self.data) if isinstance(self.data, Sized) else None
+            first = data[:_BATCHES] if isinstance(data, list | tuple) else None
+            count = len(data) if isinstance(data, Sized) else None
             start = {name: to_bytes(generator) for name, generator in self.adapter.generators().items()}
             numbers = self.adapter.digest()
-            mark = fingerprint(repr(self.config), repr(tuning), stage, start, numbers, self.loss, data, count)
+            mark = fingerprint(repr(self.config), repr(tuning), stage, start, numbers, self.loss, first, count)
             path = self.folder / f"training-{mark[:16]}"
             tuning = replace(tuning, checkpoint=path)
             self.checkpoints.add(path)
@@ -205,4 +209,11 @@ class CompressionRun:
             if step % tuning.every == 0 and stage is not None:
                 self.say(f"step {step} of {steps}: loss {value:.4f}")
 
-        return self.adapter.tune(self.data, self.loss, tuning, report)
+        return self.adapter.tune(data, self.loss, tuning, report)
+
+
+def _measured(quality: float | None) -> float:
+    """The quality of a model, which a budget of accuracy needs."""
+    if quality is None:
+        raise CompressError("Got labels that do not number classes, so that there is no accuracy; pass score=.")
+    return quality

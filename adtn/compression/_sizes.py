@@ -1,4 +1,4 @@
-"""How large generators are, before any is made: the number of trained parameters of topologies on layouts."""
+"""Sizes of generators before any is made: the number of trained parameters of topologies on layouts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LARGEST_BOND = 4096
 
 
 def stored_params(topology: Topology, layout: Layout) -> int:
-    """Numbers that a generator stores; nothing is computed.
+    """Return the number of parameters that a generator stores; nothing is computed.
 
     Examples
     --------
@@ -25,7 +25,7 @@ def stored_params(topology: Topology, layout: Layout) -> int:
 
 
 def largest_within(topology: Topology, layout: Layout, most: int) -> Topology | None:
-    """With the largest bond that stores at most ``most`` numbers; ``None`` when the smallest stores more.
+    """Return the topology with the largest bond that stores at most ``most`` parameters, or ``None``.
 
     Parameters
     ----------

@@ -167,7 +167,7 @@ def from_bytes(data: bytes) -> Generator:
         raise FileFormatError(f"The header does not describe a generator ({error}). Get the file again.") from error
 
 
-def structure_from_json(found: Mapping[str, Any]) -> Generator:
+def structure_from_json(header: Mapping[str, Any]) -> Generator:
     """The generator of :func:`structure_to_json`, with zeros as parameters.
 
     Raises
@@ -176,7 +176,7 @@ def structure_from_json(found: Mapping[str, Any]) -> Generator:
         If these values describe none.
     """
     try:
-        return _generator(found, None)
+        return _generator(header, None)
     except UnregisteredError as error:
         raise FileFormatError(str(error)) from error
     except Exception as error:
@@ -229,10 +229,10 @@ def read_header(data: bytes) -> dict[str, Any]:
     FileFormatError
         See :func:`load`.
     """
-    found = _files.read_header(data, "generator", FORMAT)
-    if found is None:
+    header = _files.read_header(data, "generator", FORMAT)
+    if header is None:
         raise FileFormatError("This is not an adtn file: it has no adtn header. Write one with adtn.save.")
-    return found
+    return header
 
 
 def _ints(values: Any) -> tuple[int, ...]:
@@ -275,11 +275,11 @@ def read_tensors(data: bytes, steps: Mapping[str, float] | None = None) -> dict[
     from safetensors import SafetensorError, deserialize
 
     try:
-        found = deserialize(data)
+        tensors = deserialize(data)
     except SafetensorError as error:
         raise FileFormatError(f"The file is damaged ({error}). Get it again.") from error
     out: dict[str, np.ndarray] = {}
-    for name, info in found:
+    for name, info in tensors:
         raw, shape, code = bytes(info["data"]), tuple(info["shape"]), info["dtype"]
         if code == "BF16":
             x = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")

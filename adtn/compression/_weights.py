@@ -54,12 +54,12 @@ def pick_weight(path: str | os.PathLike[str], key: str | None) -> tuple[str, np.
     FileFormatError
         If there is no such array, or several and no name.
     """
-    found = read_weights(path)
+    arrays = read_weights(path)
     if key is not None:
-        if key not in found:
-            raise FileFormatError(f"{path} has no array {key!r}; it has {', '.join(found)}.")
-        return key, found[key]
-    real = {k: x for k, x in found.items() if np.issubdtype(x.dtype, np.floating) and 1 <= x.ndim <= 5 and x.size > 1}
+        if key not in arrays:
+            raise FileFormatError(f"{path} has no array {key!r}; it has {', '.join(arrays)}.")
+        return key, arrays[key]
+    real = {k: x for k, x in arrays.items() if np.issubdtype(x.dtype, np.floating) and 1 <= x.ndim <= 5 and x.size > 1}
     if len(real) != 1:
         names = ", ".join(f"{k} {x.shape}" for k, x in real.items()) or "none"
         raise FileFormatError(f"{path} has {len(real)} weights ({names}); choose one with --key.")

@@ -1,4 +1,4 @@
-"""The thing one holds: a topology on a layout with its numbers, and how it is run."""
+"""The generator: a topology on a layout with its parameters, and how it is run."""
 
 from ._generator import Generator as Generator
 from ._rows import generated_rows as generated_rows

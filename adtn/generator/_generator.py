@@ -1,4 +1,4 @@
-"""The generator: a topology on a layout, with its numbers."""
+"""The generator: a topology on a layout, with its parameters."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Dtype = Literal["float32", "float64"]
 class Generator:
     r"""A weight as the output of a small network: ``W = base + scale * crop(reshape(X_T))``.
 
-    A generator is a value: its numbers do not change. :meth:`with_params` gives another one.
+    A generator is a value: its parameters do not change. :meth:`with_params` returns another one.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class Generator:
     layout : Layout, optional
         How the axes are cut into legs; the topology chooses when not given.
     seed : int
-        Of the first values; equal seeds give equal numbers on every backend.
+        Seed of the initial values; equal seeds give equal parameters on every backend.
     scale : float or array, optional
         Standard deviation of the weight, or a weight to take it from; Kaiming's ``sqrt(2 / fan_in)`` when not
         given, with ``fan_in`` the number of entries per output.
@@ -71,7 +71,7 @@ class Generator:
     dtype : {"float32", "float64"}
         Of the stored parameters.
     params : mapping of str to array, optional
-        Numbers to use instead of first values; also those of frozen cores that have no rule.
+        Values to use instead of initial ones; also those of frozen cores that have no rule.
     permutations : sequence of (Permutation, sequence of int or None), optional
         One per axis, ``None`` where an axis keeps its order: entry ``(i, j)`` of the generated part is entry
         ``(p0[i], p1[j])`` of what the network generates.
@@ -249,27 +249,27 @@ class Generator:
 
     @property
     def shape(self) -> Shape:
-        """Shape of the weight."""
+        """The shape of the weight."""
         return self._layout.shape
 
     @property
     def layout(self) -> Layout:
-        """How the weight is cut into legs."""
+        """The layout: how the weight is cut into legs."""
         return self._layout
 
     @property
     def topology(self) -> Topology:
-        """What the network looks like."""
+        """The topology: what the network looks like."""
         return self._topology
 
     @property
     def scale(self) -> float:
-        """Factor of the generated state."""
+        """The factor of the generated state."""
         return self._scale
 
     @property
     def spread_is_exact(self) -> bool:
-        """Whether a new generator's weight has exactly the wished standard deviation.
+        """Whether a new generator's weight has exactly the requested standard deviation.
 
         Otherwise it is an estimate, within about a factor of two: making the weight to measure it would take more
         memory than it is worth (nonlinear brick walls of more than a million entries). :func:`repr` says so, too.
@@ -278,7 +278,7 @@ class Generator:
 
     @property
     def base(self) -> Base:
-        """What the generated weight is added to."""
+        """The base that the generated weight is added to."""
         return self._base
 
     @property
@@ -288,12 +288,12 @@ class Generator:
 
     @property
     def dtype(self) -> Dtype:
-        """Of the stored parameters."""
+        """The dtype of the stored parameters."""
         return self._dtype
 
     @property
     def params(self) -> Mapping[str, np.ndarray]:
-        """Trained numbers by name, read-only."""
+        """The trained parameters by name, read-only."""
         return self._params
 
     @property
@@ -321,7 +321,7 @@ class Generator:
 
     @property
     def weighting(self) -> Weighting:
-        """How the generated state becomes a weight."""
+        """The formula by which the generated state becomes a weight."""
         return self._weighting
 
     @property
@@ -332,12 +332,12 @@ class Generator:
 
     @property
     def num_params(self) -> int:
-        """Numbers that are stored for the generator (an adapter's frozen base is not counted)."""
+        """The number of stored parameters (an adapter's frozen base is not counted)."""
         return sum(x.size for x in self.stored.values())
 
     @cached_property
     def num_active_params(self) -> int:
-        """Parameters that can influence the weight: the ranks of its Jacobian per core, summed."""
+        """The number of parameters that can influence the weight: the ranks of its Jacobian per core, summed."""
         active = active_parameters(self._topology, self._layout, dict(self._frozen))
         return sum(active.values()) + (BASE_SCALE in self._params)
 
@@ -348,12 +348,12 @@ class Generator:
 
     @property
     def compression_ratio(self) -> float:
-        """Entries of the weight per stored number."""
+        """The number of entries of the weight per stored parameter."""
         return self._layout.size / max(self.num_params, 1)
 
     @checked(GeneratorError)
     def with_params(self, params: Mapping[str, Any]) -> Generator:
-        """The same generator with other trained numbers.
+        """Return the same generator with other parameters.
 
         Raises
         ------
@@ -371,7 +371,7 @@ class Generator:
         return new
 
     def constants(self, implied: bool = True) -> dict[str, np.ndarray]:
-        """Frozen numbers: cores that are not trained, and the base (an identity only if ``implied``)."""
+        """Return frozen values: cores that are not trained, and the base (an identity only if ``implied``)."""
         frozen = dict(self._frozen)
         if self.weighting.identity is not None and not implied:
             return frozen
@@ -383,7 +383,7 @@ class Generator:
 
     @checked(DeviceError)
     def arrays(self, device: str, dtype: str) -> dict[str, Array]:
-        """Trained and frozen numbers as arrays of a device.
+        """Place trained and frozen parameters on a device.
 
         Raises
         ------
@@ -424,7 +424,7 @@ class Generator:
 
     @checked(ScheduleError)
     def apply(self, x: Array, *, mode: Mode | None = None, memory: Memory = None) -> Array:
-        """``y = x @ W.T`` on the framework, device and dtype of ``x``; differentiable in ``x`` where the framework is.
+        """Multiply, ``y = x @ W.T``, on the framework, device and dtype of ``x``; differentiable where that is.
 
         Parameters
         ----------

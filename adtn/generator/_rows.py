@@ -11,14 +11,14 @@ from ._generator import Generator
 
 
 def generated_rows(generator: Generator, arrays: Params, index: Array, one_hot: Callable[[Array, int], Array]) -> Array:
-    """Rows by their numbers, differentiable by the framework of the arrays.
+    """Generate rows of the weight by their indices, differentiable by the framework of the arrays.
 
     Parameters
     ----------
     generator : Generator
         Its structure, scale and layout.
     arrays : mapping of str to array
-        Trained and frozen numbers.
+        Trained and frozen parameters.
     index : array of int
         ``(n,)``; one program is planned and kept for every n.
     one_hot : callable

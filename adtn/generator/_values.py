@@ -69,7 +69,7 @@ def as_permutations(
 
 
 def silence(program: Program, params: dict[str, np.ndarray]) -> None:
-    """Zero one core of the last segment, so that an adapter starts as the weight it adapts."""
+    """Set one core of the last segment to zero, so that an adapter starts as the weight it adapts."""
     for core in reversed(program.stages[-1].cores):
         if core.trainable and core.init != "identity":
             params[core.param] = np.zeros(core.shape)

@@ -1,4 +1,4 @@
-"""How: objectives, optimizers, schedules, decompositions and the fit."""
+"""Fits: objectives, optimizers, schedules, decompositions, and the loop."""
 
 from ._decompose import decompose as decompose
 from ._decompose import has_decomposition as has_decomposition

@@ -24,7 +24,7 @@ _NUMBERS = ("step", "best_loss", "best_step", "exact")
 
 @dataclass(kw_only=True)
 class Checkpoint:
-    """State of a fit before step ``step``.
+    """The state of a fit before step ``step``.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def read_checkpoint(
     if not belongs:
         raise FitError(
             f"{path} belongs to another fit (generator, target or objective with its data, optimizer or schedule "
-            "differ); delete it to start anew, or choose another name."
+            "differ); delete it to start again, or choose another name."
         )
     return state
 

@@ -58,14 +58,16 @@ def decompose(generator: Generator, target: Any) -> Generator:
 
 
 def _weight(generator: Generator, target: Any) -> np.ndarray:
-    found = np.asarray(finite_array("target", target, TopologyError), dtype=np.float64)
-    if found.shape != generator.shape:
-        raise TopologyError(f"Got a target of shape {found.shape} for a generator of {generator.shape}; expected that.")
-    return found
+    weight = np.asarray(finite_array("target", target, TopologyError), dtype=np.float64)
+    if weight.shape != generator.shape:
+        raise TopologyError(
+            f"Got a target of shape {weight.shape} for a generator of {generator.shape}; expected that."
+        )
+    return weight
 
 
 def has_decomposition(generator: Generator) -> bool:
-    """Whether :func:`decompose` takes it."""
+    """Return whether :func:`decompose` accepts a generator."""
     return generator.topology.has_decomposition and _is_plain(generator)
 
 

@@ -103,8 +103,8 @@ def _array(x: Any) -> np.ndarray | None:
     if not (hasattr(x, "shape") and hasattr(x, "dtype")) or isinstance(x, type):
         return None
     try:
-        found = x if isinstance(x, np.ndarray) else backend_of(x).to_numpy(x)
-        return None if found.dtype.hasobject else found
+        values = x if isinstance(x, np.ndarray) else backend_of(x).to_numpy(x)
+        return None if values.dtype.hasobject else values
     except Exception:  # keys of random numbers, arrays without values, what only looks like an array
         return None
 
@@ -123,10 +123,10 @@ def _function(x: FunctionType, into: Callable[[Any], Iterator[Any]], libraries: 
             yield b"empty"
     if not _is_library(x.__module__, libraries):
         for name in _names(x.__code__):
-            found = x.__globals__.get(name)
-            constant = isinstance(found, (*_PLAIN, tuple, dict, FunctionType, functools.partial))
-            if name in x.__globals__ and (constant or _array(found) is not None or hasattr(found, "parameters")):
-                yield from into((name, found))
+            value = x.__globals__.get(name)
+            constant = isinstance(value, (*_PLAIN, tuple, dict, FunctionType, functools.partial))
+            if name in x.__globals__ and (constant or _array(value) is not None or hasattr(value, "parameters")):
+                yield from into((name, value))
 
 
 def _names(code: CodeType) -> list[str]:

@@ -142,7 +142,7 @@ def fit(
     OutputError
         If no checkpoint can be written where it was asked for. A disk that is full later is a warning.
     FileFormatError
-        If there is a file that is no checkpoint, or a damaged one.
+        If a file is there that is not a checkpoint, or a damaged one.
 
     Examples
     --------
@@ -204,7 +204,7 @@ def _of_the_size_of(generator: Generator, objective: Objective) -> Generator:
 
 
 def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> Solution:
-    """:func:`fit` with its arguments checked and packed."""
+    """Run :func:`fit` with its arguments checked and packed."""
     began = time.monotonic()
     optimizer = get_optimizer(options.optimizer)
     run = _prepared(generator, objective, options, optimizer, began)

@@ -18,7 +18,7 @@ _KEEP_EVERY = 20  # steps between copies to fall back on when a task with batche
 
 
 class Loop:
-    """Parameters of a fit on their way, and the best of them.
+    """The loop of a fit, with the current and the best parameters.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class Loop:
         self._is_whole = True  # no update is under way
 
     def minimise(self) -> Status:
-        """Step until something says to stop; leaves the best parameters in the state."""
+        """Run steps until something says to stop, and leave the best parameters in the state."""
         state = self._run.state
         try:
             status = self._steps()

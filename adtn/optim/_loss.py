@@ -50,7 +50,7 @@ class Loss:
         return self._function(params, self._constants, batch)
 
     def release(self) -> None:
-        """Let go of the constants before another loss makes its own."""
+        """Release the constants before another loss makes its own."""
         self._constants.clear()
 
 

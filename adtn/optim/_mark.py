@@ -18,7 +18,7 @@ _NOW = (*LIBRARIES, "autoray")  # do() names caches in its module: its mark depe
 
 
 def mark_of(generator: Generator, objective: Objective, options: FitOptions, libraries: Sequence[str] = _NOW) -> str:
-    """Fingerprint of a fit, with its data, functions and, where a user wrote it, its optimizer.
+    """Return the fingerprint of a fit, with its data, functions and, where a user wrote it, its optimizer.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def mark_of(generator: Generator, objective: Objective, options: FitOptions, lib
 
 
 def old_mark_of(generator: Generator, objective: Objective, options: FitOptions) -> str | None:
-    """Fingerprint of the first format, which says nothing of functions."""
+    """Return the fingerprint of the first format, which does not cover functions."""
     if not isinstance(objective, Reconstruction) or callable(options.schedule):
         return None
     numbers = {

@@ -1,4 +1,4 @@
-"""What is minimised: reconstruction, data-aware reconstruction, or any task loss."""
+"""Objectives: reconstruction, data-aware reconstruction, or any task loss."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class TileObjective:
 
 
 class Reconstruction(Objective):
-    r"""Relative squared error :math:`\lVert \hat W - W\rVert_F^2 / \lVert W\rVert_F^2`.
+    r"""The relative squared error :math:`\lVert \hat W - W\rVert_F^2 / \lVert W\rVert_F^2`.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ class Reconstruction(Objective):
 
     @property
     def norm(self) -> float:
-        """Of the target."""
+        """The norm of the target."""
         return self._norm
 
     def check(self, shape: Shape) -> None:
@@ -148,11 +148,11 @@ class Reconstruction(Objective):
 
     @property
     def is_relative_square(self) -> bool:
-        """It is."""
+        """Whether the loss is the square of a relative error: it is."""
         return True
 
     def in_tiles(self, half: bool) -> TileObjective | None:
-        """Entry by entry, in any order."""
+        """Return the loss as a sum over entries, in any order."""
         inverse = self._inverse_norm
         # half precisions normalise before squaring, or sums of squares overflow; so do others where norms are extreme
         factor, rest = (1.0, inverse * inverse) if _NEAR < inverse < 1.0 / _NEAR and not half else (inverse, 1.0)
@@ -160,16 +160,16 @@ class Reconstruction(Objective):
 
     @property
     def needs_whole_rows(self) -> bool:
-        """Entries stand alone."""
+        """Whether :meth:`curvature` mixes the entries of a row: it does not."""
         return False
 
     def curvature(self, rows: Array, constants: Params) -> Array:
-        """The same everywhere."""
+        """Multiply changes of the weight by the second derivative, the same for every entry."""
         return rows * self._inverse_norm * (2.0 * self._inverse_norm)
 
 
 class DataAwareReconstruction(Reconstruction):
-    r"""Relative squared error of a layer's outputs.
+    r"""The relative squared error of a layer's outputs.
 
     .. math:: \lVert (\hat W - W) C^{1/2}\rVert_F^2 / \lVert W C^{1/2}\rVert_F^2
 
@@ -221,7 +221,7 @@ class DataAwareReconstruction(Reconstruction):
         return {"target": self.target, "second_moment": moment}
 
     def in_tiles(self, half: bool) -> TileObjective | None:
-        """Row by row."""
+        """Return the loss as a sum over rows."""
         return TileObjective(
             plain=False, consume=_weighted_distance, factor=self._inverse_norm, loss_factor=1.0, slope_factor=2.0
         )
@@ -232,7 +232,7 @@ class DataAwareReconstruction(Reconstruction):
         return True
 
     def curvature(self, rows: Array, constants: Params) -> Array:
-        """By the second moment of the inputs."""
+        """Multiply changes of the weight by the second moment of the inputs."""
         bent = do("matmul", rows * self._inverse_norm, constants["second_moment"])
         return bent * (2.0 * self._inverse_norm)
 
@@ -287,8 +287,8 @@ class Task(Objective):
         """The data of one step."""
         if self.batches is None:
             return None
-        found = self.batches(rng)
-        return tuple(found) if isinstance(found, tuple | list) else (found,)
+        arrays = self.batches(rng)
+        return tuple(arrays) if isinstance(arrays, tuple | list) else (arrays,)
 
     def bind(self, backend: Backend) -> ValueAndGrad:
         """The function with its gradient: its own, or the framework's."""

@@ -1,4 +1,4 @@
-"""What an optimizer is, what it sees of a fit, and the registry that finds it by its name."""
+"""The optimizer interface: what an optimizer is, what it sees of a fit, and the registry that finds it by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
 @dataclass(slots=True, kw_only=True, eq=False)  # one is made at every step, and frozen ones take three times as long
 class Evaluation:
-    """Parameters with their loss and gradients.
+    """An evaluation: parameters with their loss and gradients.
 
     Parameters
     ----------
@@ -57,13 +57,13 @@ class Iterate(Evaluation):
 
     @property
     def rate(self) -> float:
-        """Learning rate of this step."""
+        """The learning rate of this step."""
         return self.schedule(self.step)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What an optimizer may know about a fit.
+    """The part of a fit that an optimizer may know.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class Problem:
 
 
 class Optimizer(ABC):
-    """Rule that turns an evaluation into the next parameters.
+    """A rule that turns an evaluation into the next parameters.
 
     The fit evaluates the loss, keeps the best parameters and the history, stops, and writes checkpoints; an optimizer
     only takes steps. All that a step depends on beside its arguments belongs in the state, so that a fit that is
@@ -160,7 +160,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def init(self, params: Params) -> Any:
-        """State before the first step.
+        """Return the state before the first step.
 
         Parameters
         ----------
@@ -190,14 +190,14 @@ class Optimizer(ABC):
 
     @abstractmethod
     def export_state(self, state: Any) -> dict[str, np.ndarray]:
-        """State as named NumPy arrays, for a checkpoint; without any, a resumed fit calls :meth:`init`."""
+        """Return the state as named NumPy arrays, for a checkpoint; without any, a resumed fit calls :meth:`init`."""
 
     @abstractmethod
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> Any:
-        """State from the arrays of :meth:`export_state` and the parameters of that moment."""
+        """Return the state from the arrays of :meth:`export_state` and the parameters of that moment."""
 
     def snapshot(self, params: Params) -> Params:
-        """Parameters that later steps do not change; to be overridden by optimizers that work in place."""
+        """Return parameters that later steps do not change; to be overridden by optimizers that work in place."""
         return params
 
 
@@ -274,7 +274,7 @@ def weight_decay_names() -> tuple[str, ...]:
 
 
 def is_own(optimizer: type[Optimizer]) -> bool:
-    """Whether a user wrote it."""
+    """Return whether a user wrote an optimizer."""
     return not optimizer.__module__.startswith(f"{__package__}.")
 
 

@@ -20,7 +20,7 @@ Momentum = Annotated[float, Range(0.0, 1.0, below=True)]
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """Everything about a fit that is neither generator nor objective; see :func:`fit`."""
+    """A record of everything about a fit that is neither generator nor objective; see :func:`fit`."""
 
     device: str = "numpy:cpu"
     dtype: str = "float32"
@@ -56,11 +56,11 @@ class FitOptions:
 
     @property
     def master(self) -> str:
-        """Dtype of parameters and moments: half precisions lose small updates, and Adam's epsilon is zero there."""
+        """The dtype of parameters and moments: half precisions lose small updates, and Adam's epsilon is zero there."""
         return self.dtype if self.dtype in ("float64", "float32") else "float32"
 
     def mark(self) -> tuple[object, ...]:
-        """What a resumed fit must have in common with the interrupted one."""
+        """Return what a resumed fit must have in common with the interrupted one."""
         schedule = self.schedule if isinstance(self.schedule, str) else "function"
         return (
             self.dtype,

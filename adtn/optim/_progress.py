@@ -8,7 +8,7 @@ from typing import Any
 
 
 class ProgressBar:
-    """Loss and speed of a fit on standard error.
+    """A progress bar with loss and speed of a fit on standard error.
 
     Parameters
     ----------

@@ -66,7 +66,7 @@ class Run:
     deadline: float
 
     def evaluate(self, params: Params) -> Evaluation:
-        """Loss and gradients with the data of the current step, for the optimizer."""
+        """Compute loss and gradients with the data of the current step, for the optimizer."""
         batch = self._batch(self.state.step) if self.has_batches else ()
         if not self.on_host:
             loss, grads = self._loss_and_grads(params, batch)
@@ -75,7 +75,7 @@ class Run:
         return Evaluation(params=params, loss=float(loss), grads=self.given(self.to_host(grads)))
 
     def _loss_and_grads(self, params: Params, batch: tuple[Array, ...]) -> tuple[Array, Params]:
-        """Evaluate; a loss that lost too many digits to cancellation is evaluated anew, and so are all that follow."""
+        """Evaluate; a loss that lost too many digits to cancellation is computed in another way from then on."""
         if not self.loss.exact:
             loss, grads = self.loss(params, batch)
             if not float(loss) < self.loss.trusted:
@@ -86,14 +86,14 @@ class Run:
         return self.loss(params, batch)
 
     def given(self, params: Mapping[str, np.ndarray]) -> Params:
-        """Host arrays as the optimizer gets them."""
+        """Return host arrays as the optimizer gets them."""
         return {k: x.astype(np.float64) for k, x in params.items()} if self.on_host else self._to_device(params)
 
     def _to_device(self, params: Params) -> dict[str, Array]:
         return {k: self.backend.asarray(x, self.device, self.options.master) for k, x in params.items()}
 
     def to_host(self, params: Params) -> dict[str, np.ndarray]:
-        """Parameters as NumPy arrays."""
+        """Return parameters as NumPy arrays."""
         return {k: x if isinstance(x, np.ndarray) else self.backend.to_numpy(x) for k, x in params.items()}
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What a fit returns."""
+"""The solution that a fit returns."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..generator import Generator
 
 
 class Status(Enum):
-    """Why a fit ended; each value is a sentence that ends in advice."""
+    """The reason why a fit ended; each value is a sentence that ends in advice."""
 
     FINISHED = "All steps were taken; take more steps if the loss still falls."
-    REACHED = "The wished relative error is reached; nothing to do."
+    REACHED = "The requested relative error is reached; nothing to do."
     STALLED = "The loss stopped falling; try another seed, a larger bond or a larger learning rate."
     TIME = "The time limit is over; start again from the checkpoint or allow more time."
     INTERRUPTED = (
@@ -64,11 +64,11 @@ class Solution:
 
     @property
     def relative_error(self) -> float:
-        """Square root of the loss of a reconstruction; NaN for a task."""
+        """The square root of the loss of a reconstruction; NaN for a task."""
         return math.sqrt(max(self.loss, 0.0)) if self.is_relative_square else math.nan
 
     def uninterrupted(self) -> Solution:
-        """This solution, for callers that are part of a larger task, which an interruption ends as a whole.
+        """Return this solution, for callers that are part of a larger task, which an interruption ends as a whole.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""When: contraction orders, prices, and the plan of a task; decisions only."""
+"""Decisions: contraction orders, prices, and the plan of a task."""
 
 from ._plan import TASKS as TASKS
 from ._plan import Plan as Plan

@@ -1,4 +1,4 @@
-"""What a task could be run by: executables of every mode, with the contraction orders and tiles worth trying."""
+"""Candidates for a task: executables of every mode, with the contraction orders and tiles worth trying."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Candidates:
         yield from self._projected() if self.request.task == "fit" else [self._factored()]
 
     def why_not_factored(self) -> str:
-        """Say why the task needs the weight; empty when it does not."""
+        """Return why the task needs the weight; empty when it does not."""
         request = self.request
         if request.task == "generate" or request.only_rows:
             return "the task needs the weight"

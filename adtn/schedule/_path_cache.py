@@ -21,7 +21,7 @@ FORMAT = 2  # the first one, without a digest, counts as absent
 
 
 class PathCache:
-    """Paths by key, in memory and in one small file each.
+    """A cache of paths, in memory and in one small file each.
 
     Concurrent processes see whole files or none; one that is damaged or cannot be read counts as absent.
 

@@ -1,4 +1,4 @@
-"""What the scheduler decides for one task on one device, with the alternatives it considered."""
+"""The plan: what the scheduler decides for one task on one device, with the alternatives it considered."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Alternative:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a task is done on a device. It prints as a table.
+    """The decision on how a task is done on a device. It prints as a table.
 
     Parameters
     ----------
@@ -132,22 +132,22 @@ class Plan:
 
     @property
     def mode(self) -> str:
-        """How it is executed."""
+        """The mode of execution."""
         return self.chosen.mode
 
     @property
     def tiles(self) -> int:
-        """Into how many tiles the weight is cut."""
+        """The number of tiles that the weight is cut into."""
         return self.chosen.tiles
 
     @property
     def predicted_seconds(self) -> float:
-        """Of one call."""
+        """The predicted time of one call."""
         return self.chosen.seconds
 
     @property
     def peak_bytes(self) -> int:
-        """Largest extra memory at any time."""
+        """The largest extra memory at any time."""
         return self.chosen.peak_bytes
 
     def step(self, backend: Backend) -> Callable[[Params, Array], Any]:
@@ -160,11 +160,11 @@ class Plan:
         return backend.compile(task_call(self.task, self.executable.on(backend), self.weighting.scale))
 
     def generator(self, backend: Backend) -> Callable[[Params], Array]:
-        """``arrays -> W`` of a plan for ``"generate"``."""
+        """Return ``arrays -> W`` of a plan for ``"generate"``."""
         return backend.compile(self.materialised.on(backend).weight)
 
     def function(self, backend: Backend) -> Callable[[Params, Array], Array]:
-        """``(arrays, x) -> y`` of a plan for ``"apply"`` or ``"train"``, differentiable where the framework is."""
+        """Return ``(arrays, x) -> y`` of a plan for ``"apply"`` or ``"train"``, differentiable where it can be."""
         return backend.with_vjp(self.layer.on(backend))
 
     @property
@@ -246,7 +246,7 @@ class Plan:
         return lines + [f"note: {note}" for note in self.notes]
 
     def to_json(self) -> str:
-        """Everything but the arrays' programs, as text."""
+        """Return everything but the executable as JSON."""
         content: dict[str, Any] = {
             "task": self.task,
             "shape": self.shape,

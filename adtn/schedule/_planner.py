@@ -46,7 +46,7 @@ def plan(
     Parameters
     ----------
     generator : Generator
-        Only its structure matters, not its numbers.
+        Only its structure matters, not its parameters.
     task : {"generate", "apply", "train", "fit"}
         - ``"generate"``: the weight
         - ``"apply"``: ``x @ W.T`` again and again with the same parameters
@@ -109,7 +109,7 @@ def decide(
     only_rows: bool = False,
     exact: bool = False,
 ) -> Plan:
-    """:func:`plan`, also for losses that need whole rows of the weight, or the residuals themselves."""
+    """Plan as :func:`plan` does, also for losses that need whole rows of the weight, or the residuals themselves."""
     if not hasattr(generator, "segments"):
         raise ScheduleError(f"Got generator={shown(generator)}; expected an adtn.Generator.")
     if task in ("apply", "train") and len(generator.shape) != 2:

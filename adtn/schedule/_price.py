@@ -1,4 +1,4 @@
-"""What an executable costs: its own code, run on null arrays, priced by the profile of a device."""
+"""Prices: an executable's own code, run on null arrays and priced by the profile of a device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._request import Request
 
 @dataclass(frozen=True)
 class Price:
-    """Predicted cost of a task.
+    """The predicted cost of a task.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class Price:
 
 
 class Tracer:
-    """Runs executables on null arrays.
+    """A tracer that runs executables on null arrays.
 
     Parameters
     ----------

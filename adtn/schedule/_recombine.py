@@ -33,7 +33,7 @@ class _Subtree(NamedTuple):
 
 
 class Estimate:
-    """What trees of one segment cost, roughly.
+    """A rough estimate of what trees of one segment cost.
 
     Parameters
     ----------
@@ -93,14 +93,14 @@ class Estimate:
         self._operands: dict[tuple[int, int], float] = {}
 
     def size(self, inds: int) -> int:
-        """Entries of a tensor with these indices."""
+        """Return the number of entries of a tensor with these indices."""
         known = self._sizes.get(inds)
         if known is None:
             known = self._sizes[inds] = math.prod(self.dims[i.bit_length() - 1] for i in _bits(inds))
         return known
 
     def tile_size(self, inds: int) -> int:
-        """The same of what a tile sees of it."""
+        """Return the number of entries that a tile sees of it."""
         known = self._tile_sizes.get(inds)
         if known is None:
             known = math.prod(self.tile_dims[i.bit_length() - 1] for i in _bits(inds))
@@ -108,7 +108,7 @@ class Estimate:
         return known
 
     def times(self, inds: int) -> int:
-        """How often a result is computed: once per tile when it has sliced legs and is large."""
+        """Return how often a result is computed: once per tile when it has sliced legs and is large."""
         return self.tiles if inds & self.sliced and self.size(inds) > self.once else 1
 
     def left_open(self, left: int, right: int) -> int:
@@ -122,7 +122,7 @@ class Estimate:
         return known
 
     def product(self, left: int, right: int) -> float:
-        """Seconds of a contraction and its adjoints."""
+        """Return the seconds of a contraction and its adjoints."""
         known = self._products.get((left, right))
         if known is None:
             x, y, out = self._open[left], self._open[right], self.left_open(left, right)
@@ -141,7 +141,7 @@ class Estimate:
         return known
 
     def fastest(self, m: int, n: int, k: int) -> float:
-        """Seconds of a product whose operands lie as is best."""
+        """Return the seconds of a product whose operands are laid out in the best way."""
         known = self._fastest.get((m, n, k))
         if known is None:
             price = self.profile.gemm_s
@@ -150,14 +150,14 @@ class Estimate:
         return known
 
     def operand(self, slot: int, inner: int) -> float:
-        """Seconds of reading a given tensor: a copy when what is summed lies between what is not."""
+        """Return the seconds of reading a given tensor: a copy when what is summed lies between what is not."""
         known = self._operands.get((slot, inner))
         if known is None:
             known = self._operands[slot, inner] = self._copy(self.orders[slot], inner, self.size)
         return known
 
     def crossing(self, rows: int, cols: int, inner: int) -> float:
-        """Seconds of reading an intermediate: a copy when its own two groups and the consumer's two cross."""
+        """Return the seconds of reading an intermediate: a copy when its two groups and the consumer's two cross."""
         summed, kept = (rows & inner, cols & inner), (rows & ~inner, cols & ~inner)
         if not all((*summed, *kept)):
             return 0.0
@@ -167,7 +167,7 @@ class Estimate:
         return times * self._permute(size(rows | cols), inside, before, 4)
 
     def result(self, rows: int) -> float:
-        """Seconds of bringing the last result into the wanted order."""
+        """Return the seconds of bringing the last result into the requested order."""
         size = self.size if self.tiles == 1 else self.tile_size
         return 0.0 if self.projected else self.tiles * self._copy(self.wanted, rows, size)
 
@@ -181,12 +181,12 @@ class Estimate:
     def pairs(self, path: Path) -> Pairs:
         """The sets of operands that a path contracts."""
         live = [1 << slot for slot in range(len(self.orders))]
-        found: list[tuple[int, int]] = []
+        pairs: list[tuple[int, int]] = []
         for i, j in path:
             right, left = live.pop(j), live.pop(i)
-            found.append((left, right) if left < right else (right, left))
+            pairs.append((left, right) if left < right else (right, left))
             live.append(left | right)
-        return tuple(found)
+        return tuple(pairs)
 
     def seconds(self, pairs: Pairs) -> float:
         """Estimate of a tree."""
@@ -206,11 +206,11 @@ class Estimate:
                 splits.setdefault(left | right, {})[left, right] = None
         made: dict[int, list[_Subtree]] = {}
         for both in sorted(splits, key=int.bit_count):
-            found = [
+            subtrees = [
                 self._joined(left, right, (made.get(left, (None,)), made.get(right, (None,))))
                 for left, right in splits[both]
             ]
-            made[both] = sorted(found, key=lambda t: t.seconds)
+            made[both] = sorted(subtrees, key=lambda t: t.seconds)
         last = sorted(made[self.all], key=lambda t: t.seconds + self.result(t.rows))
         return [self._path(tree) for tree in last[:n]]
 

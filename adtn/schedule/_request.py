@@ -1,4 +1,4 @@
-"""What a plan is asked for."""
+"""The request that a plan answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..weight import Mode, Weighting
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Everything a decision depends on; equal requests share a plan.
+    """A record of everything a decision depends on; equal requests share a plan.
 
     Parameters
     ----------
@@ -52,5 +52,5 @@ class Request:
 
     @property
     def rows(self) -> int:
-        """Rows of the input that are planned for."""
+        """The number of rows of the input that are planned for."""
         return self.batch or 1

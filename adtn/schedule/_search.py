@@ -1,4 +1,4 @@
-"""Which contraction order: candidates from cotengra and from sweeps over fused cores, ranked by predicted time."""
+"""The search for contraction orders: candidates from cotengra and from sweeps, ranked by predicted time."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def best_path(
     def search() -> Path:
         if cost == "small":
             return default_path(segment, sizes)
-        found = candidates(segment, sizes, profile, cost)
-        return min(found, key=lambda path: path_seconds(segment, sizes, profile, path, cost))
+        paths = candidates(segment, sizes, profile, cost)
+        return min(paths, key=lambda path: path_seconds(segment, sizes, profile, path, cost))
 
     return _found(segment, sizes, profile, (cost,), search, cache if cache is not None else _CACHE)
 
@@ -102,7 +102,7 @@ def _found(
 
 
 def hash_of(profile: DeviceProfile) -> str:
-    """What distinguishes two profiles of one device."""
+    """Return what distinguishes two profiles of one device."""
     tables = (*profile.gemm_seconds, *profile.turned_factors, *profile.permute_seconds)
     return f"{sum(map(math.log, tables)):.6f}/{profile.permute_many}/{profile.launch_s}"
 
@@ -142,23 +142,23 @@ def best_tiled_path(segment: Segment, sizes: dict[str, int], profile: DeviceProf
 def candidates(
     segment: Segment, sizes: dict[str, int], profile: DeviceProfile, cost: Cost = "forward", tiles: int = 1
 ) -> list[Path]:
-    """Contraction orders worth a full price: by estimate the best of many, and of what their subtrees make together."""
+    """Return orders worth a full price: the best of many by estimate, and recombinations of their subtrees."""
     terms = segment.terms
     used = {i for inds in terms for i in inds}
     # in which order the outputs lie does not matter here, so that one search serves all orders and costs
     dimensions = tuple((i, d) for i, d in sizes.items() if i in used)
-    found = list(_searched(terms, frozenset(segment.outputs), dimensions, profile))
+    paths = list(_searched(terms, frozenset(segment.outputs), dimensions, profile))
     if segment.inputs:
-        found += [_sweep(segment, sizes, bound, by_legs) for by_legs in (True, False) for bound in _FUSED]
-    found = [path for path in dict.fromkeys(found) if len(path) == len(terms) - 1]
+        paths += [_sweep(segment, sizes, bound, by_legs) for by_legs in (True, False) for bound in _FUSED]
+    paths = [path for path in dict.fromkeys(paths) if len(path) == len(terms) - 1]
     trained = trained_slots(segment) if cost != "forward" else ()
     inside = cut_legs(segment.outputs, sizes, tiles)
     estimate = Estimate(
         terms, segment.outputs, sizes, profile, trained, projected=cost == "projected", tiles=tiles, inside=inside
     )
-    trees = [estimate.pairs(path) for path in found]
-    ranked = sorted(range(len(found)), key=[estimate.seconds(tree) for tree in trees].__getitem__)
-    return list(dict.fromkeys([*estimate.best(trees, _RECOMBINED), *(found[n] for n in ranked[:_PRICED])]))
+    trees = [estimate.pairs(path) for path in paths]
+    ranked = sorted(range(len(paths)), key=[estimate.seconds(tree) for tree in trees].__getitem__)
+    return list(dict.fromkeys([*estimate.best(trees, _RECOMBINED), *(paths[n] for n in ranked[:_PRICED])]))
 
 
 def trained_slots(segment: Segment) -> set[int]:
@@ -210,7 +210,7 @@ def step_ops(step: PairStep, dtype: str) -> Iterable[Op]:
 
 
 def adjoint_ops(step: PairStep, dtype: str) -> Iterable[Op]:
-    """The same of a contraction's adjoints."""
+    """Return the operations of a contraction's adjoints."""
     b, m, n, k = step.bmnk
     if step.c.moves and (step.need_a or step.need_b):
         yield _copy(step.c, b * m * n, dtype, written=False)
@@ -240,7 +240,7 @@ def projection_ops(step: PairStep, dtype: str) -> Iterable[Op]:
 
 
 def _written(swapped: bool, dtype: str, b: int, mnk: tuple[int, int, int], left: bool, right: bool) -> Op:
-    """A product of operands that may lie transposed, or its transpose computed instead."""
+    """Return a product whose operands may be transposed, or its transpose computed instead."""
     m, n, k = mnk
     if swapped:
         m, n, left, right = n, m, not right, not left
@@ -293,14 +293,14 @@ def _searched(
         trees.append(tree.copy())
         tree.subtree_reconfigure_(minimize=objective, maxiter=4, seed=0)
         trees.append(tree)
-    found = [tree.get_path() for tree in trees]
+    paths = [tree.get_path() for tree in trees]
     # no cost that knows sizes alone finds what permutes little: many orders, and the full cost to choose
     words, word = ["".join(inds) for inds in inputs], "".join(output)
     for seed in range(min(_SAMPLES, _SAMPLED_TERMS // len(terms))):
         options: dict[str, Any] = {"parallel": False, "temperature": (0.01, 3.0), "costmod": (0.1, 4.0)}
         sampler = ctg.RandomGreedyOptimizer(max_repeats=1, seed=seed, **options)
-        found.append(sampler(words, word, dims))
-    return [tuple((min(p), max(p)) for p in path if len(p) == 2) for path in found]
+        paths.append(sampler(words, word, dims))
+    return [tuple((min(p), max(p)) for p in path if len(p) == 2) for path in paths]
 
 
 def _sweep(segment: Segment, sizes: dict[str, int], bound: int, by_legs: bool) -> Path:
@@ -355,9 +355,9 @@ def _reach(slot: int, terms: tuple[Inds, ...], place: dict[str, int]) -> float:
         near = [s for s in range(1, len(terms)) if s not in seen and front & set(terms[s])]
         if not near:
             return float(len(place))
-        found = [place[i] for s in near for i in terms[s] if i in place]
-        if found:
-            return sum(found) / len(found)
+        places = [place[i] for s in near for i in terms[s] if i in place]
+        if places:
+            return sum(places) / len(places)
         seen |= set(near)
         front = {i for s in near for i in terms[s]}
 

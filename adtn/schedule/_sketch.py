@@ -1,4 +1,4 @@
-"""What a plan needs to know of a generator: its structure, without numbers."""
+"""A sketch: what a plan needs to know of a generator, without parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..weight import Weighting
 
 
 class Planned(Protocol):
-    """What a plan needs to know of a generator."""
+    """The part of a generator that a plan needs."""
 
     @property
     def shape(self) -> Shape: ...
@@ -39,7 +39,7 @@ class Sketch:
 
     @property
     def weighting(self) -> Weighting:
-        """Of a generator without a base."""
+        """The formula of a generator without a base."""
         return Weighting(layout=self.layout, scale=1.0)
 
     @property

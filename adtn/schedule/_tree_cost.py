@@ -15,7 +15,7 @@ OBJECTIVE_VERSION = 8
 
 
 class DeviceTime(ExactObjective):
-    """Predicted time of a tree on a device, in multiply-adds that take as long.
+    """The predicted time of a tree on a device, in multiply-adds that take as long.
 
     Per contraction: the product by its shape ``(batch, m, n, k)``, memory as a roofline, a permuting copy for every
     tensor whose indices do not lie as the product wants them, and the launches.
@@ -46,7 +46,7 @@ class DeviceTime(ExactObjective):
         return isinstance(other, DeviceTime) and self.profile == other.profile
 
     def seconds(self, sizes: dict[Any, int], left: Any, right: Any, out: Any) -> float:
-        """Of one contraction, from the indices of its operands and result."""
+        """Return the cost of one contraction, from the indices of its operands and result."""
         groups: dict[str, list[Any]] = {"batch": [], "rows": [], "inner": [], "cols": []}
         for i in left:
             groups["batch" if i in right and i in out else "inner" if i in right else "rows"].append(i)
@@ -66,13 +66,13 @@ class DeviceTime(ExactObjective):
         return time
 
     def cost_local_tree_node(self, tree: Any, node: Any) -> float:
-        """Of one contraction of a tree, for reconfiguration."""
+        """Return the cost of one contraction of a tree, for reconfiguration."""
         left, right = tree.children[node]
         legs = [tree.get_legs(x) for x in (left, right, node)]
         return self.seconds(tree.size_dict, *legs) * self.per_second
 
     def score_local(self, **kwargs: Any) -> float:
-        """From operations and size of the result alone, for simulated annealing."""
+        """Return the cost from operations and size of the result alone, for simulated annealing."""
         flops, size = kwargs["flops"], kwargs["size"]
         factor = self.profile.flops_per_entry
         try:
@@ -81,7 +81,7 @@ class DeviceTime(ExactObjective):
             return math.log2(max(flops, factor * size))
 
     def score_slice_index(self, costs: Any, ix: Any) -> float:
-        """What slicing an index saves."""
+        """Return what slicing an index saves."""
         return math.log(costs._flop_reductions[ix] + costs._write_reductions[ix] * self.profile.flops_per_entry + 1)
 
     def get_dynamic_programming_minimize(self) -> str:

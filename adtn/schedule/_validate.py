@@ -77,7 +77,7 @@ def calibrate(device: str = "numpy:cpu", dtype: str = "float32", *, save: bool =
 
 
 def program_factor(calibration: Calibration, profile: DeviceProfile) -> tuple[float, float]:
-    """Median ratio of measured to predicted time of small programs, and the median deviation from it."""
+    """Return the median ratio of measured to predicted time of small programs, and the median deviation from it."""
     logs: list[float] = []
     topologies = (TTN(bond=3), BrickWall(layers=2), MERA(bond=2), MPO(bond=6))
     # compiling a program takes longer than running it

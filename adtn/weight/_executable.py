@@ -1,4 +1,4 @@
-"""What a plan holds: one object per mode that its planner traces and that everybody runs.
+"""Executables: one object per mode that the planner traces, a plan holds, and everybody runs.
 
 An executable is a structure without arrays, bound to a backend. The planner binds it to the null backend to learn what
 it costs, a user to the backend of the arrays; the code that runs is the same.
@@ -74,7 +74,7 @@ class Executable(ABC):
 
 
 class Layer(Executable):
-    """``y = x Wᵀ`` and its adjoint."""
+    """The product ``y = x Wᵀ`` and its adjoint in one mode."""
 
     keeps: bool = False
     """Whether the way back reads a tape, or computes again what it needs."""
@@ -125,7 +125,7 @@ class FitExecutable(Executable):
 
     @abstractmethod
     def arrange(self, weight: Array) -> Array:
-        """Lay an array of the weight's shape out as it is read; a view where that is possible."""
+        """Arrange an array of the weight's shape as it is read; a view where that is possible."""
 
     @abstractmethod
     def evaluate(

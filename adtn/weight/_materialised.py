@@ -64,7 +64,7 @@ class InTiles(Layer, FitExecutable):
         return grads, xbar if xbar is None else weighting.input_adjoint(xbar)
 
     def arrange(self, weight: Array) -> Array:
-        """Lay an array of the weight's shape out in tiles."""
+        """Arrange an array of the weight's shape in tiles."""
         return self.tiled_weight.arrange(weight)
 
     def evaluate(
@@ -77,7 +77,7 @@ class InTiles(Layer, FitExecutable):
         scale: float | Array | None = None,
         factor: float | Array | None = None,
     ) -> tuple[Any, dict[str, Array]]:
-        """Hand every tile to ``consume``."""
+        """Pass every tile to ``consume``."""
         return self.tiled_weight.run(
             self.backend, arrays, consume, start(), adjoint=True, scale=scale, factor=factor, space=self.space
         )

@@ -67,7 +67,7 @@ class Projected(FitExecutable):
         yield len(stages) - 1, 2 * tiled.tiles, root
 
     def arrange(self, weight: Array) -> Array:
-        """Lay an array of the weight's shape out as the projection reads it."""
+        """Arrange an array of the weight's shape as the projection reads it."""
         return self.tiled_weight.arrange(weight)
 
     def evaluate(
@@ -144,7 +144,7 @@ def projecting(
 
 
 def why_not_factored(segments: tuple[Segment, ...], weighting: Weighting, dtype: str) -> str:
-    """Why :meth:`TiledWeight.project` is not possible; empty where it is."""
+    """Return why :meth:`TiledWeight.project` is not possible; empty where it is."""
     if segments[-1].activation != "identity":
         return "there is an activation after the last segment"
     if weighting.layout.padding > 1:

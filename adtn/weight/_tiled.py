@@ -12,6 +12,7 @@ from autoray import do
 from .._typing import Array, Params, Shape
 from ..backends import Backend, Workspace
 from ..calculus import frontier, frontier_pullback, project, squared_norm, walk
+from ..errors import ScheduleError
 from ..program import Stage, Tiled
 from ._weighting import BASE, BASE_SCALE, Weighting
 
@@ -46,12 +47,12 @@ class TiledWeight:
 
     @property
     def rows(self) -> int:
-        """Rows of a tile, padding included."""
+        """The number of rows of a tile, padding included."""
         return self.weighting.layout.padded_shape[0] // self.tiled.tiles
 
     @property
     def tile_shape(self) -> Shape:
-        """Shape of the tiles that a consumer gets."""
+        """The shape of the tiles that a consumer gets."""
         layout = self.weighting.layout
         return (self.rows, *layout.shape[1:]) if self.by_rows else (math.prod(self.tiled.shape),)
 
@@ -82,7 +83,7 @@ class TiledWeight:
         return self.weighting.pad_rows(self.weighting.to_generated_order(wbar))
 
     def mask(self, like: Array) -> Array:
-        """Ones where a tile holds entries of the weight, arranged; ``like`` is any array of the device."""
+        """Make an array of ones where tiles hold entries of the weight; ``like`` is any array of the device."""
         layout = self.weighting.layout
         one = do("reshape", do("zeros_like", do("reshape", like, (-1,))[:1]) + 1.0, (1,) * len(layout.shape))
         if not self.by_rows:
@@ -116,7 +117,7 @@ class TiledWeight:
         backend : Backend
             Of the arrays.
         arrays : mapping of str to array
-            Numbers of the cores; ``"base"``, where there is one, arranged.
+            Parameters of the cores; ``"base"``, where there is one, arranged.
         consume : callable
             ``(tile, number, carry) -> (carry, adjoint of the tile)``; it may overwrite the tile.
         carry : any
@@ -183,14 +184,14 @@ class TiledWeight:
     def project(
         self, backend: Backend, arrays: Params, arranged: Array, space: Workspace, scale: float | Array | None = None
     ) -> tuple[Array, dict[str, Array]]:
-        """``‖W - target‖² - ‖target‖²`` and half of its gradient without any tile of W, see :func:`project`.
+        """Compute ``‖W - target‖² - ‖target‖²`` and half of its gradient without any tile of W, see :func:`project`.
 
         Parameters
         ----------
         backend : Backend
             Of the arrays.
         arrays : mapping of str to array
-            Numbers of the cores.
+            Parameters of the cores.
         arranged : array
             The target, less the base where there is one.
         space : Workspace
@@ -198,7 +199,8 @@ class TiledWeight:
         scale : float or array, optional
             In place of that of :attr:`weighting`.
         """
-        assert self.norm is not None
+        if self.norm is None:
+            raise ScheduleError("Got tiles without the norm of their weight; make them with adtn.weight.projecting.")
         tape, factor = frontier(self.tiled, arrays, space), self.weighting.scale if scale is None else scale
         square, others = squared_norm(self.norm, tape.state, arrays, factor * factor, space)
         overlap, bars = project(self.tiled, tape.blocks, backend, space, arranged, -factor)

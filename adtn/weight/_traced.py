@@ -19,7 +19,7 @@ EinsumSteps = tuple[tuple[int, int, str], ...]
 
 
 class TracedApply:
-    """``y = x Wᵀ`` with x as one more tensor: one graph for any batch, differentiated by the framework.
+    """The product ``y = x Wᵀ`` with x as one more tensor: one graph for any batch, differentiated by the framework.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ BASE_SCALE = "base.scale"
 
 @dataclass(frozen=True, kw_only=True)
 class Weighting:
-    """How a generated state becomes a weight: ``base.scale * base + scale * permute(crop(reshape(X)))``.
+    """The map from a generated state to a weight: ``base.scale * base + scale * permute(crop(reshape(X)))``.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ class Weighting:
         return x
 
     def moment_to_generated_order(self, moment: Array) -> Array:
-        """Reorder a matrix over all axes but the first, flattened, such as the second moment of a layer's inputs."""
+        """Take a matrix over all axes but the first, such as a second moment of inputs, to generated order."""
         if not any(p is not None for p in self.permutations[1:]):
             return moment
         inner = self.layout.shape[1:]
@@ -172,8 +172,27 @@ class Weighting:
             rows = rows if p is None or not axis else p.permute(rows, axis)
         return rows
 
+    def tangent(self, changes: Array, *, whole_rows: bool) -> Array:
+        """Take changes of the state to changes of the weight, in generated order and without the base.
+
+        Parameters
+        ----------
+        changes : array
+            ``(parameters, rows, entries)``.
+        whole_rows : bool
+            Entries are all legs of the other axes, with their padding, which is cropped; otherwise a sample.
+
+        Returns
+        -------
+        array
+            ``(parameters, rows, entries)``.
+        """
+        if whole_rows:
+            changes = do("reshape", self.crop_rows(changes), (*tuple(changes.shape[:2]), -1))
+        return changes * self.scale
+
     def generated_index(self, index: Array) -> Array:
-        """Say which rows of the generated order are the rows ``index`` of the weight, ``(n,)``."""
+        """Return which rows of the generated order are the rows ``index`` of the weight, ``(n,)``."""
         p = self.permutations[0] if self.permutations else None
         return index if p is None else do("index_on", index, p, False)[index]
 

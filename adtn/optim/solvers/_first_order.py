@@ -44,11 +44,11 @@ class FirstOrder(Optimizer):
         ]
 
     def settings(self) -> dict[str, float]:
-        """Options of the backend's optimizer."""
+        """Return the options of the backend's optimizer."""
         return {}
 
     def init(self, params: Params) -> State:
-        """Zero moments."""
+        """Return moments of zero."""
         return tuple(group.optimizer.init(group.own(params)) for group in self._groups)
 
     def step(self, at: Iterate, state: State) -> tuple[Params, State]:
@@ -63,7 +63,7 @@ class FirstOrder(Optimizer):
         return params, tuple(states)
 
     def export_state(self, state: State) -> dict[str, np.ndarray]:
-        """Moments of all groups, ``"0:..."`` for the first."""
+        """Return the moments of all groups, ``"0:..."`` for the first."""
         return {
             f"{n}:{name}": x
             for n, (group, own_state) in enumerate(zip(self._groups, state, strict=True))
@@ -88,27 +88,27 @@ class FirstOrder(Optimizer):
 
 
 class Adam(FirstOrder):
-    """Adam."""
+    """The Adam optimizer of the backend."""
 
     backend_name = "adam"
 
 
 class AdamW(FirstOrder):
-    """Adam with decoupled weight decay."""
+    """The Adam optimizer with decoupled weight decay."""
 
     backend_name = "adamw"
     takes_weight_decay = True
 
     def settings(self) -> dict[str, float]:
-        """Weight decay."""
+        """Return the weight decay."""
         return {"weight_decay": self.problem.weight_decay}
 
 
 class SGD(FirstOrder):
-    """Gradient descent with momentum."""
+    """The method of gradient descent with momentum."""
 
     backend_name = "sgd"
 
     def settings(self) -> dict[str, float]:
-        """Momentum."""
+        """Return the momentum."""
         return {"momentum": self.problem.momentum}

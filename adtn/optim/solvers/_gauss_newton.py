@@ -4,7 +4,7 @@ With residuals r, their Jacobian J and the curvature C of the loss in them, a st
 
     H = Jᵀ C J        (H + λ D) δ = -g        ρ = (L(θ) - L(θ + δ)) / -(gᵀδ + δᵀHδ/2)
 
-J is made for a sample of rows and columns that is drawn anew at every step; the gradient g and the loss are those of
+J is made for a sample of rows and columns that is drawn again at every step; the gradient g and the loss are those of
 all entries, so that the sample decides how good a step is, not where it leads.
 """
 
@@ -39,7 +39,7 @@ State = tuple[float, float]  # damping, and what it is multiplied by after a fai
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Curvature:
-    """H from a sample of the weight's entries.
+    """The matrix H, from a sample of the weight's entries.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Curvature:
     backend, device, dtype
         Where.
     constants : mapping of str to array
-        Frozen numbers, unit directions, and those of the objective.
+        Frozen parameters, unit directions, and the arrays of the objective.
     base : numpy.ndarray
         ``(n_out, n_in)``; empty where its factor is not trained.
     names : list of str
@@ -81,9 +81,9 @@ class Curvature:
         rows = np.sort(rng.choice(shape[0], n_rows, replace=False))
         columns = np.sort(rng.choice(n_in, n_columns, replace=False)) if n_columns else None
         probes = {k: self._asarray(x) for k, x in self.jacobian.probes(rows, columns).items()}
-        found = self.jacobian({**self.constants, **params, **probes})
-        changes = stacked(found, [k for k in self.names if k != BASE_SCALE]) * self.generator.scale
-        changes = self._cropped(changes) if columns is None else changes
+        derivatives = self.jacobian({**self.constants, **params, **probes})
+        changes = stacked(derivatives, [k for k in self.names if k != BASE_SCALE])
+        changes = self.generator.weighting.tangent(changes, whole_rows=columns is None)
         if BASE_SCALE in self.names:
             base = self.base[rows] if columns is None else self.base[np.ix_(rows, columns)]
             changes = do("concatenate", (changes, self._asarray(base[None])), axis=0)
@@ -97,10 +97,6 @@ class Curvature:
     def _asarray(self, x: np.ndarray) -> Array:
         return self.backend.asarray(x, self.device, self.dtype)
 
-    def _cropped(self, changes: Array) -> Array:
-        """Without the padding of the axes that are not sampled."""
-        return do("reshape", self.generator.weighting.crop_rows(changes), (*tuple(changes.shape[:2]), -1))
-
 
 def plan_curvature(
     generator: Generator, objective: Objective, backend: Backend, device: str, dtype: str, seed: int
@@ -110,7 +106,7 @@ def plan_curvature(
     Raises
     ------
     FitError
-        For more than 2048 parameters, and for losses that are no sums of squares.
+        For more than 2048 parameters, and for losses that are not sums of squares.
     """
     shapes = {k: np.shape(generator.params[k]) for k in generator.params if k != BASE_SCALE}
     names = [*sorted(shapes), *([BASE_SCALE] if BASE_SCALE in generator.params else [])]
@@ -148,7 +144,7 @@ def plan_curvature(
 
 
 class LevenbergMarquardt(Optimizer):
-    """Gauss-Newton steps with damping by the gain ratio (Nielsen's rule).
+    """The Levenberg-Marquardt method, with damping by the gain ratio (Nielsen's rule).
 
     References
     ----------
@@ -170,11 +166,11 @@ class LevenbergMarquardt(Optimizer):
             raise FitError("optimizer='lm' needs a weight to reconstruct; for tasks use 'adam' or 'lbfgs'.")
 
     def init(self, params: Params) -> State:
-        """Little damping."""
+        """Return little damping."""
         return _START, 2.0
 
     def step(self, at: Iterate, state: State) -> tuple[Evaluation | None, State]:
-        """Increase the damping until a change lowers the loss."""
+        """Raise the damping until a change lowers the loss."""
         names = self._curvature.names
         matrix, slope = self._matrix(at), flat(at.grads, names)
         damping, growth = state
@@ -190,7 +186,7 @@ class LevenbergMarquardt(Optimizer):
         return None, (damping, growth)
 
     def export_state(self, state: State) -> dict[str, np.ndarray]:
-        """Damping and its growth."""
+        """Return the damping and its growth."""
         return {"lm": np.array(state)}
 
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> State:
@@ -212,7 +208,7 @@ def _solve(matrix: np.ndarray, slope: np.ndarray, damping: float) -> np.ndarray:
     scaled = matrix / np.outer(unit, unit)
     scaled[np.diag_indices_from(scaled)] += damping
     try:
-        found = np.linalg.solve(scaled, -slope / unit)
+        change = np.linalg.solve(scaled, -slope / unit)
     except np.linalg.LinAlgError:
-        found = np.linalg.lstsq(scaled, -slope / unit, rcond=None)[0]
-    return found / unit
+        change = np.linalg.lstsq(scaled, -slope / unit, rcond=None)[0]
+    return change / unit

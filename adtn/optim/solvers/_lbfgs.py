@@ -47,7 +47,7 @@ class History:
 
     @classmethod
     def empty(cls, n: int) -> History:
-        """Begin without curvature."""
+        """Return a history without curvature."""
         size = _PAIRS + 1
         return cls(np.zeros((size, n)), np.zeros((size, n)), np.zeros((size, size)))
 
@@ -88,7 +88,7 @@ State = History
 
 
 class LBFGS(Optimizer):
-    """Limited-memory quasi-Newton steps with a line search.
+    """The limited-memory BFGS method with a line search.
 
     References
     ----------
@@ -106,7 +106,7 @@ class LBFGS(Optimizer):
             raise FitError("optimizer='lbfgs' needs the same loss at every step; this task has batches. Use 'adam'.")
 
     def init(self, params: Params) -> State:
-        """Begin without curvature."""
+        """Return a history without curvature."""
         return History.empty(sum(np.size(x) for x in params.values()))
 
     def step(self, at: Iterate, state: State) -> tuple[Evaluation | None, State]:
@@ -128,7 +128,7 @@ class LBFGS(Optimizer):
         return reached, state
 
     def export_state(self, state: State) -> dict[str, np.ndarray]:
-        """Changes of parameters and gradient, oldest first."""
+        """Return the changes of parameters and gradient, oldest first."""
         at = list(state.rows)
         return {"changes": state.changes[at], "bends": state.bends[at]} if at else {}
 

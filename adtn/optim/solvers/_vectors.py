@@ -10,7 +10,7 @@ from ..._typing import Params
 
 
 def flat(arrays: Params, names: Sequence[str]) -> np.ndarray:
-    """Entries of the arrays, in the order of the names, in float64."""
+    """Return the entries of the arrays, in the order of the names, in float64."""
     return np.concatenate([np.ravel(arrays[name]).astype(np.float64) for name in names])
 
 
