@@ -22,6 +22,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check --diff .
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/duplicated_lines.py
+	$(BIN)/python .ci/english.py
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/.docs

@@ -1,4 +1,4 @@
-"""Arrays of any framework that a caller hands over, as NumPy has them."""
+"""Conversion of the arrays that callers pass in, from any framework, to NumPy."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .errors import ADTNError
 
 
 def host_array(name: str, value: Any, error: type[ADTNError]) -> np.ndarray:
-    """Real numbers from an array, a parameter of a model, or nested lists.
+    """Convert an array, a model parameter or nested lists to a real NumPy array.
 
-    What is on another device, has gradients or is in bfloat16 is copied; NumPy arrays are taken as they are.
+    Arrays on another device, with gradients or in bfloat16 are copied; NumPy arrays are returned as they are.
 
     Raises
     ------
     ADTNError
-        Of class ``error``, if it is something else.
+        An instance of ``error`` if the value is anything else.
     """
     expected = "an array of real numbers"
     if value is None or isinstance(value, str | bytes | Mapping):
@@ -28,25 +28,25 @@ def host_array(name: str, value: Any, error: type[ADTNError]) -> np.ndarray:
     try:
         if not isinstance(value, np.ndarray | np.generic) and hasattr(value, "dtype") and hasattr(value, "shape"):
             value = backend_of(value).to_numpy(value)
-        found = np.asarray(value)
-    except Exception as failed:
-        raise error(f"Got {name}={shown(value)}, which is no array ({failed}); expected {expected}.") from failed
-    if found.dtype.name == "bfloat16":
-        found = found.astype(np.float32)
-    if found.dtype.kind not in "fiub":
-        raise error(f"Got {name}={shown(value)}, of {found.dtype}; expected {expected}.")
-    return found
+        array = np.asarray(value)
+    except Exception as cause:
+        raise error(f"Got {name}={shown(value)}, which is not an array ({cause}); expected {expected}.") from cause
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
+    if array.dtype.kind not in "fiub":
+        raise error(f"Got {name}={shown(value)} of dtype {array.dtype}; expected {expected}.")
+    return array
 
 
 def finite_array(name: str, value: Any, error: type[ADTNError]) -> np.ndarray:
-    """:func:`host_array` without NaN and infinity.
+    """Convert a value with :func:`host_array` and refuse NaN and infinity.
 
     Raises
     ------
     ADTNError
-        Of class ``error``, if it is something else.
+        An instance of ``error`` if the value is not an array of finite real numbers.
     """
-    found = host_array(name, value, error)
-    if not np.isfinite(found).all():
+    array = host_array(name, value, error)
+    if not np.isfinite(array).all():
         raise error(f"Got {name}={shown(value)} with entries that are NaN or infinite; expected finite numbers.")
-    return found
+    return array

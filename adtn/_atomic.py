@@ -1,4 +1,4 @@
-"""Files that are either written whole or not at all."""
+"""Atomic file writes: a file is either written completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ except ImportError:  # Windows
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write beside the target, flush to disk, rename, and flush the folder.
+    """Write a temporary file next to the target, flush it to disk, rename it, and flush the folder.
 
-    The file that is being written has no name where the system can do that, and else the same name at every try, so
-    that a process that is killed leaves at most one file behind, which the next write of the same target takes over.
-    Several processes and threads may write one target: each of them writes it whole, one after the other.
+    The temporary file is unnamed where the system supports that. Elsewhere it has the same name on every attempt, so a
+    killed process leaves at most one file behind, which the next write to the same target reuses. Several processes and
+    threads may write to one target: each writes the complete file, one after the other.
 
     Parameters
     ----------
     path : path
-        Existing files are replaced in one step.
+        The target; an existing file is replaced in one step.
     data : bytes
-        The whole content.
+        The complete content.
 
     Raises
     ------
     OSError
-        As the system says; the target is then untouched.
+        The error of the operating system; the target is then untouched.
     """
     target = Path(path)
     if target.exists() and not target.is_file():
         kind = errno.EISDIR if target.is_dir() else errno.EEXIST
         raise OSError(kind, os.strerror(kind) if target.is_dir() else "Not a regular file", str(target))
     temporary = target.parent / temporary_name(target.name)
-    if fcntl is None:  # open files cannot be renamed there
+    if fcntl is None:  # Windows cannot rename open files
         temporary = temporary.with_suffix(f".{os.getpid()}.tmp")
         try:
             temporary.write_bytes(data)
@@ -47,14 +47,14 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         return
-    # where a file cannot get its name later, it has one from the beginning
+    # where an unnamed file cannot be linked afterwards, use a named one from the start
     done = _put(target, temporary, data, unnamed=True) or _put(target, temporary, data, unnamed=False)
     assert done
     _flush_folder(target.parent)
 
 
 def _put(target: Path, temporary: Path, data: bytes, *, unnamed: bool) -> bool:
-    """Write and rename; says whether that was possible in this way."""
+    """Write and rename; return whether this way of writing is supported."""
     with _opened(target.parent, temporary, unnamed) as (handle, named):
         try:
             with os.fdopen(handle, "wb", closefd=False) as file:
@@ -73,33 +73,34 @@ def _put(target: Path, temporary: Path, data: bytes, *, unnamed: bool) -> bool:
 
 @contextmanager
 def locked_folder(folder: Path, *, shared: bool = False) -> Generator[None, None, None]:
-    """What is made of several files in a folder is written by one process at a time, and read by none meanwhile.
+    """Lock a folder, so that one process at a time writes a set of files in it and nobody reads them meanwhile.
 
     Parameters
     ----------
     folder : path
+        The folder to lock.
     shared : bool
-        For readers, of which there may be many.
+        Take a shared lock, which any number of readers can hold at once.
     """
     handle = None
-    with suppress(OSError):  # no such folder, or it cannot be opened: what needs it says so
+    with suppress(OSError):  # the folder is missing or cannot be opened: whoever uses it reports that
         handle = os.open(folder, os.O_RDONLY)
         _lock(handle, "LOCK_SH" if shared else "LOCK_EX")
     try:
         yield
     finally:
         if handle is not None:
-            _lock(handle, "LOCK_UN")  # also if a fork has it open
+            _lock(handle, "LOCK_UN")  # also if a forked process holds the descriptor
             os.close(handle)
 
 
 def try_writing(folder: Path, size: int) -> None:
-    """Write so many bytes to a new file in a folder and drop it.
+    """Write ``size`` bytes to a new file in a folder and delete it again.
 
     Raises
     ------
     OSError
-        As the system says.
+        The error of the operating system.
     """
     temporary = folder / temporary_name("adtn")
     if fcntl is None:
@@ -117,13 +118,13 @@ def try_writing(folder: Path, size: int) -> None:
 
 
 def temporary_name(name: str) -> str:
-    """Beside a file of that name, while it is written."""
+    """Return the name of the temporary file used while a file called ``name`` is written."""
     return f".{name[:40]}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:8]}.tmp"
 
 
 @contextmanager
 def _opened(folder: Path, temporary: Path, unnamed: bool = True) -> Generator[tuple[int, bool]]:
-    """A locked file to write to, and whether it has its name already; whoever renames it holds the lock."""
+    """Open and lock a file for writing; yield it and whether it already has a name. The lock holder renames it."""
     handle = _unnamed(folder) if unnamed else None
     named = handle is None
     if handle is None:
@@ -135,7 +136,7 @@ def _opened(folder: Path, temporary: Path, unnamed: bool = True) -> Generator[tu
             _lock(handle)
         yield handle, named
     finally:
-        _lock(handle, "LOCK_UN")  # also if a fork has it open
+        _lock(handle, "LOCK_UN")  # also if a forked process holds the descriptor
         os.close(handle)
 
 
@@ -146,16 +147,16 @@ def _unnamed(folder: Path) -> int | None:
     try:
         return os.open(folder, flag | os.O_RDWR | os.O_CLOEXEC, 0o666)
     except OSError:
-        return None  # not every file system has it; the other way says what is wrong
+        return None  # not every file system supports it; opening a named file reports real errors
 
 
 def _name(handle: int, temporary: Path) -> bool:
-    """Give a file a name, if the system can; what is there is left by a killed process, or waited for."""
+    """Link an unnamed file to a name; a file already there is waited for if in use, and removed if left over."""
     folder = os.open(temporary.parent, os.O_RDONLY)
     try:
         while True:
             try:
-                # with folders given, Python follows the link, which is how such a file gets a name
+                # with directory descriptors Python follows the symbolic link, which is what names an unnamed file
                 os.link(f"/proc/self/fd/{handle}", temporary.name, src_dir_fd=folder, dst_dir_fd=folder)
                 return True
             except FileExistsError:
@@ -172,7 +173,7 @@ def _name(handle: int, temporary: Path) -> bool:
 
 
 def _locked(temporary: Path, create: int) -> int:
-    """The file of that name, once no other process is at it."""
+    """Open the file of that name once no other process holds its lock."""
     while True:
         handle = os.open(temporary, os.O_RDWR | os.O_CLOEXEC | create, 0o666)
         try:
@@ -182,11 +183,11 @@ def _locked(temporary: Path, create: int) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # it was renamed meanwhile
+        os.close(handle)  # it was renamed in the meantime
 
 
 def _lock(handle: int, how: str = "LOCK_EX") -> None:
-    """Where the system and the file system have locks; elsewhere, writers at the same time are not kept apart."""
+    """Lock a file where the file system supports it; elsewhere concurrent writers are not separated."""
     if fcntl is not None:
         with suppress(OSError):
             fcntl.flock(handle, getattr(fcntl, how))
@@ -200,7 +201,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def _flush_folder(folder: Path) -> None:
-    """The new name survives a power cut, too, where the system can promise that."""
+    """Flush a folder, so that a new name survives a power cut where the system guarantees that."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,8 +1,9 @@
-"""What arguments must be: read from their annotations, checked at run time, with errors that name the argument.
+"""Run-time validation of arguments from their annotations, with errors that name the argument.
 
 ``steps: Annotated[int, Range(1)]`` is all that :func:`checked` (functions) and :func:`check_fields` (dataclasses) need
-to refuse ``0``, ``True``, ``"3"`` and NaN, and to take ``np.int64(3)`` as ``3``. A text in ``Annotated`` is what the
-error says was expected. Annotations that say nothing at run time, such as ``Any``, are not checked.
+to refuse ``0``, ``True``, ``"3"`` and NaN, and to accept ``np.int64(3)`` as ``3``. A string in ``Annotated`` is the
+description of the expected value in error messages. Annotations without meaning at run time, such as ``Any``, are not
+checked.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ _INT64 = 2**63 - 1
 
 @dataclass(frozen=True)
 class Range:
-    """Which numbers are allowed; never NaN or infinite ones.
+    """A range of allowed numbers; NaN and infinity are never allowed.
 
     Parameters
     ----------
     least, most : float
-        Both are allowed.
+        The bounds, inclusive.
     above, below : bool
-        The bound itself is not.
+        Exclude the lower or upper bound itself.
     """
 
     least: float | None = None
@@ -67,14 +68,14 @@ PathArgument: TypeAlias = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Registered:
-    """Names that a registry knows at the time of the check, which may be more than at the time of the import.
+    """A name in a registry, looked up at the time of the check, when it may hold more than at import.
 
     Parameters
     ----------
     knows : callable
-        Whether there is something of that name.
+        Whether the registry has an entry of that name.
     expected : callable
-        What an error says was expected.
+        Description of the expected names for error messages.
     """
 
     knows: Callable[[str], bool]
@@ -82,19 +83,19 @@ class Registered:
 
 
 class Refused(Exception):
-    """A value is not what a rule wants."""
+    """A value does not satisfy a rule."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be.
+    """A condition on a value, with its description.
 
     Parameters
     ----------
     says : str or callable
-        What is expected, for the error; a function where that changes while the program runs.
+        Description of the expected value; a function where it can change while the program runs.
     convert : callable
-        Returns the value as plain Python has it, or raises :class:`Refused`.
+        Returns the value as a plain Python object, or raises :class:`Refused`.
     """
 
     says: str | Callable[[], str]
@@ -102,16 +103,16 @@ class Rule:
 
     @property
     def expected(self) -> str:
-        """What is expected now."""
+        """The current description of the expected value."""
         return self.says if isinstance(self.says, str) else self.says()
 
     def __call__(self, name: str, value: Any, error: type[ADTNError]) -> Any:
-        """The value, converted.
+        """Convert a value.
 
         Raises
         ------
         ADTNError
-            Of class ``error``, if it is something else.
+            An instance of ``error`` if the value does not satisfy the rule.
         """
         try:
             return self.convert(value)
@@ -120,18 +121,18 @@ class Rule:
 
 
 def number(name: str, value: Any, error: type[ADTNError], bounds: Range | None = None) -> float:
-    """One finite number that came from a function of the caller.
+    """Check one finite number, such as the return value of a caller's function.
 
     Raises
     ------
     ADTNError
-        Of class ``error``, if it is something else.
+        An instance of ``error`` if it is anything else.
     """
     return _real(bounds or Range())(name, value, error)
 
 
 def shown(value: Any, most: int = 120) -> str:
-    """A value for an error message, shortened."""
+    """Format a value for an error message, shortened."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None and dtype is not None and shape != ():
         return f"an array of shape {tuple(shape)} and {dtype}"
@@ -143,17 +144,17 @@ def shown(value: Any, most: int = 120) -> str:
 
 
 def listed(texts: Sequence[str]) -> str:
-    """Texts as a list in a sentence: ``a, b or c``."""
+    """Join strings to a list in a sentence: ``a, b or c``."""
     return f"{', '.join(texts[:-1])} or {texts[-1]}" if len(texts) > 1 else texts[0]
 
 
 def check_fields(thing: Any, error: type[ADTNError]) -> None:
-    """Check the fields of a frozen dataclass by their annotations, and make them plain.
+    """Check the fields of a frozen dataclass against their annotations and convert them to plain Python objects.
 
     Raises
     ------
     ADTNError
-        Of class ``error``, for the first that is something else.
+        An instance of ``error`` for the first invalid field.
     """
     for name, rule in _rules_of_class(type(thing)).items():
         value = getattr(thing, name)
@@ -163,14 +164,14 @@ def check_fields(thing: Any, error: type[ADTNError]) -> None:
 
 
 def checked(error: type[ADTNError], **others: type[ADTNError]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorator: check arguments of a function by their annotations, and make them plain.
+    """Decorate a function so that its arguments are checked against their annotations and converted.
 
     Parameters
     ----------
     error : type
         Class of the errors.
     **others
-        That of single arguments.
+        Classes of the errors for individual arguments.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -195,24 +196,24 @@ def checked(error: type[ADTNError], **others: type[ADTNError]) -> Callable[[Call
 
 @lru_cache(maxsize=1024)
 def _rules_of_class(cls: type) -> dict[str, Rule]:
-    found: dict[str, Rule | None] = {}
+    rules: dict[str, Rule | None] = {}
     for base in reversed(cls.__mro__):
         space = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
         for name, annotation in inspect.get_annotations(base).items():
-            found[name] = _rule_of_text(annotation, space)
+            rules[name] = _rule_of_text(annotation, space)
     own = {f.name for f in fields(cls)}
-    return {name: rule for name, rule in found.items() if rule is not None and name in own}
+    return {name: rule for name, rule in rules.items() if rule is not None and name in own}
 
 
 @lru_cache(maxsize=1024)
 def _rules_of_function(function: Callable[..., Any]) -> dict[str, Rule]:
     space = function.__globals__  # type: ignore[attr-defined]
-    found = {name: _rule_of_text(annotation, space) for name, annotation in function.__annotations__.items()}
-    return {name: rule for name, rule in found.items() if rule is not None and name != "return"}
+    rules = {name: _rule_of_text(annotation, space) for name, annotation in function.__annotations__.items()}
+    return {name: rule for name, rule in rules.items() if rule is not None and name != "return"}
 
 
 def _rule_of_text(annotation: Any, space: Mapping[str, Any]) -> Rule | None:
-    """Annotations are texts, which may name what only type checkers import."""
+    """Evaluate an annotation, which is a string and may refer to imports for type checkers only."""
     if isinstance(annotation, str):
         try:
             annotation = eval(annotation, dict(space))
@@ -222,7 +223,7 @@ def _rule_of_text(annotation: Any, space: Mapping[str, Any]) -> Rule | None:
 
 
 def rule_of(annotation: Any) -> Rule | None:
-    """The rule in an annotation; ``None`` where it allows anything."""
+    """Derive the rule of an annotation; ``None`` where it allows anything."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _annotated(args[0], args[1:])
@@ -262,7 +263,7 @@ def _annotated(inner: Any, notes: Sequence[Any]) -> Rule | None:
         rule = _SCALARS[inner](bounds or Range())
     else:
         rule = rule_of(inner)
-        if rule is not None and bounds is not None:  # of its length
+        if rule is not None and bounds is not None:  # bounds of the length
             rule = _of_length(rule, bounds)
     return rule if rule is None or says is None else Rule(says, rule.convert)
 
@@ -273,8 +274,8 @@ def _registered(names: Registered) -> Rule:
 
 def _of_length(rule: Rule, bounds: Range) -> Rule:
     def convert(value: Any) -> Any:
-        found = rule.convert(value)
-        return _if(len(found) in bounds, found)
+        converted = rule.convert(value)
+        return _if(len(converted) in bounds, converted)
 
     return Rule(rule.says, convert)
 
@@ -325,8 +326,8 @@ def _mapping(rule: Rule | None) -> Rule:
 
 
 def _iterable(value: Any) -> Any:
-    goes_round = hasattr(value, "__iter__") or hasattr(value, "__getitem__")
-    return _if(goes_round and not isinstance(value, str | bytes | type), value)
+    is_iterable = hasattr(value, "__iter__") or hasattr(value, "__getitem__")
+    return _if(is_iterable and not isinstance(value, str | bytes | type), value)
 
 
 def _chosen(value: Any, known: Sequence[Any]) -> Any:
@@ -365,7 +366,7 @@ def _real(bounds: Range) -> Rule:
 
 def _text(bounds: Range) -> Rule:
     least = int(bounds.least or 0)
-    return Rule("a text", lambda value: str(_if(isinstance(value, str) and len(value) >= least, value)))
+    return Rule("a string", lambda value: str(_if(isinstance(value, str) and len(value) >= least, value)))
 
 
 def _flag(bounds: Range) -> Rule:
@@ -387,7 +388,7 @@ _SCALARS: dict[Any, Callable[[Range], Rule]] = {int: _whole, float: _real, bool:
 
 
 def _plain(value: Any) -> Any:
-    """A scalar of NumPy or of another framework as Python has it."""
+    """Convert a scalar of NumPy or another framework to a Python number."""
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         try:
             return value.item()
@@ -400,8 +401,8 @@ def _is_vector(value: Any) -> bool:
     return len(getattr(value, "shape", ())) == 1 and hasattr(value, "dtype")
 
 
-def _if(fine: bool, value: Any) -> Any:
-    if not fine:
+def _if(valid: bool, value: Any) -> Any:
+    if not valid:
         raise Refused
     return value
 
@@ -413,7 +414,12 @@ def _number(x: float) -> str:
 
 
 def _plural(expected: str) -> str:
-    for one, many in (("a whole number", "whole numbers"), ("a number", "numbers"), ("a text", "texts"), ("a ", "")):
+    for one, many in (
+        ("a whole number", "whole numbers"),
+        ("a number", "numbers"),
+        ("a string", "strings"),
+        ("a ", ""),
+    ):
         if expected.startswith(one):
             return many + expected.removeprefix(one)
     return expected

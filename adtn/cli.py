@@ -1,11 +1,11 @@
-"""The command line: ``adtn demo | devices | calibrate | plan | fit | inspect | bench``."""
+"""The command line: ``adtn demo | devices | calibrate | plan | fit | compress | inspect | bench``."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -23,18 +23,18 @@ app = typer.Typer(
     add_completion=False,
 )
 Devices = Annotated[
-    list[str] | None, typer.Option("--device", help="Device, may be repeated; all usable ones by default.")
+    list[str] | None, typer.Option("--device", help="Device to use, may be repeated; by default all usable ones.")
 ]
 
 
 def _optimizers() -> str:
-    """Names for the help, also those that other packages and ``--import`` add."""
+    """List the optimizers for the help text, including those of other packages and of ``--import``."""
     *names, last = optimizer_names()
     return f"{', '.join(names)} or {last}."
 
 
 def _import(context: typer.Context, names: list[str] | None) -> list[str] | None:
-    """Import modules that register something, also those of the working directory, before anything else is read."""
+    """Import modules that register plugins, also from the working directory, before other options are parsed."""
     for name in names or ():
         _module(name, name)
     for option in context.command.params:
@@ -49,13 +49,13 @@ Imports = Annotated[
         "--import",
         callback=_import,
         is_eager=True,
-        help="Module that registers topologies, activations or optimizers of your own, may be repeated.",
+        help="Module that registers your own topologies, activations or optimizers, may be repeated.",
     ),
 ]
 
 
 def main() -> None:
-    """Entry point: errors of the library and of the system become one line and exit code 1."""
+    """Run the command line; errors of the library and of the system become one line and exit code 1."""
     try:
         app()
     except (ADTNError, OSError, MemoryError) as error:
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         print(__version__)
         raise typer.Exit
@@ -73,26 +73,28 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command()
 def devices(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List devices with memory and dtypes, and why some are not usable."""
+    """List devices with their memory and dtypes, and why some are not usable."""
     from dataclasses import asdict
 
     from .device import devices as list_devices
 
-    found = list_devices()
-    print(json.dumps([asdict(d) for d in found], indent=1) if as_json else found)
+    listing = list_devices()
+    print(json.dumps([asdict(d) for d in listing], indent=1) if as_json else listing)
 
 
 @app.command()
 def demo(
     data: Annotated[
-        str, typer.Option(help="digits (comes with the package) or mnist (from the folder ADTN_DATA).")
+        str, typer.Option(help="Data set: digits (included) or mnist (from the folder ADTN_DATA).")
     ] = "digits",
     device: Devices = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Cases to run, may be repeated.")] = None,
-    layer: Annotated[str, typer.Option(help="Only this layer: first or hidden.")] = "",
-    out: Annotated[Path, typer.Option(help="Folder for generators, JSON and the picture.")] = Path("adtn-demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of repetitions with different seeds.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; the default depends on the data.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Name of a case to run, may be repeated; by default all.")
+    ] = None,
+    layer: Annotated[str, typer.Option(help="Replace only this layer: first or hidden.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder for generators, JSON and the figure.")] = Path("adtn-demo"),
 ) -> None:
     """Train a network through generated layers, beside controls, on every usable device."""
     from rich.console import Console
@@ -101,7 +103,6 @@ def demo(
     from .demo import load_images as check_data
 
     check_writable(out, "--out", "folder")
-    wanted: Any = data
     check_data(data)
     console = Console(width=None if sys.stdout.isatty() else 140)
     command = "adtn " + " ".join(sys.argv[1:])
@@ -113,9 +114,16 @@ def demo(
 
     with status:
         report = run_demo(
-            wanted, devices=device, seeds=seeds, steps=steps, only=only or (), layer=layer,
-            out=out, on_result=show, command=command,
-        )  # fmt: skip
+            cast(Any, data),
+            devices=device,
+            seeds=seeds,
+            steps=steps,
+            only=only or (),
+            layer=layer,
+            out=out,
+            on_result=show,
+            command=command,
+        )
     for table in tables(report):
         console.print(table)
     for line in verdict(report):
@@ -123,47 +131,48 @@ def demo(
     try:
         draw(report, out / f"demo-{report.data}.png")
     except (MissingDependencyError, OSError) as error:
-        console.print(f"No picture: {error}", markup=False, highlight=False)
-    console.print(f"Generators, JSON and picture are in {out}/", highlight=False)
+        console.print(f"No figure: {error}", markup=False, highlight=False)
+    console.print(f"Generators, JSON and figure are in {out}/", highlight=False)
 
 
 @app.command()
 def fit(
-    file: Annotated[Path, typer.Argument(help="A weight: .npy, .npz or .safetensors.")],
+    file: Annotated[Path, typer.Argument(help="File with a weight: .npy, .npz or .safetensors.")],
     topology: Annotated[
-        str, typer.Option(help="ttn, attn, mera, brickwall, tt, mpo, tensorring, tucker, cp, ...")
+        str, typer.Option(help="Topology: ttn, attn, mera, brickwall, tt, mpo, tensorring, tucker, cp, ...")
     ] = "ttn",
     bond: Annotated[int | None, typer.Option(min=1, help="Bond dimension.")] = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="Layers of a brick wall.")] = None,
-    activation: Annotated[str | None, typer.Option(help="Between levels.")] = None,
-    leg: Annotated[int | None, typer.Option(min=2, help="Wished size of a leg.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Number of layers of a brick wall.")] = None,
+    activation: Annotated[str | None, typer.Option(help="Activation between levels.")] = None,
+    leg: Annotated[int | None, typer.Option(min=2, help="Target size of a leg.")] = None,
     order: Annotated[str | None, typer.Option(help="Order of the legs: axis or interleaved.")] = None,
-    key: Annotated[str | None, typer.Option(help="Name of the array in the file.")] = None,
-    device: Annotated[str, typer.Option(help="Where to train.")] = "numpy:cpu",
+    key: Annotated[str | None, typer.Option(help="Name of the array in a file with several.")] = None,
+    device: Annotated[str, typer.Option(help="Device to train on.")] = "numpy:cpu",
     optimizer: Annotated[str, typer.Option(help=_optimizers())] = "adam",
-    steps: Annotated[int, typer.Option(min=1)] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Maximum number of steps.")] = 1000,
     lr: Annotated[float, typer.Option(help="Largest learning rate.")] = 2e-2,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    start: Annotated[str, typer.Option(help="generator, or decomposition for linear topologies.")] = "generator",
-    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file; an existing one is continued.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to save; FILE.adtn.safetensors by default.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial values.")] = 0,
+    start: Annotated[
+        str, typer.Option(help="Starting point: generator, or decomposition for linear topologies.")
+    ] = "generator",
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file; an existing one is resumed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output file; by default FILE.adtn.safetensors.")] = None,
     modules: Imports = None,
 ) -> None:
-    """Fit a generator to a weight of your own and save it."""
+    """Fit a generator to your own weight and save it."""
     from .compression import pick_weight, to_bytes
     from .generator import Generator
     from .optim import Status
     from .optim import fit as run
 
     if not file.name:
-        raise ADTNError(f"Got the file {str(file)!r}; expected a weight, .npy, .npz or .safetensors.")
+        raise ADTNError(f"Got the file {str(file)!r}; expected a file with a weight: .npy, .npz or .safetensors.")
     target = check_writable(out or file.with_suffix(".adtn.safetensors"), "--out", "file")
     name, weight = pick_weight(file, key)
     top = _topology(topology, bond=bond, layers=layers, activation=activation)
     layout = _layout(weight.shape, top, leg, order)
     weight = np.asarray(weight, dtype=np.float64)
     generator = Generator(weight.shape, top, layout=layout, seed=seed, scale=weight)
-    chosen: dict[str, Any] = {"start": start}
     solution = run(
         generator,
         weight,
@@ -172,7 +181,7 @@ def fit(
         steps=steps,
         lr=lr,
         checkpoint=checkpoint,
-        **chosen,
+        start=cast(Any, start),
     )
     gen = solution.generator
     content = to_bytes(gen)
@@ -191,10 +200,10 @@ def fit(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A file of adtn.save, or any .npy, .npz, .safetensors.")],
+    file: Annotated[Path, typer.Argument(help="A file written by adtn.save, or any .npy, .npz or .safetensors file.")],
     modules: Imports = None,
 ) -> None:
-    """Show what a file holds: a generator with its segments, or plain weights with their spectra."""
+    """Show the content of a file: a generator with its segments, or plain weights with their spectra."""
     from .compression import load, read_weights
     from .errors import FileFormatError
 
@@ -221,16 +230,18 @@ def inspect(
 @app.command()
 def calibrate(
     device: Devices = None,
-    dtype: Annotated[str, typer.Option(help="Of the arrays.")] = "float32",
-    out: Annotated[Path | None, typer.Option(help="Also write the profile here (one device).")] = None,
+    dtype: Annotated[str, typer.Option(help="Dtype of the arrays.")] = "float32",
+    out: Annotated[
+        Path | None, typer.Option(help="File to which the profile is also written (for a single device).")
+    ] = None,
 ) -> None:
-    """Measure what operations cost on a device, for all later plans; on an idle machine, under 20 seconds each."""
+    """Measure the cost of operations on devices, for later plans; takes under 20 seconds each on an idle machine."""
     from .device import devices as list_devices
     from .schedule import calibrate as measure
 
     names = device or [d.name for d in list_devices().usable]
     if out is not None and len(names) != 1:
-        raise ADTNError(f"Got --out for {len(names)} devices; name one with --device.")
+        raise ADTNError(f"Got --out for {len(names)} devices; expected one. Select it with --device.")
     if out is not None:
         check_writable(out, "--out", "file")
     for name in names:
@@ -243,51 +254,59 @@ def calibrate(
 
 @app.command()
 def plan(
-    shape: Annotated[str, typer.Argument(help="Of the weight, such as 4096x4096, or a file of adtn.save.")],
-    topology: Annotated[str, typer.Option(help="ttn, attn, mera, brickwall, tt, mpo, ...")] = "ttn",
+    shape: Annotated[
+        str, typer.Argument(help="Shape of the weight, such as 4096x4096, or a file written by adtn.save.")
+    ],
+    topology: Annotated[str, typer.Option(help="Topology: ttn, attn, mera, brickwall, tt, mpo, ...")] = "ttn",
     bond: Annotated[int | None, typer.Option(min=1, help="Bond dimension.")] = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="Layers of a brick wall.")] = None,
-    activation: Annotated[str | None, typer.Option(help="Between levels.")] = None,
-    leg: Annotated[int | None, typer.Option(min=2, help="Wished size of a leg.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Number of layers of a brick wall.")] = None,
+    activation: Annotated[str | None, typer.Option(help="Activation between levels.")] = None,
+    leg: Annotated[int | None, typer.Option(min=2, help="Target size of a leg.")] = None,
     order: Annotated[str | None, typer.Option(help="Order of the legs: axis or interleaved.")] = None,
-    task: Annotated[str, typer.Option(help="generate, apply, train or fit.")] = "apply",
+    task: Annotated[str, typer.Option(help="Task to plan: generate, apply, train or fit.")] = "apply",
     batch: Annotated[int, typer.Option(min=1, help="Rows of the input.")] = 1,
-    device: Annotated[str | None, typer.Option(help="Where; numpy:cpu, or a profile's device, when not given.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the arrays.")] = "float32",
-    profile: Annotated[str | None, typer.Option(help="A shipped profile (h200, ...) or a file.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Largest extra memory, such as 512MiB.")] = None,
-    mode: Annotated[str | None, typer.Option(help="Force materialise, stream or factored.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device; by default that of the profile, or numpy:cpu.")] = None,
+    dtype: Annotated[str, typer.Option(help="Dtype of the arrays.")] = "float32",
+    profile: Annotated[str | None, typer.Option(help="Device profile: a shipped one (h200, ...) or a file.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Limit of extra memory, such as 512MiB.")] = None,
+    mode: Annotated[str | None, typer.Option(help="Force a mode: materialise, stream or factored.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     modules: Imports = None,
 ) -> None:
-    """Show how a task would be done: contractions, mode, tiles, predicted time and memory, and what lost."""
+    """Show the plan of a task: contractions, mode, tiles, predicted time and memory, and the alternatives."""
     from .schedule import Sketch
     from .schedule import plan as make
 
     if Path(shape).exists():
         from .compression import load
 
-        thing: Any = load(Path(shape))
+        generator: Any = load(Path(shape))
     else:
         size = _shape(shape)
         top = _topology(topology, bond=bond, layers=layers, activation=activation)
-        thing = Sketch(size, top, _layout(size, top, leg, order) or top.default_layout(size), dtype)
-    chosen: dict[str, Any] = {"task": task, "mode": mode}
-    found = make(thing, **chosen, device=device, dtype=dtype, batch=batch, profile=profile, memory=memory)
-    print(found.to_json() if as_json else found)
+        generator = Sketch(size, top, _layout(size, top, leg, order) or top.default_layout(size), dtype)
+    options: dict[str, Any] = {"task": task, "mode": mode}
+    result = make(generator, **options, device=device, dtype=dtype, batch=batch, profile=profile, memory=memory)
+    print(result.to_json() if as_json else result)
 
 
 @app.command()
 def compress(
-    model: Annotated[str, typer.Argument(help="MODULE:FACTORY of a torch.nn.Module, or a Hugging Face folder.")],
-    weights: Annotated[Path | None, typer.Option(help="State of the dense model, .safetensors.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML or YAML file with a config; see adtn.Config.")] = None,
-    data: Annotated[str | None, typer.Option(help="MODULE:FACTORY of training batches.")] = None,
-    test: Annotated[str | None, typer.Option(help="MODULE:FACTORY of test batches.")] = None,
-    loss: Annotated[str | None, typer.Option(help="MODULE:FUNCTION of (model, batch); cross entropy if none.")] = None,
-    score: Annotated[str | None, typer.Option(help="MODULE:FUNCTION of (model), the larger the better.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where local fits run.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for generators, state and report.")] = Path("compressed"),
+    model: Annotated[
+        str, typer.Argument(help="MODULE:FACTORY that returns a torch.nn.Module, or a Hugging Face folder.")
+    ],
+    weights: Annotated[Path | None, typer.Option(help="State of the dense model (.safetensors).")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML or YAML file with the configuration; see adtn.Config.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="MODULE:FACTORY that returns the training batches.")] = None,
+    test: Annotated[str | None, typer.Option(help="MODULE:FACTORY that returns the test batches.")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="MODULE:FUNCTION of (model, batch); by default the cross-entropy.")
+    ] = None,
+    score: Annotated[str | None, typer.Option(help="MODULE:FUNCTION of (model); larger is better.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device of the local fits.")] = None,
+    out: Annotated[Path, typer.Option(help="Output folder for generators, state and report.")] = Path("compressed"),
     modules: Imports = None,
 ) -> None:
     """Compress a PyTorch model and save its generators, its state and a report."""
@@ -300,11 +319,19 @@ def compress(
     settings = Config.load(config) if config is not None else Config()
     source = Path(model) if Path(model).is_dir() else _function(model)
     report = run_folder(
-        source, settings, out, weights=weights, data=_made(data), test=_made(test), loss=_named(loss),
-        score=_named(score), device=device, progress=say,
-    )  # fmt: skip
+        source,
+        settings,
+        out,
+        weights=weights,
+        data=_call(data),
+        test=_call(test),
+        loss=_find(loss),
+        score=_find(score),
+        device=device,
+        progress=say,
+    )
     print(report)
-    print(f"generators, state and report are in {out}/")
+    print(f"Generators, state and report are in {out}/")
 
 
 def _module(name: str, argument: str) -> Any:
@@ -319,41 +346,43 @@ def _module(name: str, argument: str) -> Any:
     except Exception as error:
         verb = "found" if isinstance(error, ImportError) else "imported"
         raise ADTNError(
-            f"Got {argument!r}, which cannot be {verb} ({type(error).__name__}: {error}); check the module "
+            f"Got {argument!r}, which cannot be {verb} ({type(error).__name__}: {error}). Check the module "
             "and the name."
         ) from error
 
 
 def _function(name: str) -> Any:
-    """What ``module:name`` means, also for modules of the working directory."""
+    """Resolve ``module:name``, also in modules of the working directory."""
     module, _, attribute = name.partition(":")
     if not attribute or not module:
         raise ADTNError(f"Got {name!r}; expected MODULE:FUNCTION, such as mypackage.models:build.")
     try:
-        found = getattr(_module(module, name), attribute)
+        function = getattr(_module(module, name), attribute)
     except AttributeError as error:
-        raise ADTNError(f"Got {name!r}, which cannot be found ({error}); check the module and the name.") from error
-    if not callable(found):
-        raise ADTNError(f"Got {name!r}, which is a {type(found).__name__}; expected a function.")
-    return found
+        raise ADTNError(f"Got {name!r}, which cannot be found ({error}). Check the module and the name.") from error
+    if not callable(function):
+        raise ADTNError(f"Got {name!r}, which is a {type(function).__name__}; expected a function.")
+    return function
 
 
-def _made(name: str | None) -> Any:
+def _call(name: str | None) -> Any:
     return None if name is None else _function(name)()
 
 
-def _named(name: str | None) -> Any:
+def _find(name: str | None) -> Any:
     return None if name is None else _function(name)
 
 
 @app.command()
 def bench(
-    config: Annotated[Path | None, typer.Argument(help="TOML file; a small set when not given.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(help="TOML file with the configuration; by default a small set.")
+    ] = None,
     device: Devices = None,
-    seconds: Annotated[float | None, typer.Option(help="Time for the repetitions of one measurement.")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file; a picture is put beside it.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Time budget for the repetitions of one measurement.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output file in JSON; a figure is written next to it.")] = None,
 ) -> None:
-    """The same work on every usable device, side by side: time, peak memory, agreement."""
+    """Compare the same tasks on every usable device: time, peak memory, agreement."""
     from dataclasses import replace
 
     from rich.console import Console
@@ -362,17 +391,17 @@ def bench(
 
     if out is not None:
         check_writable(out, "--out", "file")
-    chosen = BenchConfig.read(config) if config is not None else BenchConfig()
+    settings = BenchConfig.read(config) if config is not None else BenchConfig()
     if device:
-        chosen = replace(chosen, devices=tuple(device))
+        settings = replace(settings, devices=tuple(device))
     if seconds is not None:
-        chosen = replace(chosen, seconds=seconds)
+        settings = replace(settings, seconds=seconds)
 
     def show(result: Any) -> None:
         if sys.stderr.isatty():
             print(f"{result.case} {result.task} on {result.device}", file=sys.stderr)
 
-    report = run_bench(chosen, show)
+    report = run_bench(settings, show)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(report.table())
     if out is not None:
@@ -380,28 +409,30 @@ def bench(
         try:
             report.draw(out.with_suffix(".png"))
         except (MissingDependencyError, OSError) as error:
-            console.print(f"No picture: {error}", markup=False, highlight=False)
+            console.print(f"No figure: {error}", markup=False, highlight=False)
 
 
 def _shape(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(n) for n in text.split("x"))
     except ValueError:
-        raise ADTNError(f"Got {text!r}, which is no file and no shape; expected such as 4096x4096.") from None
+        raise ADTNError(
+            f"Got {text!r}, which is neither a file nor a shape; expected a shape such as 4096x4096."
+        ) from None
 
 
 def _topology(name: str, **options: Any) -> Any:
     from .topology import get_topology
 
     cls = get_topology(name)
-    chosen = {k: v for k, v in options.items() if v is not None}
-    unknown = [k for k in chosen if k not in cls.__dataclass_fields__]
+    given = {k: v for k, v in options.items() if v is not None}
+    unknown = [k for k in given if k not in cls.__dataclass_fields__]
     if unknown:
         raise ADTNError(
-            f"{cls.__name__} takes no {', '.join('--' + k for k in unknown)}; "
-            f"it takes {', '.join(cls.__dataclass_fields__)}."
+            f"{cls.__name__} has no option {', '.join('--' + k for k in unknown)}; "
+            f"expected some of {', '.join(cls.__dataclass_fields__)}."
         )
-    return cls(**chosen)
+    return cls(**given)
 
 
 def _layout(shape: tuple[int, ...], topology: Any, leg: int | None, order: str | None) -> Any:
@@ -409,8 +440,9 @@ def _layout(shape: tuple[int, ...], topology: Any, leg: int | None, order: str |
 
     if leg is None and order is None:
         return None
-    wanted: Any = topology.order if order is None else order
-    return Layout.of(shape, leg or topology.leg, wanted, exact=topology.exact)
+    return Layout.of(
+        shape, leg or topology.leg, topology.order if order is None else cast(Any, order), exact=topology.exact
+    )
 
 
 def _spectrum(x: np.ndarray) -> str:
@@ -425,4 +457,4 @@ def _spectrum(x: np.ndarray) -> str:
 def _base(base: Any) -> str:
     if base is None:
         return "none"
-    return f"given {base.shape}" if isinstance(base, np.ndarray) else repr(base)
+    return f"array {base.shape}" if isinstance(base, np.ndarray) else repr(base)

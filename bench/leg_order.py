@@ -25,7 +25,9 @@ def main() -> None:
     for order in ("axis", "interleaved"):
         layout = Layout.from_factors((256, 256), ((16, 16), (16, 16)), order)
         for seed in range(SEEDS):
-            result, _ = train(problem, Case(f"TTN, {order}", TTN(bond=4), layout), images, "numpy:cpu", seed)
+            result, _ = train(
+                problem, Case(name=f"TTN, {order}", topology=TTN(bond=4), layout=layout), images, "numpy:cpu", seed
+            )
             report.results.append(result)
     path = Path(__file__).parent / "results" / "leg-order.json"
     path.write_text(json.dumps(report.to_json("python bench/leg_order.py"), indent=1) + "\n")

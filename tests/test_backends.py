@@ -144,7 +144,7 @@ def test_jax_gpu_is_described_without_the_hardware() -> None:
 
 def test_devices_print_as_a_table() -> None:
     text = repr(adtn.devices(null=True))
-    assert text.splitlines()[0].split() == ["device", "what", "memory", "dtypes"]
+    assert text.splitlines()[0].split() == ["device", "description", "memory", "dtypes"]
     assert "numpy:cpu" in text and "null:cpu" in text
     assert all("not usable: " in line for line in text.splitlines()[1:] if "float" not in line)
 

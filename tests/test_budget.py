@@ -44,7 +44,7 @@ def test_the_largest_bond_within_a_size(topology: adtn.Topology, most: int) -> N
 
 
 def test_topologies_without_a_bond_are_refused() -> None:
-    with pytest.raises(TopologyError, match="no bond to choose"):
+    with pytest.raises(TopologyError, match="no bond dimension to choose"):
         largest_within(adtn.Dense(), adtn.Dense().default_layout((8, 8)), 10)
 
 

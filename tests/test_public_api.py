@@ -70,7 +70,6 @@ WITHOUT_EXAMPLE = {  # not yet
     "register_topology",
 }
 NOT_YET = pytest.mark.xfail(reason="has no example yet")
-WITHOUT_RESULT = pytest.mark.xfail(reason="does not say yet what it returns")
 
 
 def sections(thing: object) -> dict[str, list[str]]:
@@ -114,10 +113,7 @@ def accepted(thing: Any) -> list[str]:
     return [name for name in names if name not in ("self", "cls")]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[WITHOUT_RESULT] * (name == "adtn.register_topology")) for name in THINGS],
-)
+@pytest.mark.parametrize("name", THINGS)
 def test_every_public_name_says_what_it_takes_and_gives(name: str) -> None:
     thing = THINGS[name]
     assert not summary_fault(thing)

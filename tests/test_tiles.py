@@ -179,7 +179,7 @@ def test_padding_rows_are_silent() -> None:
 
 def test_a_count_that_does_not_divide_is_refused() -> None:
     gen = adtn.Generator((16, 16), adtn.TTN(bond=2))
-    with pytest.raises(TopologyError, match=r"Got tiles=7; legs .* can be cut into \[1, 2, 4"):
+    with pytest.raises(TopologyError, match=r"Got tiles=7; legs .* can be split into \[1, 2, 4"):
         tiled(gen, 7, True)
 
 

@@ -129,7 +129,7 @@ def test_bonds_per_level_and_clipping() -> None:
     assert gen.params["iso1_0"].shape == (2, 5, 5)
     assert gen.params["leaf2_0"].shape == (5, 8)
     assert adtn.Generator((64, 64), adtn.TTN(bond=100), layout=layout).params["leaf2_0"].shape == (8, 8)
-    with pytest.raises(TopologyError, match=r"Got 3 bonds.*has 2 levels"):
+    with pytest.raises(TopologyError, match=r"Got 3 bonds.*needs 2, one per level"):
         adtn.Generator((64, 64), adtn.TTN(bond=(2, 2, 2)), layout=layout)
 
 
@@ -204,8 +204,8 @@ def test_json_round_trip(key: str) -> None:
             r"legs 0\.\.3",
         ),
         (lambda: topology_from_json({"name": "PEPS"}), "expected one of .*ttn, attn, mera"),
-        (lambda: topology_from_json({"name": "TTN", "bnod": 3}), "do not make a TTN"),
-        (lambda: adtn.register_topology(adtn.TTN), "exists already"),
+        (lambda: topology_from_json({"name": "TTN", "bnod": 3}), "not valid for TTN"),
+        (lambda: adtn.register_topology(adtn.TTN), "already registered"),
     ],
 )
 def test_errors_say_what_to_do(make, message: str) -> None:

@@ -762,8 +762,10 @@ def save_adapter_of(framework: str) -> Callable[[Path, Any], Any]:
 # argument, kind, the call, and the work that must not have begun
 PLACES: dict[str, tuple[str, str, Callable[[Path, Any], Any], str]] = {
     "fit": ("checkpoint", "file", lambda t, b: adtn.fit(GEN, TARGET, steps=2, checkpoint=b), "optim._fit.plan_loss"),
-    "compress": ("folder", "folder", lambda t, b: adtn.compress(torch_net(), QUICK, folder=b), "compress._local.solve"),
-    "run_folder": ("out", "folder", lambda t, b: run_folder(torch_net, QUICK, Path(b)), "compress._local.solve"),
+    "compress": (
+        "folder", "folder", lambda t, b: adtn.compress(torch_net(), QUICK, folder=b), "compression._local.solve",
+    ),
+    "run_folder": ("out", "folder", lambda t, b: run_folder(torch_net, QUICK, Path(b)), "compression._local.solve"),
     "save_layers": ("folder", "folder", lambda t, b: save_layers(b, {"0": GEN}), ""),
     "torch-adapter": ("folder", "folder", save_adapter_of("torch"), ""),
     "jax-adapter": ("folder", "folder", save_adapter_of("jax"), ""),
@@ -772,7 +774,7 @@ PLACES: dict[str, tuple[str, str, Callable[[Path, Any], Any], str]] = {
         "checkpoint", "file", lambda t, b: command("fit", weight_file(t), "--checkpoint", b), "optim._fit.plan_loss",
     ),
     "cli-compress": (
-        "--out", "folder", lambda t, b: command("compress", "os:getcwd", "--out", b), "compress.run_folder",
+        "--out", "folder", lambda t, b: command("compress", "os:getcwd", "--out", b), "compression.run_folder",
     ),
     "cli-demo": ("--out", "folder", lambda t, b: command("demo", "--steps", "1", "--out", b), "demo.run_demo"),
     "cli-bench": ("--out", "file", lambda t, b: command("bench", "--out", b), "bench.run_bench"),

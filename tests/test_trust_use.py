@@ -255,7 +255,7 @@ ONE_ENTRY = [(1,), (1, 1), (1, 1, 1, 1)]
 def test_one_entry_works_or_is_refused(row: Row, shape: tuple[int, ...], device: str, tmp_path: Path) -> None:
     refused = isinstance(row.topology, NEED_LEGS) or row in (TOPOLOGIES["ttn-ternary"], TOPOLOGIES["attn-pairs"])
     if refused or row is TOPOLOGIES["ttn-some"]:
-        with pytest.raises(TopologyError, match="single entry without a leg" if refused else "has levels 0..0"):
+        with pytest.raises(TopologyError, match="single entry without legs" if refused else "has levels 0..0"):
             adtn.Generator(shape, row.topology)
         return
     gen = adtn.Generator(shape, row.topology)
@@ -379,7 +379,7 @@ def test_no_activation_is_the_identity() -> None:
 PLUGIN = """
 from dataclasses import dataclass
 import adtn
-from adtn.network import Core, Segment
+from adtn.topology import Core, Segment
 
 adtn.register_activation("bell", lambda z: 1.0 / (1.0 + z * z), lambda z: -2.0 * z / (1.0 + z * z) ** 2)
 

@@ -1,4 +1,4 @@
-"""The same work on every backend and device, side by side: time, peak memory, agreement."""
+"""A benchmark of the same tasks on every backend and device: time, peak memory, agreement."""
 
 from ._cases import BATCHES as BATCHES
 from ._cases import SHAPES as SHAPES

@@ -1,4 +1,4 @@
-"""The bench set: topologies, shapes and batches on which the scheduler and the backends are judged."""
+"""The benchmark set: topologies, shapes and batches for judging the scheduler and the backends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..generator import Generator
 from ..layout import Layout
 from ..topology import ATTN, MERA, MPO, TTN, BrickWall, Topology, Tucker
 
-# name -> topology and the wished size of a leg, None for the topology's own
+# name -> topology and the target size of a leg, None for the default of the topology
 TOPOLOGIES: dict[str, tuple[Topology, int | None]] = {
     "TTN 2": (TTN(bond=2), 8),
     "TTN 4": (TTN(bond=4), 8),
@@ -36,7 +36,7 @@ class BenchCase:
     name : str
         A key of :data:`TOPOLOGIES`.
     shape : tuple of int
-        Of the weight.
+        Shape of the weight.
     """
 
     name: str
@@ -44,21 +44,21 @@ class BenchCase:
 
     def __post_init__(self) -> None:
         if self.name not in TOPOLOGIES:
-            raise BenchError(f"Got case {self.name!r}; known are {', '.join(TOPOLOGIES)}.")
+            raise BenchError(f"Got case {self.name!r}; expected one of {', '.join(TOPOLOGIES)}.")
 
     @property
     def label(self) -> str:
-        """For people."""
+        """The label of the case in tables."""
         return f"{self.name} {self.shape[0]}x{self.shape[1]}"
 
     def generator(self) -> Generator:
-        """Its generator, the same everywhere."""
+        """Create the generator of the case, identical on every machine."""
         topology, leg = TOPOLOGIES[self.name]
         layout = Layout.of(self.shape, leg, topology.order) if leg is not None else None
         return Generator(self.shape, topology, layout=layout, seed=0)
 
 
 def bench_set(shapes: Sequence[tuple[int, int]] = SHAPES, names: Sequence[str] = tuple(TOPOLOGIES)) -> list[BenchCase]:
-    """All topologies on all shapes; brick walls have legs of 2, so only sizes that are powers of two."""
+    """List all topologies on all shapes; brick walls have legs of 2, so only on powers of two."""
     cases = [BenchCase(name, shape) for shape in shapes for name in names]
     return [c for c in cases if not (c.name.startswith("wall") and any(n & (n - 1) for n in c.shape))]

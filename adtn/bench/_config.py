@@ -1,4 +1,4 @@
-"""What a side-by-side run does: from a TOML file, or the defaults."""
+"""The configuration of a benchmark, from a TOML file or the defaults."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from .._checks import Count, Positive, check_fields
 from ..errors import BenchError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """What is run.
+    """The configuration of a benchmark.
 
     Parameters
     ----------
     topologies : tuple of str
         Keys of :data:`TOPOLOGIES`.
     shapes : tuple of (int, int)
-        Of the weights.
+        Shapes of the weights.
     tasks : tuple of str
-        Of :func:`adtn.plan`.
+        Tasks of :func:`adtn.plan`.
     batches : tuple of int
-        For ``"apply"`` and ``"train"``.
+        Batch sizes for ``"apply"`` and ``"train"``.
     devices : tuple of str
-        All usable ones when empty.
+        Devices to run on; all usable ones if empty.
     dtypes : tuple of str
-        Those that a device lacks are noted as failed.
+        Dtypes to run in; those that a device lacks are reported as failed.
     mode : str or None
-        Force one.
+        Execution mode to force.
     seconds : float
-        Time for the repetitions of one measurement.
+        Time budget for the repetitions of one measurement.
     """
 
     topologies: tuple[str, ...] = ("TTN 4", "MERA 4", "wall 2", "MPO 8")
@@ -49,12 +49,12 @@ class BenchConfig:
 
     @classmethod
     def read(cls, path: Path) -> BenchConfig:
-        """From a TOML file with these fields.
+        """Read a configuration from a TOML file with these fields.
 
         Raises
         ------
         BenchError
-            If it cannot be read or has other fields.
+            If the file cannot be read or has unknown fields.
         """
         try:
             content: dict[str, Any] = tomllib.loads(path.read_text())
@@ -62,11 +62,14 @@ class BenchConfig:
             raise BenchError(f"Got the config {path}, which cannot be read: {error}.") from error
         unknown = set(content) - set(cls.__dataclass_fields__)
         if unknown:
-            raise BenchError(f"Got {sorted(unknown)} in {path}; expected {', '.join(cls.__dataclass_fields__)}.")
+            raise BenchError(
+                f"Got the unknown fields {sorted(unknown)} in {path}; expected some of "
+                f"{', '.join(cls.__dataclass_fields__)}."
+            )
         return cls(**{k: _frozen(v) for k, v in content.items()})
 
     def to_json(self) -> dict[str, Any]:
-        """As a dictionary."""
+        """Convert to a dictionary."""
         return asdict(self)
 
 

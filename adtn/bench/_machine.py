@@ -1,4 +1,4 @@
-"""What a result was measured on."""
+"""A description of the machine on which a result was measured."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ from typing import Any
 from .._version import __version__
 
 _PACKAGES = (
-    "numpy", "scipy", "torch", "jax", "quimb", "cotengra", "autoray", "optax", "tensorly-torch", "tensorkrowch",
-)  # fmt: skip
+    "numpy",
+    "scipy",
+    "torch",
+    "jax",
+    "quimb",
+    "cotengra",
+    "autoray",
+    "optax",
+    "tensorly-torch",
+    "tensorkrowch",
+)
 
 
 def machine() -> dict[str, Any]:
-    """System, processors and versions."""
+    """Describe the system, its processors and the versions of packages."""
     versions: dict[str, str] = {"adtn": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

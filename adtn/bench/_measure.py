@@ -1,4 +1,4 @@
-"""Time and memory of one piece of work."""
+"""Measurement of the time and memory of one task."""
 
 from __future__ import annotations
 
@@ -26,11 +26,15 @@ class Work:
     Parameters
     ----------
     generator : Generator
+        The generator.
     task : {"generate", "apply", "train", "fit"}
+        The task.
     device, dtype : str
+        Device and dtype of the arrays.
     batch : int or None
+        Rows of the input of ``"apply"`` and ``"train"``.
     mode : str or None
-        Force one.
+        Execution mode to force.
     """
 
     generator: Generator
@@ -42,7 +46,7 @@ class Work:
 
     @cached_property
     def plan(self) -> Plan:
-        """What the scheduler decides."""
+        """The plan of the scheduler."""
         task: Any = self.task
         mode: Any = self.mode
         return plan(self.generator, task, device=self.device, dtype=self.dtype, batch=self.batch, mode=mode)
@@ -55,13 +59,13 @@ class Work:
 
     @cached_property
     def run(self) -> Callable[[], Any]:
-        """Do it once, and wait for it."""
+        """A function that runs the task once and waits for its result."""
         backend, where = check_device(self.device, self.dtype)
         operand = self.operand
         if self.task == "fit":
             operand = self.plan.fit.arrange(operand)
         operand = backend.asarray(operand, where, self.dtype, copy=False)
-        if self.task == "apply":  # as a user calls it: a materialised weight is kept
+        if self.task == "apply":  # as a user calls it: a materialised weight is cached
             step: Callable[[], Any] = lambda: self.generator.apply(operand, mode=self.plan.mode)  # noqa: E731  # pyright: ignore[reportArgumentType]
         else:
             call, arrays = self.plan.step(backend), self.generator.arrays(self.device, self.dtype)
@@ -76,54 +80,54 @@ class Work:
         return run
 
     def answer(self) -> np.ndarray:
-        """What it computes, as a NumPy array: weight, output, adjoint of the input, or loss of the fit."""
+        """Run the task and return its result as a NumPy array: weight, output, adjoint of the input, or loss."""
         backend, _ = check_device(self.device, self.dtype)
         result = self.run()
         if self.task in ("fit", "train"):
             result = result[0 if self.task == "fit" else 1]
-        found = np.asarray(backend.to_numpy(result), np.float64)
-        if self.task == "fit" and not self.plan.fit.exact:  # the target's square is no part of a step
-            found = found + np.sum(np.square(self.operand, dtype=np.float64))
-        return found
+        value = np.asarray(backend.to_numpy(result), np.float64)
+        if self.task == "fit" and not self.plan.fit.exact:  # the squared norm of the target is not part of a step
+            value = value + np.sum(np.square(self.operand, dtype=np.float64))
+        return value
 
 
 def median_seconds(run: Callable[[], Any], seconds: float = 0.3, least: int = 3, most: int = 200) -> float:
-    """Median over repetitions within a budget of time; the first two runs are not counted."""
+    """Measure the median over repetitions within a time budget, ignoring the first two runs."""
     return paired_seconds({"only": run}, seconds, least, most)["only"]
 
 
 def paired_seconds(
     runs: Mapping[Name, Callable[[], Any]], seconds: float = 0.3, least: int = 3, most: int = 200, turns: int = 3
 ) -> dict[Name, float]:
-    """Medians of several pieces of work in one run, in turns.
+    """Measure the medians of several functions in turns.
 
-    A turn is a block of repetitions whose first one is not counted: threads of one framework go on spinning for a
-    moment after its work is done, and would be counted as another one's time.
+    A turn is a block of repetitions of one function, of which the first is ignored: threads of one framework keep
+    spinning for a moment after it finishes, which would be counted as time of the next one.
     """
     once: dict[Name, float] = {}
     for name, run in runs.items():
         run()
-        began = time.perf_counter()
+        start = time.perf_counter()
         run()
-        once[name] = time.perf_counter() - began
-    found: dict[Name, list[float]] = {name: [] for name in runs}
+        once[name] = time.perf_counter() - start
+    measured: dict[Name, list[float]] = {name: [] for name in runs}
     for _ in range(turns):
         for name, run in runs.items():
             run()
             for _ in range(max(-(-least // turns), min(most, int(seconds / turns / max(once[name], 1e-6))))):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 run()
-                found[name].append(time.perf_counter() - began)
-    return {name: statistics.median(times) for name, times in found.items()}
+                measured[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in measured.items()}
 
 
 def peak_bytes(run: Callable[[], Any]) -> int | None:
-    """Largest resident memory of this process during ``run`` above what it had before; ``None`` where unknown.
+    """Measure the growth of the peak resident memory of this process during ``run``; ``None`` if unsupported.
 
     Notes
     -----
-    Linux only: the kernel's high-water mark is set back before. Memory that an allocator kept from earlier work is
-    used again without being seen, so a process that does nothing else gives the best number.
+    This works on Linux only and resets the high-water mark of the kernel first. Memory that an allocator retained from
+    earlier work is reused without being seen, so a process that does nothing else gives the best measurement.
     """
     status, refs = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:

@@ -1,4 +1,4 @@
-"""Results side by side: a table, JSON, and a picture."""
+"""Reports of benchmarks: a table, JSON, and a figure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BenchResult:
-    """One piece of work on one device; ``error`` says why it failed, and is empty if it did not."""
+    """The result of one task on one device; ``error`` is the reason if it failed, and otherwise empty."""
 
     case: str
     task: str
@@ -36,23 +36,23 @@ class BenchResult:
 
     @property
     def work(self) -> tuple[str, str, int | None, str]:
-        """What is the same on every device."""
+        """The task that is compared between devices: case, task, batch and dtype."""
         return self.case, self.task, self.batch, self.dtype
 
 
 @dataclass
 class BenchReport:
-    """All results of a run."""
+    """The results of a benchmark."""
 
     config: BenchConfig
     results: list[BenchResult] = field(default_factory=list)
 
     def table(self) -> Table:
-        """One line per piece of work and device; ratios to the first device."""
+        """Build a table with one row per task and device, and times relative to the first device."""
         from rich.table import Table
 
-        table = Table(title="the same work on every device", title_justify="left")
-        columns = ("work", "device", "dtype", "mode", "ms", "ratio", "predicted ms", "peak MiB", "relative error")
+        table = Table(title="the same tasks on every device", title_justify="left")
+        columns = ("task", "device", "dtype", "mode", "ms", "ratio", "predicted ms", "peak MiB", "relative error")
         for column in columns:
             table.add_column(column, justify="left" if column in columns[:4] else "right")
         first: dict[tuple[Any, ...], float] = {}
@@ -69,14 +69,20 @@ class BenchReport:
             base = first.setdefault(r.work, r.seconds)
             mode = r.mode + (f", {r.tiles} tiles" if r.tiles > 1 else "")
             table.add_row(
-                name, r.device, r.dtype, mode, _number(r.seconds, 1e3), f"{r.seconds / base:.2f}",
-                _number(r.predicted_seconds, 1e3), _number(r.peak_bytes, 2**-20),
+                name,
+                r.device,
+                r.dtype,
+                mode,
+                _number(r.seconds, 1e3),
+                f"{r.seconds / base:.2f}",
+                _number(r.predicted_seconds, 1e3),
+                _number(r.peak_bytes, 2**-20),
                 "" if r.relative_error is None else f"{r.relative_error:.1e}",
-            )  # fmt: skip
+            )
         return table
 
     def to_json(self, command: str) -> dict[str, Any]:
-        """Everything, with versions and machine."""
+        """Convert to a dictionary, with the configuration, the versions and the machine."""
         return {
             "command": command,
             "machine": machine(),
@@ -85,21 +91,21 @@ class BenchReport:
         }
 
     def write(self, path: Path, command: str) -> None:
-        """JSON."""
+        """Write the report as JSON."""
         write_bytes(path, (json.dumps(self.to_json(command), indent=1) + "\n").encode())
 
     def draw(self, path: Path) -> None:
-        """Times of every case, one panel per task, one colour per device.
+        """Draw the times of all cases, with one panel per task and one colour per device.
 
         Raises
         ------
         MissingDependencyError
-            Without matplotlib.
+            If matplotlib is not installed.
         """
         try:
             import matplotlib
         except ImportError as error:
-            raise missing("matplotlib", "plot", "A picture") from error
+            raise missing("matplotlib", "plot", "A figure") from error
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
@@ -109,14 +115,20 @@ class BenchReport:
         columns = max(min(len(tasks), 4), 1)
         rows = max(-(-len(tasks) // columns), 1)
         figure, panels = plt.subplots(
-            rows, columns, squeeze=False, sharey=True, layout="constrained",
+            rows,
+            columns,
+            squeeze=False,
+            sharey=True,
+            layout="constrained",
             figsize=(2 + 2.4 * columns, 1.3 + rows * (0.6 + 0.24 * len(cases))),
-        )  # fmt: skip
+        )
         for axes, task in zip(panels.flat, tasks, strict=False):
             for d, device in enumerate(devices):
-                own = [r for r in good if r.device == device and r.work[1:] == task]
-                times = [1e3 * r.seconds for r in own if r.seconds is not None]
-                axes.plot(times, [cases.index(r.case) for r in own], "os^Dv"[d % 5], ms=5, alpha=0.8, label=device)
+                rows_of_device = [r for r in good if r.device == device and r.work[1:] == task]
+                times = [1e3 * r.seconds for r in rows_of_device if r.seconds is not None]
+                axes.plot(
+                    times, [cases.index(r.case) for r in rows_of_device], "os^Dv"[d % 5], ms=5, alpha=0.8, label=device
+                )
             axes.set_title(" ".join(str(x) for x in task if x is not None), fontsize=9)
             axes.set_yticks(range(len(cases)), cases, fontsize=8)
             axes.set_xscale("log")

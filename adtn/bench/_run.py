@@ -1,4 +1,4 @@
-"""Run a config on every device, repetitions interleaved."""
+"""Execution of a benchmark on every device, with interleaved repetitions."""
 
 from __future__ import annotations
 
@@ -24,42 +24,47 @@ class _Piece:
 
 
 def run_bench(config: BenchConfig, on_result: Callable[[BenchResult], None] | None = None) -> BenchReport:
-    """The same work on every device.
+    """Run the same tasks on every device.
 
     Parameters
     ----------
     config : BenchConfig
-        What to run.
+        The configuration.
     on_result : callable, optional
-        Called with every result.
+        Function that is called with every result.
 
     Returns
     -------
     BenchReport
-        Runs that failed are in it with their error.
+        The results, including failed runs with their errors.
     """
     where = config.devices or tuple(d.name for d in list_devices().usable)
-    for device in where:  # one that is not usable is a result, one of no backend is a slip
+    for device in where:  # an unusable device is a result, an unknown backend is a mistake
         get_backend(split_device(device)[0])
     report = BenchReport(config)
     for piece in _pieces(config):
-        results = {d: BenchResult(piece.case.label, piece.task, piece.batch, d, piece.dtype) for d in where}
+        results = {
+            device: BenchResult(
+                case=piece.case.label, task=piece.task, batch=piece.batch, device=device, dtype=piece.dtype
+            )
+            for device in where
+        }
         works: dict[str, Work] = {}
-        want = _reference(piece)
+        reference = _reference(piece)
         for device, result in results.items():
             work = Work(piece.case.generator(), piece.task, device, piece.dtype, piece.batch, config.mode)
             try:
                 if get_backend(device.partition(":")[0]).compiles:
-                    work.run()  # compiling takes memory, too
+                    work.run()  # compiling takes memory as well
                 result.peak_bytes = peak_bytes(work.run)
-                got = work.answer()
+                value = work.answer()
             except Exception as error:  # a failed run is a result
                 result.error = f"{type(error).__name__}: {error}".splitlines()[0]
                 continue
             works[device] = work
             result.mode, result.tiles = work.plan.mode, work.plan.tiles
             result.predicted_seconds, result.predicted_peak_bytes = work.plan.predicted_seconds, work.plan.peak_bytes
-            result.relative_error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
+            result.relative_error = float(np.linalg.norm(value - reference) / np.linalg.norm(reference))
         for device, seconds in paired_seconds({d: w.run for d, w in works.items()}, config.seconds).items():
             results[device].seconds = seconds
         report.results += results.values()
@@ -78,7 +83,7 @@ def _pieces(config: BenchConfig) -> Iterator[_Piece]:
 
 
 def _reference(piece: _Piece) -> np.ndarray:
-    """The answer in double precision on NumPy, by the plain program."""
+    """Compute the reference result in double precision with NumPy, by the plain program."""
     generator = piece.case.generator()
     weight = generator.function(generator.arrays("numpy:cpu", "float64"))
     if piece.task == "generate":
@@ -87,4 +92,4 @@ def _reference(piece: _Piece) -> np.ndarray:
     if piece.task == "fit":
         return np.asarray(np.sum((weight - operand) ** 2))
     output = operand @ weight.T
-    return output if piece.task == "apply" else output @ weight  # a step takes its output as the cotangent
+    return output if piece.task == "apply" else output @ weight  # a training step uses its output as the cotangent

@@ -1,4 +1,4 @@
-"""What is computed with arrays: states, adjoints, projections, Jacobians, ranks, initial values."""
+"""The calculus of programs: states, adjoints, projections, Jacobians, ranks, initial values."""
 
 from ._active import active_parameters as active_parameters
 from ._active import degrees_of_freedom as degrees_of_freedom

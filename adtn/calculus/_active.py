@@ -1,4 +1,4 @@
-"""How many parameters can influence the weight, by numerical rank and not by a formula."""
+"""Counts of the parameters that can change the weight, by numerical rank instead of a formula."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ._initial import frozen_values
 
 _TOLERANCE = 1e-9
 _OVERSAMPLE = 4
-# above this size a core's rank would take more probes than it is worth: its entries that move anything are counted
+# above this size the rank of a core would take too many probes; its entries with a derivative are counted instead
 _LARGEST = 1024
 _MOST = 10_000
 _BUDGET = 2e9  # operations: a second or two
-_PER_ENTRY = 30  # operations that an activation and its derivative are worth
+_PER_ENTRY = 30  # operations that an activation and its derivative count as
 _LARGEST_STATE = 1 << 22
 _WINDOW = 1 << 10
 
 
 def _probe_program(segments: tuple[Segment, ...]) -> Program:
-    """The program closed with one frozen vector per physical leg, where the last segment is multilinear.
+    """Compile the network, contracted with one frozen vector per physical leg if the last segment is multilinear.
 
-    Products of vectors span all cotangents, so random ones lose no rank, and the weight is never formed.
+    Products of vectors span all cotangents, so random ones lose no rank, and the weight is never computed.
     """
     last = segments[-1]
     if last.activation != "identity":
@@ -44,7 +44,7 @@ def _probe_program(segments: tuple[Segment, ...]) -> Program:
 def jacobian_rows(
     segments: tuple[Segment, ...], n: int, given: dict[str, np.ndarray], largest: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Products of ``n`` random cotangents with the Jacobian of the weight, at generic parameters.
+    """Multiply ``n`` random cotangents by the Jacobian of the weight, at generic parameters.
 
     Parameters
     ----------
@@ -53,14 +53,14 @@ def jacobian_rows(
     n : int
         Number of rows.
     given : dict of str to numpy.ndarray
-        Frozen numbers that have no rule.
+        Values of frozen cores that have no rule.
     largest : int, optional
-        Of parameters with more entries only two rows are kept.
+        Keep only two rows of parameters with more entries than this.
 
     Returns
     -------
     dict of str to numpy.ndarray
-        Per parameter an array ``(n, size)``.
+        An array ``(n, size)`` per parameter.
     """
     rng = np.random.default_rng(0)
     program = _probe_program(segments)
@@ -76,14 +76,14 @@ def jacobian_rows(
         state, tape = forward_tape(program, arrays)
         cotangent = np.ones(()) if probes else rng.standard_normal(state.shape)
         for name, grad in pullback(program, tape, cotangent).items():
-            found = rows.setdefault(name, [])
-            if largest is None or np.size(grad) <= largest or len(found) < 2:
-                found.append(np.ravel(grad))
-    return {name: np.stack(found) for name, found in rows.items()}
+            products = rows.setdefault(name, [])
+            if largest is None or np.size(grad) <= largest or len(products) < 2:
+                products.append(np.ravel(grad))
+    return {name: np.stack(products) for name, products in rows.items()}
 
 
 def _rank(rows: np.ndarray) -> int:
-    # rows of very different length would hide directions: their directions are what counts
+    # normalise the rows: large differences in length would hide directions
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     rows = rows / np.where(norms > 0, norms, 1.0)
     values = np.linalg.svd(rows, compute_uv=False)
@@ -91,13 +91,13 @@ def _rank(rows: np.ndarray) -> int:
 
 
 def active_parameters(topology: Topology, layout: Layout, given: dict[str, np.ndarray]) -> dict[str, int]:
-    """Rank of the weight's Jacobian with respect to each parameter alone.
+    """Compute the rank of the Jacobian of the weight with respect to each parameter alone.
 
-    It is smaller than the parameter's size when some of its entries, or combinations of them, meet only zeros:
-    in the first column of a brick wall with a fixed boundary, for instance. The work is bounded: where ranks of the
-    whole network cost too much they are those in :meth:`Topology.parts`, or entries with a derivative are counted,
-    as they are for cores with more than 1024 entries; where even a single pass would make too large a state, all
-    entries count.
+    The rank is smaller than the size of the parameter if some of its entries, or combinations of them, only multiply
+    zeros, for instance in the first column of a brick wall with a fixed boundary. The work is bounded: if ranks of
+    the whole network are too expensive, those in :meth:`Topology.parts` are used, or entries with a nonzero
+    derivative are counted, as they always are for cores with more than 1024 entries. If even a single pass would need
+    too large a state, all entries count.
     """
     segments = topology.segments(layout)
     ruled = all(core.init != "given" for s in segments for core in s.cores)
@@ -113,13 +113,13 @@ def _active(topology: Topology, layout: Layout, given: dict[str, np.ndarray]) ->
     segments = topology.segments(layout)
     if _cost(segments) <= _BUDGET:
         return _ranks(segments, given)
-    window = max(_WINDOW, 4 * _probes(_sizes(segments)))  # ranks must not be those of a small window
+    window = max(_WINDOW, 4 * _probes(_sizes(segments)))  # a window that is too small would limit the ranks
     if pieces := topology.parts(layout, window):
-        found: dict[str, int] = {}
-        for _, own in pieces:
-            for name, rank in _ranks(own, given).items():
-                found[name] = max(rank, found.get(name, 0))
-        return found
+        ranks: dict[str, int] = {}
+        for _, part in pieces:
+            for name, rank in _ranks(part, given).items():
+                ranks[name] = max(rank, ranks.get(name, 0))
+        return ranks
     sizes = _sizes(segments)
     if max(math.prod(stage.out_shape) for stage in _probe_program(segments).stages) > _LARGEST_STATE:
         return sizes
@@ -129,7 +129,7 @@ def _active(topology: Topology, layout: Layout, given: dict[str, np.ndarray]) ->
 def _ranks(segments: tuple[Segment, ...], given: dict[str, np.ndarray]) -> dict[str, int]:
     sizes = _sizes(segments)
     rows = jacobian_rows(segments, _probes(sizes), given, _LARGEST)
-    return {name: _rank(found) if sizes[name] <= _LARGEST else _moving(found) for name, found in rows.items()}
+    return {name: _rank(products) if sizes[name] <= _LARGEST else _moving(products) for name, products in rows.items()}
 
 
 def _sizes(segments: tuple[Segment, ...]) -> dict[str, int]:
@@ -142,7 +142,7 @@ def _probes(sizes: dict[str, int]) -> int:
 
 
 def _cost(segments: tuple[Segment, ...]) -> float:
-    """Operations of all probes, forward and back."""
+    """Estimate the operations of all probes, forward and backward."""
     program = _probe_program(segments)
     passes = sum(math.prod(stage.out_shape) for stage in program.stages)
     return _probes(_sizes(segments)) * (3.0 * program.flops + _PER_ENTRY * passes)
@@ -153,19 +153,19 @@ def _moving(rows: np.ndarray) -> int:
 
 
 def degrees_of_freedom(segments: tuple[Segment, ...], given: dict[str, np.ndarray]) -> int:
-    """Rank of the whole Jacobian: the dimension of the set of weights, with gauge freedom taken out.
+    """Compute the rank of the whole Jacobian: the dimension of the set of weights, without gauge freedom.
 
     Raises
     ------
     TopologyError
-        For more than 10,000 parameters.
+        If there are more than 10,000 parameters.
     """
     sizes = {core.param: core.size for s in segments for core in s.cores if core.trainable}
     if sum(sizes.values()) > _MOST:
         raise TopologyError(
-            f"Got {sum(sizes.values())} parameters; the rank of the whole Jacobian is for at most {_MOST}."
+            f"Got {sum(sizes.values())} parameters; degrees of freedom can be computed for at most {_MOST}."
         )
     rows = jacobian_rows(segments, sum(sizes.values()) + _OVERSAMPLE, given)
-    # each parameter gets the same weight, whatever its scale
-    blocks = [found / (np.linalg.norm(found) or 1.0) for found in rows.values()]
+    # weight all parameters equally, whatever their scale
+    blocks = [products / (np.linalg.norm(products) or 1.0) for products in rows.values()]
     return _rank(np.concatenate(blocks, axis=1))

@@ -1,4 +1,4 @@
-r"""Forward and adjoint of a program: the library's own calculus, written once over autoray.
+r"""The forward and the adjoint pass of a program, written once with autoray for all backends.
 
 With cores :math:`A_t` of segment :math:`t` and elementwise :math:`\sigma_t`::
 
@@ -25,28 +25,28 @@ from ..topology import Core
 
 @dataclass(slots=True, eq=False)
 class StageTape:
-    """What one stage remembers for the way back: operands as matrices, and ``Z``."""
+    """A record of one stage for the backward pass: the operands as matrices, and ``Z``."""
 
     matrices: list[tuple[Array, Array]]
     z: Array | None
 
 
 def forward(program: Program, arrays: Params, space: Workspace = PLAIN) -> Array:
-    """The state ``X_T`` of a program.
+    """Compute the state ``X_T`` of a program.
 
     Parameters
     ----------
     program : Program
-        What to compute.
+        The program to run.
     arrays : mapping of str to array
-        Numbers of every core, trained or frozen, by its ``param``, all on one device.
+        Values of every core, trained or frozen, by its ``param``, all on one device.
     space : Workspace
-        Where intermediates go; what is returned may lie there, too.
+        Memory for intermediates; the result may be in it as well.
 
     Returns
     -------
     array
-        With the legs of the last segment.
+        The state, with the legs of the last segment.
     """
     state: Any = None
     for stage in program.stages:
@@ -55,7 +55,7 @@ def forward(program: Program, arrays: Params, space: Workspace = PLAIN) -> Array
 
 
 def forward_tape(program: Program, arrays: Params, space: Workspace = PLAIN) -> tuple[Array, list[StageTape]]:
-    """:func:`forward`, and what :func:`pullback` needs."""
+    """Compute the state as :func:`forward` does, and the tape that :func:`pullback` needs."""
     state: Any = None
     tape: list[StageTape] = []
     for stage in program.stages:
@@ -65,7 +65,7 @@ def forward_tape(program: Program, arrays: Params, space: Workspace = PLAIN) -> 
 
 
 def pullback(program: Program, tape: list[StageTape], cotangent: Array, space: Workspace = PLAIN) -> dict[str, Array]:
-    """The adjoint of every trained parameter.
+    """Compute the adjoint of every trained parameter.
 
     Parameters
     ----------
@@ -76,12 +76,12 @@ def pullback(program: Program, tape: list[StageTape], cotangent: Array, space: W
     cotangent : array
         ``X̄_T``, with the shape of the state.
     space : Workspace
-        Where intermediates go.
+        Memory for intermediates.
 
     Returns
     -------
     dict of str to array
-        By parameter name; cores that share a parameter are summed.
+        Adjoints by parameter name, summed over cores that share a parameter.
     """
     grads: dict[str, Array] = {}
     xbar = cotangent
@@ -96,14 +96,14 @@ def pullback(program: Program, tape: list[StageTape], cotangent: Array, space: W
 
 
 def collect(grads: dict[str, Array], cores: tuple[Core, ...], bars: list[Array | None]) -> None:
-    """Add the adjoints of cores to those of their parameters."""
+    """Add the adjoints of cores to the gradients of their parameters."""
     for core, bar in zip(cores, bars, strict=True):
         if core.trainable and bar is not None:
             grads[core.param] = grads[core.param] + bar if core.param in grads else bar
 
 
 def vjp(program: Program, arrays: Params, cotangent: Array) -> tuple[Array, dict[str, Array]]:
-    """The state and the adjoint of every trained parameter, at the cost of at most three forwards."""
+    """Compute the state and the adjoint of every trained parameter, at the cost of at most three forward passes."""
     state, tape = forward_tape(program, arrays)
     return state, pullback(program, tape, cotangent)
 
@@ -111,7 +111,7 @@ def vjp(program: Program, arrays: Params, cotangent: Array) -> tuple[Array, dict
 def forward_stage(
     stage: Stage, state: Array, arrays: Params, keep: bool, activate: bool = True, space: Workspace = PLAIN
 ) -> tuple[Array, StageTape]:
-    """``X_t`` from ``X_{t-1}``, or ``Z_t`` without activation; the record is empty unless ``keep``."""
+    """Compute ``X_t``, or ``Z_t`` unless ``activate``, from ``X_{t-1}``; the record is empty unless ``keep``."""
     slots: list[Any] = [state] if stage.has_state else []
     slots += [arrays[core.param] for core in stage.cores]
     matrices: list[tuple[Array, Array]] = []
@@ -129,11 +129,11 @@ def forward_stage(
 def forward_steps(
     steps: tuple[PairStep, ...], slots: list[Any], keep: bool, space: Workspace = PLAIN
 ) -> list[tuple[Array, Array]]:
-    """Execute steps on a workspace; returns the operands as matrices when ``keep``."""
+    """Execute steps on slots, and return the operands as matrices if ``keep``."""
     matrices: list[tuple[Array, Array]] = []
     for step in steps:
         slots[step.out], am, bm = step.forward(slots[step.left], slots[step.right], space)
-        slots[step.left] = slots[step.right] = None  # every slot is read once: free it
+        slots[step.left] = slots[step.right] = None  # every slot is read once, so free it
         if keep:
             matrices.append((am, bm))
     return matrices
@@ -147,7 +147,7 @@ def backward_steps(
     bars: list[Any] | None = None,
     space: Workspace = PLAIN,
 ) -> list[Array | None]:
-    """Adjoints of the operands by one reverse sweep; ``bars``, by slot, may be given instead of the last one."""
+    """Compute the adjoints of the operands in one reverse sweep, from ``cbar`` or from adjoints ``bars`` by slot."""
     if bars is None:
         bars = [None] * (n_operands + len(steps))
         bars[-1] = cbar
@@ -159,7 +159,7 @@ def backward_steps(
 
 
 def _backward_stage(stage: Stage, record: StageTape, zbar: Array, space: Workspace) -> list[Array | None]:
-    """Adjoints of all operands of a stage."""
+    """Compute the adjoints of all operands of a stage."""
     if stage.alone is not None:
         return [stage.alone.write(zbar)]
     return backward_steps(stage.steps, record.matrices, zbar, len(stage.cores) + stage.has_state, space=space)

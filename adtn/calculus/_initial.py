@@ -1,4 +1,4 @@
-"""First values of the cores: seeded, variance-preserving, computed once in NumPy float64 for every backend."""
+"""Initial values of the cores: seeded, variance-preserving, computed in NumPy float64 for all backends."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..topology import Core, Pieces, SeededBase, Topology, sizes_of
 from ._adjoint import forward_stage
 from ._moments import Moments, entries_at_random, sampled_moments, segment_moments
 
-_DIRECT = 1 << 18  # entries that are made without another thought: 2 MiB
-_STATE = 1 << 20  # of a state: 8 MiB
-_WINDOW = 1 << 18  # of a state of a piece
-_PART = 20  # a state may be this part of the weight
-_PIECE = 32  # and that of a piece this one
+_DIRECT = 1 << 18  # entries of a weight that is simply computed: 2 MiB
+_STATE = 1 << 20  # entries of a state: 8 MiB
+_WINDOW = 1 << 18  # entries of a state of a part
+_PART = 20  # a state may have one in this many entries of the weight
+_PIECE = 32  # and a state of a part one in this many
 _SAMPLES = 1 << 14
 
 
@@ -37,7 +37,7 @@ def _bumps(n: int, d: int, width: float) -> np.ndarray:
 
 
 def core_values(core: Core, seed: int) -> np.ndarray:
-    """Values of one core before the variance is set; they depend on its parameter's name, not on its position."""
+    """Compute the values of one core before rescaling; they depend on the name of its parameter, not its position."""
     if core.init == "seeded":
         return SeededBase(core.seed).values(core.shape).astype(np.float64)
     if core.init == "basis":
@@ -54,12 +54,12 @@ def core_values(core: Core, seed: int) -> np.ndarray:
     if core.init == "normal":
         return normal / np.sqrt(core.fan_in)
     raise TopologyError(
-        f"Core {core.name!r} has no rule for its first values; pass params that contain {core.param!r}."
+        f"Core {core.name!r} has no rule for its initial values; pass params that contain {core.param!r}."
     )
 
 
 def frozen_values(cores: Iterable[Core], given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Numbers of all cores that are not trained: rebuilt from their rule, or taken from ``given``."""
+    """Collect the values of all frozen cores, from ``given`` or rebuilt from their rule."""
     return {
         core.param: np.asarray(given[core.param]) if core.param in given else core_values(core, 0)
         for core in cores
@@ -70,72 +70,74 @@ def frozen_values(cores: Iterable[Core], given: Mapping[str, np.ndarray]) -> dic
 def initial_values(
     program: Program, layout: Layout, seed: int, given: Mapping[str, np.ndarray], topology: Topology
 ) -> tuple[dict[str, np.ndarray], bool]:
-    """Trained parameters such that every segment puts out unit standard deviation.
+    """Initialise the trained parameters so that the output of every segment has unit standard deviation.
 
-    Each segment's trained cores are rescaled by equal factors before its activation is applied (data-free
-    layer-sequential unit variance, after Mishkin and Matas (2016), arXiv:1511.06422). The weight is not made for it:
-    what a segment puts out is measured as it is where it is small, else by closed networks (see
-    :mod:`adtn.calculus._moments`), which is exact while the state before is small.
+    The trained cores of each segment are rescaled by equal factors before its activation is applied (data-free
+    layer-sequential unit variance, after Mishkin and Matas (2016), arXiv:1511.06422). The weight is not computed for
+    this: the output of a segment is measured directly if it is small, and otherwise by networks without open legs
+    (see :mod:`adtn.calculus._moments`), which is exact if the incoming state is small.
 
     Parameters
     ----------
     program : Program
-        What to initialise.
+        The program to initialise.
     layout : Layout
-        Entries of the weight that are padding do not count.
+        The layout of the weight; padding does not count.
     seed : int
         Equal seeds give equal values on every backend.
     given : mapping of str to array
-        Frozen cores.
+        Values of frozen cores.
     topology : Topology
-        Knows pieces of the network for states that are too large to be made.
+        The topology, which can split the network when its states are too large to compute.
 
     Returns
     -------
     tuple of dict of str to numpy.ndarray and bool
-        Values in float64, and whether the standard deviation of the weight is exact. Where a state before the last
-        segment has more than a twentieth of the weight's entries, it is estimated from :meth:`Topology.parts`, or
-        from seeded samples.
+        Values in float64, and whether the standard deviation of the weight is exact. If a state before the last
+        segment has more than a twentieth of the entries of the weight, the standard deviation is estimated from
+        :meth:`Topology.parts`, or from seeded samples.
     """
     values = frozen_values(program.cores, given)
     names = {core.param for core in program.cores if core.trainable}
     for core in program.cores:
         if core.trainable and core.param not in values:
             values[core.param] = core_values(core, seed)
-    most = max(_STATE, math.prod(layout.padded_shape) // _PART)
+    largest_state = max(_STATE, math.prod(layout.padded_shape) // _PART)
     *before, _ = program.stages
-    exact = all(_largest(stage) <= most for stage in before)
+    exact = all(_largest(stage) <= largest_state for stage in before)
     size = math.prod(layout.padded_shape)
     pieces = [] if exact else topology.parts(layout, min(_WINDOW, size // _PIECE))
-    measured = _Pieces(pieces) if pieces else _Whole(layout, sizes_of(s.segment for s in program.stages), most, seed)
+    spreads = (
+        _Parts(pieces) if pieces else _Whole(layout, sizes_of(s.segment for s in program.stages), largest_state, seed)
+    )
     for t, stage in enumerate(program.stages):
         uses = Counter(core.param for core in stage.cores if core.trainable and core.init != "identity")
         uses = uses or Counter(core.param for core in stage.cores if core.trainable)
-        spread = measured.put_out(t, stage, values, last=stage is program.stages[-1])
+        spread = spreads.measure(t, stage, values, last=stage is program.stages[-1])
         if not (uses and spread > 0 and math.isfinite(spread)):
             spread = 1.0
         for name in uses:
             values[name] = values[name] * spread ** (-1.0 / uses.total())
         if stage is not program.stages[-1]:
-            measured.activate(stage, spread, values)
+            spreads.activate(stage, spread, values)
     return {name: values[name] for name in names}, exact
 
 
 def _largest(stage: Stage) -> int:
-    """Entries of what is made on the way."""
+    """Return the number of entries of the largest intermediate of a stage."""
     return max([math.prod(stage.out_shape), *(step.entries for step in stage.steps)])
 
 
 class _Whole:
-    """The program itself, segment by segment."""
+    """The measurement of the program itself, segment by segment."""
 
     def __init__(self, layout: Layout, sizes: Mapping[str, int], most: int, seed: int) -> None:
         self.layout, self.sizes, self.most, self.seed = layout, sizes, most, seed
         self.state: np.ndarray | Moments | None = None
         self.z: np.ndarray | Moments = np.zeros(0)
 
-    def put_out(self, t: int, stage: Stage, values: Mapping[str, np.ndarray], *, last: bool) -> float:
-        """The spread of ``Z``."""
+    def measure(self, t: int, stage: Stage, values: Mapping[str, np.ndarray], *, last: bool) -> float:
+        """Compute the standard deviation of ``Z``."""
         del t
         if not isinstance(self.state, Moments) and _largest(stage) <= (_DIRECT if last else self.most):
             self.z = np.asarray(forward_stage(stage, self.state, values, keep=False, activate=False)[0])
@@ -145,10 +147,10 @@ class _Whole:
         return self.z.spread
 
     def activate(self, stage: Stage, spread: float, values: Mapping[str, np.ndarray]) -> None:
-        """Go on with the state: itself, or what entries of a first segment or of a normal distribution say."""
+        """Continue with the state itself, or with its moments, from entries of a first segment or normal samples."""
         z, value, self.z = self.z, stage.activation.value, np.zeros(0)
         if not isinstance(z, Moments):
-            z /= spread  # nobody else has it
+            z /= spread  # in place: nothing else refers to it
             self.state = value(z)
         elif self.state is None:
             self.state = sampled_moments(value(entries_at_random(stage.segment, values, _SAMPLES, self.seed)))
@@ -158,16 +160,16 @@ class _Whole:
             self.state = sampled_moments(value(z.mean / spread + normal))
 
 
-class _Pieces:
-    """Small networks that read the same parameters; their spreads multiply."""
+class _Parts:
+    """The measurement of small networks with the same parameters, as the product of their standard deviations."""
 
     def __init__(self, pieces: Pieces) -> None:
         self.programs = [(power, compile_program(segments)) for power, segments in pieces]
         self.states: list[Any] = [None] * len(pieces)
         self.spreads = [1.0] * len(pieces)
 
-    def put_out(self, t: int, stage: Stage, values: Mapping[str, np.ndarray], *, last: bool) -> float:
-        """The product over all pieces."""
+    def measure(self, t: int, stage: Stage, values: Mapping[str, np.ndarray], *, last: bool) -> float:
+        """Compute the product of the standard deviations of all parts."""
         del stage, last
         for n, (_, program) in enumerate(self.programs):
             self.states[n], _ = forward_stage(program.stages[t], self.states[n], values, keep=False, activate=False)
@@ -175,6 +177,6 @@ class _Pieces:
         return math.prod(s**power for s, (power, _) in zip(self.spreads, self.programs, strict=True))
 
     def activate(self, stage: Stage, spread: float, values: Mapping[str, np.ndarray]) -> None:
-        """Every piece at the spread that the whole has, which is 1."""
+        """Normalise every part to unit standard deviation, as that of the whole network, and apply the activation."""
         del spread, values
         self.states = [stage.activation.value(z / s) for z, s in zip(self.states, self.spreads, strict=True)]

@@ -1,11 +1,11 @@
-r"""How sampled entries of the weight move with every trained number.
+r"""Derivatives of sampled entries of the weight with respect to every trained parameter.
 
-The network is closed so that it puts out nothing but the sample. With unit tensors U in place of one core after the
-other::
+The network is contracted with one-hot cores so that it computes only the sample. With unit tensors U in place of one
+core after the other::
 
     Ż_t = C_t(X_{t-1}; A with U in place of A_k)        Ẋ_t = σ_t'(Z_t) ⊙ Ż_t        Ż_{t+1} = C_{t+1}(Ẋ_t; A)  ...
 
-one pass gives the derivatives by all entries of :math:`A_k`, as an axis of their own.
+one pass gives the derivatives with respect to all entries of :math:`A_k`, along an additional axis.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ _UNIT = "unit"
 
 @dataclass(frozen=True, eq=False)
 class SampledJacobian:
-    """Derivatives of a sample of the generated state, for one size of the sample.
+    """The derivatives of a sample of the generated state, planned for one sample size.
 
     Parameters
     ----------
     program : Program
-        Of the sampled state.
+        The program of the sampled state.
     chains : list of (str, int, Program)
-        Per trained core its parameter, its segment, and everything from there on with unit tensors in its place.
+        For each trained core its parameter, its segment, and the program from there on with unit tensors in its
+        place.
     layout : Layout
-        Of the weight.
+        The layout of the weight.
     counts : tuple of int
-        Sampled rows, and sampled positions on the other axes together; 0 for all of these.
+        Numbers of sampled rows and of sampled positions along the other axes together; 0 for all positions.
     """
 
     program: Program
@@ -47,7 +48,7 @@ class SampledJacobian:
     counts: tuple[int, int]
 
     def probes(self, rows: np.ndarray, columns: np.ndarray | None) -> dict[str, np.ndarray]:
-        """One-hot cores for the sample: ``rows`` of the first axis, positions in the others, flattened."""
+        """Build the one-hot cores of a sample: ``rows`` of the first axis, flattened positions along the others."""
         shape = self.layout.shape
         at = [rows, *(np.unravel_index(columns, shape[1:]) if columns is not None else ())]
         return {
@@ -57,12 +58,12 @@ class SampledJacobian:
         }
 
     def __call__(self, arrays: Params) -> dict[str, Array]:
-        """By parameter ``(entries, rows, columns)``; without sampled columns, the legs of the other axes at the end.
+        """Compute arrays ``(entries, rows, columns)`` by parameter, or ``(entries, rows, *legs)`` for all columns.
 
         Parameters
         ----------
         arrays : mapping of str to array
-            Numbers of all cores, those of :meth:`probes`, and the unit tensors ``"unit/<parameter>"``,
+            Values of all cores, the cores of :meth:`probes`, and the unit tensors ``"unit/<parameter>"`` of shape
             ``(entries, *shape)``.
         """
         state: Any = None
@@ -77,16 +78,16 @@ class SampledJacobian:
         out: dict[str, Array] = {}
         for name, t, chain in self.chains:
             dot = states[t]
-            own = {**arrays, _UNIT: arrays[f"{_UNIT}/{name}"]}
+            chain_arrays = {**arrays, _UNIT: arrays[f"{_UNIT}/{name}"]}
             for u, stage in enumerate(chain.stages, t):
-                dot, _ = forward_stage(stage, dot, own, keep=False)
+                dot, _ = forward_stage(stage, dot, chain_arrays, keep=False)
                 dot = dot if slopes[u] is None else dot * slopes[u]
             out[name] = out[name] + dot if name in out else dot
         return out
 
 
 def sampled_jacobian(segments: tuple[Segment, ...], layout: Layout, rows: int, columns: int) -> SampledJacobian:
-    """Plan the derivatives of ``rows`` times ``columns`` entries; all columns when that is 0."""
+    """Plan the derivatives of ``rows`` times ``columns`` entries, or of all columns if ``columns`` is 0."""
     closed = chosen(segments, layout, rows, columns)
     chains: list[tuple[str, int, Program]] = []
     for t, segment in enumerate(closed):
@@ -100,7 +101,7 @@ def sampled_jacobian(segments: tuple[Segment, ...], layout: Layout, rows: int, c
     return SampledJacobian(compile_program(closed), chains, layout, (rows, columns))
 
 
-def stacked(found: Params, order: list[str]) -> Array:
-    """Derivatives of all parameters as ``(parameters, rows, entries)``."""
-    parts = [do("reshape", found[name], (*found[name].shape[:2], -1)) for name in order]
+def stacked(derivatives: Params, order: list[str]) -> Array:
+    """Stack the derivatives of all parameters to ``(parameters, rows, entries)``."""
+    parts = [do("reshape", derivatives[name], (*derivatives[name].shape[:2], -1)) for name in order]
     return do("concatenate", tuple(parts), axis=0)

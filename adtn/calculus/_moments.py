@@ -1,13 +1,14 @@
-r"""Mean and variance of what a segment puts out, without making it.
+r"""Mean and variance of the output of a segment, without computing the output.
 
-With Z = C(X; A) multilinear, and :math:`m_i \in \{0, 1\}` for the entries that are kept of a padded weight,
+With Z = C(X; A) multilinear, and :math:`m_i \in \{0, 1\}` a mask of the entries of a padded weight that are not
+padding,
 
 .. math::
     \mu = \frac1N \sum_i m_i Z_i, \qquad s = \frac1N \sum_i m_i Z_i^2, \qquad N = \sum_i m_i .
 
-Both are networks without open legs: the segment closed with vectors of ones, and with its own copy. The mask of an
-axis, :math:`[i < n]`, is a train of two states along its legs: "equal to n - 1 so far", and "less already". Where the
-state X is not known, :math:`X \approx m + \sqrt v\, \xi` with independent :math:`\xi` gives
+Both are networks without open legs: the segment contracted with vectors of ones, and with its own copy. The mask of an
+axis, :math:`[i < n]`, is a tensor train of bond 2 along its legs, with the states "equal to n - 1 so far" and "already
+less". If the state X is not known, :math:`X \approx m + \sqrt v\, \xi` with independent :math:`\xi` gives
 
 .. math::
     s = \frac{m^2 \lVert C 1\rVert^2 + v \lVert C\rVert^2}{N} .
@@ -33,20 +34,20 @@ _SAMPLE = "moments/sample"
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the entries of a tensor."""
+    """The mean and the mean square of the entries of a tensor."""
 
     mean: float
     square: float
 
     @property
     def spread(self) -> float:
-        """The standard deviation, or the size of the entries where all are the same."""
+        """The standard deviation, or the magnitude of the entries if all are equal."""
         variance = self.square - self.mean**2
         return math.sqrt(variance) if variance > 1e-12 * self.square else math.sqrt(max(self.square, 0.0))
 
 
 def sampled_moments(values: np.ndarray) -> Moments:
-    """Of all entries of an array."""
+    """Compute the moments of all entries of an array."""
     flat = values.reshape(-1)
     return Moments(float(np.mean(flat)), float(np.dot(flat, flat)) / max(flat.size, 1))
 
@@ -58,19 +59,20 @@ def segment_moments(
     state: np.ndarray | Moments | None,
     layout: Layout | None = None,
 ) -> Moments:
-    """Moments of ``Z``.
+    """Compute the moments of ``Z``.
 
     Parameters
     ----------
     segment : Segment
+        The segment.
     sizes : mapping of str to int
-        Dimension of each index of the whole program.
+        Dimension of each index of the program.
     arrays : mapping of str to array
-        Values of its cores.
+        Values of the cores.
     state : array, Moments or None
-        The incoming state with the legs of ``segment.inputs``, what is known of it, or nothing for a first segment.
+        The incoming state with the legs of ``segment.inputs``, or its moments; ``None`` for a first segment.
     layout : Layout, optional
-        For a last segment: entries that are padding do not count.
+        The layout of the weight, for a last segment; padding does not count.
     """
     masks = _masks(segment.outputs, layout) if layout is not None else {}
     masked = {i for core, _ in masks.values() for i in core.inds}
@@ -81,42 +83,42 @@ def segment_moments(
     }
     n = layout.size if layout is not None else math.prod(sizes[i] for i in segment.outputs)
     around = {name: core for name, (core, _) in {**masks, **ones}.items()}
-    given = {**arrays, **{name: x for name, (_, x) in {**masks, **ones}.items()}}
+    values = {**arrays, **{name: x for name, (_, x) in {**masks, **ones}.items()}}
     only_masks = tuple(around[name] for name in masks)
     if not isinstance(state, Moments):
-        own = segment.cores
+        cores = segment.cores
         if state is not None:
-            own = (*own, Core(STATE, segment.inputs, state.shape, STATE, "state", trainable=False))
-            given[STATE] = state
-        copy = _copied(own, set(segment.outputs))
-        return Moments(_value((*own, *around.values()), given) / n, _value((*own, *copy, *only_masks), given) / n)
+            cores = (*cores, Core(STATE, segment.inputs, state.shape, STATE, "state", trainable=False))
+            values[STATE] = state
+        copy = _copied(cores, set(segment.outputs))
+        return Moments(_value((*cores, *around.values()), values) / n, _value((*cores, *copy, *only_masks), values) / n)
     probes = tuple(_vector(f"moments/in{q}", i, sizes[i]) for q, i in enumerate(segment.inputs))
-    given |= {core.param: np.ones(core.shape) for core in probes}
+    values |= {core.param: np.ones(core.shape) for core in probes}
     closed = (*segment.cores, *probes)
-    sums = _value((*closed, *around.values()), given)
-    squares = _value((*closed, *_copied(closed, set(segment.outputs)), *only_masks), given)
+    sums = _value((*closed, *around.values()), values)
+    squares = _value((*closed, *_copied(closed, set(segment.outputs)), *only_masks), values)
     shared = set(segment.outputs) | set(segment.inputs)
-    through = tuple(  # legs that pass by all cores
+    through = tuple(  # legs that are on no core
         around[f"moments/one{q}"]
         for q, i in enumerate(segment.outputs)
         if f"moments/one{q}" in around and not any(i in core.inds for core in segment.cores)
     )
-    norm = _value((*segment.cores, *_copied(segment.cores, shared), *only_masks, *through), given)
+    norm = _value((*segment.cores, *_copied(segment.cores, shared), *only_masks, *through), values)
     variance = max(state.square - state.mean**2, 0.0)
     return Moments(state.mean * sums / n, (state.mean**2 * squares + variance * norm) / n)
 
 
 def entries_at_random(segment: Segment, arrays: Mapping[str, np.ndarray], n: int, seed: int) -> np.ndarray:
-    """``n`` entries of ``Z`` of a first segment, chosen by a seed; the others are not made."""
+    """Compute ``n`` entries of ``Z`` of a first segment, selected by a seed, without the others."""
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, n], dtype=np.uint64)))
     sizes = sizes_of([segment])
     probes = tuple(
         Core(f"moments/at{q}", (_SAMPLE, i), (n, sizes[i]), f"moments/at{q}", "probe", trainable=False)
         for q, i in enumerate(segment.outputs)
     )
-    chosen = {core.param: np.eye(core.shape[1])[rng.integers(core.shape[1], size=n)] for core in probes}
+    one_hot = {core.param: np.eye(core.shape[1])[rng.integers(core.shape[1], size=n)] for core in probes}
     program = compile_program((replace(segment, cores=(*segment.cores, *probes), outputs=(_SAMPLE,)),))
-    return np.asarray(forward(program, {**arrays, **chosen}))
+    return np.asarray(forward(program, {**arrays, **one_hot}))
 
 
 def _value(cores: tuple[Core, ...], arrays: Mapping[str, np.ndarray]) -> float:
@@ -131,18 +133,18 @@ def _vector(name: str, ind: str, d: int) -> Core:
     return Core(name, (ind,), (d,), name, "probe", trainable=False)
 
 
-def _copied(cores: tuple[Core, ...], kept: set[str]) -> tuple[Core, ...]:
-    """Another copy that shares some indices with the first."""
+def _copied(cores: tuple[Core, ...], shared: set[str]) -> tuple[Core, ...]:
+    """Copy cores, sharing some indices with the originals."""
 
     def inds(old: Inds) -> Inds:
-        return tuple(i if i in kept else f"{i}/copy" for i in old)
+        return tuple(i if i in shared else f"{i}/copy" for i in old)
 
     return tuple(replace(core, name=f"{core.name}/copy", inds=inds(core.inds)) for core in cores)
 
 
 def _masks(outputs: Inds, layout: Layout) -> dict[str, tuple[Core, np.ndarray]]:
-    """For every padded axis the train that is 1 on what is kept."""
-    found: dict[str, tuple[Core, np.ndarray]] = {}
+    """Build for every padded axis the tensor train that is 1 on the entries that are not padding."""
+    masks: dict[str, tuple[Core, np.ndarray]] = {}
     at = {leg: name for name, leg in zip(outputs, layout.leg_axes, strict=True)}
     for axis, (n, padded, factors) in enumerate(zip(layout.shape, layout.padded_shape, layout.factors, strict=True)):
         if n == padded:
@@ -151,7 +153,7 @@ def _masks(outputs: Inds, layout: Layout) -> dict[str, tuple[Core, np.ndarray]]:
         for k, d in enumerate(factors):
             stride //= d
             digit = last // stride % d
-            train = np.zeros((2, d, 2))  # before, digit, after: 0 is "equal so far", 1 is "less already"
+            train = np.zeros((2, d, 2))  # before, digit, after: 0 is "equal so far", 1 is "already less"
             train[0, digit, 0] = 1.0
             train[0, :digit, 1] = 1.0
             train[1, :, 1] = 1.0
@@ -161,5 +163,5 @@ def _masks(outputs: Inds, layout: Layout) -> dict[str, tuple[Core, np.ndarray]]:
             if k == 0:
                 train, inds = train[0], inds[1:]
             name = f"moments/mask{axis}_{k}/core"
-            found[name] = (Core(name, tuple(inds), train.shape, name, "probe", trainable=False), train)
-    return found
+            masks[name] = (Core(name, tuple(inds), train.shape, name, "probe", trainable=False), train)
+    return masks

@@ -1,16 +1,15 @@
-r"""The squared distance of a weight from a target, and its adjoint, without the weight.
+r"""The squared distance of a weight from a target, and its adjoint, without computing the weight.
 
-Where no activation follows the last segment, the weight is multilinear in its operands, and
+If no activation follows the last segment, the weight is multilinear in its operands, and
 
 .. math:: \lVert W - T\rVert^2 = \lVert T\rVert^2 - 2\,\langle T, W\rangle + \lVert W\rVert^2 .
 
 The contraction tree ends in one product :math:`W = A B`. The adjoints of :math:`\langle T, W\rangle` are the
 projections :math:`\bar A = T B^\top` and :math:`\bar B = A^\top T`: two products that read the target instead of three
-that make and read a weight, and nothing of its size is written. They are done tile by tile, so that the target comes
-from memory once. :math:`\lVert W\rVert^2` is the network of the last segment closed with its own copy, which is small.
+that write and read a weight, and no array of its size is written. They are computed tile by tile, so that the target
+is read from memory once. :math:`\lVert W\rVert^2` is the last segment contracted with its own copy, a small network.
 
-The price is cancellation: the rounding error of the sum is one of :math:`\lVert T\rVert^2`, whatever is left of the
-distance.
+The price is cancellation: the sum has the rounding error of :math:`\lVert T\rVert^2`, however small the distance is.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from ._tiled_adjoint import accumulate, no_bars, operands_of
 def squared_norm(
     stage: Stage, state: Array | None, arrays: Params, factor: float | Array, space: Workspace
 ) -> tuple[Array, list[Array | None]]:
-    """``factor * ‖W‖²`` by a :func:`closed` segment, and half of its adjoints: of the state, then of every core."""
+    """Compute ``factor * ‖W‖²`` of a :func:`closed` segment, and half of its adjoints: the state's, then the cores'."""
     if stage.has_state:
         state = do("reshape", state, stage.cores[-1].shape)
     slots: list[Any] = [state] if stage.has_state else []
@@ -45,57 +44,58 @@ def squared_norm(
 def project(
     tiled: Tiled, blocks: list[Array], backend: Backend, space: Workspace, target: Array, factor: float | Array
 ) -> tuple[Array, list[Array | None]]:
-    """``factor * ⟨target, W⟩`` and the adjoint of every block.
+    """Compute ``factor * ⟨target, W⟩`` and the adjoint of every block.
 
     Parameters
     ----------
     tiled : Tiled
-        With the last product among the steps of a tile.
+        The tiled program, with the last product among the steps of a tile.
     blocks : list of array
-        From :func:`frontier`.
+        The blocks of :func:`frontier`.
     backend : Backend
-        Loops.
+        The backend that runs the loop.
     space : Workspace
-        Where intermediates go.
+        Memory for intermediates.
     target : array
-        ``(tiles, ...)``, each as the tile's ``Z``.
+        The target as ``(tiles, ...)``, each tile in the order of its ``Z``.
     factor : float or array
-        Of everything.
+        Factor of the value and the adjoints.
     """
     *steps, root = tiled.steps
-    least = min((k for k, op in enumerate(tiled.operands) if op.need), key=lambda k: tiled.operands[k].entries)
+    smallest = min((k for k, op in enumerate(tiled.operands) if op.need), key=lambda k: tiled.operands[k].entries)
     scaled = list(blocks)
-    scaled[least] = scaled[least] * factor
+    scaled[smallest] = scaled[smallest] * factor
 
     def body(i: Any, bars: Any) -> Any:
         at, slots = operands_of(tiled, scaled, backend, i)
         matrices = forward_steps(tuple(steps), slots, True, space)
-        found: list[Any] = [None] * len(slots)
-        found[root.left], found[root.right] = _project_root(
+        slot_bars: list[Any] = [None] * len(slots)
+        slot_bars[root.left], slot_bars[root.right] = _project_root(
             root, slots[root.left], slots[root.right], backend.take(target, i), space
         )
-        found = backward_steps(tuple(steps), matrices, None, len(blocks), found, space)
-        return accumulate(tiled, backend, bars, at, found)
+        slot_bars = backward_steps(tuple(steps), matrices, None, len(blocks), slot_bars, space)
+        return accumulate(tiled, backend, bars, at, slot_bars)
 
     bars = no_bars(tiled, blocks)
     bars = body(0, bars) if tiled.tiles == 1 else backend.loop(tiled.tiles, body, bars)
-    bars[least] = bars[least] * factor
-    # the weight is linear in every operand; sums of sums lose less than one long sum
-    value = do("reshape", blocks[least] * bars[least], (blocks[least].shape[0], -1))
+    bars[smallest] = bars[smallest] * factor
+    # the weight is linear in every operand, and a sum of sums is more accurate than one long sum
+    value = do("reshape", blocks[smallest] * bars[smallest], (blocks[smallest].shape[0], -1))
     return do("sum", do("sum", value, axis=-1)), bars
 
 
 def _project_root(
     root: PairStep, left: Array, right: Array, target: Array, space: Workspace
 ) -> tuple[Array | None, Array | None]:
-    """Adjoints of both operands."""
+    """Compute the adjoints of both operands of the last product."""
     a, b, t = root.a.read(left, space), root.b.read(right, space), root.c.read(target, space)
-    turned = root.c.swapped  # the target is read as it lies: libraries are slow at thin products with a transposed one
-    if turned:
+    # read the target as it is stored: libraries are slow at thin products with a transposed operand
+    transposed = root.c.swapped
+    if transposed:
         a, b, t = b.mT, a.mT, t.mT
-    need_a, need_b = (root.need_b, root.need_a) if turned else (root.need_a, root.need_b)
+    need_a, need_b = (root.need_b, root.need_a) if transposed else (root.need_a, root.need_b)
     abar = space.matmul(t, b.mT) if need_a else None
     bbar = space.matmul(a.mT, t) if need_b else None
-    if not turned:
+    if not transposed:
         return None if abar is None else root.a.write(abar), None if bbar is None else root.b.write(bbar)
     return None if bbar is None else root.a.write(bbar.mT), None if abar is None else root.b.write(abar.mT)

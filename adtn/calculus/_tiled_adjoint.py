@@ -1,4 +1,4 @@
-r"""Forward and adjoint of a tiled program. Loops over tiles go through the backend.
+r"""The forward and the adjoint pass of a tiled program; the backend runs the loop over tiles.
 
 With a consumer that turns a tile of the weight into a loss and ``W̄[s]``, one pass is::
 
@@ -19,23 +19,23 @@ from ..program import Tiled
 from ._adjoint import StageTape, backward_steps, collect, forward_steps, forward_tape, pullback
 
 Consumer = Callable[[Array, Any, Any], "tuple[Any, Array | None]"]
-"""``(tile, number, carry) -> (carry, adjoint of the tile)``."""
+"""A function ``(tile, index, carry) -> (carry, adjoint of the tile)``."""
 
 
 @dataclass(slots=True, eq=False)
 class Frontier:
-    """What is computed once, and what is needed on the way back.
+    """The results of the part that is computed once, with the records for the backward pass.
 
     Parameters
     ----------
     blocks : list of array
         The operands of the tile network.
     head : list of StageTape
-        Of the segments before the last.
+        Records of the segments before the last.
     state : array or None
-        What the last segment reads.
+        The incoming state of the last segment.
     matrices : list of tuple of array
-        Of its steps.
+        Operands of the steps of the last segment.
     """
 
     blocks: list[Array]
@@ -45,7 +45,7 @@ class Frontier:
 
 
 def frontier(tiled: Tiled, arrays: Params, space: Workspace) -> Frontier:
-    """Everything up to the operands of the tile network."""
+    """Compute the operands of the tile network."""
     state, head = forward_tape(tiled.head, arrays, space) if tiled.head.stages else (None, [])
     last = tiled.last
     slots: list[Any] = [None] * tiled.n_slots
@@ -66,39 +66,39 @@ def walk(
     scale: float | Array,
     adjoint: bool,
 ) -> tuple[Any, list[Array | None]]:
-    """Generate all tiles of ``scale * W`` and hand each to ``consume``.
+    """Generate all tiles of ``scale * W`` and pass each to ``consume``.
 
     Parameters
     ----------
     tiled : Tiled
-        The program.
+        The tiled program.
     blocks : list of array
-        From :func:`frontier`.
+        The blocks of :func:`frontier`.
     backend : Backend
-        Loops.
+        The backend that runs the loop.
     space : Workspace
-        Where intermediates go.
+        Memory for intermediates.
     consume : callable
-        ``(tile, number, carry) -> (carry, adjoint of the tile)``. The tile is its own: it may overwrite it.
+        Function ``(tile, index, carry) -> (carry, adjoint of the tile)``, which may overwrite the tile.
     carry : any
-        What the consumer accumulates.
+        Initial value of what the consumer accumulates.
     scale : float or array
         Factor of the weight.
     adjoint : bool
-        Whether adjoints are wanted.
+        Whether to compute adjoints.
 
     Returns
     -------
     tuple of any and list of (array or None)
-        The last carry, and the adjoint of every block.
+        The final carry, and the adjoint of every block.
     """
     sigma = tiled.activation
     blocks = list(blocks)
     if tiled.linear_end:  # scale the smallest operand instead of every tile
-        least = tiled.smallest
-        blocks[least] = blocks[least] * scale
+        smallest = tiled.smallest
+        blocks[smallest] = blocks[smallest] * scale
     else:
-        least = -1
+        smallest = -1
 
     def body(i: Any, state: Any) -> Any:
         inner, bars = state
@@ -111,42 +111,42 @@ def walk(
         if not adjoint:
             return inner, bars
         zbar = wbar if tiled.linear_end else space.activate_vjp(sigma, z, wbar) * scale
-        found = backward_steps(tiled.steps, matrices, zbar, len(blocks), space=space)
-        return inner, accumulate(tiled, backend, bars, at, found)
+        slot_bars = backward_steps(tiled.steps, matrices, zbar, len(blocks), space=space)
+        return inner, accumulate(tiled, backend, bars, at, slot_bars)
 
     bars = no_bars(tiled, blocks) if adjoint else []
     if tiled.tiles == 1:
         carry, bars = body(0, (carry, bars))
     else:
         carry, bars = backend.loop(tiled.tiles, body, (carry, bars))
-    if adjoint and least >= 0 and bars[least] is not None:
-        bars[least] = bars[least] * scale
+    if adjoint and smallest >= 0 and bars[smallest] is not None:
+        bars[smallest] = bars[smallest] * scale
     return carry, bars
 
 
 def operands_of(tiled: Tiled, blocks: list[Array], backend: Backend, i: Any) -> tuple[list[Any], list[Any]]:
-    """Which block of every operand tile ``i`` reads, and the slots of its workspace, filled with them."""
+    """Find the block of every operand that tile ``i`` reads, and fill the slots of its workspace with them."""
     at = [op.block(i) if op.digits else None for op in tiled.operands]
     slots: list[Any] = [x if b is None else backend.take(x, b) for x, b in zip(blocks, at, strict=True)]
     return at, slots + [None] * len(tiled.steps)
 
 
 def no_bars(tiled: Tiled, blocks: list[Array]) -> list[Array | None]:
-    """Where the adjoints of the blocks are summed."""
+    """Create the accumulators of the adjoints of the blocks."""
     return [_zeros(x) if op.need else None for op, x in zip(tiled.operands, blocks, strict=True)]
 
 
 def accumulate(
-    tiled: Tiled, backend: Backend, bars: list[Array | None], at: list[Any], found: list[Array | None]
+    tiled: Tiled, backend: Backend, bars: list[Array | None], at: list[Any], increments: list[Array | None]
 ) -> list[Array | None]:
-    """``bars`` with the adjoints of one tile's operands added where they belong."""
+    """Add the adjoints of the operands of one tile to the accumulators ``bars``."""
     new: list[Array | None] = []
-    for op, b, bar, got in zip(tiled.operands, at, bars, found, strict=True):
-        if not op.need or got is None or bar is None:
+    for op, b, bar, increment in zip(tiled.operands, at, bars, increments, strict=True):
+        if not op.need or increment is None or bar is None:
             new.append(bar)
             continue
-        got = _like(do("reshape", got, bar.shape if b is None else bar.shape[1:]), bar)
-        new.append(backend.add(bar, got) if b is None else backend.add_at(bar, b, got))
+        increment = _like(do("reshape", increment, bar.shape if b is None else bar.shape[1:]), bar)
+        new.append(backend.add(bar, increment) if b is None else backend.add_at(bar, b, increment))
     return new
 
 
@@ -158,18 +158,18 @@ def frontier_pullback(
     space: Workspace,
     others: list[Array | None] | None = None,
 ) -> dict[str, Array]:
-    """Adjoints of all trained parameters from those of the blocks.
+    """Compute the adjoints of all trained parameters from those of the blocks.
 
     Parameters
     ----------
     tiled, arrays, tape
-        See :func:`frontier`.
+        The arguments and the result of :func:`frontier`.
     bars : list of (array or None)
-        Of the blocks.
+        Adjoints of the blocks.
     space : Workspace
-        Where intermediates go.
+        Memory for intermediates.
     others : list of (array or None), optional
-        What is added to the adjoints of the state and of the cores of the last segment.
+        Further adjoints of the state and of the cores of the last segment, to be added.
     """
     last = tiled.last
     slot_bars: list[Any] = [None] * tiled.n_slots
@@ -181,15 +181,15 @@ def frontier_pullback(
     operands: list[Any] = [tape.state] if last.has_state else []
     operands += [arrays[core.param] for core in last.cores]
 
-    def shaped(bars: list[Any]) -> list[Any]:  # a leg may have been read as two
+    def shaped(bars: list[Any]) -> list[Any]:  # a leg may have been split into two
         return [None if x is None else do("reshape", x, a.shape) for x, a in zip(bars, operands, strict=True)]
 
-    found = shaped(slot_bars[: len(operands)])
+    operand_bars = shaped(slot_bars[: len(operands)])
     if others is not None:
-        pairs = zip(found, shaped(others), strict=True)
-        found = [x if y is None else y if x is None else x + y for x, y in pairs]
-    collect(grads, last.cores, found[last.has_state :])
-    xbar = found[0]
+        pairs = zip(operand_bars, shaped(others), strict=True)
+        operand_bars = [x if y is None else y if x is None else x + y for x, y in pairs]
+    collect(grads, last.cores, operand_bars[last.has_state :])
+    xbar = operand_bars[0]
     if last.has_state and last.need_state and xbar is not None:
         for name, bar in pullback(tiled.head, tape.head, xbar, space).items():
             grads[name] = grads[name] + bar if name in grads else bar
@@ -197,11 +197,11 @@ def frontier_pullback(
 
 
 def _zeros(x: Array) -> Array:
-    """Where adjoints are summed: half precisions sum in float32."""
+    """Create an accumulator; half precisions are accumulated in float32."""
     zeros = do("zeros_like", x)
     return astype(zeros, "float32") if get_dtype_name(x) in ("bfloat16", "float16") else zeros
 
 
 def _like(x: Array, other: Array) -> Array:
-    want = get_dtype_name(other)
-    return x if get_dtype_name(x) == want else astype(x, want)
+    dtype = get_dtype_name(other)
+    return x if get_dtype_name(x) == dtype else astype(x, dtype)

@@ -1,4 +1,4 @@
-"""The main job from end to end: train a network through generated layers, beside controls, on every backend."""
+"""The demo: train a network through generated layers, beside controls, on every backend."""
 
 from ._data import load_images as load_images
 from ._report import draw as draw

@@ -1,4 +1,4 @@
-"""What the demo compares: topologies at about the same number of parameters, and the controls."""
+"""The cases of the demo: topologies with about the same number of parameters, and the controls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..topology import (
 LR = 1e-2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """A network with one layer to replace.
 
@@ -34,11 +34,11 @@ class Problem:
     sizes : tuple of int
         Units per layer.
     replaced : int
-        Which weight.
+        Index of the weight to replace.
     title : str
-        For people.
+        Title in tables.
     steps, batch : int
-        Of the training.
+        Training steps and batch size.
     network_lr : float
         Learning rate of the layers that are not generated.
     """
@@ -52,20 +52,22 @@ class Problem:
     network_lr: float = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """One row of the table.
 
     Parameters
     ----------
     name : str
-        For people.
+        Name in tables.
     topology : Topology
+        The topology.
     layout : Layout
+        The layout.
     lr : float
-        Learning rate of the generator; the rest of the network has its own.
+        Learning rate of the generator; the other layers have their own.
     is_control : bool
-        Dense, identity and random.
+        Whether the case is the dense baseline or a control.
     """
 
     name: str
@@ -75,57 +77,71 @@ class Case:
     is_control: bool = False
 
     def generator(self, seed: int) -> Generator:
-        """First values for a seed."""
+        """Create the generator with the initial values of a seed."""
         return Generator(self.layout.shape, self.topology, layout=self.layout, seed=seed)
 
 
 PROBLEMS = {
     "digits": (
-        Problem("digits", (64, 256, 256, 10), 1, "hidden layer 256x256", 250, 128),
-        Problem("digits", (64, 256, 256, 10), 0, "first layer 256x64", 250, 128),
+        Problem(
+            data="digits", sizes=(64, 256, 256, 10), replaced=1, title="hidden layer 256x256", steps=250, batch=128
+        ),
+        Problem(data="digits", sizes=(64, 256, 256, 10), replaced=0, title="first layer 256x64", steps=250, batch=128),
     ),
     "mnist": (
-        Problem("mnist", (784, 1024, 1024, 10), 1, "hidden layer 1024x1024", 800, 256, 2e-3),
-        Problem("mnist", (784, 1024, 1024, 10), 0, "first layer 1024x784", 800, 256),
+        Problem(
+            data="mnist",
+            sizes=(784, 1024, 1024, 10),
+            replaced=1,
+            title="hidden layer 1024x1024",
+            steps=800,
+            batch=256,
+            network_lr=2e-3,
+        ),
+        Problem(
+            data="mnist", sizes=(784, 1024, 1024, 10), replaced=0, title="first layer 1024x784", steps=800, batch=256
+        ),
     ),
 }
 
 
 def cases_for(problem: Problem, seed: int) -> list[Case]:
-    """Controls first, then generators; the budget is a thousandth of the weight on MNIST."""
+    """List the controls, then the generators; on MNIST these have about a thousandth of the entries of the weight."""
     shape = problem.sizes[problem.replaced + 1], problem.sizes[problem.replaced]
-    # interleaved legs: neighbours in the tree are a row leg and a column leg, so the matrix can have full rank
+    # with interleaved legs, neighbours in the tree are a row leg and a column leg, so the matrix can have full rank
     coarse = Layout.from_factors(shape, [_halves(n) for n in shape], "interleaved")
     fine = Layout.from_factors(shape, [_quarters(n) for n in shape], "interleaved")
     qubits = BrickWall().default_layout(shape)
     controls = [
-        # its entries are the weight's up to the scale: this is the learning rate of the other layers
+        # the core is the weight up to the scale, so this is the learning rate of the other layers
         Case(
-            "dense",
-            Dense(),
-            coarse,
-            problem.network_lr / Generator(shape, Dense(), layout=coarse).scale,
-            True,
+            name="dense",
+            topology=Dense(),
+            layout=coarse,
+            lr=problem.network_lr / Generator(shape, Dense(), layout=coarse).scale,
+            is_control=True,
         ),
-        Case("scaled identity", ScaledIdentity(), coarse, is_control=True),
-        Case("frozen random", ScaledRandom(seed=seed), coarse, is_control=True),
+        Case(name="scaled identity", topology=ScaledIdentity(), layout=coarse, is_control=True),
+        Case(name="frozen random", topology=ScaledRandom(seed=seed), layout=coarse, is_control=True),
     ]
     large, first = shape[0] == 1024, problem.replaced == 0
-    pairs = ((1, 2),)  # a straddling pair of small legs: a disentangler of 4 * 4 legs has 256 entries
+    pairs = ((1, 2),)  # a straddling pair of small legs, on which a disentangler has 256 entries
     generators = [
-        Case("TTN", TTN(bond=4), fine),
-        Case("aTTN", ATTN(bond=3 if large and not first else 2, pairs=pairs), fine),
-        Case("MERA", MERA(bond=3 if large else 2), fine),
-        Case("brick wall", BrickWall(layers=2 if large else 1), qubits),
-        Case("MPO", MPO(bond=4 if large and not first else 3 if not large else 2), fine),
-        Case("Tucker", Tucker(bond=4 if large else 3), coarse),
+        Case(name="TTN", topology=TTN(bond=4), layout=fine),
+        Case(name="aTTN", topology=ATTN(bond=3 if large and not first else 2, pairs=pairs), layout=fine),
+        Case(name="MERA", topology=MERA(bond=3 if large else 2), layout=fine),
+        Case(name="brick wall", topology=BrickWall(layers=2 if large else 1), layout=qubits),
+        Case(name="MPO", topology=MPO(bond=4 if large and not first else 3 if not large else 2), layout=fine),
+        Case(name="Tucker", topology=Tucker(bond=4 if large else 3), layout=coarse),
     ]
     if problem.replaced == 0:
-        # input legs are the rows and columns of the image, output legs the position and the kind of a feature
+        # input legs are the rows and columns of the image, output legs the position and the type of a feature
         side = int(shape[1] ** 0.5)
         grid = (8, 8, shape[0] // 64) if large else (4, 4, shape[0] // 16)
         image = Layout.from_factors(shape, (grid, (side, side)))
-        generators.append(Case("random features", RandomFeatures(bond=side // 2, seed=seed), image))
+        generators.append(
+            Case(name="random features", topology=RandomFeatures(bond=side // 2, seed=seed), layout=image)
+        )
     return controls + generators
 
 

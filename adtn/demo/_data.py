@@ -1,4 +1,4 @@
-"""Images: 8x8 digits that come with the package, or MNIST from the folder ``ADTN_DATA``.
+"""Image data sets: 8x8 digits that come with the package, or MNIST from the folder ``ADTN_DATA``.
 
 The digits are the test set of "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak 1998, UCI
 Machine Learning Repository, CC BY 4.0), as scikit-learn bundles it.
@@ -24,16 +24,18 @@ _MNIST = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Images:
-    """Flattened images with values from 0 to 1, float32, and labels 0 to 9.
+    """A data set of flattened float32 images with values from 0 to 1, and labels from 0 to 9.
 
     Parameters
     ----------
     name : str
+        Name of the data set.
     side : int
         Images are ``side x side``.
     x_train, y_train, x_test, y_test : numpy.ndarray
+        Images and labels for training and testing.
     """
 
     name: str
@@ -45,16 +47,17 @@ class Images:
 
 
 def load_images(name: str) -> Images:
-    """Read a data set.
+    """Load a data set.
 
     Parameters
     ----------
     name : {"digits", "mnist"}
+        Name of the data set.
 
     Raises
     ------
     ADTNError
-        For unknown names, and for MNIST when ``ADTN_DATA`` does not lead to it.
+        If the name is unknown, or MNIST is not in the folder ``ADTN_DATA``.
     """
     if name == "digits":
         return _digits()
@@ -68,7 +71,7 @@ def _digits() -> Images:
         x, y = data["images"].astype(np.float32) / 16.0, data["labels"].astype(np.int64)
     order = np.random.Generator(np.random.Philox(key=np.array([0, 1797], dtype=np.uint64))).permutation(len(x))
     x, y = x[order], y[order]
-    return Images("digits", 8, x[:1437], y[:1437], x[1437:], y[1437:])
+    return Images(name="digits", side=8, x_train=x[:1437], y_train=y[:1437], x_test=x[1437:], y_test=y[1437:])
 
 
 def _mnist() -> Images:
@@ -76,7 +79,7 @@ def _mnist() -> Images:
     if not root:
         raise ADTNError(
             "MNIST is read from the folder ADTN_DATA, which is not set. Set it to a folder with mnist/*.gz (the four "
-            "original idx files), or use --data digits, which needs nothing."
+            "original idx files), or use --data digits, which needs no files."
         )
     arrays: dict[str, np.ndarray] = {}
     for key, (name, offset) in _MNIST.items():
@@ -85,6 +88,7 @@ def _mnist() -> Images:
             with gzip.open(path) as file:
                 arrays[key] = np.frombuffer(file.read(), np.uint8, offset=offset)
         except OSError as error:
-            raise ADTNError(f"Cannot read {path} ({error}); expected the original idx file there.") from error
+            raise ADTNError(f"Cannot read {path} ({error}); expected the original idx file.") from error
     x_train, x_test = (arrays[k].reshape(-1, 784).astype(np.float32) / 255.0 for k in ("x_train", "x_test"))
-    return Images("mnist", 28, x_train, arrays["y_train"].astype(np.int64), x_test, arrays["y_test"].astype(np.int64))
+    y_train, y_test = (arrays[k].astype(np.int64) for k in ("y_train", "y_test"))
+    return Images(name="mnist", side=28, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)

@@ -1,4 +1,4 @@
-"""A multilayer perceptron with one generated layer, forward and backward, once for every backend."""
+"""A multilayer perceptron with one generated layer, forward and backward, written once for all backends."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ._data import Images
 
 @dataclass(frozen=True)
 class MLP:
-    """ReLU network with cross-entropy loss; the weight of one layer comes from outside.
+    """A ReLU network with cross-entropy loss, in which the weight of one layer is an argument.
 
     Parameters
     ----------
     sizes : tuple of int
         Units per layer, input and output included.
     replaced : int
-        Which weight is generated: layer ``l`` maps ``sizes[l]`` to ``sizes[l + 1]``.
+        Index of the generated layer; layer ``l`` maps ``sizes[l]`` to ``sizes[l + 1]``.
     """
 
     sizes: tuple[int, ...]
@@ -31,16 +31,16 @@ class MLP:
 
     @property
     def depth(self) -> int:
-        """Number of weights."""
+        """The number of layers."""
         return len(self.sizes) - 1
 
     @property
     def generated_shape(self) -> tuple[int, int]:
-        """``(n_out, n_in)`` of the generated weight."""
+        """The shape ``(n_out, n_in)`` of the generated weight."""
         return self.sizes[self.replaced + 1], self.sizes[self.replaced]
 
     def initial(self, seed: int) -> dict[str, np.ndarray]:
-        """Uniform weights of deviation ``1 / sqrt(3 n_in)``, as ``nn.Linear`` has by default, and zero biases."""
+        """Draw uniform weights of standard deviation ``1 / sqrt(3 n_in)``, as in ``nn.Linear``, with zero biases."""
         params: dict[str, np.ndarray] = {}
         for layer, (n_in, n_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
             key = np.array([seed, layer], dtype=np.uint64)
@@ -53,18 +53,18 @@ class MLP:
     def loss(
         self, weight: Array, params: Params, x: Array, labels: Array
     ) -> tuple[Array, tuple[Array, dict[str, Array]]]:
-        """Mean cross-entropy, its gradient in the generated weight and in all parameters.
+        """Compute the mean cross-entropy and its gradients in the generated weight and all parameters.
 
         Parameters
         ----------
         weight : array
-            ``(n_out, n_in)``.
+            The generated weight, ``(n_out, n_in)``.
         params : mapping of str to array
-            From :meth:`initial`.
+            The parameters of :meth:`initial`.
         x : array
-            ``(batch, sizes[0])``.
+            Inputs, ``(batch, sizes[0])``.
         labels : array
-            One-hot, ``(batch, sizes[-1])``.
+            One-hot labels, ``(batch, sizes[-1])``.
         """
         weights = [weight if k == self.replaced else params[f"weight{k}"] for k in range(self.depth)]
         states, h = [x], x
@@ -88,17 +88,17 @@ class MLP:
         return loss, (grads.pop(f"weight{self.replaced}"), grads)
 
     def task(self, data: Images, seed: int, batch: int) -> Task:
-        """The training task on a data set."""
+        """Create the training task on a data set."""
         onehot = np.eye(self.sizes[-1], dtype=np.float32)
 
         def batches(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-            chosen = rng.integers(0, len(data.x_train), batch)
-            return data.x_train[chosen], onehot[data.y_train[chosen]]
+            indices = rng.integers(0, len(data.x_train), batch)
+            return data.x_train[indices], onehot[data.y_train[indices]]
 
         return Task(self.loss, params=self.initial(seed), batches=batches, differentiated=True)
 
     def accuracy(self, weight: np.ndarray, params: Params, x: np.ndarray, y: np.ndarray) -> float:
-        """Share of right answers, in NumPy."""
+        """Compute the fraction of correct predictions with NumPy."""
         h = x
         for k in range(self.depth):
             w = weight if k == self.replaced else params[f"weight{k}"]

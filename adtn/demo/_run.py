@@ -1,4 +1,4 @@
-"""Run every case on every device, and gather what a person wants to see."""
+"""Execution of the demo: every case on every device, with a report."""
 
 from __future__ import annotations
 
@@ -27,26 +27,30 @@ from ._data import Images, load_images
 from ._mlp import MLP
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Result:
-    """One trained network.
+    """The result of one trained network.
 
     Parameters
     ----------
     layer, case, device : str
+        The replaced layer, the case and the device.
     seed : int
+        Seed of the training.
     accuracy : float
-        On the test set, in percent.
+        Accuracy on the test set, in percent.
     params, active_params : int
-        Of the replaced layer.
+        Parameters of the replaced layer, nominal and active.
     entries : int
-        Of its weight.
+        Entries of its weight.
     bytes : int
-        Size of the generator's file.
+        Size of the file of the generator.
     seconds : float
-        Of the training.
+        Training time.
+    is_control : bool
+        Whether the case is the dense baseline or a control.
     history : list of float
-        Training loss.
+        Training losses.
     """
 
     layer: str
@@ -64,20 +68,22 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """Entries per parameter."""
+        """The compression ratio: entries per parameter."""
         return self.entries / self.params
 
 
 @dataclass
 class Report:
-    """All results of a demo.
+    """The results of a demo.
 
     Parameters
     ----------
     data : str
+        Name of the data set.
     results : list of Result
+        The results.
     weights : dict
-        Generated weights of the first seed on the first device, by layer and case, for the picture.
+        Generated weights of the first seed on the first device, by layer and case, for the figure.
     """
 
     data: str
@@ -85,7 +91,7 @@ class Report:
     weights: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
     def to_json(self, command: str) -> dict[str, Any]:
-        """Everything but the weights, with versions and machine."""
+        """Convert to a dictionary without the weights, with the versions and the machine."""
         rows = [
             {**asdict(r), "ratio": r.ratio, "history": [round(x, 5) for x in r.history[::10]]} for r in self.results
         ]
@@ -110,22 +116,23 @@ def run_demo(
     Parameters
     ----------
     data : {"digits", "mnist"}
+        Name of the data set.
     devices : sequence of str, optional
-        All usable ones when not given.
+        Devices to run on; all usable ones by default.
     seeds : int
-        Independent repetitions; they differ in the first values and in the order of the data.
+        Number of repetitions, which differ in the initial values and in the order of the data.
     steps : int, optional
-        Training steps; the problem's own when not given.
+        Training steps; the default depends on the problem.
     only : sequence of str
-        Names of cases; all when empty.
+        Names of cases to run; all if empty.
     layer : str
-        Only problems whose title begins so, such as ``"first"``.
+        Run only problems whose title starts with this, such as ``"first"``.
     out : pathlib.Path, optional
-        Folder for generators and JSON. An existing JSON there is replaced after every result.
+        Folder for generators and JSON. Existing JSON there is replaced after every result.
     on_result : callable, optional
-        Called with every result as it comes.
+        Function that is called with every result.
     command : str
-        Noted in the JSON.
+        The command line, recorded in the JSON.
 
     Returns
     -------
@@ -136,7 +143,7 @@ def run_demo(
     ADTNError
         If the data cannot be read.
     OutputError
-        If nothing can be written to ``out``.
+        If ``out`` cannot be written to.
     """
     if out is not None:
         check_writable(out, "out", "folder")
@@ -146,26 +153,26 @@ def run_demo(
     problems = [problem for problem in PROBLEMS[data] if problem.title.startswith(layer)]
     if not problems:
         raise ADTNError(f"Got layer={layer!r}; expected one of {', '.join(p.title for p in PROBLEMS[data])}.")
-    known = list(dict.fromkeys(case.name for problem in problems for case in cases_for(problem, 0)))
-    if unknown := [name for name in only if name not in known]:
-        raise ADTNError(f"Got only={unknown}; expected some of {', '.join(known)}.")
+    case_names = list(dict.fromkeys(case.name for problem in problems for case in cases_for(problem, 0)))
+    if unknown := [name for name in only if name not in case_names]:
+        raise ADTNError(f"Got only={unknown}; expected some of {', '.join(case_names)}.")
     for device in where:
         check_device(device, "float32")
     for problem in problems:
-        chosen = problem if steps is None else replace(problem, steps=steps)
+        settings = problem if steps is None else replace(problem, steps=steps)
         for device in where:
             for seed in range(seeds):
                 for case in cases_for(problem, seed):
                     if only and case.name not in only:
                         continue
-                    result, generator = train(chosen, case, images, device, seed)
+                    result, generator = train(settings, case, images, device, seed)
                     report.results.append(result)
                     if device == where[0] and seed == 0:
                         report.weights[problem.title, case.name] = generator.weight()
                     if out is not None:
-                        keep = device == where[0] and seed == 0
+                        save_weights = device == where[0] and seed == 0
                         write = partial(_write, report=report, result=result, generator=generator, command=command)
-                        write_or_rescue(out, partial(write, keep=keep))
+                        write_or_rescue(out, partial(write, keep=save_weights))
                     if on_result is not None:
                         on_result(result)
     return report
@@ -177,10 +184,15 @@ def train(problem: Problem, case: Case, images: Images, device: str, seed: int) 
     Parameters
     ----------
     problem : Problem
+        The network and its training.
     case : Case
+        The generator.
     images : Images
+        The data set.
     device : str
+        The device to train on.
     seed : int
+        Seed of the initial values and of the order of the data.
 
     Returns
     -------
@@ -191,15 +203,25 @@ def train(problem: Problem, case: Case, images: Images, device: str, seed: int) 
     start = case.generator(seed)
     factors |= {name: case.lr / LR for name in start.params if case.lr != LR}
     options = FitOptions(device=device, steps=problem.steps, lr=LR, lr_factors=factors, seed=seed, progress=False)
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     solution = run_fit(start, mlp.task(images, seed, problem.batch), options).uninterrupted()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start_time
     generator = solution.generator
     accuracy = mlp.accuracy(generator.weight(), solution.params, images.x_test, images.y_test)
     result = Result(
-        problem.title, case.name, device, seed, 100.0 * accuracy, generator.num_params, generator.num_active_params,
-        generator.layout.size, _file_size(generator), seconds, case.is_control, solution.history.tolist(),
-    )  # fmt: skip
+        layer=problem.title,
+        case=case.name,
+        device=device,
+        seed=seed,
+        accuracy=100.0 * accuracy,
+        params=generator.num_params,
+        active_params=generator.num_active_params,
+        entries=generator.layout.size,
+        bytes=_file_size(generator),
+        seconds=seconds,
+        is_control=case.is_control,
+        history=solution.history.tolist(),
+    )
     return result, generator
 
 

@@ -1,4 +1,4 @@
-"""Where: devices, what operations cost there, and memory."""
+"""Devices, the cost of operations on them, and memory sizes."""
 
 from ._bytes import Memory as Memory
 from ._bytes import format_bytes as format_bytes

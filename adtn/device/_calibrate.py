@@ -1,4 +1,4 @@
-"""Measure a device profile: products, permutes and elementwise functions, synchronised, in under 20 seconds."""
+"""Calibration of a device profile: synchronised timing of products, permutes and functions, in under 20 seconds."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from ._profile import Curve, DeviceProfile, Sizes, itemsize_of, permute_features
 from ._profile_store import last_level_cache, versions
 
 GEMM_SIZES = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096, 65536)
-COARSE_SIZES = (1, 8, 64, 512, 4096, 65536)  # where compiling takes longer than measuring
-TURNED_SIZES = (1, 4, 16, 64, 1024, 65536)
+COARSE_SIZES = (1, 8, 64, 512, 4096, 65536)  # for backends on which compiling takes longer than measuring
+TRANSPOSED_SIZES = (1, 4, 16, 64, 1024, 65536)
 _ROUNDS = 3
-_THIN = 1024  # below, products are small and how they lie matters little
+_THIN = 1024  # smaller products depend little on the memory order of their operands
 _LARGEST_PRODUCT = 1 << 28
 _LARGEST_MATRIX = 1 << 23
 PERMUTE_SIZES = ((1 << 10, 1 << 14, 1 << 18, 1 << 22), (2, 8, 64, 512), (1, 2, 8, 64, 256, 1024, 4096))
 COARSE_PERMUTES = ((1 << 12, 1 << 18, 1 << 22), (2, 16, 256), (1, 2, 64, 4096))
 _PERMUTE_BITS = (12, 16, 20, 22)
-_MANY = 5  # axes of a copy from which on their number shows
+_MANY = 5  # from this number of axes on, a copy depends on their number
 _ENTRIES = (1 << 8, 1 << 12, 1 << 16, 1 << 19, 1 << 22, 1 << 24)
 _FUNCTIONS = ("tanh", "exp", "erf", "sin", "cos", "log1p", "sqrt")
 
 
 class Calibration:
-    """One calibration under way."""
+    """A calibration in progress."""
 
     def __init__(self, backend: Backend, where: str, dtype: str) -> None:
         self.backend, self.where, self.dtype = backend, where, dtype
         self.rng = np.random.default_rng(0)
         self.itemsize = itemsize_of(dtype)
-        # a compiled program is dispatched as a whole: its calls cost more, its operations less
+        # a compiled program is dispatched as a whole, so its calls cost more and its operations less
         self.compiles = backend.compiles
         self.began = time.perf_counter()
         self.call_s = 0.0
@@ -48,50 +48,53 @@ class Calibration:
             self.call_s = self.measure(lambda x: x, self.array(1))
 
     def array(self, *shape: int) -> Array:
+        """Create a random array on the device."""
         x = self.rng.standard_normal(shape, dtype=np.float32)
         return self.backend.asarray(x, self.where, self.dtype)
 
     def measure(self, fn: Callable[..., Any], *args: Array) -> float:
-        """Least seconds of one call, without what a call costs as such: other work on the machine only adds."""
+        """Measure the least seconds of one call, minus the call overhead; other load on the machine only adds time."""
         run = self.backend.compile(fn)
         sync = self.backend.synchronize
 
         def once(n: int) -> float:
-            began = time.perf_counter()
+            start = time.perf_counter()
             result: Any = None
             for _ in range(n):
                 result = run(*args)
             sync(self.where, result)
-            return (time.perf_counter() - began) / n
+            return (time.perf_counter() - start) / n
 
         once(1)
         first = once(1)
         if first > 2e-3:
-            found = min(first, *(once(1) for _ in range(2 if first < 2e-2 else 1)))
+            least = min(first, *(once(1) for _ in range(2 if first < 2e-2 else 1)))
         else:  # repeated until the clock resolves it
             n = max(1, min(200, int(1.5e-4 / max(first, 1e-7))))
-            found = min(once(n) for _ in range(_ROUNDS))
-        # what is dispatched may take less than the dispatch, which varies
-        return max(found - self.call_s, 0.2 * found)
+            least = min(once(n) for _ in range(_ROUNDS))
+        # an operation may take less time than its dispatch, which fluctuates
+        return max(least - self.call_s, 0.2 * least)
 
     def profile(self) -> DeviceProfile:
-        """Measure everything but whole programs, and how well it fits."""
+        """Measure everything except whole programs, and the error of the resulting profile."""
         launch = self._launch()
         sizes, seconds = self._products()
         curves = self._curves()
         permute_sizes, permute_seconds = self._permutes()
-        turned_sizes, turned_factors = self._turned()
-        if not self.compiles:  # again, some seconds later: a shared machine is slow for a while, and fast again
+        turned_sizes, turned_factors = self._transposed()
+        if not self.compiles:  # repeat seconds later: a shared machine may have been slow for a while
             seconds = tuple(map(min, seconds, self._products()[1]))
         one = min(seconds)
         batched = self.measure(lambda x, y: do("matmul", x, y), self.array(64, 4, 4), self.array(64, 4, 4))
         memory = dict(curves["arithmetic" if self.compiles else "in_place"])
         largest = max(memory)
-        found = versions(self.backend, self.where)
+        environment = versions(self.backend, self.where)
         profile = DeviceProfile(
             name=f"{self.backend.name}:{self.where}",
             dtype=self.dtype,
-            hardware=found["machine"] if self.where == "cpu" else f"{found['device']}, {found['machine']}",
+            hardware=environment["machine"]
+            if self.where == "cpu"
+            else f"{environment['device']}, {environment['machine']}",
             source="measured",
             gemm_sizes=sizes,
             gemm_seconds=seconds,
@@ -110,14 +113,14 @@ class Calibration:
             memory_bytes=next(
                 (d.memory_bytes for d in self.backend.devices() if d.name.partition(":")[2] == self.where), None
             ),
-            versions=found,
+            versions=environment,
         )
         many, permute_error = self._many_axes(profile)
         profile = replace(profile, permute_many=many)
         return replace(profile, fit_error={**self._check(profile), "permute": permute_error})
 
     def _launch(self) -> float:
-        """What the library itself spends per operation: views, reshapes, dispatch."""
+        """Measure the overhead of the library per operation: views, reshapes, dispatch."""
         x = self.array(2, 2, 2, 2)
 
         def views(x: Array) -> Array:
@@ -134,7 +137,7 @@ class Calibration:
         for m, n, k in product(sizes, repeat=3):
             if m * n * k <= _LARGEST_PRODUCT and all(s in x for s in ((m, k), (k, n), (m, n))):
                 table[m, n, k] = self._product(x[m, k], x[k, n])
-        for point in product(sizes, repeat=3):  # larger ones in proportion
+        for point in product(sizes, repeat=3):  # extrapolate larger products in proportion
             if point not in table:
                 smaller = [
                     ((*point[:a], sizes[sizes.index(d) - 1], *point[a + 1 :]), d / sizes[sizes.index(d) - 1])
@@ -144,22 +147,22 @@ class Calibration:
                 table[point] = min(table[p] * f for p, f in smaller if p in table)
         return sizes, tuple(table[p] for p in product(sizes, repeat=3))
 
-    def _turned(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """What transposed operands cost; a compiler lays them out as it likes."""
+    def _transposed(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Measure the cost of transposed operands, except with a compiler, which chooses memory layouts itself."""
         if self.compiles:
             return (), ()
-        found: dict[tuple[int, ...], list[float]] = {}
-        for m, n, k in product(TURNED_SIZES, repeat=3):
-            found[m, n, k] = [1.0] * 3
+        ratios: dict[tuple[int, ...], list[float]] = {}
+        for m, n, k in product(TRANSPOSED_SIZES, repeat=3):
+            ratios[m, n, k] = [1.0] * 3
             large = m * n * k > _LARGEST_PRODUCT or max(m * k, k * n, m * n) > _LARGEST_MATRIX
             if large or max(m, n, k) < _THIN or (m, n, k).count(1) > 1:
                 continue
             x, xt = self.array(m, k), do("transpose", self.array(k, m), (1, 0))
             y, yt = self.array(k, n), do("transpose", self.array(n, k), (1, 0))
-            # in one moment, because another moment may be slower as such
+            # measure all in one go, because the speed of the machine changes
             plain, *others = (self._product(*pair) for pair in ((x, y), (xt, y), (x, yt), (xt, yt)))
-            found[m, n, k] = [min(max(t / plain, 0.2), 20.0) for t in others]
-        return TURNED_SIZES, tuple(factors[turned] for turned in range(3) for factors in found.values())
+            ratios[m, n, k] = [min(max(t / plain, 0.2), 20.0) for t in others]
+        return TRANSPOSED_SIZES, tuple(factors[case] for case in range(3) for factors in ratios.values())
 
     def _product(self, x: Array, y: Array) -> float:
         return self.measure(self.backend.workspace().matmul, x, y)
@@ -188,7 +191,7 @@ class Calibration:
         return curves
 
     def _permutes(self) -> tuple[tuple[Sizes, Sizes, Sizes], tuple[float, ...]]:
-        """Copies of three axes; where the grid asks for more than there are entries, what is known in proportion."""
+        """Measure copies of three axes; impossible points of the grid are extrapolated in proportion."""
         sizes = COARSE_PERMUTES if self.compiles else PERMUTE_SIZES
         table: dict[tuple[int, ...], float] = {}
         for entries, inner, stride in product(*sizes):
@@ -217,7 +220,7 @@ class Calibration:
         return self.measure(copy, self.array(*dims))
 
     def _many_axes(self, profile: DeviceProfile) -> tuple[tuple[float, float], float]:
-        """Non-negative least squares on what many axes add; every third measurement is kept for the check."""
+        """Fit the cost of many axes by non-negative least squares; every third measurement is held out as a check."""
         from scipy.optimize import nnls
 
         shapes: list[tuple[int, int, int, int, int]] = []
@@ -231,18 +234,26 @@ class Calibration:
                     if shape[-1] > 1:
                         shapes.append(shape)
                         times.append(self._permute(dims, axes))
-        t, known = np.array(times), np.array([profile.permute_s(*shape) for shape in shapes])
+        t, predicted = np.array(times), np.array([profile.permute_s(*shape) for shape in shapes])
         a = np.array([permute_features(s[0], s[1], s[3], s[4]) for s in shapes])
-        held = np.arange(len(t)) % 3 == 2
-        use = ~held & np.array([s[-1] >= _MANY for s in shapes])
-        found, _ = nnls(a[use] / t[use, None], np.maximum(1.0 - known[use] / t[use], 0.0))
-        error = float(np.median(np.abs(np.log((known + a @ found) / t)[held])))
-        return (float(found[0]), float(found[1])), error
+        held_out = np.arange(len(t)) % 3 == 2
+        fitted = ~held_out & np.array([s[-1] >= _MANY for s in shapes])
+        coefficients, _ = nnls(a[fitted] / t[fitted, None], np.maximum(1.0 - predicted[fitted] / t[fitted], 0.0))
+        error = float(np.median(np.abs(np.log((predicted + a @ coefficients) / t)[held_out])))
+        return (float(coefficients[0]), float(coefficients[1])), error
 
     def _check(self, profile: DeviceProfile) -> dict[str, float]:
-        """Errors on sizes between the points of the tables."""
-        shapes = [(32, 2048, 32), (2048, 32, 32), (128, 128, 128), (512, 512, 32), (16384, 64, 16), (512, 2048, 8),
-                  (32, 32, 2048), (2048, 256, 96)]  # fmt: skip
+        """Measure the prediction errors at sizes between the points of the tables."""
+        shapes = [
+            (32, 2048, 32),
+            (2048, 32, 32),
+            (128, 128, 128),
+            (512, 512, 32),
+            (16384, 64, 16),
+            (512, 2048, 8),
+            (32, 32, 2048),
+            (2048, 256, 96),
+        ]
         products = [
             abs(math.log(profile.gemm_s(m, n, k) / self._product(self.array(m, k), self.array(k, n))))
             for m, n, k in shapes
@@ -258,7 +269,7 @@ class Calibration:
 
 
 def _copied(dims: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, int, int, int, int]:
-    """The shape of :class:`Op` of a permuting copy."""
+    """Describe a permuting copy as the shape of an :class:`Op`."""
     strides = [math.prod(dims[a + 1 :]) for a in range(len(dims))]
     merged: list[tuple[int, int]] = [(1, 0)]
     for a in axes:

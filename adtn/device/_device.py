@@ -1,4 +1,4 @@
-"""Which devices there are, and why some are not usable."""
+"""The available devices, and the reasons why some are not usable."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from ..errors import DeviceError, MissingDependencyError
 
 
 class Devices(tuple[DeviceInfo, ...]):
-    """Devices that print as a table."""
+    """A tuple of devices that prints as a table."""
 
     __slots__ = ()
 
     @property
     def usable(self) -> tuple[DeviceInfo, ...]:
-        """Those that arrays can be put on."""
+        """The devices on which arrays can be created."""
         return tuple(d for d in self if d.usable)
 
     def __repr__(self) -> str:
         rows = [
-            ("device", "what", "memory", "dtypes"),
+            ("device", "description", "memory", "dtypes"),
             *((d.name, d.description, _memory(d), _dtypes(d)) for d in self),
         ]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
@@ -30,7 +30,7 @@ class Devices(tuple[DeviceInfo, ...]):
 
 @checked(DeviceError)
 def devices(*, null: bool = False) -> Devices:
-    """Every device of every registered backend, usable or not.
+    """List every device of every registered backend, usable or not.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def devices(*, null: bool = False) -> Devices:
     -------
     Devices
         A tuple of :class:`adtn.backends.DeviceInfo`; prints as a table with memory, dtypes and, for devices
-        that are not usable, the reason and what to do.
+        that are not usable, the reason and the remedy.
 
     Examples
     --------
@@ -49,16 +49,16 @@ def devices(*, null: bool = False) -> Devices:
     >>> adtn.devices().usable[0].name
     'numpy:cpu'
     """
-    found: list[DeviceInfo] = []
+    infos: list[DeviceInfo] = []
     names = sorted(backend_names(), key=lambda name: (name != "numpy", name))
     for name in names:
         if name == "null" and not null:
             continue
         try:
-            found += get_backend(name).devices()
+            infos += get_backend(name).devices()
         except MissingDependencyError as error:
-            found.append(DeviceInfo(f"{name}:cpu", name, usable=False, reason=str(error)))
-    return Devices(found)
+            infos.append(DeviceInfo(f"{name}:cpu", name, usable=False, reason=str(error)))
+    return Devices(infos)
 
 
 def _memory(device: DeviceInfo) -> str:

@@ -1,4 +1,4 @@
-"""Device profiles: what operations cost on one device in one dtype, measured or from datasheets."""
+"""Device profiles: the cost of operations on one device in one dtype, measured or from datasheets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..backends import Op
 from ..errors import ProfileError, ScheduleError
 
 FORMAT = 4
-_UNSEALED = 3  # the same without a digest
+_UNSEALED = 3  # the same format without a digest
 _KIND = "device profile"
 Curve = tuple[tuple[float, float], ...]
 Sizes = tuple[int, ...]
@@ -34,7 +34,7 @@ class _Grid:
         self.logs = tuple(math.log(x) for x in values)
 
     def at(self, *point: int, beyond: tuple[bool, ...]) -> float:
-        """The value at a point; outside the grid that of its edge, or in proportion along the axes ``beyond``."""
+        """Interpolate at a point; outside the grid, use its edge, or extrapolate along the axes ``beyond``."""
         total = 0.0
         corners: list[tuple[int, int, float]] = []
         for d, axis, grows in zip(point, self.axes, beyond, strict=True):
@@ -55,57 +55,59 @@ class _Grid:
         return math.exp(total)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeviceProfile:
-    """What operations cost on one device in one dtype.
+    """The cost of operations on one device in one dtype.
 
     Parameters
     ----------
     name : str
-        Such as ``"torch:cpu"`` or ``"h200"``.
+        Name such as ``"torch:cpu"`` or ``"h200"``.
     dtype : str
-        For which it holds.
+        The dtype for which the profile is valid.
     hardware : str
-        What it was measured on, or whose datasheet it is.
+        The hardware on which it was measured, or to which the datasheet belongs.
     source : {"measured", "datasheet"}
-        Measured numbers are tables; datasheets give peaks, from which tables are made with assumed efficiencies.
+        Measured profiles consist of tables; datasheets give peak rates, from which tables are computed with assumed
+        efficiencies.
     gemm_sizes : tuple of int
-        Grid of m, n and k.
+        Grid points of m, n and k.
     gemm_seconds : tuple of float
-        Seconds of a product ``(m, n, k)`` at each point of the grid, the last index running fastest; between points
-        logarithms are interpolated.
+        Seconds of a product ``(m, n, k)`` at each point of the grid, the last index varying fastest; logarithms
+        are interpolated between points.
     curves : dict of str to tuple of (float, float)
-        For ``"arithmetic"``, ``"in_place"``, ``"sum"``, ``"fresh"`` and every elementwise function: entries and
-        seconds; logarithms are interpolated. ``"fresh"`` is what touching new memory costs.
+        Pairs of entries and seconds for ``"arithmetic"``, ``"in_place"``, ``"sum"``, ``"fresh"`` and every elementwise
+        function; logarithms are interpolated. ``"fresh"`` is the cost of touching new memory.
     turned_sizes : tuple of int
-        Of another such grid.
+        Grid points of m, n and k for transposed operands.
     turned_factors : tuple of float
-        How much longer a product takes when its left operand, its right one, or both lie transposed: three times
-        ``len(turned_sizes) ** 3``. Empty: no longer.
+        Factors by which a product takes longer if its left operand, its right one, or both are transposed: three
+        blocks of ``len(turned_sizes) ** 3`` values. No factors if empty.
     permute_sizes : tuple of three tuple of int
-        Entries of a permuting copy of three axes, length of the result's last axis, stride at which that is read.
+        Grid points for a permuting copy of three axes: entries, length of the last axis of the result, and the stride
+        at which it is read.
     permute_seconds : tuple of float
-        At each point of that grid, the last one running fastest.
+        Seconds at each point of that grid, the last index varying fastest.
     permute_many : tuple of two float
-        What more axes add: per pass over the two last ones, and per entry and axis.
+        Additional seconds for more axes: per pass over the last two, and per entry and axis.
     launch_s : float
-        Of one operation inside a program, in addition to the tables.
+        Seconds of overhead per operation inside a program, in addition to the tables.
     call_s : float
-        Of one call of a compiled program.
+        Seconds of overhead per call of a compiled program.
     batch_s : float
-        Of one more product in a batch.
+        Seconds of one more product in a batch.
     program_factor : float
-        What whole programs take relative to the sum of their operations, each measured with warm caches.
+        Time of whole programs relative to the sum of their operations, each measured with warm caches.
     bandwidth_bytes_per_s : float
-        Of memory.
+        Bandwidth of memory.
     cache_bytes : int
-        Of the last-level cache.
+        Size of the last-level cache.
     memory_bytes : int or None
-        Of the device.
+        Memory of the device.
     versions : dict of str to str
-        Framework, threads: what the measurement depends on.
+        Everything the measurement depends on, such as the number of threads.
     fit_error : dict of str to float
-        Median of ``abs(log(predicted / measured))`` per group, on measurements that made no table.
+        Median of ``abs(log(predicted / measured))`` per group, on measurements that are not in the tables.
 
     Examples
     --------
@@ -138,11 +140,11 @@ class DeviceProfile:
 
     def __post_init__(self) -> None:
         expected = len(self.gemm_sizes) ** 3, math.prod(map(len, self.permute_sizes))
-        got = len(self.gemm_seconds), len(self.permute_seconds)
-        if got != expected:
+        counts = len(self.gemm_seconds), len(self.permute_seconds)
+        if counts != expected:
             raise ScheduleError(
-                f"Got {got[0]} times of products and {got[1]} of permutes; expected {expected[0]} and {expected[1]}. "
-                "Calibrate again."
+                f"Got {counts[0]} timings of products and {counts[1]} of permutes; expected {expected[0]} and "
+                f"{expected[1]}. Calibrate again."
             )
 
     def __hash__(self) -> int:
@@ -162,12 +164,12 @@ class DeviceProfile:
         if errors:
             lines.append(f"  median |log(predicted/measured)|: {errors}")
         if not self.fits:
-            lines.append("  this profile does not fit its measurements: calibrate again on an idle machine")
+            lines.append("  this profile does not match its own measurements: calibrate again on an idle machine")
         return "\n".join(lines)
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an entry."""
+        """The size of an entry in bytes."""
         return itemsize_of(self.dtype)
 
     @property
@@ -177,7 +179,7 @@ class DeviceProfile:
 
     @cached_property
     def _tables(self) -> list[_Grid]:
-        """Of products, then of what transposed operands do to them."""
+        """The table of products, then those of the factors for transposed operands."""
         grids = [_Grid((self.gemm_sizes,) * 3, self.gemm_seconds)]
         n = len(self.turned_sizes) ** 3
         factors = [self.turned_factors[i * n : (i + 1) * n] for i in range(3 if n else 0)]
@@ -196,22 +198,22 @@ class DeviceProfile:
         return {}
 
     def gemm_s(self, m: int, n: int, k: int, turned: int = 0) -> float:
-        """Seconds of one product ``(m, k) @ (k, n)``; ``turned`` as in :class:`Op`."""
-        known = self._known.get((m, n, k, turned))
-        if known is None:
+        """Predict the seconds of one product ``(m, k) @ (k, n)``; ``turned`` as in :class:`Op`."""
+        seconds = self._known.get((m, n, k, turned))
+        if seconds is None:
             first, *others = self._tables
-            known = first.at(m, n, k, beyond=(True,) * 3)
+            seconds = first.at(m, n, k, beyond=(True,) * 3)
             if turned and others:
-                known *= others[turned - 1].at(m, n, k, beyond=(False,) * 3)
-            self._known[m, n, k, turned] = known
-        return known
+                seconds *= others[turned - 1].at(m, n, k, beyond=(False,) * 3)
+            self._known[m, n, k, turned] = seconds
+        return seconds
 
     def gemm_flop_per_s(self, m: int, n: int, k: int) -> float:
-        """Rate of one product."""
+        """Predict the rate of one product in operations per second."""
         return 2.0 * m * n * k / self.gemm_s(m, n, k)
 
     def curve_s(self, kind: str, entries: int) -> float:
-        """Seconds of an elementwise operation."""
+        """Predict the seconds of an elementwise operation."""
         curve = self.curves.get(kind) or self.curves["tanh"]
         if entries <= curve[0][0]:
             return curve[0][1]
@@ -222,16 +224,16 @@ class DeviceProfile:
         return curve[-1][1] * entries / curve[-1][0]
 
     def permute_s(self, entries: int, inner: int, stride: int, before: int, axes: int) -> float:
-        """Seconds of a permuting copy; the numbers as in :class:`Op`."""
+        """Predict the seconds of a permuting copy, described as in :class:`Op`."""
         key = (entries, inner, stride)
-        known = self._known_permutes.get(key)
-        if known is None:
-            known = self._known_permutes[key] = self._permutes.at(*key, beyond=(True, False, False))
+        seconds = self._known_permutes.get(key)
+        if seconds is None:
+            seconds = self._known_permutes[key] = self._permutes.at(*key, beyond=(True, False, False))
         features = permute_features(entries, inner, before, axes)
-        return known + sum(c * f for c, f in zip(self.permute_many, features, strict=True))
+        return seconds + sum(c * f for c, f in zip(self.permute_many, features, strict=True))
 
     def seconds(self, op: Op) -> float:
-        """Seconds of one operation."""
+        """Predict the seconds of one operation."""
         entries = op.shape[0]
         fresh = self.curve_s("fresh", op.fresh_bytes // 4) if op.fresh_bytes >= 1 << 16 else 0.0
         if op.kind == "matmul":
@@ -247,38 +249,38 @@ class DeviceProfile:
         return self.launch_s + self.curve_s(kind, entries)
 
     def total_s(self, ops: Iterable[tuple[Op, int]]) -> float:
-        """Seconds of a program: its operations with how often each is done."""
+        """Predict the seconds of a program, given its operations with their counts."""
         return self.call_s + self.program_factor * sum(self.seconds(op) * times for op, times in ops)
 
     @property
     def flops_per_entry(self) -> float:
-        """Multiply-adds that take as long as moving one entry: the factor of a roofline."""
-        # the rate of products whose operands are thin, which is what trees are made of
+        """The number of multiply-adds that take as long as moving one entry: the ridge point of a roofline."""
+        # the rate of products with thin operands, which make up contraction trees
         rate = self.gemm_flop_per_s(4096, 64, 64) / 2.0
         return rate * self.itemsize / self.bandwidth_bytes_per_s
 
     def to_json(self) -> str:
-        """As text, with a digest of every byte."""
+        """Convert to JSON, with a digest of every byte."""
         return sealed_json(_KIND, FORMAT, indent=1, **asdict(self)).decode()
 
     @classmethod
     @checked(ScheduleError)
     def from_json(cls, text: str) -> DeviceProfile:
-        """The inverse of :meth:`to_json`; profiles of format 3, which have no digest, are read, too.
+        """Invert :meth:`to_json`; profiles of format 3, which have no digest, are accepted as well.
 
         Raises
         ------
         ProfileError
-            If the text is not a profile, was altered, or is of another format.
+            If the text is not a profile, was modified, or has an unsupported format.
         """
         try:
             content: dict[str, Any] = json.loads(text)
             if not isinstance(content, dict) or content.get("format") not in (_UNSEALED, FORMAT):
-                raise ValueError("another format")
+                raise ValueError("unsupported format")
             if content["format"] == FORMAT:
                 read_json(text.encode(), _KIND, FORMAT)
             elif "sha256" in content:
-                raise ValueError("a digest where there should be none")
+                raise ValueError("unexpected digest")
             content = {key: value for key, value in content.items() if key not in ("format", "sha256", "kind")}
             content["curves"] = {k: tuple(tuple(p) for p in curve) for k, curve in content["curves"].items()}
             content["permute_sizes"] = tuple(map(tuple, content["permute_sizes"]))
@@ -288,7 +290,7 @@ class DeviceProfile:
             return cls(**content)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ProfileError(
-                f"Got a text that is no profile ({error}); expected what to_json wrote. Calibrate again."
+                f"Got text that is not a device profile ({error}); expected the output of to_json. Calibrate again."
             ) from error
 
     @classmethod
@@ -299,9 +301,9 @@ class DeviceProfile:
         Raises
         ------
         ProfileError
-            If it cannot be read, is no profile or was altered.
+            If the file cannot be read, is not a profile or was modified.
         """
-        data = read_whole(path, "a device profile, which 'adtn calibrate --out' writes", ProfileError)
+        data = read_whole(path, "a device profile written by 'adtn calibrate --out'", ProfileError)
         try:
             return cls.from_json(data.decode(errors="replace"))
         except ProfileError as error:
@@ -310,49 +312,49 @@ class DeviceProfile:
     @classmethod
     @checked(ScheduleError)
     def shipped(cls, name: str, dtype: str = "float32") -> DeviceProfile:
-        """A profile that comes with the library: measured, or made from a public datasheet.
+        """Load a profile that comes with the library: measured, or computed from a public datasheet.
 
         Parameters
         ----------
         name : str
             One of :func:`shipped_profiles`.
         dtype : str
-            For which it is wanted.
+            The dtype of the profile.
 
         Raises
         ------
         ScheduleError
-            For unknown names, and for dtypes in which it was not measured.
+            If the name is unknown, or the profile does not exist in this dtype.
         """
         sheets = _datasheets()
         if name in sheets:
             return _from_datasheet(name, dtype, sheets[name])
         if name not in _measured():
-            known = ", ".join(shipped_profiles())
+            names = ", ".join(shipped_profiles())
             raise ScheduleError(
-                f"Got profile name={name!r}; expected one of {known}. plan takes a path to a file, too."
+                f"Got profile name={name!r}; expected one of {names}. plan also accepts the path of a file."
             )
-        found = cls.from_json((_folder() / "measured" / f"{name}.json").read_text())
-        if found.dtype != dtype:
+        profile = cls.from_json((_folder() / "measured" / f"{name}.json").read_text())
+        if profile.dtype != dtype:
             raise ScheduleError(
-                f"Got dtype {dtype!r} for profile {name!r}; expected {found.dtype}, in which it was measured."
+                f"Got dtype {dtype!r} for profile {name!r}; expected {profile.dtype}, in which it was measured."
             )
-        return found
+        return profile
 
 
 def itemsize_of(dtype: str) -> int:
-    """Bytes of an entry."""
+    """Return the size of an entry in bytes."""
     return {"float64": 8, "float32": 4}.get(dtype, 2)
 
 
 def permute_features(entries: int, inner: int, before: int, axes: int) -> tuple[float, float]:
-    """What the time of a permuting copy of more than three axes is linear in, beside the table."""
+    """Compute the two features in which the time of a copy of more than three axes is linear, beside the table."""
     more = max(axes - 3, 0)
     return entries / (inner * before) * (more > 0), float(entries * more)
 
 
 def shipped_profiles() -> tuple[str, ...]:
-    """Names of the profiles that come with the library."""
+    """List the names of the profiles that come with the library."""
     return (*_datasheets(), *_measured())
 
 
@@ -368,7 +370,7 @@ def _measured() -> list[str]:
     return sorted(f.name.removesuffix(".json") for f in (_folder() / "measured").iterdir())
 
 
-Profile = Annotated[DeviceProfile | str | os.PathLike[str], "a DeviceProfile, the name of a shipped one or a file"]
+Profile = Annotated[DeviceProfile | str | os.PathLike[str], "a DeviceProfile, the name of a shipped profile or a file"]
 
 _SHEET_SIZES = (1, 4, 16, 64, 256, 1024, 4096)
 _SHEET_ENTRIES = (1 << 10, 1 << 14, 1 << 18, 1 << 22, 1 << 26)
@@ -378,7 +380,7 @@ _FUNCTIONS = ("tanh", "exp", "erf", "sin", "cos", "log1p", "sqrt")
 
 
 def _from_datasheet(name: str, dtype: str, sheet: dict[str, Any]) -> DeviceProfile:
-    """Tables from peaks: a product is a roofline with half rate at the dimension where one tile per unit is filled."""
+    """Compute tables from peak rates; products follow a roofline, at half rate for a dimension that fills a tile."""
     flops: dict[str, float] = sheet["flop_per_s"]
     if dtype not in flops:
         raise ScheduleError(f"Got dtype {dtype!r} for profile {name!r}; expected one of {', '.join(flops)}.")

@@ -1,4 +1,4 @@
-"""Where measured profiles are kept, and which profile a device gets."""
+"""Storage of measured profiles, and the choice of a profile for a device."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ._profile import FORMAT, DeviceProfile, Profile, shipped_profiles
 
 
 def chosen_profile(device: str, dtype: str, profile: Profile | None) -> DeviceProfile:
-    """The profile that a caller names or gives, or that of a device.
+    """Resolve a profile given as an object, a name or a file; ``None`` selects the profile of the device.
 
     Raises
     ------
     ScheduleError
-        If it is neither shipped nor a file.
+        If the profile is neither shipped nor a file.
     """
     if isinstance(profile, DeviceProfile):
         return profile
@@ -29,11 +29,11 @@ def chosen_profile(device: str, dtype: str, profile: Profile | None) -> DevicePr
 
 
 def find_profile(backend: Backend, where: str, dtype: str) -> DeviceProfile:
-    """The calibrated profile of a device, or the datasheet that is nearest to it; a damaged one counts as absent."""
+    """Find the calibrated profile of a device, ignoring corrupted ones, or else the nearest shipped profile."""
     for path in (profile_path(backend, where, dtype), profile_path(backend, where, dtype, _OLDER)):
-        found = _calibrated(path)
-        if found is not None:
-            return found
+        profile = _calibrated(path)
+        if profile is not None:
+            return profile
     key = (f"{backend.name}:{where}", dtype, 0)
     if key not in _LOADED:
         _LOADED[key] = nearest_shipped(backend, where, dtype)
@@ -57,36 +57,38 @@ def _calibrated(path: Path) -> DeviceProfile | None:
 
 
 def named_profile(name: str, dtype: str) -> DeviceProfile:
-    """A shipped profile by its name, or that of a file.
+    """Load a shipped profile by its name, or a profile from a file.
 
     Raises
     ------
     ScheduleError
-        If there is none.
+        If there is no such profile.
     """
     if name in shipped_profiles():
         return DeviceProfile.shipped(name, dtype)
     if not os.path.exists(name):
         names = ", ".join(shipped_profiles())
-        raise ScheduleError(f"Got profile={name!r}, which is no profile; expected a file, or one of {names}.")
+        raise ScheduleError(
+            f"Got profile={name!r}, which is neither a file nor a shipped profile; expected a file, or one of {names}."
+        )
     return DeviceProfile.load(name)
 
 
 def cache_dir() -> Path:
-    """Where profiles and paths are kept: ``ADTN_CACHE``, or the user's cache directory."""
+    """Return the folder in which profiles and paths are cached: ``ADTN_CACHE``, or the user's cache directory."""
     import platformdirs
 
     return Path(os.environ.get("ADTN_CACHE") or platformdirs.user_cache_dir("adtn"))
 
 
 def profile_path(backend: Backend, where: str, dtype: str, version: int | None = None) -> Path:
-    """File of a calibrated profile; what another version of the library wrote in another format has another name."""
+    """Return the path of a calibrated profile, which includes a hash of the format and of the environment."""
     mark = hashlib.sha256(repr((version or FORMAT, sorted(versions(backend, where).items()))).encode()).hexdigest()[:12]
     return cache_dir() / "profiles" / f"{backend.name}-{where.replace(':', '')}-{dtype}-{mark}.json"
 
 
 def nearest_shipped(backend: Backend, where: str, dtype: str) -> DeviceProfile:
-    """The shipped profile that is nearest to a device: one measured there, else a datasheet."""
+    """Choose the shipped profile nearest to a device: a measured one if there is one, else a datasheet."""
     description = next((d.description.lower() for d in backend.devices() if d.name.endswith(where)), "")
     names = [
         n for n in ("t4", "a100", "h200", "h100") if n in description.replace("-", " ").split() or n in description
@@ -102,7 +104,7 @@ def nearest_shipped(backend: Backend, where: str, dtype: str) -> DeviceProfile:
 
 
 def versions(backend: Backend, where: str) -> dict[str, str]:
-    """What a measurement depends on."""
+    """Collect everything that a measurement depends on."""
     info = next((d for d in backend.devices() if d.name.partition(":")[2] == where), None)
     return {
         "device": info.description if info else where,
@@ -122,7 +124,7 @@ def _cpu_name() -> str:
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache that one core sees; 32 MiB where the system does not tell."""
+    """Return the size of the largest cache of a core in bytes; 32 MiB if the system does not report it."""
     sizes: list[int] = []
     for entry in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = entry.read_text().strip()

@@ -1,4 +1,4 @@
-"""Axes as legs: factorisation, padding, order, permutations."""
+"""Layouts of weight axes as tensor legs: factorisation, padding, order, permutations."""
 
 from ._layout import Layout as Layout
 from ._layout import pad as pad

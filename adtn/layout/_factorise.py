@@ -1,4 +1,4 @@
-"""Cut one axis into legs: mixed radix near a wished size, with as little padding as pays."""
+"""Factorise one axis into legs: mixed radix near a target size, with little padding."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ from functools import lru_cache
 
 from .._typing import Shape
 
-# One log-unit of padding costs as much as this many log-units of mean unevenness of the legs. Padding is paid
-# in every entry that is generated and thrown away; unevenness only in slightly different core sizes.
+# One log-unit of padding costs as much as this many log-units of mean unevenness of the legs. Padding costs
+# every entry that is generated and discarded; unevenness only changes core sizes slightly.
 _PADDING_WEIGHT = 16.0
 _MAX_FACTORS = 64
-_MAX_TRIES = 4096  # padded lengths to look at; numbers with small factors are far denser than that
-# legs up to four times the wished size, and always up to this, so that primes find a neighbour
+_MAX_TRIES = 4096  # padded lengths to try; lengths with small factors are far denser than that
+# legs may be four times the target size, and always up to this, so that a prime has a neighbour
 _SMALL = 16
 
 
 @lru_cache(maxsize=4096)
 def _factorisations(n: int, largest: int) -> tuple[Shape, ...]:
-    """All ways to write ``n`` as a descending product of factors in ``2..largest``."""
+    """List all ways to write ``n`` as a descending product of factors in ``2..largest``."""
     if n == 1:
         return ((),)
-    found: list[Shape] = []
+    products: list[Shape] = []
     for f in range(min(n, largest), 1, -1):
         if n % f == 0:
-            found.extend((f, *rest) for rest in _factorisations(n // f, f))
-    return tuple(found)
+            products.extend((f, *rest) for rest in _factorisations(n // f, f))
+    return tuple(products)
 
 
 def _unevenness(factors: Shape, leg: int) -> float:
-    """Mean distance of the legs from the wished size, in log-units."""
+    """Return the mean distance of the legs from the target size, in log-units."""
     return sum(abs(math.log(f / leg)) for f in factors) / len(factors)
 
 
 @lru_cache(maxsize=4096)
 def factorise(n: int, leg: int) -> Shape:
-    """Legs of about size ``leg`` whose product is ``n`` or a little more.
+    """Choose legs of about size ``leg`` whose product is ``n`` or slightly more.
 
     Parameters
     ----------
     n : int
         Length of the axis, at least 1.
     leg : int
-        Wished size of a leg, at least 2.
+        Target size of a leg, at least 2.
 
     Returns
     -------
     tuple of int
-        Leg sizes in descending order; their product minus ``n`` entries are padding. Empty for ``n == 1``.
+        Leg sizes in descending order; their product exceeds ``n`` by the padding. Empty for ``n == 1``.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def factorise(n: int, leg: int) -> Shape:
 
 
 def uniform(n: int, leg: int) -> Shape:
-    """The fewest legs of exactly size ``leg`` that hold ``n`` entries.
+    """Choose the fewest legs of exactly size ``leg`` that hold ``n`` entries.
 
     Examples
     --------
@@ -78,8 +78,8 @@ def uniform(n: int, leg: int) -> Shape:
     ((2, 2, 2, 2), (2, 2, 2))
     """
     factors: list[int] = []
-    held = 1
-    while held < n and len(factors) < _MAX_FACTORS:
+    capacity = 1
+    while capacity < n and len(factors) < _MAX_FACTORS:
         factors.append(leg)
-        held *= leg
+        capacity *= leg
     return tuple(factors)

@@ -1,4 +1,4 @@
-"""How the axes of a weight become the physical legs of a network."""
+"""The layout: how the axes of a weight become the physical legs of a network."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Padding = Annotated[float, Range(1.0)]
 
 @dataclass(frozen=True)
 class Layout:
-    r"""Axes factored into legs, legs put in an order, with padding at the end of each axis.
+    r"""A factorisation of axes into ordered legs, with padding at the end of each axis.
 
     An axis of length ``n`` is padded with zeros to :math:`\prod_k f_k \ge n` and reshaped to legs of sizes
     :math:`f_k`, most significant first. The legs of all axes, axis by axis, are then permuted by ``order``.
@@ -37,14 +37,14 @@ class Layout:
     factors : tuple of tuple of int
         Leg sizes of each axis; an axis of length 1 has none.
     order : tuple of int
-        ``order[q]`` is the axis-by-axis number of the leg that the network sees at position ``q``.
+        ``order[q]`` is the axis-by-axis index of the leg at position ``q`` of the network.
     max_padding : float
-        Refuse a layout that generates more than this many entries per kept entry.
+        Largest allowed ratio of generated entries to entries of the weight.
 
     Raises
     ------
     LayoutError
-        If the legs do not hold the axis, the order is no permutation, or padding costs more than ``max_padding``.
+        If the legs are too small for an axis, the order is not a permutation, or the padding exceeds ``max_padding``.
 
     Examples
     --------
@@ -69,25 +69,25 @@ class Layout:
             )
         n_legs = sum(map(len, self.factors))
         if n_legs > MAX_LEGS:
-            raise LayoutError(f"Got {n_legs} legs, at most {MAX_LEGS} are possible; take larger legs.")
+            raise LayoutError(f"Got {n_legs} legs, more than the maximum of {MAX_LEGS}; choose larger legs.")
         if any(f < 2 for fs in self.factors for f in fs):
             raise LayoutError(f"Got factors {self.factors}; every leg must have dimension 2 or more.")
         if math.prod(map(math.prod, self.factors)) > MAX_ENTRIES:
-            raise LayoutError(f"Got factors {self.factors}, more than 2**48 entries; take smaller legs.")
+            raise LayoutError(f"Got factors {self.factors}, which make more than 2**48 entries; choose smaller legs.")
         for axis, (n, fs) in enumerate(zip(self.shape, self.factors, strict=True)):
             if math.prod(fs) < n:
                 raise LayoutError(
                     f"Legs {fs} of axis {axis} hold {math.prod(fs)} entries, fewer than its {n}; "
-                    f"{factorise(n, max(fs, default=2))} would do."
+                    f"{factorise(n, max(fs, default=2))} would be enough."
                 )
         if sorted(self.order) != list(range(n_legs)):
             raise LayoutError(f"Got order {self.order}; expected a permutation of 0..{n_legs - 1}.")
         if self.padding > self.max_padding:
             better = tuple(factorise(n, _typical(fs)) for n, fs in zip(self.shape, self.factors, strict=True))
             raise LayoutError(
-                f"Padding {self.shape} to {self.padded_shape} generates {self.padding:.2f} entries per kept one "
-                f"(limit {self.max_padding:g}), which costs more than it saves. Better: factors={better}, "
-                f"padded to {tuple(map(math.prod, better))}; or allow it with max_padding={math.ceil(self.padding)}."
+                f"Padding {self.shape} to {self.padded_shape} generates {self.padding:.2f} entries per entry of the "
+                f"weight (limit {self.max_padding:g}), which is wasteful. Better: factors={better}, padded to "
+                f"{tuple(map(math.prod, better))}; or allow it with max_padding={math.ceil(self.padding)}."
             )
 
     @classmethod
@@ -101,20 +101,20 @@ class Layout:
         exact: bool = False,
         max_padding: Padding = 1.5,
     ) -> Layout:
-        """Choose legs of about a wished size.
+        """Choose legs of about a target size.
 
         Parameters
         ----------
         shape : sequence of int
             Shape of the weight.
         leg : int or sequence of int
-            Wished size of a leg, one for all axes or one per axis.
+            Target size of a leg, one for all axes or one per axis.
         order : {"axis", "interleaved"} or sequence of int
             - ``"axis"``: all legs of the first axis, then all of the second, ...
             - ``"interleaved"``: first leg of every axis, second leg of every axis, ... (as in an MPO)
             - a permutation of the legs in axis order
         exact : bool
-            All legs have exactly the size ``leg``, at the price of padding (a brick wall of qubits wants this).
+            Make all legs exactly the size ``leg``, at the price of padding (as a brick wall of qubits needs).
         max_padding : float
             See :class:`Layout`.
 
@@ -125,13 +125,13 @@ class Layout:
         Raises
         ------
         LayoutError
-            For sizes below 2 and for padding that costs more than it saves.
+            If a size is below 2 or the padding exceeds ``max_padding``.
         """
         shape = tuple(shape)
         legs = (leg,) * len(shape) if isinstance(leg, int) else tuple(leg)
         _check_shape(shape)
         if len(legs) != len(shape):
-            raise LayoutError(f"Got leg={leg} for {len(shape)} axes; expected one size, or one per axis.")
+            raise LayoutError(f"Got leg={leg} for {len(shape)} axes; expected one size, or one size per axis.")
         cut = uniform if exact else factorise
         factors = tuple(cut(n, ell) for n, ell in zip(shape, legs, strict=True))
         return cls.from_factors(shape, factors, order, max_padding=max_padding)
@@ -146,44 +146,44 @@ class Layout:
         *,
         max_padding: Padding = 1.5,
     ) -> Layout:
-        """A layout with given legs, for instance ``((32, 32), (4, 7, 4, 7))`` for 28x28 images."""
+        """Create a layout with given legs, for instance ``((32, 32), (4, 7, 4, 7))`` for 28x28 images."""
         frozen = tuple(map(tuple, factors))
         return cls(tuple(shape), frozen, _resolve_order(order, frozen), max_padding)
 
     @property
     def ndim_legs(self) -> int:
-        """Number of physical legs."""
+        """The number of physical legs."""
         return len(self.order)
 
     @property
     def leg_axes(self) -> tuple[tuple[int, int], ...]:
-        """``(axis, k)`` of every leg, in network order: leg ``k`` of that axis."""
+        """The pair ``(axis, k)`` of every leg, in network order: leg ``k`` of that axis."""
         flat = [(axis, k) for axis, fs in enumerate(self.factors) for k in range(len(fs))]
         return tuple(flat[i] for i in self.order)
 
     @property
     def leg_names(self) -> Inds:
-        """Index names in network order: ``a{axis}_{k}``."""
+        """The index names in network order: ``a{axis}_{k}``."""
         return tuple(f"a{axis}_{k}" for axis, k in self.leg_axes)
 
     @property
     def dims(self) -> Shape:
-        """Dimension of every leg, in network order."""
+        """The dimension of every leg, in network order."""
         return tuple(self.factors[axis][k] for axis, k in self.leg_axes)
 
     @property
     def padded_shape(self) -> Shape:
-        """Shape of the weight with its padding."""
+        """The shape of the weight with its padding."""
         return tuple(math.prod(fs) for fs in self.factors)
 
     @property
     def size(self) -> int:
-        """Number of kept entries."""
+        """The number of entries of the weight."""
         return math.prod(self.shape)
 
     @property
     def padding(self) -> float:
-        """Generated entries per kept entry, 1.0 without padding."""
+        """The ratio of generated entries to entries of the weight, 1.0 without padding."""
         return math.prod(self.padded_shape) / self.size
 
     def to_legs(self, weight: Array) -> Array:
@@ -215,7 +215,7 @@ class Layout:
 
 
 def pad(x: Array, axis: int, thickness: int) -> Array:
-    """``x`` with zeros behind one axis, on its framework, device and dtype."""
+    """Append zeros to the end of one axis, on the framework, device and dtype of ``x``."""
     if not thickness:
         return x
     shape = list(x.shape)
@@ -233,11 +233,11 @@ def _check_shape(shape: Shape) -> None:
     if any(n < 1 for n in shape):
         raise LayoutError(f"Got shape {shape}; every axis must have at least one entry.")
     if math.prod(shape) > MAX_ENTRIES:
-        raise LayoutError(f"Got shape {shape}, more than 2**48 entries; cut it into several weights.")
+        raise LayoutError(f"Got shape {shape}, more than 2**48 entries; split it into several weights.")
 
 
 def _typical(factors: Shape) -> int:
-    """The geometric mean of legs, at least 2."""
+    """Return the geometric mean of the legs, at least 2."""
     if not factors:
         return 2
     return max(2, round(math.exp(sum(map(math.log, factors)) / len(factors))))

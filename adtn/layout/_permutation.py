@@ -1,4 +1,4 @@
-"""An order of the entries of one axis."""
+"""Permutations of the entries of one axis."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _DIGEST_BYTES = 16
 
 
 class Permutation:
-    """A permutation ``p`` of ``range(n)``: ``permute`` puts entry ``p[i]`` at place ``i``.
+    """A permutation ``p`` of ``range(n)``: ``permute`` puts entry ``p[i]`` at position ``i``.
 
-    A value: compared and hashed by a digest of its entries, so that a structure that holds one stays a cheap key of
-    caches (hashing a tuple of 4,096 entries takes 22 microseconds).
+    Permutations are compared and hashed by a digest of their entries, so that objects that contain one remain cheap
+    cache keys (hashing a tuple of 4,096 entries takes 22 microseconds).
 
     Parameters
     ----------
     entries : sequence of int
-        Every number from 0 to n - 1 once.
+        Each number from 0 to n - 1 exactly once.
 
     Raises
     ------
     LayoutError
-        If it is no permutation.
+        If the entries are not a permutation.
 
     Examples
     --------
@@ -43,18 +43,18 @@ class Permutation:
     __slots__ = ("_digest", "_forward", "_inverse")
 
     def __init__(self, entries: Sequence[int] | np.ndarray) -> None:
-        given = np.asarray(entries)
-        if given.ndim != 1 or (given.size and not np.issubdtype(given.dtype, np.integer)):
+        values = np.asarray(entries)
+        if values.ndim != 1 or (values.size and not np.issubdtype(values.dtype, np.integer)):
             raise LayoutError(
-                f"Got a permutation of shape {given.shape} and dtype {given.dtype}; expected a list of whole numbers."
+                f"Got a permutation of shape {values.shape} and dtype {values.dtype}; expected a list of whole numbers."
             )
-        forward = given.astype(np.int64)
+        forward = values.astype(np.int64)
         inverse = np.empty_like(forward)
         in_range = bool(np.all((forward >= 0) & (forward < forward.size)))
         if not in_range or np.unique(forward).size != forward.size:
             raise LayoutError(
-                f"Got a permutation of {forward.size} entries that does not hold each of 0..{forward.size - 1} once; "
-                "expected every number once. numpy.argsort makes one."
+                f"Got a permutation of {forward.size} entries that lacks some of 0..{forward.size - 1}; expected "
+                "every number exactly once. numpy.argsort returns a permutation."
             )
         inverse[forward] = np.arange(forward.size)
         forward.setflags(write=False)
@@ -64,7 +64,7 @@ class Permutation:
 
     @classmethod
     def random(cls, n: int, seed: int = 0) -> Permutation:
-        """Draw a permutation of ``n`` entries; equal seeds give equal ones."""
+        """Draw a permutation of ``n`` entries; equal seeds give equal permutations."""
         return cls(np.random.default_rng(seed).permutation(n))
 
     @property
@@ -79,15 +79,15 @@ class Permutation:
 
     @property
     def is_identity(self) -> bool:
-        """Whether it changes nothing."""
+        """Whether the permutation leaves every entry in place."""
         return bool(np.array_equal(self._forward, np.arange(self._forward.size)))
 
     def permute(self, x: Array, axis: int) -> Array:
-        """Gather ``x`` along an axis: ``y[i] = x[p[i]]``, on its framework and device."""
+        """Gather ``x`` along an axis, ``y[i] = x[p[i]]``, on the framework and device of ``x``."""
         return x[(*(slice(None) for _ in range(axis)), do("index_on", x, self, False, like=x))]
 
     def restore(self, y: Array, axis: int) -> Array:
-        """Invert :meth:`permute`; also its adjoint, as a permutation is orthogonal."""
+        """Invert :meth:`permute`; this is also its adjoint, since a permutation is orthogonal."""
         return y[(*(slice(None) for _ in range(axis)), do("index_on", y, self, True, like=y))]
 
     def __len__(self) -> int:
@@ -107,9 +107,9 @@ class Permutation:
 
 
 def _index_on(x: Array, permutation: Permutation, inverse: bool) -> Array:
-    """Give the entries as an array with which ``x`` can be indexed."""
+    """Convert the entries to an array that can index ``x``."""
     return do("asarray", permutation.inverse if inverse else permutation.array, like=x)
 
 
 index_on: Any = compose(_index_on, name="index_on")
-"""What backends with several devices register their own way for."""
+"""The conversion of a permutation to an index array; backends with several devices register their own."""

@@ -1,4 +1,4 @@
-"""How a network is contracted: pairwise steps, tiles and rows, planned without arrays."""
+"""Contraction programs: pairwise steps, tiles and rows, planned without arrays."""
 
 from ._closed import STATE as STATE
 from ._closed import closed as closed

@@ -1,4 +1,4 @@
-"""A segment contracted with its own copy, and the order in which a tiled product reads a target."""
+"""The contraction of a segment with its own copy, and the order in which a tiled product reads a target."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ STATE = "x/state"
 
 
 def product_order(segment: Segment, path: Path, sizes: dict[str, int], tiles: int) -> Inds:
-    """The outputs in the order in which a tiled path does least: first those that tiles fix, then those inside a tile.
+    """Order the outputs so that a tiled path does the least work: first the sliced ones, then those inside a tile.
 
-    The first ones belong to what is contracted first, so that a tile is a slice of everything that is large. The
-    others lie as the products of the path leave them: every operand with what it shares with its neighbour at one end.
+    The sliced outputs belong to the first contractions, so that a tile is a slice of every large intermediate. The
+    others are in the order in which the products of the path leave them: in each operand, the indices shared with
+    its neighbour are at one end.
     """
     terms = segment.terms
     nodes: dict[int, Node] = {node.out: node for node in contraction_nodes(terms, segment.outputs, path)}
@@ -28,39 +29,39 @@ def product_order(segment: Segment, path: Path, sizes: dict[str, int], tiles: in
         return sum(math.log(sizes[i]) for i in inds[slot] if i in among)
 
     def arranged(slot: int, first: set[str], last: set[str]) -> list[str]:
-        """Outputs below a slot whose neighbours share ``first`` and ``last`` with it."""
+        """Order the outputs below a slot whose neighbours share ``first`` and ``last`` with it."""
         if slot not in nodes:
             return [i for i in inds[slot] if i in outputs]
         node = nodes[slot]
         shared, (p, q) = set(node.inner), (node.left, node.right)
-        straight, turned = weigh(p, first) + weigh(q, last), weigh(q, first) + weigh(p, last)
-        if turned > straight or (turned == straight and weigh(q, outputs) > weigh(p, outputs)):
+        straight, crossed = weigh(p, first) + weigh(q, last), weigh(q, first) + weigh(p, last)
+        if crossed > straight or (crossed == straight and weigh(q, outputs) > weigh(p, outputs)):
             p, q = q, p
         return list(dict.fromkeys([*arranged(p, first, shared), *arranged(q, shared, last)]))
 
     def contracted(slot: int) -> list[str]:
-        """Outputs below a slot, those of the larger operand first."""
+        """Order the outputs below a slot, those of the larger operand first."""
         if slot not in nodes:
             return [i for i in inds[slot] if i in outputs]
         pair = sorted((nodes[slot].left, nodes[slot].right), key=lambda s: -weigh(s, set(inds[s])))
         return list(dict.fromkeys([*contracted(pair[0]), *contracted(pair[1])]))
 
     root = len(terms) + len(path) - 1
-    fixed: list[str] = []
+    sliced: list[str] = []
     for i in contracted(root):
         if tiles <= 1:
             break
-        fixed.append(i)
+        sliced.append(i)
         tiles //= sizes[i]
-    return tuple(dict.fromkeys([*fixed, *arranged(root, set(), set())]))
+    return tuple(dict.fromkeys([*sliced, *arranged(root, set(), set())]))
 
 
 def closed(segment: Segment, sizes: dict[str, int]) -> Segment:
-    """A segment contracted with its own copy, ``‖W‖²`` for a given state; only the first copy is trained."""
-    kept = set(segment.outputs)
+    """Contract a segment with its own copy, ``‖W‖²`` for a given state; only the first copy is trained."""
+    shared = set(segment.outputs)
 
     def copied(inds: Inds) -> Inds:
-        return tuple(i if i in kept else f"{i}/copy" for i in inds)
+        return tuple(i if i in shared else f"{i}/copy" for i in inds)
 
     copies = [replace(c, name=f"{c.name}/copy", inds=copied(c.inds), trainable=False) for c in segment.cores]
     if segment.inputs:

@@ -1,4 +1,4 @@
-"""A program: segments turned into a fixed list of pairwise steps and activations."""
+"""Programs: segments compiled to a fixed list of pairwise steps and activations."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ Path = tuple[tuple[int, int], ...]
 Halves = tuple[Inds, Inds]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Stage:
-    """One segment, planned: operands fill the first slots, steps fill the others, the last slot is ``Z``.
+    """A planned segment: operands fill the first slots, steps fill the others, and the last slot is ``Z``.
 
     Parameters
     ----------
     segment : Segment
-        What it computes.
+        The segment that it computes.
     path : tuple of (int, int)
-        The order in which it is contracted.
+        The contraction order.
     cores : tuple of Core
-        In slot order, after the state when there is one.
+        The cores in slot order, after the state, if any.
     steps : tuple of PairStep
         The contraction tree in execution order.
     alone : MatrixView or None
-        For a segment with a single operand: how that is permuted.
+        For a segment with a single operand: the view that permutes it.
     has_state : bool
         Whether slot 0 is the incoming state.
     need_state : bool
-        Whether anything before this stage is trained.
+        Whether the state depends on trained parameters.
     out_shape : tuple of int
         Shape of ``Z``.
     """
@@ -50,40 +50,40 @@ class Stage:
 
     @property
     def activation(self) -> Activation:
-        """σ of this stage."""
+        """The activation σ of this stage."""
         return get_activation(self.segment.activation)
 
     @property
     def flops(self) -> int:
-        """Operations of the contractions, forward."""
+        """The number of operations of the contractions in the forward pass."""
         return sum(step.flops for step in self.steps)
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What is executed: stages in order, ``X_0 → Z_1 → X_1 → ... → X_T``.
+    """An executable sequence of stages, ``X_0 → Z_1 → X_1 → ... → X_T``.
 
     Parameters
     ----------
     stages : tuple of Stage
-        One per segment.
+        One stage per segment.
     """
 
     stages: tuple[Stage, ...]
 
     @property
     def cores(self) -> tuple[Core, ...]:
-        """All cores."""
+        """The cores of all stages."""
         return tuple(core for stage in self.stages for core in stage.cores)
 
     @property
     def param_shapes(self) -> dict[str, Shape]:
-        """Shape of every trained parameter."""
+        """The shape of every trained parameter."""
         return {core.param: core.shape for core in self.cores if core.trainable}
 
     @property
     def flops(self) -> int:
-        """Operations of all contractions, forward."""
+        """The number of operations of all contractions in the forward pass."""
         return sum(stage.flops for stage in self.stages)
 
 
@@ -95,15 +95,15 @@ def plan_stage(
     Parameters
     ----------
     segment : Segment
-        Its inputs are in the order in which the state comes, unless ``halves`` is given.
+        The segment, with its inputs in the index order of the state unless ``halves`` is given.
     sizes : dict of str to int
         Dimension of each index.
     need_state : bool
-        Whether anything before is trained.
+        Whether the state depends on trained parameters.
     path : path or None
-        ``None`` lets :func:`find_path` choose.
+        The contraction order; ``None`` uses that of :func:`find_path`.
     halves : tuple of two tuples of str, optional
-        The state may come in any order, and these two groups of its indices lie together in it.
+        Leave the index order of the state free, with each of these two groups of indices contiguous.
     """
     has_state = bool(segment.inputs)
     operands = [(segment.inputs, need_state)] if has_state else []
@@ -112,7 +112,16 @@ def plan_stage(
     out_shape = tuple(sizes[i] for i in segment.outputs)
     if len(operands) == 1:
         alone = MatrixView.plain(terms[0], sizes, tuple((i,) for i in segment.outputs))
-        return Stage(segment, (), segment.cores, (), alone, has_state, need_state, out_shape)
+        return Stage(
+            segment=segment,
+            path=(),
+            cores=segment.cores,
+            steps=(),
+            alone=alone,
+            has_state=has_state,
+            need_state=need_state,
+            out_shape=out_shape,
+        )
     if path is None:
         path = find_path(terms, segment.outputs, tuple(sorted(sizes.items())))
     stored: list[Inds | None] = [*terms, *(None for _ in path[1:]), segment.outputs]
@@ -122,13 +131,22 @@ def plan_stage(
     nodes, orders = arrange(contraction_nodes(terms, segment.outputs, path), stored, sizes, free)
     steps = plan_steps(nodes, orders, {slot: need for slot, (_, need) in enumerate(operands)}, sizes)
     segment = replace(segment, inputs=orders[0]) if has_state else segment
-    return Stage(segment, path, segment.cores, steps, None, has_state, need_state, out_shape)
+    return Stage(
+        segment=segment,
+        path=path,
+        cores=segment.cores,
+        steps=steps,
+        alone=None,
+        has_state=has_state,
+        need_state=need_state,
+        out_shape=out_shape,
+    )
 
 
 def plan_steps(
     nodes: list[Node], orders: list[Inds], needs: dict[int, bool], sizes: dict[str, int]
 ) -> tuple[PairStep, ...]:
-    """A step for every node; ``needs``, by slot, gets an entry for every result."""
+    """Plan a step for every node; an entry for every result is added to ``needs``, which is indexed by slot."""
     steps: list[PairStep] = []
     for node in nodes:
         need = (needs[node.left], needs[node.right])
@@ -140,16 +158,16 @@ def plan_steps(
 def compile_program(
     segments: tuple[Segment, ...], paths: tuple[Path | None, ...] | None = None, *, free_states: bool = False
 ) -> Program:
-    """Plan every segment.
+    """Compile segments to a program.
 
     Parameters
     ----------
     segments : tuple of Segment
-        In order; the legs of one are the inputs of the next.
+        The segments in order; the outputs of one are the inputs of the next.
     paths : tuple of (path or None), optional
-        Contraction order of each segment; ``None`` lets :func:`find_path` choose.
+        Contraction order of each segment; ``None`` uses that of :func:`find_path`.
     free_states : bool
-        Let the indices of states between segments lie in any order that saves permutations.
+        Leave the index order of states between segments free, to save permutations.
 
     Returns
     -------
@@ -160,7 +178,7 @@ def compile_program(
     trained = [any(core.trainable for core in segment.cores) for segment in segments]
     stages: list[Stage] = []
     outputs = segments[-1].outputs
-    # from the last to the first: a segment says in which order it wants its state
+    # from the last to the first, because a segment decides the index order of its incoming state
     for t in reversed(range(len(segments))):
         segment = replace(segments[t], outputs=outputs)
         halves = last_halves(segments[t - 1], paths[t - 1]) if t and free_states else None
@@ -171,7 +189,7 @@ def compile_program(
 
 
 def last_halves(segment: Segment, path: Path | None) -> Halves | None:
-    """The two groups of outputs that the last contraction of a segment brings together."""
+    """Return the two groups of outputs that the last contraction of a segment joins."""
     if not path:
         return None
     terms = segment.terms
@@ -181,5 +199,5 @@ def last_halves(segment: Segment, path: Path | None) -> Halves | None:
 
 @lru_cache(maxsize=256)
 def cached_program(segments: tuple[Segment, ...]) -> Program:
-    """:func:`compile_program` with default paths, once per structure."""
+    """Compile segments with default paths, once per structure; see :func:`compile_program`."""
     return compile_program(segments)

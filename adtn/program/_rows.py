@@ -1,7 +1,7 @@
-r"""Chosen rows (and columns) of a generated weight, without the others.
+r"""Selected rows (and columns) of a generated weight, computed without the others.
 
-Each output leg q of an axis is closed with a one-hot core :math:`E_q[i, q]`, whose first index numbers the chosen rows
-and is shared by all legs of that axis: the network then puts out nothing but the choice.
+Each output leg q of an axis is contracted with a one-hot core :math:`E_q[i, q]`, whose first index enumerates the
+selected rows and is shared by all legs of that axis, so the network computes only the selection.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from ._program import Program, compile_program
 
 
 def chosen(segments: tuple[Segment, ...], layout: Layout, rows: int, columns: int = 0) -> tuple[Segment, ...]:
-    """The segments that put out ``rows`` of the first axis and ``columns`` positions of all others together.
+    """Extend segments to compute ``rows`` of the first axis and ``columns`` positions along all others together.
 
     Parameters
     ----------
     segments : tuple of Segment
-        Of the whole weight.
+        The segments of the whole weight.
     layout : Layout
-        Its legs.
+        The layout of the weight.
     rows, columns : int
-        How many; with 0 columns the legs of the other axes stay, in their order.
+        Numbers of rows and columns; with 0 columns the legs of the other axes remain, in axis order.
     """
     last, legs = segments[-1], layout.leg_axes
     groups = ["rows" if axis == 0 else "columns" if columns else "" for axis, _ in legs]
@@ -41,23 +41,23 @@ def chosen(segments: tuple[Segment, ...], layout: Layout, rows: int, columns: in
 
 
 def probe_name(q: int) -> str:
-    """Of the one-hot core on output leg ``q``."""
+    """Return the name of the one-hot core on output leg ``q``."""
     return f"probe{q}"
 
 
 def probe_digits(layout: Layout, axis: int) -> Sequence[tuple[str, int, int]]:
-    """For the legs of an axis ``(name, stride, dimension)``: entry n has the digit ``n // stride % dimension``."""
-    found: list[tuple[str, int, int]] = []
-    for q, (own, k) in enumerate(layout.leg_axes):
-        if own == axis:
+    """List ``(name, stride, dimension)`` of the legs of an axis; index n has the digit ``n // stride % dimension``."""
+    digits: list[tuple[str, int, int]] = []
+    for q, (leg_axis, k) in enumerate(layout.leg_axes):
+        if leg_axis == axis:
             stride = 1
             for d in layout.factors[axis][k + 1 :]:
                 stride *= d
-            found.append((probe_name(q), stride, layout.factors[axis][k]))
-    return found
+            digits.append((probe_name(q), stride, layout.factors[axis][k]))
+    return digits
 
 
 @lru_cache(maxsize=64)
 def rows_program(segments: tuple[Segment, ...], layout: Layout, rows: int) -> Program:
-    """For so many rows; what it puts out has the shape ``(rows, *padded_shape[1:])`` once it is reshaped."""
+    """Compile the program of a number of rows; its output reshapes to ``(rows, *padded_shape[1:])``."""
     return compile_program(chosen(segments, layout, rows))

@@ -1,14 +1,14 @@
-r"""A program cut into what is computed once and what is computed tile by tile.
+r"""Tiled programs: a part that is computed once and a part that is computed tile by tile.
 
 The last segment is a tree of pairwise contractions. Legs of the weight are never summed, so fixing the first of them,
-``S``, to one value after the other walks through the weight in tiles::
+``S``, to one value after the other traverses the weight in tiles::
 
-    once:      F_j       = everything whose result is small (the frontier)
+    once:      F_j       = all small intermediates (the frontier)
     per tile:  Z[s]      = contraction of F_j[s],      W[s] = σ(Z[s])
                F̄_j[s]   += environment of F_j[s] in Z̄[s]
     once:      Ā_t[k]    from F̄_j
 
-Nothing of the size of the weight exists at any time. With ``S`` empty there is one tile: the weight itself.
+No array of the size of the weight exists at any time. With ``S`` empty there is one tile, the weight itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ._pairwise import MatrixView, PairStep
 from ._path import find_path
 from ._program import Path, Program, Stage, compile_program, last_halves, plan_steps
 
-# intermediates up to this part of the weight are computed once for all tiles
+# intermediates up to this fraction of the weight are computed once for all tiles
 ONCE_PART = 1 / 12
 
 
@@ -36,13 +36,13 @@ class Operand:
     Parameters
     ----------
     slot : int
-        Of the workspace of the part that is computed once.
+        Slot in the workspace of the part that is computed once.
     view : MatrixView
-        Reads it as ``(blocks, entries)``, or as ``(entries,)`` when it has no sliced legs.
+        View of the operand as ``(blocks, entries)``, or as ``(entries,)`` if it has no sliced legs.
     digits : tuple of (int, int, int)
-        Its block for tile ``i`` is ``sum(i // stride % dim * factor)`` over these ``(stride, dim, factor)``.
+        Triples ``(stride, dim, factor)``; the block of tile ``i`` is the sum of ``i // stride % dim * factor``.
     need : bool
-        Whether anything upstream is trained.
+        Whether the operand depends on trained parameters.
     """
 
     slot: int
@@ -52,36 +52,36 @@ class Operand:
 
     @property
     def entries(self) -> int:
-        """All its entries."""
+        """The number of entries in all blocks."""
         return math.prod(self.view.matrix)
 
     def block(self, tile: int) -> int:
-        """Which block the tile with this number reads; also for traced numbers."""
+        """Return the index of the block that a tile reads; the tile index may be traced."""
         return sum(tile // stride % dim * factor for stride, dim, factor in self.digits)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Tiled:
     """A program that generates a weight tile by tile.
 
     Parameters
     ----------
     head : Program
-        Everything before the last segment.
+        The program of all segments before the last.
     last : Stage
-        The last segment with only those steps whose results serve all tiles.
+        The last segment, with only the steps whose results are used by all tiles.
     operands : tuple of Operand
-        What a tile reads; they fill the first slots of its workspace.
+        The operands of a tile; they fill the first slots of its workspace.
     steps : tuple of PairStep
-        Steps of one tile.
+        The steps of one tile.
     tiles : int
-        How many.
+        Number of tiles.
     shape : tuple of int
-        Of a tile's ``Z``: the legs that are not sliced, in the wanted order.
+        Shape of ``Z`` in a tile: the legs that are not sliced, in the requested order.
     legs : tuple of str
-        All legs of the weight in the order in which the tiles walk through them.
+        All legs of the weight, in the order in which the tiles traverse them.
     smallest : int
-        The operand with the fewest entries: where a factor of the weight costs least.
+        Index of the operand with the fewest entries, where scaling the weight is cheapest.
     """
 
     head: Program
@@ -95,22 +95,22 @@ class Tiled:
 
     @property
     def activation(self) -> Activation:
-        """σ after the last segment."""
+        """The activation σ after the last segment."""
         return get_activation(self.last.segment.activation)
 
     @property
     def linear_end(self) -> bool:
-        """Whether there is none."""
+        """Whether no activation follows the last segment."""
         return self.last.segment.activation == "identity"
 
     @property
     def n_slots(self) -> int:
-        """Slots of the last segment: the state, its cores and all results."""
+        """The number of slots of the last segment: the state, its cores and all results."""
         return len(self.last.cores) + self.last.has_state + len(self.last.path)
 
 
 def tile_counts(dims: Shape) -> list[int]:
-    """Into how many tiles the first legs can cut: all products of leading dimensions and divisors of the next."""
+    """List the possible numbers of tiles: the products of leading dimensions with a divisor of the next."""
     counts, done = {1}, 1
     for d in dims:
         counts |= {done * k for k in range(1, d + 1) if d % k == 0}
@@ -127,91 +127,109 @@ def tile_program(
     once_part: float = ONCE_PART,
     keep_last: bool = False,
 ) -> Tiled:
-    """Cut a program into tiles.
+    """Divide a program into tiles.
 
     Parameters
     ----------
     segments : tuple of Segment
-        Of the whole generator.
+        The segments of the whole generator.
     paths : tuple of (path or None)
         Contraction order of each segment.
     order : tuple of str
-        The legs of the weight in the order in which it is walked through; the first ones are sliced.
+        The legs of the weight in the order in which it is traversed; the first ones are sliced.
     tiles : int
-        How many tiles; one of :func:`tile_counts` of the legs' dimensions.
+        Number of tiles; one of :func:`tile_counts` of the dimensions of the legs.
     once_part : float
-        Results up to this part of the weight are computed once.
+        Intermediates up to this fraction of the weight are computed once.
     keep_last : bool
-        The last product belongs to the tile even when there is only one.
+        Compute the last product in the tile even if there is only one tile.
 
     Raises
     ------
     TopologyError
-        If the first legs cannot be cut into so many tiles.
+        If the first legs cannot be split into this number of tiles.
     """
     sizes = sizes_of(segments)
     paths = tuple(p if p is not None else default_path(s, sizes) for s, p in zip(segments, paths, strict=True))
     last, sliced = _cut(replace(segments[-1], outputs=order), sizes, tiles)
     legs, sizes, order = order, sizes | sizes_of([last]), last.outputs
-    kept = tuple(i for i in order if i not in sliced)
+    unsliced = tuple(i for i in order if i not in sliced)
     terms = last.terms
     nodes = contraction_nodes(terms, order, paths[-1])
     bound = once_part * math.prod(sizes[i] for i in order)
     tile_nodes, once_nodes = _divide(nodes, sliced, sizes, bound, keep_last)
-    made = {node.out for node in tile_nodes}
+    tile_slots = {node.out for node in tile_nodes}
     top = len(terms) + len(nodes) - 1
-    frontier = sorted({s for node in tile_nodes for s in (node.left, node.right)} - made or {top})
+    frontier = sorted({s for node in tile_nodes for s in (node.left, node.right)} - tile_slots or {top})
 
-    # a state is made in the order in which it is read, unless a leg of the weight that it carries is cut in two
+    # the state is computed in the order in which it is read, unless one of its legs is a split leg of the weight
     free_state = bool(last.inputs) and last.inputs == segments[-1].inputs and bool(nodes)
-    wanted = [None if t == 0 and free_state else term for t, term in enumerate(terms)] + [None] * len(nodes)
+    once_orders = [None if t == 0 and free_state else term for t, term in enumerate(terms)] + [None] * len(nodes)
 
-    # first inside a tile: that says how the frontier should lie. Small cores are permuted once, which is free
+    # inside a tile first, which decides the index order of the frontier; permuting small cores once is free
     small = {s for s in frontier if math.prod(sizes[i] for i in _inds(s, terms, nodes)) <= bound}
-    stored = [None if i is None or s in small else _without(i, sliced) for s, i in enumerate(wanted)]
-    stored[top] = kept
+    tile_orders = [None if i is None or s in small else _without(i, sliced) for s, i in enumerate(once_orders)]
+    tile_orders[top] = unsliced
     halves = {node.out: (node.rows, node.cols) for node in (m.without(sliced) for m in once_nodes)}
-    tile_nodes, orders = arrange(tile_nodes, stored, sizes, halves)
+    tile_nodes, orders = arrange(tile_nodes, tile_orders, sizes, halves)
     for s in frontier:
-        if wanted[s] is None:
-            wanted[s] = (*_sliced_of(_inds(s, terms, nodes), order, sliced), *orders[s])
-    halves = _halves_of_state(segments, paths) if free_state and wanted[0] is None else {}
-    once_nodes, lies = arrange(once_nodes, wanted, sizes, halves)
+        if once_orders[s] is None:
+            once_orders[s] = (*_sliced_of(_inds(s, terms, nodes), order, sliced), *orders[s])
+    halves = _halves_of_state(segments, paths) if free_state and once_orders[0] is None else {}
+    once_nodes, slot_orders = arrange(once_nodes, once_orders, sizes, halves)
 
     trained = any(core.trainable for s in segments[:-1] for core in s.cores)
     needs = dict(enumerate(([trained] if last.inputs else []) + [core.trainable for core in last.cores]))
-    once = plan_steps(once_nodes, lies, needs, sizes)
-    operands = tuple(_operand(s, lies[s], orders[s], order, sliced, sizes, needs[s]) for s in frontier)
+    once = plan_steps(once_nodes, slot_orders, needs, sizes)
+    operands = tuple(_operand(s, slot_orders[s], orders[s], order, sliced, sizes, needs[s]) for s in frontier)
     local = {s: k for k, s in enumerate([*frontier, *(node.out for node in tile_nodes)])}
     renamed = [replace(m, left=local[m.left], right=local[m.right], out=local[m.out]) for m in tile_nodes]
     steps = plan_steps(renamed, [orders[s] for s in local], dict(enumerate(op.need for op in operands)), sizes)
 
     head = Program(())
     if len(segments) > 1:
-        before = replace(segments[-2], outputs=lies[0]) if free_state else segments[-2]
+        before = replace(segments[-2], outputs=slot_orders[0]) if free_state else segments[-2]
         head = compile_program((*segments[:-2], before), paths[:-1], free_states=True)
-        last = replace(last, inputs=lies[0])
+        last = replace(last, inputs=slot_orders[0])
     shape = tuple(sizes[i] for i in order)
-    stage = Stage(last, paths[-1], last.cores, once, None, bool(last.inputs), trained, shape)
+    stage = Stage(
+        segment=last,
+        path=paths[-1],
+        cores=last.cores,
+        steps=once,
+        alone=None,
+        has_state=bool(last.inputs),
+        need_state=trained,
+        out_shape=shape,
+    )
     smallest = min(range(len(operands)), key=lambda k: operands[k].entries)
-    return Tiled(head, stage, operands, steps, tiles, tuple(sizes[i] for i in kept), legs, smallest)
+    return Tiled(
+        head=head,
+        last=stage,
+        operands=operands,
+        steps=steps,
+        tiles=tiles,
+        shape=tuple(sizes[i] for i in unsliced),
+        legs=legs,
+        smallest=smallest,
+    )
 
 
 def _divide(
     nodes: list[Node], sliced: frozenset[str], sizes: dict[str, int], bound: float, keep_last: bool
 ) -> tuple[list[Node], list[Node]]:
-    """Nodes of a tile and nodes of the part that is computed once.
+    """Divide the nodes into those of a tile and those that are computed once.
 
-    A node belongs to the tile when it has sliced legs and is large, or one of its operands belongs there.
+    A node belongs to the tile if it has sliced legs and is large, or if one of its operands belongs there.
     """
     tile: list[Node] = []
     once: list[Node] = []
-    made: set[int] = set()
+    tile_slots: set[int] = set()
     for node in nodes:
         large = math.prod(sizes[i] for i in node.inds) > bound or node is nodes[-1]
-        kept = keep_last and node is nodes[-1]
-        if kept or (sliced & set(node.inds) and (large or {node.left, node.right} & made)):
-            made.add(node.out)
+        forced = keep_last and node is nodes[-1]
+        if forced or (sliced & set(node.inds) and (large or {node.left, node.right} & tile_slots)):
+            tile_slots.add(node.out)
             tile.append(node.without(sliced))
         else:
             once.append(node)
@@ -219,7 +237,7 @@ def _divide(
 
 
 def default_path(segment: Segment, sizes: dict[str, int]) -> Path:
-    """What :func:`find_path` gives for a segment."""
+    """Find the default path of a segment with :func:`find_path`."""
     terms = segment.terms
     return find_path(terms, segment.outputs, tuple(sorted(sizes.items()))) if len(terms) > 1 else ()
 
@@ -237,44 +255,44 @@ def _sliced_of(inds: Inds, order: Inds, sliced: frozenset[str]) -> Inds:
 
 
 def _halves_of_state(segments: tuple[Segment, ...], paths: tuple[Path | None, ...]) -> dict[int, tuple[Inds, Inds]]:
-    found = last_halves(segments[-2], paths[-2])
-    return {} if found is None else {0: found}
+    halves = last_halves(segments[-2], paths[-2])
+    return {} if halves is None else {0: halves}
 
 
 def _operand(
-    slot: int, lies: Inds, rest: Inds, order: Inds, sliced: frozenset[str], sizes: dict[str, int], need: bool
+    slot: int, stored: Inds, rest: Inds, order: Inds, sliced: frozenset[str], sizes: dict[str, int], need: bool
 ) -> Operand:
-    walk = [i for i in order if i in sliced]
-    head = _sliced_of(lies, order, sliced)
-    strides = {i: math.prod(sizes[j] for j in walk[p + 1 :]) for p, i in enumerate(walk)}
+    traversal = [i for i in order if i in sliced]
+    head = _sliced_of(stored, order, sliced)
+    strides = {i: math.prod(sizes[j] for j in traversal[p + 1 :]) for p, i in enumerate(traversal)}
     factors = {i: math.prod(sizes[j] for j in head[p + 1 :]) for p, i in enumerate(head)}
-    view = MatrixView.plain(lies, sizes, (head, rest) if head else (rest,))
+    view = MatrixView.plain(stored, sizes, (head, rest) if head else (rest,))
     return Operand(slot, view, tuple((strides[i], sizes[i], factors[i]) for i in head), need)
 
 
 def cut_legs(legs: Inds, sizes: dict[str, int], tiles: int) -> dict[str, int]:
-    """The first legs that make so many tiles, with what is left of each inside a tile.
+    """Choose the first legs that make the given number of tiles, with the dimension of each inside a tile.
 
     Raises
     ------
     TopologyError
-        If they cannot be cut into so many tiles.
+        If the legs cannot be split into this number of tiles.
     """
-    left, inside = tiles, dict[str, int]()
+    remaining, inside = tiles, dict[str, int]()
     for name in legs:
         d = sizes[name]
-        if left == 1 or (left % d and d % left):
+        if remaining == 1 or (remaining % d and d % remaining):
             break
-        inside[name] = 1 if left % d == 0 else d // left
-        left = left // d if left % d == 0 else 1
-    if left != 1:
+        inside[name] = 1 if remaining % d == 0 else d // remaining
+        remaining = remaining // d if remaining % d == 0 else 1
+    if remaining != 1:
         dims = tuple(sizes[i] for i in legs)
-        raise TopologyError(f"Got tiles={tiles}; legs of {dims} can be cut into {tile_counts(dims)[:40]}.")
+        raise TopologyError(f"Got tiles={tiles}; legs of {dims} can be split into {tile_counts(dims)[:40]} tiles.")
     return inside
 
 
 def _cut(segment: Segment, sizes: dict[str, int], tiles: int) -> tuple[Segment, frozenset[str]]:
-    """The legs that are sliced; one that is sliced in part is read as two."""
+    """Find the sliced legs; a leg that is sliced in part is split into two."""
     inside = cut_legs(segment.outputs, sizes, tiles)
     sliced: set[str] = set()
     for name, rest in inside.items():
@@ -288,7 +306,7 @@ def _cut(segment: Segment, sizes: dict[str, int], tiles: int) -> tuple[Segment, 
 
 
 def _split(segment: Segment, name: str, names: tuple[str, str], dims: tuple[int, int]) -> Segment:
-    """The same segment with one leg read as two."""
+    """Split one leg of a segment into two."""
 
     def inds(old: Inds) -> Inds:
         return tuple(j for i in old for j in (names if i == name else (i,)))
@@ -301,6 +319,6 @@ def _split(segment: Segment, name: str, names: tuple[str, str], dims: tuple[int,
 
 
 def row_order(segments: tuple[Segment, ...], layout: Layout) -> Inds:
-    """The legs of the weight axis by axis: tiles are blocks of rows."""
+    """Return the legs of the weight axis by axis, so that tiles are blocks of rows."""
     positions = sorted(range(layout.ndim_legs), key=lambda p: layout.leg_axes[p])
     return tuple(segments[-1].outputs[p] for p in positions)

@@ -1,4 +1,4 @@
-"""Which cores there are and how they are connected: index equations without arrays."""
+"""Topologies: which cores a network has and how they are connected, as index equations without arrays."""
 
 from ._activation import Activation as Activation
 from ._activation import check_activation as check_activation

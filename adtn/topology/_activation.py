@@ -1,4 +1,4 @@
-"""Elementwise activations: value and derivative, one definition for every backend."""
+"""Elementwise activations: value and derivative, defined once for all backends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..errors import TopologyError
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise function and its derivative, both written over autoray.
+    """An elementwise function and its derivative, both written with autoray.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class Activation:
     value, derivative : callable
         Functions of one array; ``derivative(z)`` is the derivative of ``value`` at ``z``.
     own : bool
-        Whether a user registered it.
+        Whether a user registered the activation.
     """
 
     name: str
@@ -43,7 +43,7 @@ _ELEMENTWISE = "an elementwise function of one array, written with operators and
 
 
 def _sigmoid(z: Array) -> Array:
-    # through tanh, which no framework lets overflow
+    # by tanh, which does not overflow in any framework
     return do("tanh", z * 0.5) * 0.5 + 0.5
 
 
@@ -57,7 +57,7 @@ def _silu_derivative(z: Array) -> Array:
 
 
 def _normal_cdf(z: Array) -> Array:
-    # SciPy has no half precision: it answers in a wider dtype
+    # SciPy has no half precision and returns a wider dtype
     return astype(do("scipy.special.erf", z * math.sqrt(0.5)), get_dtype_name(z)) * 0.5 + 0.5
 
 
@@ -94,15 +94,15 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def get_activation(name: str) -> Activation:
-    """The activation called ``name``; entry points in the group ``adtn.activations`` are asked, too.
+    """Return the activation called ``name``, also from an entry point in the group ``adtn.activations``.
 
     Raises
     ------
     TopologyError
-        If there is none of that name.
+        If no activation has that name.
     """
     if name not in _ACTIVATIONS:
-        load_plugin("activations", name)  # its import registers it
+        load_plugin("activations", name)  # importing the module registers the activation
     if name not in _ACTIVATIONS:
         raise unregistered("activations", name, tuple(_ACTIVATIONS))
     return _ACTIVATIONS[name]
@@ -112,14 +112,14 @@ def get_activation(name: str) -> Activation:
 def register_activation(
     name: Name, value: Callable[[Array], Array], derivative: Callable[[Array], Array]
 ) -> Activation:
-    """Add an activation that every topology and backend can then use by name.
+    """Register an activation, which every topology and backend can then use by name.
 
     Parameters
     ----------
     name : str
         A new name.
     value, derivative : callable
-        Elementwise functions of one array, written with operators and ``autoray.do``. What they return is converted to
+        Elementwise functions of one array, written with operators and ``autoray.do``. Their results are converted to
         the dtype of the array.
 
     Returns
@@ -129,7 +129,7 @@ def register_activation(
     Raises
     ------
     TopologyError
-        If the name is taken, if one of the functions cannot run, is not elementwise or not finite at a few points
+        If the name is taken, if one of the functions fails, is not elementwise or is not finite at a few points
         between -2.3 and 1.9, or if ``derivative`` is not the derivative of ``value`` (by central differences).
 
     Examples
@@ -141,30 +141,30 @@ def register_activation(
     'gaussian'
     """
     if name in _ACTIVATIONS:
-        raise TopologyError(f"Got name={name!r}, an activation that exists already; expected another name.")
-    made = Activation(name, _in_dtype(value), _in_dtype(derivative), own=True)
+        raise TopologyError(f"Got name={name!r}, which is already registered as an activation; expected a new name.")
+    activation = Activation(name, _in_dtype(value), _in_dtype(derivative), own=True)
     for what in ("value", "derivative"):
-        _try_on_numpy(what, getattr(made, what))
-        _try("null", "cpu", made, what)
+        _try_on_numpy(what, getattr(activation, what))
+        _try("null", "cpu", activation, what)
     h = 1e-5
-    slope = (made.value(_POINTS + h) - made.value(_POINTS - h)) / (2 * h)
-    got = made.derivative(_POINTS)
-    if not np.allclose(got, slope, rtol=1e-5, atol=1e-7):
+    slope = (activation.value(_POINTS + h) - activation.value(_POINTS - h)) / (2 * h)
+    slope_given = activation.derivative(_POINTS)
+    if not np.allclose(slope_given, slope, rtol=1e-5, atol=1e-7):
         raise TopologyError(
-            f"Got a derivative of {name!r} that is {np.asarray(got).tolist()} at {_POINTS.tolist()}, but differences "
-            f"of its value give {slope.tolist()}; expected these. Correct the derivative."
+            f"Got a derivative of {name!r} that is {np.asarray(slope_given).tolist()} at {_POINTS.tolist()}; expected "
+            f"{slope.tolist()}, the finite differences of its value. Correct the derivative."
         )
-    _ACTIVATIONS[name] = made
-    return made
+    _ACTIVATIONS[name] = activation
+    return activation
 
 
 def check_activation(name: str, backend: str, where: str) -> None:
-    """See that a registered activation runs on a backend, before anything is planned for it.
+    """Check that a registered activation runs on a backend, before anything is planned for it.
 
     Raises
     ------
     TopologyError
-        If it uses what that framework lacks.
+        If the activation uses an operation that the framework lacks.
     """
     activation = get_activation(name)
     if activation.own:
@@ -173,11 +173,11 @@ def check_activation(name: str, backend: str, where: str) -> None:
 
 
 def _in_dtype(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The same function, in the dtype of its argument: constants and masks may have another."""
+    """Wrap a function so that it returns the dtype of its argument, whatever its constants and masks have."""
 
     def call(z: Array) -> Array:
-        found, dtype = fn(z), get_dtype_name(z)
-        return found if get_dtype_name(found) == dtype else astype(found, dtype)
+        result, dtype = fn(z), get_dtype_name(z)
+        return result if get_dtype_name(result) == dtype else astype(result, dtype)
 
     return call
 
@@ -188,26 +188,26 @@ def _try_on_numpy(what: str, fn: Callable[[Array], Array]) -> None:
         try:
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = fn(z)
+                values = fn(z)
                 alone = np.concatenate([fn(z[i : i + 1]) for i in range(len(z))])
         except Exception as error:
             raise TopologyError(f"Got a {what} that fails ({_first_line(error)}); expected {_ELEMENTWISE}.") from error
-        if found.shape != z.shape or not np.array_equal(found, alone, equal_nan=True):
+        if values.shape != z.shape or not np.array_equal(values, alone, equal_nan=True):
             raise TopologyError(f"Got a {what} that mixes entries or changes the shape; expected {_ELEMENTWISE}.")
-        if not np.isfinite(found).all():
-            raise TopologyError(f"Got a {what} that is {found.tolist()} at {z.tolist()}; expected finite numbers.")
+        if not np.isfinite(values).all():
+            raise TopologyError(f"Got a {what} that is {values.tolist()} at {z.tolist()}; expected finite numbers.")
 
 
 @lru_cache(maxsize=256)
 def _try(backend: str, where: str, activation: Activation, what: str) -> None:
-    found = get_backend(backend)
+    framework = get_backend(backend)
     try:
-        with found.scope("float32"):
-            getattr(activation, what)(found.asarray(_POINTS, where, "float32"))
+        with framework.scope("float32"):
+            getattr(activation, what)(framework.asarray(_POINTS, where, "float32"))
     except Exception as error:
         raise TopologyError(
             f"Got a {what} of activation {activation.name!r} that fails on {backend} ({_first_line(error)}); expected "
-            f"{_ELEMENTWISE}, which {backend} has, too."
+            f"{_ELEMENTWISE}, from operations that {backend} has as well."
         ) from error
 
 

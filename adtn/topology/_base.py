@@ -1,4 +1,4 @@
-"""Frozen weights that follow from a rule and are never stored; a generator may be added to one."""
+"""Base weights: frozen weights defined by a rule and never stored, to which a generator can be added."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .._typing import Shape
 
 
 class RuleBase(ABC):
-    """A frozen weight of which only the rule is stored; one trained factor goes with it."""
+    """A frozen weight of which only the rule is stored, multiplied by one trained factor."""
 
     @abstractmethod
     def values(self, shape: Shape) -> np.ndarray:
-        """Entries as float32; rows have about the norm of noise of variance 1."""
+        """Compute the entries as float32; rows have about the norm of noise of variance 1."""
 
 
 @dataclass(frozen=True)
 class IdentityBase(RuleBase):
-    """The identity, cut to shape; for convolutions every channel passes through the middle of the kernel.
+    """The identity, truncated to the shape; in convolutions every channel passes through the centre of the kernel.
 
-    What is generated starts at zero: a layer begins as one that passes on what it gets, and learns what differs.
+    The generated part starts at zero, so a layer starts as the identity map and learns the difference from it.
 
     Examples
     --------
@@ -33,11 +33,11 @@ class IdentityBase(RuleBase):
 
     @staticmethod
     def entry(shape: Shape) -> float:
-        """Those that are not zero, for a weight of this shape, as float32 has them."""
+        """Return the value of the nonzero entries of a weight of this shape, rounded to float32."""
         return float(np.float32(math.sqrt(math.prod(shape[1:]))))
 
     def values(self, shape: Shape) -> np.ndarray:
-        """Entries as float32; the rows that are not cut have the norm of noise of variance 1.
+        """Compute the entries as float32; rows that are not truncated have the norm of noise of variance 1.
 
         Parameters
         ----------
@@ -47,8 +47,8 @@ class IdentityBase(RuleBase):
         -------
         numpy.ndarray
         """
-        found = np.zeros(shape, np.float32)
+        weight = np.zeros(shape, np.float32)
         n = np.arange(min(shape[:2]))
         middle = tuple(k // 2 for k in shape[2:])
-        found[(n, n, *middle)[: len(shape)]] = self.entry(shape)
-        return found
+        weight[(n, n, *middle)[: len(shape)]] = self.entry(shape)
+        return weight

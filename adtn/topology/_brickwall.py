@@ -1,4 +1,4 @@
-"""The brick wall: columns of two-leg gates acting on a product of boundary vectors."""
+"""The brick wall: columns of two-leg gates that act on a product of boundary vectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_LAYERS = 1024
 @register_topology
 @dataclass(frozen=True, kw_only=True, repr=False)
 class BrickWall(Topology):
-    """ADTN brick wall: ``layers`` layers of ``Q - 1`` gates on ``Q`` legs, an activation between layers.
+    """The brick wall of ADTN: ``layers`` layers of ``Q - 1`` gates on ``Q`` legs, with activations between layers.
 
     One layer is a column of gates on legs (0,1), (2,3), ... and a column on (1,2), (3,4), ... . The wall acts
     on one vector per leg.
@@ -27,24 +27,24 @@ class BrickWall(Topology):
     Parameters
     ----------
     layers : int
-        Number M of layers.
+        The number M of layers.
     boundary : {"fixed", "trainable", "random"}
-        - ``"fixed"``: the first basis vector on every leg. Then only a slice of the first column is active.
+        - ``"fixed"``: the first basis vector on every leg; only a slice of the first column is then active
         - ``"trainable"``: one trained vector per leg
         - ``"random"``: frozen seeded vectors
     near_identity : bool
-        Start with gates close to the identity instead of random ones.
+        Initialise gates close to the identity instead of randomly.
     noise : float
         Standard deviation added to the identity.
     seed : int
-        Of the random boundary.
+        Seed of the random boundary.
     activation, where, share
         See :class:`Topology`.
 
     References
     ----------
     Y. Qing, K. Li, P.-F. Zhou, S.-J. Ran (2023), arXiv:2305.06058. Leg dimensions other than 2, trainable
-    boundaries and the initialisation are our choice.
+    boundaries and the initialisation are choices of this library.
 
     Examples
     --------
@@ -67,10 +67,10 @@ class BrickWall(Topology):
     grows: ClassVar[str | None] = "layers"
 
     def levels(self, layout: Layout) -> list[Segment]:
-        """One level per layer; the boundary belongs to the first."""
+        """Build one level per layer; the boundary belongs to the first level."""
         n, dims = layout.ndim_legs, layout.dims
         if n < 2:
-            raise TopologyError(f"A brick wall needs at least 2 legs, this layout has {n}; take smaller legs.")
+            raise TopologyError(f"A brick wall needs at least 2 legs, this layout has {n}; choose smaller legs.")
         inputs = tuple(f"v{q}" for q in range(n))
         cores = [self._vector(q, dims[q]) for q in range(n)]
         levels: list[Segment] = []
@@ -82,12 +82,12 @@ class BrickWall(Topology):
         return levels
 
     def parts(self, layout: Layout, entries: int) -> Pieces:
-        """Overlapping windows of legs, divided by their overlaps: far legs of a wall hardly know of each other."""
+        """Return overlapping windows of legs, divided by their overlaps: distant legs of a wall hardly interact."""
         dims = layout.dims
         width = 2
         while width < len(dims) and math.prod(sorted(dims)[-width - 1 :]) <= entries:
             width += 1
-        starts = list(range(0, max(len(dims) - width, 0) + 2, 2))  # a column of gates begins at even legs
+        starts = list(range(0, max(len(dims) - width, 0) + 2, 2))  # a column of gates starts at even legs
         windows = [range(a, min(a + width, len(dims))) for a in starts if a + 2 <= len(dims)]
         overlaps = [range(b.start, a.stop) for a, b in itertools.pairwise(windows) if a.stop - b.start > 1]
         return [(1, self._window(layout, w)) for w in windows] + [(-1, self._window(layout, w)) for w in overlaps]
@@ -105,9 +105,15 @@ class BrickWall(Topology):
     def _vector(self, q: int, d: int) -> Core:
         rules: dict[str, Init] = {"fixed": "basis", "trainable": "normal", "random": "seeded"}
         return Core(
-            f"boundary_{q}", (f"v{q}",), (d,), f"boundary_{q}", "boundary",
-            init=rules[self.boundary], trainable=self.boundary == "trainable", seed=self.seed + q,
-        )  # fmt: skip
+            f"boundary_{q}",
+            (f"v{q}",),
+            (d,),
+            f"boundary_{q}",
+            "boundary",
+            init=rules[self.boundary],
+            trainable=self.boundary == "trainable",
+            seed=self.seed + q,
+        )
 
     def _layer(self, m: int, inputs: tuple[str, ...], outputs: tuple[str, ...], dims: tuple[int, ...]) -> list[Core]:
         n = len(dims)

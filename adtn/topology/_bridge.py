@@ -1,6 +1,6 @@
-"""Bridge to the ``tensornetwork`` package: quimb networks to its nodes and back.
+"""Bridge to the ``tensornetwork`` package: conversion of quimb networks to its nodes and back.
 
-That package had its last release in 2021; the bridge is for people who have networks in it.
+The last release of that package was in 2021; the bridge serves users with existing networks in it.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ _SEPARATOR = ","
 def to_tensornetwork(
     network: qtn.TensorNetwork, backend: Literal["numpy", "pytorch", "jax"] | None = None
 ) -> list[Any]:
-    """Nodes of the ``tensornetwork`` package that hold the arrays of a quimb network.
+    """Convert a quimb network to nodes of the ``tensornetwork`` package.
 
     Parameters
     ----------
     network : quimb.tensor.TensorNetwork
-        Without indices on more than two tensors.
+        A network in which no index is on more than two tensors.
     backend : {"numpy", "pytorch", "jax"}, optional
-        Of the nodes; the arrays must already be of that framework. The package's default when not given.
+        Backend of the nodes; the arrays must already belong to that framework. By default the package's own default.
 
     Returns
     -------
     list of tensornetwork.Node
-        One per tensor, in order. A node is named by its tags, an edge by its index.
+        One node per tensor, in order. Nodes are named by the tags, edges by the indices.
 
     Raises
     ------
     MissingDependencyError
-        Without the extra ``tensornetwork``.
+        If the extra ``tensornetwork`` is not installed.
     TopologyError
-        For indices on more than two tensors, and tags with a comma.
+        If an index is on more than two tensors, or a tag contains a comma.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def to_tensornetwork(
     nodes: list[Any] = []
     for tensor in tensors:
         if any(_SEPARATOR in tag for tag in tensor.tags):
-            raise TopologyError(f"Got tags {list(tensor.tags)}; a tag with a comma cannot be told from two.")
+            raise TopologyError(f"Got tags {list(tensor.tags)}; a tag with a comma is indistinguishable from two tags.")
         node = package.Node(
             tensor.data,
             name=_SEPARATOR.join(tensor.tags) or "node",
@@ -87,12 +87,12 @@ def to_tensornetwork(
 
 @checked(TopologyError)
 def from_tensornetwork(nodes: Iterable[Any]) -> qtn.TensorNetwork:
-    """The quimb network of connected nodes; the inverse of :func:`to_tensornetwork`.
+    """Convert connected nodes to a quimb network; the inverse of :func:`to_tensornetwork`.
 
     Parameters
     ----------
     nodes : iterable of tensornetwork.Node
-        Edge names become index names; unnamed or equally named edges get new names.
+        Edge names become index names; unnamed edges and duplicate names get new names.
 
     Returns
     -------
@@ -101,14 +101,14 @@ def from_tensornetwork(nodes: Iterable[Any]) -> qtn.TensorNetwork:
     Raises
     ------
     MissingDependencyError
-        Without the extra ``tensornetwork``.
+        If the extra ``tensornetwork`` is not installed.
     """
     _package()
     import quimb.tensor as qtn
 
     nodes = list(nodes)
     if not nodes or any(not hasattr(node, "edges") for node in nodes):
-        raise TopologyError(f"Got nodes={shown(nodes)}; expected connected nodes of tensornetwork, at least one.")
+        raise TopologyError(f"Got nodes={shown(nodes)}; expected a list of at least one connected tensornetwork node.")
     names: dict[int, str] = {}
     taken: set[str] = set()
     tensors: list[Any] = []

@@ -1,4 +1,4 @@
-"""What every claim is compared with: the dense weight, a scaled identity and a scaled frozen random weight."""
+"""Baseline and controls for every claim: the dense weight, a scaled identity and a scaled frozen random weight."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._topology import Topology, register_topology
 
 
 def _in_axis_order(layout: Layout) -> tuple[tuple[str, ...], tuple[int, ...], int]:
-    """Leg names and dimensions axis by axis, and the number of entries behind the first axis."""
+    """Return leg names and dimensions axis by axis, and the number of entries per index of the first axis."""
     legs = sorted(zip(layout.leg_axes, layout.leg_names, layout.dims, strict=True))
     fan_in = math.prod(d for (axis, _), _, d in legs if axis > 0)
     return tuple(name for _, name, _ in legs), tuple(d for _, _, d in legs), fan_in
@@ -24,7 +24,7 @@ _FACTOR = Core("factor", (), (), "factor", "factor", init="basis")
 @register_topology
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Dense(Topology):
-    """The weight itself as a single core, ratio 1: the baseline.
+    """The dense weight as a single core, at a compression ratio of 1: the baseline.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Dense(Topology):
     """
 
     def levels(self, layout: Layout) -> list[Segment]:
-        """A single level with a single core."""
+        """Build a single level with a single core."""
         names, dims, fan_in = _in_axis_order(layout)
         return [Segment((), (Core("weight", names, dims, "weight", "core", fan_in=fan_in),), layout.leg_names)]
 
@@ -47,7 +47,7 @@ class Dense(Topology):
 @register_topology
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ScaledIdentity(Topology):
-    """Control: an identity (cut to shape) with one trained factor. A layer that this replaces was redundant.
+    """A control: an identity, truncated to the shape, with one trained factor. A layer it can replace is redundant.
 
     Parameters
     ----------
@@ -62,11 +62,11 @@ class ScaledIdentity(Topology):
     """
 
     def levels(self, layout: Layout) -> list[Segment]:
-        """A single level: the factor and the frozen identity."""
+        """Build a single level of the factor and the frozen identity."""
         names, dims, fan_in = _in_axis_order(layout)
         parts = [(names, dims, fan_in)]
         if len(layout.factors) == 2 and layout.factors[0] == layout.factors[1]:
-            # a product of small identities: a batch passes it at the price of a copy
+            # a product of small identities, which a batch passes at the cost of a copy
             n = len(layout.factors[0])
             parts = [((names[k], names[n + k]), (d, d), d) for k, d in enumerate(layout.factors[0])]
         eyes = (
@@ -79,12 +79,12 @@ class ScaledIdentity(Topology):
 @register_topology
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ScaledRandom(Topology):
-    """Control: a frozen seeded random weight with one trained factor.
+    """A control: a frozen seeded random weight with one trained factor.
 
     Parameters
     ----------
     seed : int
-        Of the random weight, which is never stored.
+        Seed of the random weight, which is never stored.
     activation, where, share
         See :class:`Topology`.
 
@@ -98,7 +98,7 @@ class ScaledRandom(Topology):
     seed: Seed = 0
 
     def levels(self, layout: Layout) -> list[Segment]:
-        """A single level: the factor and the frozen noise."""
+        """Build a single level of the factor and the frozen noise."""
         names, dims, fan_in = _in_axis_order(layout)
         noise = Core("noise", names, dims, "noise", "control", 0, fan_in, "seeded", trainable=False, seed=self.seed)
         return [Segment((), (_FACTOR, noise), layout.leg_names)]

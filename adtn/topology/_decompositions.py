@@ -1,6 +1,6 @@
-"""Truncated decompositions of a tensor: arrays in, arrays out, in NumPy float64 on the host.
+"""Truncated decompositions of a tensor in NumPy float64 on the host.
 
-MPS has neither float64 nor QR, and a decomposition is done once.
+MPS has neither float64 nor QR, and a decomposition is computed only once.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ _ALS_SWEEPS = 50
 
 
 def tt_svd(tensor: np.ndarray, sites: list[tuple[int, ...]], bond: int) -> list[np.ndarray]:
-    """Decompose a tensor into a train by singular vectors from left to right.
+    """Decompose a tensor into a tensor train by truncated SVDs from left to right.
 
     Parameters
     ----------
     tensor : numpy.ndarray
+        The tensor.
     sites : list of tuple of int
         Axes on each site.
     bond : int
@@ -26,7 +27,7 @@ def tt_svd(tensor: np.ndarray, sites: list[tuple[int, ...]], bond: int) -> list[
     Returns
     -------
     list of numpy.ndarray
-        Cores ``(left, right, *axes)``, without ``left`` at the first site and without ``right`` at the last.
+        Cores ``(left, right, *axes)``, without ``left`` on the first site and without ``right`` on the last.
 
     References
     ----------
@@ -38,7 +39,7 @@ def tt_svd(tensor: np.ndarray, sites: list[tuple[int, ...]], bond: int) -> list[
     left = 1
     for k, site in enumerate(sites):
         axes, ends = tuple(dims[q] for q in site), (left,) if k else ()
-        if k == len(sites) - 1:  # the rest of the tensor goes into the last site
+        if k == len(sites) - 1:  # the remainder is the last core
             cores.append(rest.reshape(*ends, *axes))
             break
         u, s, vt = np.linalg.svd(rest.reshape(left * math.prod(axes), -1), full_matrices=False)
@@ -50,18 +51,19 @@ def tt_svd(tensor: np.ndarray, sites: list[tuple[int, ...]], bond: int) -> list[
 
 
 def hosvd(tensor: np.ndarray, ranks: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Project a tensor on the leading left singular vectors of every unfolding.
+    """Project a tensor onto the leading left singular vectors of every unfolding.
 
     Parameters
     ----------
     tensor : numpy.ndarray
+        The tensor.
     ranks : list of int
-        One per axis.
+        One rank per axis.
 
     Returns
     -------
     tuple of numpy.ndarray and list of numpy.ndarray
-        The core, ``ranks``, and the factors, ``(rank, dimension)``.
+        The core, of shape ``ranks``, and the factors, of shape ``(rank, dimension)``.
 
     References
     ----------
@@ -70,7 +72,7 @@ def hosvd(tensor: np.ndarray, ranks: list[int]) -> tuple[np.ndarray, list[np.nda
     core, factors = tensor, list[np.ndarray]()
     for q, (d, r) in enumerate(zip(tensor.shape, ranks, strict=True)):
         unfolding = np.moveaxis(tensor, q, 0).reshape(d, -1)
-        # eigenvectors of the small Gram matrix: an unfolding has d rows and very many columns
+        # use eigenvectors of the small Gram matrix: an unfolding has few rows and many columns
         _, vectors = np.linalg.eigh(unfolding @ unfolding.T)
         factors.append(vectors[:, ::-1][:, :r].T)
         core = np.moveaxis(np.tensordot(factors[q], core, axes=(1, q)), 0, q)
@@ -78,13 +80,14 @@ def hosvd(tensor: np.ndarray, ranks: list[int]) -> tuple[np.ndarray, list[np.nda
 
 
 def cp_als(tensor: np.ndarray, factors: list[np.ndarray]) -> list[np.ndarray]:
-    """Improve the factors of a sum of products by alternating least squares.
+    """Improve the factors of a canonical polyadic decomposition by alternating least squares.
 
     Parameters
     ----------
     tensor : numpy.ndarray
+        The tensor.
     factors : list of numpy.ndarray
-        ``(terms, dimension)`` for every axis, to start from.
+        Initial factors ``(terms, dimension)`` of every axis.
 
     References
     ----------
@@ -104,7 +107,7 @@ def cp_als(tensor: np.ndarray, factors: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _mttkrp(tensor: np.ndarray, factors: list[np.ndarray], q: int) -> np.ndarray:
-    """Multiply a tensor by all factors but the q-th, term by term: ``(terms, d_q)``."""
+    """Multiply a tensor by all factors except the q-th, term by term, to ``(terms, d_q)``."""
     x = np.moveaxis(tensor, q, 0)[None]
     first = True
     for p, factor in enumerate(factors):

@@ -1,4 +1,4 @@
-"""The linear baselines: MPO, tensor train, tensor ring, Tucker and CP."""
+"""Linear baselines: MPO, tensor train, tensor ring, Tucker and CP."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ._topology import Bond, Topology, register_topology
 
 
 def chain_bonds(dims: list[int], bond: int) -> list[int]:
-    """Bonds of an open chain, clipped to what either side can carry."""
+    """Return the bond dimensions of an open chain, clipped to the dimension of either side."""
     n = len(dims)
     return [min(bond, math.prod(dims[: k + 1]), math.prod(dims[k + 1 :])) for k in range(n - 1)]
 
 
 def _chain(sites: list[tuple[int, ...]], layout: Layout, bonds: list[int]) -> list[Core]:
-    """Sites in a row; ``bonds`` has one entry more when the row is closed to a ring."""
+    """Build the cores of a chain; one more entry in ``bonds`` closes it to a ring."""
     n, closed = len(sites), len(bonds) == len(sites)
     cores: list[Core] = []
     for k, legs in enumerate(sites):
@@ -40,12 +40,12 @@ def _chain(sites: list[tuple[int, ...]], layout: Layout, bonds: list[int]) -> li
 @register_topology
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TT(Topology):
-    """Tensor train over the legs, one leg per site.
+    """A tensor train over the legs, with one leg per site.
 
     Parameters
     ----------
     bond : int
-        Bond dimension, clipped to what either side of a bond can carry.
+        Bond dimension, clipped to the dimension of either side of a bond.
     activation, where, share
         See :class:`Topology`.
 
@@ -66,20 +66,20 @@ class TT(Topology):
     has_decomposition: ClassVar[bool] = True
 
     def sites(self, layout: Layout) -> list[tuple[int, ...]]:
-        """Positions of the legs on each site."""
+        """Return the positions of the legs on each site."""
         return [(q,) for q in range(layout.ndim_legs)]
 
     def levels(self, layout: Layout) -> list[Segment]:
-        """A single level."""
+        """Build a single level."""
         sites = self.sites(layout)
         if not sites:
-            raise TopologyError("Got a layout without legs; a train needs at least one site.")
+            raise TopologyError("Got a layout without legs; a tensor train needs at least one site.")
         dims = [math.prod(layout.dims[q] for q in legs) for legs in sites]
         cores = _chain(sites, layout, chain_bonds(dims, self.bond))
         return [Segment((), tuple(cores), layout.leg_names)]
 
     def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Truncate singular values from left to right (TT-SVD)."""
+        """Compute the cores by truncated SVDs from left to right (TT-SVD)."""
         cores = tt_svd(state, self.sites(layout), self.bond)
         return {f"site{k}": core for k, core in enumerate(cores)}
 
@@ -87,12 +87,12 @@ class TT(Topology):
 @register_topology
 @dataclass(frozen=True, kw_only=True, repr=False)
 class MPO(TT):
-    """Matrix product operator: site k carries the k-th leg of every axis.
+    """A matrix product operator: site k carries the k-th leg of every axis.
 
     Parameters
     ----------
     bond : int
-        Bond dimension, clipped to what either side of a bond can carry.
+        Bond dimension, clipped to the dimension of either side of a bond.
     activation, where, share
         See :class:`Topology`.
 
@@ -110,7 +110,7 @@ class MPO(TT):
     order: ClassVar[Literal["axis", "interleaved"]] = "interleaved"
 
     def sites(self, layout: Layout) -> list[tuple[int, ...]]:
-        """Positions of the legs on each site."""
+        """Return the positions of the legs on each site."""
         n = max((k for _, k in layout.leg_axes), default=-1) + 1
         return [tuple(q for q, (_, k) in enumerate(layout.leg_axes) if k == site) for site in range(n)]
 
@@ -118,7 +118,7 @@ class MPO(TT):
 @register_topology
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TensorRing(TT):
-    """Tensor ring: a train whose last site is joined with its first.
+    """A tensor ring: a tensor train whose last site is connected to its first.
 
     Parameters
     ----------
@@ -141,21 +141,21 @@ class TensorRing(TT):
     has_decomposition: ClassVar[bool] = False
 
     def levels(self, layout: Layout) -> list[Segment]:
-        """A single level."""
+        """Build a single level."""
         sites = self.sites(layout)
         if len(sites) < 3:
-            return super().levels(layout)  # two sites joined twice are a train of a larger bond
+            return super().levels(layout)  # two sites connected twice are a tensor train with a larger bond
         return [Segment((), tuple(_chain(sites, layout, [self.bond] * len(sites))), layout.leg_names)]
 
     def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Refuse: the decomposition of a train does not close."""
+        """Refuse to decompose, because a truncated tensor train does not close to a ring."""
         return Topology.decompose(self, layout, state, initial)
 
 
 @register_topology
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Tucker(Topology):
-    """Tucker decomposition over the legs: one core and a factor per leg.
+    """A Tucker decomposition over the legs: one core and one factor per leg.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ class Tucker(Topology):
     has_decomposition: ClassVar[bool] = True
 
     def levels(self, layout: Layout) -> list[Segment]:
-        """Two levels: the core, then the factors."""
+        """Build two levels: the core, then the factors."""
         ranks = tuple(min(self.bond, d) for d in layout.dims)
         bonds = tuple(f"b{q}" for q in range(layout.ndim_legs))
         core = Core("core", bonds, ranks, "core", "core")
@@ -192,7 +192,7 @@ class Tucker(Topology):
         return [Segment((), (core,), bonds), Segment(bonds, factors, layout.leg_names)]
 
     def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Project on the leading singular vectors of every unfolding (HOSVD)."""
+        """Project onto the leading singular vectors of every unfolding (HOSVD)."""
         core, factors = hosvd(state, [min(self.bond, d) for d in layout.dims])
         return {"core": core, **{f"factor{q}": factor for q, factor in enumerate(factors)}}
 
@@ -200,12 +200,12 @@ class Tucker(Topology):
 @register_topology
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CP(Topology):
-    """Canonical polyadic decomposition: a sum of ``bond`` products of one vector per leg.
+    """A canonical polyadic decomposition: a sum of ``bond`` products of one vector per leg.
 
     Parameters
     ----------
     bond : int
-        Number of terms; the index runs through all factors.
+        Number of terms; all factors share their index.
     activation, where, share
         See :class:`Topology`.
 
@@ -226,7 +226,7 @@ class CP(Topology):
     has_decomposition: ClassVar[bool] = True
 
     def levels(self, layout: Layout) -> list[Segment]:
-        """A single level of factors that share the index ``r``."""
+        """Build a single level of factors that share the index ``r``."""
         factors = tuple(
             Core(
                 f"factor{q}",
@@ -242,6 +242,6 @@ class CP(Topology):
         return [Segment((), factors, layout.leg_names)]
 
     def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Alternate least squares from the initial factors (ALS)."""
+        """Improve the initial factors by alternating least squares (ALS)."""
         factors = cp_als(state, [np.asarray(initial[f"factor{q}"], np.float64) for q in range(state.ndim)])
         return {f"factor{q}": factor for q, factor in enumerate(factors)}

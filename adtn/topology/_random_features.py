@@ -1,4 +1,4 @@
-"""Frozen random features that a few trained cores smooth and localise."""
+"""Random features: frozen noise that a few trained cores smooth and localise."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ._topology import Bond, Topology, register_topology
 @register_topology
 @dataclass(frozen=True, kw_only=True, repr=False)
 class RandomFeatures(Topology):
-    r"""Seeded noise on a coarse grid, smoothed to the input legs and cut out by windows.
+    r"""A weight of seeded noise on a coarse grid, interpolated to the input legs and masked by windows.
 
     With output legs :math:`o_k`, input legs :math:`i_k` and frozen noise R::
 
         W[o_1 o_2 ..., i_1 i_2 ...] = Σ_u R[o_1 o_2 ..., u_1 u_2 ...] Π_k U[u_k, i_k] Π_k P[o_k, i_k]
 
-    The smoothing factors U start as narrow bumps and the windows P as wide ones, so each output begins as a
-    random receptive field whose position its legs tell. Input legs should be coordinates of the data, such as
+    The smoothing factors U start as narrow bumps and the windows P as wide ones, so each output starts as a
+    random receptive field whose position is given by its legs. Input legs should be coordinates of the data, such as
     the rows and columns of an image.
 
     Parameters
@@ -32,16 +32,16 @@ class RandomFeatures(Topology):
     windows : bool
         Whether the first output legs carry windows; otherwise every output sees the whole input.
     seed : int
-        Of the noise, which is never stored.
+        Seed of the noise, which is never stored.
     width : float
-        Of the windows at the start, in spacings of their centres.
+        Initial width of the windows, in units of the spacing of their centres.
     activation, where, share
-        See :class:`Topology`. Shared by default: rows and columns use the same numbers.
+        See :class:`Topology`. Parameters are shared by default, between rows and columns.
 
     References
     ----------
     A. Rahimi, B. Recht (2007), "Random features for large-scale kernel machines"; M. McDonnell et al. (2015),
-    arXiv:1412.8307 (random receptive fields). As a generator: our choice.
+    arXiv:1412.8307 (random receptive fields). Their use as a generator is a choice of this library.
 
     Examples
     --------
@@ -61,20 +61,18 @@ class RandomFeatures(Topology):
     grows: ClassVar[str | None] = "bond"
 
     def levels(self, layout: Layout) -> list[Segment]:
-        """Noise with its smoothing, then the windows."""
+        """Build two levels: the noise with its smoothing, then the windows."""
         legs = list(zip(layout.leg_names, layout.dims, layout.leg_axes, strict=True))
         outs = [(name, d) for name, d, (axis, _) in legs if axis == 0]
         ins = [(name, d) for name, d, (axis, _) in legs if axis > 0]
         if not outs or not ins:
             raise TopologyError(f"RandomFeatures needs output and input axes; got a weight of shape {layout.shape}.")
-        coarse = [(f"u{k}", min(self.bond, d)) for k, (_, d) in enumerate(ins)]
-        noise = Core(
-            "noise", tuple(i for i, _ in (*outs, *coarse)), tuple(d for _, d in (*outs, *coarse)), "noise", "noise",
-            init="seeded", trainable=False, seed=self.seed,
-        )  # fmt: skip
+        grid = [(f"u{k}", min(self.bond, d)) for k, (_, d) in enumerate(ins)]
+        inds, shape = tuple(i for i, _ in (*outs, *grid)), tuple(d for _, d in (*outs, *grid))
+        noise = Core("noise", inds, shape, "noise", "noise", init="seeded", trainable=False, seed=self.seed)
         smooth = tuple(
             Core(f"smooth{k}", (u, i), (b, d), f"smooth{k}", "smoothing", fan_in=b, init="bumps", width=0.5)
-            for k, ((u, b), (i, d)) in enumerate(zip(coarse, ins, strict=True))
+            for k, ((u, b), (i, d)) in enumerate(zip(grid, ins, strict=True))
         )
         if not self.windows:
             return [Segment((), (noise, *smooth), layout.leg_names)]

@@ -1,4 +1,4 @@
-"""Frozen random numbers that are never stored: a counter-based stream and exact arithmetic."""
+"""Frozen random weights that are never stored, from a counter-based generator and exact arithmetic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._base import RuleBase
 
 @dataclass(frozen=True)
 class SeededBase(RuleBase):
-    """A frozen random weight of which only the seed is stored, the same bit for bit on every platform.
+    """A frozen random weight of which only the seed is stored, identical bit for bit on every platform.
 
     Entry ``i`` comes from the ``i``-th 64-bit word of Philox4x64-10 with key ``(seed, 0)``. Its upper 24 bits
     become a float32 by operations that IEEE 754 rounds exactly (no logarithm, no cosine).
@@ -24,7 +24,7 @@ class SeededBase(RuleBase):
     Parameters
     ----------
     seed : int
-        0 to 2**64 - 1.
+        A number from 0 to 2**64 - 1.
     distribution : {"uniform", "sign"}
         - ``"uniform"``: uniform with mean 0 and variance 1
         - ``"sign"``: +1 or -1
@@ -46,7 +46,7 @@ class SeededBase(RuleBase):
         check_fields(self, TopologyError)
 
     def values(self, shape: Shape) -> np.ndarray:
-        """Entries of variance 1 as float32, in row-major order.
+        """Compute the entries, of variance 1, as float32 in row-major order.
 
         Parameters
         ----------
@@ -56,7 +56,7 @@ class SeededBase(RuleBase):
         -------
         numpy.ndarray
         """
-        # NumPy promises a stable stream for raw bits, not for Generator.normal and the like
+        # NumPy guarantees a stable stream for raw bits only, not for Generator.normal and similar methods
         words = np.random.Philox(key=np.array([self.seed, 0], dtype=np.uint64)).random_raw(math.prod(shape))
         if self.distribution == "sign":
             return np.where(words >> np.uint64(63), np.float32(1), np.float32(-1)).reshape(shape)

@@ -1,4 +1,4 @@
-"""Cores and segments: the array-free description of a network, one level above index equations."""
+"""Cores and segments: the description of a network without arrays."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ INITS: tuple[Init, ...] = ("normal", "identity", "basis", "seeded", "given", "bu
 
 @dataclass(frozen=True)
 class Core:
-    """One tensor of a network, without its numbers.
+    """One tensor of a network, without its entries.
 
     Parameters
     ----------
     name : str
         Unique within a generator, such as ``"iso2_0"``.
     inds : tuple of str
-        Index names; equal names are contracted or, when they also leave the segment, multiplied elementwise.
+        Index names; equal names are contracted, or multiplied elementwise if they are also outputs of the segment.
     shape : tuple of int
         Dimension of each index.
     param : str
-        Key of the parameter it reads. Cores with equal keys share their numbers.
+        Name of its parameter. Cores with the same name share the parameter.
     kind : str
-        What it is: root, isometry, disentangler, leaf, gate, boundary, site, factor, core.
+        Role of the core: root, isometry, disentangler, leaf, gate, boundary, site, factor, core.
     level : int
         Level, layer or site number, for tags.
     fan_in : int
@@ -39,16 +39,16 @@ class Core:
         - ``"identity"``: identity from incoming to outgoing legs, plus ``noise``
         - ``"basis"``: the first basis vector
         - ``"seeded"``: entries of :class:`adtn.SeededBase`; never stored when it is not trainable
-        - ``"given"``: no rule; the numbers come with the network
+        - ``"given"``: no rule; the entries come with the network
         - ``"bumps"``: row i is a Gaussian around the i-th of evenly spaced positions, ``width`` spacings wide
     noise : float
         Standard deviation added to the identity.
     trainable : bool
-        Whether it is a parameter; a frozen core is rebuilt from its ``init``.
+        Whether the core is trained; a frozen core is rebuilt from its ``init``.
     seed : int
-        For ``"seeded"``.
+        Seed for ``"seeded"``.
     width : float
-        For ``"bumps"``.
+        Width for ``"bumps"``.
     """
 
     name: str
@@ -66,25 +66,25 @@ class Core:
 
     @property
     def size(self) -> int:
-        """Number of entries."""
+        """The number of entries."""
         return math.prod(self.shape)
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Tags of the quimb tensor: its name, its kind and its level, in capitals."""
+        """The tags of the quimb tensor: its name, its kind and its level, in capitals."""
         return (self.name.upper(), self.kind.upper(), f"LEVEL{self.level}")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A multilinear piece ``Z = C(X; A)`` followed by ``X' = σ(Z)``.
+    """A multilinear part of a network, ``Z = C(X; A)``, followed by an activation ``X' = σ(Z)``.
 
     Parameters
     ----------
     inputs : tuple of str
         Legs of the incoming state, empty for the first segment.
     cores : tuple of Core
-        Its cores.
+        The cores.
     outputs : tuple of str
         Legs of ``Z``, in order.
     activation : str
@@ -98,22 +98,22 @@ class Segment:
 
     @property
     def terms(self) -> tuple[Inds, ...]:
-        """Index names of all operands in slot order: the incoming state where there is one, then the cores."""
+        """The index names of all operands in slot order: the incoming state, if any, then the cores."""
         return ((self.inputs,) if self.inputs else ()) + tuple(core.inds for core in self.cores)
 
 
 def cores_of(segments: Iterable[Segment]) -> tuple[Core, ...]:
-    """All cores, without a plan for their contraction."""
+    """Collect the cores of all segments."""
     return tuple(core for segment in segments for core in segment.cores)
 
 
 def sizes_of(segments: Iterable[Segment]) -> dict[str, int]:
-    """Dimension of every index.
+    """Collect the dimension of every index.
 
     Raises
     ------
     TopologyError
-        If two cores disagree about one.
+        If two cores have different dimensions for an index.
     """
     sizes: dict[str, int] = {}
     for segment in segments:
@@ -130,57 +130,61 @@ def sizes_of(segments: Iterable[Segment]) -> dict[str, int]:
 
 
 def check_links(segments: Iterable[Segment]) -> None:
-    """Refuse indices from nowhere: every leg comes from a core of its segment or from the one before.
+    """Check that every leg comes from a core of its segment or from the previous segment.
 
     Raises
     ------
     TopologyError
-        With the index.
+        If an index has no origin.
     """
-    before: Inds = ()
+    previous: Inds = ()
     for t, segment in enumerate(segments):
-        known = {*segment.inputs, *(i for core in segment.cores for i in core.inds)}
-        lost = [i for i in segment.outputs if i not in known]
-        if lost or len(set(segment.outputs)) < len(segment.outputs):
-            raise TopologyError(f"Segment {t} should put out {segment.outputs}; it has {sorted(known)[:9]}, each once.")
-        if sorted(segment.inputs) != sorted(before):
-            raise TopologyError(f"Segment {t} takes {segment.inputs}; the one before it puts out {before}.")
+        available = {*segment.inputs, *(i for core in segment.cores for i in core.inds)}
+        unknown = [i for i in segment.outputs if i not in available]
+        if unknown or len(set(segment.outputs)) < len(segment.outputs):
+            raise TopologyError(
+                f"Segment {t} has the outputs {segment.outputs}; expected each once, out of {sorted(available)[:9]}."
+            )
+        if sorted(segment.inputs) != sorted(previous):
+            raise TopologyError(
+                f"Segment {t} has the inputs {segment.inputs}; expected the outputs of the previous one, {previous}."
+            )
         if not segment.cores and not segment.inputs:
             raise TopologyError(f"Segment {t} has no cores.")
-        before = segment.outputs
+        previous = segment.outputs
 
 
 def place_activations(
     levels: list[Segment], activation: str, where: Literal["inner", "all"] | tuple[int, ...]
 ) -> tuple[Segment, ...]:
-    """Put σ after the chosen levels and merge the levels between which there is none.
+    """Place activations after the chosen levels and merge levels without an activation between them.
 
-    Inside a merged segment everything is multilinear, so its contraction order is free.
+    A merged segment is multilinear, so its contraction order is free.
     """
     last = len(levels) - 1
     if where == "inner":
-        chosen = set(range(last))
+        positions = set(range(last))
     elif where == "all":
-        chosen = set(range(last + 1))
+        positions = set(range(last + 1))
     else:
-        chosen = {i % len(levels) for i in where if -len(levels) <= i < len(levels)}
-        if len(chosen) != len(set(where)):
+        positions = {i % len(levels) for i in where if -len(levels) <= i < len(levels)}
+        if len(positions) != len(set(where)):
             raise TopologyError(f"Got activations after levels {where}; this network has levels 0..{last}.")
     if activation == "identity":
-        chosen = set()
+        positions = set()
     merged: list[Segment] = []
     inputs, cores = levels[0].inputs, ()
     for i, level in enumerate(levels):
         cores = (*cores, *level.cores)
-        if i in chosen or i == last:
-            name = activation if i in chosen else "identity"
+        if i in positions or i == last:
+            name = activation if i in positions else "identity"
             merged.append(Segment(inputs, cores, level.outputs, name))
             inputs, cores = level.outputs, ()
     return tuple(merged)
 
 
 def shared(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-    """Let all cores of one kind, level and shape read one parameter."""
+    """Share one parameter between all cores of the same kind, level and shape."""
     names: dict[tuple[str, int, Shape, Init, bool], str] = {}
     out: list[Segment] = []
     for segment in segments:

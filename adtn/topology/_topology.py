@@ -1,4 +1,4 @@
-"""The base of all topologies and the registry that files are read with."""
+"""The base class of all topologies, and the registry by which files name them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Pieces = list[tuple[int, tuple[Segment, ...]]]
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Topology:
-    """Which cores there are and how they are connected: frozen, hashable, without arrays.
+    """The cores of a network and their connections: immutable, hashable, without arrays.
 
-    A new topology is a frozen dataclass that implements :meth:`levels`; it is then drawn, trained, stored and
+    A new topology is a frozen dataclass that implements :meth:`levels`; it can then be drawn, trained, stored and
     tested like the others.
 
     Parameters
@@ -34,11 +34,11 @@ class Topology:
     activation : str or None
         Elementwise function between levels; see :func:`adtn.register_activation`. ``None`` is ``"identity"``.
     where : {"inner", "all"} or tuple of int
-        - ``"inner"``: after every level but the last (a weight must be able to take any value)
-        - ``"all"``: after the last one too
+        - ``"inner"``: after every level except the last (so that a weight can take any value)
+        - ``"all"``: after every level
         - a tuple: after these levels only
     share : bool
-        All cores of one kind, level and shape are one parameter.
+        Share one parameter between all cores of the same kind, level and shape.
     """
 
     activation: str | None = "identity"
@@ -46,13 +46,13 @@ class Topology:
     share: bool = False
 
     leg: ClassVar[int] = 8
-    """Wished leg size when the caller gives no layout."""
+    """Target leg size when no layout is given."""
     order: ClassVar[Literal["axis", "interleaved"]] = "axis"
     exact: ClassVar[bool] = False
     grows: ClassVar[str | None] = None
-    """Name of the field that makes it larger, such as ``"bond"``; ``None`` where there is none."""
+    """Name of the field that sets the size of the network, such as ``"bond"``; ``None`` if there is none."""
     has_decomposition: ClassVar[bool] = False
-    """Whether :meth:`decompose` finds parameters for a given weight."""
+    """Whether :meth:`decompose` is supported."""
 
     def __post_init__(self) -> None:
         check_fields(self, TopologyError)
@@ -61,84 +61,88 @@ class Topology:
         get_activation("identity" if self.activation is None else self.activation)
 
     def __repr__(self) -> str:
-        """The call that makes it, without what has its default value."""
+        """Return the constructor call, without arguments that have their default values."""
         shown = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     @abstractmethod
     def levels(self, layout: Layout) -> list[Segment]:
-        """The levels from root to legs, without activations; the last one puts out ``layout.leg_names``."""
+        """Build the levels from root to legs, without activations; the outputs of the last are ``layout.leg_names``."""
 
     def default_layout(self, shape: tuple[int, ...]) -> Layout:
-        """The layout used when none is given: equal legs where the topology wants them and padding allows."""
+        """Choose the layout used when none is given: equal legs if the topology needs them and the padding permits."""
         if self.exact:
             try:
                 return Layout.of(shape, self.leg, self.order, exact=True)
             except LayoutError:
-                pass  # padding would cost more than it saves: mixed legs
+                pass  # too much padding: use mixed legs
         return Layout.of(shape, self.leg, self.order)
 
     def parts(self, layout: Layout, entries: int) -> Pieces:
-        """Smaller networks that read the same parameters, and whose spreads multiply to about that of the whole.
+        """Split the network into smaller ones with the same parameters.
+
+        The product of their standard deviations is about that of the whole network.
 
         Parameters
         ----------
         layout : Layout
+            The layout of the weight.
         entries : int
-            Of the largest state of a piece.
+            Largest number of entries of a state of a part.
 
         Returns
         -------
         list of (int, tuple of Segment)
-            With the power, 1 or -1, of each; empty where there is no such way.
+            The parts, each with its exponent, 1 or -1, in the product; empty if the topology cannot be split.
         """
         del layout, entries
         return []
 
     def grown(self, size: int) -> Self:
-        """Give the same topology with another bond, rank or number of layers.
+        """Return this topology with another bond dimension, rank or number of layers.
 
         Raises
         ------
         TopologyError
-            If it has nothing that grows.
+            If no field sets the size of the network.
         """
         if self.grows is None:
-            raise TopologyError(f"Got {self}, which has no bond to choose; give it without a budget.")
+            raise TopologyError(f"Got {self}, which has no bond dimension to choose; use it without a budget.")
         return replace(self, **{self.grows: size})
 
     def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Find parameters whose state is close to a given one; only without activations.
+        """Find parameters that approximate a given state, for networks without activations.
 
         Parameters
         ----------
         layout : Layout
+            The layout of the weight.
         state : numpy.ndarray
-            ``layout.dims``, float64.
+            The state, of shape ``layout.dims`` and dtype float64.
         initial : mapping of str to numpy.ndarray
-            Parameters to start from, where an iteration needs them.
+            Initial values of the parameters, for iterative decompositions.
 
         Raises
         ------
         TopologyError
-            If there is no decomposition for it.
+            If the topology has no decomposition.
         """
-        raise TopologyError(f"No decomposition for {type(self).__name__}; train it instead.")
+        raise TopologyError(f"There is no decomposition for {type(self).__name__}; train it instead.")
 
     def segments(self, layout: Layout) -> tuple[Segment, ...]:
-        """The program for one layout: levels with activations in place, merged where there is none."""
+        """Build the segments for one layout: the levels with their activations, merged where there is none."""
         return _segments(self, layout)
 
 
 def _levels_without_legs(topology: Topology, layout: Layout) -> list[Segment]:
-    """Of a single entry: levels without a core fall away."""
+    """Build the levels for a weight of a single entry, dropping levels without cores."""
     try:
         levels = [level for level in topology.levels(layout) if level.cores]
     except TopologyError:
         levels = []
     if not levels:
         raise TopologyError(
-            f"Got shape {layout.shape}, a single entry without a leg; {topology} needs legs. Store it as it is."
+            f"Got shape {layout.shape}, a single entry without legs; {topology} needs legs. Store it unchanged."
         )
     return levels
 
@@ -151,11 +155,11 @@ def _segments(topology: Topology, layout: Layout) -> tuple[Segment, ...]:
         segments = shared(segments)
     check_links(segments)
     sizes = sizes_of(segments)
-    got = tuple(sizes[i] for i in segments[-1].outputs)
-    if segments[-1].outputs != layout.leg_names or got != layout.dims:
+    dims = tuple(sizes[i] for i in segments[-1].outputs)
+    if segments[-1].outputs != layout.leg_names or dims != layout.dims:
         raise TopologyError(
-            f"{type(topology).__name__} puts out legs {segments[-1].outputs} of dimensions {got}; the layout "
-            f"expects {layout.leg_names} of {layout.dims}."
+            f"{type(topology).__name__} has outgoing legs {segments[-1].outputs} of dimensions {dims}; the layout "
+            f"expects {layout.leg_names} of dimensions {layout.dims}."
         )
     return segments
 
@@ -167,46 +171,56 @@ _TOPOLOGIES: dict[str, type[Topology]] = {}
 
 
 def register_topology(cls: type[TopologyT]) -> type[TopologyT]:
-    """Class decorator: let files and the command line name this topology.
+    """Register a topology class, so that files and the command line can refer to it by name; a class decorator.
+
+    Parameters
+    ----------
+    cls : type
+        A frozen dataclass that extends :class:`Topology`. Its name in lower case must be new.
+
+    Returns
+    -------
+    type
+        The class itself.
 
     Raises
     ------
     TopologyError
-        If it is no dataclass that extends :class:`Topology`, or the name is taken.
+        If the class is not a dataclass that extends :class:`Topology`, or the name is taken.
     """
     if not (isinstance(cls, type) and issubclass(cls, Topology) and is_dataclass(cls)):
         raise TopologyError(f"Got cls={shown(cls)}; expected a frozen dataclass that extends adtn.Topology.")
     if cls.__name__.lower() in _TOPOLOGIES:
-        raise TopologyError(f"A topology called {cls.__name__!r} exists already; choose another name.")
+        raise TopologyError(f"A topology called {cls.__name__!r} is already registered; choose another name.")
     _TOPOLOGIES[cls.__name__.lower()] = cls
     return cls
 
 
 def topology_names() -> tuple[str, ...]:
-    """Names that :func:`get_topology` knows, in lower case."""
+    """List the names known to :func:`get_topology`, in lower case."""
     return tuple(_TOPOLOGIES)
 
 
 @checked(TopologyError)
 def get_topology(name: str) -> type[Topology]:
-    """The topology class called ``name``, in any case; entry points in the group ``adtn.topologies`` are asked, too.
+    """Return the topology class called ``name``, ignoring case, also from the entry points ``adtn.topologies``.
 
     Raises
     ------
     TopologyError
-        If there is none.
+        If no topology has that name.
     """
     if name.lower() not in _TOPOLOGIES:
-        found = load_plugin("topologies", name)  # its import registers the class, or should have
-        if found is not None and name.lower() not in _TOPOLOGIES:
-            register_topology(found)
+        plugin = load_plugin("topologies", name)  # importing the module should register the class
+        if plugin is not None and name.lower() not in _TOPOLOGIES:
+            register_topology(plugin)
     if name.lower() not in _TOPOLOGIES:
         raise unregistered("topologies", name, topology_names())
     return _TOPOLOGIES[name.lower()]
 
 
 def topology_to_json(topology: Topology) -> dict[str, Any]:
-    """A topology as plain JSON values."""
+    """Convert a topology to plain JSON values."""
     custom = getattr(topology, "to_json", None)
     if custom is not None:
         return {"name": type(topology).__name__, **custom()}
@@ -214,7 +228,7 @@ def topology_to_json(topology: Topology) -> dict[str, Any]:
 
 
 def topology_from_json(data: dict[str, Any]) -> Topology:
-    """The inverse of :func:`topology_to_json`.
+    """Invert :func:`topology_to_json`.
 
     Raises
     ------
@@ -224,7 +238,7 @@ def topology_from_json(data: dict[str, Any]) -> Topology:
     options = dict(data)
     name = options.pop("name", None)
     if not isinstance(name, str) or not name:
-        raise TopologyError(f"Got topology name={shown(name)}; expected the name of one.")
+        raise TopologyError(f"Got topology name={shown(name)}; expected the name of a topology.")
     cls = get_topology(name)
     custom = getattr(cls, "from_json", None)
     try:
@@ -232,7 +246,7 @@ def topology_from_json(data: dict[str, Any]) -> Topology:
             return custom(options)
         return cls(**{k: _frozen(v) for k, v in options.items()})
     except (TypeError, KeyError, AttributeError) as error:
-        raise TopologyError(f"These options do not make a {cls.__name__}: {error}.") from error
+        raise TopologyError(f"These options are not valid for {cls.__name__}: {error}.") from error
 
 
 def _frozen(value: Any) -> Any:

@@ -23,7 +23,7 @@ Bonds = Annotated[
 
 @dataclass(frozen=True)
 class Rank:
-    """The legs of one rank of the tree and how the rank above groups them into children."""
+    """One rank of a tree: its legs, and how the rank above groups the legs of the rank below into children."""
 
     names: Inds
     dims: Shape
@@ -31,16 +31,16 @@ class Rank:
 
 
 def _groups(n: int, arity: int) -> tuple[Group, ...]:
-    """``ceil(n / arity)`` consecutive groups of nearly equal length."""
+    """Split ``range(n)`` into ``ceil(n / arity)`` consecutive groups of nearly equal length."""
     parents = -(-n // arity)
     cuts = [round(i * n / parents) for i in range(parents + 1)]
     return tuple(tuple(range(a, b)) for a, b in pairwise(cuts))
 
 
 def build_ranks(layout: Layout, bond: int | tuple[int, ...], arity: int, leaves: bool) -> list[Rank]:
-    """The ranks of a tree over the legs of ``layout``, root first.
+    """Build the ranks of a tree over the legs of ``layout``, root first.
 
-    A bond is at most the product of its children's dimensions: more could not be told apart below it. A
+    A bond is at most the product of the dimensions of its children, since a larger one would be redundant. A
     parent with one child is that child: its leg passes through without a core.
     """
     shape: list[tuple[Group, ...]] = []
@@ -52,7 +52,7 @@ def build_ranks(layout: Layout, bond: int | tuple[int, ...], arity: int, leaves:
     if isinstance(bond, tuple) and len(bond) != n_bonds:
         raise TopologyError(
             f"Got {len(bond)} bonds {bond}; a tree of arity {arity} over {layout.ndim_legs} legs"
-            f"{' with leaves' if leaves else ''} has {n_bonds} levels of bonds."
+            f"{' with leaves' if leaves else ''} needs {n_bonds}, one per level."
         )
     bonds = list(bond) if isinstance(bond, tuple) else [bond] * n_bonds
 
@@ -82,7 +82,7 @@ def build_ranks(layout: Layout, bond: int | tuple[int, ...], arity: int, leaves:
 
 
 def _renamed(ranks: list[Rank], pairs: list[list[tuple[int, int]]]) -> list[Rank]:
-    """Name legs that pass through: as their child, or as the disentangler on the child expects its input."""
+    """Rename legs that pass through to the name of their child, or of the input of the disentangler on it."""
     out = [ranks[-1]]
     for t in range(len(ranks) - 1, 0, -1):
         lower, upper, paired = out[-1], ranks[t - 1], {leg for pair in pairs[t] for leg in pair}
@@ -95,7 +95,7 @@ def _renamed(ranks: list[Rank], pairs: list[list[tuple[int, int]]]) -> list[Rank
 
 
 def _straddling(rank: Rank, periodic: bool) -> list[tuple[int, int]]:
-    """Pairs of neighbouring children of different parents, each leg at most once."""
+    """Pair neighbouring children of different parents, using each leg at most once."""
     pairs: list[tuple[int, int]] = []
     used: set[int] = set()
     edges = [(a[-1], b[0]) for a, b in zip(rank.groups, rank.groups[1:], strict=False)]
@@ -109,7 +109,7 @@ def _straddling(rank: Rank, periodic: bool) -> list[tuple[int, int]]:
 
 
 def _isometries(upper: Rank, lower: Rank, level: int, kind: str, raw: dict[int, str]) -> list[Core]:
-    """One core per parent with its children; ``raw`` renames children that a disentangler takes next."""
+    """Build one core per parent and its children; ``raw`` renames children that a disentangler acts on next."""
     cores: list[Core] = []
     label = {"isometry": "iso", "leaf": "leaf"}[kind]
     for p, group in enumerate(upper.groups):
@@ -125,7 +125,7 @@ def _isometries(upper: Rank, lower: Rank, level: int, kind: str, raw: dict[int, 
 def _disentanglers(
     rank: Rank, pairs: list[tuple[int, int]], level: int, noise: float
 ) -> tuple[list[Core], dict[int, str]]:
-    """Cores on pairs of legs, identity at the start, and the names of the legs before them."""
+    """Build disentanglers on pairs of legs, initially the identity; return them and the names of their input legs."""
     raw: dict[int, str] = {}
     cores: list[Core] = []
     for k, (i, j) in enumerate(pairs):
@@ -140,24 +140,25 @@ def _disentanglers(
 @register_topology
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TTN(Topology):
-    """Tree tensor network: a root, isometries from one parent leg to ``arity`` children, leaves to the legs.
+    """A tree tensor network: a root, isometries from one parent leg to ``arity`` children, and leaves.
 
     Parameters
     ----------
     bond : int or tuple of int
-        Bond dimension χ, or one per level from root to legs. Clipped to what the legs below can carry.
+        Bond dimension χ, or one per level from root to legs, clipped to the dimension of the legs below.
     arity : int
         Children per core, at least 2.
     leaves : bool
-        With leaves, every physical leg has its own bond and a core ``(χ, d)``; without, the last isometries
-        put out physical legs directly.
+        Give every physical leg a bond and a core ``(χ, d)`` of its own; without leaves, the physical legs are outputs
+        of the last isometries.
     activation, where, share
         See :class:`Topology`.
 
     References
     ----------
     Y.-Y. Shi, L.-M. Duan, G. Vidal (2006), arXiv:quant-ph/0511070. Generators with activations between the
-    levels: Cichocki and Wietczak (2026), arXiv:2606.00130. Leaves and the place of activations are our choice.
+    levels: Cichocki and Wietczak (2026), arXiv:2606.00130. The leaves and the positions of the activations
+    are choices of this library.
 
     Examples
     --------
@@ -172,17 +173,17 @@ class TTN(Topology):
     leaves: bool = True
     activation: str | None = "silu"
 
-    # neighbouring legs share a parent: a row leg beside a column leg lets the matrix have full rank
+    # neighbouring legs share a parent, and with one row leg and one column leg the matrix can have full rank
     order: ClassVar[Literal["axis", "interleaved"]] = "interleaved"
     grows: ClassVar[str | None] = "bond"
 
     def levels(self, layout: Layout) -> list[Segment]:
-        """Levels from the root to the legs."""
+        """Build the levels from the root to the legs."""
         ranks = build_ranks(layout, self.bond, self.arity, self.leaves)
         return self._levels_of(ranks)
 
     def _pairs(self, ranks: list[Rank], t: int) -> list[tuple[int, int]]:
-        """Pairs of legs of rank ``t`` that get a disentangler."""
+        """Return the pairs of legs of rank ``t`` that get a disentangler."""
         return []
 
     def _levels_of(self, ranks: list[Rank], noise: float = 0.0) -> list[Segment]:
@@ -201,7 +202,7 @@ class TTN(Topology):
 @register_topology
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ATTN(TTN):
-    """Augmented TTN: a TTN with disentanglers on physical legs that straddle neighbouring subtrees.
+    """An augmented TTN: a TTN with disentanglers on physical legs that straddle neighbouring subtrees.
 
     Parameters
     ----------
@@ -211,13 +212,13 @@ class ATTN(TTN):
         - ``"all"``: every pair of neighbouring legs with different parents, each leg at most once
         - a tuple of pairs of leg positions
     noise : float
-        Standard deviation added to the identity at the start.
+        Standard deviation of the noise added to the identity at initialisation.
     activation, where, share
         See :class:`Topology`.
 
     References
     ----------
-    T. Felser, S. Notarnicola, S. Montangero (2021), arXiv:2011.08200 (augmented trees). As a weight generator:
+    T. Felser, S. Notarnicola, S. Montangero (2021), arXiv:2011.08200 (augmented trees). Use as a weight generator:
     arXiv:2606.00130.
 
     Examples
@@ -237,10 +238,10 @@ class ATTN(TTN):
             return
         flat = [q for pair in self.pairs for q in pair]
         if len(set(flat)) != len(flat):
-            raise TopologyError(f"Got pairs={self.pairs}; each leg may carry at most one disentangler.")
+            raise TopologyError(f"Got pairs={self.pairs}; a leg can have at most one disentangler.")
 
     def levels(self, layout: Layout) -> list[Segment]:
-        """Levels from the root to the legs; disentanglers belong to the last level."""
+        """Build the levels from the root to the legs; disentanglers belong to the last level."""
         if not isinstance(self.pairs, str) and any(q >= layout.ndim_legs for pair in self.pairs for q in pair):
             raise TopologyError(f"Got pairs={self.pairs}; this layout has legs 0..{layout.ndim_legs - 1}.")
         return self._levels_of(build_ranks(layout, self.bond, self.arity, self.leaves), self.noise)
@@ -250,7 +251,7 @@ class ATTN(TTN):
             return []
         if not isinstance(self.pairs, str):
             return list(self.pairs)
-        # with leaves every leg has its own core: the subtrees that matter are those one rank above
+        # with leaves every leg has its own core, so the relevant subtrees are those one rank above
         above = ranks[t - 1] if self.leaves and t >= 2 else None
         return _straddling(ranks[t - 2] if above is not None else ranks[t - 1], periodic=False)
 
@@ -258,7 +259,7 @@ class ATTN(TTN):
 @register_topology
 @dataclass(frozen=True, kw_only=True, repr=False)
 class MERA(TTN):
-    """Multi-scale entanglement renormalisation ansatz: per level isometries, then disentanglers.
+    """A multi-scale entanglement renormalisation ansatz: isometries, then disentanglers, on every level.
 
     Disentanglers act on neighbouring legs of a level that come from different isometries. Leaves, when
     present, follow without disentanglers.
@@ -268,15 +269,15 @@ class MERA(TTN):
     bond, arity, leaves
         See :class:`TTN`.
     periodic : bool
-        Also join the last leg with the first.
+        Also pair the last leg with the first.
     noise : float
-        Standard deviation added to the identity at the start.
+        Standard deviation of the noise added to the identity at initialisation.
     activation, where, share
         See :class:`Topology`.
 
     References
     ----------
-    G. Vidal (2007), arXiv:cond-mat/0512165. As a weight generator: arXiv:2606.00130.
+    G. Vidal (2007), arXiv:cond-mat/0512165. Use as a weight generator: arXiv:2606.00130.
 
     Examples
     --------
@@ -291,7 +292,7 @@ class MERA(TTN):
     noise: NotNegative = 0.0
 
     def levels(self, layout: Layout) -> list[Segment]:
-        """Levels from the root to the legs, disentanglers after the isometries of their level."""
+        """Build the levels from the root to the legs, with disentanglers after the isometries of their level."""
         return self._levels_of(build_ranks(layout, self.bond, self.arity, self.leaves), self.noise)
 
     def _pairs(self, ranks: list[Rank], t: int) -> list[tuple[int, int]]:

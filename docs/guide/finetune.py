@@ -1,7 +1,7 @@
 """Train a compressed model on several processes: ``torchrun --nproc-per-node 2 docs/guide/finetune.py``.
 
-Every process compresses the same model in the same way (seeds decide), takes its share of the data, and DDP averages
-the gradients of the generators: a few hundred numbers per step instead of millions.
+Every process compresses the same model in the same way (from the same seeds) and reads its share of the data. DDP
+averages the gradients of the generators: a few hundred values per step instead of millions.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 
 def dense() -> nn.Module:
-    """A stand-in for your own model."""
+    """Build a placeholder for your own model."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 4))
 
 
 def dataset() -> TensorDataset:
-    """A stand-in for your own data."""
+    """Build a placeholder for your own data."""
     x = torch.randn(1024, 64, generator=torch.Generator().manual_seed(0))
     return TensorDataset(x, (x[:, :32].sum(1) > 0).long() + 2 * (x[:, 32:].sum(1) > 0).long())
 
 
 def train(options: argparse.Namespace, device: torch.device) -> None:
-    """Compress, train, save: one of the processes."""
+    """Compress, train and save, in each of the processes."""
     rank = torch.distributed.get_rank()
     model = dense()
     config = adtn.Config(targets=["0"], topology=adtn.MPO(bond=3), steps=50, recipe="reconstruct")
@@ -51,14 +51,14 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         torch.distributed.all_reduce(total, torch.distributed.ReduceOp.SUM)
         if rank == 0:
             mean = float(total) / torch.distributed.get_world_size()
-            print(f"epoch {epoch + 1}: loss {mean:.4f}, {report.layers[0].params} numbers in the first layer")
+            print(f"epoch {epoch + 1}: loss {mean:.4f}, {report.layers[0].params} parameters in the first layer")
     if rank == 0:
         options.out.mkdir(parents=True, exist_ok=True)
         adtn.save(options.out / "0.safetensors", model[0].generated.generator())
 
 
 def main() -> None:
-    """Train, and leave in order."""
+    """Train, and shut down properly."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("finetuned"))
     parser.add_argument("--epochs", type=int, default=5)
@@ -66,7 +66,7 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     torch.distributed.init_process_group("nccl" if gpu else "gloo")
     try:
-        # in a function of its own: a DDP model that outlives its group can wait for ever for a gloo thread
+        # in a separate function: a DDP model that outlives its group can wait forever for a gloo thread
         train(options, torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu"))
     finally:
         torch.distributed.destroy_process_group()
