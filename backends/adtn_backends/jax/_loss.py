@@ -15,7 +15,7 @@ from ..shared._batches import IGNORED, check_labels, check_loss, class_axis, exp
 
 
 def outputs_of(model: Any, batch: Any) -> Any:
-    """Outputs for the inputs of a batch; the logits where the model calls them so."""
+    """Return outputs for the inputs of a batch; the logits where the model calls them so."""
     if isinstance(batch, Mapping):
         outputs = model(**{k: v for k, v in batch.items() if k != "labels"})
     else:
@@ -24,7 +24,7 @@ def outputs_of(model: Any, batch: Any) -> Any:
 
 
 def classes_of(outputs: Any, batch: Any) -> tuple[Any, Any]:
-    """Scores, ``(..., classes)``, and labels, ``(...)``.
+    """Return scores, ``(..., classes)``, and labels, ``(...)``.
 
     Raises
     ------

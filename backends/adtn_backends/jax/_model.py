@@ -90,7 +90,7 @@ class NnxModel(ReplacedModel):
         return np.asarray(weight, np.float64)
 
     def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
-        """Second moments of the inputs of linear layers and ungrouped convolutions over images; others are left out."""
+        """Compute second moments of the inputs of linear layers and ungrouped convolutions over images."""
         shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
         # before they are watched, when others are in their places
         dense_layers = {name: self._original(name) for name in names}
@@ -183,11 +183,11 @@ class NnxModel(ReplacedModel):
         return _mode(self.model, training=False)
 
     def state(self) -> dict[str, Any]:
-        """Arrays by path; they cannot change."""
+        """Return arrays by path; they cannot change."""
         return {path: v[...] for path, v in variables_of(self.model).items()}
 
     def digest(self) -> str:
-        """Digest of the state, array by array; states of random numbers are left out."""
+        """Return the digest of the state, array by array; states of random numbers are left out."""
         return fingerprint({name: v[...] for name, v in _stored(self.model).items()})
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -222,7 +222,7 @@ class NnxModel(ReplacedModel):
         return sum(x.size for x in own), sum(x.nbytes for x in own)
 
     def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
-        """Seconds and bytes of inference on the first batch, compiled."""
+        """Return seconds and bytes of inference on the first batch, compiled."""
         batch = _arrays(next(cycled(data, 1)))
         with _mode(self.model, training=False):
             graph, state = nnx.split(self.model)
@@ -266,7 +266,7 @@ class NnxModel(ReplacedModel):
             yield batch
 
     def _outputs(self, batch: Any) -> Any:
-        """Shapes of the model's outputs."""
+        """Return shapes of the model's outputs."""
         with _mode(self.model, training=False):
             graph, state = nnx.split(self.model)
         return jax.eval_shape(lambda s, b: outputs_of(nnx.merge(graph, s, copy=True), b), state, batch)
@@ -280,7 +280,7 @@ class NnxModel(ReplacedModel):
             yield run(state, batch)
 
     def _seen(self, name: str, data: Iterable[Any]) -> list[Seen]:
-        """Inputs and outputs of a dense layer, as many batches as memory is given for."""
+        """Return inputs and outputs of a dense layer, as many batches as memory is given for."""
         seen: list[Seen] = []
 
         def look(_: str, *one: Any) -> None:
@@ -310,7 +310,7 @@ class NnxModel(ReplacedModel):
 
 
 def _inside_of(modules: Mapping[str, Any], kinds: Any) -> dict[int, str]:
-    """Names of the classes of modules that have others inside, by the ids of those."""
+    """Return names of the classes of modules that have others inside, by the ids of those."""
     outer = [module for module in modules.values() if isinstance(module, kinds)]
     return {id(part): type(module).__name__ for module in outer for name, part in modules_of(module) if name}
 

@@ -83,7 +83,7 @@ class JaxBackend:
         return "cpu" if device.platform == "cpu" else f"{device.platform}:{device.id}"
 
     def dtype_of(self, x: jax.Array) -> str:
-        """Name of the dtype."""
+        """Return the name of the dtype."""
         return str(x.dtype)
 
     def value_and_grad(self, fn: Callable[..., Any]) -> Callable[..., tuple[Any, tuple[Any, ...]]]:
@@ -210,7 +210,7 @@ class OptaxOptimizer:
         self.chain, self._step = _optax_chain(name, beta1, beta2, eps, momentum, weight_decay)
 
     def init(self, params: Params) -> Any:
-        """State of the chain."""
+        """Return the state of the chain."""
         with _x64(_dtype(params)):
             return self.chain.init(dict(params))
 
@@ -225,11 +225,11 @@ class OptaxOptimizer:
         return params
 
     def export_state(self, state: Any) -> dict[str, np.ndarray]:
-        """Leaves of the state, numbered."""
+        """Return leaves of the state, numbered."""
         return {str(i): np.array(x) for i, x in enumerate(jax.tree.leaves(state))}
 
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> Any:
-        """Leaves put back into a fresh state."""
+        """Return leaves put back into a fresh state."""
         with _x64(_dtype(params)):
             fresh = self.init(params)
             leaves = [

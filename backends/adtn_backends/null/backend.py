@@ -97,17 +97,17 @@ class NullArray:
 
     @property
     def ndim(self) -> int:
-        """Number of axes."""
+        """Return the number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
-        """Number of entries."""
+        """Return the number of entries."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the entries would take."""
+        """Return bytes that the entries would take."""
         return self.size * _ITEMSIZE.get(self.dtype, 1)
 
     @property
@@ -355,7 +355,7 @@ class NullWorkspace(Workspace):
         return super().activate_vjp(sigma, z, xbar)
 
     def keeps(self, nbytes: int) -> bool:
-        """Whether memory of this size was touched before."""
+        """Return whether memory of this size was touched before."""
         return nbytes <= self._largest
 
 
@@ -395,7 +395,7 @@ class NullBackend:
         return "cpu"
 
     def dtype_of(self, x: NullArray) -> str:
-        """Name of the dtype."""
+        """Return the name of the dtype."""
         return x.dtype
 
     def value_and_grad(self, fn: Callable[..., Any]) -> Callable[..., tuple[Any, tuple[Any, ...]]]:

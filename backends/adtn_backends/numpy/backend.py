@@ -61,7 +61,7 @@ class NumpyBackend(InPlace):
         return "cpu"
 
     def dtype_of(self, x: np.ndarray) -> str:
-        """Name of the dtype."""
+        """Return the name of the dtype."""
         return str(x.dtype)
 
     def value_and_grad(self, fn: Callable[..., Any]) -> Callable[..., tuple[Any, tuple[Any, ...]]]:
@@ -150,7 +150,7 @@ class NumpyWorkspace(Workspace):
         return out
 
     def activate_vjp(self, sigma: Elementwise, z: np.ndarray, xbar: np.ndarray) -> np.ndarray:
-        """Adjoint of SiLU in two arrays."""
+        """Return the adjoint of SiLU in two arrays."""
         if sigma.name != "silu":
             return super().activate_vjp(sigma, z, xbar)
         s = self._sigmoid(z)
@@ -218,12 +218,12 @@ class QuimbOptimizer:
         return params
 
     def export_state(self, state: Any) -> dict[str, np.ndarray]:
-        """Moments and step count."""
+        """Return moments and step count."""
         moments = {"velocity": state._velocity} if self.name == "sgd" else {"m": state._m, "v": state._v}
         return {"step": np.asarray(state._i), **{k: x for k, x in moments.items() if x is not None}}
 
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> Any:
-        """Moments and step count put back."""
+        """Return moments and step count put back."""
         state = self.init(params)
         state._i = int(arrays["step"])
         for key, x in arrays.items():

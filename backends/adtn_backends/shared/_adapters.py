@@ -71,7 +71,7 @@ def modules_for(model: Any) -> Modules:
 
 
 def adapter_names(model: Any) -> list[str]:
-    """Names of all adapters in a model."""
+    """Return names of all adapters in a model."""
     return sorted({name for _, layer in modules_for(model).layers(model) for name in layer.adapters})
 
 
@@ -190,7 +190,7 @@ def _refuse_ties(modules: Modules, places: Mapping[str, Any], where: str, dense:
 
 
 def adapter_generators(model: Any, name: str = "default") -> dict[str, Generator]:
-    """Generators of one adapter with the parameters as they are now, by layer.
+    """Return generators of one adapter with the parameters as they are now, by layer.
 
     Raises
     ------

@@ -30,12 +30,12 @@ def labels_of(batch: Any) -> Any:
 
 
 def has_labels(batch: Any) -> bool:
-    """Whether :func:`labels_of` finds some."""
+    """Return whether :func:`labels_of` finds some."""
     return "labels" in batch if isinstance(batch, Mapping) else isinstance(batch, tuple | list) and len(batch) > 1
 
 
 def logits_of(outputs: Any) -> Any:
-    """Outputs that a model returned, or its logits where it calls something so."""
+    """Return outputs that a model returned, or its logits where it calls something so."""
     if isinstance(outputs, Mapping) and "logits" in outputs:
         return outputs["logits"]
     return getattr(outputs, "logits", outputs)

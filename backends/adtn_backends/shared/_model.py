@@ -111,7 +111,7 @@ class ReplacedModel(ABC):
 
     @abstractmethod
     def _losses(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> list[float]:
-        """Losses of all batches."""
+        """Return losses of all batches."""
 
     @abstractmethod
     def _counted(self, data: Iterable[Any]) -> Iterator[tuple[int, int] | None]:
@@ -119,11 +119,11 @@ class ReplacedModel(ABC):
 
     @abstractmethod
     def _rows(self, data: Iterable[Any]) -> dict[str, int]:
-        """Rows that installed weights are applied to in the first batch; others make their weight."""
+        """Return rows that installed weights are applied to in the first batch; others make their weight."""
 
     @abstractmethod
     def _planned_on(self, weight: Any) -> tuple[str, str | None]:
-        """Device and dtype for plans of a weight; no dtype for that of the generator."""
+        """Return the device and dtype for plans of a weight; no dtype for that of the generator."""
 
     @abstractmethod
     def _job(self, name: str, data: Iterable[Any], tuning: Tuning) -> tuple[Any, ...]:
@@ -134,7 +134,7 @@ class ReplacedModel(ABC):
         """Give one layer the values that came back."""
 
     def _distilled(self) -> list[str]:
-        """Names of the layers that are distilled."""
+        """Return names of the layers that are distilled."""
         return list(self._originals)
 
     def _own_random(self, seed: int) -> AbstractContextManager[Any]:
@@ -207,7 +207,7 @@ class ReplacedModel(ABC):
         self._changed({})
 
     def generators(self) -> dict[str, Generator]:
-        """Generators of all installed weights."""
+        """Return generators of all installed weights."""
         return {name: weight.generator() for name, weight in self._weights.items()}
 
     def distill(self, data: Iterable[Any], tuning: Tuning, executor: Any, say: Callable[[str], None]) -> None:
@@ -246,7 +246,7 @@ class ReplacedModel(ABC):
             return float(score(self.model))
 
     def predicted_seconds(self, data: Iterable[Any]) -> dict[str, float]:
-        """Seconds by the plans for the first batch; convolutions and embeddings are priced by their weights."""
+        """Return seconds by the plans for the first batch; convolutions and embeddings are priced by their weights."""
         rows = self._rows(data)
         seconds: dict[str, float] = {}
         for name, weight in self._weights.items():

@@ -112,7 +112,7 @@ class Data:
             )
 
     def metadata(self) -> dict[str, str]:
-        """Metadata of the file."""
+        """Return metadata of the file."""
         return {KEY: header_text(_KIND, FORMAT, first_batch=self.first)}
 
     def write(self, content: bytes) -> None:

@@ -37,7 +37,7 @@ def _of_numbers(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 @index_on.register("torch")
 def _index(x: torch.Tensor, permutation: Permutation, inverse: bool) -> torch.Tensor:
-    """Index on the device of ``x``, where it is put once."""
+    """Return the index on the device of ``x``, where it is put once."""
     if torch.compiler.is_compiling():  # a compiler takes arrays of NumPy for tensors
         return torch.as_tensor(permutation.inverse if inverse else permutation.array).to(x.device)
     return _placed(permutation, inverse, x.device)

@@ -14,7 +14,7 @@ from ..shared._batches import IGNORED, check_labels, check_loss, class_axis, exp
 
 
 def outputs_of(model: nn.Module, batch: Any) -> Any:
-    """Outputs for the inputs of a batch; the logits where the model calls them so."""
+    """Return outputs for the inputs of a batch; the logits where the model calls them so."""
     if isinstance(batch, Mapping):
         # decoders of their own make their inputs from the labels
         keeps = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
@@ -23,7 +23,7 @@ def outputs_of(model: nn.Module, batch: Any) -> Any:
 
 
 def classes_of(model: nn.Module, outputs: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores, ``(n, classes)``, and labels, ``(n,)``.
+    """Return scores, ``(n, classes)``, and labels, ``(n,)``.
 
     Raises
     ------
@@ -91,11 +91,11 @@ def exact(x: torch.Tensor) -> torch.Tensor:
 
 
 def _takes_labels(model: nn.Module) -> bool:
-    """Whether a model takes labels, as models of transformers do, and then computes its own loss."""
+    """Return whether a model takes labels, as models of transformers do, and then computes its own loss."""
     return "labels" in inspect.signature(model.forward).parameters
 
 
 def _shifted(model: nn.Module, batch: Any) -> bool:
-    """Whether outputs are for the next label, as of causal language models of transformers."""
+    """Return whether outputs are for the next label, as of causal language models of transformers."""
     causal = any(part in type(model).__name__ for part in ("CausalLM", "LMHead"))
     return isinstance(batch, Mapping) and causal and _takes_labels(model)

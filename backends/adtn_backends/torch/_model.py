@@ -96,7 +96,7 @@ class TorchModel(ReplacedModel):
         return kind.oriented(kind.parameter(dense, part)).detach().cpu().double().numpy()
 
     def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
-        """Second moments of the inputs of linear layers and ungrouped convolutions; others are left out."""
+        """Compute second moments of the inputs of linear layers and ungrouped convolutions; others are left out."""
         shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
         moments = Moments()
 
@@ -216,7 +216,7 @@ class TorchModel(ReplacedModel):
         self.model.get_submodule(name).load_state_dict(made)
 
     def _seen(self, name: str, data: Iterable[Any]) -> list[Seen]:
-        """Inputs and outputs of a dense layer, as many batches as memory is given for."""
+        """Return inputs and outputs of a dense layer, as many batches as memory is given for."""
         dense: Any = self._dense.eval()
         seen: list[Seen] = []
 
@@ -264,7 +264,7 @@ class TorchModel(ReplacedModel):
         return {name: x.detach().clone() for name, x in self.model.state_dict().items()}
 
     def digest(self) -> str:
-        """Digest of the state, tensor by tensor."""
+        """Return the digest of the state, tensor by tensor."""
         return fingerprint(dict(self.model.state_dict()))
 
     def set_state(self, state: dict[str, torch.Tensor]) -> None:
@@ -299,7 +299,7 @@ class TorchModel(ReplacedModel):
         return sum(p.numel() for p in own), sum(p.numel() * p.element_size() for p in own)
 
     def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
-        """Seconds and bytes of inference on the first batch; cached weights are made in it."""
+        """Return seconds and bytes of inference on the first batch; cached weights are made in it."""
         batch = self._to_device(next(cycled(data, 1)))
         with self._evaluating():
 

@@ -25,12 +25,12 @@ def dense_of(module: nn.Module) -> nn.Module:
 
 
 def is_whole(module: nn.Module) -> bool:
-    """Whether what is inside belongs to it."""
+    """Return whether what is inside belongs to it."""
     return isinstance(module, Adapted) or is_parametrized(module) or kind_of(module).whole
 
 
 def weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]], str]:
-    """Shapes of the weights of a layer by their full names, or why it has none."""
+    """Return shapes of the weights of a layer by their full names, or why it has none."""
     if isinstance(module, GeneratedWeight) or hasattr(module, "generated"):
         return {}, "compressed already"
     if is_parametrized(module):
@@ -47,7 +47,7 @@ def weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]]
 
 
 def owners_of(model: nn.Module) -> Owners:
-    """Modules that have a parameter as their own, by its id: their names, themselves, and their names for it."""
+    """Return modules that have a parameter as their own, by its id: their names, themselves, and their names for it."""
     owners: Owners = {}
     for name, module in model.named_modules():
         for part, p in module._parameters.items():
@@ -62,7 +62,7 @@ def ties_of(
     weights: Mapping[str, tuple[int, ...]],
     owners: Owners,
 ) -> tuple[tuple[str, ...], bool]:
-    """Names of other layers with a weight of this one, and whether one generated weight can serve them all."""
+    """Return names of other layers with a weight of this one, and whether one generated weight can serve them all."""
     dense = dense_of(module)
     kind = kind_of(dense)
     inside = f"{name}." if name else "\0"

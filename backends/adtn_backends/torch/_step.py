@@ -146,7 +146,7 @@ class RecordedStep(Step):
 
 
 def _tensors(batch: Any) -> list[torch.Tensor]:
-    """Tensors of a batch in order; what is no tensor stays as it was recorded."""
+    """Return tensors of a batch in order; what is no tensor stays as it was recorded."""
     if isinstance(batch, Mapping):
         batch = tuple(batch.values())
     if isinstance(batch, tuple | list):

@@ -9,7 +9,7 @@ import torch
 
 
 def must_differentiate(cotangent: torch.Tensor) -> bool:
-    """Whether a backward pass is differentiated again (``create_graph``), or is one of many at once."""
+    """Return whether a backward pass is differentiated again (``create_graph``), or is one of many at once."""
     functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     return (
         torch.is_grad_enabled() or functorch.is_batchedtensor(cotangent) or functorch.is_legacy_batchedtensor(cotangent)

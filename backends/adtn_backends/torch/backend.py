@@ -151,7 +151,7 @@ class TorchBackend(InPlace):
         return str(x.device)
 
     def dtype_of(self, x: torch.Tensor) -> str:
-        """Name of the dtype."""
+        """Return the name of the dtype."""
         if x.dtype not in _NAMES:
             raise DeviceError(f"Got a tensor of {x.dtype}; expected one of {', '.join(_DTYPES)}. Convert it first.")
         return _NAMES[x.dtype]
@@ -277,7 +277,7 @@ class TorchWorkspace(Workspace):
         return _FUSED[sigma.name][0](z) if sigma.name in _FUSED else super().activate(sigma, z)
 
     def activate_vjp(self, sigma: Elementwise, z: torch.Tensor, xbar: torch.Tensor) -> torch.Tensor:
-        """Adjoint of an activation, in one pass where PyTorch has it."""
+        """Return the adjoint of an activation, in one pass where PyTorch has it."""
         return _FUSED[sigma.name][1](xbar, z) if sigma.name in _FUSED else super().activate_vjp(sigma, z, xbar)
 
     def _empty(self, shape: Shape, dtype: torch.dtype) -> torch.Tensor:

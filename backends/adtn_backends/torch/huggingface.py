@@ -192,7 +192,7 @@ def _check_files(folder: Path, named: Any) -> None:
 
 
 def _shards(path: Path) -> list[str]:
-    """Files that an index names."""
+    """Return files that an index names."""
     folder = path.parent
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
@@ -210,7 +210,7 @@ def _shards(path: Path) -> list[str]:
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    """Whether a file is in the folder, or where the cache of Hugging Face has what its folders link to."""
+    """Return whether a file is in the folder, or where the cache of Hugging Face has what its folders link to."""
     home, real = folder.resolve(), path.resolve()
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     return real.parent in (home, blobs)

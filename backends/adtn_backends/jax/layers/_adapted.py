@@ -172,7 +172,7 @@ class Adapted(nnx.Module):
         return self._apply(lambda layer: layer(x, *args, **options), beside)
 
     def attend(self, query: jax.Array) -> jax.Array:
-        """Products with all rows of an adapted embedding."""
+        """Return products with all rows of an adapted embedding."""
 
         def beside() -> jax.Array:
             base: Any = self.base_layer

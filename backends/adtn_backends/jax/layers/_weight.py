@@ -61,12 +61,12 @@ class GeneratedWeight(nnx.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight."""
+        """Return the shape of the weight."""
         return self.structure.generator.shape
 
     @property
     def dtype(self) -> Any:
-        """Dtype of the parameters, and of the weight."""
+        """Return the dtype of the parameters, and of the weight."""
         first = next(iter((self.names | self.constants).values()))
         return getattr(self, first)[...].dtype
 
@@ -90,7 +90,7 @@ class GeneratedWeight(nnx.Module):
         return make(self.arrays() if arrays is None else arrays, jnp.zeros(()))
 
     def rows(self, index: jax.Array, arrays: Params | None = None) -> jax.Array:
-        """Rows of the weight by their indices, ``(n,)``, differentiable; the others are not made."""
+        """Return rows of the weight by their indices, ``(n,)``, differentiable; the others are not made."""
 
         def one_hot(digits: Any, d: int) -> jax.Array:
             return jax.nn.one_hot(digits, d, dtype=self.dtype)

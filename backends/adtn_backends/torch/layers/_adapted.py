@@ -113,7 +113,7 @@ class Adapted(Mergeable):
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
-        """Names of the active adapters."""
+        """Return names of the active adapters."""
         return f"active={list(self.active)}, merged={self.merged}"
 
 

@@ -15,7 +15,7 @@ PLAIN = (torch.Tensor, nn.Parameter)
 
 
 def autocasts(device: torch.device) -> bool:
-    """Whether products there are made in another dtype than their operands'."""
+    """Return whether products there are made in another dtype than their operands'."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
@@ -25,7 +25,7 @@ def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def differentiable(arrays: dict[str, torch.Tensor]) -> bool:
-    """Whether a gradient by one of these is wanted."""
+    """Return whether a gradient by one of these is wanted."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in arrays.values())
 
 
@@ -46,7 +46,7 @@ def refuse_tracers(layer: nn.Module, *inputs: Any) -> None:
 
 
 def is_traced() -> bool:
-    """Whether a compiler or a function transform looks at every operation."""
+    """Return whether a compiler or a function transform looks at every operation."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return True
     return forward_ad._current_level >= 0

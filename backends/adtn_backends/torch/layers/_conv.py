@@ -90,7 +90,7 @@ class _ADTNConv(FromConv, nn.Module):
         return filled(dense, self)
 
     def extra_repr(self) -> str:
-        """Options as of the dense layer."""
+        """Return options as of the dense layer."""
         return f"{self.geometry}{'' if self.bias is not None else ', bias=False'}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

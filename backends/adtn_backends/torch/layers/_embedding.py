@@ -130,7 +130,7 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
 
     @property
     def _has_table(self) -> bool:
-        """Whether inference looks up rows of a table that is made once, as it is for other layers."""
+        """Return whether inference looks up rows of a table that is made once, as it is for other layers."""
         weight = self.generated
         return weight.caches and math.prod(weight.shape) * weight.dtype.itemsize <= _LARGEST_TABLE
 

@@ -108,11 +108,11 @@ class Kind:
     filled_later: bool = False
 
     def takes(self, module: nn.Module) -> bool:
-        """Whether a dense layer is of this kind."""
+        """Return whether a dense layer is of this kind."""
         return type(module) in self.dense or self.matches(module)
 
     def shapes(self, dense: nn.Module) -> dict[str, tuple[int, ...]]:
-        """Shapes of the generated weights, by part."""
+        """Return shapes of the generated weights, by part."""
         return {part: tuple(self.oriented(self.parameter(dense, part)).shape) for part in self.parts(dense)}
 
     def parameter(self, dense: nn.Module, part: str) -> torch.Tensor:

@@ -133,7 +133,7 @@ def _batch(layer: ADTNLinear, x: torch.Tensor) -> int:
 
 
 def _is_transposed(layer: nn.Module) -> bool:
-    """Whether a layer is the ``Conv1D`` of GPT-2: by its name, so that transformers is not imported."""
+    """Return whether a layer is the ``Conv1D`` of GPT-2: by its name, so that transformers is not imported."""
     return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
 
 

@@ -173,7 +173,7 @@ def _class_of(dense: type[nn.Module], names: tuple[str, ...]) -> type[Parametriz
 
 
 def _matrices(module: nn.Module) -> list[str]:
-    """Names of a module's own parameters of two and more axes."""
+    """Return names of a module's own parameters of two and more axes."""
     own = module.named_parameters(recurse=False)
     return [name for name, p in own if p.ndim > 1 and p.is_floating_point()]
 

@@ -57,7 +57,7 @@ def bias_parameter(bias: Any, n: int, like: GeneratedWeight) -> nn.Parameter | N
 
 
 def is_frozen(x: Any) -> bool:
-    """Whether a parameter is one that is not trained."""
+    """Return whether a parameter is one that is not trained."""
     return isinstance(x, nn.Parameter) and not x.requires_grad
 
 

@@ -83,17 +83,17 @@ class GeneratedWeight(nn.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight."""
+        """Return the shape of the weight."""
         return self._structure.shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the parameters, and of the weight."""
+        """Return the dtype of the parameters, and of the weight."""
         return self._first().dtype
 
     @property
     def device(self) -> torch.device:
-        """Device of the parameters, and of the weight."""
+        """Return the device of the parameters, and of the weight."""
         return self._first().device
 
     def _first(self) -> torch.Tensor:
@@ -127,7 +127,7 @@ class GeneratedWeight(nn.Module):
             return _Generate.apply(self._whole, tuple(arrays), *arrays.values())  # pyright: ignore[reportReturnType]
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """Rows of the weight by their indices, ``(n,)``, differentiable; the others are not made.
+        """Return rows of the weight by their indices, ``(n,)``, differentiable; the others are not made.
 
         Examples
         --------
@@ -194,7 +194,7 @@ class GeneratedWeight(nn.Module):
 
     @property
     def caches(self) -> bool:
-        """Whether :meth:`cached` remembers: on the CPU."""
+        """Return whether :meth:`cached` remembers: on the CPU."""
         return self._first().device.type == "cpu"
 
     def stamp(self, arrays: dict[str, torch.Tensor]) -> list[Any] | None:
@@ -226,7 +226,7 @@ class GeneratedWeight(nn.Module):
 
     @property
     def made(self) -> bool:
-        """Whether this is inside :meth:`once`."""
+        """Return whether this is inside :meth:`once`."""
         return self in _MADE.get()
 
     def layer(self, rows: torch.Tensor, mode: Mode | None, *, train: bool) -> tuple[Layer, Any]:
@@ -367,7 +367,7 @@ def cached_weights(model: nn.Module) -> collections.abc.Generator[None, None, No
 
 
 def _preserves(fn: Callable[..., Any]) -> bool:
-    """Whether a function of :meth:`torch.nn.Module._apply` copies values; ``empty_like`` does not."""
+    """Return whether a function of :meth:`torch.nn.Module._apply` copies values; ``empty_like`` does not."""
     mark = torch.arange(1.0, 33.0, device="cpu")
     copied = fn(mark)
     return not copied.is_meta and bool((copied.detach().cpu().float() == mark).all())
