@@ -21,6 +21,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --diff .
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/duplicated_lines.py
 	$(BIN)/python .ci/english.py
 	$(BIN)/pyright --pythonpath $(BIN)/python
 

@@ -18,8 +18,7 @@ from flax_models import Language, Net, batches, numbers, same, texts
 jax = pytest.importorskip("jax")
 nnx = pytest.importorskip("flax.nnx")
 layers = pytest.importorskip("adtn_backends.jax.layers")
-kernels = pytest.importorskip("adtn_backends.jax.layers._kernels")
-like = pytest.importorskip("adtn_backends.jax.layers._like")
+kinds = pytest.importorskip("adtn_backends.jax.layers._kinds")
 jnp = jax.numpy
 
 QUICK: dict[str, Any] = {"topology": adtn.TTN(bond=2), "steps": 5, "tune_steps": 3}
@@ -90,17 +89,17 @@ def test_one_fully_fitted_layer_puts_out_what_the_dense_one_did() -> None:
     for layer, inputs in dense:
         if getattr(layer, "bias", None) is not None:
             layer.bias[...] = jnp.asarray(rng.standard_normal(layer.bias.shape), jnp.float32)
-        weight, reason = kernels.weight_of(layer)
+        weight, reason = kinds.weight_of(layer)
         assert not reason
         weight = np.asarray(weight)
         generator = adtn.decompose(adtn.Generator(weight.shape, adtn.MPO(bond=64)), weight)
-        made = like.layer_like(layer, layers.GeneratedWeight(generator))
+        made = kinds.layer_like(layer, layers.GeneratedWeight(generator))
         np.testing.assert_allclose(made(inputs), layer(inputs), rtol=1e-4, atol=1e-4)
         back = made.to_dense()
         assert type(back) is type(layer)
         assert numbers(back).keys() == numbers(layer).keys()
         np.testing.assert_allclose(back(inputs), layer(inputs), rtol=1e-4, atol=1e-4)
-        rows = kernels.patches(layer, inputs)
+        rows = kinds.kind_of(layer).rows(layer, inputs)
         if rows is not None:
             flat = np.asarray(rows) @ weight.reshape(weight.shape[0], -1).T
             got = np.asarray(layer(inputs))
@@ -166,7 +165,7 @@ def test_a_whole_model_becomes_dense() -> None:
     ],
 )
 def test_what_has_no_generated_form_says_why(options: dict[str, Any], why: str) -> None:
-    assert why in kernels.weight_of(nnx.Conv(4, 4, (3, 3), rngs=nnx.Rngs(0), **options))[1]
+    assert why in kinds.weight_of(nnx.Conv(4, 4, (3, 3), rngs=nnx.Rngs(0), **options))[1]
 
 
 def test_attention_and_a_tied_embedding() -> None:
@@ -318,9 +317,9 @@ def test_layers_keep_the_dtype_of_their_products(kind: str) -> None:
         "table": lambda: nnx.Embed(16, 8, **mixed),
     }[kind]()
     inputs = jnp.arange(3) if kind == "table" else x
-    shape = kernels.weight_of(dense)[0].shape
+    shape = kinds.weight_of(dense)[0].shape
     weight = layers.GeneratedWeight(adtn.Generator(shape, adtn.TTN(bond=2), seed=0))
-    made: Any = like.layer_like(dense, weight)
+    made: Any = kinds.layer_like(dense, weight)
     if kind != "table":
         made.bias = dense.bias
         dense.bias[...] = jnp.asarray(rng.standard_normal(dense.bias.shape), jnp.float32)

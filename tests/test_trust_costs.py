@@ -163,7 +163,7 @@ def test_random_batches_hold_no_more_than_the_largest() -> None:
 def test_importing_layers_imports_no_compiler() -> None:
     pytest.importorskip("torch")
     code = (
-        "import sys, torch; before = set(sys.modules); import adtn_backends.torch.layers, adtn_backends.torch_model; "
+        "import sys, torch; before = set(sys.modules); import adtn_backends.torch.layers, adtn_backends.torch._model; "
         "new = {m for m in set(sys.modules) - before if m.startswith(('torch._dynamo', 'torch._inductor', 'sympy', "
         "'quimb', 'scipy', 'cotengra', 'jax', 'transformers'))}; assert not new, sorted(new)[:5]"
     )

@@ -264,7 +264,7 @@ def test_gradients_of_rows_are_those_of_a_dense_embedding(options: dict[str, Any
     made = {
         "constructor": made,
         "from_embedding": layers.ADTNEmbedding.from_embedding(dense, TTN),
-        "layer_like": layers._like.layer_like(dense, layers.GeneratedWeight(gen(64, 8))),
+        "layer_like": layers._kinds.layer_like(dense, layers.GeneratedWeight(gen(64, 8))),
     }
     for how, layer in made.items():
         index = torch.tensor(ids)

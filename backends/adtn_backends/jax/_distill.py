@@ -1,4 +1,4 @@
-"""One layer of Flax trained to put out what the dense one did; what workers run."""
+"""One layer of Flax trained to give the outputs of the dense one; what workers run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .layers._places import variables_of
 Seen: TypeAlias = tuple[tuple[Any, ...], dict[str, Any], Any]
 """Positional inputs, keywords and outputs of one batch."""
 Packed: TypeAlias = tuple[Any, Any]
-"""A module as :func:`flax.nnx.split` gives it, its numbers on the host: it can go to another process."""
+"""A module as :func:`flax.nnx.split` gives it, its values on the host: it can go to another process."""
 
 
 def packed(layer: nnx.Module) -> Packed:
@@ -37,11 +37,11 @@ def distill_layer(layer: Packed, seen: Sequence[Seen], tuning: Tuning) -> tuple[
     spread = statistics.fmean(float(np.var(y)) for _, _, y in seen) or 1.0
 
     def value(layer: Any, one: Seen) -> Any:
-        inputs, options, wanted = one
-        return jnp.square(exact(layer(*inputs, **options)) - exact(wanted)).mean() / spread
+        inputs, options, target = one
+        return jnp.square(exact(layer(*inputs, **options)) - exact(target)).mean() / spread
 
     chosen = {path: v for path, v in variables_of(made).items() if isinstance(v, nnx.Param)}
-    losses = train(made, chosen, value, cycled(seen, tuning.steps), tuning, lambda step, found: None)
+    losses = train(made, chosen, value, cycled(seen, tuning.steps), tuning, lambda step, loss: None)
     window = max(min(len(seen), len(losses)), 1)
     first, last = (math.sqrt(statistics.fmean(part)) for part in (losses[:window], losses[-window:]))
     return packed(made), first, last

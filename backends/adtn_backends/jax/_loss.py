@@ -15,12 +15,12 @@ from ..shared._batches import IGNORED, check_labels, check_loss, class_axis, exp
 
 
 def outputs_of(model: Any, batch: Any) -> Any:
-    """For the inputs of a batch; the logits where the model calls them so."""
+    """Outputs for the inputs of a batch; the logits where the model calls them so."""
     if isinstance(batch, Mapping):
-        found = model(**{k: v for k, v in batch.items() if k != "labels"})
+        outputs = model(**{k: v for k, v in batch.items() if k != "labels"})
     else:
-        found = model(batch[0] if isinstance(batch, tuple) else batch)
-    return logits_of(found)
+        outputs = model(batch[0] if isinstance(batch, tuple) else batch)
+    return logits_of(outputs)
 
 
 def classes_of(outputs: Any, batch: Any) -> tuple[Any, Any]:
@@ -72,22 +72,22 @@ def _cross_entropy(outputs: Any, batch: Any) -> Any:
     return jnp.where(counts, each, 0.0).sum() / jnp.maximum(counts.sum(), 1)
 
 
-def _away(outputs: Any, wanted: Any, batch: Any) -> Any:
+def _away(outputs: Any, targets: Any, batch: Any) -> Any:
     """The divergence of the classes' probabilities, or the squared error where labels are no whole numbers."""
     if not isinstance(outputs, jax.Array):
         raise CompressError(f"Got distill for a model that returns a {type(outputs).__name__}; expected one array.")
-    outputs, wanted = exact(outputs), exact(wanted)
+    outputs, targets = exact(outputs), exact(targets)
     if has_labels(batch) and _is_real(labels_of(batch)):
-        return jnp.square(outputs - wanted).mean()
+        return jnp.square(outputs - targets).mean()
     if has_labels(batch):
         with explained("distill"):
             classes_of(outputs, batch)
-    wanted = jax.nn.log_softmax(wanted)
-    return (jnp.exp(wanted) * (wanted - jax.nn.log_softmax(outputs))).sum(-1).mean()
+    targets = jax.nn.log_softmax(targets)
+    return (jnp.exp(targets) * (targets - jax.nn.log_softmax(outputs))).sum(-1).mean()
 
 
 def exact(x: Any) -> Any:
-    """Not below single precision: half of it has no digits for means."""
+    """Raise half precision to single: it has no digits for means."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -12,10 +10,109 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from adtn.compression import Tuning
-from adtn.errors import CompressError
 from flax import nnx
 
-from ..shared._training_file import Data
+from ..shared._model import rate_of, refuse_nothing
+from ..shared._training_file import Data, cosine, run
+
+
+class Training:
+    """The state of a training of some variables of a module.
+
+    Parameters
+    ----------
+    module : flax.nnx.Module
+    chosen : mapping of str to flax.nnx.Param
+        What is trained, by name.
+    loss : callable
+        ``loss(module, batch)``, traced.
+    tuning : Tuning
+
+    Raises
+    ------
+    CompressError
+        If nothing is trained.
+    """
+
+    def __init__(self, module: Any, chosen: Mapping[str, Any], loss: Callable[[Any, Any], Any], tuning: Tuning) -> None:
+        self.module, self.tuning, self.loss = module, tuning, loss
+        self.data = Data(tuning.checkpoint)
+        names = {id(v): name for name, v in chosen.items()}
+        self._rates = {name: rate for name in chosen if (rate := rate_of(name, tuning.rates))}
+        refuse_nothing(self._rates)
+        self._places = {path: names[id(v)] for path, v in nnx.iter_graph(module) if names.get(id(v)) in self._rates}
+        self._graph, state, rest = nnx.split(module, self._is_trained, ...)
+        self._own = {self._places[path]: (path, v) for path, v in nnx.to_flat_state(state)}
+        clip = [optax.clip_by_global_norm(tuning.clip)] if tuning.clip is not None else []
+        rule = optax.trace(0.9) if tuning.optimizer == "sgd" else optax.scale_by_adam()
+        self._optimizer = optax.chain(*clip, rule)
+        values = {name: v[...] for name, (_, v) in self._own.items()}
+        self._state: tuple[Any, Any, Any] = (values, rest, self._optimizer.init(values))
+        self._compiled = jax.jit(self._update)
+
+    def step(self, batch: Any, n: int) -> float:
+        """Do update ``n``, counted from 0; returns the loss before it."""
+        rate = jnp.float32(self.tuning.lr * cosine(n, self.tuning.steps))
+        *state, loss = self._compiled(*self._state, rate, batch)
+        self._state = (state[0], state[1], state[2])
+        return float(loss)
+
+    def finish(self) -> None:
+        """Put all values into the module."""
+        values, rest, _ = self._state
+        nnx.update(self.module, self._packed(values), rest)
+
+    def _is_trained(self, path: Any, _: Any) -> bool:
+        return path in self._places
+
+    def _packed(self, values: Mapping[str, Any]) -> Any:
+        return nnx.from_flat_state([(path, v.replace(values[name])) for name, (path, v) in self._own.items()])
+
+    def _update(self, values: Any, rest: Any, moments: Any, rate: Any, batch: Any) -> Any:
+        def loss_of(values: Any) -> Any:
+            model = nnx.merge(self._graph, self._packed(values), rest, copy=True)
+            loss = self.loss(model, batch)
+            return loss, nnx.split(model, self._is_trained, ...)[2]
+
+        (loss, rest), slopes = jax.value_and_grad(loss_of, has_aux=True)(values)
+        changes: Any
+        changes, moments = self._optimizer.update(slopes, moments)
+        values = {k: (x - rate * self._rates[k] * changes[k]).astype(x.dtype) for k, x in values.items()}
+        return values, rest, moments, loss
+
+    def write(self, losses: list[float]) -> None:
+        """Write all leaves in their order; whole or not at all."""
+        from safetensors.flax import save
+
+        leaves = {str(n): _plain(leaf) for n, leaf in enumerate(jax.tree.leaves(self._state))}
+        self.data.write(save({**leaves, "losses": jnp.asarray(np.asarray(losses, np.float32))}, self.data.metadata()))
+
+    def read(self) -> list[float]:
+        """Read a checkpoint; returns its losses, none where there is no file.
+
+        Raises
+        ------
+        ModelFileError
+            If the file is damaged, or no checkpoint of this training.
+        """
+        from safetensors.flax import load
+
+        content = self.data.read()
+        if content is None:
+            return []
+        leaves, tree = jax.tree.flatten(self._state)
+        try:
+            stored = load(content)
+            losses = [float(x) for x in stored.pop("losses")]
+            if [stored[str(n)].shape for n in range(len(stored))] != [_plain(leaf).shape for leaf in leaves]:
+                raise KeyError("other shapes")
+        except Exception as error:  # of another model, or of a hand
+            raise self.data.unreadable(error) from error
+        self._state = jax.tree.unflatten(tree, [_like(leaf, stored[str(n)]) for n, leaf in enumerate(leaves)])
+        return losses
+
+    def restore_random(self) -> None:
+        """Do nothing: states of random numbers are variables of the module."""
 
 
 def train(
@@ -26,7 +123,7 @@ def train(
     tuning: Tuning,
     report: Callable[[int, float], None],
 ) -> list[float]:
-    """With a cosine; statistics of layers change along.
+    """Train with a cosine; statistics of layers change along.
 
     Parameters
     ----------
@@ -46,81 +143,15 @@ def train(
     CompressError
         If a loss is not finite, or nothing is trained.
     """
-    names = {id(v): name for name, v in chosen.items()}
-    rates = {name: next((r for p, r in tuning.rates.items() if fnmatchcase(name, p)), 1.0) for name in chosen}
-    if not any(rates.values()):
-        raise CompressError("Got rates that leave nothing to train; give some parameters a rate above 0.")
-    wanted = {id(v) for name, v in chosen.items() if rates[name]}
-    places = {path: names[id(v)] for path, v in nnx.iter_graph(module) if id(v) in wanted}
-    graph, state, rest = nnx.split(module, lambda path, _: path in places, ...)
-    own = {places[path]: (path, v) for path, v in nnx.to_flat_state(state)}
-    clip = [optax.clip_by_global_norm(tuning.clip)] if tuning.clip is not None else []
-    rule = optax.trace(0.9) if tuning.optimizer == "sgd" else optax.scale_by_adam()
-    optimizer = optax.chain(*clip, rule)
-
-    def packed(numbers: Mapping[str, Any]) -> Any:
-        return nnx.from_flat_state([(path, v.replace(numbers[name])) for name, (path, v) in own.items()])
-
-    @jax.jit
-    def step(numbers: Any, rest: Any, moments: Any, rate: Any, batch: Any) -> Any:
-        def value(numbers: Any) -> Any:
-            model = nnx.merge(graph, packed(numbers), rest, copy=True)
-            found = loss(model, batch)
-            return found, nnx.split(model, lambda path, _: path in places, ...)[2]
-
-        (found, rest), slopes = jax.value_and_grad(value, has_aux=True)(numbers)
-        changes: Any
-        changes, moments = optimizer.update(slopes, moments)
-        numbers = {k: (x - rate * rates[k] * changes[k]).astype(x.dtype) for k, x in numbers.items()}
-        return numbers, rest, moments, found
-
-    numbers = {name: v[...] for name, (_, v) in own.items()}
-    moments = optimizer.init(numbers)
-    data = Data(tuning.checkpoint)
-    (numbers, rest, moments), losses = _read(data, (numbers, rest, moments))
-    for n, batch in enumerate(batches):
-        data.see(batch)
-        if n < len(losses):  # the data draw what they drew
-            continue
-        rate = tuning.lr * 0.5 * (1.0 + math.cos(math.pi * n / max(tuning.steps, 1)))
-        numbers, rest, moments, found = step(numbers, rest, moments, jnp.float32(rate), batch)
-        losses.append(float(found))
-        tuning.check(losses)
-        report(len(losses), losses[-1])
-        if tuning.checkpoint is not None and len(losses) % tuning.every == 0:
-            _write(data, (numbers, rest, moments), losses)
-    nnx.update(module, packed(numbers), rest)
+    training = Training(module, chosen, loss, tuning)
+    losses = run(training, training.step, iter(batches), tuning, report)
+    training.finish()
     return losses
 
 
-def _write(data: Data, state: Any, losses: list[float]) -> None:
-    """All leaves in their order; whole or not at all."""
-    from safetensors.flax import save
-
-    leaves = {str(n): _plain(leaf) for n, leaf in enumerate(jax.tree.leaves(state))}
-    data.write(save({**leaves, "losses": jnp.asarray(np.asarray(losses, np.float32))}, data.metadata()))
-
-
-def _read(data: Data, like: Any) -> tuple[Any, list[float]]:
-    """What a checkpoint holds; what is there already where there is none."""
-    from safetensors.flax import load
-
-    content = data.read()
-    if content is None:
-        return like, []
-    leaves, tree = jax.tree.flatten(like)
-    try:
-        found = load(content)
-        losses = [float(x) for x in found.pop("losses")]
-        if [found[str(n)].shape for n in range(len(found))] != [_plain(leaf).shape for leaf in leaves]:
-            raise KeyError("other shapes")
-    except Exception as error:  # of another model, or of a hand
-        raise data.unreadable(error) from error
-    new = [
-        jax.random.wrap_key_data(found[str(n)], impl=jax.random.key_impl(leaf)) if _is_key(leaf) else found[str(n)]
-        for n, leaf in enumerate(leaves)
-    ]
-    return jax.tree.unflatten(tree, new), losses
+def _like(leaf: Any, stored: Any) -> Any:
+    """A stored leaf, as keys of random numbers where it was some."""
+    return jax.random.wrap_key_data(stored, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else stored
 
 
 def _is_key(leaf: Any) -> bool:

@@ -31,7 +31,9 @@ def describe(device: Any) -> DeviceInfo:
     memory = host_memory_bytes() if device.platform == "cpu" else stats.get("bytes_limit")
     short = f"jax:{device.platform}" if device.platform == "cpu" else f"jax:{device.platform}:{device.id}"
     dtypes = ("float64", "float32", "bfloat16", "float16")
-    return DeviceInfo(short, f"JAX {jax.__version__} {device.device_kind}", memory, dtypes)
+    return DeviceInfo(
+        name=short, description=f"JAX {jax.__version__} {device.device_kind}", memory_bytes=memory, dtypes=dtypes
+    )
 
 
 class JaxBackend:
@@ -53,22 +55,22 @@ class JaxBackend:
     def devices(self) -> list[DeviceInfo]:
         """The CPU and, where the plug-in is installed, GPUs."""
         cpu = describe(jax.devices("cpu")[0])
-        found = [cpu]
+        devices = [cpu]
         try:
-            found += [describe(d) for d in jax.devices("gpu")]
+            devices += [describe(d) for d in jax.devices("gpu")]
         except RuntimeError:
             reason = "this JAX has no GPU plug-in: pip install 'jax[cuda13]'"
-            found.append(DeviceInfo("jax:gpu:0", "GPU", usable=False, reason=reason))
-        return found
+            devices.append(DeviceInfo(name="jax:gpu:0", description="GPU", usable=False, reason=reason))
+        return devices
 
     def asarray(self, x: np.ndarray, device: str, dtype: str | None, *, copy: bool = True) -> jax.Array:
         """A new array, committed to the device."""
         platform, _, index = device.partition(":")
         # labels come as int64, which JAX has in 64-bit mode only
-        wanted = dtype or jax.dtypes.canonicalize_dtype(x.dtype)
+        given = dtype or jax.dtypes.canonicalize_dtype(x.dtype)
         with _x64(dtype or ""):
             host = np.array(x) if copy else np.asarray(x)
-            return jax.device_put(jnp.asarray(host, dtype=wanted), jax.devices(platform)[int(index or 0)])
+            return jax.device_put(jnp.asarray(host, dtype=given), jax.devices(platform)[int(index or 0)])
 
     def to_numpy(self, x: jax.Array) -> np.ndarray:
         """A copy on the host."""
@@ -76,7 +78,7 @@ class JaxBackend:
             return np.array(x.astype("float32") if x.dtype == jnp.bfloat16 else x)
 
     def device_of(self, x: jax.Array) -> str:
-        """Such as ``"cpu"`` or ``"gpu:0"``."""
+        """The device of an array, such as ``"cpu"`` or ``"gpu:0"``."""
         device = next(iter(x.devices()))
         return "cpu" if device.platform == "cpu" else f"{device.platform}:{device.id}"
 
@@ -138,9 +140,9 @@ class JaxBackend:
             y, tape = layer.with_tape(arrays, x)
             return y, (tape, arrays, x)
 
-        def backward(kept: Any, cotangent: Any) -> tuple[Any, Any]:
-            tape, arrays, x = kept
-            grads, xbar = layer.pullback(tape, arrays, x, cotangent)  # XLA drops what nobody wants
+        def backward(saved: Any, cotangent: Any) -> tuple[Any, Any]:
+            tape, arrays, x = saved
+            grads, xbar = layer.pullback(tape, arrays, x, cotangent)  # XLA drops what nobody asks for
             return {k: grads[k] if k in grads else jnp.zeros_like(a) for k, a in arrays.items()}, xbar
 
         custom.defvjp(forward, backward)
@@ -195,9 +197,15 @@ class OptaxOptimizer:
     """A chain of optax transformations, jitted; the learning rate is an argument of every step."""
 
     def __init__(
-        self, name: str, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
-        momentum: float = 0.9, weight_decay: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ) -> None:
         self.name = name
         self.chain, self._step = _optax_chain(name, beta1, beta2, eps, momentum, weight_decay)
 
@@ -213,7 +221,7 @@ class OptaxOptimizer:
             return self._step(dict(params), dict(grads), state, jnp.asarray(lr, dtype=dtype))
 
     def snapshot(self, params: Params) -> Params:
-        """Nothing to copy: steps make new arrays."""
+        """Return the parameters, as steps make new arrays."""
         return params
 
     def export_state(self, state: Any) -> dict[str, np.ndarray]:
@@ -251,10 +259,10 @@ def _optax_step(chain: Any, params: Any, grads: Any, state: Any, lr: Any) -> tup
 
 
 def _dtype(params: Params) -> str:
-    found = [str(x.dtype) for x in params.values()]
-    if not found:
+    dtypes = [str(x.dtype) for x in params.values()]
+    if not dtypes:
         raise DeviceError("Got no parameters to optimise; the generator has nothing to train.")
-    return found[0]
+    return dtypes[0]
 
 
 _check: type[Backend] = JaxBackend

@@ -82,8 +82,8 @@ class _Place:
             raise AttributeError(name)
         if path in ("scipy", "scipy.special"):
             return _Place(f"{path}.")
-        found = getattr(importlib.import_module(self._path[:-1]) if self._path else np, name, None)
-        one_by_one = isinstance(found, np.ufunc) and found.signature is None and found.nout == 1
+        function = getattr(importlib.import_module(self._path[:-1]) if self._path else np, name, None)
+        one_by_one = isinstance(function, np.ufunc) and function.signature is None and function.nout == 1
         if not (one_by_one or path in _ELEMENTWISE):
             raise AttributeError(f"{path} is no elementwise function")
         return partial(apply, "arithmetic" if name in _CHEAP else name)

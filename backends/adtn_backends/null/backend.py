@@ -24,7 +24,7 @@ _ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class Counter:
-    """What a computation on null arrays would have cost.
+    """The cost that a computation on null arrays would have had.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class NullArray:
         return self.view((*lead, n, m), (*ahead, t, s))
 
     def view(self, shape: Shape, strides: Shape) -> NullArray:
-        """The same memory."""
+        """Make a view of the same memory."""
         return NullArray(shape, self.dtype, self.counter, strides=strides, buffer=self.buffer)
 
     def __getitem__(self, key: tuple[slice | int | np.ndarray | None, ...] | slice | int | None) -> NullArray:
@@ -184,7 +184,17 @@ def _new(
     fresh = made.nbytes if out is None else 0
     if space is not None and out is None:
         fresh = 0 if space.keeps(made.nbytes) else made.nbytes
-    like.counter.record(Op(kind, like.dtype, sizes, read, made.nbytes, fresh, turned))
+    like.counter.record(
+        Op(
+            kind=kind,
+            dtype=like.dtype,
+            shape=sizes,
+            read_bytes=read,
+            written_bytes=made.nbytes,
+            fresh_bytes=fresh,
+            turned=turned,
+        )
+    )
     return made
 
 
@@ -272,8 +282,8 @@ def _sum(x: NullArray, axis: tuple[int, ...] | int | None = None) -> NullArray:
 
 def _broadcast_to(x: NullArray, shape: Shape) -> NullArray:
     lead = len(shape) - x.ndim
-    kept = (s if n == m else 0 for s, n, m in zip(x.strides, x.shape, shape[lead:], strict=True))
-    return x.view(tuple(shape), ((0,) * lead + tuple(kept)))
+    strides = (s if n == m else 0 for s, n, m in zip(x.strides, x.shape, shape[lead:], strict=True))
+    return x.view(tuple(shape), ((0,) * lead + tuple(strides)))
 
 
 def _concatenate(arrays: tuple[NullArray, ...], axis: int) -> NullArray:
@@ -290,7 +300,14 @@ def _zeros_like(x: NullArray) -> NullArray:
 def _astype(x: NullArray, dtype: str) -> NullArray:
     made = NullArray(x.shape, dtype, x.counter)
     x.counter.record(
-        Op("arithmetic", dtype, (x.size,), read_bytes=x.nbytes, written_bytes=made.nbytes, fresh_bytes=made.nbytes)
+        Op(
+            kind="arithmetic",
+            dtype=dtype,
+            shape=(x.size,),
+            read_bytes=x.nbytes,
+            written_bytes=made.nbytes,
+            fresh_bytes=made.nbytes,
+        )
     )
     return made
 
@@ -299,9 +316,15 @@ def _astype(x: NullArray, dtype: str) -> NullArray:
 autoray.register_backend(NullArray, "adtn_backends.null._functions")
 autoray.register_function("adtn_backends.null._functions", "get_dtype_name", lambda x: x.dtype)
 for _name, _fn in {
-    "matmul": _matmul, "transpose": _transpose, "reshape": _reshape, "sum": _sum, "zeros_like": _zeros_like,
-    "broadcast_to": _broadcast_to, "concatenate": _concatenate, "astype": _astype,
-}.items():  # fmt: skip
+    "matmul": _matmul,
+    "transpose": _transpose,
+    "reshape": _reshape,
+    "sum": _sum,
+    "zeros_like": _zeros_like,
+    "broadcast_to": _broadcast_to,
+    "concatenate": _concatenate,
+    "astype": _astype,
+}.items():
     autoray.register_function("adtn_backends.null._functions", _name, _fn)
 null_functions.apply = elementwise
 
@@ -357,7 +380,7 @@ class NullBackend:
 
     def devices(self) -> list[DeviceInfo]:
         """One device that holds anything."""
-        return [DeviceInfo("null:cpu", "counts operations, computes nothing", None, tuple(_ITEMSIZE))]
+        return [DeviceInfo(name="null:cpu", description="counts operations, computes nothing", dtypes=tuple(_ITEMSIZE))]
 
     def asarray(self, x: np.ndarray, device: str, dtype: str | None, *, copy: bool = True) -> NullArray:
         """The shape of ``x``, with a counter of its own backend."""
@@ -368,7 +391,7 @@ class NullBackend:
         raise DeviceError(f"{x!r} has no values; the null backend only counts. Use 'numpy:cpu' for numbers.")
 
     def device_of(self, x: NullArray) -> str:
-        """Always ``"cpu"``."""
+        """Return ``"cpu"``."""
         return "cpu"
 
     def dtype_of(self, x: NullArray) -> str:
@@ -384,22 +407,22 @@ class NullBackend:
         return layer
 
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Nothing to compile."""
+        """Return the function as it is."""
         return fn
 
     def scope(self, dtype: str) -> AbstractContextManager[Any]:
-        """Nothing to set."""
+        """Return an empty context."""
         return nullcontext()
 
     def threads(self, flops: float) -> AbstractContextManager[Any]:
-        """Nothing is computed."""
+        """Return an empty context, as nothing is computed."""
         return nullcontext()
 
     def synchronize(self, device: str, result: Any = None) -> None:
-        """Nothing to wait for."""
+        """Return at once."""
 
     def workspace(self, keep_bytes: int | None = None) -> NullWorkspace:
-        """As a pool that has been used before."""
+        """A workspace that counts as a pool that has been used before."""
         return NullWorkspace(keep_bytes)
 
     def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
@@ -422,17 +445,17 @@ class NullBackend:
         return x
 
     def add_at(self, x: NullArray, i: int, y: NullArray) -> NullArray:
-        """In place."""
+        """Note an addition to one entry, in place."""
         part = x[i]
         elementwise("arithmetic", part, y, out=part)
         return x
 
     def add(self, x: NullArray, y: NullArray) -> NullArray:
-        """In place."""
+        """Note an addition, in place."""
         return elementwise("arithmetic", x, y, out=x)
 
     def subtract(self, x: NullArray, y: NullArray) -> NullArray:
-        """In place."""
+        """Note a subtraction, in place."""
         return elementwise("arithmetic", x, y, out=x)
 
     def model(self, model: Any, device: str | None) -> None:

@@ -18,7 +18,7 @@ _limit: Any = None
 
 @contextmanager
 def blas_threads(flops: float) -> Generator[None]:
-    """Inside this block BLAS has one thread where the largest product has fewer operations than threads are worth.
+    """Give BLAS one thread inside this block, where the largest product has fewer operations than threads are worth.
 
     The number of threads belongs to the process: it is set when the first block begins and restored when the last one
     ends, whichever threads they are in.

@@ -13,12 +13,13 @@ from adtn._typing import Params, Shape
 from adtn.backends import Backend, DeviceInfo, Differentiable, Elementwise, Workspace
 from adtn.errors import DeviceError, FitError
 
+from ..shared._in_place import InPlace
 from ..shared._memory import host_memory_bytes
 from ..shared._pool import POOL, SMALLEST
 from ._threads import blas_threads
 
 
-class NumpyBackend:
+class NumpyBackend(InPlace):
     """NumPy on the CPU."""
 
     name = "numpy"
@@ -31,13 +32,18 @@ class NumpyBackend:
         return issubclass(kind, np.ndarray | np.generic)
 
     def shares_memory(self, device: str) -> bool:
-        """Always."""
+        """Return true."""
         return True
 
     def devices(self) -> list[DeviceInfo]:
         """The CPU."""
         return [
-            DeviceInfo("numpy:cpu", f"NumPy {np.__version__}", host_memory_bytes(), ("float64", "float32", "float16"))
+            DeviceInfo(
+                name="numpy:cpu",
+                description=f"NumPy {np.__version__}",
+                memory_bytes=host_memory_bytes(),
+                dtypes=("float64", "float32", "float16"),
+            )
         ]
 
     def asarray(self, x: np.ndarray, device: str, dtype: str | None, *, copy: bool = True) -> np.ndarray:
@@ -51,7 +57,7 @@ class NumpyBackend:
         return np.array(x)
 
     def device_of(self, x: np.ndarray) -> str:
-        """Always the CPU."""
+        """Return ``"cpu"``."""
         return "cpu"
 
     def dtype_of(self, x: np.ndarray) -> str:
@@ -84,11 +90,11 @@ class NumpyBackend:
         return checked
 
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Without warnings of overflow: an infinite result is for the caller to judge, as on the other backends."""
+        """Silence warnings of overflow: an infinite result is for the caller to judge, as on the other backends."""
         return np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore")(fn)
 
     def scope(self, dtype: str) -> AbstractContextManager[Any]:
-        """Nothing to set."""
+        """Return an empty context."""
         return nullcontext()
 
     def threads(self, flops: float) -> AbstractContextManager[Any]:
@@ -105,36 +111,6 @@ class NumpyBackend:
     def workspace(self, keep_bytes: int | None = None) -> NumpyWorkspace:
         """The pool of the process."""
         return NumpyWorkspace(keep_bytes)
-
-    def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-        """A loop."""
-        for i in range(n):
-            carry = body(i, carry)
-        return carry
-
-    def take(self, x: np.ndarray, i: int) -> np.ndarray:
-        """A view."""
-        return x[i]
-
-    def put(self, x: np.ndarray, i: int, y: np.ndarray) -> np.ndarray:
-        """In place."""
-        x[i] = y
-        return x
-
-    def add_at(self, x: np.ndarray, i: int, y: np.ndarray) -> np.ndarray:
-        """In place."""
-        x[i] += y
-        return x
-
-    def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """In place."""
-        x += y
-        return x
-
-    def subtract(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """In place."""
-        x -= y
-        return x
 
     def model(self, model: Any, device: str | None) -> None:
         """No models yet."""
@@ -174,7 +150,7 @@ class NumpyWorkspace(Workspace):
         return out
 
     def activate_vjp(self, sigma: Elementwise, z: np.ndarray, xbar: np.ndarray) -> np.ndarray:
-        """That of SiLU in two arrays."""
+        """Adjoint of SiLU in two arrays."""
         if sigma.name != "silu":
             return super().activate_vjp(sigma, z, xbar)
         s = self._sigmoid(z)
@@ -204,9 +180,15 @@ class QuimbOptimizer:
     """
 
     def __init__(
-        self, name: str, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
-        momentum: float = 0.9, weight_decay: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ) -> None:
         self.name = name
         self.betas = {"beta1": beta1, "beta2": beta2, "eps": eps}
         self.momentum = momentum
@@ -228,11 +210,11 @@ class QuimbOptimizer:
             options = {"mass": self.momentum, "learning_rate": lr / (1.0 - self.momentum)}
         else:
             options = {**self.betas, "learning_rate": lr}
-        found = state(lambda _: 0.0, x, lambda _: g, maxiter=1, **options)
-        return _unflat(found.x, params), state
+        result = state(lambda _: 0.0, x, lambda _: g, maxiter=1, **options)
+        return _unflat(result.x, params), state
 
     def snapshot(self, params: Params) -> Params:
-        """Nothing to copy: steps make new arrays."""
+        """Return the parameters, as steps make new arrays."""
         return params
 
     def export_state(self, state: Any) -> dict[str, np.ndarray]:

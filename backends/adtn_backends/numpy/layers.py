@@ -1,4 +1,4 @@
-"""Layers for inference on NumPy: the same numbers as on PyTorch and JAX, no training."""
+"""Layers for inference on NumPy: the same results as on PyTorch and JAX, no training."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class _ADTNConv:
 
     @cached_property
     def _weight(self) -> np.ndarray:
-        """By groups: (groups, out / groups, in / groups * kernel)."""
+        """The weight by groups, ``(groups, out / groups, in / groups * kernel)``."""
         g = self.geometry
         return self.generator.weight().reshape(g.groups, g.out_channels // g.groups, -1)
 
@@ -139,7 +139,7 @@ class _ADTNConv:
 
 
 class ADTNConv1d(_ADTNConv):
-    """See :class:`ADTNConv2d`."""
+    """A convolution over one or three axes, see :class:`ADTNConv2d`."""
 
     axes = 1
 
@@ -173,7 +173,7 @@ class ADTNConv2d(_ADTNConv):
 
 
 class ADTNConv3d(_ADTNConv):
-    """See :class:`ADTNConv2d`."""
+    """A convolution over one or three axes, see :class:`ADTNConv2d`."""
 
     axes = 3
 

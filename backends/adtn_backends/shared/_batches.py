@@ -34,9 +34,11 @@ def has_labels(batch: Any) -> bool:
     return "labels" in batch if isinstance(batch, Mapping) else isinstance(batch, tuple | list) and len(batch) > 1
 
 
-def logits_of(found: Any) -> Any:
-    """What a model returned, or its logits where it calls something so."""
-    return found["logits"] if isinstance(found, Mapping) and "logits" in found else getattr(found, "logits", found)
+def logits_of(outputs: Any) -> Any:
+    """Outputs that a model returned, or its logits where it calls something so."""
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        return outputs["logits"]
+    return getattr(outputs, "logits", outputs)
 
 
 def class_axis(outputs: Any, labels: Any, whole: bool, *, second: bool = False) -> int:
@@ -60,13 +62,13 @@ def class_axis(outputs: Any, labels: Any, whole: bool, *, second: bool = False) 
             f"The model returns a {type(outputs).__name__}; expected scores of classes, by themselves or as 'logits'. "
             "Pass loss=, and score= to measure it."
         )
-    shape, wanted = tuple(outputs.shape), tuple(labels.shape)
-    if whole and shape[:-1] == wanted:
+    shape, given = tuple(outputs.shape), tuple(labels.shape)
+    if whole and shape[:-1] == given:
         return len(shape) - 1
-    if whole and second and shape[:1] + shape[2:] == wanted:
+    if whole and second and shape[:1] + shape[2:] == given:
         return 1
     raise CompressError(
-        f"Got outputs of {shape} and labels of {wanted}, {labels.dtype}; expected the number of a class for every row "
+        f"Got outputs of {shape} and labels of {given}, {labels.dtype}; expected the number of a class for every row "
         "of scores. Pass loss= for other tasks, and score= to measure them."
     )
 
@@ -87,7 +89,7 @@ def check_labels(least: int, most: int, classes: int) -> None:
 
 
 def check_loss(value: Any) -> Any:
-    """What a caller's loss returned, if it is one number.
+    """Return what a caller's loss returned, if it is one number.
 
     Raises
     ------

@@ -23,7 +23,7 @@ def fitted(
     steps: int,
     options: dict[str, Any],
 ) -> Generator:
-    """Of the spread of a given weight, and fitted to it for so many steps."""
+    """Make a generator with the spread of a given weight, and fit it to that for so many steps."""
     generator = Generator(values.shape, topology, layout=layout, scale=values, base=base, seed=seed)
     if not steps:
         return generator

@@ -20,9 +20,9 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 NUMPY_PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # names in numpy.pad
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """A convolution without its numbers.
+    """A convolution without its weight.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Geometry:
         groups: Count = 1,
         padding_mode: PaddingMode = "zeros",
     ) -> Geometry:
-        """From a weight ``(out, in / groups, *kernel)`` and the options of PyTorch's convolutions.
+        """Make the geometry of a weight ``(out, in / groups, *kernel)`` from the options of PyTorch's convolutions.
 
         Raises
         ------
@@ -78,7 +78,16 @@ class Geometry:
             around = ((0, 0),) * axes
         else:
             around = tuple((p, p) for p in _each("padding", whole, axes))
-        return cls(out, per_group * groups, tuple(kernel), steps, around, widths, groups, padding_mode)
+        return cls(
+            out_channels=out,
+            in_channels=per_group * groups,
+            kernel_size=tuple(kernel),
+            stride=steps,
+            padding=around,
+            dilation=widths,
+            groups=groups,
+            padding_mode=padding_mode,
+        )
 
     @property
     def axes(self) -> int:
@@ -113,7 +122,7 @@ def check_bias(shape: tuple[int, ...], n_out: int) -> None:
 
 
 def _each(name: str, value: Size, axes: int) -> tuple[int, ...]:
-    found = (value,) * axes if isinstance(value, int) else tuple(value)
-    if len(found) != axes:
+    values = (value,) * axes if isinstance(value, int) else tuple(value)
+    if len(values) != axes:
         raise LayoutError(f"Got {name}={value} for {axes} spatial axes; expected one number or one for each.")
-    return found
+    return values

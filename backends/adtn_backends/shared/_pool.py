@@ -41,7 +41,7 @@ class Pool:
 
     @property
     def held_bytes(self) -> int:
-        """In use and idle."""
+        """Bytes in use and idle."""
         with self._lock:
             self._collect()
             return self._live + self._idle_size

@@ -13,7 +13,7 @@ from ..shared._training_file import Data
 
 
 class Training:
-    """What changes while a model is trained.
+    """The state of a training of a model.
 
     Parameters
     ----------
@@ -29,15 +29,15 @@ class Training:
         self._random: dict[str, torch.Tensor] = {}
 
     def write(self, losses: list[float]) -> None:
-        """Whole or not at all."""
-        found = {f"model/{name}": x for name, x in self.model.state_dict().items()}
+        """Write the training whole or not at all."""
+        entries = {f"model/{name}": x for name, x in self.model.state_dict().items()}
         for n, moments in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer/{n}/{name}": torch.as_tensor(x) for name, x in moments.items() if x is not None}
-        found |= {"losses": torch.tensor(losses, dtype=torch.float64), "random/cpu": torch.get_rng_state()}
+            entries |= {f"optimizer/{n}/{name}": torch.as_tensor(x) for name, x in moments.items() if x is not None}
+        entries |= {"losses": torch.tensor(losses, dtype=torch.float64), "random/cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
-            found["random/cuda"] = torch.cuda.get_rng_state()
+            entries["random/cuda"] = torch.cuda.get_rng_state()
         # copies, because what is shared may not be stored twice
-        tensors = {name: x.detach().cpu().clone().contiguous() for name, x in found.items()}
+        tensors = {name: x.detach().cpu().clone().contiguous() for name, x in entries.items()}
         self.data.write(save(tensors, self.data.metadata()))
 
     def read(self) -> list[float]:
@@ -53,9 +53,9 @@ class Training:
             return []
         parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
         try:
-            found = load(content)
-            losses = found.pop("losses").tolist()
-            for name, x in found.items():
+            stored = load(content)
+            losses = stored.pop("losses").tolist()
+            for name, x in stored.items():
                 kind, _, rest = name.partition("/")
                 parts[kind][rest] = x
             self.model.load_state_dict(parts["model"])
@@ -71,7 +71,7 @@ class Training:
         return losses
 
     def restore_random(self) -> None:
-        """Random numbers go on where they were."""
+        """Let random numbers go on where they were."""
         if "cpu" in self._random:
             torch.set_rng_state(self._random["cpu"])
         if "cuda" in self._random and torch.cuda.is_available():

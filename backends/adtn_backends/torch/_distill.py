@@ -1,4 +1,4 @@
-"""One layer trained to put out what the dense one did; what workers run."""
+"""One layer trained to give the outputs of the dense one; what workers run."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def distill_layer(
     trained = [p for p in layer.parameters() if p.requires_grad]
 
     def value(batch: Seen) -> torch.Tensor:
-        inputs, options, wanted = batch
+        inputs, options, target = batch
         got = layer(*inputs, **options)
         got = got[0] if isinstance(got, tuple) else got
-        return (exact(got) - exact(wanted)).square().mean() / spread
+        return (exact(got) - exact(target)).square().mean() / spread
 
     step = step_of(value, {1.0: trained}, replace(tuning, optimizer="adam", clip=None))
     errors = [math.sqrt(float(step(seen[n % len(seen)], n))) for n in range(tuning.steps)]

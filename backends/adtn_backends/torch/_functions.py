@@ -25,7 +25,7 @@ _OTHER_NAMES: dict[str, Callable[..., Any]] = {
 
 
 def _of_numbers(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, that also takes numbers beside a tensor, as NumPy and JAX do."""
+    """Make a function that also takes numbers beside a tensor, as NumPy and JAX do."""
 
     @wraps(fn)
     def call(*args: Any) -> Any:
@@ -37,7 +37,7 @@ def _of_numbers(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 @index_on.register("torch")
 def _index(x: torch.Tensor, permutation: Permutation, inverse: bool) -> torch.Tensor:
-    """On the device of ``x``, where it is put once."""
+    """Index on the device of ``x``, where it is put once."""
     if torch.compiler.is_compiling():  # a compiler takes arrays of NumPy for tensors
         return torch.as_tensor(permutation.inverse if inverse else permutation.array).to(x.device)
     return _placed(permutation, inverse, x.device)

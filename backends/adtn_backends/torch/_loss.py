@@ -14,7 +14,7 @@ from ..shared._batches import IGNORED, check_labels, check_loss, class_axis, exp
 
 
 def outputs_of(model: nn.Module, batch: Any) -> Any:
-    """For the inputs of a batch; the logits where the model calls them so."""
+    """Outputs for the inputs of a batch; the logits where the model calls them so."""
     if isinstance(batch, Mapping):
         # decoders of their own make their inputs from the labels
         keeps = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
@@ -66,32 +66,32 @@ def loss_of(
     if teacher is None:
         return value
     with torch.no_grad():
-        wanted = outputs_of(teacher, batch)
-    return (1.0 - distill) * value + distill * _away(model, outputs, wanted, batch)
+        targets = outputs_of(teacher, batch)
+    return (1.0 - distill) * value + distill * _away(model, outputs, targets, batch)
 
 
-def _away(model: nn.Module, outputs: Any, wanted: Any, batch: Any) -> torch.Tensor:
+def _away(model: nn.Module, outputs: Any, targets: Any, batch: Any) -> torch.Tensor:
     """The divergence of the classes' probabilities, or the squared error where labels are no whole numbers."""
     if not isinstance(outputs, torch.Tensor):
         raise CompressError(f"Got distill for a model that returns a {type(outputs).__name__}; expected one tensor.")
-    outputs, wanted = exact(outputs), exact(wanted)
+    outputs, targets = exact(outputs), exact(targets)
     if has_labels(batch) and labels_of(batch).is_floating_point():
-        return nn.functional.mse_loss(outputs, wanted)
-    both = (outputs, wanted)
+        return nn.functional.mse_loss(outputs, targets)
+    both = (outputs, targets)
     if has_labels(batch):
         with explained("distill"):
             both = tuple(classes_of(model, x, batch)[0] for x in both)
-    got, wanted = (x.reshape(-1, x.shape[-1]).log_softmax(-1) for x in both)
-    return nn.functional.kl_div(got, wanted, reduction="batchmean", log_target=True)
+    got, targets = (x.reshape(-1, x.shape[-1]).log_softmax(-1) for x in both)
+    return nn.functional.kl_div(got, targets, reduction="batchmean", log_target=True)
 
 
 def exact(x: torch.Tensor) -> torch.Tensor:
-    """Not below single precision: half of it has no digits for means."""
+    """Raise half precision to single: it has no digits for means."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _takes_labels(model: nn.Module) -> bool:
-    """As models of transformers do, which then compute their own loss."""
+    """Whether a model takes labels, as models of transformers do, and then computes its own loss."""
     return "labels" in inspect.signature(model.forward).parameters
 
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory(TorchDispatchMode):
-    """Inside this block, the most bytes of tensors that were made in it and live at the same time.
+    """Count the most bytes of tensors that were made inside this block and live at the same time.
 
     What operators use inside themselves is not seen, and neither is what existed before.
 
@@ -32,8 +32,8 @@ class PeakMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        found = func(*args, **(kwargs or {}))
-        for x in tree_leaves(found):
+        made = func(*args, **(kwargs or {}))
+        for x in tree_leaves(made):
             if not isinstance(x, torch.Tensor):
                 continue
             storage = x.untyped_storage()
@@ -41,4 +41,4 @@ class PeakMemory(TorchDispatchMode):
             if key not in given and key not in self._live:
                 self._live[key] = (weakref.ref(storage, lambda _, key=key: self._live.pop(key, None)), storage.nbytes())
         self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._live.values()))
-        return found
+        return made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -12,6 +11,8 @@ from adtn._checks import shown
 from adtn.compression import Tuning
 from adtn.errors import CompressError
 from torch import nn
+
+from ..shared._training_file import cosine
 
 Value: TypeAlias = Callable[[Any], torch.Tensor]
 """A batch to a differentiable loss."""
@@ -49,7 +50,7 @@ class Step:
 
     def __call__(self, batch: Any, n: int) -> torch.Tensor:
         """The loss before update ``n``, counted from 0; the next one may overwrite it."""
-        self._set_rates(0.5 * (1.0 + math.cos(math.pi * n / max(self.tuning.steps, 1))))
+        self._set_rates(cosine(n, self.tuning.steps))
         return self._done(batch)
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -82,7 +83,7 @@ class Step:
 
 
 class RecordedStep(Step):
-    """The same on CUDA, without Python between the kernels: a CUDA graph, recorded at the fourth batch.
+    """A step on CUDA without Python between the kernels: a CUDA graph, recorded at the fourth batch.
 
     Small generators are hundreds of kernels of a few microseconds each, which take longer to launch than to run.
     Batches of another shape are done operation by operation.
@@ -108,7 +109,7 @@ class RecordedStep(Step):
         return self._loss
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """All that changes is on the device."""
+        """An optimizer of which all that changes is on the device."""
         where = self.trained[0].device
         for group in self.groups:
             group["lr"] = torch.tensor(group["lr"], device=where)
@@ -121,7 +122,7 @@ class RecordedStep(Step):
             group["lr"].fill_(share * group["initial_lr"])
 
     def _beside(self, batch: Any) -> torch.Tensor:
-        """On another stream than the default one, which a recording must not meet."""
+        """Update on another stream than the default one, which a recording must not meet."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -145,7 +146,7 @@ class RecordedStep(Step):
 
 
 def _tensors(batch: Any) -> list[torch.Tensor]:
-    """In order; what is no tensor stays as it was recorded."""
+    """Tensors of a batch in order; what is no tensor stays as it was recorded."""
     if isinstance(batch, Mapping):
         batch = tuple(batch.values())
     if isinstance(batch, tuple | list):

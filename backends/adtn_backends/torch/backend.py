@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from adtn.backends import Backend, DeviceInfo, Differentiable, Elementwise, Work
 from adtn.errors import DeviceError, FitError
 from torch.nn import functional as F
 
+from ..shared._in_place import InPlace
 from ..shared._memory import host_memory_bytes
 from ..shared._pool import POOL
 from . import _functions as _functions
+from ._vjp import differentiable_vjp, must_differentiate
 
 # its own translation of arguments is nothing that PyTorch's compiler follows
 autoray.register_function("torch", "concatenate", torch.concatenate)
@@ -37,18 +39,22 @@ _aten = torch.ops.aten
 _FUSED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "relu": (torch.relu, lambda xbar, z: _aten.threshold_backward(xbar, z, 0)),
     "leaky_relu": (
-        lambda z: F.leaky_relu(z, 0.01), lambda xbar, z: _aten.leaky_relu_backward(xbar, z, 0.01, False),
+        lambda z: F.leaky_relu(z, 0.01),
+        lambda xbar, z: _aten.leaky_relu_backward(xbar, z, 0.01, False),
     ),
     "silu": (F.silu, _aten.silu_backward),
     "gelu": (F.gelu, _aten.gelu_backward),
     "tanh": (torch.tanh, lambda xbar, z: _aten.tanh_backward(xbar, torch.tanh(z))),
     # linear from 40 on, where exp(-z) is nothing in any dtype
     "softplus": (lambda z: F.softplus(z, 1, 40), lambda xbar, z: _aten.softplus_backward(xbar, z, 1, 40)),
-}  # fmt: skip
+}
 
 _DTYPES = {
-    "float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-}  # fmt: skip
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -60,15 +66,22 @@ def cuda_devices(cuda: Any) -> list[DeviceInfo]:
             if torch.version.cuda is None
             else "PyTorch finds no CUDA device: check the driver with nvidia-smi"
         )
-        return [DeviceInfo("torch:cuda:0", "CUDA", usable=False, reason=reason)]
-    found: list[DeviceInfo] = []
+        return [DeviceInfo(name="torch:cuda:0", description="CUDA", usable=False, reason=reason)]
+    devices: list[DeviceInfo] = []
     for i in range(cuda.device_count()):
         properties = cuda.get_device_properties(i)
         dtypes = ["float64", "float32", "float16"]
         if (properties.major, properties.minor) >= (8, 0):
             dtypes.insert(2, "bfloat16")
-        found.append(DeviceInfo(f"torch:cuda:{i}", properties.name, properties.total_memory, tuple(dtypes)))
-    return found
+        devices.append(
+            DeviceInfo(
+                name=f"torch:cuda:{i}",
+                description=properties.name,
+                memory_bytes=properties.total_memory,
+                dtypes=tuple(dtypes),
+            )
+        )
+    return devices
 
 
 def mps_devices(mps_backend: Any, mps: Any, macos: str) -> list[DeviceInfo]:
@@ -79,14 +92,16 @@ def mps_devices(mps_backend: Any, mps: Any, macos: str) -> list[DeviceInfo]:
             if mps_backend.is_built()
             else "this PyTorch is built without MPS: install the macOS arm64 build"
         )
-        return [DeviceInfo("torch:mps", "Apple MPS", usable=False, reason=reason)]
+        return [DeviceInfo(name="torch:mps", description="Apple MPS", usable=False, reason=reason)]
     # no float64 on MPS at all; bfloat16 since macOS 14
     newer = int(macos.partition(".")[0] or 0) >= 14
     dtypes = ("float32", "bfloat16", "float16") if newer else ("float32", "float16")
-    return [DeviceInfo("torch:mps", "Apple MPS", mps.recommended_max_memory(), dtypes)]
+    return [
+        DeviceInfo(name="torch:mps", description="Apple MPS", memory_bytes=mps.recommended_max_memory(), dtypes=dtypes)
+    ]
 
 
-class TorchBackend:
+class TorchBackend(InPlace):
     """PyTorch on every device it has."""
 
     name = "torch"
@@ -99,14 +114,19 @@ class TorchBackend:
         return issubclass(kind, torch.Tensor)
 
     def shares_memory(self, device: str) -> bool:
-        """On the CPU."""
+        """Return whether it is the CPU."""
         return device == "cpu"
 
     def devices(self) -> list[DeviceInfo]:
         """CPU, CUDA devices and MPS, usable or not."""
         import platform
 
-        cpu = DeviceInfo("torch:cpu", f"PyTorch {torch.__version__}", host_memory_bytes(), tuple(_DTYPES))
+        cpu = DeviceInfo(
+            name="torch:cpu",
+            description=f"PyTorch {torch.__version__}",
+            memory_bytes=host_memory_bytes(),
+            dtypes=tuple(_DTYPES),
+        )
         mps = mps_devices(torch.backends.mps, torch.mps, platform.mac_ver()[0])
         return [cpu, *cuda_devices(torch.cuda), *mps]
 
@@ -127,7 +147,7 @@ class TorchBackend:
         return (x.float() if x.dtype == torch.bfloat16 else x).numpy().copy()
 
     def device_of(self, x: torch.Tensor) -> str:
-        """Such as ``"cpu"`` or ``"cuda:0"``."""
+        """The device of a tensor, such as ``"cpu"`` or ``"cuda:0"``."""
         return str(x.device)
 
     def dtype_of(self, x: torch.Tensor) -> str:
@@ -158,11 +178,11 @@ class TorchBackend:
         return run
 
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Without gradient recording: the library's own adjoint is the engine."""
+        """Switch the recording of gradients off: the library's own adjoint is the engine."""
         return torch.no_grad()(fn)
 
     def scope(self, dtype: str) -> AbstractContextManager[Any]:
-        """Nothing to set."""
+        """Return an empty context."""
         return nullcontext()
 
     def threads(self, flops: float) -> AbstractContextManager[Any]:
@@ -184,16 +204,16 @@ class TorchBackend:
 
         class Applied(torch.autograd.Function):
             @staticmethod
-            def forward(ctx: Any, names: tuple[str, ...], x: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
-                y, tape = layer.with_tape(dict(zip(names, numbers, strict=True)), x)
+            def forward(ctx: Any, names: tuple[str, ...], x: torch.Tensor, *cores: torch.Tensor) -> torch.Tensor:
+                y, tape = layer.with_tape(dict(zip(names, cores, strict=True)), x)
                 ctx.names = names
-                ctx.save_for_backward(x, *numbers, *tape)
+                ctx.save_for_backward(x, *cores, *tape)
                 return y
 
             @staticmethod
             def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-                names, (x, *kept) = ctx.names, ctx.saved_tensors
-                arrays, tape = dict(zip(names, kept, strict=False)), tuple(kept[len(names) :])
+                names, (x, *saved) = ctx.names, ctx.saved_tensors
+                arrays, tape = dict(zip(names, saved, strict=False)), tuple(saved[len(names) :])
                 if must_differentiate(cotangents[0]):
                     return None, *differentiable_vjp(lambda: layer(arrays, x), (x, *arrays.values()), cotangents[0])
                 need_x = ctx.needs_input_grad[1]
@@ -215,36 +235,6 @@ class TorchBackend:
         """The pool of the process on the CPU; other devices have allocators that keep memory."""
         return TorchWorkspace(keep_bytes)
 
-    def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-        """A loop."""
-        for i in range(n):
-            carry = body(i, carry)
-        return carry
-
-    def take(self, x: torch.Tensor, i: int) -> torch.Tensor:
-        """A view."""
-        return x[i]
-
-    def put(self, x: torch.Tensor, i: int, y: torch.Tensor) -> torch.Tensor:
-        """In place."""
-        x[i] = y
-        return x
-
-    def add_at(self, x: torch.Tensor, i: int, y: torch.Tensor) -> torch.Tensor:
-        """In place."""
-        x[i] += y
-        return x
-
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """In place."""
-        x += y
-        return x
-
-    def subtract(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """In place."""
-        x -= y
-        return x
-
     def model(self, model: Any, device: str | None) -> Any | None:
         """A :class:`torch.nn.Module`, or the Hugging Face folder of one."""
         from ._model import TorchModel
@@ -261,30 +251,6 @@ class TorchBackend:
     def optimizer(self, name: str, **options: float) -> TorchOptimizer:
         """Adam, AdamW or SGD."""
         return TorchOptimizer(name, **options)
-
-
-def must_differentiate(cotangent: torch.Tensor) -> bool:
-    """Whether a backward pass is differentiated again (``create_graph``), or is one of many at once."""
-    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    return (
-        torch.is_grad_enabled() or functorch.is_batchedtensor(cotangent) or functorch.is_legacy_batchedtensor(cotangent)
-    )
-
-
-def differentiable_vjp(
-    fn: Callable[[], torch.Tensor], inputs: Sequence[torch.Tensor], cotangent: torch.Tensor
-) -> list[torch.Tensor | None]:
-    """Adjoints of the inputs of ``fn`` that can themselves be differentiated: by PyTorch, through its operations.
-
-    For backward passes under ``create_graph=True``; the library's own adjoint leaves no graph.
-    """
-    wanted = [x for x in inputs if x.requires_grad]
-    with torch.autocast(cotangent.device.type, enabled=False):  # the first pass was made without, too
-        with torch.enable_grad():
-            value = fn()
-        graph = torch.is_grad_enabled()
-        found = iter(torch.autograd.grad(value, wanted, cotangent, create_graph=graph, allow_unused=True))
-    return [next(found) if x.requires_grad else None for x in inputs]
 
 
 class TorchWorkspace(Workspace):
@@ -307,11 +273,11 @@ class TorchWorkspace(Workspace):
         return self._empty(x.shape, x.dtype).copy_(x).view(shape)
 
     def activate(self, sigma: Elementwise, z: torch.Tensor) -> torch.Tensor:
-        """In one pass where PyTorch has it."""
+        """Apply an activation, in one pass where PyTorch has it."""
         return _FUSED[sigma.name][0](z) if sigma.name in _FUSED else super().activate(sigma, z)
 
     def activate_vjp(self, sigma: Elementwise, z: torch.Tensor, xbar: torch.Tensor) -> torch.Tensor:
-        """In one pass where PyTorch has it."""
+        """Adjoint of an activation, in one pass where PyTorch has it."""
         return _FUSED[sigma.name][1](xbar, z) if sigma.name in _FUSED else super().activate_vjp(sigma, z, xbar)
 
     def _empty(self, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
@@ -330,9 +296,15 @@ class TorchOptimizer:
     """One of :mod:`torch.optim`, behind ``init`` and ``step``."""
 
     def __init__(
-        self, name: str, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
-        momentum: float = 0.9, weight_decay: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ) -> None:
         self.name = name
         adam: dict[str, Any] = {"betas": (beta1, beta2), "eps": eps}
         options: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -379,11 +351,11 @@ class TorchOptimizer:
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> torch.optim.Optimizer:
         """The inverse of :meth:`export_state`."""
         state = self.init(params)
-        found: dict[int, dict[str, Any]] = {}
+        moments: dict[int, dict[str, Any]] = {}
         for key, x in arrays.items():
             i, _, field = key.partition(".")
-            found.setdefault(int(i), {})[field] = torch.tensor(x)
-        state.load_state_dict({"state": found, "param_groups": state.state_dict()["param_groups"]})
+            moments.setdefault(int(i), {})[field] = torch.tensor(x)
+        state.load_state_dict({"state": moments, "param_groups": state.state_dict()["param_groups"]})
         return state
 
 

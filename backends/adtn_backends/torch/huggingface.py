@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from adtn import Generator
-from adtn.compression import STRUCTURES, structure_from_json, structure_to_json
+from adtn.compression import STRUCTURES, structure_from_json
 from adtn.errors import CompressError, missing
 from torch import nn
 
@@ -29,7 +27,7 @@ def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
     folder : path
         With ``config.json``, which names the class under ``architectures``, and safetensors.
     weights : bool
-        Whether the numbers are read, too; otherwise only the structure is made.
+        Whether the weights are read, too; otherwise only the structure is made.
 
     Raises
     ------
@@ -57,10 +55,15 @@ def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
             )
         if not weights:
             return cls(config).eval()
-        model, found = cls.from_pretrained(
-            folder, config=config, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            output_loading_info=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
+        model, loaded = cls.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     except CompressError:
         raise
     except Exception as error:  # whatever a broken folder makes transformers raise
@@ -68,44 +71,12 @@ def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
             f"Cannot load the model in {folder} ({type(error).__name__}: {error}); expected a whole Hugging Face "
             "folder of this model. Get it again."
         ) from error
-    _refuse_holes(found, folder, cls.__name__)
+    _refuse_holes(loaded, folder, cls.__name__)
     return model.eval()
 
 
-def note_structures(model: nn.Module, generators: Mapping[str, Generator]) -> None:
-    """Let the configuration that ``save_pretrained`` of a transformers model writes say what is generated, and how."""
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "save_pretrained"):
-        if generators:
-            setattr(config, STRUCTURES, {name: structure_to_json(g) for name, g in generators.items()})
-        elif STRUCTURES in vars(config):
-            delattr(config, STRUCTURES)
-        _forget_lost_ties(model)
-
-
-def _forget_lost_ties(model: nn.Module) -> None:
-    """Leave to ``tie_weights`` what is still there: generated weights are tied by their modules."""
-    for module in model.modules():
-        if not hasattr(type(module), "tie_weights"):
-            continue
-        vars(module).pop("_tied_weights_keys", None)  # of an earlier compression
-        declared = getattr(module, "_tied_weights_keys", None)
-        if not isinstance(declared, dict):
-            continue
-        names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
-        kept = {
-            target: source
-            for target, source in declared.items()
-            if all(any(re.search(one, name) for name in names) for one in (target, source))
-        }
-        if kept != declared:
-            vars(module)["_tied_weights_keys"] = kept
-        if hasattr(module, "all_tied_weights_keys"):
-            vars(module)["all_tied_weights_keys"] = module.get_expanded_tied_weights_keys(all_submodels=True)  # type: ignore[operator]
-
-
 def _compressed(folder: Path, cls: Any, plain: Mapping[str, Any]) -> nn.Module:
-    """What ``save_pretrained`` of a compressed model wrote."""
+    """Load what ``save_pretrained`` of a compressed model wrote."""
     import transformers
     from safetensors.torch import load_file
 
@@ -114,16 +85,16 @@ def _compressed(folder: Path, cls: Any, plain: Mapping[str, Any]) -> nn.Module:
     _check_files(folder, plain.get("transformers_weights"))
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        with torch.random.fork_rng([]):  # first values are drawn, and replaced
+        with torch.random.fork_rng([]):  # initial values are drawn, and replaced
             model = cls(config)
-        generators = {name: structure_from_json(found) for name, found in plain[STRUCTURES].items()}
+        generators = {name: structure_from_json(text) for name, text in plain[STRUCTURES].items()}
         TorchModel(model, None).install(generators)
         first = folder / (_ONE if (folder / _ONE).exists() else _INDEX)
         shards = _shards(first) if first.name == _INDEX else [_ONE]
         state = {name: x for shard in shards for name, x in load_file(folder / shard).items()}
         dtypes = {x.dtype for x in state.values() if x.is_floating_point()}
         model.to(dtypes.pop() if len(dtypes) == 1 else None)
-        found = model.load_state_dict(state, strict=False)
+        loaded = model.load_state_dict(state, strict=False)
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     except CompressError:
@@ -135,40 +106,40 @@ def _compressed(folder: Path, cls: Any, plain: Mapping[str, Any]) -> nn.Module:
         ) from error
     own = model.state_dict()
     filled = {own[name].data_ptr() for name in state if name in own}
-    holes = [name for name in found.missing_keys if own[name].data_ptr() not in filled]  # others are tied
-    if holes or found.unexpected_keys:
+    holes = [name for name in loaded.missing_keys if own[name].data_ptr() not in filled]  # others are tied
+    if holes or loaded.unexpected_keys:
         raise CompressError(
             f"The weights in {folder} do not fill a compressed {cls.__name__} (missing: {holes[:_NAMED]}, not used: "
-            f"{found.unexpected_keys[:_NAMED]}); expected all of them. Save the model again."
+            f"{loaded.unexpected_keys[:_NAMED]}); expected all of them. Save the model again."
         )
     return model.eval()
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """What ``config.json`` says, as far as it decides what is run."""
+    """Read what ``config.json`` says, as far as it decides what is run."""
     path = folder / "config.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CompressError(f"Cannot read {path}: {error}; expected a Hugging Face folder.") from error
-    if not isinstance(found, dict):
-        raise CompressError(f"Got a {type(found).__name__} in {path}; expected a JSON object.")
-    names, kind = found.get("architectures"), found.get("model_type")
+    if not isinstance(entries, dict):
+        raise CompressError(f"Got a {type(entries).__name__} in {path}; expected a JSON object.")
+    names, kind = entries.get("architectures"), entries.get("model_type")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise CompressError(f"Got architectures={names!r} in {path}; expected a list with the name of a model.")
     if not isinstance(kind, str):
         raise CompressError(f"Got model_type={kind!r} in {path}; expected a name.")
-    for key, value in _entries(found):
+    for key, value in _entries(entries):
         if key.endswith("_implementation") and isinstance(value, str) and "/" in value:
             raise CompressError(f"Got {key}={value!r} in {path}, which is code from elsewhere; remove it.")
     if (folder / "adapter_config.json").exists():
         raise CompressError(f"Got {folder}, which holds an adapter of peft; merge it into its model first.")
-    return found
+    return entries
 
 
-def _entries(found: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(found, dict):
-        for key, value in found.items():
+def _entries(entries: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(entries, dict):
+        for key, value in entries.items():
             yield key, value
             yield from _entries(value)
 
@@ -194,7 +165,7 @@ def _class(plain: Mapping[str, Any], folder: Path) -> Any:
 
 
 def _check_files(folder: Path, named: Any) -> None:
-    """Every file of weights is a safetensors file of this folder that can be opened.
+    """Refuse files of weights that are no safetensors of this folder, or cannot be opened.
 
     Parameters
     ----------
@@ -221,11 +192,11 @@ def _check_files(folder: Path, named: Any) -> None:
 
 
 def _shards(path: Path) -> list[str]:
-    """What an index names."""
+    """Files that an index names."""
     folder = path.parent
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(found.values()))
+        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(files.values()))
     except FileNotFoundError:
         others = sorted(file.name for file in folder.glob("*.bin"))
         hint = f" It has {others[:_NAMED]}, which are not read: convert them to safetensors." if others else ""
@@ -239,20 +210,20 @@ def _shards(path: Path) -> list[str]:
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    """In the folder itself, or where the cache of Hugging Face keeps what its folders link to."""
+    """Whether a file is in the folder, or where the cache of Hugging Face has what its folders link to."""
     home, real = folder.resolve(), path.resolve()
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     return real.parent in (home, blobs)
 
 
-def _refuse_holes(found: Mapping[str, Any], folder: Path, name: str) -> None:
-    """Weights that the files did not fill have random numbers now."""
-    holes = sorted(str(key) for key in found.get("missing_keys") or ())
-    odd = [str(key[0] if isinstance(key, tuple) else key) for key in found.get("mismatched_keys") or ()]
-    errors = [str(error) for error in found.get("error_msgs") or ()]
+def _refuse_holes(loaded: Mapping[str, Any], folder: Path, name: str) -> None:
+    """Refuse weights that the files did not fill: they have random values now."""
+    holes = sorted(str(key) for key in loaded.get("missing_keys") or ())
+    odd = [str(key[0] if isinstance(key, tuple) else key) for key in loaded.get("mismatched_keys") or ()]
+    errors = [str(error) for error in loaded.get("error_msgs") or ()]
     if not (holes or odd or errors):
         return
-    rest = sorted(str(key) for key in found.get("unexpected_keys") or ())
+    rest = sorted(str(key) for key in loaded.get("unexpected_keys") or ())
     parts = [("missing", holes), ("of another shape", sorted(odd)), ("errors", errors), ("not used", rest)]
     said = "; ".join(f"{what}: {', '.join(one[:_NAMED]) + ' ...' * (len(one) > _NAMED)}" for what, one in parts if one)
     raise CompressError(

@@ -22,14 +22,12 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from .layers import ADTNLinear, GeneratedWeight
-from .layers._like import layer_like, weight_shape
-from .layers._linear import is_transposed
+from .layers._kinds import KINDS, kind_of, layer_like, weight_shape
 from .layers._merged import Mergeable
 
-_TARGETS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, Conv1D)
+_TARGETS = tuple(dense for kind in KINDS if kind.adaptable for dense in (*kind.dense, *kind.imported()))
 
 
 @dataclass
@@ -65,7 +63,7 @@ class GeneratedLoraConfig(LoraConfig):
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> GeneratedLoraConfig:
-        """Of an adapter that peft saved, for ``PeftModel.from_pretrained(model, folder, config=...)``.
+        """Read that of an adapter that peft saved, for ``PeftModel.from_pretrained(model, folder, config=...)``.
 
         Raises
         ------
@@ -73,15 +71,15 @@ class GeneratedLoraConfig(LoraConfig):
             If the folder holds another kind of adapter.
         """
         try:
-            found = json.loads((Path(folder) / "adapter_config.json").read_text())
+            plain = json.loads((Path(folder) / "adapter_config.json").read_text())
         except (OSError, ValueError, RecursionError) as error:
             raise CompressError(f"Cannot read the adapter in {folder}: {error}.") from error
-        if not isinstance(found, dict) or "generated" not in found:
-            kind = found.get("peft_type") if isinstance(found, dict) else f"a {type(found).__name__}"
+        if not isinstance(plain, dict) or "generated" not in plain:
+            kind = plain.get("peft_type") if isinstance(plain, dict) else f"a {type(plain).__name__}"
             raise CompressError(f"Got {folder}, an adapter of {kind}; expected a generated one.")
         known = ("target_modules", "exclude_modules", "modules_to_save", "task_type", "generated", "bias")
         try:
-            return cls(**{k: found[k] for k in known if found.get(k) is not None}, inference_mode=True)
+            return cls(**{k: plain[k] for k in known if plain.get(k) is not None}, inference_mode=True)
         except ADTNError:
             raise
         except Exception as error:  # a file may hold anything
@@ -149,17 +147,16 @@ class GeneratedLora(Mergeable, LoraLayer):
 
     def inside(self) -> list[GeneratedWeight]:
         """The weights of the merged adapters."""
-        found: list[Any] = [self.lora_generated[name] for name in self.merged_adapters]
-        return [layer.generated for layer in found]
+        layers: list[Any] = [self.lora_generated[name] for name in self.merged_adapters]
+        return [layer.generated for layer in layers]
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """In the orientation of the dense weight."""
+        """The weight of an adapter in the orientation of the dense weight."""
         layer: Any = self.lora_generated[adapter]
-        delta = layer.weight.detach()
-        return delta.T if is_transposed(self.get_base_layer()) else delta
+        return kind_of(self.get_base_layer()).oriented(layer.weight.detach())
 
     def forward(self, x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        """As the dense layer."""
+        """Apply the layer as the dense one, and the active adapters."""
         if self.disable_adapters and self.merged:
             self.unmerge()
         layer = self.merged_layer() if self.merged else None

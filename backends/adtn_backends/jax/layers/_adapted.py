@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from adtn import Generator
 from adtn._typing import Params
-from adtn.compression import load_layers, save_layers
 from adtn.errors import CompressError
 from flax import nnx
 from jax.core import Tracer
 
-from ...shared._adapters import generators_of, names_of, switch
-from ._kernels import kernel_name, kernel_of
-from ._like import layer_like
+from ...shared._adapters import Modules, modules_for
+from ._kinds import known_kind_of, layer_like
 from ._places import modules_of, params_of, put_module
 from ._weight import GeneratedWeight
 
 
 class Cached(nnx.Variable[Any]):
-    """What was computed from other variables."""
+    """A value that was computed from other variables."""
 
 
 def _bits(x: jax.Array) -> jax.Array:
@@ -116,6 +113,9 @@ class Adapted(nnx.Module):
         self.inside, self.seen = Cached(jnp.zeros(())), Cached(jnp.zeros(()))
         self.merged = False
 
+    def check_stay(self) -> None:
+        """Refuse nothing: a dense weight of Flax is never computed from other parameters."""
+
     def stay(self) -> None:
         """Leave what is merged in the dense weight for good."""
         if self.merged:
@@ -123,17 +123,18 @@ class Adapted(nnx.Module):
             self.unmerge()
 
     def _kernel(self) -> Any:
-        return getattr(self.base_layer, kernel_name(self.base_layer))
+        return getattr(self.base_layer, known_kind_of(self.base_layer).variable)
 
     def _parts(self) -> tuple[jax.Array, list[Params]]:
         """The dense weight and the cores of the active adapters."""
         return self._kernel()[...], [self.generated(name).arrays() for name in self.active]
 
     def _sum(self, parts: tuple[jax.Array, list[Params]]) -> jax.Array:
-        """Of these, in the order of the dense weight."""
+        """Sum these, in the order of the dense weight."""
         kernel, cores = parts
+        kind = known_kind_of(self.base_layer)
         for name, arrays in zip(self.active, cores, strict=True):
-            kernel = kernel + kernel_of(self.base_layer, self.generated(name)(arrays))
+            kernel = kernel + kind.write(self.base_layer, self.generated(name)(arrays))
         return kernel
 
     def _look(self) -> jax.Array:
@@ -143,14 +144,14 @@ class Adapted(nnx.Module):
         return jnp.concatenate([_bits(kernel).reshape(-1), *small])
 
     def _apply(self, merged: Callable[[Any], jax.Array], beside: Callable[[], jax.Array]) -> jax.Array:
-        """With the merged weight in a copy of the dense layer, or with the adapters beside it."""
+        """Apply the merged weight in a copy of the dense layer, or the adapters beside it."""
         if not self.merged or self.inside.shape != self._kernel().shape:
             return beside()
         graph, state = nnx.split(self.base_layer)
 
         def through() -> jax.Array:
             layer = nnx.merge(graph, state, copy=True)
-            getattr(layer, kernel_name(layer))[...] = _attached(self.inside[...], self._sum, self._parts())
+            getattr(layer, known_kind_of(layer).variable)[...] = _attached(self.inside[...], self._sum, self._parts())
             return merged(layer)
 
         same = jnp.array_equal(self.seen[...], self._look())
@@ -159,7 +160,7 @@ class Adapted(nnx.Module):
         return through() if same else beside()
 
     def __call__(self, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
-        """As the dense layer."""
+        """Apply the layer as the dense one, and the active adapters."""
 
         def beside() -> jax.Array:
             base: Any = self.base_layer
@@ -189,125 +190,23 @@ class Adapted(nnx.Module):
         return getattr(vars(self)["base_layer"], name)
 
 
-def adapted_layers(model: nnx.Module) -> Iterator[tuple[str, Adapted]]:
-    """Adapted layers by name."""
-    yield from ((name, m) for name, m in modules_of(model) if isinstance(m, Adapted))
+def _beside(generator: Generator, dense: Any) -> GeneratedWeight:
+    """A generated weight with the dtype of a dense layer."""
+    weight, own = GeneratedWeight(generator), params_of(dense)
+    return weight.astype(own[0][...].dtype) if own else weight
 
 
-def adapter_names(model: nnx.Module) -> list[str]:
-    """Of all adapters in a model."""
-    return names_of(list(adapted_layers(model)))
+MODULES = Modules(
+    adapted=Adapted,
+    wrap=Adapted,
+    places=lambda model: dict(modules_of(model)),
+    at=lambda model, name: dict(modules_of(model))[name],
+    put=put_module,
+    parameters=params_of,
+    generated=_beside,
+)
 
 
-def set_adapter(model: nnx.Module, *names: str) -> None:
-    """Switch to one adapter, to several together, or to none: the dense model.
-
-    What is active is static: functions that were compiled by :func:`flax.nnx.jit` are compiled again.
-
-    Raises
-    ------
-    CompressError
-        If a name is unknown; nothing is switched then.
-    """
-    switch(list(adapted_layers(model)), names)
-
-
-def merge_adapters(model: nnx.Module) -> None:
-    """Put the active adapters into the dense weights: inference costs what it cost before."""
-    for _, layer in adapted_layers(model):
-        layer.merge()
-
-
-def unmerge_adapters(model: nnx.Module) -> None:
-    """The dense weights as they were, to the bit."""
-    for _, layer in adapted_layers(model):
-        layer.unmerge()
-
-
-def remove_adapters(model: nnx.Module) -> nnx.Module:
-    """The dense layers back in their places, with adapters merged in where they are merged; returns the model."""
-    for name, layer in list(adapted_layers(model)):
-        layer.stay()
-        if not name:
-            return layer.base_layer
-        put_module(model, name, layer.base_layer)
-    return model
-
-
-def add_adapter(model: nnx.Module, generators: Mapping[str, Generator], name: str = "default") -> nnx.Module:
-    """Add generated weights to layers of a model, in place; returns the model.
-
-    Parameters
-    ----------
-    model : flax.nnx.Module
-    generators : mapping of str to Generator
-        By name of the layer; weights as in PyTorch, ``(n_out, n_in, ...)``.
-    name : str
-        Of the adapter, which becomes the active one.
-
-    Raises
-    ------
-    CompressError, LayoutError
-        If a layer is missing or has no generated form, or the shapes differ. Nothing is changed then.
-    """
-    places = dict(modules_of(model))
-    made: dict[str, Adapted] = {}
-    if "" in generators:
-        raise CompressError("Got an adapter for the model itself, which has no place; use Adapted(model).add(...).")
-    for where, generator in generators.items():
-        found = places.get(where)
-        if found is None:
-            raise CompressError(f"Got an adapter for {where!r}, which {type(model).__name__} does not have.")
-        base = found.base_layer if isinstance(found, Adapted) else found
-        _refuse_ties(places, where, base)
-        layer = Adapted(base)
-        if isinstance(found, Adapted):
-            for other in found.adapters:
-                layer.adapters[other] = found.adapters[other]
-        layer.add(name, GeneratedWeight(generator).astype(params_of(base)[0][...].dtype))
-        made[where] = layer
-    for where, layer in made.items():
-        if isinstance(places[where], Adapted):
-            places[where].unmerge()
-        put_module(model, where, layer)
-    for _, layer in adapted_layers(model):  # what the new adapter does not touch is dense
-        layer.active = (name,) if name in layer.adapters else ()
-    return model
-
-
-def _refuse_ties(places: Mapping[str, Any], where: str, base: Any) -> None:
-    """A merged adapter would change what shares the weight, too."""
-    own = {id(v) for v in params_of(base)}
-    others = [
-        name for name, module in places.items()
-        if name not in (where, f"{where}.base_layer") and own & {id(v) for v in params_of(module)}
-    ]  # fmt: skip
-    if others:
-        raise CompressError(f"Layer {where!r} shares its weight with {', '.join(others)}; it cannot be adapted alone.")
-
-
-def adapter_generators(model: nnx.Module, name: str = "default") -> dict[str, Generator]:
-    """The numbers of an adapter as they are now, by layer.
-
-    Raises
-    ------
-    CompressError
-        If there is none of that name.
-    """
-    return generators_of(list(adapted_layers(model)), name)
-
-
-def save_adapter(model: nnx.Module, folder: str | Path, name: str = "default", dtype: Any = None) -> None:
-    """One small file per layer, and nothing of the dense model; ``dtype`` as of :func:`adtn.save`."""
-    save_layers(folder, adapter_generators(model, name), dtype)
-
-
-def load_adapter(model: nnx.Module, folder: str | Path, name: str = "default") -> nnx.Module:
-    """Add what :func:`save_adapter` wrote, also that of PyTorch where layers have the same names; returns the model.
-
-    Raises
-    ------
-    CompressError
-        If the folder holds no adapter.
-    """
-    return add_adapter(model, load_layers(folder, "adapter; pass a folder that save_adapter wrote"), name)
+@modules_for.register(nnx.Module)
+def _modules(model: nnx.Module) -> Modules:
+    return MODULES

@@ -10,8 +10,7 @@ from adtn import Generator
 from adtn.errors import LayoutError
 from flax import nnx
 
-from ._kernels import filled
-from ._linear import ADTNLinear
+from ._linear import LINEAR_GENERAL, ADTNLinear
 from ._weight import GeneratedWeight, as_weight, bias_param
 
 
@@ -66,11 +65,19 @@ class ADTNMultiheadAttention(nnx.Module):
         """An ordinary layer with the weights as they are now; its mask is a keyword."""
         n, weight = self.generated.shape[1], self.generated()
         dense = nnx.MultiHeadAttention(
-            self.num_heads, n, decode=False, use_bias=self.bias is not None or self.out_proj.bias is not None,
-            param_dtype=weight.dtype, rngs=nnx.Rngs(0),
-        )  # fmt: skip
+            self.num_heads,
+            n,
+            decode=False,
+            use_bias=self.bias is not None or self.out_proj.bias is not None,
+            param_dtype=weight.dtype,
+            rngs=nnx.Rngs(0),
+        )
         biases = [None] * 3 if self.bias is None else jnp.split(self.bias[...], 3)
         for part, w, b in zip(("query", "key", "value"), jnp.split(weight, 3), biases, strict=True):
-            filled(getattr(dense, part), w, b)
-        filled(dense.out, self.out_proj.weight, self.out_proj.bias)
+            LINEAR_GENERAL.filled(getattr(dense, part), w, b)
+        LINEAR_GENERAL.filled(dense.out, self.out_proj.weight, self.out_proj.bias)
         return dense
+
+
+GENERATED = (ADTNMultiheadAttention,)
+"""Made by hand only: in a model of Flax the projections inside of an attention are layers of their own."""

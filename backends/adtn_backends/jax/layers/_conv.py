@@ -6,19 +6,19 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
-from adtn import Generator, Layout, Topology
+from adtn import Generator
 from adtn._checks import checked
 from adtn.errors import LayoutError
 from flax import nnx
 
-from ...shared._fitted import Base
+from ...shared._from_dense import Fit, FromConv
 from ...shared._geometry import NUMPY_PAD, Geometry, PaddingMode, Size
-from ._kernels import as_dtype, conv_options, filled, weight_of
+from ._kind import Kind, as_dtype
 from ._shards import placed
-from ._weight import GeneratedWeight, as_weight, bias_param, weight_for
+from ._weight import GeneratedWeight, as_weight, bias_param, fitted_weight
 
 
-class _ADTNConv(nnx.Module):
+class _ADTNConv(FromConv, nnx.Module):
     """Common part; see :class:`ADTNConv2d`."""
 
     axes: ClassVar[int]
@@ -44,30 +44,13 @@ class _ADTNConv(nnx.Module):
         self.dtype = dtype
 
     @classmethod
-    def from_conv(
-        cls,
-        conv: nnx.Conv,
-        topology: Topology,
-        layout: Layout | None = None,
-        *,
-        seed: int = 0,
-        base: Base = None,
-        steps: int = 0,
-        **options: Any,
-    ) -> Self:
-        """A convolution in place of a dense one; parameters as of :meth:`ADTNLinear.from_linear`.
-
-        Raises
-        ------
-        LayoutError
-            If it has another number of axes, or there is no generated form of it.
-        """
-        dense, reason = weight_of(conv)
-        if dense is None or dense.ndim != 2 + cls.axes:
-            why = reason or f"its kernel is {conv.kernel.shape}"
-            raise LayoutError(f"Got a {type(conv).__name__} that {cls.__name__} cannot take the place of: {why}.")
-        weight = weight_for(dense, topology, layout, seed=seed, base=base, steps=steps, **options)
-        return cls(weight, False if conv.bias is None else conv.bias[...], **conv_options(conv))
+    def _in_place_of(cls, dense: Any, fit: Fit, **options: Any) -> Self:
+        reason = CONV.reason(dense) if type(dense) is nnx.Conv else f"no generated form of {type(dense).__name__}"
+        if reason or dense.kernel.ndim != 2 + cls.axes:
+            why = reason or f"its kernel is {dense.kernel.shape}"
+            raise LayoutError(f"Got a {type(dense).__name__} that {cls.__name__} cannot take the place of: {why}.")
+        bias = False if dense.bias is None else dense.bias[...]
+        return cls(fitted_weight(CONV.weight(dense), fit), bias, **_options(dense))
 
     @property
     def weight(self) -> jax.Array:
@@ -86,11 +69,19 @@ class _ADTNConv(nnx.Module):
         if g.padding_mode != "zeros":
             raise LayoutError(f"Got padding_mode={g.padding_mode!r}, which convolutions of Flax do not have.")
         dense = nnx.Conv(
-            g.in_channels, g.out_channels, g.kernel_size, g.stride, padding=self.rule or g.padding,
-            kernel_dilation=g.dilation, feature_group_count=g.groups, use_bias=self.bias is not None,
-            dtype=self.dtype, param_dtype=weight.dtype, rngs=nnx.Rngs(0),
-        )  # fmt: skip
-        return filled(dense, weight, self.bias)
+            g.in_channels,
+            g.out_channels,
+            g.kernel_size,
+            g.stride,
+            padding=self.rule or g.padding,
+            kernel_dilation=g.dilation,
+            feature_group_count=g.groups,
+            use_bias=self.bias is not None,
+            dtype=self.dtype,
+            param_dtype=weight.dtype,
+            rngs=nnx.Rngs(0),
+        )
+        return CONV.filled(dense, weight, self.bias)
 
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
         """``(batch, *size, in)`` to ``(batch, *size, out)``."""
@@ -101,15 +92,20 @@ class _ADTNConv(nnx.Module):
             padding = "VALID"
         size = "DHW"[3 - self.axes :]
         y = jax.lax.conv_general_dilated(
-            x, self.weight.astype(x.dtype), g.stride, padding, rhs_dilation=g.dilation, feature_group_count=g.groups,
+            x,
+            self.weight.astype(x.dtype),
+            g.stride,
+            padding,
+            rhs_dilation=g.dilation,
+            feature_group_count=g.groups,
             dimension_numbers=(f"N{size}C", f"OI{size}", f"N{size}C"),
-        )  # fmt: skip
+        )
         y = placed(y, out_sharding)
         return y if self.bias is None else y + as_dtype(self.bias[...], self.dtype)
 
 
 class ADTNConv1d(_ADTNConv):
-    """See :class:`ADTNConv2d`."""
+    """A convolution over one or three axes, see :class:`ADTNConv2d`."""
 
     axes = 1
 
@@ -126,7 +122,7 @@ class ADTNConv2d(_ADTNConv):
     stride, padding, dilation, groups, padding_mode
         As of :class:`torch.nn.Conv2d`; ``padding`` may be JAX's ``"SAME"`` and ``"VALID"``, too.
     dtype : dtype, optional
-        Of products and results, as layers of Flax have it; the numbers keep theirs. That of inputs and numbers together
+        Of products and results, as layers of Flax have it; the parameters keep theirs. That of inputs and parameters
         when not given.
 
     Raises
@@ -146,6 +142,75 @@ class ADTNConv2d(_ADTNConv):
 
 
 class ADTNConv3d(_ADTNConv):
-    """See :class:`ADTNConv2d`."""
+    """A convolution over one or three axes, see :class:`ADTNConv2d`."""
 
     axes = 3
+
+
+def _build(dense: Any, weight: GeneratedWeight, bias: Any) -> _ADTNConv:
+    return _BY_AXES[dense.kernel.ndim - 2](weight, bias, **_options(dense))
+
+
+def _refusal(dense: Any) -> str:
+    axes = dense.kernel.ndim - 2
+    if axes not in _BY_AXES or dense.mask is not None or set(_each(dense.input_dilation, axes)) != {1}:
+        return "a masked, transposed or higher-dimensional convolution"
+    return f"padding {dense.padding!r}" if _padding(dense) is None else ""
+
+
+def _options(dense: nnx.Conv) -> dict[str, Any]:
+    """Geometry and dtype as :class:`ADTNConv2d` takes them."""
+    axes = dense.kernel.ndim - 2
+    return {
+        "stride": _each(dense.strides, axes),
+        "padding": _padding(dense),
+        "dilation": _each(dense.kernel_dilation, axes),
+        "groups": dense.feature_group_count,
+        "dtype": dense.dtype,
+    }
+
+
+def _patches(dense: Any, x: Any) -> Any | None:
+    """The windows of images that the kernel lies over; of grouped convolutions each group would see others."""
+    if dense.kernel.ndim != 4 or dense.feature_group_count > 1:
+        return None
+    padding: Any = _padding(dense)
+    columns = jax.lax.conv_general_dilated_patches(
+        x,
+        dense.kernel.shape[:2],
+        _each(dense.strides, 2),
+        [(p, p) for p in padding] if isinstance(padding, tuple) else padding,
+        rhs_dilation=_each(dense.kernel_dilation, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return columns.reshape(-1, columns.shape[-1])
+
+
+def _each(value: Any, axes: int) -> tuple[int, ...]:
+    return (int(value),) * axes if isinstance(value, int) else tuple(map(int, value))
+
+
+def _padding(dense: Any) -> Any:
+    """Padding as :class:`ADTNConv2d` takes it; ``None`` for what it does not know."""
+    given, axes = dense.padding, dense.kernel.ndim - 2
+    if isinstance(given, str):
+        return given if given in ("SAME", "VALID") else None
+    if isinstance(given, int):
+        return (given,) * axes
+    around = [(p, p) if isinstance(p, int) else tuple(p) for p in given]
+    return tuple(a for a, _ in around) if len(around) == axes and all(a == b for a, b in around) else None
+
+
+_BY_AXES: dict[int, type[_ADTNConv]] = {made.axes: made for made in (ADTNConv1d, ADTNConv2d, ADTNConv3d)}
+CONV = Kind(
+    dense=nnx.Conv,
+    generated=tuple(_BY_AXES.values()),
+    build=_build,
+    axes=lambda dense: 2 + len(dense.kernel_size),
+    read=lambda dense, kernel: jnp.moveaxis(kernel, (-1, -2), (0, 1)),
+    write=lambda dense, weight: jnp.moveaxis(weight, (0, 1), (-1, -2)),
+    refusal=_refusal,
+    rows=_patches,
+)
+KINDS = (CONV,)
+"""Convolutions over any number of axes."""

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from adtn import Generator, Layout, Topology
+from adtn import Generator
 from adtn._checks import checked
 from adtn._typing import Params
 from adtn.errors import LayoutError
 from flax import nnx
 
-from ...shared._fitted import Base
-from ._kernels import as_dtype, filled, refuse_other
+from ...shared._from_dense import Fit, FromEmbedding
+from ._kind import Kind, as_dtype
 from ._shards import by_shards, placed
-from ._weight import GeneratedWeight, as_weight, weight_for
+from ._weight import GeneratedWeight, as_weight, fitted_weight
 
 _FEW = 4  # up to a quarter of all rows, only those that are asked for are made
 
 
-class ADTNEmbedding(nnx.Module):
+class ADTNEmbedding(FromEmbedding, nnx.Module):
     """Rows of a generated table; takes the place of :class:`flax.nnx.Embed`.
 
     Parameters
@@ -28,7 +28,7 @@ class ADTNEmbedding(nnx.Module):
     weight : Generator or GeneratedWeight
         Of the table, ``(num_embeddings, embedding_dim)``.
     dtype : dtype, optional
-        Of rows and products, as layers of Flax have it; the numbers keep theirs.
+        Of rows and products, as layers of Flax have it; the parameters keep theirs.
 
     Examples
     --------
@@ -44,22 +44,9 @@ class ADTNEmbedding(nnx.Module):
         self.dtype = dtype
 
     @classmethod
-    def from_embedding(
-        cls,
-        embedding: nnx.Embed,
-        topology: Topology,
-        layout: Layout | None = None,
-        *,
-        seed: int = 0,
-        base: Base = None,
-        steps: int = 0,
-        **options: Any,
-    ) -> ADTNEmbedding:
-        """A table in place of a dense one; parameters and errors as of :meth:`ADTNLinear.from_linear`."""
-        refuse_other(embedding, nnx.Embed)
-        dense = embedding.embedding[...]
-        weight = weight_for(dense, topology, layout, seed=seed, base=base, steps=steps, **options)
-        return cls(weight, embedding.dtype)
+    def _in_place_of(cls, dense: Any, fit: Fit, **options: Any) -> Self:
+        EMBED.refuse_other(dense)
+        return cls(fitted_weight(EMBED.weight(dense), fit), dense.dtype)
 
     @property
     def weight(self) -> jax.Array:
@@ -72,7 +59,7 @@ class ADTNEmbedding(nnx.Module):
         dense = nnx.Embed(
             self.num_embeddings, self.embedding_dim, dtype=self.dtype, param_dtype=weight.dtype, rngs=nnx.Rngs(0)
         )
-        return filled(dense, weight, None)
+        return EMBED.filled(dense, weight, None)
 
     def __call__(self, indices: jax.Array, out_sharding: Any = None) -> jax.Array:
         """``(...)`` of integers to ``(..., embedding_dim)``."""
@@ -94,3 +81,14 @@ class ADTNEmbedding(nnx.Module):
     def attend(self, query: jax.Array, out_sharding: Any = None) -> jax.Array:
         """``(..., embedding_dim)`` to products with all rows, ``(..., num_embeddings)``: a tied output layer."""
         return placed(as_dtype(query, self.dtype) @ as_dtype(self.weight.T, self.dtype), out_sharding)
+
+
+EMBED = Kind(
+    dense=nnx.Embed,
+    generated=(ADTNEmbedding,),
+    build=lambda dense, weight, bias: ADTNEmbedding(weight, dense.dtype),
+    axes=lambda dense: 2,
+    variable="embedding",
+)
+KINDS = (EMBED,)
+"""Tables, whose rows are looked up."""

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import jax
-from adtn import Generator, Layout, Topology
+from adtn import Generator
 from adtn._checks import checked
 from adtn._typing import Params
 from adtn.errors import LayoutError
 from flax import nnx
 
-from ...shared._fitted import Base
+from ...shared._from_dense import Fit, FromLinear
 from ...shared._geometry import check_input
-from ._kernels import as_dtype, filled, refuse_other
+from ._kind import Kind, as_dtype
 from ._shards import by_shards, parts_of, placed
-from ._weight import GeneratedWeight, Mode, as_weight, bias_param, weight_for
+from ._weight import GeneratedWeight, Mode, as_weight, bias_param, fitted_weight
 
 
-class ADTNLinear(nnx.Module):
-    """``y = x Wᵀ + b`` with W generated from a few trained numbers; takes the place of :class:`flax.nnx.Linear`.
+class ADTNLinear(FromLinear, nnx.Module):
+    """``y = x Wᵀ + b`` with W generated from a few parameters; takes the place of :class:`flax.nnx.Linear`.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class ADTNLinear(nnx.Module):
     mode : {"materialise", "stream", "factored"}, optional
         The scheduler chooses by the batch when not given.
     dtype : dtype, optional
-        Of products and results, as layers of Flax have it; the numbers keep theirs. That of inputs and numbers together
+        Of products and results, as layers of Flax have it; the parameters keep theirs. That of inputs and parameters
         when not given.
 
     Raises
@@ -57,40 +57,10 @@ class ADTNLinear(nnx.Module):
         self.bias = bias_param(bias, self.generated)
 
     @classmethod
-    def from_linear(
-        cls,
-        linear: nnx.Linear,
-        topology: Topology,
-        layout: Layout | None = None,
-        *,
-        seed: int = 0,
-        base: Base = None,
-        mode: Mode | None = None,
-        steps: int = 0,
-        **options: Any,
-    ) -> ADTNLinear:
-        """A layer in place of a dense one, with its bias and dtype.
-
-        Parameters
-        ----------
-        linear : flax.nnx.Linear
-        topology, layout, seed, base
-            See :class:`adtn.Generator`.
-        mode
-            See :class:`ADTNLinear`.
-        steps : int
-            Of a fit to the dense weight; without one only its spread is taken over.
-        **options
-            Of :func:`adtn.fit`.
-
-        Raises
-        ------
-        LayoutError
-            For other layers, subclasses, and layers with functions of their own.
-        """
-        refuse_other(linear, nnx.Linear)
-        weight = weight_for(linear.kernel[...].T, topology, layout, seed=seed, base=base, steps=steps, **options)
-        return cls(weight, False if linear.bias is None else linear.bias[...], mode, linear.dtype)
+    def _in_place_of(cls, dense: Any, fit: Fit, mode: Mode | None = None, **options: Any) -> Self:
+        LINEAR.refuse_other(dense)
+        bias = False if dense.bias is None else dense.bias[...]
+        return cls(fitted_weight(LINEAR.weight(dense), fit), bias, mode, dense.dtype)
 
     @property
     def weight(self) -> jax.Array:
@@ -101,10 +71,14 @@ class ADTNLinear(nnx.Module):
         """An ordinary layer with the weight as it is now."""
         weight, has_bias = self.weight, self.bias is not None
         dense = nnx.Linear(
-            self.in_features, self.out_features, use_bias=has_bias, dtype=self.dtype, param_dtype=weight.dtype,
+            self.in_features,
+            self.out_features,
+            use_bias=has_bias,
+            dtype=self.dtype,
+            param_dtype=weight.dtype,
             rngs=nnx.Rngs(0),
-        )  # fmt: skip
-        return filled(dense, weight, self.bias)
+        )
+        return LINEAR.filled(dense, weight, self.bias)
 
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
         """``(..., n_in)`` to ``(..., n_out)``."""
@@ -117,7 +91,7 @@ class ADTNLinear(nnx.Module):
         chosen, apply = self.generated.layer(rows, self.mode)
         if chosen.makes_weight and self.dtype is not None:
             y = as_dtype(rows, self.dtype) @ as_dtype(self.generated(arrays).T, self.dtype)
-        else:  # the numbers keep their precision, as in norms
+        else:  # the parameters keep their precision, as in norms
             rows = rows if self.dtype is None else rows.astype(self.generated.dtype)
             if chosen.merges_batch and (parts := parts_of(rows)) > 1:
                 # merged with legs, the batch would lose its place in the mesh, and be gathered on every device
@@ -140,7 +114,7 @@ class ADTNLinearGeneral(nnx.Module):
     outputs : tuple of int, optional
         The axes that take their place; one when not given.
     dtype : dtype, optional
-        Of products and results, as layers of Flax have it; the numbers keep theirs. That of inputs and numbers together
+        Of products and results, as layers of Flax have it; the parameters keep theirs. That of inputs and parameters
         when not given.
 
     Raises
@@ -181,13 +155,57 @@ class ADTNLinearGeneral(nnx.Module):
         """An ordinary layer with the weight as it is now."""
         weight, bias = self.linear.weight, self.linear.bias
         dense = nnx.LinearGeneral(
-            self.inputs, self.outputs, axis=tuple(range(-len(self.inputs), 0)), use_bias=bias is not None,
-            dtype=self.linear.dtype, param_dtype=weight.dtype, rngs=nnx.Rngs(0),
-        )  # fmt: skip
-        return filled(dense, weight, bias)
+            self.inputs,
+            self.outputs,
+            axis=tuple(range(-len(self.inputs), 0)),
+            use_bias=bias is not None,
+            dtype=self.linear.dtype,
+            param_dtype=weight.dtype,
+            rngs=nnx.Rngs(0),
+        )
+        return LINEAR_GENERAL.filled(dense, weight, bias)
 
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
         """``(..., *inputs)`` to ``(..., *outputs)``."""
         lead = x.shape[: x.ndim - len(self.inputs)]
         rows = x.reshape(*lead, self.linear.in_features)
         return placed(self.linear(rows).reshape(*lead, *self.outputs), out_sharding)
+
+
+def _batch(layer: ADTNLinear, x: Any) -> int:
+    return x.size // layer.in_features
+
+
+def _general(dense: Any, weight: GeneratedWeight, bias: Any) -> ADTNLinearGeneral:
+    flat = bias if bias is False else bias.reshape(-1)
+    return ADTNLinearGeneral(weight, flat, dense.in_features, dense.out_features, dense.dtype)
+
+
+def _general_refusal(dense: nnx.LinearGeneral) -> str:
+    axes = (dense.axis,) if isinstance(dense.axis, int) else tuple(dense.axis)
+    plain = not dense.batch_axis and axes == tuple(range(-len(axes), 0))
+    return "" if plain else "contracts other axes than the last ones"
+
+
+LINEAR = Kind(
+    dense=nnx.Linear,
+    generated=(ADTNLinear,),
+    build=lambda dense, weight, bias: ADTNLinear(weight, bias, dtype=dense.dtype),
+    axes=lambda dense: 2,
+    read=lambda dense, kernel: kernel.T,
+    write=lambda dense, weight: weight.T,
+    rows=lambda dense, x: x.reshape(-1, x.shape[-1]),
+    batch=_batch,
+)
+LINEAR_GENERAL = Kind(
+    dense=nnx.LinearGeneral,
+    generated=(ADTNLinearGeneral,),
+    build=_general,
+    axes=lambda dense: sum(map(len, (dense.in_features, dense.out_features, dense.batch_axis))),
+    read=lambda dense, kernel: kernel.reshape(-1, math.prod(dense.out_features)).T,
+    write=lambda dense, weight: weight.T.reshape(dense.kernel.shape),
+    refusal=_general_refusal,
+    rows=lambda dense, x: x.reshape(-1, math.prod(dense.in_features)),
+)
+KINDS = (LINEAR, LINEAR_GENERAL)
+"""Linear layers over one axis, and over several."""

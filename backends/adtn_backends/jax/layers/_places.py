@@ -14,7 +14,7 @@ def _parts(module: nnx.Module) -> Iterator[tuple[str, Any]]:
 
 
 def modules_of(model: nnx.Module, name: str = "", inside: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Every place of every module, also of those that have several."""
+    """Yield every place of every module, also of those that have several."""
     yield name, model
     for part, value in _parts(model):
         if isinstance(value, nnx.Module) and id(value) not in inside:
@@ -22,7 +22,7 @@ def modules_of(model: nnx.Module, name: str = "", inside: tuple[int, ...] = ()) 
 
 
 def put_module(model: nnx.Module, name: str, module: Any) -> None:
-    """Into one place."""
+    """Put a module into one place."""
     owner, _, leaf = name.rpartition(".")
     parent: Any = dict(modules_of(model))[owner]
     if isinstance(parent, nnx.List):
@@ -38,9 +38,9 @@ def params_of(module: nnx.Module) -> list[Any]:
 
 def variables_of(model: nnx.Module) -> dict[str, Any]:
     """All variables of a model, each once, by path."""
-    found: dict[int, tuple[str, Any]] = {}
+    variables: dict[int, tuple[str, Any]] = {}
     for name, module in modules_of(model):
         for part, v in _parts(module):
             if isinstance(v, nnx.Variable):
-                found.setdefault(id(v), (f"{name}.{part}" if name else part, v))
-    return dict(found.values())
+                variables.setdefault(id(v), (f"{name}.{part}" if name else part, v))
+    return dict(variables.values())

@@ -11,15 +11,15 @@ from jax.sharding import AxisType, PartitionSpec
 
 
 def by_shards(
-    apply: Callable[[Any, jax.Array], jax.Array], numbers: Any, x: jax.Array, whole: int, out_sharding: Any = None
+    apply: Callable[[Any, jax.Array], jax.Array], arrays: Any, x: jax.Array, whole: int, out_sharding: Any = None
 ) -> jax.Array:
-    """``apply(numbers, x)``, where axes of a mesh are explicit by each device for what it has of ``x``.
+    """``apply(arrays, x)``, where axes of a mesh are explicit by each device for what it has of ``x``.
 
     Parameters
     ----------
     apply : callable
         Row by row over the leading axes of ``x``, which are those of the result, too.
-    numbers : pytree of jax.Array
+    arrays : pytree of jax.Array
         Whole on every device, and so is the sum of their gradients.
     x : jax.Array
     whole : int
@@ -34,11 +34,11 @@ def by_shards(
     if any(lead):
         spec = PartitionSpec(*lead)
         apply = jax.shard_map(apply, mesh=kind.mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False)
-    return placed(apply(numbers, x), out_sharding)
+    return placed(apply(arrays, x), out_sharding)
 
 
 def placed(y: jax.Array, out_sharding: Any) -> jax.Array:
-    """Where a caller wants it."""
+    """Put a result where a caller asks for it."""
     if out_sharding is None:
         return y
     if AxisType.Explicit in jax.typeof(y).sharding.mesh.axis_types:
@@ -47,7 +47,7 @@ def placed(y: jax.Array, out_sharding: Any) -> jax.Array:
 
 
 def replicated(x: jax.Array) -> jax.Array:
-    """Whole on every device, where axes of its mesh are explicit."""
+    """Gather an array on every device, where axes of its mesh are explicit."""
     return jax.sharding.reshard(x, PartitionSpec()) if any(jax.typeof(x).sharding.spec) else x
 
 

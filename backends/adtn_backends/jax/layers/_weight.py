@@ -1,4 +1,4 @@
-"""A generated weight as a module: the trained numbers, and the weight that is made from them."""
+"""A generated weight as a module: the trained parameters, and the weight that is made from them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from adtn import Generator, Layout, Topology
+from adtn import Generator
 from adtn._arrays import host_array
 from adtn._checks import checked
 from adtn._typing import Params
@@ -18,7 +18,8 @@ from adtn.schedule import decide
 from adtn.weight import ANY_BATCH, Layer, Materialised, Mode
 from flax import nnx
 
-from ...shared._fitted import Base, fitted
+from ...shared._cache import remember
+from ...shared._from_dense import Fit
 from ...shared._geometry import check_axes, check_bias
 from ._shards import replicated
 
@@ -27,18 +28,18 @@ _OPEN_BATCH = 64
 
 
 class Frozen(nnx.Variable[Any]):
-    """Numbers that are not trained: bases, and cores that a network gave as fixed."""
+    """Values that are not trained: bases, and cores that a network gave as fixed."""
 
 
 class GeneratedWeight(nnx.Module):
-    """The trained numbers of a generator, and its weight as an array.
+    """The trained parameters of a generator, and its weight as an array.
 
     Layers that are given the same one are tied.
 
     Parameters
     ----------
     generator : Generator
-        Its numbers are the first values.
+        Its parameters are the initial values.
 
     Examples
     --------
@@ -60,73 +61,78 @@ class GeneratedWeight(nnx.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight."""
+        """Shape of the weight."""
         return self.structure.generator.shape
 
     @property
     def dtype(self) -> Any:
-        """Of the numbers, and of the weight."""
+        """Dtype of the parameters, and of the weight."""
         first = next(iter((self.names | self.constants).values()))
         return getattr(self, first)[...].dtype
 
     def arrays(self) -> dict[str, jax.Array]:
-        """Trained and frozen numbers by the names of the generator."""
+        """Trained and frozen cores by the names of the generator."""
         return {name: replicated(getattr(self, key)[...]) for name, key in (self.names | self.constants).items()}
 
     def generator(self) -> Generator:
-        """A generator with the numbers as they are now."""
-        numbers = {name: np.asarray(getattr(self, key)[...], np.float64) for name, key in self.names.items()}
-        return self.structure.generator.with_params(numbers)
+        """A generator with the parameters as they are now."""
+        values = {name: np.asarray(getattr(self, key)[...], np.float64) for name, key in self.names.items()}
+        return self.structure.generator.with_params(values)
 
     def astype(self, dtype: Any) -> GeneratedWeight:
-        """The same module with its numbers in another dtype."""
+        """Convert the parameters to another dtype, in place; returns the module."""
         nnx.update(self, jax.tree.map(lambda x: x.astype(dtype), nnx.state(self)))
         return self
 
     def __call__(self, arrays: Params | None = None) -> jax.Array:
-        """The weight, with the library's adjoint; of other numbers where they are given."""
+        """The weight, with the library's adjoint; of other cores where they are given."""
         make = self.structure.weight()
         return make(self.arrays() if arrays is None else arrays, jnp.zeros(()))
 
     def rows(self, index: jax.Array, arrays: Params | None = None) -> jax.Array:
-        """Rows of the weight by their numbers, ``(n,)``, differentiable; the others are not made."""
+        """Rows of the weight by their indices, ``(n,)``, differentiable; the others are not made."""
 
         def one_hot(digits: Any, d: int) -> jax.Array:
             return jax.nn.one_hot(digits, d, dtype=self.dtype)
 
-        numbers = self.arrays() if arrays is None else arrays
-        return generated_rows(self.structure.generator, numbers, index, one_hot)
+        values = self.arrays() if arrays is None else arrays
+        return generated_rows(self.structure.generator, values, index, one_hot)
 
     def layer(self, rows: jax.Array, mode: Mode | None) -> tuple[Layer, Any]:
-        """What runs a batch of this size, and ``(arrays, x) -> y``, differentiable."""
+        """The executable for a batch of this size, and ``(arrays, x) -> y``, differentiable."""
         return self.structure.layer(rows.shape[0], str(rows.dtype), mode)
 
 
 class _Static:
-    """What is known while tracing: the same object in all copies of a module, so that jitted functions are shared."""
+    """The part that is known while tracing: one object in all copies of a module, which share jitted functions."""
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
-        self._made: dict[tuple[Any, ...], Any] = {}
+        self._weight: Any = None
+        self._layers: dict[tuple[Any, ...], tuple[Layer, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"generator": self.generator, "_made": {}}  # compiled functions stay in their process
+        return {"generator": self.generator}  # what is compiled stays in its process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["generator"])
 
     def weight(self) -> Any:
-        if ("weight",) not in self._made:
+        if self._weight is None:
             whole = decide(self.generator, "generate", device=_device()).materialised
-            self._made["weight",] = _BACKEND.with_vjp(_Generating(whole.on(_BACKEND)))
-        return self._made["weight",]
+            self._weight = _BACKEND.with_vjp(_Generating(whole.on(_BACKEND)))
+        return self._weight
 
     def layer(self, batch: int, dtype: str, mode: Mode | None) -> tuple[Layer, Any]:
         known = isinstance(batch, int)  # jax.export leaves it open: then by a batch of middle size
         if not known and mode not in ANY_BATCH:
             mode = ANY_BATCH[0]
         key = (1 << max(batch - 1, 0).bit_length() if known else _OPEN_BATCH, dtype, mode)
-        if key not in self._made:
+        layer = self._layers.get(key)
+        if layer is None:
             plan = decide(self.generator, "train", device=_device(), dtype=dtype, batch=key[0], mode=mode)
-            self._made[key] = (plan.layer, plan.function(_BACKEND))
-        return self._made[key]
+            layer = remember(self._layers, key, (plan.layer, plan.function(_BACKEND)))
+        return layer
 
 
 def _device() -> str:
@@ -155,20 +161,18 @@ class _Generating:
 
 
 def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> GeneratedWeight:
+    """A module for a generator; refuses weights with another number of axes."""
     check_axes(weight.shape, axes, what)
     return weight if isinstance(weight, GeneratedWeight) else GeneratedWeight(weight)
 
 
-def weight_for(
-    dense: jax.Array, topology: Topology, layout: Layout | None, *, seed: int, base: Base, steps: int, **options: Any
-) -> GeneratedWeight:
-    """In place of a given weight, with its dtype; see :func:`adtn_backends.shared._fitted.fitted`."""
-    values = np.asarray(dense, np.float64)
-    found = fitted(values, topology, layout, seed=seed, base=base, steps=steps, options=options)
-    return GeneratedWeight(found).astype(dense.dtype)
+def fitted_weight(dense: jax.Array, fit: Fit) -> GeneratedWeight:
+    """A generated weight in place of a dense one, with its dtype."""
+    return GeneratedWeight(fit(np.asarray(dense, np.float64))).astype(dense.dtype)
 
 
 def bias_param(bias: Any, like: GeneratedWeight) -> nnx.Param[Any] | None:
+    """``True`` for zeros, ``False`` or ``None`` for nothing, or the values."""
     if bias is False or bias is None:
         return None
     n, dtype = like.shape[0], like.dtype

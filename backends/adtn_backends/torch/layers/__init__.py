@@ -1,15 +1,15 @@
 """PyTorch modules whose weights are generated: plain parameters, stable keys, no tensor subclasses."""
 
+from ...shared._adapters import adapter_generators as adapter_generators
+from ...shared._adapters import adapter_names as adapter_names
+from ...shared._adapters import add_adapter as add_adapter
+from ...shared._adapters import load_adapter as load_adapter
+from ...shared._adapters import merge_adapters as merge_adapters
+from ...shared._adapters import remove_adapters as remove_adapters
+from ...shared._adapters import save_adapter as save_adapter
+from ...shared._adapters import set_adapter as set_adapter
+from ...shared._adapters import unmerge_adapters as unmerge_adapters
 from ._adapted import Adapted as Adapted
-from ._adapted import adapter_generators as adapter_generators
-from ._adapted import adapter_names as adapter_names
-from ._adapted import add_adapter as add_adapter
-from ._adapted import load_adapter as load_adapter
-from ._adapted import merge_adapters as merge_adapters
-from ._adapted import remove_adapters as remove_adapters
-from ._adapted import save_adapter as save_adapter
-from ._adapted import set_adapter as set_adapter
-from ._adapted import unmerge_adapters as unmerge_adapters
 from ._attention import ADTNMultiheadAttention as ADTNMultiheadAttention
 from ._conv import ADTNConv1d as ADTNConv1d
 from ._conv import ADTNConv2d as ADTNConv2d

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from adtn import Generator
-from adtn.compression import load_layers, save_layers
 from adtn.errors import CompressError
 from torch import nn
 
-from ...shared._adapters import generators_of, names_of, switch
-from ._like import layer_like
+from ...shared._adapters import Modules, modules_for
+from ._calls import is_traced, refuse_tracers
+from ._kinds import layer_like
 from ._merged import Mergeable
-from ._weight import GeneratedWeight, is_traced, refuse_tracers
+from ._weight import GeneratedWeight
 
 
 class Adapted(Mergeable):
@@ -45,12 +43,12 @@ class Adapted(Mergeable):
 
     @property
     def weight(self) -> torch.Tensor:
-        """That of the base layer with the active adapters in it, differentiable."""
+        """The weight of the base layer with the active adapters in it, differentiable."""
         return self.total()
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """Of the base layer."""
+        """Bias of the base layer."""
         return self.base_layer.bias  # type: ignore[return-value]
 
     def add(self, name: str, weight: GeneratedWeight) -> None:
@@ -79,6 +77,17 @@ class Adapted(Mergeable):
         """The dense weight and the adapters apart."""
         self.merged, self._sum = False, None
 
+    def check_stay(self) -> None:
+        """Refuse to leave what is merged in a dense weight that is computed."""
+        if self.merged:
+            self.refuse_computed()
+
+    def stay(self) -> None:
+        """Leave what is merged in the dense weight for good."""
+        if self.merged:
+            self.merge_for_good()
+            self.unmerge()
+
     def dense_layer(self) -> Any:
         """The dense layer."""
         return self.base_layer
@@ -88,7 +97,7 @@ class Adapted(Mergeable):
         return [self.adapters[name].generated for name in self.active]  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the dense layer."""
+        """Apply the layer as the dense one, and the active adapters."""
         if not is_traced():
             refuse_tracers(self, x)
         layer = self.merged_layer() if self.merged else None
@@ -104,143 +113,33 @@ class Adapted(Mergeable):
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
-        """What is active."""
+        """Names of the active adapters."""
         return f"active={list(self.active)}, merged={self.merged}"
 
 
-def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
-    """Adapted layers by name."""
-    yield from ((name, m) for name, m in model.named_modules() if isinstance(m, Adapted))
+def put_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module into one place of a model."""
+    owner, _, leaf = name.rpartition(".")
+    model.get_submodule(owner)._modules[leaf] = module
 
 
-def adapter_names(model: nn.Module) -> list[str]:
-    """Of all adapters in a model."""
-    return names_of(list(adapted_layers(model)))
+def _beside(generator: Generator, dense: nn.Module) -> GeneratedWeight:
+    """A generated weight with the device and dtype of a dense layer."""
+    weight, like = GeneratedWeight(generator), next(dense.parameters(), None)
+    return weight if like is None else weight.to(like.device, like.dtype)
 
 
-def set_adapter(model: nn.Module, *names: str) -> None:
-    """Switch to one adapter, to several together, or to none: the dense model.
-
-    Raises
-    ------
-    CompressError
-        If a name is unknown; nothing is switched then.
-
-    Examples
-    --------
-    >>> import adtn, torch
-    >>> layer = Adapted(torch.nn.Linear(32, 64))
-    >>> layer.add("task", GeneratedWeight(adtn.Generator((64, 32), adtn.TTN(bond=2))))
-    >>> model = torch.nn.Sequential(layer)
-    >>> set_adapter(model)
-    >>> layer.active
-    ()
-    """
-    switch(list(adapted_layers(model)), names)
+MODULES = Modules(
+    adapted=Adapted,
+    wrap=lambda dense: Adapted(dense).train(dense.training),
+    places=lambda model: dict(model.named_modules(remove_duplicate=False)),
+    at=lambda model, name: model.get_submodule(name),
+    put=put_module,
+    parameters=lambda module: [p for name, p in module._parameters.items() if name == "weight" and p is not None],
+    generated=_beside,
+)
 
 
-def merge_adapters(model: nn.Module) -> None:
-    """Put the active adapters into the dense weights: inference costs what it cost before."""
-    for _, layer in adapted_layers(model):
-        layer.merge()
-
-
-def unmerge_adapters(model: nn.Module) -> None:
-    """The dense weights as they were, to the bit."""
-    for _, layer in adapted_layers(model):
-        layer.unmerge()
-
-
-def remove_adapters(model: nn.Module) -> nn.Module:
-    """The dense layers back in their places, with adapters merged in where they are merged; returns the model."""
-    found = list(adapted_layers(model))
-    for _, layer in found:
-        if layer.merged:
-            layer.refuse_computed()
-    for name, layer in found:
-        if layer.merged:
-            layer.merge_for_good()
-        if not name:
-            return layer.base_layer
-        owner, _, leaf = name.rpartition(".")
-        model.get_submodule(owner)._modules[leaf] = layer.base_layer
-    return model
-
-
-def add_adapter(model: nn.Module, generators: Mapping[str, Generator], name: str = "default") -> nn.Module:
-    """Add generated weights to layers of a model, in place; returns the model.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    generators : mapping of str to Generator
-        By name of the layer.
-    name : str
-        Of the adapter, which becomes the active one.
-
-    Raises
-    ------
-    CompressError, LayoutError
-        If a layer is missing or has no generated form, or the shapes differ. Nothing is changed then.
-    """
-    made: dict[str, Adapted] = {}
-    if "" in generators:
-        raise CompressError("Got an adapter for the model itself, which has no place; use Adapted(model).add(...).")
-    for where, generator in generators.items():
-        try:
-            found = model.get_submodule(where)
-        except AttributeError as error:
-            raise CompressError(f"Got an adapter for {where!r}, which {type(model).__name__} does not have.") from error
-        like = next(found.parameters())
-        _refuse_ties(model, where)
-        layer = Adapted(found.base_layer if isinstance(found, Adapted) else found)
-        if isinstance(found, Adapted):
-            for other, module in found.adapters.items():
-                layer.adapters[other] = module
-        layer.add(name, GeneratedWeight(generator).to(like.device, like.dtype))
-        made[where] = layer.train(found.training)
-    for where, layer in made.items():
-        found = model.get_submodule(where)
-        if isinstance(found, Adapted):
-            found.unmerge()
-        owner, _, leaf = where.rpartition(".")
-        model.get_submodule(owner)._modules[leaf] = layer
-    for _, layer in adapted_layers(model):  # what the new adapter does not touch is dense
-        layer.active = (name,) if name in layer.adapters else ()
-    return model
-
-
-def _refuse_ties(model: nn.Module, where: str) -> None:
-    """A merged adapter would change what shares the weight, too."""
-    weight = getattr(model.get_submodule(where), "weight", None)
-    owners = [n for n, m in model.named_modules(remove_duplicate=False) if m._parameters.get("weight") is weight]
-    others = [n for n in owners if n not in (where, f"{where}.base_layer")]
-    if weight is not None and others:
-        raise CompressError(f"Layer {where!r} shares its weight with {', '.join(others)}; it cannot be adapted alone.")
-
-
-def adapter_generators(model: nn.Module, name: str = "default") -> dict[str, Generator]:
-    """The numbers of an adapter as they are now, by layer.
-
-    Raises
-    ------
-    CompressError
-        If there is none of that name.
-    """
-    return generators_of(list(adapted_layers(model)), name)
-
-
-def save_adapter(model: nn.Module, folder: str | Path, name: str = "default", dtype: Any = None) -> None:
-    """One small file per layer, and nothing of the dense model; ``dtype`` as of :func:`adtn.save`."""
-    save_layers(folder, adapter_generators(model, name), dtype)
-
-
-def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> nn.Module:
-    """Add what :func:`save_adapter` wrote, in place; returns the model.
-
-    Raises
-    ------
-    CompressError
-        If the folder holds no adapter.
-    """
-    return add_adapter(model, load_layers(folder, "adapter; pass a folder that save_adapter wrote"), name)
+@modules_for.register(nn.Module)
+def _modules(model: nn.Module) -> Modules:
+    return MODULES

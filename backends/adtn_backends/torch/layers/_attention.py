@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,18 @@ from adtn.topology import RuleBase
 from torch import nn
 from torch.nn.utils import skip_init
 
+from ...shared._fitted import fitted
+from ._calls import is_traced, refuse_tracers
+from ._kind import Kind, Part, Weights
 from ._linear import ADTNLinear
-from ._weight import GeneratedWeight, generator_of, is_frozen, is_traced, refuse_subclass, refuse_tracers
+from ._parts import fitted_weight, is_frozen, refuse_subclass
+from ._weight import GeneratedWeight
+
+_BIASES = ("in_proj_bias", "bias_k", "bias_v")
+_PARTS = {
+    "in_proj": Part(parameter="in_proj_weight"),
+    "out_proj": Part(parameter="out_proj.weight", generated="out_proj.generated"),
+}
 
 
 class ADTNMultiheadAttention(nn.MultiheadAttention):
@@ -54,18 +65,12 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
             If keys and values have widths of their own, or for a subclass with a forward of its own.
         """
         refuse_subclass(attention, nn.MultiheadAttention)
-        dense = attention.in_proj_weight
-        if dense is None:
-            raise LayoutError(
-                "Got an attention whose keys and values have other widths than its queries; replace its linear parts."
-            )
-        weights = (
-            GeneratedWeight(
-                generator_of(weight, topology, None, seed=seed, base=base, steps=steps, options=options)
-            ).to(dense.device, dense.dtype)
-            for weight in (dense, attention.out_proj.weight)
+        if reason := _refusal(attention):
+            raise LayoutError(f"Got an attention whose {reason}; replace its linear parts.")
+        fit = partial(fitted, topology=topology, layout=None, seed=seed, base=base, steps=steps, options=options)
+        return cls.of(
+            attention, fitted_weight(attention.in_proj_weight, fit), fitted_weight(attention.out_proj.weight, fit)
         )
-        return cls.of(attention, *weights)
 
     @classmethod
     def of(
@@ -83,12 +88,11 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
         """
         made = cls.__new__(cls)
         nn.Module.__init__(made)
-        biases = ("in_proj_bias", "bias_k", "bias_v")
         own = {k: v for k, v in vars(attention).items() if not k.startswith("_") or k == "_qkv_same_embed_dim"}
-        vars(made).update({k: v for k, v in own.items() if k not in biases})
+        vars(made).update({k: v for k, v in own.items() if k not in _BIASES})
         for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
             made.register_parameter(name, None)
-        for name in biases:
+        for name in _BIASES:
             x = getattr(attention, name)
             made.register_parameter(name, None if x is None else nn.Parameter(x.detach().clone(), not is_frozen(x)))
         made.generated = projections
@@ -101,7 +105,7 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
         return self.generated.own()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """See :class:`torch.nn.MultiheadAttention`."""
+        """Apply attention, see :class:`torch.nn.MultiheadAttention`."""
         if is_traced():
             return super().forward(*args, **kwargs)
         refuse_tracers(self, *args)
@@ -112,14 +116,21 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
     def to_dense(self) -> nn.MultiheadAttention:
         """An ordinary layer with the weights as they are now."""
         dense: Any = skip_init(
-            nn.MultiheadAttention, self.embed_dim, self.num_heads, self.dropout, self.in_proj_bias is not None,
-            self.bias_k is not None, self.add_zero_attn, batch_first=self.batch_first, device=self.generated.device,
+            nn.MultiheadAttention,
+            self.embed_dim,
+            self.num_heads,
+            self.dropout,
+            self.in_proj_bias is not None,
+            self.bias_k is not None,
+            self.add_zero_attn,
+            batch_first=self.batch_first,
+            device=self.generated.device,
             dtype=self.generated.dtype,
-        )  # fmt: skip
+        )
         with torch.no_grad():
             dense.in_proj_weight.copy_(self.in_proj_weight)
             dense.out_proj.weight.copy_(self.out_proj.weight)
-            pairs = [(getattr(dense, name), getattr(self, name)) for name in ("in_proj_bias", "bias_k", "bias_v")]
+            pairs = [(getattr(dense, name), getattr(self, name)) for name in _BIASES]
             for to, own in [*pairs, (dense.out_proj.bias, self.out_proj.bias)]:
                 if own is not None:
                     to.copy_(own)
@@ -128,3 +139,30 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
             for to, weight in ((dense.in_proj_weight, self.generated), (dense.out_proj.weight, output.generated)):
                 to.requires_grad_(any(x.requires_grad for x in weight.arrays().values()))
         return dense.train(self.training)
+
+
+def _build(dense: Any, weights: Weights, bias: bool) -> ADTNMultiheadAttention:
+    return ADTNMultiheadAttention.of(dense, weights["in_proj"], weights["out_proj"])
+
+
+def _refusal(dense: nn.MultiheadAttention) -> str:
+    return "keys and values have other widths than queries" if dense.in_proj_weight is None else ""
+
+
+ATTENTION = Kind(
+    dense=(nn.MultiheadAttention,),
+    generated=ADTNMultiheadAttention,
+    build=_build,
+    parts=lambda dense: _PARTS,
+    biases=(*_BIASES, "out_proj.bias"),
+    refusal=_refusal,
+    whole=True,
+)
+SUBCLASS = Kind(
+    matches=lambda module: isinstance(module, nn.MultiheadAttention),
+    build=_build,
+    parts=lambda dense: {},
+    refusal=lambda dense: f"no generated form of {type(dense).__name__}",
+)
+KINDS = (ATTENTION, SUBCLASS)
+"""Attention as a whole; of subclasses only the linear layers inside can be replaced."""

@@ -5,26 +5,21 @@ from __future__ import annotations
 from typing import Any, ClassVar, Self
 
 import torch
-from adtn import Generator, Layout, Topology
+from adtn import Generator
 from adtn._checks import checked
 from adtn.errors import LayoutError
 from torch import nn
 from torch.nn.utils import skip_init
 
+from ...shared._from_dense import Fit, FromConv
 from ...shared._geometry import Geometry, PaddingMode, Size
-from ._weight import (
-    Base,
-    GeneratedWeight,
-    as_weight,
-    bias_parameter,
-    filled,
-    generator_of,
-    refuse_subclass,
-    refuse_tracers,
-)
+from ._calls import refuse_tracers
+from ._kind import Kind, Weights
+from ._parts import as_weight, bias_parameter, filled, fitted_weight, refuse_subclass
+from ._weight import GeneratedWeight
 
 
-class _ADTNConv(nn.Module):
+class _ADTNConv(FromConv, nn.Module):
     """Common part; see :class:`ADTNConv2d`."""
 
     axes: ClassVar[int]
@@ -52,43 +47,23 @@ class _ADTNConv(nn.Module):
         self.bias = bias_parameter(bias, self.geometry.out_channels, self.generated)
 
     @classmethod
-    def from_conv(
-        cls,
-        conv: Any,
-        topology: Topology,
-        layout: Layout | None = None,
-        *,
-        seed: int = 0,
-        base: Base = None,
-        steps: int = 0,
-        **options: Any,
-    ) -> Self:
-        """A layer in place of a dense one, with its bias, geometry, device and dtype.
+    def _in_place_of(cls, dense: Any, fit: Fit, **options: Any) -> Self:
+        refuse_subclass(dense, cls.dense)
+        return cls._like(dense, fitted_weight(dense.weight, fit), bias=True)
 
-        Parameters
-        ----------
-        conv : torch.nn.Conv1d, Conv2d or Conv3d
-        topology, layout, seed, base
-            See :class:`adtn.Generator`; the weight has shape ``(out, in / groups, *kernel)``.
-        steps : int
-            Of a fit to the dense weight; without one only its spread is taken over.
-        **options
-            Of :func:`adtn.fit`.
-
-        Raises
-        ------
-        LayoutError
-            If it has another number of axes, or is a subclass with a forward of its own.
-        """
-        refuse_subclass(conv, cls.dense)
-        dense: torch.Tensor = conv.weight
-        found = generator_of(dense, topology, layout, seed=seed, base=base, steps=steps, options=options)
-        weight = GeneratedWeight(found).to(dense.device, dense.dtype)
+    @classmethod
+    def _like(cls, dense: Any, weight: GeneratedWeight, *, bias: bool) -> Self:
+        """Make the layer with a given weight, and the geometry of a dense one."""
         made = cls(
-            weight, conv.bias, stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
-            padding_mode=conv.padding_mode,
-        )  # fmt: skip
-        return made.train(conv.training)
+            weight,
+            dense.bias if bias else False,
+            stride=dense.stride,
+            padding=dense.padding,
+            dilation=dense.dilation,
+            groups=dense.groups,
+            padding_mode=dense.padding_mode,
+        )
+        return made.train(dense.training)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -99,13 +74,23 @@ class _ADTNConv(nn.Module):
         """An ordinary layer with the weight as it is now."""
         g = self.geometry
         dense = skip_init(
-            self.dense, g.in_channels, g.out_channels, g.kernel_size, g.stride, self.padding, g.dilation, g.groups,
-            self.bias is not None, g.padding_mode, device=self.generated.device, dtype=self.generated.dtype,
-        )  # fmt: skip
+            self.dense,
+            g.in_channels,
+            g.out_channels,
+            g.kernel_size,
+            g.stride,
+            self.padding,
+            g.dilation,
+            g.groups,
+            self.bias is not None,
+            g.padding_mode,
+            device=self.generated.device,
+            dtype=self.generated.dtype,
+        )
         return filled(dense, self)
 
     def extra_repr(self) -> str:
-        """As of the dense layer."""
+        """Options as of the dense layer."""
         return f"{self.geometry}{'' if self.bias is not None else ', bias=False'}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -164,3 +149,29 @@ class ADTNConv3d(_ADTNConv):
 
     axes = 3
     dense = nn.Conv3d
+
+
+def _build(dense: Any, weights: Weights, bias: bool) -> _ADTNConv:
+    return _BY_DENSE[type(dense)]._like(dense, weights[""], bias=bias)
+
+
+def _patches(dense: Any, x: torch.Tensor) -> torch.Tensor | None:
+    """The windows of images that the kernel lies over; of grouped convolutions each group would see others."""
+    if dense.groups > 1:
+        return None
+    padding: Any = dense.padding
+    if isinstance(padding, str) or dense.padding_mode != "zeros":
+        around = list(dense._reversed_padding_repeated_twice)
+        mode = "constant" if dense.padding_mode == "zeros" else dense.padding_mode
+        x, padding = nn.functional.pad(x, around, mode=mode), 0
+    columns = nn.functional.unfold(x, dense.kernel_size, dense.dilation, padding, dense.stride)
+    return columns.transpose(1, 2).reshape(-1, columns.shape[1])
+
+
+_BY_DENSE: dict[type, type[_ADTNConv]] = {made.dense: made for made in (ADTNConv1d, ADTNConv2d, ADTNConv3d)}
+KINDS = (
+    Kind(dense=(nn.Conv1d,), generated=ADTNConv1d, build=_build, adaptable=True),
+    Kind(dense=(nn.Conv2d,), generated=ADTNConv2d, build=_build, rows=_patches, adaptable=True),
+    Kind(dense=(nn.Conv3d,), generated=ADTNConv3d, build=_build, adaptable=True),
+)
+"""Convolutions by the number of their axes."""

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import torch
-from adtn import Generator, Layout, Topology
+from adtn import Generator
 from adtn._checks import checked
 from adtn.errors import LayoutError
 from torch import nn
 
-from ._weight import (
-    Base,
-    GeneratedWeight,
-    as_weight,
-    differentiable,
-    generator_of,
-    is_traced,
-    refuse_subclass,
-    refuse_tracers,
-)
+from ...shared._from_dense import Fit, FromEmbedding
+from ._calls import differentiable, is_traced, refuse_tracers
+from ._kind import Kind
+from ._parts import as_weight, fitted_weight, refuse_subclass
+from ._weight import GeneratedWeight
 
 _FEW = 4  # up to a quarter of all rows, only those that are asked for are made
 _LARGEST_TABLE = 1 << 30  # bytes; beyond, inference makes its rows in every call
 
 
-class ADTNEmbedding(nn.Module):
+class ADTNEmbedding(FromEmbedding, nn.Module):
     """Rows of a generated table; takes the place of :class:`torch.nn.Embedding`.
 
     Parameters
@@ -71,33 +66,16 @@ class ADTNEmbedding(nn.Module):
         self.scale_grad_by_freq = scale_grad_by_freq
 
     @classmethod
-    def from_embedding(
-        cls,
-        embedding: nn.Embedding,
-        topology: Topology,
-        layout: Layout | None = None,
-        *,
-        seed: int = 0,
-        base: Base = None,
-        steps: int = 0,
-        **options: Any,
-    ) -> ADTNEmbedding:
-        """A table in place of a dense one; parameters as of :meth:`ADTNLinear.from_linear`.
-
-        Raises
-        ------
-        LayoutError
-            If the dense one does what this one cannot: subclasses with a forward of their own, ``max_norm``, sparse
-            gradients.
-        """
-        refuse_subclass(embedding, nn.Embedding)
-        if reason := unlike_embedding(embedding):
+    def _in_place_of(cls, dense: Any, fit: Fit, **options: Any) -> Self:
+        refuse_subclass(dense, nn.Embedding)
+        if reason := _refusal(dense):
             raise LayoutError(f"Got an Embedding that ADTNEmbedding cannot take the place of: {reason}.")
-        dense = embedding.weight
-        found = generator_of(dense, topology, layout, seed=seed, base=base, steps=steps, options=options)
-        weight = GeneratedWeight(found).to(dense.device, dense.dtype)
-        made = cls(weight, embedding.padding_idx, scale_grad_by_freq=embedding.scale_grad_by_freq)
-        return made.train(embedding.training)
+        return cls._like(dense, fitted_weight(dense.weight, fit))
+
+    @classmethod
+    def _like(cls, dense: nn.Embedding, weight: GeneratedWeight) -> Self:
+        """Make the layer with a given weight, and the options of a dense one."""
+        return cls(weight, dense.padding_idx, scale_grad_by_freq=dense.scale_grad_by_freq).train(dense.training)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -107,9 +85,11 @@ class ADTNEmbedding(nn.Module):
     def to_dense(self) -> nn.Embedding:
         """An ordinary embedding with the table as it is now."""
         dense = nn.Embedding.from_pretrained(
-            self.weight.detach(), freeze=not any(x.requires_grad for x in self.generated.arrays().values()),
-            padding_idx=self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq,
-        )  # fmt: skip
+            self.weight.detach(),
+            freeze=not any(x.requires_grad for x in self.generated.arrays().values()),
+            padding_idx=self.padding_idx,
+            scale_grad_by_freq=self.scale_grad_by_freq,
+        )
         return dense.train(self.training)
 
     def extra_repr(self) -> str:
@@ -131,24 +111,22 @@ class ADTNEmbedding(nn.Module):
             return self._rows_of(indices, weight.cached(arrays))
         if indices.is_floating_point() or indices.dtype not in (torch.int32, torch.int64):
             raise LayoutError(f"Got indices of {indices.dtype}; expected int64 or int32. Convert them with .long().")
-        wanted, place = torch.unique(indices, return_inverse=True)
-        if _FEW * wanted.numel() > self.num_embeddings or not wanted.numel():
+        used, place = torch.unique(indices, return_inverse=True)
+        if _FEW * used.numel() > self.num_embeddings or not used.numel():
             return self._rows_of(indices, weight.weight_of(arrays) if trains else weight.cached(arrays))
-        least, most = wanted[[0, -1]].tolist()
+        least, most = used[[0, -1]].tolist()
         if least < 0 or most >= self.num_embeddings:
             raise IndexError(
                 f"index out of range in self: got {least if least < 0 else most}; expected 0 to "
                 f"{self.num_embeddings - 1}, the rows of this embedding."
             )
-        rows = weight.rows_of(arrays, wanted)
+        rows = weight.rows_of(arrays, used)
         if self.padding_idx is not None:
-            rows = torch.where((wanted == self.padding_idx)[:, None], rows.detach(), rows)
+            rows = torch.where((used == self.padding_idx)[:, None], rows.detach(), rows)
         return nn.functional.embedding(place, rows, scale_grad_by_freq=self.scale_grad_by_freq)
 
     def _rows_of(self, indices: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        return nn.functional.embedding(
-            indices, table, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq
-        )  # fmt: skip
+        return nn.functional.embedding(indices, table, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
 
     @property
     def _has_table(self) -> bool:
@@ -157,8 +135,21 @@ class ADTNEmbedding(nn.Module):
         return weight.caches and math.prod(weight.shape) * weight.dtype.itemsize <= _LARGEST_TABLE
 
 
-def unlike_embedding(dense: Any) -> str:
+def _refusal(dense: nn.Embedding) -> str:
     """Why a generated table cannot do what a dense embedding does; empty if it can."""
     if dense.max_norm is not None:
         return "max_norm changes its rows in place"
     return "its gradients are sparse" if dense.sparse else ""
+
+
+KINDS = (
+    Kind(
+        dense=(nn.Embedding,),
+        generated=ADTNEmbedding,
+        build=lambda dense, weights, bias: ADTNEmbedding._like(dense, weights[""]),
+        refusal=_refusal,
+        adaptable=True,
+        tied=lambda dense: True,
+    ),
+)
+"""Tables, whose rows are looked up."""

@@ -12,9 +12,12 @@ M = TypeVar("M", bound=nn.Module)
 
 _BEFORE = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 _OTHERS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_hooks",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
     "_backward_pre_hooks",
-)  # fmt: skip
+)
 HOOKS = (*_OTHERS, *_BEFORE)
 
 

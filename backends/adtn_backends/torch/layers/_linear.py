@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
-from adtn import Generator, Layout, Topology
+from adtn import Generator
 from adtn._checks import checked
 from adtn.errors import LayoutError
 from torch import nn
 from torch.nn.utils import skip_init
 
+from ...shared._from_dense import Fit, FromLinear
 from ...shared._geometry import check_input
-from ._weight import (
-    Base,
-    GeneratedWeight,
-    Mode,
-    as_weight,
-    autocasts,
-    bias_parameter,
-    differentiable,
-    filled,
-    generator_of,
-    in_own_precision,
-    is_traced,
-    refuse_subclass,
-    refuse_tracers,
-)
+from ._calls import autocasts, differentiable, in_own_precision, is_traced, refuse_tracers
+from ._kind import Kind, Weights
+from ._parts import as_weight, bias_parameter, filled, fitted_weight, refuse_subclass
+from ._weight import GeneratedWeight, Mode
 
 
-class ADTNLinear(nn.Module):
-    """``y = x Wᵀ + b`` with W generated from a few trained numbers; takes the place of :class:`torch.nn.Linear`.
+class ADTNLinear(FromLinear, nn.Module):
+    """``y = x Wᵀ + b`` with W generated from a few parameters; takes the place of :class:`torch.nn.Linear`.
 
     Parameters
     ----------
@@ -64,44 +54,12 @@ class ADTNLinear(nn.Module):
         self.bias = bias_parameter(bias, self.out_features, self.generated)
 
     @classmethod
-    def from_linear(
-        cls,
-        linear: nn.Module,
-        topology: Topology,
-        layout: Layout | None = None,
-        *,
-        seed: int = 0,
-        base: Base = None,
-        mode: Mode | None = None,
-        steps: int = 0,
-        **options: Any,
-    ) -> ADTNLinear:
-        """A layer in place of a dense one, with its bias, device and dtype.
-
-        Parameters
-        ----------
-        linear : torch.nn.Linear or transformers.pytorch_utils.Conv1D
-            The latter keeps its weight as ``(n_in, n_out)``.
-        topology, layout, seed, base
-            See :class:`adtn.Generator`.
-        mode
-            See :class:`ADTNLinear`.
-        steps : int
-            Of a fit to the dense weight; without one only its spread is taken over.
-        **options
-            Of :func:`adtn.fit`.
-
-        Raises
-        ------
-        LayoutError
-            For other layers, and subclasses with a forward of their own.
-        """
-        if not is_transposed(linear):
-            refuse_subclass(linear, nn.Linear)
-        dense: torch.Tensor = linear.weight.T if is_transposed(linear) else linear.weight  # type: ignore[assignment]
-        found = generator_of(dense, topology, layout, seed=seed, base=base, steps=steps, options=options)
-        weight = GeneratedWeight(found).to(dense.device, dense.dtype)
-        return cls(weight, linear.bias if linear.bias is not None else False, mode).train(linear.training)
+    def _in_place_of(cls, dense: Any, fit: Fit, mode: Mode | None = None, **options: Any) -> Self:
+        kind = TRANSPOSED if TRANSPOSED.takes(dense) else LINEAR
+        if kind is LINEAR:
+            refuse_subclass(dense, nn.Linear)
+        weight = fitted_weight(kind.oriented(dense.weight), fit)
+        return cls(weight, dense.bias if dense.bias is not None else False, mode).train(dense.training)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -161,6 +119,48 @@ class ADTNLinear(nn.Module):
         return y.to(torch.get_autocast_dtype(x.device.type)) if autocasts(x.device) else y
 
 
-def is_transposed(layer: nn.Module) -> bool:
-    """Whether a layer is the ``Conv1D`` of GPT-2, which keeps its weight as ``(n_in, n_out)``."""
+def _build(dense: Any, weights: Weights, bias: bool) -> ADTNLinear:
+    """Make the layer with a given weight."""
+    return ADTNLinear(weights[""], dense.bias if bias else False).train(dense.training)
+
+
+def _rows(dense: Any, x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _batch(layer: ADTNLinear, x: torch.Tensor) -> int:
+    return x.numel() // layer.in_features
+
+
+def _is_transposed(layer: nn.Module) -> bool:
+    """Whether a layer is the ``Conv1D`` of GPT-2: by its name, so that transformers is not imported."""
     return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
+
+
+def _conv1d() -> tuple[type[nn.Module], ...]:
+    from transformers.pytorch_utils import Conv1D
+
+    return (Conv1D,)
+
+
+LINEAR = Kind(
+    dense=(nn.Linear,),
+    generated=ADTNLinear,
+    build=_build,
+    rows=_rows,
+    batch=_batch,
+    adaptable=True,
+    tied=lambda dense: True,
+)
+TRANSPOSED = Kind(
+    matches=_is_transposed,
+    imported=_conv1d,
+    generated=ADTNLinear,
+    build=_build,
+    transposed=True,
+    rows=_rows,
+    batch=_batch,
+    adaptable=True,
+)
+KINDS = (LINEAR, TRANSPOSED)
+"""Dense layers, and those of GPT-2."""

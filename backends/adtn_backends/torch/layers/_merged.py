@@ -11,8 +11,9 @@ import torch
 from adtn.errors import CompressError
 from torch import nn
 
-from ._linear import is_transposed
-from ._weight import PLAIN, GeneratedWeight, differentiable, is_traced
+from ._calls import PLAIN, differentiable, is_traced
+from ._kinds import kind_of
+from ._weight import GeneratedWeight
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Mergeable(nn.Module):
 
     def total(self) -> torch.Tensor:
         """The dense weight with what is merged, differentiable."""
-        weight = self.dense_layer().weight
+        dense = self.dense_layer()
+        kind, weight = kind_of(dense), dense.weight
         for one in self.inside():
-            delta = one()
-            weight = weight + (delta.T if is_transposed(self.dense_layer()) else delta)
+            weight = weight + kind.oriented(one())
         return weight
 
     def merged_layer(self) -> nn.Module | None:
@@ -57,14 +58,14 @@ class Mergeable(nn.Module):
             return None
         if torch.is_grad_enabled() and (weight.requires_grad or any(differentiable(w.arrays()) for w in self.inside())):
             return None
-        stamp, found = self._stamp(weight), self._sum
-        if found is None or found.stamp != stamp:
+        stamp, total = self._stamp(weight), self._sum
+        if total is None or total.stamp != stamp:
             with torch.inference_mode(False), torch.no_grad():
-                self._sum = found = _Sum(stamp, self.total().detach(), weight)
+                self._sum = total = _Sum(stamp, self.total().detach(), weight)
         twin = object.__new__(type(layer))  # of this call: bias, hooks and mode are those of the layer now
         vars(twin).update(vars(layer))
         vars(twin)["_parameters"] = {name: p for name, p in layer._parameters.items() if name != "weight"}
-        vars(twin)["weight"] = found.weight
+        vars(twin)["weight"] = total.weight
         return twin
 
     def refuse_computed(self) -> None:
@@ -116,7 +117,7 @@ class Mergeable(nn.Module):
 
 
 def _looked_at(weight: GeneratedWeight) -> Any:
-    """On accelerators, where looking at entries would wait, what writes in place leave behind."""
+    """Look, on accelerators, where entries would have to be waited for, at what writes in place leave behind."""
 
     def seen(arrays: dict[str, torch.Tensor]) -> Any:
         return weight.stamp(arrays) or [(x.data_ptr(), x._version, x.dtype) for x in arrays.values()]

@@ -13,14 +13,19 @@ import torch
 from adtn.errors import LayoutError
 from torch import nn
 
-from ._weight import GeneratedWeight, is_traced, refuse_tracers
+from ._calls import is_traced, refuse_tracers
+from ._kind import ONE, Kind, Part, Weights
+from ._weight import GeneratedWeight
+
+STANDARD = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.modules.conv._ConvNd)
+"""Layers whose matrices are their weights, whatever their subclasses make of them."""
 
 
 class Parametrized(nn.Module):
     """A module whose code runs as it is and finds generated weights where it had parameters.
 
     Made by :func:`parametrized`, as a class of its own for every class of modules: transposed convolutions, recurrent
-    layers, experts that are kept as one tensor, subclasses of known layers. The weights are made once per forward.
+    layers, experts that are one tensor, subclasses of known layers. The weights are made once per forward.
     """
 
     generated: nn.ModuleDict
@@ -28,7 +33,7 @@ class Parametrized(nn.Module):
     _generated_names: ClassVar[tuple[str, ...]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """See the dense module."""
+        """Call the dense module's forward with generated weights."""
         if is_traced():
             try:
                 return super().forward(*args, **kwargs)
@@ -121,9 +126,9 @@ def parametrized(dense: nn.Module, weights: Mapping[str, GeneratedWeight]) -> Pa
     if getattr(dense, "max_norm", None) is not None:
         raise LayoutError(f"Got {type(dense).__name__} with max_norm, which writes to its weight; leave it out.")
     for name, weight in weights.items():
-        found = dense._parameters.get(name)
-        if found is None or tuple(found.shape) != weight.shape:
-            shape = None if found is None else tuple(found.shape)
+        own = dense._parameters.get(name)
+        if own is None or tuple(own.shape) != weight.shape:
+            shape = None if own is None else tuple(own.shape)
             raise LayoutError(f"Got a generator of {weight.shape} for {type(dense).__name__}.{name}, which is {shape}.")
     made = _blank(type(dense), tuple(weights))
     vars(made).update(_own(dense))
@@ -153,7 +158,7 @@ def _own(module: nn.Module) -> dict[str, Any]:
 
 
 def _blank(dense: type[nn.Module], names: tuple[str, ...]) -> Any:
-    """Without attributes, as for copies and pickles."""
+    """A module without attributes, as for copies and pickles."""
     return object.__new__(_class_of(dense, names))
 
 
@@ -165,3 +170,42 @@ def _class_of(dense: type[nn.Module], names: tuple[str, ...]) -> type[Parametriz
     attributes: dict[str, Any] = {name: generated(name) for name in names}
     attributes |= {"_dense_class": dense, "_generated_names": names}
     return type(f"Parametrized{dense.__name__}", (Parametrized, dense), attributes)
+
+
+def _matrices(module: nn.Module) -> list[str]:
+    """Names of a module's own parameters of two and more axes."""
+    own = module.named_parameters(recurse=False)
+    return [name for name, p in own if p.ndim > 1 and p.is_floating_point()]
+
+
+def _parts(module: nn.Module) -> Mapping[str, Part]:
+    names = _matrices(module)
+    return ONE if names == ["weight"] else {name: Part(parameter=name, generated=f"generated.{name}") for name in names}
+
+
+def _build(dense: nn.Module, weights: Weights, bias: bool) -> Parametrized:
+    return parametrized(dense, {part or "weight": weight for part, weight in weights.items()})
+
+
+def _refusal(dense: Any) -> str:
+    if isinstance(dense, nn.Embedding | nn.EmbeddingBag) and dense.max_norm is not None:
+        return "max_norm changes its rows in place"
+    if not _matrices(dense):
+        return f"no generated form of {type(dense).__name__}"
+    return "its gradients are sparse" if getattr(dense, "sparse", False) else ""
+
+
+KINDS = (
+    Kind(
+        matches=lambda module: True,
+        generated=Parametrized,
+        build=_build,
+        parts=_parts,
+        biases=(),
+        refusal=_refusal,
+        optional=lambda dense: not isinstance(dense, STANDARD),
+        tied=lambda dense: isinstance(dense, nn.Linear | nn.Embedding),
+        filled_later=True,
+    ),
+)
+"""All other modules, whose matrices can be generated."""

@@ -1,19 +1,18 @@
-"""A generated weight as a module: the trained numbers, and the weight that is made from them."""
+"""A generated weight as a module: the trained parameters, and the weight that is made from them."""
 
 from __future__ import annotations
 
 import collections.abc
 import ctypes
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from adtn import Generator, Layout, Topology
-from adtn._arrays import host_array
+from adtn import Generator
 from adtn._checks import checked
 from adtn.backends import get_backend
 from adtn.errors import DeviceError, LayoutError
@@ -22,14 +21,12 @@ from adtn.schedule import decide
 from adtn.topology import get_activation
 from adtn.weight import BASE, EinsumSteps, Factored, Layer, Materialised, Mode, TracedApply
 from torch import nn
-from torch.autograd import forward_ad
 
-from ...shared._fitted import Base, fitted
-from ...shared._geometry import check_axes, check_bias
-from ..backend import differentiable_vjp, must_differentiate
+from ...shared._cache import remember
+from .._vjp import differentiable_vjp, must_differentiate
+from ._calls import PLAIN, differentiable, in_own_precision, is_traced
 
 _BACKEND = get_backend("torch")
-PLAIN = (torch.Tensor, nn.Parameter)
 _TRACED_BATCH = 64  # one graph serves every batch, so it is planned for one of middle size
 
 Use: TypeAlias = Callable[[dict[str, torch.Tensor]], torch.Tensor]
@@ -38,14 +35,14 @@ _MADE: ContextVar[Mapping[nn.Module, torch.Tensor]] = ContextVar("made", default
 
 
 class GeneratedWeight(nn.Module):
-    """The trained numbers of a generator as parameters, and its weight as a tensor.
+    """The parameters of a generator, and its weight as a tensor.
 
-    Layers that are given the same one are tied: they train, move and save the same numbers.
+    Layers that are given the same one are tied: they train, move and save the same parameters.
 
     Parameters
     ----------
     generator : Generator
-        Its numbers are the first values of the parameters.
+        Its parameters are the initial values.
 
     Examples
     --------
@@ -86,17 +83,17 @@ class GeneratedWeight(nn.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight."""
+        """Shape of the weight."""
         return self._structure.shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the parameters, and of the weight."""
+        """Dtype of the parameters, and of the weight."""
         return self._first().dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the parameters, and of the weight."""
+        """Device of the parameters, and of the weight."""
         return self._first().device
 
     def _first(self) -> torch.Tensor:
@@ -130,7 +127,7 @@ class GeneratedWeight(nn.Module):
             return _Generate.apply(self._whole, tuple(arrays), *arrays.values())  # pyright: ignore[reportReturnType]
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """Rows of the weight by their numbers, ``(n,)``, differentiable; the others are not made.
+        """Rows of the weight by their indices, ``(n,)``, differentiable; the others are not made.
 
         Examples
         --------
@@ -155,14 +152,14 @@ class GeneratedWeight(nn.Module):
     def now(self) -> torch.Tensor:
         """The weight of the parameters as they are: differentiable where there is something to differentiate.
 
-        Without gradients it is made once and found again while the parameters stay what they are; do not write to it.
+        Without gradients it is made once and looked up while the parameters stay what they are; do not write to it.
         """
         if is_traced():
             return self()
-        found = _MADE.get().get(self)
-        if found is None or (not found.requires_grad and differentiable(self.arrays())):
+        made = _MADE.get().get(self)
+        if made is None or (not made.requires_grad and differentiable(self.arrays())):
             return self(self._now)
-        return found
+        return made
 
     def _now(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.weight_of(arrays) if differentiable(arrays) else self.cached(arrays)
@@ -201,7 +198,7 @@ class GeneratedWeight(nn.Module):
         return self._first().device.type == "cpu"
 
     def stamp(self, arrays: dict[str, torch.Tensor]) -> list[Any] | None:
-        """What the cached weight was made of; ``None`` where looking would wait, or is not possible."""
+        """A stamp of what the cached weight was made of; ``None`` where looking would wait, or is not possible."""
         stamp: list[Any] = []
         if torch._C._len_torch_dispatch_stack():  # modes that put other tensors in the place of real ones
             return None
@@ -219,7 +216,7 @@ class GeneratedWeight(nn.Module):
 
     @contextmanager
     def once(self) -> collections.abc.Generator[torch.Tensor, None, None]:
-        """Inside this block the weight is made once, however many layers and properties ask for it."""
+        """Make the weight once inside this block, however many layers and properties ask for it."""
         weight = self.now()
         token = _MADE.set({**_MADE.get(), self: weight})
         try:
@@ -233,7 +230,7 @@ class GeneratedWeight(nn.Module):
         return self in _MADE.get()
 
     def layer(self, rows: torch.Tensor, mode: Mode | None, *, train: bool) -> tuple[Layer, Any]:
-        """What runs batches up to the next power of two, and ``(arrays, x) -> y``, differentiable.
+        """The executable for batches up to the next power of two, and ``(arrays, x) -> y``, differentiable.
 
         Parameters
         ----------
@@ -247,11 +244,12 @@ class GeneratedWeight(nn.Module):
         device, dtype = f"torch:{_BACKEND.device_of(rows)}", _BACKEND.dtype_of(rows)
         batch = 1 << max(rows.shape[0] - 1, 0).bit_length()
         key = (device, dtype, batch, mode, train)
-        if key not in self._layers:
+        layer = self._layers.get(key)
+        if layer is None:
             task = "train" if train else "apply"
             plan = decide(self._structure, task, device=device, dtype=dtype, batch=batch, mode=mode)
-            self._layers[key] = (plan.layer, plan.function(_BACKEND))
-        return self._layers[key]
+            layer = remember(self._layers, key, (plan.layer, plan.function(_BACKEND)))
+        return layer
 
     def traced(self, mode: Mode | None) -> EinsumSteps | None:
         """How compilers apply the weight to any batch without making it; nothing where it is made.
@@ -263,14 +261,15 @@ class GeneratedWeight(nn.Module):
         number = next(iter(self.arrays().values()))
         device, dtype = f"torch:{_BACKEND.device_of(number)}", _BACKEND.dtype_of(number)
         key = (device, dtype, mode)
-        if key not in self._traced:  # function transforms ask at every call
-            try:
-                plan = decide(self._structure, "train", device=device, dtype=dtype, batch=_TRACED_BATCH, mode=mode)
-            except DeviceError:  # shapes alone ("meta"), or a device that is elsewhere
-                return None
-            chosen = plan.executable
-            self._traced[key] = self.without.steps(chosen.paths[-1]) if isinstance(chosen, Factored) else None
-        return self._traced[key]
+        if key in self._traced:  # function transforms ask at every call
+            return self._traced[key]
+        try:
+            plan = decide(self._structure, "train", device=device, dtype=dtype, batch=_TRACED_BATCH, mode=mode)
+        except DeviceError:  # shapes alone ("meta"), or a device that is elsewhere
+            return None
+        chosen = plan.executable
+        steps = self.without.steps(chosen.paths[-1]) if isinstance(chosen, Factored) else None
+        return remember(self._traced, key, steps)
 
     def train(self, mode: bool = True) -> GeneratedWeight:
         """Training drops the cached weight."""
@@ -345,7 +344,7 @@ class _Cached:
 
 @contextmanager
 def cached_weights(model: nn.Module) -> collections.abc.Generator[None, None, None]:
-    """Inside this block every generated weight of a model is made once: a promise that no parameter changes.
+    """Make every generated weight of a model once inside this block: a promise that no parameter changes.
 
     On the CPU nobody needs it for inference, because changes are seen there. On accelerators looking for them would
     wait for the device, so that weights are made in every call outside of this block. The counterpart of
@@ -367,112 +366,8 @@ def cached_weights(model: nn.Module) -> collections.abc.Generator[None, None, No
         yield
 
 
-def autocasts(device: torch.device) -> bool:
-    """Whether products there are made in another dtype than their operands'."""
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
-
-
-def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Cores are contracted in their own dtype, as norms are."""
-    return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
-
-
-def differentiable(arrays: dict[str, torch.Tensor]) -> bool:
-    """Whether a gradient by one of these is wanted."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in arrays.values())
-
-
-def refuse_tracers(layer: nn.Module, *inputs: Any) -> None:
-    """Those that would make the weight, and the plan for one size of batch, constants of their graph.
-
-    Raises
-    ------
-    LayoutError
-        Under :func:`torch.jit.trace` and :func:`torch.fx.symbolic_trace`.
-    """
-    proxy = any(isinstance(x, torch.fx.Proxy) for x in inputs)
-    if proxy or torch._C._get_tracing_state() is not None:
-        raise LayoutError(
-            f"Got {'a torch.fx.Proxy' if proxy else 'torch.jit.trace'} in {type(layer).__name__}; expected tensors, "
-            "torch.compile or torch.export. Use one of these, or trace adtn_backends.torch.to_dense(model)."
-        )
-
-
 def _preserves(fn: Callable[..., Any]) -> bool:
     """Whether a function of :meth:`torch.nn.Module._apply` copies values; ``empty_like`` does not."""
     mark = torch.arange(1.0, 33.0, device="cpu")
-    found = fn(mark)
-    return not found.is_meta and bool((found.detach().cpu().float() == mark).all())
-
-
-def is_traced() -> bool:
-    """Whether a compiler or a function transform looks at every operation."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return True
-    return forward_ad._current_level >= 0
-
-
-def refuse_subclass(dense: Any, *known: type[nn.Module]) -> None:
-    """What a subclass does in its own forward would be lost.
-
-    Raises
-    ------
-    LayoutError
-        If the layer is no layer of the framework, or one with another forward.
-    """
-    if not any(isinstance(dense, one) and type(dense).forward is one.forward for one in known):
-        raise LayoutError(
-            f"Got {type(dense).__name__}; expected {' or '.join(one.__name__ for one in known)}, or a subclass with "
-            "the same forward. Keep its own forward with adtn_backends.torch.parametrized."
-        )
-
-
-def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> GeneratedWeight:
-    """A module for a generator; refuses weights with another number of axes."""
-    check_axes(weight.shape, axes, what)
-    return weight if isinstance(weight, GeneratedWeight) else GeneratedWeight(weight)
-
-
-def generator_of(
-    dense: torch.Tensor,
-    topology: Topology,
-    layout: Layout | None,
-    *,
-    seed: int,
-    base: Base,
-    steps: int,
-    options: dict[str, Any],
-) -> Generator:
-    """A generator for a given weight; see :func:`adtn_backends.shared._fitted.fitted`."""
-    values = dense.detach().cpu().double().numpy()
-    return fitted(values, topology, layout, seed=seed, base=base, steps=steps, options=options)
-
-
-def bias_parameter(bias: Any, n: int, like: GeneratedWeight) -> nn.Parameter | None:
-    """``True`` for zeros, ``False`` or ``None`` for nothing, or the values; a frozen bias stays frozen."""
-    if bias is False or bias is None:
-        return None
-    if bias is True:
-        values = torch.zeros(n)
-    elif isinstance(bias, torch.Tensor) and not bias.is_complex():
-        values = bias.detach().clone()
-    else:
-        values = torch.tensor(host_array("bias", bias, LayoutError))
-    check_bias(tuple(values.shape), n)
-    return nn.Parameter(values.to(like.device, like.dtype), requires_grad=not is_frozen(bias))
-
-
-def is_frozen(x: Any) -> bool:
-    """Whether a parameter is one that is not trained."""
-    return isinstance(x, nn.Parameter) and not x.requires_grad
-
-
-def filled(dense: Any, layer: Any) -> Any:
-    """A dense layer with the weight, bias and state of training of a generated one; what was frozen stays frozen."""
-    with torch.no_grad():
-        dense.weight.copy_(layer.generated.now())
-        if layer.bias is not None:
-            dense.bias.copy_(layer.bias)
-            dense.bias.requires_grad_(layer.bias.requires_grad)
-    dense.weight.requires_grad_(any(x.requires_grad for x in layer.generated.arrays().values()))
-    return dense.train(layer.training)
+    copied = fn(mark)
+    return not copied.is_meta and bool((copied.detach().cpu().float() == mark).all())

@@ -1,0 +1,43 @@
+"""What a configuration of transformers says of generated weights, and of ties between parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from adtn import Generator
+from adtn.compression import STRUCTURES, structure_to_json
+from torch import nn
+
+
+def note_structures(model: nn.Module, generators: Mapping[str, Generator]) -> None:
+    """Let the configuration that ``save_pretrained`` of a transformers model writes say what is generated, and how."""
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "save_pretrained"):
+        if generators:
+            setattr(config, STRUCTURES, {name: structure_to_json(g) for name, g in generators.items()})
+        elif STRUCTURES in vars(config):
+            delattr(config, STRUCTURES)
+        _forget_lost_ties(model)
+
+
+def _forget_lost_ties(model: nn.Module) -> None:
+    """Leave to ``tie_weights`` what is still there: generated weights are tied by their modules."""
+    for module in model.modules():
+        if not hasattr(type(module), "tie_weights"):
+            continue
+        vars(module).pop("_tied_weights_keys", None)  # of an earlier compression
+        declared = getattr(module, "_tied_weights_keys", None)
+        if not isinstance(declared, dict):
+            continue
+        names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+        alive = {
+            target: source
+            for target, source in declared.items()
+            if all(any(re.search(one, name) for name in names) for one in (target, source))
+        }
+        if alive != declared:
+            vars(module)["_tied_weights_keys"] = alive
+        if hasattr(module, "all_tied_weights_keys"):
+            vars(module)["all_tied_weights_keys"] = module.get_expanded_tied_weights_keys(all_submodels=True)  # type: ignore[operator]
