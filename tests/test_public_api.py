@@ -110,7 +110,8 @@ def accepted(thing: Any) -> list[str]:
     if isinstance(thing, type) and type(thing) is not type:  # Flax's classes are called through their own one
         thing = thing.__init__
     names = inspect.signature(getattr(thing, "__func__", thing)).parameters
-    return [name for name in names if name not in ("self", "cls")]
+    bound = ("self",) if inspect.isfunction(thing) else ("self", "cls")
+    return [name for name in names if name not in bound]
 
 
 @pytest.mark.parametrize("name", THINGS)
