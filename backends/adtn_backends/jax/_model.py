@@ -28,6 +28,7 @@ from .layers import GeneratedWeight
 from .layers._adapted import MODULES
 from .layers._kinds import kind_of, kind_of_generated, layer_like, weight_of
 from .layers._places import modules_of, params_of, put_module, variables_of
+from .layers._shards import replicated
 from .layers._weight import Frozen
 
 
@@ -101,6 +102,7 @@ class NnxModel(ReplacedModel):
             kind = kind_of(dense)
             rows = None if kind is None else kind.rows(dense, inputs[0])
             if rows is not None:
+                rows = replicated(rows)  # a sum over rows that lie on several devices has no place of its own
                 moments.add(name, np.asarray(rows.T @ rows, np.float64), rows.shape[0])
 
         for _ in self._watched([n for n in names if math.prod(shapes[n][1:]) ** 2 <= LARGEST_MOMENT], data, look):
