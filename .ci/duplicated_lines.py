@@ -36,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """Equal lines in a row of two files."""
+    """A run of equal lines in a row of two files."""
 
     length: int
     first: tuple[Path, int]
@@ -59,7 +59,7 @@ def _is_framework(module: str) -> bool:
 
 
 def ignored_lines(tree: ast.Module) -> set[int]:
-    """Lines of imports and docstrings."""
+    """Return the lines of imports and docstrings."""
     ignored: set[int] = set()
     for node in ast.walk(tree):
         text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

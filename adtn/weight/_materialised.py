@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from autoray import do
 
-from .._typing import Array, Params, Shape
-from ..backends import Backend
-from ._executable import FitExecutable, Layer, ListedStep, Tape
+from .._typing import Array, Params
+from ._executable import Layer, Tape
 from ._mode import Mode
-from ._tiled import CACHED_BYTES, Consumer, TiledWeight
-from ._weighting import Weighting
+from ._of_tiles import OfTiles
+from ._tiled import CACHED_BYTES, Consumer
 
 
-class InTiles(Layer, FitExecutable):
+class InTiles(Layer, OfTiles):
     """A weight that is made tile by tile, dropped, and made again on the way back.
 
     Parameters
@@ -25,26 +24,6 @@ class InTiles(Layer, FitExecutable):
     backend : Backend
         Of the arrays.
     """
-
-    def __init__(self, weight: TiledWeight, backend: Backend) -> None:
-        super().__init__(backend)
-        self.tiled_weight = weight
-        self.tiles = weight.tiled.tiles
-        self.by_rows = weight.by_rows
-        self.tile_shape: Shape = weight.tile_shape
-
-    @property
-    def weighting(self) -> Weighting:
-        """The formula that makes a state a weight."""
-        return self.tiled_weight.weighting
-
-    def steps(self) -> Iterator[ListedStep]:
-        """List what is done once, then what is done per tile."""
-        tiled = self.tiled_weight.tiled
-        stages = (*tiled.head.stages, tiled.last)
-        for t, stage in enumerate(stages):
-            yield from ((t, 1, step) for step in stage.steps)
-        yield from ((len(stages) - 1, tiled.tiles, step) for step in tiled.steps)
 
     def pullback(
         self, tape: Tape, arrays: Params, x: Array, ybar: Array, *, need_x: bool = True
@@ -62,10 +41,6 @@ class InTiles(Layer, FitExecutable):
         start = do("zeros_like", x) if need_x else None
         xbar, grads = weight.run(backend, weight.with_base(arrays), consume, start, adjoint=True, space=self.space)
         return grads, xbar if xbar is None else weighting.input_adjoint(xbar)
-
-    def arrange(self, weight: Array) -> Array:
-        """Arrange an array of the weight's shape in tiles."""
-        return self.tiled_weight.arrange(weight)
 
     def evaluate(
         self,

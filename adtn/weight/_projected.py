@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 from autoray import do
 
-from .._typing import Array, Params, Shape
+from .._typing import Array, Params
 from ..backends import Backend
 from ..program import Path, closed, default_path, plan_stage, product_order, tile_program
 from ..topology import Segment, sizes_of
-from ._executable import FitExecutable, ListedStep
+from ._executable import ListedStep
 from ._mode import Mode
+from ._of_tiles import OfTiles
 from ._tiled import Consumer, TiledWeight
 from ._weighting import Weighting
 
@@ -22,7 +23,7 @@ from ._weighting import Weighting
 TRUSTED_ROUNDINGS = 1e4
 
 
-class Projected(FitExecutable):
+class Projected(OfTiles):
     """The target projected on the factors of the last product: no tile of the weight is made.
 
     The difference of large sums loses digits: down to which error it is good says :func:`trusted_relative_square`.
@@ -39,36 +40,16 @@ class Projected(FitExecutable):
     exact: ClassVar[bool] = False
     reads_base: ClassVar[bool] = False
 
-    def __init__(self, weight: TiledWeight, backend: Backend) -> None:
-        super().__init__(backend)
-        self.tiled_weight = weight
-        self.tiles = weight.tiled.tiles
-        self.by_rows = weight.by_rows
-        self.tile_shape: Shape = weight.tile_shape
-
-    @property
-    def weighting(self) -> Weighting:
-        """The formula that makes a state a weight."""
-        return self.tiled_weight.weighting
-
     @property
     def label(self) -> str:
         """Name the mode and the tiles of the target."""
         return self.mode if self.tiles == 1 else super().label
 
     def steps(self) -> Iterator[ListedStep]:
-        """List what is done once, then what is done per tile: two products that project take the place of the last."""
-        tiled = self.tiled_weight.tiled
-        stages = (*tiled.head.stages, tiled.last)
-        for t, stage in enumerate(stages):
-            yield from ((t, 1, step) for step in stage.steps)
-        *inner, root = tiled.steps
-        yield from ((len(stages) - 1, tiled.tiles, step) for step in inner)
-        yield len(stages) - 1, 2 * tiled.tiles, root
-
-    def arrange(self, weight: Array) -> Array:
-        """Arrange an array of the weight's shape as the projection reads it."""
-        return self.tiled_weight.arrange(weight)
+        """List the steps; two products that project take the place of the last one."""
+        *others, (segment, times, root) = super().steps()
+        yield from others
+        yield segment, 2 * times, root
 
     def evaluate(
         self,
