@@ -149,3 +149,30 @@ def test_a_module_without_a_place_among_the_layers_is_refused(folder: str, tmp_p
     code, text = linted(tmp_path)
     assert code == 1
     assert "newcomer" in text
+
+
+def test_there_are_no_circles() -> None:
+    """Not inside of functions and not behind TYPE_CHECKING either."""
+    grimp = pytest.importorskip("grimp")
+    graph = grimp.build_graph("adtn", "adtn_backends", exclude_type_checking_imports=False)
+    assert circles({name: set(graph.find_modules_directly_imported_by(name)) for name in graph.modules}) == []
+
+
+def test_circles_are_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules each of which reaches all others of its group."""
+
+    def reached(name: str) -> set[str]:
+        seen, left = set[str](), [name]
+        while left:
+            new = imports.get(left.pop(), set()) - seen
+            seen |= new
+            left += new
+        return seen
+
+    everything = {name: reached(name) for name in imports}
+    groups = {frozenset(m for m in seen if name in everything[m]) for name, seen in everything.items() if name in seen}
+    return sorted(sorted(group) for group in groups)
