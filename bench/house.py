@@ -33,8 +33,8 @@ SIDES = ("before", "after")
 SECONDS = 0.04  # of one run of a case; more where once takes longer
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
-    "torch": ("adtn_backends.torch", "adtn_backends.torch.layers", "adtn_backends.torch_layers"),
-    "jax": ("adtn_backends.jax", "adtn_backends.jax.layers", "adtn_backends.jax_layers"),
+    "torch": ("adtn_backends.torch.layers", "adtn_backends.torch_layers"),
+    "jax": ("adtn_backends.jax.layers", "adtn_backends.jax_layers"),
 }
 DEVICES = ("numpy:cpu", "torch:cpu", "jax:cpu")
 MODES = ("factored", "materialise", "stream")

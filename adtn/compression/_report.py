@@ -13,7 +13,6 @@ from .._files import write_bytes
 from ..generator import Generator
 from ..topology import topology_to_json
 from ._config import Config
-from ._page import page
 from ._rows import LayerRow, ModelCost, cells
 
 if TYPE_CHECKING:
@@ -140,6 +139,8 @@ class CompressReport:
 
     def to_html(self) -> str:
         """Render a self-contained page."""
+        from ._page import page  # late: importing adtn does not wait for what writes pages
+
         return page(self)
 
 

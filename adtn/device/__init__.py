@@ -3,7 +3,6 @@
 from ._bytes import Memory as Memory
 from ._bytes import format_bytes as format_bytes
 from ._bytes import parse_bytes as parse_bytes
-from ._calibrate import Calibration as Calibration
 from ._device import Devices as Devices
 from ._device import devices as devices
 from ._profile import DeviceProfile as DeviceProfile

@@ -6,12 +6,13 @@ import math
 import statistics
 import warnings
 from dataclasses import replace
+from typing import Any
 
 from .._atomic import write_atomic
 from .._checks import checked
 from .._files import check_writable
 from ..backends import check_device
-from ..device import Calibration, DeviceProfile, profile_path
+from ..device import DeviceProfile, profile_path
 from ..errors import DeviceError, OutputWarning, ScheduleError
 from ..topology import MERA, MPO, TTN, BrickWall
 from ._planner import plan
@@ -56,6 +57,8 @@ def calibrate(device: str = "numpy:cpu", dtype: str = "float32", *, save: bool =
     >>> import adtn
     >>> profile = adtn.calibrate("numpy:cpu", save=False)  # doctest: +SKIP
     """
+    from ..device._calibrate import Calibration  # late: importing adtn does not wait for what measures
+
     backend, where = check_device(device, dtype)
     if backend.name == "null":
         raise ScheduleError("The null backend computes nothing that could be measured; pass a shipped profile instead.")
@@ -76,7 +79,7 @@ def calibrate(device: str = "numpy:cpu", dtype: str = "float32", *, save: bool =
     return profile
 
 
-def program_factor(calibration: Calibration, profile: DeviceProfile) -> tuple[float, float]:
+def program_factor(calibration: Any, profile: DeviceProfile) -> tuple[float, float]:
     """Return the median ratio of measured to predicted time of small programs, and the median deviation from it."""
     logs: list[float] = []
     topologies = (TTN(bond=3), BrickWall(layers=2), MERA(bond=2), MPO(bond=6))
