@@ -16,7 +16,7 @@ class LayerRow:
         Of its weights.
     topology : str
     dense, params, active : int
-        Entries of the dense weights, numbers of the generators, and those that can influence the weights.
+        Entries of the dense weights, parameters of the generators, and those that can influence the weights.
     local_errors : list of float
         After the local fit, before the model was trained as a whole: relative error of the layer's outputs where there
         were data, of its weight otherwise.

@@ -199,8 +199,8 @@ class CompressionRun:
             first = data[:_BATCHES] if isinstance(data, list | tuple) else None
             count = len(data) if isinstance(data, Sized) else None
             start = {name: to_bytes(generator) for name, generator in self.adapter.generators().items()}
-            numbers = self.adapter.digest()
-            mark = fingerprint(repr(self.config), repr(tuning), stage, start, numbers, self.loss, first, count)
+            digest = self.adapter.digest()
+            mark = fingerprint(repr(self.config), repr(tuning), stage, start, digest, self.loss, first, count)
             path = self.folder / f"training-{mark[:16]}"
             tuning = replace(tuning, checkpoint=path)
             self.checkpoints.add(path)

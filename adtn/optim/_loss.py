@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ from ..errors import FitError
 from ..generator import Generator
 from ..schedule import decide
 from ..weight import BASE, Consumer, FitExecutable, Materialised, Mode, Projected, trusted_relative_square
-from ._objective import Objective, ValueAndGrad
+from ._objective import Objective, TileObjective, ValueAndGrad
 from ._options import FitOptions
 
 TASK = "task/"
@@ -94,10 +94,10 @@ def plan_loss(
     )
     evaluation = plan.fit
     arrays, offset = {**generator.constants(), **objective.constants(generator.weighting)}, 0.0
-    numbers = {SCALE: generator.scale}
+    scalars = {SCALE: generator.scale}
     if tiles is not None:
         if tiles.is_far:  # the problem divided by the target's norm
-            numbers[SCALE] *= tiles.factor
+            scalars[SCALE] *= tiles.factor
             arrays |= {k: np.asarray(arrays[k], np.float64) * tiles.factor for k in (TARGET, BASE) if k in arrays}
             tiles = replace(tiles, factor=1.0)
         if not evaluation.exact:
@@ -106,19 +106,9 @@ def plan_loss(
                 target = arrays[TARGET] = arrays[TARGET] - arrays.pop(BASE)
                 offset = float(np.sum(np.square(target, dtype=np.float64))) * tiles.loss_factor
         elif tiles.factor != 1.0:
-            numbers[FACTOR] = tiles.factor
-        numbers |= {LOSS_FACTOR: tiles.loss_factor, SLOPE_FACTOR: tiles.slope_factor, OFFSET: offset}
-    constants: dict[str, Any] = {}
-    for name, x in arrays.items():
-        x = np.asarray(x)
-        if name == TARGET and tiles is not None:
-            x = x if tiles.factor == 1.0 else x * tiles.factor
-        if (name == TARGET and tiles is not None) or name == BASE:
-            x = evaluation.arrange(x)  # a view where that is possible
-        constants[name] = backend.asarray(x, device, options.dtype, copy=False)
-    for name, number in numbers.items():  # arguments, so that fits of other targets need nothing compiled
-        precision = options.dtype if name in (SCALE, FACTOR) else options.master
-        constants[name] = backend.asarray(np.asarray(number), device, precision) if backend.compiles else number
+            scalars[FACTOR] = tiles.factor
+        scalars |= {LOSS_FACTOR: tiles.loss_factor, SLOPE_FACTOR: tiles.slope_factor, OFFSET: offset}
+    constants = _placed(arrays, scalars, evaluation, tiles, backend=backend, device=device, options=options)
     # what is not compiled has a pool of its own, which must not outlive the fit
     make = _shared if backend.compiles and tiles is not None else _compiled
     consume: Any = tiles.consume if tiles is not None else None
@@ -131,6 +121,31 @@ def plan_loss(
         _function=function,
         _constants=constants,
     )
+
+
+def _placed(
+    arrays: Params,
+    scalars: Mapping[str, float],
+    evaluation: FitExecutable,
+    tiles: TileObjective | None,
+    *,
+    backend: Backend,
+    device: str,
+    options: FitOptions,
+) -> dict[str, Any]:
+    """Put what a loss reads on the device, the target and the base as the executable reads them."""
+    constants: dict[str, Any] = {}
+    for name, x in arrays.items():
+        x = np.asarray(x)
+        if name == TARGET and tiles is not None:
+            x = x if tiles.factor == 1.0 else x * tiles.factor
+        if (name == TARGET and tiles is not None) or name == BASE:
+            x = evaluation.arrange(x)  # a view where that is possible
+        constants[name] = backend.asarray(x, device, options.dtype, copy=False)
+    for name, scalar in scalars.items():  # arguments, so that fits of other targets need nothing compiled
+        precision = options.dtype if name in (SCALE, FACTOR) else options.master
+        constants[name] = backend.asarray(np.asarray(scalar), device, precision) if backend.compiles else scalar
+    return constants
 
 
 def _whole(mode: Mode | None) -> Mode:

@@ -51,7 +51,7 @@ def old_mark_of(generator: Generator, objective: Objective, options: FitOptions)
     """Return the fingerprint of the first format, which does not cover functions."""
     if not isinstance(objective, Reconstruction) or callable(options.schedule):
         return None
-    numbers = {
+    arrays = {
         **generator.params,
         **generator.constants(),
         **objective.constants(generator.weighting),
@@ -62,6 +62,6 @@ def old_mark_of(generator: Generator, objective: Objective, options: FitOptions)
         generator.layout,
         generator.scale,
         *options.mark(),
-        *numbers,
-        *map(np.asarray, numbers.values()),
+        *arrays,
+        *map(np.asarray, arrays.values()),
     )
