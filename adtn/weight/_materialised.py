@@ -96,8 +96,8 @@ class Materialised(InTiles):
         if self.backend.compiles and batch == 1:  # XLA: one row by rows; more rows are faster with the other matrix
             product = self.backend.compile(lambda x, w: do("tensordot", x, w, axes=((1,), (1,))))
             return lambda x: product(x, made)
-        turned = do("transpose", made, (1, 0))
-        return lambda x: do("matmul", x, turned)
+        transposed = do("transpose", made, (1, 0))
+        return lambda x: do("matmul", x, transposed)
 
     def evaluate_whole(
         self,
