@@ -75,7 +75,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     source = folder_of("llama", tmp_path / "dense")
     with pytest.raises(CompressError, match="take another one"):
         run_folder(source, Config(), source)
-    with pytest.raises(CompressError, match="holds no generators"):
+    with pytest.raises(CompressError, match="contains no generators"):
         adtn.load_pretrained(source)
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"architectures": ["Nothing"]}))

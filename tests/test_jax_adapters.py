@@ -118,7 +118,7 @@ def test_an_adapter_alone_is_saved_and_loaded_by_every_framework(tmp_path: Path)
     layers.save_adapter(model, tmp_path, "a")
     assert sum(f.stat().st_size for f in tmp_path.iterdir()) < 10_000
     close(layers.load_adapter(dense(), tmp_path, "mine")(X), model(X))
-    with pytest.raises(CompressError, match="holds no adapter"):
+    with pytest.raises(CompressError, match="contains no adapter"):
         layers.load_adapter(dense(), tmp_path / "nothing")
     with pytest.raises(CompressError, match="model has"):
         layers.save_adapter(model, tmp_path, "c")

@@ -342,8 +342,8 @@ def test_a_method_that_is_missing_is_named(method: str) -> None:
 @pytest.mark.parametrize(
     ("name", "cls", "message"),
     [
-        ("adam", SignMomentum, "Got name='adam', which is taken"),
-        (OWN, SignMomentum, f"Got name='{OWN}', which is taken"),
+        ("adam", SignMomentum, "Got name='adam', which is already registered"),
+        (OWN, SignMomentum, f"Got name='{OWN}', which is already registered"),
         ("", SignMomentum, "Got name=''; expected letters"),
         ("two words", SignMomentum, "Got name='two words'; expected letters"),
         (3, SignMomentum, "Got name=3; expected letters"),

@@ -50,64 +50,66 @@ class Config:
     exclude : sequence of str
         The same for layers that stay dense.
     topology : Topology
-        Of every generator.
+        The topology of every generator.
     leg : int, optional
-        Target size of a leg; the topology's default when not given.
+        The target size of a leg; by default, the topology chooses it.
     order : str, optional
-        ``"axis"`` or ``"interleaved"``; the topology's own when not given.
+        ``"axis"`` or ``"interleaved"``; by default, the topology chooses it.
     layers : mapping of str to mapping
-        Other ``topology``, ``leg``, ``order``, ``base`` or ``candidates`` for layers that match a name, pattern or
-        class; the first match counts.
+        Other values of ``topology``, ``leg``, ``order``, ``base`` or ``candidates`` for layers that match a name,
+        pattern or class; the first match counts.
     base : SeededBase or IdentityBase, optional
-        Added to every generated weight.
+        The base that is added to every generated weight.
     budget : Budget, optional
-        Size of the model, or what it may lose. Topology, bond and layout of every layer are then chosen among the
-        candidates; ``topology``, ``leg`` and ``order`` do not count.
+        The size of the model, or the loss of quality that is allowed. Topology, bond and layout of every layer are
+        then chosen among the candidates, and ``topology``, ``leg`` and ``order`` are ignored.
     candidates : sequence of Topology
-        For a budget; their bonds do not count.
+        The topologies to choose from for a budget; their bonds are ignored.
     restarts : int
-        Seeds that begin every generator; the worse half is given up again and again (successive halving).
+        The number of seeds with which the fit of every generator starts; the worse half is dropped repeatedly
+        (successive halving).
     recipe : str or sequence of str
-        One of these, or several, done in this order:
+        One of these stages, or several, in this order:
 
-        - ``"reconstruct"``: every weight by itself, without data
-        - ``"reconstruct-data"``: every layer's outputs, by the second moments of its inputs
-        - ``"distill-local"``: every layer's outputs on cached batches, by Adam; from random generators of the weights'
-          spread when nothing comes before
-        - ``"finetune"``: the model's own loss, from where the others ended
-        - ``"local-then-global"``: the second where there is data, else the first; then the last
+        - ``"reconstruct"``: fit every weight, without data
+        - ``"reconstruct-data"``: fit every layer's outputs, by the second moments of its inputs
+        - ``"distill-local"``: train every layer with Adam to reproduce its outputs on cached batches; without an
+          earlier stage, from random generators with the weights' standard deviation
+        - ``"finetune"``: train by the model's own loss, starting from the result of the other stages
+        - ``"local-then-global"``: the second stage if there are data, else the first; then the last
     mode : {"replace", "adapter"}
-        Whether generated weights take the place of the dense ones, or are added to them, which stay frozen. An adapter
-        starts at zero and is trained by ``"finetune"``.
+        Whether generated weights replace the dense ones, or are added to them while they are frozen. An adapter starts
+        at zero and is trained by ``"finetune"``.
     adapter : str
-        Name of the adapter.
+        The name of the adapter.
     smallest : int
-        Weights with fewer entries stay dense.
+        The number of entries below which a weight stays dense.
     steps, lr, optimizer
-        Of the local fits, see :func:`adtn.fit`.
+        Options of the local fits, see :func:`adtn.fit`.
     tune_steps, tune_lr, tune_optimizer, distill, train, clip
-        Of the training of the whole model: ``distill`` is the weight of the dense model's outputs in the loss (the
-        divergence of the classes' probabilities, or the squared error where labels are no whole numbers),
-        ``train`` says whether other parameters are trained, too (``"generated"`` or ``"all"``).
+        Options of the training of the whole model: ``distill`` is the share of the dense model's outputs in the loss
+        (the divergence of the classes' probabilities, or the squared error if labels are real numbers), and ``train``
+        says whether other parameters are fine-tuned as well (``"generated"`` or ``"all"``).
     dropout : float, optional
-        Rate of all dropouts in that training, in place of their own: a few hundred parameters need less than the layers
-        that they replace.
+        The rate of all dropouts in that training, instead of their own: a few hundred parameters need less dropout
+        than the layers that they replace.
     capture : bool
-        Whether that training is recorded once as a CUDA graph and replayed, for small generators take longer to launch
-        than to run. The loss must not wait for the device; batches of another shape than the fourth are not replayed.
-        PyTorch on CUDA only.
+        Whether to capture a step of that training as a CUDA graph and replay it, as small generators take longer to
+        launch than to run. The loss must not wait for the device, and only batches of the same shape as the fourth are
+        replayed. PyTorch on CUDA only.
     autocast : {"bfloat16"}, optional
-        In which the training of the whole model and ``"distill-local"`` multiply; parameters, losses and all that is
-        measured keep their own dtype. PyTorch only: layers of Flax are made with ``dtype=``.
+        The dtype of products in the training of the whole model and in ``"distill-local"``; parameters, losses and
+        measurements keep their own dtype. PyTorch only: layers of Flax are made with ``dtype=``.
     rates : mapping of str to float
         Factors of ``tune_lr`` for parameters whose names match a pattern, such as ``{"*.generated.*": 1, "*": 0.1}``;
-        the first match counts, 0 freezes.
+        the first match counts, and 0 freezes.
     seed : int
+        The seed of all random numbers.
 
     Raises
     ------
     CompressError
-        If a value makes no sense.
+        If a value is not allowed, or values contradict each other.
 
     Examples
     --------
@@ -161,14 +163,14 @@ class Config:
         if self.mode == "adapter" and (self.budget is not None or self.base is not None):
             raise CompressError("Got mode='adapter' with a budget or base; an adapter's base is the dense weight.")
         if self.budget is not None and not self.candidates:
-            raise CompressError("Got a budget without candidates; give some topologies.")
-        for pattern, own in self.layers.items():
-            unknown = set(own) - {"topology", "leg", "order", "base", "candidates"}
+            raise CompressError("Got a budget without candidates; pass some topologies.")
+        for pattern, options in self.layers.items():
+            unknown = set(options) - {"topology", "leg", "order", "base", "candidates"}
             if unknown:
                 raise CompressError(
                     f"Got {sorted(unknown)} for layers {pattern!r}; expected topology, leg, order, base, candidates."
                 )
-            replace(self, layers={}, **own)  # checks its values
+            replace(self, layers={}, **options)  # checks their values
 
     @classmethod
     @checked(CompressError)
@@ -180,10 +182,12 @@ class Config:
         >>> Config.from_dict({"targets": ["fc1"], "topology": {"name": "mera", "bond": 4}}).topology.bond
         4
         """
-        known = {f.name for f in fields(cls)}
-        unknown = set(values) - known
+        names = {f.name for f in fields(cls)}
+        unknown = set(values) - names
         if unknown:
-            raise CompressError(f"Got {sorted(unknown)}; a config knows {', '.join(sorted(known))}.")
+            raise CompressError(
+                f"Got {sorted(unknown)} in a config; expected options among {', '.join(sorted(names))}."
+            )
         return cls(**{k: _value(k, v) for k, v in values.items()})
 
     @classmethod
@@ -194,7 +198,7 @@ class Config:
         Raises
         ------
         CompressError
-            If it cannot be read or holds something unknown.
+            If it cannot be read, or contains an unknown option or a value that is not allowed.
         """
         try:
             text = Path(path).read_text()
@@ -205,7 +209,7 @@ class Config:
             raise CompressError(f"Cannot read the config {path}: {error}.") from error
 
     def select(self, layers: Sequence[Layer]) -> tuple[list[Layer], dict[str, str]]:
-        """The layers to replace, and for every other one that was asked for, or might have been, the reason.
+        """Select the layers to replace, and give a reason for every other layer that a user may expect to be replaced.
 
         Raises
         ------
@@ -215,26 +219,26 @@ class Config:
         for pattern in self.targets:
             if not any(_matches(pattern, layer) for layer in layers):
                 names = ", ".join(f"{layer.name} ({layer.kind})" for layer in layers)
-                raise CompressError(f"Got target {pattern!r}, which matches no layer; there are {names}.")
+                raise CompressError(f"Got target {pattern!r}, which matches no layer; expected one of {names}.")
         chosen: list[Layer] = []
         dense: dict[str, str] = {}
         covered: set[str] = set()
         by_name = {layer.name: layer for layer in layers}
         for layer in layers:
             partners = [by_name[name] for name in layer.tied if name in by_name]
-            asked = any(_matches(p, layer) for p in self.targets) or not (self.targets or layer.optional)
+            is_target = any(_matches(p, layer) for p in self.targets) or not (self.targets or layer.optional)
             entries = sum(map(math.prod, layer.weights.values()))
             if layer.reason:
                 dense[layer.name] = layer.reason
-            elif not asked:
-                kept = f"{layer.kind} is replaced only when targets name it" if layer.optional else ""
-                dense[layer.name] = kept if kept and not self.targets else "not among the targets"
-            elif any(_matches(p, one) for p in self.exclude for one in (layer, *partners)):
+            elif not is_target:
+                hint = f"{layer.kind} is replaced only when targets name it" if layer.optional else ""
+                dense[layer.name] = hint if hint and not self.targets else "not among the targets"
+            elif any(_matches(p, other) for p in self.exclude for other in (layer, *partners)):
                 dense[layer.name] = "excluded"
-            elif stays := next((one for one in partners if one.reason), None):
-                dense[layer.name] = f"shares its weight with {stays.name} ({stays.reason})"
+            elif dense_partner := next((partner for partner in partners if partner.reason), None):
+                dense[layer.name] = f"shares its weight with {dense_partner.name} ({dense_partner.reason})"
             elif layer.name in covered:
-                continue  # replaced with the layer it is tied to
+                continue  # replaced together with the layer that it is tied to
             elif self.mode == "adapter" and layer.tied:
                 dense[layer.name] = f"shares its weight with {', '.join(layer.tied)}"
             elif self.mode == "adapter" and not layer.adaptable:
@@ -252,22 +256,22 @@ class Config:
         Raises
         ------
         CompressError
-            If a stage needs data that are not given.
+            If a stage needs data, and there are none.
         """
         if self.mode == "adapter":
-            wanted: tuple[str, ...] = ("finetune",)
+            recipes: tuple[str, ...] = ("finetune",)
         elif self.recipe == "local-then-global":
             return ("reconstruct-data", "finetune") if has_data else ("reconstruct",)
         else:
-            wanted = (self.recipe,) if isinstance(self.recipe, str) else tuple(self.recipe)
-        short = [one for one in wanted if one != "reconstruct"]
-        if short and not has_data:
-            raise CompressError(f"Got {short[0]!r} without data; pass data=, or use recipe='reconstruct'.")
+            recipes = (self.recipe,) if isinstance(self.recipe, str) else tuple(self.recipe)
+        with_data = [recipe for recipe in recipes if recipe != "reconstruct"]
+        if with_data and not has_data:
+            raise CompressError(f"Got {with_data[0]!r} without data; pass data=, or use recipe='reconstruct'.")
         both = ("reconstruct-data", "finetune")
-        return tuple(stage for one in wanted for stage in (both if one == "local-then-global" else (one,)))
+        return tuple(stage for name in recipes for stage in (both if name == "local-then-global" else (name,)))
 
     def tuning(self, steps: int) -> Tuning:
-        """Return how the whole model is trained for so many steps."""
+        """Return the options of training the whole model for that many steps."""
         return Tuning(
             steps=steps,
             lr=self.tune_lr,
@@ -283,14 +287,14 @@ class Config:
         )
 
     def options_of(self, layer: Layer) -> Config:
-        """The config with what is special about a layer."""
-        for pattern, own in self.layers.items():
+        """Return the config with the options that apply to one layer."""
+        for pattern, options in self.layers.items():
             if _matches(pattern, layer):
-                return replace(self, **own)
+                return replace(self, **options)
         return self
 
     def layout(self, shape: Shape) -> Layout:
-        """Return how a weight is cut into legs."""
+        """Return the layout of a weight: how its axes are factored into legs."""
         top = self.topology
         if self.leg is None and self.order is None:
             return top.default_layout(shape)
@@ -312,17 +316,19 @@ def _yaml(text: str, path: PathArgument) -> Mapping[str, Any]:
     except yaml.YAMLError as error:
         raise CompressError(f"Cannot read the config {path}: {error}.") from error
     if not isinstance(content, Mapping):
-        raise CompressError(f"Got the config {path}, which holds a {type(content).__name__}; expected keys and values.")
+        raise CompressError(
+            f"Got the config {path}, which contains a {type(content).__name__}; expected keys and values."
+        )
     return content
 
 
 def _value(key: str, value: Any) -> Any:
-    """From plain values; what is of another kind stays as it is, for the config to refuse."""
+    """Convert a plain value; values of another kind are returned unchanged, and the config refuses them."""
     if key == "layers" and isinstance(value, Mapping):
-        options = {p: own for p, own in value.items() if isinstance(own, Mapping)}
-        return {**value, **{p: {k: _value(k, v) for k, v in own.items()} for p, own in options.items()}}
+        by_pattern = {p: options for p, options in value.items() if isinstance(options, Mapping)}
+        return {**value, **{p: {k: _value(k, v) for k, v in options.items()} for p, options in by_pattern.items()}}
     if key == "candidates" and isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_value("topology", one) for one in value)
+        return tuple(_value("topology", candidate) for candidate in value)
     if key == "budget" and isinstance(value, Mapping):
         return Budget.from_dict(value)
     if key == "topology" and isinstance(value, str | Mapping):
@@ -332,7 +338,7 @@ def _value(key: str, value: Any) -> Any:
         unknown = set(options) - set(cls.__dataclass_fields__)
         if unknown:
             raise CompressError(
-                f"{cls.__name__} takes no {sorted(unknown)}; it takes {list(cls.__dataclass_fields__)}."
+                f"Got {sorted(unknown)} for {cls.__name__}; expected options among {list(cls.__dataclass_fields__)}."
             )
         return topology_from_json({"name": name, **options})
     if key == "base" and isinstance(value, int) and not isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Generators of several layers in one folder: a file per layer, and an index that says which belongs to which."""
+"""Folders with the generators of several layers: a file per layer, and an index of the files by layer."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ from ..generator import Generator
 from ._storage import StoreDtype, from_bytes, load, read_header, to_bytes
 
 INDEX = "index.json"
-FORMAT = 2  # the first one has no index: files are called as layers
+FORMAT = 2  # the first format has no index, and files have the names of layers
 _KIND = "index of layers"
 _SUFFIX = ".safetensors"
-_OWN_NAME = re.compile(r"-[0-9a-f]{12}\.safetensors$")
+_FILE_NAME = re.compile(r"-[0-9a-f]{12}\.safetensors$")
 
 Entries = Mapping[str, Mapping[str, str]]
-"""By name of the layer: its ``file``, and the ``sha256`` of that."""
+"""The ``file`` of each layer and its ``sha256``, by name of the layer."""
 
 
 def save_layers(folder: str | Path, generators: Mapping[str, Generator], dtype: StoreDtype | None = None) -> None:
-    """Write generators by name of the layer; what the folder had before goes.
+    """Write generators of several layers to a folder, replacing the layers that it contained.
 
-    Names of layers are data: they stand in the index, and files have names of their own. The index is replaced in one
-    step when all files are written, so that a folder holds the old or the new layers at any moment. Files of others
-    that lie there are left alone.
+    The names of layers are stored in the index only, and not used as file names. The index is replaced atomically when
+    all files are written, so the folder contains either the old or the new layers at any moment. Other files in the
+    folder are not touched.
 
     Parameters
     ----------
     folder : path
-        Made when it does not exist.
+        The folder, which is made if it does not exist.
     generators : mapping of str to Generator
+        Generators by name of the layer.
     dtype : optional
-        As of :func:`adtn.save`.
+        The dtype of the stored parameters, see :func:`adtn.save`.
 
     Raises
     ------
     OutputError
-        If nothing can be written there; the folder is then as it was.
+        If the folder cannot be written; its layers are unchanged then.
     """
     place = check_writable(folder, "folder", "folder")
     try:
@@ -51,24 +52,25 @@ def save_layers(folder: str | Path, generators: Mapping[str, Generator], dtype: 
         with locked_folder(place):
             write_index(place, write_files(place, generators, dtype))
     except OSError as error:
-        raise OutputError(f"Cannot write layers to {place} ({error}); what was there is untouched.") from error
+        raise OutputError(f"Cannot write layers to {place} ({error}); the layers in it are unchanged.") from error
 
 
 def load_layers(folder: str | Path, what: str) -> dict[str, Generator]:
-    """Read what :func:`save_layers` wrote, in this or the first format.
+    """Read the layers that :func:`save_layers` wrote, in this or the first format.
 
     Parameters
     ----------
     folder : path
+        The folder.
     what : str
-        What it should be, for the message.
+        A description of the expected content, for error messages.
 
     Raises
     ------
     CompressError
-        If there is none.
+        If the folder contains no layers.
     ModelFileError
-        If something is missing, damaged or altered.
+        If a file is missing, damaged or modified.
     """
     folder = Path(folder)
     index = folder / INDEX
@@ -82,70 +84,72 @@ def load_layers(folder: str | Path, what: str) -> dict[str, Generator]:
             raise ModelFileError(f"{index}: {error} Expected {what}. Get the folder again.") from error
     files = sorted(folder.glob(f"*{_SUFFIX}"))
     if not files:
-        raise CompressError(f"Got {folder}, which holds no {what}.")
-    if any(_OWN_NAME.search(file.name) for file in files):
-        raise ModelFileError(f"{folder} has no {INDEX}, which says what its files are. Get the folder again.")
+        raise CompressError(f"Got {folder}, which contains no {what}.")
+    if any(_FILE_NAME.search(file.name) for file in files):
+        raise ModelFileError(f"Got {folder}, which has no {INDEX} with its files by layer. Get the folder again.")
     return {file.name.removesuffix(_SUFFIX): load(file) for file in files}
 
 
 def write_files(
     folder: Path, generators: Mapping[str, Generator], dtype: StoreDtype | None = None
 ) -> dict[str, dict[str, str]]:
-    """A file for every layer, beside what is there; the entries of an index."""
+    """Write a file for every layer beside the existing files, and return the entries of an index."""
     folder.mkdir(parents=True, exist_ok=True)
     entries: dict[str, dict[str, str]] = {}
     for name, generator in generators.items():
         content = to_bytes(generator, dtype)
-        mark = hashlib.sha256(name.encode(errors="surrogatepass") + b"\0" + content).hexdigest()
-        entries[name] = {"file": f"{file_name(name, mark)}{_SUFFIX}", "sha256": hashlib.sha256(content).hexdigest()}
+        digest = hashlib.sha256(name.encode(errors="surrogatepass") + b"\0" + content).hexdigest()
+        entries[name] = {"file": f"{file_name(name, digest)}{_SUFFIX}", "sha256": hashlib.sha256(content).hexdigest()}
         write_atomic(folder / entries[name]["file"], content)
     return entries
 
 
 def read_files(folder: Path, entries: Any) -> dict[str, Generator]:
-    """The generators of an index.
+    """Read the generators of an index.
 
     Raises
     ------
     ModelFileError
-        If a file is missing, altered or not in the folder.
+        If a file is missing, modified or not in the folder.
     """
     generators: dict[str, Generator] = {}
     try:
         for name, entry in entries.items():
             file = entry["file"]
             if Path(file).name != file:
-                raise ModelFileError(f"{folder}: the index names the file {file!r}, which is not in the folder.")
+                raise ModelFileError(f"Got the file {file!r} in the index of {folder}; expected a name in that folder.")
             content = read_whole(folder / file, f"the layer {name!r}", ModelFileError)
             if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                raise ModelFileError(f"{folder / file} is not what was written for {name!r}. Get the folder again.")
+                raise ModelFileError(
+                    f"Got {folder / file}, which differs from the file written for {name!r}. Get the folder again."
+                )
             generators[name] = from_bytes(content)
     except ModelFileError:
         raise
     except (FileFormatError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelFileError(f"{folder} has layers that cannot be read ({error}). Get the folder again.") from error
+        raise ModelFileError(f"Cannot read the layers in {folder} ({error}). Get the folder again.") from error
     return generators
 
 
 def write_index(folder: Path, entries: Entries) -> None:
-    """Replace the layers of a folder by these; files of others go."""
+    """Replace the index of a folder, and delete the files of layers that it does not list."""
     write_atomic(folder / INDEX, sealed_json(_KIND, FORMAT, layers=entries))
-    kept = {entry["file"] for entry in entries.values()}
+    listed = {entry["file"] for entry in entries.values()}
     for file in folder.glob(f"*{_SUFFIX}"):
-        if file.name not in kept and _is_generator(file):
+        if file.name not in listed and _is_generator(file):
             with suppress(OSError):
                 file.unlink()
 
 
 def _is_generator(file: Path) -> bool:
-    """Also one that is damaged, when its name is of this library."""
+    """Return whether this library wrote a file, even if it is damaged."""
     try:
-        return bool(_OWN_NAME.search(file.name)) or bool(read_header(file.read_bytes()))
+        return bool(_FILE_NAME.search(file.name)) or bool(read_header(file.read_bytes()))
     except (FileFormatError, OSError):
         return False
 
 
-def file_name(name: str, mark: str) -> str:
-    """Return a file name for a layer: what is readable of its name, and 12 digits that no other one has."""
+def file_name(name: str, digest: str) -> str:
+    """Return a unique file name for a layer: the plain characters of its name, and 12 digits of a digest."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:60].strip("._")
-    return f"{plain or 'layer'}-{mark[:12]}"
+    return f"{plain or 'layer'}-{digest[:12]}"

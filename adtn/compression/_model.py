@@ -1,4 +1,4 @@
-"""The interface that a framework must offer so that a whole model can be compressed."""
+"""The interface through which whole models of a framework are compressed."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Layer:
     Parameters
     ----------
     name : str
-        Of the module.
+        The name of the module.
     kind : str
-        Name of its class, such as ``"Linear"`` or ``"Conv2d"``.
+        The name of its class, such as ``"Linear"`` or ``"Conv2d"``.
     weights : mapping of str to tuple of int
-        Shapes of the weights that can be generated, by full name; most layers have one, called as the layer.
+        Shapes of the weights that can be generated, by full name; most layers have one, with the name of the layer.
     tied : tuple of str
-        Other layers with the same weight; they are replaced together.
+        Names of other layers with the same weight; they are replaced together.
     reason : str
-        Why it cannot be replaced; empty when it can.
+        The reason why the layer cannot be replaced; empty if it can.
     itemsize : int
-        Bytes of one number.
+        Bytes of one parameter.
     optional : bool
-        Whether it is replaced only where a target names it.
+        Whether the layer is replaced only if a target names it.
     adaptable : bool
-        Whether adapters can be added to it.
+        Whether adapters can be added to the layer.
     """
 
     name: str
@@ -57,27 +57,29 @@ class Tuning:
     Parameters
     ----------
     steps : int
+        The number of steps.
     lr : float
-        Of the optimizer, falling as a cosine.
+        The initial learning rate, which falls to zero as a cosine.
     distill : float
-        Weight of the dense model's outputs in the loss, between 0 and 1.
+        The share of the dense model's outputs in the loss, between 0 and 1.
     train : {"generated", "all"}
-        Whether other parameters are trained, too.
+        Whether only generators are trained, or other parameters are fine-tuned as well.
     clip : float or None
-        Largest norm of all gradients together.
+        The largest norm of all gradients together.
     rates : mapping of str to float
-        Factors of the learning rate for parameters whose names match a pattern; the first match counts, 0 freezes.
+        Factors of the learning rate for parameters whose names match a pattern; the first match counts, and 0 freezes.
     seed : int
+        The seed of random numbers.
     optimizer : {"adam", "sgd"}
-        SGD with a momentum of 0.9.
+        Adam, or SGD with a momentum of 0.9.
     dropout : float or None
-        Rate of all dropouts while training; that of each when not given.
+        The rate of all dropouts while training; by default, each keeps its own.
     capture : bool
-        Whether updates are recorded once as a CUDA graph and replayed.
+        Whether a step is captured as a CUDA graph and replayed.
     autocast : {"bfloat16"}, optional
-        Of products while training.
+        The dtype of products while training.
     checkpoint : path, optional
-        A file that is written ten times on the way; where it exists, training goes on from it.
+        A file that is written ten times during training; if it exists, training continues from it.
     """
 
     steps: int = 0
@@ -99,40 +101,40 @@ class Tuning:
         return max(self.steps // 10, 1)
 
     def check(self, losses: Sequence[float]) -> None:
-        """Refuse to go on when the last loss is not finite.
+        """Refuse to continue if the last loss is not finite.
 
         Raises
         ------
         CompressError
-            With what to do about it.
+            If it is infinite or NaN; the message says what to do.
         """
         last = losses[-1]
         if math.isfinite(last):
             return
         if len(losses) == 1:
             raise CompressError(
-                f"The loss is {last} before any update; look for numbers in the batches or in layers that stay dense "
-                "that are not finite."
+                f"The loss is {last} before the first step; check that the batches and the parameters of dense layers "
+                "are finite."
             )
-        raise CompressError(f"The loss became {last} at step {len(losses)}; lower tune_lr, now {self.lr}.")
+        raise CompressError(f"The loss became {last} at step {len(losses)}; lower tune_lr, which is {self.lr}.")
 
 
 class Model(Protocol):
-    """A model of some framework. Nothing of it changes before :meth:`install`, and :meth:`restore` undoes that."""
+    """A model of some framework; only :meth:`install` and :meth:`adapt` change it, and :meth:`restore` undoes that."""
 
     model: Any
-    """What is changed in place."""
+    """The model of the framework, which is changed in place."""
 
     def layers(self) -> list[Layer]:
-        """Every layer with numbers of its own, also those that cannot be replaced."""
+        """List all layers with parameters of their own, including those that cannot be replaced."""
         ...
 
     def weight(self, name: str) -> np.ndarray:
-        """A dense weight by its full name."""
+        """Return a dense weight by its full name."""
         ...
 
     def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
-        """Compute the mean of ``x xᵀ`` over the inputs of those weights for which it makes sense."""
+        """Compute the mean of ``x xᵀ`` over the inputs of weights, for those weights that are applied to rows."""
         ...
 
     def install(self, generators: Mapping[str, Generator]) -> None:
@@ -140,23 +142,23 @@ class Model(Protocol):
         ...
 
     def adapt(self, generators: Mapping[str, Generator], name: str) -> None:
-        """Add generated weights to layers, all or none, as an adapter of that name; their own stay frozen."""
+        """Add generated weights to layers, all or none, as an adapter of that name; dense weights are frozen."""
         ...
 
     def restore(self) -> None:
-        """The model as it was."""
+        """Restore the original model."""
         ...
 
     def distill(self, data: Iterable[Any], tuning: Tuning, executor: Any, say: Callable[[str], None]) -> None:
-        """Train every installed layer by itself on the inputs and outputs of the dense one."""
+        """Train every installed layer separately, on the inputs and outputs of the dense one."""
         ...
 
     def check(self, tuning: Tuning) -> None:
-        """Refuse a training that cannot work, before anything is done."""
+        """Refuse options with which training is not possible, before anything is done."""
         ...
 
     def tune(self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Any) -> list[float]:
-        """Train through the generators; returns the losses."""
+        """Train the model through the generators, and return the losses."""
         ...
 
     def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
@@ -164,11 +166,11 @@ class Model(Protocol):
         ...
 
     def accuracy(self, data: Iterable[Any]) -> float | None:
-        """Compute the accuracy in percent; nothing where labels do not number classes."""
+        """Compute the accuracy in percent; ``None`` if labels are not indices of classes."""
         ...
 
     def score(self, score: Callable[[Any], Any]) -> float:
-        """Compute what a caller's function says of the model in evaluation mode."""
+        """Compute a user's score of the model in evaluation mode."""
         ...
 
     def generators(self) -> dict[str, Generator]:
@@ -176,7 +178,7 @@ class Model(Protocol):
         ...
 
     def state(self) -> Any:
-        """A copy of all numbers, for :meth:`set_state`."""
+        """Copy all parameters and other state, for :meth:`set_state`."""
         ...
 
     def digest(self) -> str:
@@ -184,37 +186,37 @@ class Model(Protocol):
         ...
 
     def set_state(self, state: Any) -> None:
-        """All numbers as they were."""
+        """Set all parameters and other state to a copy."""
         ...
 
     def load(self, path: Path) -> None:
-        """The state from a file."""
+        """Load the state from a file."""
         ...
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """The state to a file, numbers of generators included; the metadata have a place for a digest."""
+        """Save the state, including parameters of generators, to a file; the metadata leave room for a digest."""
         ...
 
     def numbers(self) -> tuple[int, int]:
-        """Return the number of parameters and their bytes; what is shared counts once."""
+        """Count the parameters and their bytes; shared parameters count once."""
         ...
 
     def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
-        """Return median seconds and peak bytes of a forward pass of the first batch."""
+        """Measure the median seconds and the peak bytes of a forward pass of the first batch."""
         ...
 
     def predicted_seconds(self, data: Iterable[Any]) -> dict[str, float]:
-        """Return what the scheduler expects each installed weight to cost in a forward pass of the first batch."""
+        """Predict the seconds of each installed weight in a forward pass of the first batch."""
         ...
 
 
 def model_of(model: Any, device: str | None) -> Model:
-    """The adapter of a framework for one of its models.
+    """Wrap a model by the class of its framework.
 
     Raises
     ------
     CompressError
-        If no framework knows it.
+        If it is not a model of any framework.
     """
     packages = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
     for name in sorted(backend_names(), key=lambda n: n not in packages):

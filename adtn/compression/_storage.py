@@ -1,4 +1,4 @@
-"""Files: safetensors with a JSON header, a format version and a digest of every byte."""
+"""Files of generators: safetensors with a JSON header, a format version and a digest of every byte."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ StoreDtype = Literal["float64", "float32", "bfloat16", "float16", "int8"]
 _CODES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
 _LEVELS = 127
 STRUCTURES = "adtn_generators"
-"""Entry of a Hugging Face configuration: generators' structures by name of the weight."""
+"""The entry of a Hugging Face configuration that holds the structures of generators by name of the weight."""
 
 
 @checked(FileFormatError)
 def save(path: str | os.PathLike[str], generator: Generator, dtype: StoreDtype | None = None) -> None:
-    """Write a generator to a file, whole or not at all.
+    """Write a generator to a file, atomically.
 
     Parameters
     ----------
     path : path
-        Ends in ``.safetensors`` by convention.
+        The path of the file, which by convention ends in ``.safetensors``.
     generator : Generator
+        The generator.
     dtype : {"float64", "float32", "bfloat16", "float16", "int8"}, optional
-        Of the stored parameters; that of the generator when not given. Half precisions round to nearest even; with
-        int8 every core has a step of its own, 1/127 of its largest entry, and rounds to the nearest one.
+        The dtype of the stored parameters; by default, that of the generator. Half precisions round to nearest even;
+        int8 rounds to the nearest multiple of a step, which for every core is 1/127 of its largest entry.
 
     Raises
     ------
     FileFormatError
         If a parameter is not finite in that dtype.
     OutputError
-        If the file cannot be written; what was there is untouched.
+        If the file cannot be written; an existing file is unchanged then.
 
     Examples
     --------
@@ -61,7 +62,7 @@ def save(path: str | os.PathLike[str], generator: Generator, dtype: StoreDtype |
 
 
 def to_bytes(generator: Generator, dtype: StoreDtype | None = None) -> bytes:
-    """The content of :func:`save`'s file."""
+    """Return the content of the file that :func:`save` writes."""
     from safetensors import TensorSpec, serialize
 
     store = dtype or generator.dtype
@@ -74,7 +75,7 @@ def to_bytes(generator: Generator, dtype: StoreDtype | None = None) -> bytes:
     header = {"format": FORMAT, **structure_to_json(generator), "stored": store, "sha256": _files.NO_DIGEST}
     if steps:
         header["steps"] = {name: step.hex() for name, step in steps.items()}
-    # the specs point into the arrays of ``tensors``, which live until serialize is done
+    # the specs point to the arrays in ``tensors``, which must live until serialize is done
     specs = {
         name: TensorSpec(dtype=kind, shape=x.shape, data_ptr=x.ctypes.data, data_len=x.nbytes)
         for name, (x, kind) in tensors.items()
@@ -83,7 +84,7 @@ def to_bytes(generator: Generator, dtype: StoreDtype | None = None) -> bytes:
 
 
 def structure_to_json(generator: Generator) -> dict[str, Any]:
-    """A generator without its parameters, as plain values."""
+    """Describe a generator without its parameters as plain values."""
     layout, base = generator.layout, None
     if isinstance(generator.base, SeededBase):
         base = {"kind": "seeded", "seed": generator.base.seed, "distribution": generator.base.distribution}
@@ -109,29 +110,31 @@ def structure_to_json(generator: Generator) -> dict[str, Any]:
 
 @checked(FileFormatError)
 def load(path: str | os.PathLike[str]) -> Generator:
-    """Read a generator.
+    """Read a generator from a file.
+
+    Nothing larger than the file itself is allocated: frozen cores that follow from a rule are made, and contractions
+    are planned, when the weight is first needed.
 
     Parameters
     ----------
     path : path
-        Written by :func:`save`.
+        A file that :func:`save` wrote.
 
     Returns
     -------
     Generator
-        With bit-equal parameters, whatever backend wrote them.
+        The generator, with bit-equal parameters, whatever backend wrote them.
 
     Raises
     ------
     FileFormatError
-        If the file is truncated, altered, foreign, of a newer version, or holds parameters that are not finite.
-        Nothing larger than the file itself is allocated on the way: frozen cores that follow from a rule are made,
-        and contractions are planned, when the weight is first asked for.
+        If the file is truncated, modified, not written by adtn, of a newer version, or contains parameters that are not
+        finite.
     """
     try:
         size = Path(path).stat().st_size
         if size < 8:
-            raise FileFormatError(f"It has {size} bytes.")
+            raise FileFormatError(f"It has only {size} bytes.")
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > min(size - 8, _files.MAX_HEADER):
@@ -140,40 +143,40 @@ def load(path: str | os.PathLike[str]) -> Generator:
     except OSError as error:
         raise FileFormatError(f"Cannot read {path}: {error.strerror}.") from error
     except FileFormatError as error:
-        raise FileFormatError(f"{path} is not an adtn file: {error} Get the file again.") from None
+        raise FileFormatError(f"Got {path}, which is not an adtn file: {error} Get the file again.") from None
     try:
         return from_bytes(data)
     except FileFormatError as error:
-        told = "Upgrade" in str(error) or "again" in str(error) or isinstance(error.__cause__, UnregisteredError)
-        advice = "" if told else " Get the file again."
+        has_advice = "Upgrade" in str(error) or "again" in str(error) or isinstance(error.__cause__, UnregisteredError)
+        advice = "" if has_advice else " Get the file again."
         raise FileFormatError(f"{path}: {error}{advice}") from error.__cause__
 
 
 def from_bytes(data: bytes) -> Generator:
-    """The generator in the content of a file; see :func:`load`."""
+    """Read a generator from the content of a file; see :func:`load`."""
     header = read_header(data)
     try:
         steps = {name: float.fromhex(step) for name, step in header.get("steps", {}).items()}
         tensors = read_tensors(data, steps)
         for name, x in tensors.items():
             if not np.isfinite(x).all():
-                raise FileFormatError(f"Parameter {name!r} has entries that are NaN or infinite; expected none.")
+                raise FileFormatError(f"Got NaN or infinite entries in parameter {name!r}; expected finite ones.")
         return _generator(header, tensors)
     except FileFormatError:
         raise
     except UnregisteredError as error:
-        raise FileFormatError(f"The file is whole, but {str(error)[0].lower()}{str(error)[1:]}") from error
-    except Exception as error:  # a header may hold anything
+        raise FileFormatError(f"The file is intact, but {str(error)[0].lower()}{str(error)[1:]}") from error
+    except Exception as error:  # a header may contain anything
         raise FileFormatError(f"The header does not describe a generator ({error}). Get the file again.") from error
 
 
 def structure_from_json(header: Mapping[str, Any]) -> Generator:
-    """The generator of :func:`structure_to_json`, with zeros as parameters.
+    """Make the generator that :func:`structure_to_json` described, with zeros as parameters.
 
     Raises
     ------
     FileFormatError
-        If these values describe none.
+        If the values do not describe a generator.
     """
     try:
         return _generator(header, None)
@@ -197,9 +200,11 @@ def _generator(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | No
         scale = {BASE_SCALE: np.zeros(())} if (header["base"] or {}).get("kind") in ("seeded", "identity") else {}
         tensors = {BASE: np.zeros(lay.shape), **{name: np.zeros(shape) for name, shape in needed.items()}, **scale}
     for name, shape in needed.items():
-        got = tensors[name].shape if name in tensors else None
-        if got != shape:
-            raise FileFormatError(f"Tensor {name!r} has shape {got}; the topology wants {shape}. Get the file again.")
+        stored_shape = tensors[name].shape if name in tensors else None
+        if stored_shape != shape:
+            raise FileFormatError(
+                f"Got shape {stored_shape} for tensor {name!r}; the topology requires {shape}. Get the file again."
+            )
     base = header["base"]
     if base is not None:
         read: dict[str, Callable[[], Any]] = {
@@ -222,7 +227,7 @@ def _generator(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | No
 
 
 def read_header(data: bytes) -> dict[str, Any]:
-    """The checked header of a file's content.
+    """Read and verify the header in the content of a file.
 
     Raises
     ------
@@ -242,7 +247,7 @@ def _ints(values: Any) -> tuple[int, ...]:
 
 
 def _step(x: np.ndarray) -> float:
-    """Between neighbouring values of a core stored as int8."""
+    """Return the step between neighbouring values of a core that is stored as int8."""
     return float(np.abs(x).max(initial=0.0)) / _LEVELS or 1.0
 
 
@@ -259,18 +264,18 @@ def _packed(name: str, x: np.ndarray, store: str, step: float | None) -> np.ndar
 
 
 def _to_bfloat16(x: np.ndarray) -> np.ndarray:
-    """Upper halves of float32 words, rounded to nearest even."""
+    """Return the upper halves of float32 words, rounded to nearest even."""
     words = np.ascontiguousarray(x, dtype="<f4").reshape(-1).view("<u4")
     return ((words + 0x7FFF + ((words >> 16) & 1)) >> 16).astype("<u2")
 
 
 def read_tensors(data: bytes, steps: Mapping[str, float] | None = None) -> dict[str, np.ndarray]:
-    """All floating-point tensors of a safetensors file; bfloat16, and int8 that has a step, become float32.
+    """Read all tensors of a safetensors file; bfloat16, and int8 with a step, are converted to float32.
 
     Raises
     ------
     FileFormatError
-        If it is damaged or holds other dtypes.
+        If it is damaged or contains other dtypes.
     """
     from safetensors import SafetensorError, deserialize
 
@@ -288,6 +293,8 @@ def read_tensors(data: bytes, steps: Mapping[str, float] | None = None) -> dict[
         elif code in ("F64", "F32", "F16"):
             x = np.frombuffer(raw, f"<f{int(code[1:]) // 8}")
         else:
-            raise FileFormatError(f"Tensor {name!r} has dtype {code}; expected one of {', '.join(_CODES.values())}.")
+            raise FileFormatError(
+                f"Got dtype {code} for tensor {name!r}; expected one of {', '.join(_CODES.values())}."
+            )
         out[name] = x.reshape(shape)
     return out

@@ -70,8 +70,8 @@ class Objective(ABC):
     def curvature(self, rows: Array, constants: Params) -> Array:
         """The second derivative times changes of the weight, ``(..., rows, n_in)``; needed by Gauss-Newton."""
         raise FitError(
-            f"optimizer='lm' needs a loss that is a sum of squares, and {type(self).__name__} does not say so. "
-            "Use 'adam' or 'lbfgs'."
+            f"Got optimizer='lm' with {type(self).__name__}, which does not implement curvature(); 'lm' requires a "
+            "loss that is a sum of squares. Use 'adam' or 'lbfgs'."
         )
 
 

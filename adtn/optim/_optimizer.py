@@ -228,12 +228,12 @@ def register_optimizer(name: str, optimizer: type[Optimizer]) -> type[Optimizer]
     >>> adtn.register_optimizer("adam", adtn.Optimizer)
     Traceback (most recent call last):
     ...
-    adtn.errors.FitError: Got name='adam', which is taken by an optimizer; expected a new name.
+    adtn.errors.FitError: Got name='adam', which is already registered; expected a new name.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise FitError(f"Got name={shown(name)}; expected letters, digits, '-' and '_', such as 'sign-descent'.")
     if name in _OPTIMIZERS:
-        raise FitError(f"Got name={name!r}, which is taken by an optimizer; expected a new name.")
+        raise FitError(f"Got name={name!r}, which is already registered; expected a new name.")
     if not isinstance(optimizer, type) or not issubclass(optimizer, Optimizer):
         raise FitError(f"Got optimizer={shown(optimizer)}; expected a subclass of adtn.Optimizer.")
     missing = [method for method in _METHODS if getattr(optimizer, method) is getattr(Optimizer, method)]

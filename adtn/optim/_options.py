@@ -47,20 +47,20 @@ class FitOptions:
         check_fields(self, FitError)
         optimizer = get_optimizer(self.optimizer)
         if self.clip is not None and not optimizer.takes_clip:
-            raise FitError(f"Got clip with {self.optimizer!r}, which needs the gradient as it is; leave clip out.")
+            raise FitError(f"Got clip with {self.optimizer!r}, which requires the exact gradient; leave clip out.")
         if self.weight_decay and not optimizer.takes_weight_decay:
             raise FitError(
-                f"Got weight_decay={self.weight_decay} with {self.optimizer!r}; expected 0, for weights are decayed by "
-                f"only {', '.join(map(repr, weight_decay_names()))}."
+                f"Got weight_decay={self.weight_decay} with {self.optimizer!r}; expected 0, as only "
+                f"{', '.join(map(repr, weight_decay_names()))} can decay weights."
             )
 
     @property
     def master(self) -> str:
-        """The dtype of parameters and moments: half precisions lose small updates, and Adam's epsilon is zero there."""
+        """The dtype of parameters and moments, at least float32: small updates and epsilon vanish in half precision."""
         return self.dtype if self.dtype in ("float64", "float32") else "float32"
 
     def mark(self) -> tuple[object, ...]:
-        """Return what a resumed fit must have in common with the interrupted one."""
+        """Return the options that a resumed fit must have in common with the interrupted one."""
         schedule = self.schedule if isinstance(self.schedule, str) else "function"
         return (
             self.dtype,
