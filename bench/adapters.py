@@ -1,8 +1,8 @@
-"""Adapters at equal numbers of trained parameters: a small story model learns to continue Shakespeare.
+"""A comparison of adapters with equal numbers of trained parameters: a story model learns to continue Shakespeare.
 
 Run as ``ADTN_DATA=... python bench/adapters.py``; writes ``bench/results/adapters.json``. Generated adapters of several
-topologies beside LoRA, VeRA and LoKr of peft, with the same data, steps and schedule. Each is as large as a budget
-allows, and has the learning rate that is best for seed 0 by the validation loss, with worse ones on both sides.
+topologies are compared with LoRA, VeRA and LoKr of peft, with the same data, steps and schedule. Each is as large as a
+budget allows, and has the learning rate with the lowest validation loss for seed 0; both neighbouring rates are worse.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ TARGETS = ("q_proj", "v_proj", "o_proj", "k_proj", "gate_proj", "up_proj", "down
 RATES = (4e-3, 1.6e-2, 6.4e-2)
 BUDGETS = (3_100, 6_000, 24_000)
 LENGTH, BATCH = 128, 8
-_DIVERGED = 100.0  # in place of what is no number
+_DIVERGED = 100.0  # the loss that is stored instead of NaN or infinity
 
 
 def texts() -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of tokens to train on, and to judge by."""
+    """Return rows of tokens for training, and for validation."""
     folder = weights_folder()
     text = (folder.parent / "text" / "tinyshakespeare_input.txt").read_text()
     ids = torch.tensor(Tokens(folder / "tok512.bin").encode(text))
@@ -44,7 +44,7 @@ def texts() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def adapted(dense: Any, method: str, size: Any, seed: int) -> tuple[Any, list[torch.nn.Parameter]]:
-    """A copy of the model with an adapter, and what is trained of it."""
+    """Copy the model with an adapter, and return it with its trained parameters."""
     import peft
 
     from adtn_backends.torch.peft import GeneratedLoraConfig
@@ -72,7 +72,7 @@ def adapted(dense: Any, method: str, size: Any, seed: int) -> tuple[Any, list[to
     return model, [p for p in model.parameters() if p.requires_grad]
 
 
-# in the order of preference where two are equally large
+# in order of preference where two sizes have equally many parameters
 SIZES: dict[str, list[dict[str, int]]] = {
     "ttn": [{"bond": b, "leg": leg} for b in range(8, 1, -1) for leg in (8, 4, 16)],
     "linear ttn": [{"bond": b, "leg": leg} for b in range(8, 1, -1) for leg in (8, 4, 16)],
@@ -84,30 +84,32 @@ SIZES: dict[str, list[dict[str, int]]] = {
 
 
 def sizes_within(dense: Any, method: str) -> dict[int, dict[str, int]]:
-    """For every budget the size with the most numbers that it allows."""
-    found: dict[int, tuple[int, dict[str, int]]] = {}
+    """Find the size with the most parameters that every budget allows."""
+    largest: dict[int, tuple[int, dict[str, int]]] = {}
     for size in SIZES[method]:
         count = sum(p.numel() for p in adapted(dense, method, size, 0)[1])
         for budget in BUDGETS:
-            if found.get(budget, (0,))[0] < count <= budget:
-                found[budget] = (count, size)
-    return {budget: size for budget, (_, size) in found.items()}
+            if largest.get(budget, (0,))[0] < count <= budget:
+                largest[budget] = (count, size)
+    return {budget: size for budget, (_, size) in largest.items()}
 
 
 def batches(rows: torch.Tensor, steps: int, seed: int) -> Iterator[torch.Tensor]:
+    """Draw random batches."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         yield rows[torch.randint(0, len(rows), (BATCH,), generator=generator)]
 
 
 def loss_on(model: Any, rows: torch.Tensor) -> float:
+    """Compute the mean loss of a model."""
     model.eval()
     with torch.no_grad():
         return math.fsum(float(model(input_ids=x, labels=x).loss) for x in rows.split(32)) / math.ceil(len(rows) / 32)
 
 
 def run(dense: Any, method: str, size: Any, rate: float, seed: int, steps: int, data: Any) -> dict[str, Any]:
-    """One training."""
+    """Train one adapter, and return its row of the results."""
     train, valid = data
     model, trained = adapted(dense, method, size, seed)
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
@@ -120,7 +122,7 @@ def run(dense: Any, method: str, size: Any, rate: float, seed: int, steps: int, 
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
-    found = loss_on(model, valid)
+    loss = loss_on(model, valid)
     return {
         "method": method,
         "size": size,
@@ -128,18 +130,18 @@ def run(dense: Any, method: str, size: Any, rate: float, seed: int, steps: int, 
         "rate": rate,
         "seed": seed,
         "steps": steps,
-        "loss": found if math.isfinite(found) else _DIVERGED,
+        "loss": loss if math.isfinite(loss) else _DIVERGED,
     }
 
 
 def best_rate(tries: dict[float, float]) -> tuple[float, bool]:
-    """The rate of the lowest loss, and whether rates on both sides of it were tried."""
+    """Return the rate with the lowest loss, and whether rates on both sides of it were tried."""
     best = min(tries, key=lambda rate: tries[rate])
     return best, min(tries) < best < max(tries)
 
 
 def main() -> None:
-    """All methods, budgets and seeds; rows that are there are not repeated."""
+    """Run all methods, budgets and seeds that have no row in the results yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
@@ -159,9 +161,9 @@ def main() -> None:
             print(rows[-1], flush=True)
             write_results(options.out, dense_loss=before, adapters=rows)
 
-    found = {method: sizes_within(dense, method) for method in SIZES}
+    sizes = {method: sizes_within(dense, method) for method in SIZES}
     for budget, method in itertools.product(BUDGETS, SIZES):
-        size = found[method].get(budget)
+        size = sizes[method].get(budget)
         if size is None:
             continue
         for rate in RATES:

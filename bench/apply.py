@@ -1,7 +1,7 @@
-"""Layers beside a dense one: ``apply`` in the mode that the scheduler chooses, five batches, 4096x4096.
+"""Generated layers compared with a dense one: ``apply`` in the scheduler's mode, five batch sizes, 4096x4096.
 
-Run as ``python bench/apply.py``; writes ``bench/results/apply.json``. The dense layer has its weight at hand: it is
-``x @ W.T`` in NumPy, ``lax.dot_general`` in JAX, ``nn.functional.linear`` in PyTorch. One process per device.
+Run as ``python bench/apply.py``; writes ``bench/results/apply.json``. The dense layer has its weight in memory and is
+``x @ W.T`` in NumPy, ``lax.dot_general`` in JAX, and ``nn.functional.linear`` in PyTorch. One process per device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CASES = ("TTN 2", "TTN 4", "TTN 8", "aTTN 4", "MERA 4", "wall 1", "wall 2", "MPO
 
 
 def measure(device: str, n: int, seconds: float) -> list[dict[str, Any]]:
-    """All cases and batches on one device."""
+    """Measure all cases and batch sizes on one device."""
     backend, where = check_device(device, "float32")
     rows: list[dict[str, Any]] = []
     dense = backend.asarray(np.random.default_rng(0).standard_normal((n, n), dtype=np.float32), where, "float32")
@@ -33,7 +33,7 @@ def measure(device: str, n: int, seconds: float) -> list[dict[str, Any]]:
     elif device.startswith("jax"):
         import jax
 
-        # the contraction itself: XLA on the CPU takes far longer for a transpose and a product
+        # one contraction, as XLA on the CPU takes far longer for a transpose and a product
         product = jax.jit(lambda x, w: jax.lax.dot_general(x, w, (((1,), (1,)), ((), ()))))
     else:
 

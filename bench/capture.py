@@ -1,8 +1,8 @@
-"""Training through generated layers, operation by operation and recorded as a CUDA graph (``Config(capture=True)``).
+"""Training of generated layers, operation by operation and captured as a CUDA graph (``Config(capture=True)``).
 
-Run as ``python bench/capture.py`` where there is a CUDA device; writes ``bench/results/capture.json``. A step is
-forward, backward and Adam on 128 rows through 512x4096, 4096x4096 and a dense output, of which the first two are
-generated.
+Run as ``python bench/capture.py`` on a machine with a CUDA device; writes ``bench/results/capture.json``. A step
+consists of forward, backward and Adam on 128 rows through generated layers of 512x4096 and 4096x4096 and a dense
+output layer.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _STEPS = 100
 
 
 def model(topology: adtn.Topology, device: str) -> nn.Module:
-    """Two generated layers and a dense one."""
+    """Make a model of two generated layers and a dense one."""
     torch.manual_seed(0)
     first, second = (ADTNLinear(adtn.Generator((4096, n), topology)) for n in (512, 4096))
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(4096, 10)).to(device)
 
 
 def milliseconds(topology: adtn.Topology, device: str, capture: bool, rounds: int) -> tuple[float, float]:
-    """Of a step, the median of several trainings; and the last loss, which must not depend on ``capture``."""
+    """Measure the median time of a step over several trainings; also return the last loss, for comparison."""
     rng = torch.Generator().manual_seed(0)
     batch = torch.randn(128, 512, generator=rng).to(device), torch.randint(0, 10, (128,), generator=rng).to(device)
 
@@ -49,14 +49,14 @@ def milliseconds(topology: adtn.Topology, device: str, capture: bool, rounds: in
 
     times: list[float] = []
     last = 0.0
-    for _ in range(rounds + 1):  # the first one also loads kernels
+    for _ in range(rounds + 1):  # the first training also loads kernels
         adapter = get_backend("torch").model(model(topology, device), None)
         torch.cuda.synchronize()
-        began = time.perf_counter()
+        start = time.perf_counter()
         tuning = Tuning(steps=_STEPS, lr=1e-3, train="all", capture=capture)
         last = adapter.tune([batch], loss, tuning, lambda step, value: None)[-1]
         torch.cuda.synchronize()
-        times.append((time.perf_counter() - began) / _STEPS * 1e3)
+        times.append((time.perf_counter() - start) / _STEPS * 1e3)
     return statistics.median(times[1:]), last
 
 

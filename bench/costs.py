@@ -1,7 +1,7 @@
-"""Costs that nobody expects: memory of random batches and of new generators, inference, imports, threads.
+"""Hidden costs: memory of random batch sizes and of new generators, inference, imports, threads.
 
-Run as ``python bench/costs.py --before FOLDER`` on an idle machine; one process per case. The folder is a checkout of
-an older state of the project, which is measured by the same script, case by case in turn.
+Run as ``python bench/costs.py --before FOLDER`` on an idle machine; one process per case. The folder is an older
+checkout of the project, which the same script measures, case by case in turn.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 
 from processes import write_results
 
-LIMIT = 60  # seconds, but of the case "threads"
-_SPACE = 20 << 30  # bytes of addresses
-_MOST = 6 << 30  # bytes: more is not measured
+LIMIT = 60  # seconds per case; more for "threads"
+_SPACE = 20 << 30  # bytes of address space
+_MOST = 6 << 30  # bytes, beyond which a measurement stops
 SHAPES = (1024, 4096, 65536)
 
 
 def resident() -> int:
-    """Most resident bytes of this process since :func:`reset`."""
+    """Return the peak of resident bytes of this process since :func:`reset`."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
@@ -36,21 +36,23 @@ def resident() -> int:
 
 
 def reset() -> None:
+    """Reset the peak of resident bytes."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def median(fn: Callable[[], Any], seconds: float = 1.0) -> float:
+    """Measure the median seconds of a function."""
     fn()
     times: list[float] = []
     while sum(times) < seconds or len(times) < 5:
-        began = time.perf_counter()
+        start = time.perf_counter()
         fn()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
 def random_batches(kind: str) -> dict[str, float]:
-    """Training steps of two 1024x1024 layers on 300 batches of 520 to 1,024 rows."""
+    """Train two 1024x1024 layers on 300 batches of 520 to 1,024 rows."""
     import adtn
     import numpy as np
     import torch
@@ -69,7 +71,7 @@ def random_batches(kind: str) -> dict[str, float]:
         return ADTNLinear(generator)
 
     class Stored(torch.nn.Module):
-        """The network with the input as one more tensor, by cotengra's stored expressions."""
+        """A layer that contracts the network and its input by cotengra's stored expressions."""
 
         def __init__(self, generator: Any) -> None:
             super().__init__()
@@ -99,7 +101,7 @@ def random_batches(kind: str) -> dict[str, float]:
 
     model = torch.nn.Sequential(layer(), layer())
     rng = np.random.default_rng(0)
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
 
     def step(batch: int) -> None:
         model(torch.randn(batch, 1024)).square().mean().backward()
@@ -112,11 +114,11 @@ def random_batches(kind: str) -> dict[str, float]:
     for n in range(300):
         step(int(rng.integers(520, 1025)))
         if resident() > _MOST:
-            return found | {"stopped_at": n + 1, "peak_mib": round(resident() / 2**20, 1)}
+            return result | {"stopped_at": n + 1, "peak_mib": round(resident() / 2**20, 1)}
         if n in (9, 299):
-            found[f"peak_mib_after_{n + 1}"] = round(resident() / 2**20, 1)
-            found[f"above_start_mib_after_{n + 1}"] = round((resident() - start) / 2**20, 1)
-    return found
+            result[f"peak_mib_after_{n + 1}"] = round(resident() / 2**20, 1)
+            result[f"above_start_mib_after_{n + 1}"] = round((resident() - start) / 2**20, 1)
+    return result
 
 
 TOPOLOGIES: dict[str, Callable[[Any], Any]] = {
@@ -135,12 +137,12 @@ TOPOLOGIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def made(name: str, n: int, what: str) -> dict[str, float]:
-    """A generator of an ``n`` by ``n`` weight, or its count of active parameters."""
+def new_generator(name: str, n: int, what: str) -> dict[str, float]:
+    """Make a generator of an ``n`` by ``n`` weight, or count its active parameters."""
     import adtn
 
     topology = TOPOLOGIES[name](adtn)
-    adtn.Generator((64, 64), adtn.MPO(bond=4), layout=adtn.Layout.of((64, 64), 2))  # imports what finds paths
+    adtn.Generator((64, 64), adtn.MPO(bond=4), layout=adtn.Layout.of((64, 64), 2))  # imports the path finders
     generator = adtn.Generator((64, 64), topology)
     if what == "active":
         small = generator.num_active_params
@@ -160,7 +162,7 @@ def made(name: str, n: int, what: str) -> dict[str, float]:
 
 
 def inference(kind: str) -> dict[str, float]:
-    """Times of a dense layer's, in pairs: without gradients in training mode, and rows of tables in evaluation mode."""
+    """Measure inference over that of a dense layer in pairs: without gradients in training mode, or an embedding."""
     import adtn
     import torch
 
@@ -168,21 +170,21 @@ def inference(kind: str) -> dict[str, float]:
 
     torch.set_num_threads(1)
     if kind == "embedding":
-        own = ADTNEmbedding(adtn.Generator((30522, 384), adtn.TTN(bond=8))).eval()
+        layer = ADTNEmbedding(adtn.Generator((30522, 384), adtn.TTN(bond=8))).eval()
         dense, x = torch.nn.Embedding(30522, 384).eval(), torch.randint(30522, (64,))
     else:
         n = int(kind)
-        own = ADTNLinear(adtn.Generator((n, n), adtn.TTN(bond=4)), mode="materialise")
+        layer = ADTNLinear(adtn.Generator((n, n), adtn.TTN(bond=4)), mode="materialise")
         dense, x = torch.nn.Linear(n, n), torch.randn(64, n)
     ratios: list[float] = []
     with torch.no_grad():
         for _ in range(30):
-            ratios.append(median(lambda: own(x), 0.01) / median(lambda: dense(x), 0.01))
+            ratios.append(median(lambda: layer(x), 0.01) / median(lambda: dense(x), 0.01))
     return {"ratio": round(statistics.median(ratios), 2)}
 
 
 def fingerprint(bond: int) -> dict[str, float]:
-    """What looking for changed cores costs beside the products that follow."""
+    """Measure the time to check cores for changes, relative to the product that follows."""
     import adtn
     import torch
 
@@ -190,19 +192,19 @@ def fingerprint(bond: int) -> dict[str, float]:
 
     torch.set_num_threads(1)
     layer = ADTNLinear(adtn.Generator((1024, 1024), adtn.TTN(bond=bond)), mode="materialise").eval()
-    weight, found = layer.generated, {"params": float(layer.generated.generator().num_params)}
+    weight, result = layer.generated, {"params": float(layer.generated.generator().num_params)}
     arrays = weight.arrays()
-    look = median(lambda: weight.stamp(arrays), 0.2)
+    check = median(lambda: weight.stamp(arrays), 0.2)
     with torch.no_grad():
         for batch in (1, 64):
             x, dense = torch.randn(batch, 1024), layer.weight
             product = median(lambda x=x, w=dense: torch.nn.functional.linear(x, w), 0.2)
-            found[f"of_the_product_batch_{batch}"] = round(look / product, 4)
-    return found
+            result[f"of_the_product_batch_{batch}"] = round(check / product, 4)
+    return result
 
 
 def imports() -> dict[str, float]:
-    """Seconds of importing the layers after PyTorch; with bytecode written."""
+    """Measure the seconds of importing the layers after PyTorch, with cached bytecode."""
     code = (
         "import time; import torch; t = time.perf_counter(); import adtn_backends.torch.layers; "
         "print(time.perf_counter() - t)"
@@ -217,7 +219,7 @@ def imports() -> dict[str, float]:
 
 
 def threads() -> dict[str, float]:
-    """A NumPy fit of a 512x512 TTN with the default threads over one thread, in pairs."""
+    """Measure a NumPy fit of a 512x512 TTN with the default threads over one with a single thread, in pairs."""
     code = (
         "import time, adtn, numpy as np\n"
         "g = adtn.Generator((512, 512), adtn.TTN(bond=4)); W = np.random.default_rng(0).standard_normal((512, 512))\n"
@@ -226,7 +228,7 @@ def threads() -> dict[str, float]:
     keys = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     clean = {k: v for k, v in os.environ.items() if k not in keys}
     ratios: dict[str, list[float]] = {"idle": [], "ten_busy_processes": []}
-    for name, found in ratios.items():
+    for name, values in ratios.items():
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(10 * (name != "idle"))]
         try:
             for _ in range(3):
@@ -234,22 +236,22 @@ def threads() -> dict[str, float]:
                     float(subprocess.check_output([sys.executable, "-c", code], env=env, cwd=tempfile.gettempdir()))
                     for env in (clean | dict.fromkeys(keys, "1"), clean)
                 )
-                found.append(default / one)
+                values.append(default / one)
         finally:
             for process in busy:
                 process.kill()
-    return {f"ratio_{name}": round(statistics.median(found), 2) for name, found in ratios.items()}
+    return {f"ratio_{name}": round(statistics.median(values), 2) for name, values in ratios.items()}
 
 
 CASES: dict[str, Callable[[], dict[str, float]]] = {
     **{f"random batches, {kind}": lambda kind=kind: random_batches(kind) for kind in ("adtn", "cotengra", "dense")},
     **{
-        f"new generator, {name}, {n}": lambda name=name, n=n: made(name, n, "new")
+        f"new generator, {name}, {n}": lambda name=name, n=n: new_generator(name, n, "new")
         for name in TOPOLOGIES
         for n in SHAPES
     },
     **{
-        f"active parameters, {name}, {n}": lambda name=name, n=n: made(name, n, "active")
+        f"active parameters, {name}, {n}": lambda name=name, n=n: new_generator(name, n, "active")
         for name in TOPOLOGIES
         for n in SHAPES[:2]
     },
@@ -262,7 +264,7 @@ CASES: dict[str, Callable[[], dict[str, float]]] = {
 
 
 def measured(name: str, checkout: Path | None) -> dict[str, Any]:
-    """One case in a process of its own."""
+    """Measure one case in a process of its own."""
     env = dict(os.environ)
     if checkout is not None:
         env["PYTHONPATH"] = os.pathsep.join([str(checkout), str(checkout / "backends")])
@@ -286,9 +288,9 @@ def measured(name: str, checkout: Path | None) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", help="one case, in this process")
-    parser.add_argument("--only", default="", help="cases whose names contain this")
-    parser.add_argument("--before", type=Path, help="an older checkout to measure, too")
+    parser.add_argument("--case", help="measure one case, in this process")
+    parser.add_argument("--only", default="", help="measure only cases whose names contain this")
+    parser.add_argument("--before", type=Path, help="an older checkout to measure as well")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "costs.json")
     args = parser.parse_args()
     if args.case:
@@ -297,7 +299,7 @@ def main() -> None:
         print(json.dumps(CASES[args.case]()))
         return
     rows: list[dict[str, Any]] = []
-    if args.only and args.out.exists():  # the others stay
+    if args.only and args.out.exists():  # rows of other cases are preserved
         rows = [row for row in json.loads(args.out.read_text())["costs"] if args.only not in row["case"]]
     for name in CASES:
         if args.only not in name:

@@ -1,7 +1,7 @@
-"""Inject faults into files: damaged bytes, kills at random moments, full disks; count what came of them.
+"""Faults in files: damaged bytes, processes killed at random moments, full disks, and counts of the outcomes.
 
-A damaged result must be refused, a damaged cache count as absent, a killed process leave the old or the new content,
-and a full disk cost nothing but the file that did not fit.
+A damaged result must be refused, a damaged cache must count as absent, a killed process must leave the old or the new
+content, and a full disk must cost nothing but the file that does not fit.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ KEY = "ab" * 32
 
 
 def net() -> Any:
-    """A small model of PyTorch."""
+    """Make a small PyTorch model."""
     import torch
 
     torch.manual_seed(0)
@@ -47,61 +47,63 @@ def net() -> Any:
 
 
 def data() -> Any:
-    """Two batches."""
+    """Make two batches."""
     rng = np.random.default_rng(0)
     return [(rng.standard_normal((4, 12)).astype("float32"), np.arange(4) % 3) for _ in range(2)]
 
 
-def numbers(generators: Any) -> Any:
-    """Comparable parameters."""
+def parameters(generators: Any) -> Any:
+    """Return parameters in a form that can be compared."""
     return {f"{n}/{k}": x.tolist() for n, g in generators.items() for k, x in g.params.items()}
 
 
 # --- damaged bytes ---
 
 
-class Cut(Exception):
-    """As if the process ended there."""
+class Interrupted(Exception):
+    """An error that ends a training, as if the process ended."""
 
 
-def cut(stop: int | None) -> Callable[[int, float], None]:
-    """A report that ends a training."""
+def interrupt_at(stop: int | None) -> Callable[[int, float], None]:
+    """Make a report function that ends a training at a step."""
 
     def report(step: int, loss: float) -> None:
         if step == stop:
-            raise Cut
+            raise Interrupted
 
     return report
 
 
 def fit(path: Path, stop: int | None = None) -> Any:
-    """With a checkpoint."""
+    """Fit with a checkpoint, and return the losses."""
     options = {"callbacks": [lambda step, _: step == stop], "checkpoint": path, "checkpoint_every": 2}
     return adtn.fit(GEN, TARGET, steps=6, **options).history.tolist()
 
 
 def train_torch(path: Path, stop: int | None = None) -> Any:
-    """With a checkpoint."""
+    """Train a PyTorch model with a checkpoint, and return the losses."""
     from adtn_backends.torch._model import TorchModel
 
-    return TorchModel(net(), None).tune(data(), None, Tuning(steps=10, train="all", checkpoint=path), cut(stop))
+    tuning = Tuning(steps=10, train="all", checkpoint=path)
+    return TorchModel(net(), None).tune(data(), None, tuning, interrupt_at(stop))
 
 
 def train_jax(path: Path, stop: int | None = None) -> Any:
-    """With a checkpoint."""
+    """Train a Flax model with a checkpoint, and return the losses."""
     from flax import nnx
 
     from adtn_backends.jax._model import NnxModel
 
     model = nnx.Sequential(nnx.Linear(12, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 3, rngs=nnx.Rngs(1)))
-    return NnxModel(model, None).tune(data(), None, Tuning(steps=10, train="all", checkpoint=path), cut(stop))
+    tuning = Tuning(steps=10, train="all", checkpoint=path)
+    return NnxModel(model, None).tune(data(), None, tuning, interrupt_at(stop))
 
 
 def stopped(run: Callable[..., Any]) -> Callable[[Path], Path]:
-    """The checkpoint of a run that was cut off."""
+    """Make a function that writes the checkpoint of an interrupted run."""
 
     def make(folder: Path) -> Path:
-        with contextlib.suppress(Cut):
+        with contextlib.suppress(Interrupted):
             run(folder / "checkpoint", 4)
         return folder / "checkpoint"
 
@@ -109,7 +111,7 @@ def stopped(run: Callable[..., Any]) -> Callable[[Path], Path]:
 
 
 def compressed(part: str) -> Callable[[Path], Path]:
-    """A file of a compressed model."""
+    """Make a function that writes a compressed model, and returns one of its files."""
 
     def make(folder: Path) -> Path:
         run_folder(net, QUICK, folder / "small")
@@ -119,20 +121,20 @@ def compressed(part: str) -> Callable[[Path], Path]:
 
 
 def outputs(folder: Path) -> Any:
-    """Of the compressed model."""
+    """Compute outputs of the compressed model in a folder."""
     import torch
 
     return adtn.load_model(net(), folder)(torch.linspace(-1, 1, 12)[None]).tolist()
 
 
 def saved(folder: Path) -> Path:
-    """A generator."""
+    """Write a generator."""
     adtn.save(folder / "x.safetensors", GEN)
     return folder / "x.safetensors"
 
 
 def layers(part: str) -> Callable[[Path], Path]:
-    """A file of a folder of layers, which adapters are."""
+    """Make a function that writes a folder of layers, such as an adapter, and returns one of its files."""
 
     def make(folder: Path) -> Path:
         save_layers(folder / "layers", {"a": GEN, "b": GEN})
@@ -142,36 +144,36 @@ def layers(part: str) -> Callable[[Path], Path]:
 
 
 def cached_path(folder: Path) -> Path:
-    """A contraction path."""
+    """Write a cached contraction path."""
     find_path(folder)
     return folder / "ab" / f"{KEY}.json"
 
 
 def find_path(folder: Path) -> Any:
-    """From the cache, or made."""
+    """Read a path from the cache, or make it."""
     return PathCache(folder).find(KEY, 3, lambda: ((0, 2), (0, 1)))
 
 
 def profile(folder: Path) -> Path:
-    """Of a device."""
+    """Write a device profile."""
     write_atomic(folder / "p.json", adtn.DeviceProfile.shipped("generic-cpu").to_json().encode())
     return folder / "p.json"
 
 
 def finished(folder: Path) -> Path:
-    """A finished local fit."""
+    """Write finished local fits, and return one of their files."""
     fits(folder)
     return next(folder.glob("0-*.safetensors"))
 
 
 def fits(folder: Path) -> Any:
-    """From the folder, or made."""
-    return numbers(adtn.compress(net(), replace(QUICK, recipe="reconstruct"), folder=folder).generators)
+    """Read finished local fits from a folder, or make them."""
+    return parameters(adtn.compress(net(), replace(QUICK, recipe="reconstruct"), folder=folder).generators)
 
 
 @dataclass
 class Kind:
-    """How a type of file is made and read, and whether it is a cache."""
+    """A type of file: the functions that make and read it, and whether it is a cache."""
 
     make: Callable[[Path], Path]
     read: Callable[[Path], Any]
@@ -179,14 +181,14 @@ class Kind:
 
 
 KINDS = {
-    "generator": Kind(saved, lambda path: numbers({"": adtn.load(path)})),
+    "generator": Kind(saved, lambda path: parameters({"": adtn.load(path)})),
     "checkpoint of a fit": Kind(stopped(fit), fit),
     "checkpoint of a training, PyTorch": Kind(stopped(train_torch), train_torch),
     "checkpoint of a training, JAX": Kind(stopped(train_jax), train_jax),
     "state of a compressed model": Kind(compressed("state.safetensors"), lambda path: outputs(path.parent)),
     "layer of a compressed model": Kind(compressed("generators/0*"), lambda path: outputs(path.parent.parent)),
-    "layer of an adapter": Kind(layers("a-*"), lambda path: numbers(load_layers(path.parent, "adapter"))),
-    "index of an adapter": Kind(layers("index.json"), lambda path: numbers(load_layers(path.parent, "adapter"))),
+    "layer of an adapter": Kind(layers("a-*"), lambda path: parameters(load_layers(path.parent, "adapter"))),
+    "index of an adapter": Kind(layers("index.json"), lambda path: parameters(load_layers(path.parent, "adapter"))),
     "device profile": Kind(profile, lambda path: adtn.DeviceProfile.load(path)),
     "cached path": Kind(cached_path, lambda path: find_path(path.parent.parent), cache=True),
     "finished local fit": Kind(finished, lambda path: fits(path.parent), cache=True),
@@ -194,7 +196,7 @@ KINDS = {
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """One of: a flipped bit, a file that ends early, bytes overwritten, inserted or lost."""
+    """Damage a file: flip a bit, truncate it, or overwrite, insert or remove bytes."""
     at, n = rng.randrange(len(content)), rng.randrange(1, 20)
     kind = rng.choice(("flip", "flip", "cut", "overwrite", "insert", "lose"))
     if kind == "flip":
@@ -206,8 +208,8 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
 
 def damage(name: str, kind: Kind, tries: int, seed: int) -> dict[str, Any]:
-    """What reading damaged files led to."""
-    rng, found = random.Random(f"{seed} {name}"), Counter[str]()
+    """Count the outcomes of reading damaged files."""
+    rng, outcomes = random.Random(f"{seed} {name}"), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         path = kind.make(Path(folder))
         content = path.read_bytes()
@@ -220,14 +222,14 @@ def damage(name: str, kind: Kind, tries: int, seed: int) -> dict[str, Any]:
             try:
                 same = kind.read(path) == good
             except FileFormatError:
-                found["refused"] += 1
+                outcomes["refused"] += 1
             except Exception as error:
-                found["other errors"] += 1
+                outcomes["other errors"] += 1
                 print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
             else:
-                found["other numbers" if not same else "as absent" if kind.cache else "unnoticed"] += 1
-    columns = ("refused", "as absent", "unnoticed", "other numbers", "other errors")
-    row = {"file": name, "cache": kind.cache, "damaged": found.total(), **{c: found[c] for c in columns}}
+                outcomes["other values" if not same else "as absent" if kind.cache else "unnoticed"] += 1
+    columns = ("refused", "as absent", "unnoticed", "other values", "other errors")
+    row = {"file": name, "cache": kind.cache, "damaged": outcomes.total(), **{c: outcomes[c] for c in columns}}
     print(row, file=sys.stderr)
     return row
 
@@ -236,31 +238,31 @@ def damage(name: str, kind: Kind, tries: int, seed: int) -> dict[str, Any]:
 
 
 def writes(folder: Path) -> None:
-    """One file, again and again."""
+    """Write one file repeatedly."""
     for n in range(10**9):
         write_atomic(folder / "file", bytes([48 + n % 10]) * 200_000)
 
 
 def saves(folder: Path) -> None:
-    """Three layers, or one."""
+    """Save three layers and one layer in turn."""
     for n in range(10**9):
         save_layers(folder / "layers", dict.fromkeys("abc"[: 1 + n % 2 * 2], GEN))
 
 
 def compresses(folder: Path) -> None:
-    """One layer, or two."""
+    """Compress one layer and two layers in turn."""
     for n in range(10**9):
         run_folder(net, replace(QUICK, targets=["0", "2"][: 1 + n % 2]), folder / "small")
 
 
 def fits_once(folder: Path) -> None:
-    """To the end, with a checkpoint at every step."""
+    """Run a fit to its end, with a checkpoint at every step."""
     history = adtn.fit(GEN, TARGET, steps=400, checkpoint=folder / "fit", checkpoint_every=1).history
     np.save(folder / "history.npy", history)
 
 
 def whole_write(folder: Path) -> bool | None:
-    """One digit throughout; nothing where no file is yet."""
+    """Return whether the file is intact, that is one digit throughout; ``None`` if there is no file yet."""
     if not (folder / "file").exists():
         return None
     content = (folder / "file").read_bytes()
@@ -268,19 +270,19 @@ def whole_write(folder: Path) -> bool | None:
 
 
 def whole_save(folder: Path) -> bool | None:
-    """All layers or one."""
+    """Return whether the folder contains all layers or one; ``None`` if there is no folder yet."""
     if not (folder / "layers/index.json").exists():
         return None
     return set(load_layers(folder / "layers", "layers")) in ({"a"}, {"a", "b", "c"})
 
 
 def whole_model(folder: Path) -> bool | None:
-    """A model that loads."""
+    """Return whether the model can be loaded; ``None`` if there is no model yet."""
     return bool(outputs(folder / "small")) if (folder / "small/state.safetensors").exists() else None
 
 
 def whole_fit(folder: Path) -> bool | None:
-    """A checkpoint that the fit goes on from: it is stopped at once."""
+    """Return whether a fit continues from the checkpoint, which is stopped at once; ``None`` if there is none yet."""
     if not (folder / "fit").exists():
         return None
     copy = shutil.copy(folder / "fit", folder / "copy")
@@ -297,7 +299,7 @@ KILLS: dict[str, tuple[Callable[[Path], None], Callable[[Path], bool | None], in
 
 
 def started(name: str, folder: Path) -> subprocess.Popen[bytes]:
-    """A process that is at work."""
+    """Start a process, and wait until it is at work."""
     command = [sys.executable, __file__, "--child", name, str(folder)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdout is not None
@@ -306,7 +308,7 @@ def started(name: str, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def kills(name: str, times: int, seed: int) -> dict[str, Any]:
-    """What processes that are killed at random moments leave behind."""
+    """Count the outcomes of killing processes at random moments."""
     rng = random.Random(f"{seed} {name}")
     _, whole, writers = KILLS[name]
     row: dict[str, Any] = {"work": name, "kills": 0, "nothing yet": 0, "whole": 0, "broken": 0}
@@ -327,8 +329,8 @@ def kills(name: str, times: int, seed: int) -> dict[str, Any]:
         row["temporary files"] = sum(p.name.startswith(".") for p in folder.rglob("*"))
         if name == "fit with a checkpoint":
             started(name, folder).wait()
-            want = adtn.fit(GEN, TARGET, steps=400, checkpoint=folder / "whole", checkpoint_every=1).history
-            row["ends as an uninterrupted one"] = bool(np.array_equal(np.load(folder / "history.npy"), want))
+            expected = adtn.fit(GEN, TARGET, steps=400, checkpoint=folder / "whole", checkpoint_every=1).history
+            row["ends as an uninterrupted one"] = bool(np.array_equal(np.load(folder / "history.npy"), expected))
     print(row, file=sys.stderr)
     return row
 
@@ -338,7 +340,7 @@ def kills(name: str, times: int, seed: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def small_disk(size: int) -> Iterator[Path | None]:
-    """A folder that holds so many bytes; nothing where the system gives none."""
+    """Provide a folder on a disk of that many bytes; ``None`` where none can be mounted."""
     with tempfile.TemporaryDirectory() as place:
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place]
         done = subprocess.run(mount, capture_output=True) if shutil.which("mount") else None
@@ -352,7 +354,7 @@ def small_disk(size: int) -> Iterator[Path | None]:
 
 
 def filling(disk: Path, left: int) -> Callable[[], None]:
-    """Others take what the disk has, but for so many bytes."""
+    """Make a function that fills a disk except for that many bytes."""
 
     def fill() -> None:
         with open(disk / "others", "wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -365,7 +367,7 @@ def filling(disk: Path, left: int) -> Callable[[], None]:
 
 
 def fit_there(disk: Path, fill: Callable[[], None]) -> bool:
-    """Whether the result is right although its checkpoint may not fit."""
+    """Return whether the result of a fit is right, although its checkpoint may not fit."""
 
     def callback(step: int, loss: float) -> None:
         if step == 3:
@@ -377,13 +379,13 @@ def fit_there(disk: Path, fill: Callable[[], None]) -> bool:
 
 
 def compress_there(disk: Path, fill: Callable[[], None]) -> bool:
-    """Whether the result is there."""
+    """Return whether a compressed model is written and can be loaded."""
     run_folder(net, QUICK, disk / "small", progress=lambda line: fill())
     return bool(outputs(disk / "small"))
 
 
 def fit_from_the_command_line(disk: Path, fill: Callable[[], None]) -> bool:
-    """Whether the result is there."""
+    """Return whether the result of ``adtn fit`` is written and can be loaded."""
     import adtn.optim
     from adtn.cli import app
     from typer.testing import CliRunner
@@ -413,39 +415,39 @@ DISKS: dict[str, Callable[[Path, Callable[[], None]], bool]] = {
 
 
 def full(name: str, times: int, seed: int) -> dict[str, Any]:
-    """What becomes of a result whose disk is too small, or fills up while it is made."""
-    rng, found = random.Random(f"{seed} {name}"), Counter[str]()
+    """Count the outcomes of writing a result to a disk that is too small, or fills up meanwhile."""
+    rng, outcomes = random.Random(f"{seed} {name}"), Counter[str]()
     for _ in range(times):
         size, left = 4096 * rng.randrange(8, 150), 4096 * rng.randrange(6)
-        with small_disk(size) as disk, warnings.catch_warnings(record=True) as said:
+        with small_disk(size) as disk, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", OutputWarning)
             if disk is None:
-                found["no small disk here"] += 1
+                outcomes["no small disk available"] += 1
                 continue
             try:
-                right = DISKS[name](disk, filling(disk, left))
+                is_right = DISKS[name](disk, filling(disk, left))
             except OutputError as error:
-                _, there, rest = str(error).partition("The result is in ")
-                kept = Path(rest.partition(" instead")[0]) if there else None
-                found["kept elsewhere and named" if kept and kept.exists() else "found before the work"] += 1
-                if kept:
-                    shutil.rmtree(kept.parent)
+                _, found, rest = str(error).partition("The result is in ")
+                other = Path(rest.partition(" instead")[0]) if found else None
+                outcomes["written elsewhere, as told" if other and other.exists() else "refused before the work"] += 1
+                if other:
+                    shutil.rmtree(other.parent)
             except Exception as error:
-                found["lost"] += 1
+                outcomes["lost"] += 1
                 print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
             else:
-                warned = any(issubclass(w.category, OutputWarning) for w in said)
-                found["lost" if not right else "returned, with a warning" if warned else "fitted in"] += 1
-    columns = ("fitted in", "found before the work", "returned, with a warning", "kept elsewhere and named", "lost")
-    row = {"work": name, "disks": times, **{c: found[c] for c in columns}}
-    if found["no small disk here"]:
-        row["no small disk here"] = found["no small disk here"]
+                warned = any(issubclass(w.category, OutputWarning) for w in caught)
+                outcomes["lost" if not is_right else "returned, with a warning" if warned else "written"] += 1
+    columns = ("written", "refused before the work", "returned, with a warning", "written elsewhere, as told", "lost")
+    row = {"work": name, "disks": times, **{c: outcomes[c] for c in columns}}
+    if outcomes["no small disk available"]:
+        row["no small disk available"] = outcomes["no small disk available"]
     print(row, file=sys.stderr)
     return row
 
 
 def main() -> None:
-    """Run all, print counts, write JSON."""
+    """Inject all faults, print counts, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--damages", type=int, default=150, help="per type of file")
@@ -456,7 +458,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         with tempfile.TemporaryDirectory() as place:
-            # what is imported and planned on the way is there when the clock starts
+            # imports and plans are done before the clock starts
             run_folder(net, QUICK, Path(place))
             adtn.fit(GEN, TARGET, steps=1, checkpoint=Path(place) / "fit")
         print("at work", flush=True)

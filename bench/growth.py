@@ -1,4 +1,4 @@
-"""How the cost of a streamed fit step grows with the weight: 2^16 to 2^28 entries, one process each.
+"""Growth of the cost of a streamed fit step with the weight, from 2^16 to 2^28 entries, one process per size.
 
 Run as ``python bench/growth.py``; writes ``bench/results/growth.json`` and ``growth.png``.
 """
@@ -23,12 +23,12 @@ BITS = tuple(range(16, 29, 2))
 
 
 def measure(bits: int, device: str) -> dict[str, Any]:
-    """One size."""
+    """Measure one size."""
     n = 1 << bits // 2
     layout = adtn.Layout.of((n, n), 8, "interleaved")
     generator = adtn.Generator((n, n), adtn.TTN(bond=4), layout=layout, scale=1.0)
     small = adtn.Generator((64, 64), adtn.TTN(bond=2), scale=1.0)
-    Work(small, "fit", device).run()  # the framework and its threads
+    Work(small, "fit", device).run()  # loads the framework and starts its threads
     work = Work(generator, "fit", device, mode="stream")
     run = work.run
     peak = peak_bytes(run)
@@ -45,7 +45,7 @@ def measure(bits: int, device: str) -> dict[str, Any]:
 
 
 def exponent(rows: list[dict[str, Any]], key: str, least: int) -> float:
-    """Slope of log(key) over log(entries) from ``2**least`` entries on."""
+    """Fit the slope of log(key) over log(entries), from ``2**least`` entries on."""
     chosen = [r for r in rows if r["bits"] >= least and r[key]]
     return float(np.polyfit([r["bits"] for r in chosen], [math.log2(r[key]) for r in chosen], 1)[0])
 
@@ -58,14 +58,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for device in dict.fromkeys(r["device"] for r in rows):
-        own = [r for r in rows if r["device"] == device]
-        bits = [2.0 ** r["bits"] for r in own]
-        left.loglog(bits, [r["seconds"] for r in own], "o-", label=device)
-        right.loglog(bits, [max(r["peak_bytes"] or 0, 1e4) / 2**20 for r in own], "o-", label=device)
+        on_device = [r for r in rows if r["device"] == device]
+        bits = [2.0 ** r["bits"] for r in on_device]
+        left.loglog(bits, [r["seconds"] for r in on_device], "o-", label=device)
+        right.loglog(bits, [max(r["peak_bytes"] or 0, 1e4) / 2**20 for r in on_device], "o-", label=device)
     entries = [2.0**b for b in BITS]
     right.loglog(entries, [4 * e / 2**20 for e in entries], "k:", label="the weight itself, float32")
     left.set(xlabel="entries of the weight", ylabel="seconds per fit step")
-    right.set(xlabel="entries of the weight", ylabel="extra MiB at most")
+    right.set(xlabel="entries of the weight", ylabel="peak of additional MiB")
     left.legend(fontsize=8)
     right.legend(fontsize=8)
     figure.savefig(path, dpi=150)

@@ -1,4 +1,4 @@
-"""Axis order against interleaved legs: the same TTN, the same digits, five seeds.
+"""A comparison of axis order with interleaved legs: the same TTN on the same digits, with five seeds.
 
 Run as ``python bench/leg_order.py``; writes ``bench/results/leg-order.json``.
 """

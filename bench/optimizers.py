@@ -1,8 +1,8 @@
-"""Loss against wall time: Levenberg-Marquardt, L-BFGS, one after the other, and Adam on the same reconstructions.
+"""Loss against wall time for Levenberg-Marquardt, L-BFGS, both in turn, and Adam, on the same reconstructions.
 
 Run as ``python bench/optimizers.py``; writes ``bench/results/optimizers.json`` and ``optimizers.png``. Each optimizer
-gets the same wall time. Targets are weights of a generator of the same structure with other numbers (they can be
-reached), a smooth function, and, where ``ADTN_DATA`` is set, a trained convolution of a ResNet.
+has the same wall time. Targets are weights of a generator with the same structure and other parameters (which can be
+reached exactly), a smooth function and, if ``ADTN_DATA`` is set, a trained convolution of a ResNet.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ TOPOLOGIES = {
 
 
 def targets(side: int) -> dict[str, Any]:
-    """By name; a callable makes the target of a topology."""
+    """Return the targets by name; a callable makes the target for a topology."""
     n = np.arange(side)
-    found: dict[str, Any] = {
+    by_name: dict[str, Any] = {
         "of the same structure": lambda topology, layout: adtn.Generator(
             (side, side), topology, layout=layout, seed=99, scale=1.0
         ).weight(),
@@ -42,12 +42,12 @@ def targets(side: int) -> dict[str, Any]:
     }
     weights = Path(os.environ.get("ADTN_DATA", "")) / "weights" / "resnet56_cifar10.safetensors"
     if weights.exists():
-        found["layer3.4.conv1 of ResNet-56"] = read_weights(weights)["layer3.4.conv1.weight"]
-    return found
+        by_name["layer3.4.conv1 of ResNet-56"] = read_weights(weights)["layer3.4.conv1.weight"]
+    return by_name
 
 
 def curve(generator: adtn.Generator, target: np.ndarray, optimizer: str, seconds: float, device: str) -> dict[str, Any]:
-    """Losses and when they were reached; Adam's schedule ends with its time."""
+    """Record losses and times of one fit; Adam's schedule ends with its time."""
     times: list[float] = []
     losses: list[float] = []
 
@@ -55,11 +55,11 @@ def curve(generator: adtn.Generator, target: np.ndarray, optimizer: str, seconds
         times.append(time.perf_counter() - began)
         losses.append(loss)
 
-    def run(start: adtn.Generator, how: str, steps: int, limit: float | None) -> Any:
+    def run(start: adtn.Generator, name: str, steps: int, limit: float | None) -> Any:
         return adtn.fit(
             start,
             target,
-            optimizer=how,
+            optimizer=name,
             steps=steps,
             lr=ADAM_LR,
             device=device,
@@ -70,8 +70,8 @@ def curve(generator: adtn.Generator, target: np.ndarray, optimizer: str, seconds
 
     parts = optimizer.split(", then ")
     began = time.perf_counter()
-    for how in parts:
-        run(generator, how, 5, None)  # plans, and what compilers make
+    for name in parts:
+        run(generator, name, 5, None)  # plans and compiles
     steps = 10**6
     if optimizer == "adam":
         per_step = (times[-1] - times[0]) / max(len(times) - 1, 1)
@@ -80,25 +80,25 @@ def curve(generator: adtn.Generator, target: np.ndarray, optimizer: str, seconds
     losses.clear()
     began = time.perf_counter()
     solution = run(generator, parts[0], steps, seconds / len(parts))
-    for how in parts[1:]:  # what the first one did not need is the second one's
-        solution = run(solution.generator, how, steps, seconds - (time.perf_counter() - began))
+    for name in parts[1:]:  # the second optimizer has the time that the first one left
+        solution = run(solution.generator, name, steps, seconds - (time.perf_counter() - began))
     return {"times": times, "losses": losses, "relative_error": solution.relative_error, "status": solution.status.name}
 
 
 def measure(side: int, seconds: float, device: str, seeds: int) -> list[dict[str, Any]]:
-    """All topologies, targets and optimizers."""
+    """Measure all topologies, targets and optimizers."""
     rows: list[dict[str, Any]] = []
     for what, target in targets(side).items():
         for name, topology in TOPOLOGIES.items():
             shape = (side, side) if callable(target) else target.shape
             layout = topology.default_layout(shape)
-            wanted = target(topology, layout) if callable(target) else target
+            weight = target(topology, layout) if callable(target) else target
             for seed in range(seeds):
-                generator = adtn.Generator(shape, topology, layout=layout, seed=seed, scale=wanted)
+                generator = adtn.Generator(shape, topology, layout=layout, seed=seed, scale=weight)
                 for optimizer in OPTIMIZERS:
                     if "lm" in optimizer and generator.num_params > 2048:
                         continue
-                    found = curve(generator, wanted, optimizer, seconds, device)
+                    result = curve(generator, weight, optimizer, seconds, device)
                     rows.append(
                         {
                             "target": what,
@@ -108,25 +108,25 @@ def measure(side: int, seconds: float, device: str, seeds: int) -> list[dict[str
                             "device": device,
                             "params": generator.num_params,
                             "optimizer": optimizer,
-                            **thinned(found),
+                            **thinned(result),
                         }
                     )
                     print(
-                        what, name, seed, optimizer, f"{found['relative_error']:.4f}", len(found["times"]), flush=True
+                        what, name, seed, optimizer, f"{result['relative_error']:.4f}", len(result["times"]), flush=True
                     )
     return rows
 
 
-def thinned(found: dict[str, Any], most: int = 60) -> dict[str, Any]:
-    """At most so many points of a curve, the least loss so far at each."""
-    best = np.minimum.accumulate(found["losses"]) if found["losses"] else np.zeros(0)
+def thinned(result: dict[str, Any], most: int = 60) -> dict[str, Any]:
+    """Reduce a curve to at most ``most`` points, with the lowest loss so far at each."""
+    best = np.minimum.accumulate(result["losses"]) if result["losses"] else np.zeros(0)
     at = sorted({round(k) for k in np.geomspace(1, max(len(best), 1), most)})
-    times, losses = ([float(values[k - 1]) for k in at if k <= len(best)] for values in (found["times"], best))
-    return {**found, "times": times, "losses": losses, "steps": len(best)}
+    times, losses = ([float(values[k - 1]) for k in at if k <= len(best)] for values in (result["times"], best))
+    return {**result, "times": times, "losses": losses, "steps": len(best)}
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """One panel per target and topology."""
+    """Draw one panel per target and topology."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -152,14 +152,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Median final error per optimizer, of every target and topology."""
+    """Compute the median final error per optimizer, for every target and topology."""
     keys = dict.fromkeys((r["target"], r["topology"]) for r in rows)
     return [
         {"target": what, "topology": name}
         | {
-            o: float(np.median(own)) if own else None
+            o: float(np.median(errors)) if errors else None
             for o in OPTIMIZERS
-            for own in [
+            for errors in [
                 [r["relative_error"] for r in rows if (r["target"], r["topology"], r["optimizer"]) == (what, name, o)]
             ]
         }

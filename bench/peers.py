@@ -1,8 +1,8 @@
-"""A fit step beside its peers: the same generator, the same numbers, outputs checked to agree.
+"""A comparison of a fit step with peers, for the same generator and parameters; outputs are checked to agree.
 
-Run as ``python bench/peers.py``; writes ``bench/results/peers.json``. Every method computes loss and all gradients of
-a reconstruction. Times are medians in one process, in turns; peak memory is that of one step in a process of its own,
-above what the process had with target and parameters in place. ``--on cuda:0`` compares on a GPU, without peaks.
+Run as ``python bench/peers.py``; writes ``bench/results/peers.json``. Every method computes the loss and all gradients
+of a reconstruction. Times are medians, measured in turns in one process. Peak memory is that of one step in a separate
+process, above the memory with target and parameters. ``--on cuda:0`` compares on a GPU, without peaks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Step = Callable[[], tuple[float, dict[str, np.ndarray]]]
 
 
 class Problem:
-    """One generator with a target, as every method gets it."""
+    """A generator with a target, which is the same for every method."""
 
     def __init__(self, name: str, n: int) -> None:
         self.topology = name
@@ -41,34 +41,35 @@ class Problem:
         self.square = float(np.sum(np.square(self.target, dtype=np.float64)))
 
     def loss(
-        self, params: dict[str, Any], target: Any, made: list[Any], silu: Callable[[Any], Any], backend: str
+        self, params: dict[str, Any], target: Any, stored: list[Any], silu: Callable[[Any], Any], backend: str
     ) -> Any:
-        """The reconstruction error of the weight in legs."""
-        state = contract(self.segments, made, params, silu, backend)
+        """Compute the reconstruction error of the weight, with its axes split into legs."""
+        state = contract(self.segments, stored, params, silu, backend)
         residual = state * self.scale - target
         return (residual * residual).sum()
 
     def target_in_legs(self) -> np.ndarray:
+        """Return the target, with its axes split into legs."""
         return np.ascontiguousarray(self.layout.to_legs(self.target))
 
 
 def ours(problem: Problem, device: str, mode: str | None = None) -> Step:
-    """The library's step as ``adtn.fit`` does it, in the mode that the scheduler chooses or in a given one."""
+    """Make the library's step as in ``adtn.fit``, in the mode that the scheduler chooses or in a given one."""
     work = Work(problem.generator, "fit", device, mode=mode)
     convert = adtn.backends.get_backend(device.partition(":")[0]).to_numpy  # type: ignore[attr-defined]
-    run = work.run  # target and parameters are in place from here on
+    run = work.run  # from here on, target and parameters are in memory
 
     def step() -> tuple[float, dict[str, np.ndarray]]:
-        loss, slopes = run()
-        square = problem.square if work.plan.mode == "factored" else 0.0  # no part of a step
-        # the adjoint of a squared distance is handed over without its factor two
-        return float(loss) + square, {k: 2.0 * convert(g) for k, g in slopes.items()}
+        loss, grads = run()
+        square = problem.square if work.plan.mode == "factored" else 0.0  # not part of a step
+        # the adjoint of a squared distance is passed without its factor of two
+        return float(loss) + square, {k: 2.0 * convert(g) for k, g in grads.items()}
 
     return step
 
 
 def with_torch(problem: Problem, how: str) -> Step:
-    """Stored expressions, the same compiled, or quimb, with torch autograd."""
+    """Make a step of stored expressions, compiled or not, or of quimb, with torch autograd."""
     import torch
 
     params = {k: torch.tensor(np.array(x)).requires_grad_() for k, x in problem.generator.params.items()}
@@ -84,20 +85,20 @@ def with_torch(problem: Problem, how: str) -> Step:
                 if segment.inputs:
                     tensors.append(qtn.Tensor(state, segment.inputs))
                 network = qtn.TensorNetwork(tensors)
-                found = network.contract(output_inds=segment.outputs, optimize="greedy")
-                state = found.transpose(*segment.outputs).data
+                result = network.contract(output_inds=segment.outputs, optimize="greedy")
+                state = result.transpose(*segment.outputs).data
                 if segment.activation != "identity":
                     state = silu(state)
             residual = state * problem.scale - target
             return (residual * residual).sum()
 
     else:
-        made = expressions(problem.segments)
+        stored = expressions(problem.segments)
 
         def plain() -> Any:
-            return problem.loss(params, target, made, silu, "torch")
+            return problem.loss(params, target, stored, silu, "torch")
 
-        plain()  # autoray imports functions at their first use, which the compiler does not follow
+        plain()  # autoray imports functions at first use, which the compiler cannot trace
         loss = torch.compile(plain, fullgraph=True) if how == "compile" else plain
 
     def step() -> tuple[float, dict[str, np.ndarray]]:
@@ -109,7 +110,7 @@ def with_torch(problem: Problem, how: str) -> Step:
 
 
 def with_tensorly(problem: Problem) -> Step:
-    """tensorly-torch's own reconstruction of the linear topologies that it knows, with torch autograd."""
+    """Make a step of tensorly-torch, for the linear topologies that it supports, with torch autograd."""
     import torch
     from tltorch.factorized_tensors import BlockTT, TuckerTensor
 
@@ -146,8 +147,8 @@ def with_tensorly(problem: Problem) -> Step:
         return g.reshape(core.shape).cpu().numpy()
 
     def step() -> tuple[float, dict[str, np.ndarray]]:
-        made = tensor.to_matrix() if block else tensor.to_tensor()
-        residual = made.reshape(target.shape) * problem.scale - target
+        weight = tensor.to_matrix() if block else tensor.to_tensor()
+        residual = weight.reshape(target.shape) * problem.scale - target
         value = (residual * residual).sum()
         grads = torch.autograd.grad(value, factors)
         return float(value.detach()), {c.param: restored(c, g) for c, g in zip(segment.cores, grads, strict=True)}
@@ -156,7 +157,7 @@ def with_tensorly(problem: Problem) -> Step:
 
 
 def with_tensorkrowch(problem: Problem) -> Step:
-    """TensorKrowch's networks of nodes, one per segment, contracted by its einsum, with torch autograd."""
+    """Make a step of TensorKrowch's networks, one per segment, contracted by its einsum, with torch autograd."""
     import tensorkrowch as tk
     import torch
 
@@ -198,14 +199,14 @@ def with_tensorkrowch(problem: Problem) -> Step:
 
 
 def with_jax(problem: Problem) -> Step:
-    """Stored expressions under ``jax.jit(jax.value_and_grad)``."""
+    """Make a step of stored expressions under ``jax.jit(jax.value_and_grad)``."""
     import jax
     import jax.numpy as jnp
 
     params = {k: jnp.asarray(x) for k, x in problem.generator.params.items()}
     target = jnp.asarray(problem.target_in_legs())
-    made = expressions(problem.segments)
-    run = jax.jit(jax.value_and_grad(lambda p, t: problem.loss(p, t, made, jax.nn.silu, "jax")))
+    stored = expressions(problem.segments)
+    run = jax.jit(jax.value_and_grad(lambda p, t: problem.loss(p, t, stored, jax.nn.silu, "jax")))
 
     def step() -> tuple[float, dict[str, np.ndarray]]:
         value, grads = run(params, target)
@@ -215,7 +216,7 @@ def with_jax(problem: Problem) -> Step:
 
 
 def three_products(problem: Problem, name: str) -> Step:
-    """The products of a TTN of bond 4 through the middle: n x 256 x n forward, and twice on the way back."""
+    """Make a step of only the largest products of a TTN of bond 4: n x 256 x n forward, and two backward."""
     n, k = problem.generator.shape[0], 256
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((n, k), dtype=np.float32), rng.standard_normal((k, n), dtype=np.float32)
@@ -244,11 +245,11 @@ def three_products(problem: Problem, name: str) -> Step:
 
 
 def methods(on: str) -> dict[str, Callable[[Problem], Step]]:
-    """Everything that is compared on the CPU, or on a GPU of PyTorch and JAX."""
+    """Return all methods that are compared, on the CPU or on a GPU of PyTorch and JAX."""
     devices = ["numpy:cpu", "torch:cpu", "jax:cpu"] if on == "cpu" else [f"torch:{on}", "jax:gpu:0"]
-    found: dict[str, Callable[[Problem], Step]] = {f"adtn {d}": partial(ours, device=d) for d in devices}
-    found |= {f"adtn {d}, stream": partial(ours, device=d, mode="stream") for d in devices}
-    found |= {
+    by_name: dict[str, Callable[[Problem], Step]] = {f"adtn {d}": partial(ours, device=d) for d in devices}
+    by_name |= {f"adtn {d}, stream": partial(ours, device=d, mode="stream") for d in devices}
+    by_name |= {
         "cotengra + torch autograd": partial(with_torch, how="expressions"),
         "cotengra + torch.compile": partial(with_torch, how="compile"),
         "cotengra + jax.jit": with_jax,
@@ -257,16 +258,16 @@ def methods(on: str) -> dict[str, Callable[[Problem], Step]]:
         "tensorly-torch": with_tensorly,
     }
     for name in ("numpy", "torch") if on == "cpu" else ("torch",):
-        found[f"three products n x 256 x n, {name}"] = partial(three_products, name=name)
-    return found
+        by_name[f"three products n x 256 x n, {name}"] = partial(three_products, name=name)
+    return by_name
 
 
 def measure(name: str, n: int, seconds: float, skip: tuple[str, ...], on: str) -> dict[str, Any]:
-    """All methods on one generator."""
+    """Measure all methods on one generator."""
     if on != "cpu":
         import torch
 
-        torch.set_default_device(on)  # of what the peers make
+        torch.set_default_device(on)  # for tensors that peers make
     problem = Problem(name, n)
     rows: dict[str, dict[str, Any]] = {}
     steps: dict[str, Step] = {}
@@ -275,10 +276,10 @@ def measure(name: str, n: int, seconds: float, skip: tuple[str, ...], on: str) -
         if method in skip:
             continue
         try:
-            began = time.perf_counter()
+            start = time.perf_counter()
             step = make(problem)
             loss, grads = step()
-            rows[method] = {"first_s": time.perf_counter() - began}
+            rows[method] = {"first_s": time.perf_counter() - start}
         except Exception as error:  # a failed run is a result
             rows[method] = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
             continue
@@ -290,8 +291,8 @@ def measure(name: str, n: int, seconds: float, skip: tuple[str, ...], on: str) -
             rows[method]["gradient_difference"] = max(
                 float(np.linalg.norm(g - reference[1][k]) / np.linalg.norm(reference[1][k])) for k, g in grads.items()
             )
-    for method, found in paired_seconds(steps, seconds).items():
-        rows[method] |= {"seconds": found, "peak_over_weight": None}
+    for method, time_per_step in paired_seconds(steps, seconds).items():
+        rows[method] |= {"seconds": time_per_step, "peak_over_weight": None}
         if on != "cpu":
             continue
         command = [sys.executable, __file__, "--peak", method, "--cases", name, "--n", str(n)]
@@ -307,13 +308,13 @@ def measure(name: str, n: int, seconds: float, skip: tuple[str, ...], on: str) -
 
 
 def peak(method: str, name: str, n: int) -> None:
-    """Peak of one step above the process with target and parameters in place, in weights."""
+    """Print the peak memory of one step above that with target and parameters, in units of the weight."""
     problem = Problem(name, n)
     make = methods("cpu")[method]
-    make(Problem(name, 256))()  # the framework and its threads
+    make(Problem(name, 256))()  # loads the framework and starts its threads
     step = make(problem)
     if "jit" in method or "compile" in method or "jax" in method:
-        step()  # compiling takes memory, too
+        step()  # the memory for compiling does not count
     print(peak_bytes(step) / problem.target.nbytes)  # type: ignore[operator]
 
 
@@ -324,7 +325,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=4096)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--skip", nargs="*", default=[])
-    parser.add_argument("--on", default="cpu", help="or a CUDA device of PyTorch, such as cuda:0")
+    parser.add_argument("--on", default="cpu", help="cpu, or a CUDA device of PyTorch, such as cuda:0")
     parser.add_argument("--out", type=Path, default=RESULTS / "peers.json")
     options = parser.parse_args()
     if options.peak:

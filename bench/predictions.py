@@ -1,9 +1,9 @@
-"""How well the scheduler predicts: measured time over the bench set beside the plan's prediction, per backend.
+"""The accuracy of the scheduler's predictions: predicted and measured times over the bench set, per backend.
 
 Run as ``python bench/predictions.py`` after ``adtn calibrate``; writes ``bench/results/predictions.json``. On a shared
-machine the speed changes by a factor of two within minutes. So every measurement is paired with a plain product and an
-addition: what these are slower than at their fastest in the same run is the machine's, the rest is the prediction's
-error. Both figures are in the summary.
+machine, the speed changes by a factor of two within minutes. So every measurement is paired with a plain product and an
+addition: their slowdown relative to the fastest pair of the run is attributed to the machine, and the rest to the
+prediction. The summary has the errors with and without this correction.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEVICES = ("numpy:cpu", "torch:cpu", "jax:cpu")
 
 
 def plain_operations(device: str, dtype: str) -> Callable[[], Any]:
-    """A product and an addition."""
+    """Make a function that computes a plain product and an addition."""
     backend, where = check_device(device, dtype)
     rng = np.random.default_rng(0)
     x, y = (backend.asarray(rng.standard_normal((512, 512), dtype=np.float32), where, dtype) for _ in range(2))
@@ -41,7 +41,7 @@ def plain_operations(device: str, dtype: str) -> Callable[[], Any]:
 
 
 def measure(device: str, dtype: str, largest: int, seconds: float) -> list[dict[str, Any]]:
-    """Every case and task on one device."""
+    """Measure every case and task on one device."""
     rows: list[dict[str, Any]] = []
     plain = plain_operations(device, dtype)
     for case in bench_set([s for s in SHAPES if s[0] * s[1] <= largest]):
@@ -62,15 +62,15 @@ def measure(device: str, dtype: str, largest: int, seconds: float) -> list[dict[
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Median and 90th percentile of ``|log(predicted / measured)|`` per device and task, as measured and paired."""
+    """Summarise ``|log(predicted / measured)|`` per device and task by median and 90th percentile, raw and paired."""
     out: dict[str, dict[str, float]] = {}
     for device in dict.fromkeys(r["device"] for r in rows):
         for task in ("all", "generate", "fit", "apply"):
-            own = [r for r in rows if r["device"] == device and task in ("all", r["task"]) and "seconds" in r]
-            raw = [abs(math.log(r["predicted"] / r["seconds"])) for r in own]
-            paired = [abs(math.log(r["predicted"] * r["slowness"] / r["seconds"])) for r in own]
+            chosen = [r for r in rows if r["device"] == device and task in ("all", r["task"]) and "seconds" in r]
+            raw = [abs(math.log(r["predicted"] / r["seconds"])) for r in chosen]
+            paired = [abs(math.log(r["predicted"] * r["slowness"] / r["seconds"])) for r in chosen]
             out[f"{device} {task}"] = {
-                "n": len(own),
+                "n": len(chosen),
                 "median": float(np.median(paired)),
                 "p90": float(np.quantile(paired, 0.9)),
                 "median as measured": float(np.median(raw)),
@@ -92,9 +92,9 @@ def main() -> None:
         print(json.dumps(measure(options.device, options.dtype, options.largest, options.seconds)))
         return
     rows = rows_per_device([d for d in options.devices if options.dtype != "bfloat16" or not d.startswith("numpy")])
-    found = summary(rows)
-    write_results(options.out, summary=found, predictions=rows)
-    print(json.dumps(found, indent=1))
+    errors = summary(rows)
+    write_results(options.out, summary=errors, predictions=rows)
+    print(json.dumps(errors, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the scripts share: one process per device, and results that say how they were made."""
+"""Helpers of the scripts: one process per device, and results with the command and machine that produced them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from adtn.bench import machine
 
 
 def rows_per_device(devices: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows that this script prints with ``--device``, of every device.
+    """Collect the rows that this script prints with ``--device`` for every device.
 
-    One process each, because threads of one framework slow another down.
+    Each device has a process of its own, as threads of one framework slow down another.
     """
     rows: list[dict[str, Any]] = []
     for device in devices:
@@ -25,6 +25,6 @@ def rows_per_device(devices: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def write_results(out: Path, **content: Any) -> None:
-    """JSON with the command and the machine before everything else."""
+    """Write JSON that begins with the command and the machine."""
     command = " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     out.write_text(json.dumps({"command": command, "machine": machine(), **content}, indent=1) + "\n")

@@ -1,7 +1,7 @@
-"""What a choice of contraction order costs: time of the order that a cost prefers over the fastest one sampled.
+"""The regret of choosing a contraction order by a cost: time of the chosen order over that of the fastest one sampled.
 
-Run as ``python bench/regret.py``; writes ``bench/results/regret.json``. Linear networks of the bench set, generated
-and applied to a batch; about thirty orders each, all measured.
+Run as ``python bench/regret.py``; writes ``bench/results/regret.json``. Linear networks of the bench set are generated,
+and applied to a batch; for each, about thirty orders are measured.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ NETWORKS: dict[str, tuple[adtn.Topology, int, int | None]] = {
 }
 BATCHES = (None, 1, 64, 512)
 _FINALISTS = 5
-_WORST = 30.0  # orders with so many times the least operations are not run
+_WORST = 30.0  # orders with more than that many times the least number of operations are not run
 
 
 def problem(name: str, batch: int | None) -> tuple[adtn.Generator, tuple[Segment, ...]]:
+    """Make a generator, and the segments that generate its weight or apply it to a batch."""
     topology, n, leg = NETWORKS[name]
     layout = adtn.Layout.of((n, n), leg, topology.order) if leg else None
     generator = adtn.Generator((n, n), topology, layout=layout, scale=1.0)
@@ -55,6 +56,7 @@ def problem(name: str, batch: int | None) -> tuple[adtn.Generator, tuple[Segment
 
 
 def symbols(segment: Segment, sizes: dict[str, int]) -> tuple[list[str], str, dict[str, int]]:
+    """Write a segment as an einsum equation: inputs, output, and sizes by symbol."""
     names = dict.fromkeys(i for inds in (*segment.terms, segment.outputs) for i in inds)
     symbol = {i: ctg.get_symbol(n) for n, i in enumerate(names)}
     inputs = ["".join(symbol[i] for i in inds) for inds in segment.terms]
@@ -62,18 +64,18 @@ def symbols(segment: Segment, sizes: dict[str, int]) -> tuple[list[str], str, di
 
 
 def sampled(inputs: list[str], output: str, dims: dict[str, int], n: int) -> list[Order]:
-    """Randomised greedy orders, from nearly greedy to nearly random."""
-    found: list[Order] = []
+    """Sample randomised greedy orders, from nearly greedy to nearly random."""
+    orders: list[Order] = []
     for seed in range(n):
         optimizer = ctg.RandomGreedyOptimizer(
             max_repeats=1, seed=seed, parallel=False, temperature=(0.01, 3.0), costmod=(0.1, 4.0)
         )
-        found.append(tuple((min(p), max(p)) for p in optimizer(inputs, output, dims)))
-    return found
+        orders.append(tuple((min(p), max(p)) for p in optimizer(inputs, output, dims)))
+    return orders
 
 
 def compare(device: str, name: str, batch: int | None, seconds: float) -> dict[str, Any]:
-    """One network: all orders measured, and what each cost would have chosen."""
+    """Measure all orders of one network, and the regret of the order that each cost chooses."""
     backend, where = check_device(device, "float32")
     profile = find_profile(backend, where, "float32")
     generator, segments = problem(name, batch)
@@ -85,8 +87,8 @@ def compare(device: str, name: str, batch: int | None, seconds: float) -> dict[s
         "cotengra auto": _pairs(ctg.AutoOptimizer(parallel=False)(inputs, output, dims)),
         "opt_einsum auto": _pairs(opt_einsum.contract_path(equation, *shapes, shapes=True)[0]),
     }
-    own = best_path(segment, sizes, profile)
-    pool = dict.fromkeys([*sampled(inputs, output, dims, 24), *candidates(segment, sizes, profile), own])
+    searched = best_path(segment, sizes, profile)
+    pool = dict.fromkeys([*sampled(inputs, output, dims, 24), *candidates(segment, sizes, profile), searched])
     pool |= dict.fromkeys(p for p in defaults.values() if len(p) == len(inputs) - 1)
     trees = {p: ctg.ContractionTree.from_path(inputs, output, dims, path=p) for p in pool}
     least = min(t.total_flops() for t in trees.values())
@@ -104,8 +106,8 @@ def compare(device: str, name: str, batch: int | None, seconds: float) -> dict[s
         "limit-64": lambda p: trees[p].combo_cost(64, combine=max),
     }
     chosen = {cost: min(trees, key=fn) for cost, fn in costs.items()}
-    chosen |= {who: path for who, path in {"adtn's own search": own, **defaults}.items() if path in trees}
-    # the least of many noisy times is too small: the fastest of a first look are measured again, in turns
+    chosen |= {who: path for who, path in {"adtn's own search": searched, **defaults}.items() if path in trees}
+    # the least of many noisy times is biased, so the fastest orders of a first round are measured again, in turns
     first = {path: median_seconds(run, seconds / 4) for path, run in runs.items()}
     finalists = dict.fromkeys([*sorted(first, key=first.__getitem__)[:_FINALISTS], *chosen.values()])
     times = paired_seconds({path: runs[path] for path in finalists}, seconds, turns=8)
@@ -124,16 +126,17 @@ def _pairs(path: Any) -> Order:
 
 
 def measure(device: str, seconds: float) -> list[dict[str, Any]]:
-    """All networks on one device."""
+    """Measure all networks on one device."""
     return [compare(device, name, batch, seconds) for name in NETWORKS for batch in BATCHES]
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Summarise the regret per device and cost."""
     out: dict[str, dict[str, Any]] = {}
     for device in dict.fromkeys(r["device"] for r in rows):
         for cost in dict.fromkeys(cost for r in rows for cost in r["regret"]):
-            found = [r["regret"][cost] for r in rows if r["device"] == device and cost in r["regret"]]
-            out[f"{device} {cost}"] = {"n": len(found), "mean": float(np.mean(found)), "worst": float(max(found))}
+            regrets = [r["regret"][cost] for r in rows if r["device"] == device and cost in r["regret"]]
+            out[f"{device} {cost}"] = {"n": len(regrets), "mean": float(np.mean(regrets)), "worst": float(max(regrets))}
     return out
 
 
@@ -147,9 +150,9 @@ def main() -> None:
         print(json.dumps(measure(options.device, options.seconds)))
         return
     rows = rows_per_device(DEVICES)
-    found = summary(rows)
-    write_results(options.out, summary=found, regret=rows)
-    print(json.dumps(found, indent=1))
+    regrets = summary(rows)
+    write_results(options.out, summary=regrets, regret=rows)
+    print(json.dumps(regrets, indent=1))
 
 
 if __name__ == "__main__":

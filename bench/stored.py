@@ -1,4 +1,4 @@
-"""The peers' way: segments contracted by cotengra's stored expressions, in its own orders."""
+"""Contraction as peers do it: segments contracted by cotengra's stored expressions, in cotengra's orders."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from adtn.topology import Segment
 
 
 def expressions(segments: tuple[Segment, ...]) -> list[Any]:
-    """One contraction per segment; nothing for a segment of a single tensor."""
+    """Make one contraction expression per segment; ``None`` for a segment of a single tensor."""
     shapes = {i: n for s in segments for core in s.cores for i, n in zip(core.inds, core.shape, strict=True)}
-    found: list[Any] = []
+    stored: list[Any] = []
     for segment in segments:
         terms = segment.terms
-        found.append(
+        stored.append(
             ctg.array_contract_expression(
                 terms,
                 segment.outputs,
@@ -25,21 +25,21 @@ def expressions(segments: tuple[Segment, ...]) -> list[Any]:
             if len(terms) > 1
             else None
         )
-    return found
+    return stored
 
 
 def contract(
     segments: tuple[Segment, ...],
-    made: list[Any],
+    stored: list[Any],
     arrays: dict[str, Any],
     silu: Callable[[Any], Any],
     backend: str,
 ) -> Any:
-    """The state after the last segment."""
+    """Compute the state after the last segment."""
     state: Any = None
-    for segment, expression in zip(segments, made, strict=True):
+    for segment, expression in zip(segments, stored, strict=True):
         operands = ([state] if segment.inputs else []) + [arrays[core.param] for core in segment.cores]
-        # named, or PyTorch's compiler does not follow how the framework is inferred
+        # the backend is named, as PyTorch's compiler cannot trace how it is inferred
         state = expression(*operands, backend=backend) if expression is not None else operands[0]
         if segment.activation != "identity":
             state = silu(state)

@@ -1,4 +1,4 @@
-"""Write bench/results/README.md from the JSON beside it."""
+"""Write bench/results/README.md from the JSON files beside it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def accuracy_table(content: dict) -> list[str]:
-    """Accuracy of every case of a demo: mean, and standard deviation where there are several seeds."""
+    """Tabulate the accuracy of every case of a demo: mean, and standard deviation if there are several seeds."""
     rows = content["results"]
     lines: list[str] = []
     for layer in dict.fromkeys(r["layer"] for r in rows):
-        own = [r for r in rows if r["layer"] == layer]
-        devices = list(dict.fromkeys(r["device"] for r in own))
+        of_layer = [r for r in rows if r["layer"] == layer]
+        devices = list(dict.fromkeys(r["device"] for r in of_layer))
         lines += [f"**{layer}**", "", f"| layer is | params | active | ratio | bytes | {' | '.join(devices)} |"]
         lines.append("|---" * (5 + len(devices)) + "|")
-        for case in dict.fromkeys(r["case"] for r in own):
-            found = [r for r in own if r["case"] == case]
-            cells = [_accuracy([r["accuracy"] for r in found if r["device"] == d]) for d in devices]
-            one = found[0]
+        for case in dict.fromkeys(r["case"] for r in of_layer):
+            of_case = [r for r in of_layer if r["case"] == case]
+            cells = [_accuracy([r["accuracy"] for r in of_case if r["device"] == d]) for d in devices]
+            first = of_case[0]
             lines.append(
-                f"| {case} | {one['params']:,} | {one['active_params']:,} | {one['ratio']:,.0f}x | {one['bytes']:,} "
+                f"| {case} | {first['params']:,} | {first['active_params']:,} | {first['ratio']:,.0f}x "
+                f"| {first['bytes']:,} "
                 f"| {' | '.join(cells)} |"
             )
         lines.append("")
@@ -38,7 +39,7 @@ def _accuracy(values: list[float]) -> str:
 
 
 def side_by_side_table(content: dict) -> list[str]:
-    """Ratios of the devices; absolute times of a shared machine say little."""
+    """Tabulate ratios between devices, as absolute times of a shared machine are not reliable."""
     lines = ["| work | device | mode | time, first device = 1 | relative error |", "|---|---|---|---|---|"]
     first: dict[tuple, float] = {}
     for r in content["results"]:
@@ -54,12 +55,12 @@ def side_by_side_table(content: dict) -> list[str]:
 
 
 def peers_table(content: dict) -> list[str]:
-    """One column per generator: time relative to the best peer, and peak memory."""
+    """Tabulate times relative to the best peer, and peak memory, with one column per generator."""
     cases = content["peers"]
     methods = list(dict.fromkeys(m for c in cases for m in c["methods"]))
     lines = [
-        "Time relative to the fastest peer (all but adtn and the products alone; below 1 is faster), and in brackets",
-        "the peak of extra memory in weights.",
+        "Time relative to the fastest peer (all methods except adtn and the products alone; below 1 is faster), and in",
+        "brackets the peak of additional memory in units of the weight.",
         "",
         f"| method | {' | '.join(c['case'] + ' ' + str(c['n']) for c in cases)} |",
         "|---" * (1 + len(cases)) + "|",
@@ -78,7 +79,7 @@ def peers_table(content: dict) -> list[str]:
 
 
 def summary_table(content: dict) -> list[str]:
-    """What a run says of itself."""
+    """Tabulate the summary of a run."""
     rows = content["summary"]
     columns = list(next(iter(rows.values())))
     lines = [f"| | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
@@ -89,48 +90,48 @@ def summary_table(content: dict) -> list[str]:
 
 
 def apply_table(content: dict) -> list[str]:
-    """Ratios to the dense layer."""
+    """Tabulate times relative to the dense layer."""
     rows = content["apply"]
     batches = list(dict.fromkeys(r["batch"] for r in rows))
     lines = [
-        "Time relative to a dense layer with its weight at hand.",
+        "Time relative to a dense layer with its weight in memory.",
         "",
         f"| layer | device | {' | '.join(f'batch {b}' for b in batches)} |",
         "|---" * (2 + len(batches)) + "|",
     ]
     for case, device in dict.fromkeys((r["case"], r["device"]) for r in rows):
-        own = {r["batch"]: r for r in rows if (r["case"], r["device"]) == (case, device)}
-        cells = [f"{own[b]['adtn_over_dense']:.2f} {own[b]['mode'][0]}" for b in batches]
+        by_batch = {r["batch"]: r for r in rows if (r["case"], r["device"]) == (case, device)}
+        cells = [f"{by_batch[b]['adtn_over_dense']:.2f} {by_batch[b]['mode'][0]}" for b in batches]
         lines.append(f"| {case} | {device} | {' | '.join(cells)} |")
     return [*lines, "", "f: factored, m: materialise, s: stream.", ""]
 
 
 def capture_table(content: dict) -> list[str]:
-    """Both kinds of step."""
-    lines = ["Milliseconds of a training step.", "", "| layers | called | recorded | ratio |", "|---|---|---|---|"]
+    """Tabulate both kinds of step."""
+    lines = ["Milliseconds of a training step.", "", "| layers | eager | captured | ratio |", "|---|---|---|---|"]
     for r in content["capture"]:
         lines.append(f"| {r['topology']} | {r['eager_ms']:.2f} | {r['recorded_ms']:.2f} | {r['ratio']:.1f} |")
     return [*lines, ""]
 
 
 def train_step_table(content: dict) -> list[str]:
-    """Ratios to the dense layer, per batch."""
+    """Tabulate times relative to the dense layer, with one table per batch size."""
     rows = content["train_step"]
     lines = [
-        "Time of forward and gradients relative to a dense layer's; below 1 is faster. Peers contract the same",
-        "networks with PyTorch's differentiation: with the input as one more tensor, or making the weight first.",
+        "Time of forward and gradients relative to a dense layer; below 1 is faster. Peers contract the same networks",
+        "and are differentiated by PyTorch: with the input as one more tensor, or generating the weight first.",
         "",
     ]
     for batch in dict.fromkeys(r["batch"] for r in rows):
-        own = [r for r in rows if r["batch"] == batch]
-        cases = list(dict.fromkeys(r["case"] for r in own))
+        of_batch = [r for r in rows if r["batch"] == batch]
+        cases = list(dict.fromkeys(r["case"] for r in of_batch))
         lines += [f"| batch {batch} | {' | '.join(cases)} |", "|---" * (1 + len(cases)) + "|"]
-        found = {(r["method"], r["case"]): r for r in own}
-        for method in dict.fromkeys(r["method"] for r in own):
+        by_key = {(r["method"], r["case"]): r for r in of_batch}
+        for method in dict.fromkeys(r["method"] for r in of_batch):
             cells: list[str] = []
             for case in cases:
-                row = found.get((method, case), {"error": "no such topology"})
-                dense = found["dense", case]["seconds"]
+                row = by_key.get((method, case), {"error": "no such topology"})
+                dense = by_key["dense", case]["seconds"]
                 cells.append(row["error"][:60] if "error" in row else f"{row['seconds'] / dense:.2f}")
             lines.append(f"| {method} | {' | '.join(cells)} |")
         lines.append("")
@@ -138,24 +139,25 @@ def train_step_table(content: dict) -> list[str]:
 
 
 def launches_table(content: dict) -> list[str]:
-    """Kernels per case."""
+    """Tabulate the number of kernels per case."""
     rows = content["launches"]
     cases = list(dict.fromkeys(r["case"] for r in rows))
     lines = [
-        f"Kernels of forward and gradients at a batch of {rows[0]['batch']}, counted on shapes.",
+        f"Number of kernels of forward and gradients with a batch of {rows[0]['batch']}, counted without a GPU.",
         "",
         f"| layer | {' | '.join(cases)} |",
         "|---" * (1 + len(cases)) + "|",
     ]
-    found = {(r["method"], r["case"]): r["kernels"] for r in rows}
+    kernels = {(r["method"], r["case"]): r["kernels"] for r in rows}
     for method in dict.fromkeys(r["method"] for r in rows):
-        lines.append(f"| {method} | {' | '.join(str(found[method, case]) for case in cases)} |")
+        lines.append(f"| {method} | {' | '.join(str(kernels[method, case]) for case in cases)} |")
     return [*lines, ""]
 
 
 def growth_table(content: dict) -> list[str]:
-    """Time and memory against size."""
-    lines = ["| entries | device | parameters | tiles | ms | predicted ms | extra MiB | weight MiB |", "|---" * 8 + "|"]
+    """Tabulate time and memory by size."""
+    columns = ("entries", "device", "parameters", "tiles", "ms", "predicted ms", "additional MiB", "weight MiB")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for r in content["growth"]:
         peak = "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / 2**20:.1f}"
         lines.append(
@@ -163,31 +165,31 @@ def growth_table(content: dict) -> list[str]:
             f"| {r['predicted'] * 1e3:.3g} | {peak} | {2 ** r['bits'] / 2**18:.3g} |"
         )
     exponents = ", ".join(f"{k} {v:.2f}" for k, v in content["exponents_from_2^20"].items())
-    return [*lines, "", f"Exponents from 2^20 entries on: {exponents}.", ""]
+    return [*lines, "", f"Exponents of growth from 2^20 entries on: {exponents}.", ""]
 
 
 def optimizers_table(content: dict) -> list[str]:
-    """Relative errors after the same time."""
+    """Tabulate relative errors after the same time."""
     rows = content["summary"]
     columns = [key for key in rows[0] if key not in ("target", "topology")]
     lines = ["Relative error after the same time.", "", f"| target | topology | {' | '.join(columns)} |"]
     lines.append("|---" * (2 + len(columns)) + "|")
     for row in rows:
         best = min(row[key] for key in columns if row[key] is not None)
-        numbers = ["-" if row[key] is None else f"{row[key]:.4f}" for key in columns]
-        cells = [f"**{number}**" if row[key] == best else number for key, number in zip(columns, numbers, strict=True)]
+        errors = ["-" if row[key] is None else f"{row[key]:.4f}" for key in columns]
+        cells = [f"**{error}**" if row[key] == best else error for key, error in zip(columns, errors, strict=True)]
         lines.append(f"| {row['target']} | {row['topology']} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
 def adapters_table(content: dict) -> list[str]:
-    """Validation loss at the best rate of every method and budget."""
+    """Tabulate the validation loss at the best learning rate of every method and budget."""
     rows = content["adapters"]
     budgets = sorted({r["budget"] for r in rows})
     steps = "/".join(str(n) for n in sorted({r["steps"] for r in rows}))
     lines = [
-        f"Validation loss after {steps} steps, {content['dense_loss']:.3f} before; mean and standard deviation of the "
-        "seeds at the best learning rate, in brackets the trained numbers.",
+        f"Validation loss after {steps} steps, {content['dense_loss']:.3f} before; mean and standard deviation over "
+        "seeds at the best learning rate, and in brackets the number of trained parameters.",
         "",
         f"| adapter | {' | '.join(f'at most {b:,}' for b in budgets)} |",
         "|---" * (1 + len(budgets)) + "|",
@@ -195,22 +197,23 @@ def adapters_table(content: dict) -> list[str]:
     for method in dict.fromkeys(r["method"] for r in rows):
         cells: list[str] = []
         for budget in budgets:
-            own = [r for r in rows if (r["method"], r["budget"]) == (method, budget)]
-            if not own:
+            runs = [r for r in rows if (r["method"], r["budget"]) == (method, budget)]
+            if not runs:
                 cells.append("-")
                 continue
-            rate = min((r for r in own if r["seed"] == 0), key=lambda r: r["loss"])["rate"]
-            losses = [r["loss"] for r in own if r["rate"] == rate]
+            rate = min((r for r in runs if r["seed"] == 0), key=lambda r: r["loss"])["rate"]
+            losses = [r["loss"] for r in runs if r["rate"] == rate]
             spread = f" ± {stdev(losses):.3f}" if len(losses) > 1 else ""
-            cells.append(f"{mean(losses):.3f}{spread} ({own[0]['params']:,})")
+            cells.append(f"{mean(losses):.3f}{spread} ({runs[0]['params']:,})")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
 def faults_table(content: dict) -> list[str]:
-    """Counts of what faults led to, a table per kind of fault."""
+    """Tabulate the outcomes of faults, with one table per kind of fault."""
     lines = [
-        "Counts. A damaged result must be refused, a damaged cache count as absent; nothing may be broken or lost.",
+        "Number of outcomes. A damaged result must be refused, and a damaged cache must count as absent; nothing may",
+        "be broken or lost.",
         "",
     ]
     for title, rows in content["faults"].items():
@@ -224,7 +227,7 @@ def faults_table(content: dict) -> list[str]:
 
 
 def costs_table(content: dict) -> list[str]:
-    """What was measured of an older checkout, and of this one."""
+    """Tabulate the measurements of an older checkout and of this one."""
     lines = ["| case | | before | after |", "|---|---|---|---|"]
     for row in content["costs"]:
         before, after = row.get("before", {}), row["after"]
@@ -235,11 +238,11 @@ def costs_table(content: dict) -> list[str]:
 
 
 def house_table(content: dict) -> list[str]:
-    """Paired ratios of two checkouts; single pairs stay in the JSON."""
+    """Tabulate the paired ratios of two checkouts; single pairs are in the JSON only."""
     before, after = (content["commits"][side]["commit"][:7] for side in ("before", "after"))
     lines = [
-        f"Time at {after} over that at {before}, median of pairs with its interval of 95 %; slower where the lower end "
-        f"is above {content['bound']}.",
+        f"Time at {after} over time at {before}: median of pairs with a 95 % interval; slower if the lower end is "
+        f"above {content['bound']}.",
         "",
         "| case | pairs | ms before | ratio | interval | |",
         "|---" * 6 + "|",
@@ -256,7 +259,7 @@ def house_table(content: dict) -> list[str]:
 
 
 def table_of(content: dict) -> list[str]:
-    """The table that fits the content."""
+    """Choose the table that fits the content."""
     for key, make in {
         "growth": growth_table,
         "capture": capture_table,
@@ -279,12 +282,12 @@ def table_of(content: dict) -> list[str]:
 
 
 def main() -> None:
-    """Rewrite the page."""
+    """Write the page."""
     (RESULTS / "README.md").write_text(page())
 
 
 def page() -> str:
-    """The text."""
+    """Return the text of the page."""
     lines = ["# Results", "", "Written by `python bench/tables.py`; do not edit.", ""]
     for path in sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text())

@@ -1,10 +1,10 @@
-"""A training step of one layer: forward and the gradients of its numbers and of its input, 4096x4096.
+"""The time of a training step of one layer: forward, and the gradients of its parameters and its input, 4096x4096.
 
-Run as ``python bench/train_step.py``; writes ``bench/results/train-step.json``. Beside a dense layer stand the same
-networks contracted by cotengra's stored expressions with PyTorch's own differentiation, as they are and compiled: with
-the input as one more tensor (a layer without its weight), or making the weight first. One process per case.
-``--on cuda:0`` compares on a GPU, where a step of few numbers takes what its launches take: there all stand a second
-time, recorded as CUDA graphs (``torch.cuda.make_graphed_callables``).
+Run as ``python bench/train_step.py``; writes ``bench/results/train-step.json``. The layers are compared with a dense
+one, and with the same networks contracted by cotengra's stored expressions and differentiated by PyTorch, eagerly and
+compiled: with the input as one more tensor (without generating the weight), or generating the weight first. One process
+per case. ``--on cuda:0`` compares on a GPU, where launches dominate a step of few parameters, so there all methods are
+measured a second time as CUDA graphs (``torch.cuda.make_graphed_callables``).
 """
 
 from __future__ import annotations
@@ -33,40 +33,40 @@ Method = tuple[Callable[[torch.Tensor], torch.Tensor], list[torch.Tensor]]
 
 
 def ours(case: BenchCase, compiled: bool = False) -> Method:
-    """The library's layer, as a model has it."""
+    """Make the library's layer, as models use it."""
     layer = ADTNLinear(case.generator(), bias=False).to(torch.get_default_device())
-    numbers = list(layer.parameters())
-    return (torch.compile(layer, fullgraph=True) if compiled else layer), numbers
+    params = list(layer.parameters())
+    return (torch.compile(layer, fullgraph=True) if compiled else layer), params
 
 
 def dense(case: BenchCase) -> Method:
-    """An ordinary layer."""
+    """Make an ordinary layer."""
     layer = nn.Linear(case.shape[1], case.shape[0], bias=False)
     return layer, [layer.weight]
 
 
 def stored(case: BenchCase, batch: int, how: str, compiled: bool = False) -> Method:
-    """Stored contractions with PyTorch's differentiation: ``how`` is "input" or "weight"."""
+    """Make a layer of stored contractions, differentiated by PyTorch; ``how`` is ``"input"`` or ``"weight"``."""
     generator = case.generator()
     layout, scale, segments = generator.layout, generator.scale, generator.segments
     if how == "input":
         segments = with_input(segments, layout, batch)
     params = {k: nn.Parameter(torch.tensor(np.array(x))) for k, x in generator.params.items()}
-    made = expressions(segments)
+    contractions = expressions(segments)
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        given = {**params, "x/input": x.reshape(batch, *layout.factors[1])}
-        state = contract(segments, made, given, nn.functional.silu, "torch")
+        arrays = {**params, "x/input": x.reshape(batch, *layout.factors[1])}
+        state = contract(segments, contractions, arrays, nn.functional.silu, "torch")
         if how == "input":
             return state.reshape(batch, -1) * scale
         return nn.functional.linear(x, layout.from_legs(state) * scale)
 
-    run(torch.zeros(batch, case.shape[1]))  # autoray imports at the first use, which compilers do not follow
+    run(torch.zeros(batch, case.shape[1]))  # autoray imports functions at first use, which compilers cannot trace
     return (torch.compile(run, fullgraph=True) if compiled else run), list(params.values())
 
 
 def tensorly(case: BenchCase, implementation: str) -> Method:
-    """tensorly-torch's own layer, for the two topologies that it knows."""
+    """Make the layer of tensorly-torch, for the two topologies that it supports."""
     import tltorch
 
     generator = case.generator()
@@ -83,25 +83,25 @@ def tensorly(case: BenchCase, implementation: str) -> Method:
 class _Called(nn.Module):
     """A function of x and of parameters, as a module."""
 
-    def __init__(self, run: Callable[[torch.Tensor], torch.Tensor], numbers: list[Any]) -> None:
+    def __init__(self, run: Callable[[torch.Tensor], torch.Tensor], params: list[Any]) -> None:
         super().__init__()
-        self.run, self.numbers = run, nn.ParameterList(numbers)
+        self.run, self.params = run, nn.ParameterList(params)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.run(x)
 
 
 def recorded(make: Callable[[], Method], case: BenchCase, batch: int) -> Method:
-    """A method as two CUDA graphs, forward and back."""
-    layer, numbers = make()
-    module = layer if isinstance(layer, nn.Module) else _Called(layer, numbers)
+    """Capture a method as two CUDA graphs, forward and backward."""
+    layer, params = make()
+    module = layer if isinstance(layer, nn.Module) else _Called(layer, params)
     sample = torch.zeros(batch, case.shape[1], requires_grad=True)
-    return torch.cuda.make_graphed_callables(module, (sample,)), numbers  # pyright: ignore[reportReturnType]
+    return torch.cuda.make_graphed_callables(module, (sample,)), params  # pyright: ignore[reportReturnType]
 
 
 def methods(case: BenchCase, batch: int) -> dict[str, Callable[[], Method]]:
-    """Everything that is compared."""
-    found: dict[str, Callable[[], Method]] = {
+    """Return all methods that are compared, by name."""
+    by_name: dict[str, Callable[[], Method]] = {
         "dense": partial(dense, case),
         "adtn": partial(ours, case),
         "adtn, torch.compile": partial(ours, case, compiled=True),
@@ -111,23 +111,23 @@ def methods(case: BenchCase, batch: int) -> dict[str, Callable[[], Method]]:
     }
     if case.name in ("MPO 8", "Tucker 4"):
         for implementation in ("factorized", "reconstructed"):
-            found[f"tensorly-torch, {implementation}"] = partial(tensorly, case, implementation)
+            by_name[f"tensorly-torch, {implementation}"] = partial(tensorly, case, implementation)
     if torch.get_default_device().type == "cuda":
-        eager = {name: make for name, make in found.items() if "torch.compile" not in name}
-        found |= {f"{name}, recorded": partial(recorded, make, case, batch) for name, make in eager.items()}
-    return found
+        eager = {name: make for name, make in by_name.items() if "torch.compile" not in name}
+        by_name |= {f"{name}, recorded": partial(recorded, make, case, batch) for name, make in eager.items()}
+    return by_name
 
 
-def slopes(layer: Callable[..., Any], numbers: list[torch.Tensor], x: torch.Tensor, cotangent: torch.Tensor) -> Any:
-    """Forward and back."""
-    found = torch.autograd.grad(layer(x), [x, *numbers], cotangent)
+def gradients(layer: Callable[..., Any], params: list[torch.Tensor], x: torch.Tensor, cotangent: torch.Tensor) -> Any:
+    """Run a layer forward and backward."""
+    grads = torch.autograd.grad(layer(x), [x, *params], cotangent)
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
-    return found
+    return grads
 
 
 def measure(name: str, n: int, seconds: float, skip: str, on: str) -> list[dict[str, Any]]:
-    """All methods on one topology, but for those with ``skip`` in their names."""
+    """Measure all methods on one topology, except those with ``skip`` in their names."""
     torch.set_default_device(on)
     case = BenchCase(name, (n, n))
     rows: list[dict[str, Any]] = []
@@ -141,32 +141,32 @@ def measure(name: str, n: int, seconds: float, skip: str, on: str) -> list[dict[
         compared = {m: make for m, make in methods(case, batch).items() if not skip or skip not in m}
         for method, make in compared.items():
             try:
-                steps[method] = partial(slopes, *make(), x, cotangent)
+                steps[method] = partial(gradients, *make(), x, cotangent)
                 results[method] = steps[method]()
             except Exception as error:  # a failed run is a result
                 steps.pop(method, None)
                 failed[method] = f"{type(error).__name__}: {error}".splitlines()[0]
-        want = results["adtn"][0]
+        reference = results["adtn"][0]
         times = paired_seconds(steps, seconds)
         for method in compared:
             row: dict[str, Any] = {"case": name, "n": n, "batch": batch, "method": method}
             if method in failed:
                 rows.append({**row, "error": failed[method]})
                 continue
-            away = float((results[method][0] - want).norm() / want.norm())
+            difference = float((results[method][0] - reference).norm() / reference.norm())
             same = method.startswith(("adtn", "cotengra"))
-            rows.append({**row, "seconds": times[method], "input_gradient_difference": away if same else None})
+            rows.append({**row, "seconds": times[method], "input_gradient_difference": difference if same else None})
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="", help="a case")
+    parser.add_argument("--device", default="", help="the case to measure in this process")
     parser.add_argument("--cases", nargs="*", default=CASES)
     parser.add_argument("--n", type=int, default=4096)
     parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--skip", default="", help="methods with this in their names, such as torch.compile")
-    parser.add_argument("--on", default="cpu", help="or a CUDA device of PyTorch, such as cuda:0")
+    parser.add_argument("--skip", default="", help="skip methods with this in their names, such as torch.compile")
+    parser.add_argument("--on", default="cpu", help="cpu, or a CUDA device of PyTorch, such as cuda:0")
     parser.add_argument("--out", type=Path, default=RESULTS / "train-step.json")
     options = parser.parse_args()
     if options.device:

@@ -719,7 +719,7 @@ def test_local_distillation_brings_outputs_nearer(workers: int) -> None:
     config = Config(targets=["0", "4"], topology=adtn.TTN(bond=6), recipe="distill-local", tune_steps=60, tune_lr=2e-2)
     executor = ThreadPoolExecutor(workers) if workers else None
     adtn.compress(model, config, data=data, progress=lines.append, executor=executor)
-    errors = [line.split("error ")[1] for line in lines if "error of the outputs" in line]
+    errors = [line.split("outputs ")[1] for line in lines if "error of the outputs" in line]
     assert len(errors) == 2
     assert all(float(last) < 0.9 * float(first) for first, last in (e.split(" -> ") for e in errors))
     x = data[0][0]
@@ -780,7 +780,11 @@ def test_configs_are_read_from_toml_and_yaml(tmp_path: Path) -> None:
         'targets: ["fc*"]\nbudget: {ratio: 10}\nrates: {"*": 0.5}\ntopology: {name: mera, bond: 3}\n'
     )
     assert Config.load(tmp_path / "c.toml") == want == Config.load(tmp_path / "c.yaml")
-    for text, message in [("- 1", "contains a list"), ("a: [", "Cannot read the config"), ("colour: 1", "in a config; expected")]:
+    for text, message in [
+        ("- 1", "contains a list"),
+        ("a: [", "Cannot read the config"),
+        ("colour: 1", "in a config; expected"),
+    ]:
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(CompressError, match=message):
             Config.load(tmp_path / "bad.yaml")

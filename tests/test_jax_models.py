@@ -219,7 +219,7 @@ def test_all_recipes_and_a_teacher(executor) -> None:
     scale = np.asarray(model.norm.scale[...])
     mean = np.asarray(model.norm.mean[...])
     report = adtn.compress(model, config, data=data, executor=executor, progress=told.append)
-    improved = [line.rpartition("error ")[2].split(" -> ") for line in told if "error of the outputs" in line]
+    improved = [line.rpartition("outputs ")[2].split(" -> ") for line in told if "error of the outputs" in line]
     assert len(improved) == 2
     assert all(float(b) < float(a) for a, b in improved)
     assert len(report.losses) == 30

@@ -55,7 +55,7 @@ def test_adapters_are_saved_and_loaded_alone(tmp_path: Path) -> None:
     other = peft.PeftModel.from_pretrained(net().eval(), tmp_path, config=config)
     torch.testing.assert_close(other(X), y)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    with pytest.raises(CompressError, match="adapter of LORA"):
+    with pytest.raises(CompressError, match="adapter of type LORA"):
         layers.GeneratedLoraConfig.from_folder(tmp_path)
 
 

@@ -463,7 +463,7 @@ def test_what_does_not_fit_is_refused() -> None:
         layers.ADTNConv2d(adtn.Generator((4, 4), TTN))
     with pytest.raises(LayoutError, match=r"expected \(4,\)"):
         layers.ADTNLinear(adtn.Generator((4, 4), TTN), bias=np.ones(3))
-    with pytest.raises(LayoutError, match="Got Conv1d; expected Conv2d"):
+    with pytest.raises(LayoutError, match="Got a Conv1d; expected Conv2d"):
         layers.ADTNConv2d.from_conv(nn.Conv1d(2, 2, 3), TTN)
     with pytest.raises(LayoutError, match="other widths"):
         layers.ADTNMultiheadAttention.from_attention(nn.MultiheadAttention(8, 2, kdim=4), TTN)

@@ -1,4 +1,4 @@
-"""Which devices the suites run on."""
+"""The devices on which the suites run."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import pytest
 
 @pytest.fixture(params=[d.name for d in adtn.devices().usable])
 def device(request: pytest.FixtureRequest) -> str:
-    """Every usable device."""
+    """Run a test on every usable device."""
     return request.param

@@ -1,7 +1,7 @@
-"""What the library costs on top of the arithmetic: small networks beside a hand-written einsum chain.
+"""The overhead of the library over plain arithmetic: small networks compared with a hand-written einsum chain.
 
-Both generate the same 256x256 weight of a TTN (bond 2, legs of 4) in the same framework; the chain contracts level
-after level with plain ``einsum``, as one would write it by hand.
+Both generate the same 256x256 weight of a TTN (bond 2, legs of 4) in the same framework; the chain contracts one level
+after the other with plain ``einsum``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GENERATOR = adtn.Generator((256, 256), adtn.TTN(bond=2, activation="silu"), layo
 
 
 def chain(device: str) -> Any:
-    """One einsum per segment, operands in the network's order."""
+    """Make a function with one einsum per segment, with operands in the network's order."""
     backend, _ = check_device(device, "float32")
     arrays = GENERATOR.arrays(device, "float32")
     letters: dict[str, str] = {}
@@ -67,6 +67,7 @@ def chain(device: str) -> Any:
 
 
 def ours(device: str) -> Any:
+    """Make the library's function."""
     backend, _ = check_device(device, "float32")
     make = adtn.plan(GENERATOR, "generate", device=device).generator(backend)
     arrays = GENERATOR.arrays(device, "float32")

@@ -1,4 +1,4 @@
-"""pytest-benchmark over the bench set: ``pytest bench/micro``; ``--benchmark-json=...`` keeps the numbers."""
+"""pytest-benchmark over the bench set: ``pytest bench/micro``; ``--benchmark-json=...`` stores the times."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The data sets: MNIST, CIFAR-10 and CIFAR-100, from ``ADTN_DATA`` or downloaded and checked.
+"""The data sets MNIST, CIFAR-10 and CIFAR-100, from ``ADTN_DATA`` or downloaded and verified.
 
-Run as ``python bench/networks/data.py mnist cifar10 cifar100`` to download what is missing.
+Run as ``python bench/networks/data.py mnist cifar10 cifar100`` to download missing files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from adtn.errors import ADTNError
 
 @dataclass(frozen=True)
 class Remote:
-    """A file to download: its address and the MD5 its authors published."""
+    """A file to download, with its address and the MD5 that its authors published."""
 
     name: str
     url: str
@@ -47,7 +47,7 @@ REMOTES: Mapping[str, tuple[Remote, ...]] = {
 
 @dataclass(frozen=True)
 class Images:
-    """``(n, channels, height, width)`` uint8 and labels int64."""
+    """A data set: uint8 images ``(n, channels, height, width)``, and int64 labels."""
 
     name: str
     x_train: np.ndarray
@@ -57,40 +57,40 @@ class Images:
 
     @property
     def classes(self) -> int:
-        """Number of labels."""
+        """The number of classes."""
         return int(self.y_train.max()) + 1
 
 
 def load(name: str) -> Images:
-    """A data set from ``ADTN_DATA``, or from what was downloaded.
+    """Load a data set from ``ADTN_DATA``, or from downloaded files.
 
     Raises
     ------
     ADTNError
-        For unknown names, and when the files are in neither place.
+        If the name is unknown, or the files are in neither place.
     """
     if name not in REMOTES:
         raise ADTNError(f"Got data={name!r}; expected one of {', '.join(REMOTES)}.")
-    given = Path(os.environ["ADTN_DATA"]) / name if os.environ.get("ADTN_DATA") else None
-    own = cache_dir() / "data" / name
-    if given is not None and (given / "load_cifar.py").exists():
-        return _packed(name, given, own)
-    for folder in (given, own):
+    external = Path(os.environ["ADTN_DATA"]) / name if os.environ.get("ADTN_DATA") else None
+    downloaded = cache_dir() / "data" / name
+    if external is not None and (external / "load_cifar.py").exists():
+        return _packed(name, external, downloaded)
+    for folder in (external, downloaded):
         if folder is not None and (folder / REMOTES[name][0].name).exists():
             return _mnist(folder) if name == "mnist" else _cifar(name, folder / REMOTES[name][0].name)
     raise ADTNError(
-        f"Found {name} neither in ADTN_DATA ({given}) nor in {own}; run 'python bench/networks/data.py {name}' where "
-        "there is a network."
+        f"Found {name} neither in ADTN_DATA ({external}) nor in {downloaded}; run 'python bench/networks/data.py "
+        f"{name}' on a machine with a network."
     )
 
 
 def download(remote: Remote, folder: Path) -> Path:
-    """Fetch one file, check it, and only then give it its name.
+    """Download one file, and write it only if it is intact.
 
     Raises
     ------
     ADTNError
-        If it cannot be fetched, or its MD5 is another one. Nothing is left behind then.
+        If the file cannot be downloaded, or its MD5 is wrong; nothing is written then.
     """
     path = folder / remote.name
     if path.exists() and _md5(path.read_bytes()) == remote.md5:
@@ -99,11 +99,11 @@ def download(remote: Remote, folder: Path) -> Path:
         with urllib.request.urlopen(remote.url + remote.name, timeout=60) as reply:
             content = reply.read()
     except OSError as error:
-        raise ADTNError(f"Cannot fetch {remote.url}{remote.name} ({error}); is there a network?") from error
+        raise ADTNError(f"Cannot download {remote.url}{remote.name} ({error}); is there a network?") from error
     if _md5(content) != remote.md5:
         raise ADTNError(
-            f"Got {remote.name} with MD5 {_md5(content)} ({len(content):,} bytes), expected {remote.md5}; the "
-            "download was cut off or the file was changed. Nothing was kept; try again."
+            f"Got {remote.name} with MD5 {_md5(content)} ({len(content):,} bytes); expected {remote.md5}. The download "
+            "was interrupted or the file was changed; nothing was written, so try again."
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(path, content)
@@ -124,7 +124,7 @@ def _mnist(folder: Path) -> Images:
 
 
 def _cifar(name: str, archive: Path) -> Images:
-    """The official binary files: one or two label bytes, then 3072 of the image."""
+    """Read the official binary files: one or two bytes of labels, then 3072 of the image."""
     labels = 1 if name == "cifar10" else 2
     parts: dict[bool, list[np.ndarray]] = {False: [], True: []}
     with tarfile.open(archive) as tar:
@@ -140,19 +140,19 @@ def _cifar(name: str, archive: Path) -> Images:
 
 
 def _packed(name: str, folder: Path, cache: Path) -> Images:
-    """A folder that brings its own loader; decoded once."""
+    """Read a folder that contains its own loader, and cache the decoded images."""
     spec = importlib.util.spec_from_file_location("load_cifar", folder / "load_cifar.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     cache.mkdir(parents=True, exist_ok=True)
-    found = module.load(str(folder), cache=str(cache / "decoded.npz"))
-    x_train, x_test = (np.ascontiguousarray(found[k].transpose(0, 3, 1, 2)) for k in ("x_train", "x_test"))
-    return Images(name, x_train, found["y_train"].astype(np.int64), x_test, found["y_test"].astype(np.int64))
+    arrays = module.load(str(folder), cache=str(cache / "decoded.npz"))
+    x_train, x_test = (np.ascontiguousarray(arrays[k].transpose(0, 3, 1, 2)) for k in ("x_train", "x_test"))
+    return Images(name, x_train, arrays["y_train"].astype(np.int64), x_test, arrays["y_test"].astype(np.int64))
 
 
 def main() -> None:
-    """Download what is missing."""
+    """Download missing files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="+", choices=sorted(REMOTES))
     for name in parser.parse_args().names:

@@ -1,6 +1,6 @@
 """The dense networks whose layers are replaced, as plain modules.
 
-Sizes and batch normalisation are our choice where the published descriptions give none.
+Sizes and batch normalisation are our choice where published descriptions do not give them.
 """
 
 from __future__ import annotations
@@ -14,79 +14,79 @@ from torch import nn
 
 
 class Network(nn.Sequential):
-    """Named layers one after the other, so that a network can be cut before any of them."""
+    """A sequence of named layers, which can be split before any of them."""
 
     def cut(self, first: str) -> tuple[nn.Sequential, nn.Sequential]:
-        """The layers before ``first``, and the others, with the same modules."""
+        """Split the network before the layer ``first``; both parts have the same modules as the network."""
         named = list(self.named_children())
         at = [name for name, _ in named].index(first)
         return nn.Sequential(OrderedDict(named[:at])), nn.Sequential(OrderedDict(named[at:]))
 
 
 class _Parts:
-    """Names layers as they are added."""
+    """A builder that names layers as they are added."""
 
     def __init__(self, channels: int) -> None:
-        self.found: list[tuple[str, nn.Module]] = []
+        self.layers: list[tuple[str, nn.Module]] = []
         self.channels = channels
         self.convs = self.pools = 0
 
     def conv(self, n: int, k: int, stride: int = 1, padding: int | None = None, norm: bool = True) -> _Parts:
         self.convs += 1
         pad = k // 2 if padding is None else padding
-        self.found.append((f"conv{self.convs}", nn.Conv2d(self.channels, n, k, stride, pad, bias=not norm)))
+        self.layers.append((f"conv{self.convs}", nn.Conv2d(self.channels, n, k, stride, pad, bias=not norm)))
         if norm:
-            self.found.append((f"norm{self.convs}", nn.BatchNorm2d(n)))
-        self.found.append((f"relu{self.convs}", nn.ReLU()))
+            self.layers.append((f"norm{self.convs}", nn.BatchNorm2d(n)))
+        self.layers.append((f"relu{self.convs}", nn.ReLU()))
         self.channels = n
         return self
 
     def pool(self) -> _Parts:
-        self.pools += 1  # rounded up, because smaller images may be seen first in training
-        self.found.append((f"pool{self.pools}", nn.MaxPool2d(2, ceil_mode=True)))
+        self.pools += 1  # rounded up, as training may begin with smaller images
+        self.layers.append((f"pool{self.pools}", nn.MaxPool2d(2, ceil_mode=True)))
         return self
 
     def head(self, *sizes: int, dropout: float = 0.0) -> Network:
-        self.found.append(("flatten", nn.Flatten()))
+        self.layers.append(("flatten", nn.Flatten()))
         for n, (a, b) in enumerate(pairwise(sizes), 1):
-            self.found.append((f"fc{n}", nn.Linear(a, b)))
+            self.layers.append((f"fc{n}", nn.Linear(a, b)))
             if n < len(sizes) - 1:
-                self.found.append((f"act{n}", nn.ReLU()))
+                self.layers.append((f"act{n}", nn.ReLU()))
                 if dropout:
-                    self.found.append((f"drop{n}", nn.Dropout(dropout)))
-        return Network(OrderedDict(self.found))
+                    self.layers.append((f"drop{n}", nn.Dropout(dropout)))
+        return Network(OrderedDict(self.layers))
 
 
 def fc2(classes: int = 10, width: int = 1024) -> Network:
-    """784-1024-1024-10."""
+    """Build 784-1024-1024-10."""
     return _Parts(1).head(784, width, width, classes)
 
 
 def fc2_narrow(classes: int = 10) -> Network:
-    """784-64-64-10: no layer of it is redundant."""
+    """Build 784-64-64-10, which has no redundant layer."""
     return fc2(classes, 64)
 
 
 def lenet5(classes: int = 10) -> Network:
-    """LeNet-5 (LeCun et al. 1998) with ReLU and largest values: 6 and 16 channels of 5x5, then 400-120-84-10."""
+    """Build LeNet-5 (LeCun et al. 1998) with ReLU and max pooling: 6 and 16 channels of 5x5, then 400-120-84-10."""
     parts = _Parts(1).conv(6, 5, norm=False).pool().conv(16, 5, padding=0, norm=False).pool()
     return parts.head(400, 120, 84, classes)
 
 
 def alexnet(classes: int = 10) -> Network:
-    """AlexNet's five convolutions for 32x32 images, then 1024-4096-4096."""
+    """Build AlexNet's five convolutions for 32x32 images, then 1024-4096-4096."""
     parts = _Parts(3).conv(64, 3, 2).pool().conv(192, 3).pool().conv(384, 3).conv(256, 3).conv(256, 3).pool()
     return parts.head(1024, 4096, 4096, classes, dropout=0.5)
 
 
 def zfnet(classes: int = 10) -> Network:
-    """ZFNet's five convolutions (Zeiler, Fergus 2014) for 32x32 images, then 1024-4096-4096."""
+    """Build ZFNet's five convolutions (Zeiler, Fergus 2014) for 32x32 images, then 1024-4096-4096."""
     parts = _Parts(3).conv(96, 5, 2).pool().conv(256, 5).pool().conv(384, 3).conv(384, 3).conv(256, 3).pool()
     return parts.head(1024, 4096, 4096, classes, dropout=0.5)
 
 
 def vgg16(classes: int = 10) -> Network:
-    """VGG-16's thirteen convolutions (Simonyan, Zisserman 2015) with batch normalisation, then 512-4096-4096."""
+    """Build VGG-16's thirteen convolutions (Simonyan, Zisserman 2015) with batch normalisation, then 512-4096-4096."""
     parts = _Parts(3)
     for block in ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3):
         for n in block:
@@ -114,7 +114,7 @@ class _Block(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """ResNet-20 for CIFAR (He et al. 2016), with the names of the common PyTorch implementation."""
+    """The ResNet-20 for CIFAR (He et al. 2016), with the names of the common PyTorch implementation."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
@@ -127,18 +127,18 @@ class ResNet20(nn.Module):
         self.linear = nn.Linear(64, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images to logits."""
+        """Map images to logits."""
         x = torch.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))  # type: ignore[operator]
         return self.linear(x.mean((2, 3)))
 
     def cut(self, first: str) -> tuple[nn.Sequential, nn.Sequential]:
-        """The layers before ``first``, and the others, with the same modules."""
-        own = dict(self.named_children())
+        """Split the network before the layer ``first``; both parts have the same modules as the network."""
+        modules = dict(self.named_children())
         order = ["conv1", "bn1", "relu1", "layer1", "layer2", "layer3", "pool", "flatten", "linear"]
-        own |= {"relu1": nn.ReLU(), "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+        modules |= {"relu1": nn.ReLU(), "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
         at = order.index(first)
-        return tuple(nn.Sequential(OrderedDict((n, own[n]) for n in part)) for part in (order[:at], order[at:]))
+        return tuple(nn.Sequential(OrderedDict((n, modules[n]) for n in part)) for part in (order[:at], order[at:]))
 
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {

@@ -1,4 +1,4 @@
-"""What a replaced layer may be: a generator, or one of the usual factorisations, as large as a budget allows."""
+"""The replacements of a layer: generators and the usual factorisations, each as large as a budget allows."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from torch import nn
 
 from adtn_backends.torch.layers import ADTNConv2d, ADTNLinear
 
-_COUNTED = 1000  # numbers up to which the active ones are counted: ranks of large cores take minutes
+_COUNTED = 1000  # parameters up to which the active ones are counted, as ranks of large cores take minutes
 
 
 class LowRank(nn.Module):
-    """Two factors in place of a matrix, or of a convolution's ``(out, in * kh * kw)``, from a truncated SVD."""
+    """Two factors that replace a matrix, or a convolution's ``(out, in * kh * kw)``, from a truncated SVD."""
 
     def __init__(self, dense: Any, rank: int) -> None:
         super().__init__()
         weight = dense.weight.detach()
-        # randomised (Halko, Martinsson, Tropp 2011, arXiv:0909.4061): few of up to 4,096 vectors are wanted
+        # randomised (Halko, Martinsson, Tropp 2011, arXiv:0909.4061), as only a few of up to 4,096 vectors are needed
         u, s, v = torch.svd_lowrank(weight.flatten(1).double(), min(rank + 16, *weight.flatten(1).shape), niter=8)
         root = s[:rank].sqrt()
         self.left = nn.Parameter((u[:, :rank] * root).to(weight.dtype))
         self.right = nn.Parameter((root * v[:, :rank]).T.contiguous().to(weight.dtype))
         self.bias = dense.bias
-        self.like = [dense]  # in a list: no submodule, and nothing of it is trained
+        self.like = [dense]  # in a list, so that it is not a submodule and not trained
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the dense layer."""
+        """Apply the layer like the dense one."""
         dense: Any = self.like[0]
         if isinstance(dense, nn.Conv2d):
             right = self.right.reshape(-1, *dense.weight.shape[1:])
@@ -42,7 +42,7 @@ class LowRank(nn.Module):
 
 
 class Factorised(nn.Module):
-    """The Tucker form of tensorly-torch, rebuilt for every batch."""
+    """The Tucker form of tensorly-torch, reconstructed for every batch."""
 
     def __init__(self, dense: Any, legs: tuple[int, ...], topology: Any, seed: int) -> None:
         import tltorch
@@ -56,12 +56,12 @@ class Factorised(nn.Module):
         self.like = [dense]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the dense layer."""
+        """Apply the layer like the dense one."""
         return _applied(self.like[0], x, self.tensor.to_tensor().reshape(self.like[0].weight.shape), self.bias)
 
 
 class Frozen(nn.Module):
-    """A weight of which one factor is trained."""
+    """A frozen weight with one trained factor."""
 
     def __init__(self, dense: nn.Module, weight: torch.Tensor) -> None:
         super().__init__()
@@ -71,15 +71,15 @@ class Frozen(nn.Module):
         self.like = [dense]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the dense layer."""
+        """Apply the layer like the dense one."""
         return _applied(self.like[0], x, self.weight * self.factor, self.bias)
 
 
 def sorted_units(tail: nn.Sequential, layer: str) -> None:
-    """Number the hidden units behind a linear layer anew, so that units with similar weights are neighbours.
+    """Sort the hidden units after a linear layer, so that units with similar weights are neighbours.
 
-    The order is that of the second eigenvector of the similarities' Laplacian (M. Fiedler 1973); what follows gets its
-    columns in the same order, and the network computes what it did.
+    The order is that of the second eigenvector of the Laplacian of similarities (M. Fiedler 1973). The columns of the
+    next layer are sorted in the same way, so the network computes the same function.
     """
     named: dict[str, Any] = dict(tail.named_children())
     names = list(named)
@@ -96,16 +96,16 @@ def sorted_units(tail: nn.Sequential, layer: str) -> None:
 
 
 def _applied(dense: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """As a dense layer with another weight."""
+    """Apply a dense layer with another weight."""
     if isinstance(dense, nn.Conv2d):
         return nn.functional.conv2d(x, weight, bias, dense.stride, dense.padding, dense.dilation)
     return nn.functional.linear(x, weight, bias)
 
 
 def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: int) -> tuple[nn.Module, int, int]:
-    """A module in place of ``dense``, the numbers it trains instead of the weight, and how many of them are active.
+    """Make a module that replaces ``dense``; return it with the counts of all and of active parameters.
 
-    A method that cannot be as small as ``most`` is as small as it can be.
+    A method that cannot be as small as ``most`` has its smallest size.
     """
     shape = tuple(dense.weight.shape)
     kind = method.get("kind", "generator")
@@ -116,8 +116,8 @@ def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: i
         rank = min(max(1, (most or one) // one), min(shape[0], math.prod(shape[1:])))
         return LowRank(dense, rank), rank * one, rank * one
     factors = method.get("factors", {}).get("x".join(map(str, shape)))
-    known = ("topology",) if factors else ("topology", "leg", "order")
-    config = adtn.Config.from_dict({k: v for k, v in method.items() if k in known})
+    options = ("topology",) if factors else ("topology", "leg", "order")
+    config = adtn.Config.from_dict({k: v for k, v in method.items() if k in options})
     topology = config.topology
     if factors:
         layout = adtn.Layout.from_factors(shape, factors, method.get("order", "interleaved"), max_padding=4.0)
@@ -127,9 +127,9 @@ def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: i
     if most is not None and grows is not None and grows not in method["topology"]:
         topology = largest_within(topology, layout, most - bool(method.get("base"))) or topology.grown(1)
     if kind == "tltorch":
-        made = Factorised(dense, tuple(f for fs in layout.factors for f in fs), topology, seed)
-        size = sum(p.numel() for p in made.tensor.parameters())
-        return made, size, size
+        layer = Factorised(dense, tuple(f for fs in layout.factors for f in fs), topology, seed)
+        size = sum(p.numel() for p in layer.tensor.parameters())
+        return layer, size, size
     bases = {False: None, "seeded": adtn.SeededBase(seed), "identity": adtn.IdentityBase()}
     base = bases[method.get("base", False)]
     weight = dense.weight.detach().cpu().double().numpy()
@@ -143,11 +143,11 @@ def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: i
         return Frozen(dense, generator.weight("torch:cpu", "float32")), 1, 1
     bias = dense.bias if dense.bias is not None else False
     if isinstance(dense, nn.Conv2d):
-        where = {k: getattr(dense, k) for k in ("stride", "padding", "dilation", "groups")}
-        return ADTNConv2d(generator, bias, **where), generator.num_params, _active(generator)
+        geometry = {k: getattr(dense, k) for k in ("stride", "padding", "dilation", "groups")}
+        return ADTNConv2d(generator, bias, **geometry), generator.num_params, _active(generator)
     return ADTNLinear(generator, bias), generator.num_params, _active(generator)
 
 
 def _active(generator: adtn.Generator) -> int:
-    """All, of large generators."""
+    """Return the number of active parameters, or of all parameters for large generators."""
     return generator.num_active_params if generator.num_params <= _COUNTED else generator.num_params

@@ -1,4 +1,4 @@
-"""Report pages of whole networks, to ``docs/guide/reports``: ``python bench/networks/reports.py vgg16``."""
+"""Report pages of whole networks, written to ``docs/guide/reports``: ``python bench/networks/reports.py vgg16``."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Compress one network."""
+    """Compress one network, and write its report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network", choices=sorted(CONFIGS))
-    parser.add_argument("--test", type=int, default=2000, help="images of the test data")
+    parser.add_argument("--test", type=int, default=2000, help="number of test images")
     options = parser.parse_args()
     images = load("cifar10")
     model: Any = NETWORKS[options.network](images.classes)

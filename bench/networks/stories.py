@@ -19,12 +19,12 @@ from adtn.errors import ADTNError
 
 
 def stories_model(path: Path) -> Any:
-    """The model as a ``LlamaForCausalLM``.
+    """Load the model as a ``LlamaForCausalLM``.
 
     Raises
     ------
     ADTNError
-        If the file has another size than its header says.
+        If the file is shorter than its header says.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -43,17 +43,17 @@ def stories_model(path: Path) -> Any:
         bos_token_id=1,
         eos_token_id=2,
     )
-    numbers = np.frombuffer(content, "<f4", offset=28)
+    values = np.frombuffer(content, "<f4", offset=28)
     at = 0
 
     def take(*shape: int) -> torch.Tensor:
         nonlocal at
         size = int(np.prod(shape))
-        found = numbers[at : at + size]
-        if found.size != size:
-            raise ADTNError(f"Got {path}, which ends {size - found.size} numbers too early; get it again.")
+        part = values[at : at + size]
+        if part.size != size:
+            raise ADTNError(f"Got {path}, which is truncated by {size - part.size} values; download it again.")
         at += size
-        return torch.from_numpy(found.reshape(shape).copy())
+        return torch.from_numpy(part.reshape(shape).copy())
 
     kv = dim // heads * kv_heads
     state = {"model.embed_tokens.weight": take(vocab, dim)}
@@ -70,7 +70,7 @@ def stories_model(path: Path) -> Any:
     )
     for name, shape in parts:
         for n, weight in enumerate(take(layers, *shape)):
-            if name in ("self_attn.q_proj", "self_attn.k_proj"):  # there, rotated pairs lie side by side
+            if name in ("self_attn.q_proj", "self_attn.k_proj"):  # in the file, rotated pairs are adjacent
                 pairs = weight.reshape(-1, dim // heads // 2, 2, dim)
                 weight = pairs.transpose(1, 2).reshape(weight.shape)
             state[f"model.layers.{n}.{name}.weight"] = weight
@@ -97,17 +97,17 @@ class Tokens:
         self._words: dict[bytes, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
-        """Word by word, each with the space before it; pairs with the best score are merged first."""
-        found: list[int] = []
+        """Encode text word by word, each with the space before it, merging pairs with the best score first."""
+        ids: list[int] = []
         for word in text.replace("\n", " \n").split(" "):
             key = (" " + word).encode()
             if key not in self._words:
                 self._words[key] = self._merged(key)
-            found += self._words[key]
-        return found
+            ids += self._words[key]
+        return ids
 
     def _merged(self, word: bytes) -> list[int]:
-        # bytes without a piece of their own follow the three special ones
+        # bytes without a piece of their own follow the three special tokens
         ids = [self.number.get(char.encode(), 3 + char.encode()[0]) for char in word.decode()]
         while True:
             pairs = [self.number.get(self.pieces[a] + self.pieces[b]) for a, b in pairwise(ids)]
@@ -118,18 +118,18 @@ class Tokens:
             ids[k : k + 2] = [best]
 
     def decode(self, ids: list[int]) -> str:
-        """The text."""
+        """Decode text."""
         single = {3 + n: bytes([n]) for n in range(256)}
         return b"".join(single.get(i, self.pieces[i]) for i in ids if i > 2).decode(errors="replace")
 
 
 def weights_folder() -> Path:
-    """Where the model and its tokens are.
+    """Return the folder of the model and its tokens.
 
     Raises
     ------
     ADTNError
-        If ``ADTN_DATA`` does not lead to them.
+        If they are not in ``ADTN_DATA``.
     """
     folder = Path(os.environ.get("ADTN_DATA", "")) / "weights"
     if not (folder / "stories260K.bin").exists():
@@ -140,29 +140,29 @@ def weights_folder() -> Path:
 
 
 def stories(n: int, seed: int) -> list[dict[str, torch.Tensor]]:
-    """Batches of 32 stories that the model tells, for ``adtn compress``."""
+    """Generate batches of 32 stories with the model, for ``adtn compress``."""
     model = stories_model(weights_folder() / "stories260K.bin")
     torch.manual_seed(seed)
     begin = torch.ones((32 * n, 1), dtype=torch.long)
-    found = [
+    generated = [
         model.generate(part, min_new_tokens=127, max_new_tokens=127, do_sample=True, top_k=0, pad_token_id=0)
         for part in begin.split(512)
     ]
-    return [{"input_ids": ids, "labels": ids} for ids in torch.cat(found).split(32)]
+    return [{"input_ids": ids, "labels": ids} for ids in torch.cat(generated).split(32)]
 
 
 def train() -> list[dict[str, torch.Tensor]]:
-    """To train on: 6,400 stories."""
+    """Generate 6,400 stories for training."""
     return stories(200, 0)
 
 
 def test() -> list[dict[str, torch.Tensor]]:
-    """To judge by: 128 others."""
+    """Generate 128 other stories for evaluation."""
     return stories(4, 1)
 
 
 def main() -> None:
-    """Write the folder, and a few words of the model."""
+    """Write the folder, and print a few generated words."""
     out, folder = Path(sys.argv[1]), weights_folder()
     model, tokens = stories_model(folder / "stories260K.bin"), Tokens(folder / "tok512.bin")
     model.save_pretrained(out)

@@ -1,7 +1,7 @@
 """Train the dense networks: ``python bench/networks/train.py vgg16 --data cifar10 --epochs 12``.
 
-Weights go to the cache directory (``ADTN_CACHE``), what was reached to ``bench/networks/results/dense``. A training
-that is cut off goes on from where it was a minute before.
+Weights are written to the cache directory (``ADTN_CACHE``), and accuracies to ``bench/networks/results/dense``. An
+interrupted training continues from a checkpoint that is at most about a minute old.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from safetensors.torch import save_file
 from torch import nn
 
 RESULTS = Path(__file__).parent / "results"
-_SMALL = 100_000  # numbers that are kept beside the results: another machine trains a slightly different network
-# mean and spread per channel; the given ResNets were trained with those of ImageNet
-SPREAD = {"mnist": ((0.1307,), (0.3081,)), "cifar": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+_SMALL = 100_000  # parameters up to which weights are stored with the results, as other machines train other networks
+# mean and standard deviation per channel; the external ResNets were trained with those of ImageNet
+NORMALISATION = {"mnist": ((0.1307,), (0.3081,)), "cifar": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 
 
 def as_input(x: torch.Tensor, data: str) -> torch.Tensor:
-    """Normalised float32 of uint8 images."""
-    spread = SPREAD["mnist" if data == "mnist" else "cifar"]
-    mean, std = (torch.tensor(v, device=x.device).reshape(1, -1, 1, 1) for v in spread)
+    """Normalise uint8 images to float32."""
+    constants = NORMALISATION["mnist" if data == "mnist" else "cifar"]
+    mean, std = (torch.tensor(v, device=x.device).reshape(1, -1, 1, 1) for v in constants)
     return (x.float() / 255.0 - mean) / std
 
 
 def augment(x: torch.Tensor, generator: torch.Generator, shift: int, flip: bool) -> torch.Tensor:
-    """Each image moved by up to ``shift`` pixels and mirrored or not."""
+    """Shift each image by up to ``shift`` pixels, and mirror it or not."""
     n, _, height, width = x.shape
     padded = nn.functional.pad(x, (shift,) * 4)
     dy, dx = (torch.randint(0, 2 * shift + 1, (n, 1), generator=generator) for _ in range(2))
@@ -50,32 +50,32 @@ def augment(x: torch.Tensor, generator: torch.Generator, shift: int, flip: bool)
 
 
 def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor, data: str, half: bool) -> float:
-    """In percent."""
+    """Compute the accuracy in percent."""
     model.eval()
-    right = 0
+    correct = 0
     with torch.inference_mode():
         for at in range(0, len(x), 500):
             with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
                 guess = model(as_input(x[at : at + 500], data)).argmax(1)
-            right += int((guess == y[at : at + 500]).sum())
-    return 100.0 * right / len(x)
+            correct += int((guess == y[at : at + 500]).sum())
+    return 100.0 * correct / len(x)
 
 
 def weights_file(network: str, data: str) -> Path:
-    """Where a trained network is kept."""
+    """Return the path of the weights of a trained network."""
     return cache_dir() / "networks" / f"{network}-{data}.pt"
 
 
 def train(network: str, images: Images, options: argparse.Namespace) -> dict[str, Any]:
-    """One-cycle SGD with Nesterov momentum on shifted (and mirrored) images; small images first when asked."""
+    """Train by one-cycle SGD with Nesterov momentum on shifted (and mirrored) images, optionally small ones first."""
     torch.manual_seed(options.seed)
     data, half, device = images.name, options.bfloat16, options.device
     arrays = (images.x_train, images.y_train, images.x_test, images.y_test)
     x, y, x_test, y_test = (torch.from_numpy(v).to(device) for v in arrays)
     model = NETWORKS[network](images.classes).to(device, memory_format=torch.channels_last)
     if options.start:
-        own, given = model.state_dict(), torch.load(weights_file(network, options.start), weights_only=True)
-        model.load_state_dict(own | {k: v for k, v in given.items() if v.shape == own[k].shape})
+        initial, trained = model.state_dict(), torch.load(weights_file(network, options.start), weights_only=True)
+        model.load_state_dict(initial | {k: v for k, v in trained.items() if v.shape == initial[k].shape})
     per_epoch = len(x) // options.batch
     optimizer = torch.optim.SGD(
         model.parameters(), options.lr, 0.9, weight_decay=options.decay, nesterov=True, fused=True
@@ -85,11 +85,11 @@ def train(network: str, images: Images, options: argparse.Namespace) -> dict[str
     )
     path = weights_file(network, data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = path.with_suffix(".checkpoint")
+    checkpoint = path.with_suffix(".checkpoint")
     history: list[dict[str, Any]] = []
     saved = time.monotonic()
-    if kept.exists():
-        state = torch.load(kept, weights_only=True, map_location=device)
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -134,8 +134,8 @@ def train(network: str, images: Images, options: argparse.Namespace) -> dict[str
             "schedule": schedule.state_dict(),
             "history": history,
         }
-        torch.save(state, kept.with_suffix(".new"))
-        os.replace(kept.with_suffix(".new"), kept)
+        torch.save(state, checkpoint.with_suffix(".new"))
+        os.replace(checkpoint.with_suffix(".new"), checkpoint)
     final = accuracy(model, x_test, y_test, data, half=False)
     state = {name: v.cpu().contiguous() for name, v in model.state_dict().items()}
     torch.save(state, path)
@@ -160,18 +160,18 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=5e-4)
     parser.add_argument("--smoothing", type=float, default=0.05)
     parser.add_argument("--shift", type=int, default=4)
-    parser.add_argument("--sizes", type=_sizes, nargs="*", default=[], help="0.3:16 0.6:24 for small images first")
-    parser.add_argument("--start", help="data that the same network was trained on: begin with those weights")
-    parser.add_argument("--bfloat16", action="store_true", help="products in bfloat16")
-    parser.add_argument("--device", default="cpu", help="of PyTorch, such as cuda:0")
+    parser.add_argument("--sizes", type=_sizes, nargs="*", default=[], help="small images first, such as 0.3:16 0.6:24")
+    parser.add_argument("--start", help="start with the weights of the same network that was trained on these data")
+    parser.add_argument("--bfloat16", action="store_true", help="compute products in bfloat16")
+    parser.add_argument("--device", default="cpu", help="device of PyTorch, such as cuda:0")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    found = train(options.network, load(options.data), options)
+    result = train(options.network, load(options.data), options)
     command = " ".join(["python", "bench/networks/train.py", *sys.argv[1:]])
     out = RESULTS / "dense" / f"{options.network}-{options.data}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"command": command, "machine": machine(), **found}, indent=1) + "\n")
-    print(f"{options.network} on {options.data}: {found['accuracy']:.2f} %")
+    out.write_text(json.dumps({"command": command, "machine": machine(), **result}, indent=1) + "\n")
+    print(f"{options.network} on {options.data}: {result['accuracy']:.2f} %")
 
 
 if __name__ == "__main__":
