@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from table import BACKENDS, REQUIRED, TOPOLOGIES, Row, usable
 
-# what no skip may name as missing: a module of ours that was renamed would silence a whole file
+# modules that no skip may report as missing, as renaming one of our modules would silence a whole file
 NEVER_MISSING = ["adtn", "adtn_backends"]
 for _name in REQUIRED:
     NEVER_MISSING += {"torch": ["torch"], "jax": ["jax", "flax", "optax"]}.get(_name, [])
@@ -23,7 +23,7 @@ settings.load_profile("adtn")
 
 
 def _refuse_wrong_skip(report: Any) -> None:
-    """Turn a skip for a missing module that must be there into a failure."""
+    """Turn a skip into a failure if the missing module is one that must exist."""
     if not report.skipped or hasattr(report, "wasxfail"):
         return
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
@@ -34,7 +34,7 @@ def _refuse_wrong_skip(report: Any) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
-    """Of files that skip themselves as a whole."""
+    """Check the skips of whole files."""
     report = yield
     _refuse_wrong_skip(report)
     return report
@@ -42,7 +42,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Of single tests."""
+    """Check the skips of single tests."""
     report = yield
     _refuse_wrong_skip(report)
     return report
@@ -50,7 +50,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory):
-    """No plan depends on what was calibrated on this machine, and nothing is left behind."""
+    """Use an empty cache, so that plans do not depend on calibrations of this machine, and nothing is left behind."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADTN_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -58,18 +58,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(params=BACKENDS)
 def device(request: pytest.FixtureRequest) -> str:
-    """Every device of the table."""
+    """Run a test on every device of the table."""
     return usable(request.param)
 
 
 @pytest.fixture(params=[(key, dtype) for key, (_, dtypes) in BACKENDS.items() for dtype in dtypes], ids="-".join)
 def device_dtype(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """Every device with every dtype it has."""
+    """Run a test on every device with every dtype that it supports."""
     key, dtype = request.param
     return usable(key), dtype
 
 
 @pytest.fixture(params=TOPOLOGIES)
 def row(request: pytest.FixtureRequest) -> Row:
-    """Every topology of the table."""
+    """Run a test with every topology of the table."""
     return TOPOLOGIES[request.param]

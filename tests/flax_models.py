@@ -1,4 +1,4 @@
-"""Small models of Flax NNX, and data, that tests of whole models share."""
+"""Small Flax NNX models and data that tests of whole models share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ nnx = pytest.importorskip("flax.nnx")
 
 
 class Net(nnx.Module):
-    """Convolution, statistics, random numbers, and linear layers in a list."""
+    """A model with a convolution, running statistics, random numbers, and linear layers in a list."""
 
     def __init__(self) -> None:
         rngs = nnx.Rngs(0)
@@ -24,7 +24,7 @@ class Net(nnx.Module):
 
 
 class Language(nnx.Module):
-    """Tied embedding and attention."""
+    """A language model with a tied embedding and attention."""
 
     def __init__(self) -> None:
         rngs = nnx.Rngs(0)

@@ -23,7 +23,7 @@ def batches(n: int = 3):
 
 
 class Language(nn.Module):
-    """Tied embedding, attention, and a recurrent layer, which has no generated form of its own."""
+    """A language model with a tied embedding, attention, and a recurrent layer without a generated form."""
 
     def __init__(self) -> None:
         super().__init__()

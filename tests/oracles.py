@@ -1,4 +1,4 @@
-"""Independent computations that the library is compared with: dense einsum and finite differences."""
+"""Independent computations with which the library is compared: dense einsum and finite differences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIGMA = {
 
 
 def dense_state(segments: tuple[Segment, ...], arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The last state by one ``numpy.einsum`` per segment, in float64."""
+    """Compute the last state by one ``numpy.einsum`` per segment, in float64."""
     state: np.ndarray | None = None
     for segment in segments:
         operands: list = []
@@ -43,7 +43,7 @@ def dense_state(segments: tuple[Segment, ...], arrays: Mapping[str, np.ndarray])
 
 
 def dense_weight(gen: Generator) -> np.ndarray:
-    """The weight from :func:`dense_state`."""
+    """Compute the weight from :func:`dense_state`."""
     arrays = {k: np.asarray(x, np.float64) for k, x in {**gen.params, **gen.constants()}.items()}
     weight = gen.scale * gen.layout.from_legs(dense_state(gen.segments, arrays))
     orders = gen.permutations or (None,) * weight.ndim
@@ -60,7 +60,7 @@ def dense_weight(gen: Generator) -> np.ndarray:
 def directional_derivatives(
     gen: Generator, wbar: np.ndarray, rng: np.random.Generator
 ) -> dict[str, tuple[float, float]]:
-    """Per parameter: central difference of ``<W̄, W>`` in a random direction, and the scale of that direction."""
+    """Compute a central difference of ``<W̄, W>`` in a random direction for every parameter, and the scale of it."""
     arrays = gen.arrays("numpy:cpu", "float64")
     found: dict[str, tuple[float, np.ndarray]] = {}
     for name, x in gen.params.items():

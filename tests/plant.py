@@ -1,6 +1,6 @@
-"""Plants small faults, one per module, and asks which test sees each.
+"""Plant small faults, one per module, and find the tests that detect them.
 
-``python tests/plant.py --list --seed 0`` prints them; the generator that chooses reads the sources, and no test.
+``python tests/plant.py --list --seed 0`` prints the faults; the generator that chooses them reads no test.
 ``python tests/plant.py --run 3 7`` (or ``--run all``) plants each in a copy of the checkout, runs the tests that are
 nearest to the module, and all others if those pass; verdicts go to a JSON file. A fault that survives is either no
 fault (the same behaviour in other words) or a gap in the tests: a person reads it.
@@ -28,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("adtn", "backends")
-NEAREST = 6  # test files that are run before the whole suite
+NEAREST = 6  # number of test files that are run before the whole suite
 COMPARISONS = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -41,14 +41,14 @@ COMPARISONS = {
     ast.In: ast.NotIn,
     ast.NotIn: ast.In,
 }
-ONLY_RAISE = ("isinstance", "issubclass", "hasattr", "getattr", "setattr")  # with their arguments swapped
+ONLY_RAISE = ("isinstance", "issubclass", "hasattr", "getattr", "setattr")  # fail if their arguments are swapped
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 SIZES_OF_CACHES = re.compile("cache|kept|pool|maxsize", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One change of one expression; columns count bytes, as those of :mod:`ast`."""
+    """A change of one expression; columns count bytes, as in :mod:`ast`."""
 
     file: str
     line: int
@@ -60,7 +60,7 @@ class Fault:
     after: str
 
     def plant(self, root: Path) -> None:
-        """Into the copy of a checkout."""
+        """Plant the fault in a copy of a checkout."""
         path = root / self.file
         lines = path.read_bytes().splitlines(keepends=True)
         head, tail = lines[self.line - 1][: self.column], lines[self.end_line - 1][self.end_column :]
@@ -68,11 +68,11 @@ class Fault:
         path.write_bytes(b"".join(lines))
 
 
-# --- which faults there are ---
+# --- faults ---
 
 
 def expressions(tree: ast.AST) -> Iterator[ast.expr]:
-    """Expressions whose value matters: no annotations, messages, decorators, type aliases and sizes of caches."""
+    """Yield expressions whose value matters; not annotations, messages, decorators, type aliases and cache sizes."""
     if isinstance(tree, ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom):
         return
     if isinstance(tree, ast.FunctionDef) and tree.name in ("__repr__", "__str__", "extra_repr"):
@@ -100,7 +100,7 @@ def expressions(tree: ast.AST) -> Iterator[ast.expr]:
 
 
 def joins(node: ast.BinOp) -> bool:
-    """Whether a sum or product is one of texts or lists: without it, a crash says so, and that is no news."""
+    """Return whether a sum or product joins strings or lists, where a fault would only lead to a crash."""
     sequences = (ast.List, ast.Tuple, ast.JoinedStr, ast.ListComp)
     return any(
         isinstance(x, sequences) or (isinstance(x, ast.Constant) and isinstance(x.value, str | bytes))
@@ -109,7 +109,7 @@ def joins(node: ast.BinOp) -> bool:
 
 
 def changed(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
-    """Other expressions in its place, with what was done."""
+    """Yield expressions that replace an expression, each with a description of the change."""
     new: Any = copy.deepcopy(node)
     match node:
         case ast.BinOp(op=ast.Add() | ast.Sub()) if not joins(node):
@@ -140,7 +140,7 @@ def changed(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
 
 
 def faults_of(path: Path, root: Path) -> list[Fault]:
-    """All faults of one file."""
+    """List all faults of one file."""
     text = path.read_text()
     tree, lines = ast.parse(text), text.encode().splitlines(keepends=True)
     found: list[Fault] = []
@@ -159,19 +159,19 @@ def faults_of(path: Path, root: Path) -> list[Fault]:
 
 
 def chosen(seed: int, root: Path = ROOT) -> list[Fault]:
-    """One fault per module; a module's own does not depend on which others there are."""
+    """Choose one fault per module, independently of other modules."""
     picked: list[Fault] = []
     for path in sorted(p for folder in SOURCES for p in (root / folder).rglob("*.py")):
         by_kind: dict[str, list[Fault]] = defaultdict(list)
         for fault in faults_of(path, root):
             by_kind[fault.kind].append(fault)
-        if by_kind:  # a kind first: most expressions are calls and numbers
+        if by_kind:  # choose a kind first, as most expressions are calls and numbers
             draw = random.Random(f"{seed} {path.relative_to(root)}")
             picked.append(draw.choice(by_kind[draw.choice(sorted(by_kind))]))
     return picked
 
 
-# --- which tests are near ---
+# --- nearest tests ---
 
 
 def module_name(path: Path, root: Path) -> str:
@@ -181,7 +181,7 @@ def module_name(path: Path, root: Path) -> str:
 
 
 def imported(path: Path, name: str) -> set[str]:
-    """Modules, and names in modules, that a file imports."""
+    """List the modules, and the names in modules, that a file imports."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -195,7 +195,7 @@ def imported(path: Path, name: str) -> set[str]:
 
 
 def near_tests(file: str, root: Path = ROOT) -> list[str]:
-    """Test files that name most of what a module defines, or what imports it; the short ones first."""
+    """List the test files that use most names of a module, or of modules that import it, with short files first."""
     paths = {module_name(p, root): p for folder in SOURCES for p in (root / folder).rglob("*.py")}
     importers: dict[str, set[str]] = defaultdict(set)
     for name, path in paths.items():
@@ -216,20 +216,20 @@ def near_tests(file: str, root: Path = ROOT) -> list[str]:
     for name, steps in distance.items():
         defined = {n.name for n in ast.walk(ast.parse(paths[name].read_text())) if isinstance(n, DEFINITIONS)}
         for test, text in texts.items():
-            # a name that few tests know says more than one that all use
+            # a name that few tests use is more specific than one that all use
             named = sum(1.0 / spread[word] for word in defined & words[test] if not word.startswith("__"))
             whole = re.search(rf"\b{re.escape(name)}\b", text) and "." in name
             called_alike = test == f"test_{name.rpartition('.')[2].strip('_')}.py"
             scores[test] += (named + 0.5 * bool(whole) + 4.0 * called_alike) / 8**steps
     best = sorted((name for name in scores if scores[name] > 0), key=lambda name: -scores[name])[:NEAREST]
-    return [f"tests/{name}" for name in sorted(best, key=lambda name: len(texts[name]))]  # short ones are quick
+    return [f"tests/{name}" for name in sorted(best, key=lambda name: len(texts[name]))]  # short files are fast
 
 
-# --- running them ---
+# --- runs ---
 
 
 def copied(root: Path, to: Path) -> None:
-    """The files that git knows, as they are now."""
+    """Copy the files that Git tracks, in their present state."""
     listed = subprocess.run(["git", "-C", str(root), "ls-files", "-z"], capture_output=True, check=True).stdout
     for name in filter(None, listed.decode().split("\0")):
         if (root / name).is_file():
@@ -238,7 +238,7 @@ def copied(root: Path, to: Path) -> None:
 
 
 def pytest(checkout: Path, env: dict[str, str], args: list[str], seconds: float) -> tuple[str, str]:
-    """Whether all passed ("passed", "failed" or "too slow"), and what failed first."""
+    """Run tests; return "passed", "failed" or "too slow", and the first failure."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *args]
     process = subprocess.Popen(
         command,
@@ -252,7 +252,7 @@ def pytest(checkout: Path, env: dict[str, str], args: list[str], seconds: float)
     try:
         out, _ = process.communicate(timeout=max(seconds, 1.0))
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # tests start processes of their own
+        os.killpg(process.pid, signal.SIGKILL)  # including processes that tests started
         process.communicate()
         return "too slow", ""
     if process.returncode in (0, 5):  # 5: nothing was collected
@@ -262,7 +262,7 @@ def pytest(checkout: Path, env: dict[str, str], args: list[str], seconds: float)
 
 
 def tried(fault: Fault, limit: float) -> dict[str, Any]:
-    """Plant a fault and look for a test that sees it."""
+    """Plant a fault, and look for a test that detects it."""
     sys.path.insert(0, str(ROOT / "bench"))
     from house import python_path
 
@@ -285,7 +285,7 @@ def tried(fault: Fault, limit: float) -> dict[str, Any]:
             if verdict != "passed":
                 break
         found |= {"verdict": {"passed": "survived", "failed": "killed"}.get(verdict, verdict), "by": by, "stage": stage}
-        if verdict == "failed":  # is it the fault that is seen?
+        if verdict == "failed":  # is it the fault that was detected?
             (checkout / fault.file).write_bytes(clean)
             alone = [by] if "::" in by else args
             if pytest(checkout, env, alone, limit)[0] != "passed":
@@ -296,9 +296,9 @@ def tried(fault: Fault, limit: float) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print the faults")
-    parser.add_argument("--run", nargs="+", metavar="N", help="numbers of the list, or 'all'")
+    parser.add_argument("--run", nargs="+", metavar="N", help="numbers in the list, or 'all'")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=float, default=1800.0, help="seconds per fault")
+    parser.add_argument("--limit", type=float, default=1800.0, help="time limit per fault in seconds")
     parser.add_argument("--out", type=Path, default=Path("planted.json"))
     args = parser.parse_args()
     faults = chosen(args.seed)

@@ -1,6 +1,6 @@
 """The table of backends, devices, dtypes and topologies that every contract test runs through.
 
-A new topology is one row of ``TOPOLOGIES``, a new backend one row of ``BACKENDS``. ``ADTN_TEST_BACKENDS`` names
+A new topology is one row of ``TOPOLOGIES``, a new backend one row of ``BACKENDS``. ``ADTN_TEST_BACKENDS`` lists
 backends that must be there: a missing one then fails instead of being skipped.
 """
 
@@ -31,7 +31,7 @@ BACKENDS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One topology with a weight that exercises it."""
+    """A topology with a weight that exercises it."""
 
     topology: adtn.Topology
     shape: tuple[int, ...]
@@ -82,19 +82,19 @@ TOPOLOGIES = {
 
 
 def tolerance(dtype: str, size: int = 1) -> float:
-    """Relative error that rounding may cause in a chain of sums of ``size`` terms."""
+    """Bound the relative error that rounding may cause in a chain of sums of ``size`` terms."""
     eps = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype]
     return 8.0 * eps * max(size, 1) ** 0.5
 
 
 def relative_error(got: Any, want: np.ndarray) -> float:
-    """Frobenius norm of the difference over that of the reference."""
+    """Compute the Frobenius norm of the difference over that of the reference."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     return float(np.linalg.norm(got - want) / max(float(np.linalg.norm(want)), 1e-300))
 
 
 def usable(key: str) -> str:
-    """The device of a backend row, or a skip with the reason."""
+    """Return the device of a backend row, or skip the test with the reason."""
     device, _ = BACKENDS[key]
     name = device.partition(":")[0]
     try:
@@ -112,5 +112,5 @@ def usable(key: str) -> str:
 
 
 def to_numpy(x: Any) -> np.ndarray:
-    """A NumPy copy of an array of any backend."""
+    """Copy an array of any backend to NumPy."""
     return backend_of(x).to_numpy(x)

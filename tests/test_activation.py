@@ -56,7 +56,7 @@ def test_own_activation_works_everywhere(device: str) -> None:
         del _ACTIVATIONS["cube"]
 
 
-def test_registration_argues_back() -> None:
+def test_wrong_registrations_are_refused() -> None:
     with pytest.raises(TopologyError, match="already registered"):
         adtn.register_activation("tanh", lambda z: z, lambda z: z * 0 + 1)
     with pytest.raises(TopologyError, match=r"the finite differences of its value. Correct the derivative"):
@@ -73,7 +73,7 @@ def test_placement() -> None:
 
     assert of("inner") == ["tanh", "tanh", "identity"]
     assert of("all") == ["tanh", "tanh", "tanh"]
-    assert of((0,)) == ["tanh", "identity"], "levels without an activation between them are one segment"
+    assert of((0,)) == ["tanh", "identity"], "levels without an activation between them form one segment"
     assert of((1,)) == ["tanh", "identity"]
     assert of((-1,)) == ["tanh"]
     with pytest.raises(TopologyError, match=r"levels 0\.\.2"):

@@ -1,4 +1,4 @@
-"""Adapters: zero at first, trained alone, merged and switched without a trace."""
+"""Adapters: they start at zero, are trained alone, and can be merged and switched without a trace."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_several_adapters_are_switched_and_added() -> None:
     assert not torch.allclose(y["a",], y["b",])
     layers.merge_adapters(model)
     torch.testing.assert_close(model(X), y["a", "b"], rtol=1e-4, atol=1e-4)
-    layers.set_adapter(model, "a")  # takes the others out of the dense weight first
+    layers.set_adapter(model, "a")  # unmerges the others first
     torch.testing.assert_close(model(X), y["a",])
     with pytest.raises(CompressError, match=r"Got adapters \['c'\]"):
         layers.set_adapter(model, "c")

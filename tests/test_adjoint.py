@@ -16,7 +16,7 @@ from oracles import SIGMA, dense_state, directional_derivatives
 
 @st.composite
 def programs(draw: st.DrawFn) -> tuple[tuple[Segment, ...], dict[str, np.ndarray]]:
-    """A chain of random segments: loops, hyper-indices, dangling sums, shared and frozen cores."""
+    """Draw a chain of random segments, with loops, hyper-indices, dangling sums, shared and frozen cores."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     state: tuple[str, ...] = ()
     sizes: dict[str, int] = {}
@@ -96,7 +96,7 @@ def test_the_order_of_contraction_changes_nothing(case, random) -> None:
 
 @st.composite
 def quimb_networks(draw: st.DrawFn):
-    """A random regular quimb network with legs, and a network of leaves on them."""
+    """Draw a random regular quimb network with legs, and a network of leaves on them."""
     import quimb.tensor as qtn
 
     seed = draw(st.integers(0, 2**31))
@@ -107,7 +107,7 @@ def quimb_networks(draw: st.DrawFn):
         for k, leg in enumerate(legs)
     ]
     if draw(st.booleans()):
-        leaves.pop()  # that leg passes through
+        leaves.pop()  # this leg passes through
     return [head, qtn.TensorNetwork(leaves)]
 
 

@@ -1,4 +1,4 @@
-"""Backends, devices, the registry, and the logic for hardware that is not here."""
+"""Backends, devices, the registry, and the logic for hardware that is not present."""
 
 from __future__ import annotations
 
@@ -217,6 +217,6 @@ def test_jax_multiplies_in_the_dtype_that_was_asked_for() -> None:
         return x @ x
 
     get_backend("jax").compile(product)(jax.numpy.ones((2, 2)))
-    with get_backend("jax").scope("float32"):  # and what is not compiled, such as a layer with a kept weight
+    with get_backend("jax").scope("float32"):  # code that is not compiled, such as a layer with a cached weight
         product(jax.numpy.ones((2, 2)))
-    assert seen == ["highest", "highest"]  # otherwise GPUs take TF32, and CPU and GPU disagree in the fourth digit
+    assert seen == ["highest", "highest"]  # otherwise GPUs use TF32, and CPU and GPU disagree in the fourth digit

@@ -14,7 +14,7 @@ from adtn.errors import MissingDependencyError, TopologyError
 @pytest.fixture
 def package():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a package of 2021 on today's Python
+        warnings.simplefilter("ignore")  # the package is of 2021
         return pytest.importorskip("tensornetwork")
 
 

@@ -1,4 +1,4 @@
-"""Budgets are kept, and shared out as well as they can be."""
+"""Budgets are met, and distributed as well as possible."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_candidates_are_within_their_size() -> None:
         ({"accuracy_loss": float("nan")}, "at least 0"),
     ],
 )
-def test_budgets_that_make_no_sense_are_refused(values: dict[str, Any], message: str) -> None:
+def test_invalid_budgets_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(CompressError, match=message):
         Budget(**values)
 
@@ -111,7 +111,7 @@ def test_a_model_stays_within_its_budget(budget: dict[str, Any], tmp_path: Path)
     assert all(row.sensitivity is not None and row.sensitivity > 0 for row in report.layers)
 
 
-def test_a_budget_that_cannot_be_kept_leaves_the_model_as_it_was() -> None:
+def test_a_budget_that_cannot_be_met_leaves_the_model_unchanged() -> None:
     model = net()
     state = state_of(model)
     with pytest.raises(CompressError, match="smallest candidates together have"):
@@ -120,7 +120,7 @@ def test_a_budget_that_cannot_be_kept_leaves_the_model_as_it_was() -> None:
 
 
 class Endless:
-    """Data that never end."""
+    """A data set that never ends."""
 
     def __init__(self) -> None:
         self.taken = 0
@@ -152,14 +152,14 @@ def test_a_largest_loss_of_accuracy() -> None:
     generous = Config(**QUICK, budget=Budget(accuracy_loss=100.0))
     report = adtn.compress(model, generous, data=data, test=data, progress=lines.append)
     sizes = [int(line.split()[0].replace(",", "")) for line in lines if "parameters in the chosen layers lose" in line]
-    assert sizes == sorted(sizes, reverse=True)  # every size will do, so smaller ones are tried
+    assert sizes == sorted(sizes, reverse=True)  # every size is good enough, so smaller ones are tried
     assert sum(row.params for row in report.layers) <= sizes[-1]
     assert report.after.accuracy is not None
     with pytest.raises(CompressError, match="without test"):
         adtn.compress(net(), generous, data=data)
 
 
-def test_a_loss_that_cannot_be_reached_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_cannot_be_reached_leaves_the_model_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     from adtn_backends.torch._model import TorchModel
 
     scores = iter([100.0] + [0.0] * 20)

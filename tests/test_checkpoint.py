@@ -1,4 +1,4 @@
-"""Checkpoints: a killed fit goes on and ends with the numbers of an uninterrupted one."""
+"""Checkpoints: a killed fit continues, and ends with the parameters of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_killed_and_continued_is_uninterrupted(tmp_path: Path, device: str, opti
         pytest.importorskip(device.partition(":")[0])
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run(whole, device, optimizer, -1) == 0
-    # Levenberg-Marquardt is done before the 37th step
+    # Levenberg-Marquardt converges before the 37th step
     assert run(cut, device, optimizer, 13 if optimizer == "lm" else 37) == -signal.SIGKILL
     assert cut.exists() and not Path(f"{cut}.npz").exists()
     assert run(cut, device, optimizer, -1) == 0

@@ -161,7 +161,7 @@ def test_bench(tmp_path: Path) -> None:
     assert {(r["case"], r["task"]) for r in rows} == {
         (case, task) for case in ("TTN 2 256x256", "MPO 8 256x256") for task in ("generate", "apply", "train", "fit")
     }
-    assert all(r["error"] for r in rows if r["device"] == "numpy:gpu"), "failed runs are kept"
+    assert all(r["error"] for r in rows if r["device"] == "numpy:gpu"), "failed runs are in the results"
     good = [r for r in rows if r["device"] == "numpy:cpu"]
     assert all(r["seconds"] > 0 and r["relative_error"] < 1e-5 and not r["error"] for r in good)
     assert content["machine"]["versions"]["numpy"] == np.__version__

@@ -1,4 +1,4 @@
-"""Whole models: what is chosen, what stays as it was, what survives, and what the report says."""
+"""Whole models: the choice of layers, what is preserved, failures, and the report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TTN = adtn.TTN(bond=2)
 QUICK: dict[str, Any] = {"topology": TTN, "steps": 5, "tune_steps": 3}
 
 
-# --- what is chosen ---
+# --- the choice of layers ---
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_ties_attention_and_keywords() -> None:
 
 
 class Sending(ThreadPoolExecutor):
-    """What it is given goes through pickle, as to another process."""
+    """An executor that pickles its arguments, as if they were sent to another process."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         return super().submit(pickle.loads(pickle.dumps(partial(fn, *args, **kwargs))))
@@ -99,7 +99,7 @@ def test_hooks_move_with_the_layers() -> None:
         model[4].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 0.0,)),
     ]
     recipe = ["reconstruct", "distill-local"]
-    with Sending(1) as pool:  # which these hooks would not survive
+    with Sending(1) as pool:  # these hooks cannot be pickled
         adtn.compress(model, Config(**QUICK, recipe=recipe), data=data, executor=pool)
     seen.clear()
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_pruning_is_made_permanent_first() -> None:
     other = net()
     prune.l1_unstructured(other[4], "weight", 0.5)
     with torch.no_grad():
-        other(batches(1)[0][0])  # now its weight has no graph: copied, and its hook stays with the dense layer
+        other(batches(1)[0][0])  # now its weight has no graph and is copied, and its hook stays with the dense layer
     prune.remove(model[4], "weight")
     for one in (model, other):
         adtn.compress(one, Config(**QUICK, recipe="reconstruct"))
@@ -130,11 +130,11 @@ def test_pruning_is_made_permanent_first() -> None:
         one(batches(1)[0][0])
 
 
-# --- nothing is half done ---
+# --- failures ---
 
 
 def failing(step: int):
-    """A loss that fails at a step."""
+    """Make a loss that fails at a step."""
     seen: list[int] = []
 
     def loss(model, batch):
@@ -147,7 +147,7 @@ def failing(step: int):
 
 
 @pytest.mark.parametrize("train", ["generated", "all"])
-def test_a_model_is_as_before_when_an_error_occurs(train: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_unchanged_after_an_error(train: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = net(), batches()
     state, modules = state_of(model), dict(model.named_modules())
     with pytest.raises(RuntimeError, match="lost"):
@@ -178,7 +178,7 @@ def test_a_loss_that_explodes_leaves_the_model_and_says_so() -> None:
     assert same(model, state)
 
 
-def test_only_generated_numbers_are_trained_unless_all_are_wished() -> None:
+def test_only_generated_parameters_are_trained_unless_all_are_requested() -> None:
     for train in ("generated", "all"):
         model, data = net(), batches()
         before = state_of(model)
@@ -241,7 +241,7 @@ def test_training_multiplies_in_another_dtype_and_nothing_else_does(recipe: str)
     assert seen == (wanted if recipe == "finetune" else {(False, False)})
     seen.clear()
     if recipe == "finetune":
-        with torch.autocast("cpu", torch.bfloat16):  # a caller's own stays on
+        with torch.autocast("cpu", torch.bfloat16):  # autocast of the caller stays on
             adtn.compress(copy.deepcopy(model), Config(**options), data=data)
         assert seen == {(False, torch.bfloat16), (True, torch.bfloat16)}
     pairs = [(states[0][name], x) for name, x in states[1].items()]
@@ -252,12 +252,12 @@ def test_training_multiplies_in_another_dtype_and_nothing_else_does(recipe: str)
         Config(autocast="float16")
 
 
-# --- the recipes ---
+# --- recipes ---
 
 
 @pytest.mark.parametrize("topology", [adtn.Tucker(bond=64), adtn.MPO(bond=64), adtn.CP(bond=8)], ids=repr)
-def test_local_fits_begin_at_a_decomposition_where_there_is_one(topology: adtn.Topology) -> None:
-    """L-BFGS from random cores does not find an exact Tucker form in hundreds of steps."""
+def test_local_fits_start_from_a_decomposition_if_there_is_one(topology: adtn.Topology) -> None:
+    """Start from a decomposition, as L-BFGS from random cores does not find an exact form in hundreds of steps."""
     generator = adtn.Generator((8, 4, 3, 3), topology)
     weight = generator.weight("numpy:cpu", "float32")
     model = net()
@@ -271,7 +271,7 @@ def test_local_fits_begin_at_a_decomposition_where_there_is_one(topology: adtn.T
 
 
 def test_outputs_are_reconstructed_where_there_are_data() -> None:
-    """Inputs that live in few directions: the layer's outputs there count, not the weight."""
+    """Use inputs in few directions, where the outputs of the layer matter, and not the weight."""
     torch.manual_seed(0)
     basis = torch.randn(2, 32)
     data = [(torch.randn(64, 2) @ basis, torch.zeros(64, dtype=torch.long)) for _ in range(3)]
@@ -321,7 +321,7 @@ def test_training_through_the_generators_and_distillation_help() -> None:
     assert copied.after.accuracy > raw.after.accuracy + 5
 
 
-# --- where layers run, and what is kept ---
+# --- executors and folders ---
 
 
 @pytest.mark.parametrize("kind", [ThreadPoolExecutor, ProcessPoolExecutor])
@@ -353,7 +353,7 @@ def test_a_dask_worker_that_is_killed_loses_no_layer(tmp_path: Path) -> None:
         victim = next(iter(client.run(os.getpid).values()))
 
         class Killing:
-            """A client one of whose workers dies when it has got its work."""
+            """A client one of whose workers dies when it has received its task."""
 
             submitted = 0
 
@@ -402,7 +402,7 @@ def test_finished_layers_are_found_again(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 class Cut(Exception):
-    """As if the machine went down."""
+    """An error that ends a run, as if the machine stopped."""
 
 
 def cut_at(text: str):
@@ -414,7 +414,7 @@ def cut_at(text: str):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_training_that_was_cut_off_goes_on_to_the_same_numbers(optimizer: str, tmp_path: Path) -> None:
+def test_an_interrupted_training_ends_with_the_same_parameters(optimizer: str, tmp_path: Path) -> None:
     model = nn.Sequential(*net()[:5], nn.Dropout(0.3), *net()[5:])
     rows = torch.utils.data.TensorDataset(*(torch.cat(part) for part in zip(*batches(), strict=True)))
     data = torch.utils.data.DataLoader(rows, batch_size=8, shuffle=True)
@@ -560,7 +560,7 @@ def test_configs_are_read_from_toml(tmp_path: Path) -> None:
         ({"topology": {"name": "ttn", "legs": 3}}, "expected options among"),
     ],
 )
-def test_configs_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_configs_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(CompressError, match=message):
         Config.from_dict(options)
 
@@ -727,7 +727,7 @@ def test_local_distillation_brings_outputs_nearer(workers: int) -> None:
     assert abs(float(away) - float(errors[0].split(" -> ")[1])) < 0.2
 
 
-def test_seeds_are_given_up_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeds_are_dropped_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
     real = _local.fit
 
@@ -745,7 +745,7 @@ def test_seeds_are_given_up_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert errors[4] < errors[1] + 0.05
 
 
-def test_seeds_are_given_up_by_the_loss_of_the_model() -> None:
+def test_seeds_are_dropped_by_the_loss_of_the_model() -> None:
     lines: list[str] = []
     config = Config(targets=["4"], topology=TTN, restarts=4, recipe="finetune", tune_steps=16)
     report = adtn.compress(net(), config, data=batches(), progress=lines.append)

@@ -1,4 +1,4 @@
-"""What every topology must do on every backend in every dtype; a new topology is one row in conftest.py."""
+"""The contract of every topology on every backend in every dtype; a new topology is one row in table.py."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_adjoint_is_the_same_everywhere(row: Row, device_dtype: tuple[str, str])
     assert set(got) == set(want) == set(gen.params)
     for name, grad in want.items():
         assert tuple(got[name].shape) == gen.params[name].shape
-        # a gradient sums over the weight: measure against the sum of absolute terms, not against a cancelled sum
+        # a gradient sums over the weight, so compare with the sum of absolute terms, not with a sum that cancels
         scale = max(float(np.linalg.norm(grad)), 1e-3 * float(np.linalg.norm(wbar)) * gen.scale)
         error = float(np.linalg.norm(to_numpy(got[name]) - grad)) / scale
         assert error < tolerance(dtype, 64 * len(gen.program.stages)), name
@@ -88,7 +88,7 @@ def test_vjp_costs_at_most_three_forwards(row: Row) -> None:
     one = counter.flops
     arrays, counter = null.arrays_like({**gen.params, **gen.constants()})  # type: ignore[attr-defined]
     vjp(gen.program, arrays, state)
-    # gradients of cores that share a parameter are added, which no forward does
+    # gradients of cores that share a parameter are added, which has no counterpart in the forward pass
     added = sum(core.size for core in gen.program.cores) if gen.topology.share else 0
     assert one >= gen.program.flops
     assert counter.flops - added <= 3 * one
@@ -130,14 +130,14 @@ def test_counts(row: Row) -> None:
     assert gen.compression_ratio == pytest.approx(np.prod(row.shape) / nominal)
 
 
-def test_first_values_follow_from_the_seed(row: Row) -> None:
+def test_initial_values_follow_from_the_seed(row: Row) -> None:
     a, b, c = row.generator(seed=1), row.generator(seed=1), row.generator(seed=2)
     assert all(np.array_equal(a.params[k], b.params[k]) for k in a.params)
     fixed = isinstance(row.topology, adtn.RandomFeatures | adtn.ScaledIdentity | adtn.ScaledRandom)
     assert fixed or any(not np.array_equal(a.params[k], c.params[k]) for k in a.params)
 
 
-def test_first_values_do_not_depend_on_the_order_of_cores(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_initial_values_do_not_depend_on_the_order_of_cores(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     want = row.generator(seed=1)
     reordered = tuple(replace(segment, cores=segment.cores[::-1]) for segment in want.segments)
     monkeypatch.setattr(type(row.topology), "segments", lambda self, layout: reordered)
@@ -145,7 +145,7 @@ def test_first_values_do_not_depend_on_the_order_of_cores(row: Row, monkeypatch:
     assert found.segments == reordered
     assert set(found.params) == set(want.params)
     for name, x in want.params.items():
-        # spreads are measured by sums in another order
+        # standard deviations are measured by sums in another order
         np.testing.assert_allclose(found.params[name], x, rtol=tolerance("float64", want.layout.size), atol=0.0)
     for name, x in want.constants().items():
         assert np.array_equal(found.constants()[name], x), name
@@ -161,7 +161,7 @@ def test_survives_a_file(row: Row, tmp_path) -> None:
     assert np.array_equal(back.weight(), gen.weight())
 
 
-def test_numpy_trains_it(row: Row) -> None:
+def test_numpy_can_train(row: Row) -> None:
     gen = row.generator(seed=6)
     target = np.random.default_rng(0).standard_normal(row.shape) * gen.scale
     solution = adtn.fit(gen, target, steps=30, lr=1e-2, schedule="constant")

@@ -1,4 +1,4 @@
-"""Import contracts break where somebody imports what must not be imported, also inside of a function."""
+"""Import contracts are broken by every forbidden import, even inside a function."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOM = "a kind of layer knows no table, and no other kind above it"
 
 @dataclass(frozen=True, kw_only=True)
 class Plant:
-    """An import that must break a contract."""
+    """A forbidden import, and the contract that it must break."""
 
     module: str
     imported: str
@@ -91,7 +91,7 @@ PLANTS = [
 
 
 def copied(folder: Path) -> Path:
-    """The packages and their contracts in a folder of their own."""
+    """Copy the packages and their contracts to a folder."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "adtn", folder / "adtn", ignore=ignored)
     shutil.copytree(ROOT / "backends" / "adtn_backends", folder / "adtn_backends", ignore=ignored)
@@ -100,14 +100,14 @@ def copied(folder: Path) -> Path:
 
 
 def linted(folder: Path) -> tuple[int, str]:
-    """What import-linter says of the packages in a folder, in lines of any length."""
+    """Run import-linter on the packages in a folder, and return its output in lines of any length."""
     env = os.environ | {"PYTHONPATH": str(folder), "COLUMNS": "1000", "TERM": "dumb"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=folder, env=env, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
 def sections(text: str) -> dict[str, str]:
-    """What is said of each broken contract, by its name."""
+    """Split the output by the names of broken contracts."""
     _, _, broken = text.partition("Broken contracts")
     parts = re.split(r"^(.+)\n-+$", broken, flags=re.M)
     return {name.strip(): said for name, said in zip(parts[1::2], parts[2::2], strict=True)}
@@ -115,7 +115,7 @@ def sections(text: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What is said when all plants are there at once, each in a function."""
+    """Return the output for all forbidden imports at once, each inside a function."""
     folder = copied(tmp_path_factory.mktemp("planted"))
     for n, plant in enumerate(PLANTS):
         path = folder / plant.module.replace(".", "/")
@@ -137,7 +137,7 @@ def test_every_contract_has_a_plant() -> None:
     assert {contract["name"] for contract in contracts} == {plant.contract for plant in PLANTS}
 
 
-def test_without_plants_contracts_are_kept(tmp_path: Path) -> None:
+def test_contracts_hold_without_planted_imports(tmp_path: Path) -> None:
     code, text = linted(copied(tmp_path))
     assert code == 0, text
 
@@ -152,7 +152,7 @@ def test_a_module_without_a_place_among_the_layers_is_refused(folder: str, tmp_p
 
 
 def test_there_are_no_circles() -> None:
-    """Not inside of functions and not behind TYPE_CHECKING either."""
+    """Count imports inside functions and behind TYPE_CHECKING as well."""
     grimp = pytest.importorskip("grimp")
     graph = grimp.build_graph("adtn", "adtn_backends", exclude_type_checking_imports=False)
     assert circles({name: set(graph.find_modules_directly_imported_by(name)) for name in graph.modules}) == []

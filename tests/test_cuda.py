@@ -1,4 +1,4 @@
-"""What only a CUDA device shows: layers, whole models and recorded trainings are those of the CPU."""
+"""Tests that need a CUDA device: layers, whole models and captured training agree with the CPU."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_layers_compile_and_run_in_half_precision(cuda: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["materialise", "factored"])
-def test_layers_can_be_recorded_by_pytorch(mode: Any, cuda: str) -> None:
+def test_layers_can_be_captured_by_pytorch(mode: Any, cuda: str) -> None:
     layer = layers.ADTNLinear(adtn.Generator((64, 96), adtn.TTN(bond=2), seed=1), mode=mode).to(cuda)
     x = torch.randn(8, 96, device=cuda, requires_grad=True)
     want = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
@@ -96,9 +96,9 @@ def test_layers_can_be_recorded_by_pytorch(mode: Any, cuda: str) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("train", ["generated", "all"])
-def test_a_recorded_training_is_the_training(optimizer: str, train: str, cuda: str) -> None:
+def test_captured_training_equals_eager_training(optimizer: str, train: str, cuda: str) -> None:
     data = batches(4)
-    data[2] = (data[2][0][:5], data[2][1][:5])  # another shape is not recorded
+    data[2] = (data[2][0][:5], data[2][1][:5])  # another shape is not replayed
     data = moved(data, cuda)
     losses: list[list[float]] = []
     numbers: list[dict[str, np.ndarray]] = []
@@ -113,7 +113,7 @@ def test_a_recorded_training_is_the_training(optimizer: str, train: str, cuda: s
         assert relative_error(numbers[1][name], want) < 0.05, name
 
 
-def test_dropout_draws_anew_in_a_recorded_training(cuda: str) -> None:
+def test_dropout_draws_again_in_captured_training(cuda: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.5), nn.Linear(64, 4)).to(cuda)
     x = torch.randn(32, 64, device=cuda)
@@ -122,7 +122,7 @@ def test_dropout_draws_anew_in_a_recorded_training(cuda: str) -> None:
     assert len(set(adtn.compress(model, config, data=data).losses)) > 6
 
 
-def test_what_cannot_be_recorded_says_so_and_leaves_the_model(cuda: str) -> None:
+def test_a_failed_capture_raises_and_leaves_the_model_unchanged(cuda: str) -> None:
     model = net().to(cuda)
     before = copy.deepcopy(model.state_dict())
 
@@ -137,13 +137,13 @@ def test_what_cannot_be_recorded_says_so_and_leaves_the_model(cuda: str) -> None
         assert torch.equal(x, before[name]), name
 
 
-def test_recording_is_refused_elsewhere() -> None:
+def test_capture_is_refused_without_cuda() -> None:
     with pytest.raises(CompressError, match="only CUDA can capture"):
         adtn.compress(net(), Config(**QUICK, capture=True), data=batches())
 
 
-def test_batches_are_copied_into_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the hardware: a stand-in for the graph does the recorded update again."""
+def test_batches_are_copied_into_a_captured_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test without the hardware: a stand-in for the graph repeats the captured step."""
     step = pytest.importorskip("adtn_backends.torch._step")
 
     class Graph:
@@ -172,4 +172,4 @@ def test_batches_are_copied_into_a_recording(monkeypatch: pytest.MonkeyPatch) ->
         adapter._to_device, adapter.check = (lambda batch: batch), (lambda tuning: None)
         losses.append(adapter.tune(data, cross_entropy, tuning, lambda step, value: None))
     assert losses[0] == losses[1]
-    assert replayed == [8] * 6  # eleven, without three before the recording and two of another shape
+    assert replayed == [8] * 6  # eleven, except three before the capture and two of another shape

@@ -1,4 +1,4 @@
-"""The demo: its network's gradient, its table, its files, and MNIST where it is."""
+"""The demo: the gradient of its network, its table, its files, and MNIST if it is present."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_gradient_of_the_network_is_torch_autograd(replaced: int) -> None:
         torch.testing.assert_close(rest[name], grad)
 
 
-def test_cases_keep_the_budget() -> None:
+def test_cases_are_within_the_budget() -> None:
     hidden, first = (cases_for(p, 0) for p in PROBLEMS["mnist"])
     for case in hidden:
         if not case.is_control:

@@ -1,4 +1,4 @@
-"""The script that finds what two frameworks share word for word finds it, and finds nothing here."""
+"""The script that finds code duplicated between frameworks finds planted code, and nothing in the tree."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ COPIED = PACKAGE / "torch" / "layers" / "_conv.py"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    """``.ci/duplicated_lines.py`` as a module."""
+    """Import ``.ci/duplicated_lines.py`` as a module."""
     spec = importlib.util.spec_from_file_location("duplicated_lines", ROOT / ".ci" / "duplicated_lines.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look
+    sys.modules[spec.name] = module  # where dataclasses look it up
     spec.loader.exec_module(module)
     return module
 
@@ -31,7 +31,7 @@ def test_frameworks_share_no_long_run_of_lines(script: ModuleType, capsys: pytes
 
 
 def planted(folder: Path, text: str) -> Path:
-    """A copy of the package, with another file in the folder of JAX."""
+    """Copy the package, with another file in the folder of JAX."""
     shutil.copytree(PACKAGE, folder / "adtn_backends", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "adtn_backends" / "jax" / "_copied.py").write_text(text)
     return folder / "adtn_backends"
@@ -58,7 +58,7 @@ def test_a_copy_with_names_comments_and_docstrings_of_its_own_is_found(script: M
     assert max(run.length for run in script.duplicated(planted(tmp_path, text))) > 30
 
 
-def test_what_lies_in_shared_is_nobodys_copy(script: ModuleType, tmp_path: Path) -> None:
+def test_code_in_shared_is_not_a_copy(script: ModuleType, tmp_path: Path) -> None:
     folder = planted(tmp_path, "")
     shutil.copy(COPIED, folder / "shared" / "_copied.py")
     assert not script.duplicated(folder)

@@ -1,4 +1,4 @@
-"""One object per mode: what is priced is what runs."""
+"""Executables: one object per mode is both priced and run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plans(row: Row) -> dict[tuple[str, str], adtn.Plan]:
 
 
 def test_a_plan_runs_what_it_priced(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every pass through an executable on null arrays is one of the object that the plan holds, or of its copies."""
+    """Check that every pass on null arrays is of the executable that the plan holds, or of a copy of it."""
     from adtn.schedule import _planner
 
     monkeypatch.setattr(_planner, "_decided", _planner._decided.__wrapped__)
@@ -54,7 +54,7 @@ def test_a_plan_runs_what_it_priced(row: Row, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_contractions_are_those_that_run(row: Row) -> None:
-    """The products that a plan lists are those that its executable does on null arrays, forward."""
+    """Check that the products that a plan lists are those of a forward pass of its executable on null arrays."""
     null: Any = get_backend("null")
     for (task, mode), plan in plans(row).items():
         if task != "apply":
@@ -65,7 +65,7 @@ def test_contractions_are_those_that_run(row: Row) -> None:
         plan.layer.on(null)(arrays, x)
         done = sum(op.flops * times for op, times in counter.ops.items() if op.kind == "matmul")
         listed = sum(c.times * c.flops for c in plan.contractions)
-        # with the weight, the product with the input comes on top
+        # with the weight, there is also the product with the input
         assert done == listed + (0 if mode == "factored" else 2 * 5 * padded(gen, mode)), mode
 
 
@@ -96,7 +96,7 @@ def test_plans_are_for_their_task() -> None:
         adtn.plan(adtn.Generator((8, 8), adtn.TTN(bond=2)), "apply").fit  # noqa: B018
 
 
-def test_nobody_interprets_the_name_of_a_mode() -> None:
+def test_names_of_modes_are_not_interpreted() -> None:
     found = []
     for path in (p for folder in SOURCES for p in folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -75,7 +75,7 @@ def test_half_precisions_train(device_dtype: tuple[str, str]) -> None:
     assert solution.loss < solution.history[0]
 
 
-def test_lbfgs_reaches_what_the_decomposition_knows() -> None:
+def test_lbfgs_reaches_the_error_of_the_decomposition() -> None:
     exact = adtn.decompose(make(adtn.MPO(bond=4)), TARGET)
     best = np.linalg.norm(exact.weight() - TARGET) / np.linalg.norm(TARGET)
     found = adtn.fit(make(adtn.MPO(bond=4)), TARGET, optimizer="lbfgs", steps=500)
@@ -170,7 +170,7 @@ def test_fits_of_one_structure_share_what_jax_compiled(mode: str, dtype: str, mo
 
 
 def regression(library: str):
-    """The same task in the arrays of three libraries."""
+    """Make the same task with the arrays of three libraries."""
     rng = np.random.default_rng(0)
     x, true = rng.standard_normal((64, 32)), TARGET
     y = x @ true.T
@@ -325,7 +325,7 @@ def check_diverged(solution: adtn.Solution) -> None:
     assert not solution.converged
     assert math.isfinite(solution.loss)
     assert solution.loss == min(solution.history)
-    # the parameters are those of that loss, not of a later step
+    # the parameters belong to that loss, not to a later step
     error = np.linalg.norm(solution.generator.weight() - TARGET) / np.linalg.norm(TARGET)
     assert error == pytest.approx(solution.relative_error, rel=1e-3)
     assert np.isfinite(solution.history).all()
@@ -360,7 +360,7 @@ def test_lbfgs_stops_at_nan_too() -> None:
     assert math.isfinite(solution.loss)
 
 
-def test_progress_is_silent_when_nobody_looks(capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_silent_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     adtn.fit(make(), TARGET, steps=3)
     assert capfd.readouterr() == ("", "")
     adtn.fit(make(), TARGET, steps=3, progress=True)

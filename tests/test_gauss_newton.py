@@ -1,4 +1,4 @@
-"""Gauss-Newton: the matrix against finite differences, and what the steps reach."""
+"""Gauss-Newton: the matrix compared with finite differences, and the convergence of steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOPOLOGIES = (
 
 
 def slopes(generator: adtn.Generator, names: list[str]) -> np.ndarray:
-    """``(parameters, *shape)`` by central differences."""
+    """Compute the Jacobian ``(parameters, *shape)`` by central differences."""
     rows: list[np.ndarray] = []
     for name in names:
         x = generator.params[name]
@@ -121,7 +121,7 @@ def test_few_steps_reach_a_target_that_can_be_reached() -> None:
         (lambda: (adtn.Generator((64, 64), adtn.Dense()), np.eye(64)), "at most 2048"),
     ],
 )
-def test_what_it_is_not_for(make: Any, message: str) -> None:
+def test_unsuitable_problems_are_refused(make: Any, message: str) -> None:
     generator, target = make()
     with pytest.raises(FitError, match=message):
         adtn.fit(generator, target, optimizer="lm", steps=3)

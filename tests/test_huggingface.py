@@ -1,4 +1,4 @@
-"""Hugging Face folders: in, out, and back with one call."""
+"""Hugging Face folders: compressed with one call, and loaded again."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def test_accuracy_is_of_the_next_token(tmp_path: Path) -> None:
     assert loss == pytest.approx(float(model(input_ids=IDS, labels=labels).loss.detach()), rel=1e-5)
 
 
-def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_folders_that_are_not_models_are_refused(tmp_path: Path) -> None:
     source = folder_of("llama", tmp_path / "dense")
     with pytest.raises(CompressError, match="take another one"):
         run_folder(source, Config(), source)
-    with pytest.raises(CompressError, match="contains no generators"):
+    with pytest.raises(CompressError, match="holds no generators"):
         adtn.load_pretrained(source)
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"architectures": ["Nothing"]}))
@@ -86,7 +86,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def tiny(kind: str) -> tuple[Any, dict[str, Any]]:
-    """A model of another build, and a batch of it."""
+    """Make a small model of another architecture, and a batch for it."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {"input_ids": IDS, "labels": IDS}
@@ -112,10 +112,10 @@ def tiny(kind: str) -> tuple[Any, dict[str, Any]]:
 @pytest.mark.parametrize(
     ("kind", "targets", "want"),
     [
-        ("t5", ["Embedding", "*.wo"], "shared"),  # a decoder that makes its inputs from the labels
-        ("gemma", ["*embed_tokens"], "model.embed_tokens"),  # tied, and scaled by a class of its own
+        ("t5", ["Embedding", "*.wo"], "shared"),  # the decoder makes its inputs from the labels
+        ("gemma", ["*embed_tokens"], "model.embed_tokens"),  # tied, and scaled by a special class
         ("mixtral", ["MixtralExperts"], "model.layers.0.mlp.experts.gate_up_proj"),  # experts in one tensor
-        ("clip", ["*.fc1"], "vision_model.encoder.layers.0.mlp.fc1"),  # no labels, but a loss of its own
+        ("clip", ["*.fc1"], "vision_model.encoder.layers.0.mlp.fc1"),  # no labels, but its own loss
     ],
 )
 def test_models_of_many_kinds(kind: str, targets: list[str], want: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""First values: unit variance through deep nonlinear generators, gradients that reach every core."""
+"""Initial values: unit variance through deep nonlinear generators, and gradients that reach every core."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ACTIVATIONS = ["silu", "tanh", "relu", "gelu", "sine", "leaky_relu"]
 
 
 def deep(activation: str) -> adtn.Generator:
-    """Twelve levels of nonlinear gates on ten legs."""
+    """Make a generator of twelve levels of nonlinear gates on ten legs."""
     layout = Layout.from_factors((32, 32), [(2,) * 5] * 2)
     topology = adtn.BrickWall(layers=12, activation=activation, boundary="trainable")
     return adtn.Generator((32, 32), topology, layout=layout, dtype="float64", seed=1)
@@ -32,9 +32,9 @@ def test_twelve_levels(activation: str) -> None:
     grads = gen.function.vjp(gen.arrays("numpy:cpu", "float64"), wbar)[1]
     relative = {k: np.linalg.norm(g) * np.linalg.norm(gen.params[k]) for k, g in grads.items()}
     assert all(np.isfinite(list(relative.values())))
-    # "non-vanishing": the least of all cores is within four decades of the greatest
+    # "non-vanishing": the smallest gradient of a core is within four decades of the largest
     assert min(relative.values()) > 1e-4 * max(relative.values())
-    # a step along the gradient does something: the loss is not flat in any core
+    # a step along the gradient has an effect: the loss is not flat in any core
     assert all(v > 1e-3 * np.linalg.norm(wbar) * gen.scale for v in relative.values())
 
 

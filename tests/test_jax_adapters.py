@@ -1,4 +1,4 @@
-"""Adapters of Flax models: zero at first, trained alone, merged and switched without a trace; files as of PyTorch."""
+"""Adapters of Flax models: they start at zero, are trained alone, merged and switched; files are those of PyTorch."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_an_adapter_starts_at_zero_and_is_trained_alone() -> None:
 def test_several_adapters_are_switched_added_and_merged() -> None:
     model = adapted("a", "b")
     layers.add_adapter(model, {"conv": generator((8, 4, 3, 3))}, "partial")
-    assert model.linears[0].active == ()  # what the new adapter does not touch is dense
+    assert model.linears[0].active == ()  # layers without the new adapter are dense
     y: dict[Any, Any] = {}
     for names in [(), ("a",), ("b",), ("a", "b")]:
         layers.set_adapter(model, *names)
@@ -103,7 +103,7 @@ def test_several_adapters_are_switched_added_and_merged() -> None:
     close(nnx.jit(lambda model, x: model(x))(model, X), y["a", "b"])
     graph, state = nnx.split(model)
     assert nnx.merge(graph, state).conv.merged
-    layers.set_adapter(model, "a")  # takes the others out of the dense weight first
+    layers.set_adapter(model, "a")  # unmerges the others first
     close(model(X), y["a",])
     with pytest.raises(CompressError, match=r"Got adapters \['c'\]"):
         layers.set_adapter(model, "c")

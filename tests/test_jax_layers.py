@@ -38,7 +38,7 @@ def test_gradients_under_jit_are_those_of_the_dense_layer(name: str, mode: str |
     keys = layer.generated.names
     frozen = {k: v for k, v in layer.generated.arrays().items() if k not in keys}
 
-    def dense(numbers, bias, x):  # differentiated by JAX
+    def dense(numbers, bias, x):  # JAX differentiates this
         return ((x @ gen.function({**frozen, **numbers}).T + bias) ** 2).sum()
 
     numbers = {k: layer.generated.arrays()[k] for k in keys}
@@ -51,7 +51,7 @@ def test_gradients_under_jit_are_those_of_the_dense_layer(name: str, mode: str |
     np.testing.assert_allclose(layer.weight, gen.weight(), rtol=1e-4, atol=1e-5)
 
 
-def test_vmap_over_inputs_and_over_numbers() -> None:
+def test_vmap_over_inputs_and_over_parameters() -> None:
     layer = layers.ADTNLinear(adtn.Generator((6, 8), TTN))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3, 8)), jnp.float32)
     np.testing.assert_allclose(jax.vmap(layer)(x), layer(x), rtol=1e-4, atol=1e-5)
@@ -63,7 +63,7 @@ def test_vmap_over_inputs_and_over_numbers() -> None:
         np.testing.assert_allclose(both[i], alone(x[0]), rtol=1e-4, atol=1e-5)
 
 
-def test_tied_layers_have_one_state_and_numbers_come_back() -> None:
+def test_tied_layers_have_one_state_and_parameters_come_back() -> None:
     class Tied(nnx.Module):
         def __init__(self) -> None:
             self.embed = layers.ADTNEmbedding(adtn.Generator((32, 8), TTN))
@@ -112,13 +112,13 @@ def test_half_precision(dtype: str) -> None:
     np.testing.assert_allclose(np.asarray(got, np.float32), want, rtol=0, atol=0.1 * float(jnp.abs(want).max()))
 
 
-def test_a_dtype_is_read_without_putting_numbers_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dtype_is_read_without_gathering_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = layers.GeneratedWeight(adtn.Generator((8, 4), TTN))
     monkeypatch.setattr(layers.GeneratedWeight, "arrays", None)
     assert weight.dtype == jnp.float32
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_mismatches_are_refused() -> None:
     gen = adtn.Generator((4, 4), TTN)
     with pytest.raises(LayoutError, match="kernel"):
         layers.ADTNConv2d(gen)

@@ -1,4 +1,4 @@
-"""Flax NNX modules in a mesh of CPU devices, whose axes are explicit (JAX's default) or left to the compiler."""
+"""Flax NNX modules on a mesh of CPU devices, whose axes are explicit (JAX's default) or left to the compiler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("flax.nnx")
 
-# In a process of its own: the number of devices is fixed at the first use.
+# in a separate process, as the number of devices is fixed at first use
 PROGRAM = """
 import sys
 

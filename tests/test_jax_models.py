@@ -1,4 +1,4 @@
-"""Whole models of Flax NNX: the same layers are replaced, trained, saved and put back as in PyTorch."""
+"""Whole models of Flax NNX: layers are replaced, trained, saved and restored as in PyTorch."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def test_layers_are_replaced_trained_and_reported() -> None:
     for name, generator in report.generators.items():
         own = dict(nnx.iter_modules(model))[("linears", 0) if name == "linears.0" else ("conv",)]
         np.testing.assert_allclose(own.weight, generator.weight(), rtol=1e-4, atol=1e-6)
-    assert not model.drop.deterministic  # in training mode, as it came
+    assert not model.drop.deterministic  # still in training mode
 
 
-def test_a_recording_is_refused() -> None:
+def test_capture_and_autocast_are_refused() -> None:
     with pytest.raises(CompressError, match="are compiled anyway"):
         adtn.compress(Net(), Config(**QUICK, capture=True), data=batches())
     with pytest.raises(CompressError, match="dtype=jnp.bfloat16"):
         adtn.compress(Net(), Config(**QUICK, autocast="bfloat16"), data=batches())
 
 
-def test_a_training_that_was_cut_off_goes_on_to_the_same_numbers(tmp_path) -> None:
+def test_an_interrupted_training_ends_with_the_same_parameters(tmp_path) -> None:
     config = Config(**(QUICK | {"tune_steps": 10, "train": "all"}))
     whole, model, data = Net(), Net(), batches()
 
@@ -71,8 +71,8 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_numbers(tmp_path) -> No
     assert same(model, numbers(whole))
 
 
-def test_one_fully_fitted_layer_puts_out_what_the_dense_one_did() -> None:
-    """A generator that can be any weight: geometry, order of axes and biases are right."""
+def test_one_fully_fitted_layer_gives_the_outputs_of_the_dense_one() -> None:
+    """Use a generator that can be any weight, to check geometry, order of axes and biases."""
     rngs = nnx.Rngs(1)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((2, 6, 6, 4)), jnp.float32)
@@ -164,7 +164,7 @@ def test_a_whole_model_becomes_dense() -> None:
         ({"mask": np.ones((3, 3, 4, 4))}, "masked"),
     ],
 )
-def test_what_has_no_generated_form_says_why(options: dict[str, Any], why: str) -> None:
+def test_layers_without_a_generated_form_say_why(options: dict[str, Any], why: str) -> None:
     assert why in kinds.weight_of(nnx.Conv(4, 4, (3, 3), rngs=nnx.Rngs(0), **options))[1]
 
 
@@ -197,7 +197,7 @@ def test_a_module_at_two_places_stays_one() -> None:
 
 
 class Sending(ThreadPoolExecutor):
-    """Tasks and results go through pickle, as between processes."""
+    """An executor that pickles tasks and results, as if they were sent between processes."""
 
     def submit(self, fn, /, *args):
         def run(content: bytes) -> bytes:
@@ -224,17 +224,17 @@ def test_all_recipes_and_a_teacher(executor) -> None:
     assert all(float(b) < float(a) for a, b in improved)
     assert len(report.losses) == 30
     np.testing.assert_array_equal(model.norm.scale[...], scale)
-    assert not np.array_equal(model.norm.mean[...], mean)  # statistics follow in training
+    assert not np.array_equal(model.norm.mean[...], mean)  # running statistics change in training
 
 
-def test_numbers_from_a_worker_are_arrays_of_jax() -> None:
+def test_values_from_a_worker_are_arrays_of_jax() -> None:
     model = Net()
     adtn.compress(model, Config(**QUICK, targets=["Linear"], recipe="distill-local"), data=batches())
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("adam", 1e-2), ("sgd", 3e-2)])
-def test_training_lowers_the_loss_and_moves_only_generated_numbers(optimizer: str, lr: float) -> None:
+def test_training_lowers_the_loss_and_changes_only_generated_parameters(optimizer: str, lr: float) -> None:
     model, data = Net(), batches()
     before = np.asarray(model.linears[1].kernel[...])
     config = Config(**{**QUICK, "tune_steps": 60}, tune_lr=lr, tune_optimizer=optimizer, dropout=0.0)
@@ -243,16 +243,16 @@ def test_training_lowers_the_loss_and_moves_only_generated_numbers(optimizer: st
     np.testing.assert_array_equal(model.linears[1].kernel[...], before)
     assert model.drop.rate == 0.1
     again = adtn.compress(Net(), Config(**QUICK, tune_lr=lr, tune_optimizer=optimizer), data=data).losses
-    assert again[0] != report.losses[0]  # with its own rate of dropout
+    assert again[0] != report.losses[0]  # with its own dropout rate
 
 
-def test_a_budget_is_kept() -> None:
+def test_a_budget_is_met() -> None:
     model, data = Net(), batches()
     report = adtn.compress(model, Config(**QUICK, budget=adtn.Budget(ratio=3), smallest=64), data=data)
     assert report.after.params <= report.before.params / 3
 
 
-def test_a_model_is_as_before_when_an_error_occurs() -> None:
+def test_a_model_is_unchanged_after_an_error() -> None:
     model, data = Net(), batches()
     state = numbers(model)
     modules = [id(m) for _, m in nnx.iter_modules(model)]
@@ -334,7 +334,7 @@ def test_layers_keep_the_dtype_of_their_products(kind: str) -> None:
         assert any(np.abs(g).max() > 0 for g in grads)
     if kind == "table":
         assert made.attend(x[..., :8]).dtype == exact.attend(x[..., :8]).dtype == jnp.bfloat16
-        assert made(jnp.arange(16)).dtype == jnp.bfloat16  # all rows: the table is made
+        assert made(jnp.arange(16)).dtype == jnp.bfloat16  # all rows, so the table is generated
 
 
 def test_batches_without_labels() -> None:

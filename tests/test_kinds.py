@@ -1,4 +1,4 @@
-"""A kind of layer is a row: whoever handles models, adapters or files walks the table and knows no layer by name."""
+"""A kind of layer is one row of a table: code for models, adapters and files reads the table and names no layer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ nn = torch.nn
 PACKAGE = Path(__file__).parents[1] / "backends" / "adtn_backends"
 TTN = adtn.TTN(bond=2)
 LAYERS = {"torch": "_linear _conv _embedding _attention _parametrized", "jax": "_linear _conv _embedding _attention"}
-OTHERS = {"Adapted", "GeneratedWeight", "Parametrized"}  # not dense ones, nor in the place of one kind
+OTHERS = {"Adapted", "GeneratedWeight", "Parametrized"}  # classes that are neither dense nor belong to one kind
 
 
 def classes_asked_for(path: Path) -> set[str]:
-    """Names of classes that a file asks for with ``isinstance`` or ``type(x) is``, and those of attentions."""
+    """Find the classes that a file tests by ``isinstance`` or ``type(x) is``, and all names of attentions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         asked: list[ast.AST] = []
@@ -38,7 +38,7 @@ def classes_asked_for(path: Path) -> set[str]:
 
 
 def dense_and_generated(framework: str) -> set[str]:
-    """Names of all classes in the table."""
+    """Return the names of all classes in the table."""
     if framework == "torch":
         from adtn_backends.torch.layers import _kinds
 

@@ -1,4 +1,4 @@
-"""What layers remember of batches has a bound, and goes with the layer."""
+"""Caches of layers by batch size are bounded, and are freed with the layer."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def test_the_oldest_entry_makes_room() -> None:
         assert remember(cache, n, -n) == -n
         assert len(cache) <= MOST
     assert list(cache) == list(range(200 - MOST, 200))
-    remember(cache, 199, 0)  # another thread had made it, too
+    remember(cache, 199, 0)  # as if another thread had inserted it as well
     assert len(cache) <= MOST
 
 
 @pytest.fixture(scope="module")
 def torch_layer() -> Any:
-    """A layer that has seen 200 sizes of batches, in every mode and dtype, with and without gradients."""
+    """Make a layer, and apply it to 200 batch sizes, in every mode and dtype, with and without gradients."""
     from adtn_backends.torch.layers import ADTNLinear
 
     layer = ADTNLinear(adtn.Generator((8, 8), TTN))
@@ -66,7 +66,7 @@ def test_copies_and_pickles_of_torch_remember_nothing(torch_layer: Any) -> None:
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
-def test_what_is_remembered_goes_with_the_layer(framework: str) -> None:
+def test_caches_are_freed_with_the_layer(framework: str) -> None:
     if framework == "jax":
         pytest.importorskip("flax")
         import jax.numpy as numbers

@@ -1,4 +1,4 @@
-"""The same numbers in PyTorch's, JAX's and NumPy's layers give the same outputs, through files."""
+"""Layers of PyTorch, JAX and NumPy with the same parameters, read from files, give the same outputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONVS: dict[str, tuple[int, tuple[int, ...], dict[str, Any]]] = {
 
 
 def modules():
-    """The layers of the frameworks that are here, with arrays there and back."""
+    """Return the layers of installed frameworks, with conversions from and to NumPy."""
     found: dict[str, tuple[Any, Any, Any]] = {"numpy": (numpy_layers, lambda x: x, lambda y: y)}
     for key in ("torch", "jax"):
         usable(key)
@@ -152,7 +152,7 @@ def test_geometries_that_do_not_fit_are_refused(options: dict[str, Any], message
         Geometry.of((8, 3, 3, 3), **options)
 
 
-def test_numpy_layers_refuse_what_does_not_fit() -> None:
+def test_numpy_layers_refuse_mismatches() -> None:
     gen = adtn.Generator((4, 4), TTN)
     with pytest.raises(LayoutError, match="kernel"):
         numpy_layers.ADTNConv2d(gen)

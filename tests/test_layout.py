@@ -1,4 +1,4 @@
-"""Layouts: exact inverses on the kept entries, sensible legs, refused padding."""
+"""Layouts: exact inverses on entries that are not padding, sensible legs, refused padding."""
 
 from __future__ import annotations
 

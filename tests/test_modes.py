@@ -1,4 +1,4 @@
-"""Materialise, stream, factored: one answer, one gradient, on every backend."""
+"""The modes materialise, stream and factored give the same results and gradients on every backend."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_apply_and_its_adjoint_in_every_mode(row: Row, base: str | None) -> None
     array = rng.standard_normal(row.shape)
     given = {"seeded": adtn.SeededBase(2), "identity": adtn.IdentityBase(), "array": array, None: None}[base]
     gen = row.generator(seed=1, base=given)
-    if base == "identity":  # which silences what is beside it
+    if base == "identity":  # so that the generated part is zero
         gen = gen.with_params({**gen.params, **row.generator(seed=1).params})
     arrays = gen.arrays("numpy:cpu", "float64")
     weight = gen.function(arrays)
@@ -61,7 +61,7 @@ def test_apply_on_every_backend(key: str, mode: str) -> None:
         gen = TOPOLOGIES["attn"].generator(seed=3)
         backend, where = check_device(device, dtype)
         batch = np.random.default_rng(0).standard_normal((3, 4, 16))
-        for x in (batch, batch[0, 0]):  # many rows, and a single one
+        for x in (batch, batch[0, 0]):  # many rows, and one row
             y = gen.apply(backend.asarray(x, where, dtype), mode=mode)
             assert tuple(y.shape) == (*x.shape[:-1], 16)
             assert backend.dtype_of(y) == dtype
@@ -141,7 +141,7 @@ def test_a_projected_fit_is_the_fit_of_the_whole(key: str, base: bool) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
 @pytest.mark.parametrize("key", DOUBLE)
-def test_a_projected_fit_goes_on_with_the_residual_when_digits_cancel(key: str, optimizer: str) -> None:
+def test_a_projected_fit_continues_with_the_residual_when_digits_cancel(key: str, optimizer: str) -> None:
     device = usable(key)
     layout = adtn.Layout.of((64, 64), 8, "interleaved")
     made = adtn.Generator((64, 64), adtn.MPO(bond=2), layout=layout, seed=1, scale=1.0)
@@ -149,7 +149,7 @@ def test_a_projected_fit_goes_on_with_the_residual_when_digits_cancel(key: str, 
     start = made.with_params({k: x + 0.1 * noise[k] for k, x in made.params.items()})
     target = made.weight(dtype="float64")
     found = adtn.fit(start, target, device=device, mode="factored", steps=400, lr=0.01, optimizer=optimizer)
-    # single precision: the sums that cancel are lost at 1e-7, the residual is not
+    # in single precision, sums that cancel lose all digits at 1e-7, but the residual does not
     assert found.history[0] > 1.3e-3
     assert found.loss < 1e-8
     weight = found.generator.weight(dtype="float64")
@@ -173,7 +173,7 @@ def test_a_fit_is_continued_where_it_had_left_the_projections(tmp_path: Path) ->
 
 
 def test_large_results_in_pooled_memory_are_right() -> None:
-    # every product is above the size from which memory is used again
+    # every product is larger than the size from which memory is reused
     for device in ("numpy:cpu", "torch:cpu"):
         pytest.importorskip(device.partition(":")[0])
         gen = adtn.Generator((1024, 512), adtn.TTN(bond=4), layout=adtn.Layout.of((1024, 512), 8, "interleaved"))
@@ -223,12 +223,12 @@ print(peak_bytes(lambda: adtn.fit(gen, target, device=device, steps=2, memory=li
 def test_a_process_stays_within_its_memory_limit(device: str, mebibytes: int) -> None:
     pytest.importorskip(device.partition(":")[0])
     limit, peaks = mebibytes << 20, list[int]()
-    # what XLA takes to compile depends on what else the machine does, and only adds: 102 to 148 MB for the same plan
+    # XLA's memory for compiling depends on other work of the machine, which only adds: 102 to 148 MB for the same plan
     while not peaks or (min(peaks) > 1.1 * limit and len(peaks) < 3):
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, device, str(limit)], capture_output=True, text=True, timeout=300, check=True
         )
         if done.stdout.strip() == "None":
-            pytest.skip("this system does not tell the peak of a process")
+            pytest.skip("this system does not report the peak memory of a process")
         peaks.append(int(done.stdout))
     assert min(peaks) <= 1.1 * limit

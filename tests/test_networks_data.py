@@ -1,4 +1,4 @@
-"""Downloads of the benchmark's data: checked before they get their name."""
+"""Downloads of the benchmark's data are verified before they are written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCRIPT = Path(__file__).parents[1] / "bench" / "networks" / "data.py"
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     if not SCRIPT.exists():
-        pytest.skip("bench/ is not here")
+        pytest.skip("bench/ is not present")
     spec = importlib.util.spec_from_file_location("networks_data", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -43,7 +43,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder, and the address under which it is served."""
+    """Serve a folder, and return it with its address."""
     folder = tmp_path / "served"
     folder.mkdir()
     http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
@@ -70,7 +70,7 @@ def test_a_file_is_fetched_once(data: Any, server: tuple[Path, str], tmp_path: P
 
 
 @pytest.mark.parametrize("served", [b"conten", b"Content", None])
-def test_what_is_cut_off_altered_or_missing_is_not_kept(
+def test_truncated_altered_or_missing_downloads_are_not_stored(
     served: bytes | None, data: Any, server: tuple[Path, str], tmp_path: Path
 ) -> None:
     folder, url = server

@@ -1,4 +1,4 @@
-"""The null backend counts what the others compute."""
+"""The null backend counts the operations that other backends compute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models with weights that are odd: nothing is broken, and what is not done is said."""
+"""Models with unusual weights: nothing breaks, and the report says what is not compressed."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def arrays() -> list[Any]:
 
 
 @pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
-def test_weights_that_are_computed_stay_and_are_not_even_looked_at(norm: Callable[[nn.Module], nn.Module]) -> None:
+def test_computed_weights_stay_dense_and_are_not_read(norm: Callable[[nn.Module], nn.Module]) -> None:
     model = net()
     norm(model[0])
-    before = copy.deepcopy(model[0].state_dict())  # looking at it would change the vectors of the spectral norm
+    before = copy.deepcopy(model[0].state_dict())  # reading the weight would change the vectors of the spectral norm
     report = adtn.compress(model, Config(**QUICK, recipe="reconstruct"))
     assert [row.name for row in report.layers] == ["2"]
     assert "remove_parametrizations" in report.dense["0"]
@@ -75,7 +75,7 @@ def without_numbers(how: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("how", ["lazy", "meta"])
-def test_models_without_numbers_are_refused(how: str) -> None:
+def test_models_without_values_are_refused(how: str) -> None:
     with pytest.raises(CompressError, match=r"'0\.weight' has no values yet"):
         adtn.compress(without_numbers(how), Config(**QUICK), data=batches())
     with pytest.raises(CompressError, match="shapes without values"):
@@ -91,7 +91,7 @@ def test_tensors_of_inference_mode_are_refused() -> None:
 
 @pytest.mark.parametrize("mode", ["replace", "adapter"])
 @pytest.mark.parametrize(("value", "why"), [(0.0, "is zero"), (float("nan"), "NaN")])
-def test_a_weight_that_nothing_can_be_made_of_stays(value: float, why: str, mode: Any) -> None:
+def test_a_weight_that_cannot_be_generated_stays_dense(value: float, why: str, mode: Any) -> None:
     model = net()
     nn.init.constant_(model[2].weight, value)
     config = Config(**{**QUICK, "tune_steps": 0}, mode=mode)
@@ -117,7 +117,7 @@ def test_half_precision_is_refused_for_adam_before_anything_is_fitted(monkeypatc
     data = [(x.half(), y) for x, y in batches()]
     report = adtn.compress(net().half(), Config(**QUICK, tune_optimizer="sgd"), data=data)
     assert all(np.isfinite(report.losses))
-    monkeypatch.setattr(TorchModel, "second_moments", None)  # the first thing that takes time
+    monkeypatch.setattr(TorchModel, "second_moments", None)  # the first step that takes time
     with pytest.raises(CompressError, match="float16 parameters to train with Adam"):
         adtn.compress(net().half(), Config(**QUICK), data=data)
 
@@ -132,7 +132,7 @@ def test_a_weight_of_equal_entries_can_be_made() -> None:
 
 
 class Stacked(nnx.Module):
-    """Layers in one array, as a scan goes through them."""
+    """A model whose layers are stacked in one array, for a scan."""
 
     def __init__(self, kind: Callable[[nnx.Rngs], nnx.Module]) -> None:
         make = nnx.split_rngs(splits=3)(nnx.vmap(kind, in_axes=(0,), out_axes=0))

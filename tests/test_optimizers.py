@@ -1,4 +1,4 @@
-"""The contract of optimizers: every registered one, and one that a user registers, on every backend."""
+"""The contract of optimizers, for every registered one and one that a user registers, on every backend."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OWN = "sign-momentum"
 
 
 class SignMomentum(adtn.Optimizer):
-    """Steps by the sign of a running mean of the gradients: has a state, and reads all that the fit offers."""
+    """An optimizer that steps by the sign of a running mean of gradients, and uses all that a fit offers."""
 
     def init(self, params):
         return {k: x * 0.0 for k, x in params.items()}
@@ -40,7 +40,7 @@ class SignMomentum(adtn.Optimizer):
         return {k: self.problem.backend.asarray(arrays[k], self.problem.device, self.problem.dtype) for k in params}
 
 
-# one row each: options with which it converges
+# options with which each optimizer converges
 ROWS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.03},
     "adamw": {"lr": 0.03, "weight_decay": 0.01},
@@ -125,7 +125,7 @@ def test_the_history_is_the_loss_before_each_step(optimizer: str) -> None:
 def test_a_resumed_fit_is_the_uninterrupted_one(optimizer: str, device: str, tmp_path: Path) -> None:
     whole = fit(optimizer, device=device, checkpoint=tmp_path / "whole", checkpoint_every=5)
     plain = fit(optimizer, device=device)
-    assert np.array_equal(whole.history, plain.history), "a checkpoint changes no step"
+    assert np.array_equal(whole.history, plain.history), "a checkpoint does not change the steps"
     cut = {"device": device, "checkpoint": tmp_path / "cut", "checkpoint_every": 5}
     assert fit(optimizer, **cut, callbacks=[lambda step, _: step == 13]).status is Status.STOPPED
     again = fit(optimizer, **cut)
@@ -143,7 +143,7 @@ def test_a_callback_stops(optimizer: str, device: str) -> None:
 
 
 def test_patience_stops(optimizer: str) -> None:
-    # with next to no learning rate there is no progress; an optimizer that has none begins where LM ended
+    # a tiny learning rate makes no progress; an optimizer without a learning rate starts where LM ended
     start = make() if "lr" in ROWS[optimizer] else fit("lm", steps=200).generator
     solution = fit(optimizer, generator=start, steps=5000, lr=1e-30, patience=3)
     assert solution.status is Status.STALLED
@@ -166,7 +166,7 @@ def test_a_time_limit_stops(optimizer: str) -> None:
 
 def test_a_loss_that_is_not_finite_ends_with_the_best(optimizer: str) -> None:
     if optimizer == "lm":
-        pytest.skip("is for reconstructions")
+        pytest.skip("needs a reconstruction")
     calls: list[float] = []
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
@@ -196,7 +196,9 @@ def test_levenberg_marquardt_does_not_step_to_a_loss_that_is_not_finite(monkeypa
     assert np.isfinite(solution.loss) and solution.loss == solution.history[0]
 
 
-def test_control_c_gives_back_the_best_and_goes_on(optimizer: str, device: str, tmp_path: Path) -> None:
+def test_control_c_returns_the_best_parameters_and_a_fit_can_continue(
+    optimizer: str, device: str, tmp_path: Path
+) -> None:
     whole = fit(optimizer, device=device)
     path = tmp_path / "fit.checkpoint"
     broken = fit(optimizer, device=device, checkpoint=path, callbacks=[interrupt_at(5)])
@@ -228,7 +230,7 @@ def test_control_c_in_the_middle_of_a_step(
     path = tmp_path / "fit.checkpoint"
     interrupted = fit(optimizer, checkpoint=path, **options)
     assert interrupted.status is Status.INTERRUPTED
-    # what works on the host has left the parameters as they were; a backend may have written to them
+    # an optimizer on the host leaves the parameters unchanged, but a backend may write to them
     assert interrupted.steps == (6 if cls.on_host else 4 if every == 4 else 0)
     np.testing.assert_array_equal(fit(optimizer, checkpoint=path, **options).history, whole.history)
 
@@ -240,7 +242,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused(optimizer: str, tmp_path: 
         fit(other, checkpoint=tmp_path / "c", steps=3)
 
 
-def test_a_checkpoint_knows_the_code_of_a_users_optimizer(tmp_path: Path) -> None:
+def test_a_checkpoint_records_the_code_of_a_users_optimizer(tmp_path: Path) -> None:
     fit(OWN, checkpoint=tmp_path / "c", steps=3)
 
     class Other(SignMomentum):
@@ -284,7 +286,7 @@ def test_options_are_taken_or_refused(optimizer: str) -> None:
         fit(optimizer, lr_factors={"nothing": 1.0})
 
 
-def test_first_order_optimizers_heed_single_rates() -> None:
+def test_first_order_optimizers_respect_single_rates() -> None:
     for optimizer in ("adam", "sgd", OWN):
         solution = fit(optimizer, lr_factors={"root": 0.0}, steps=3)
         assert np.array_equal(solution.generator.params["root"], make().params["root"])
@@ -325,7 +327,7 @@ def test_lbfgs_goes_as_far_as_scipys(topology: adtn.Topology, monkeypatch: pytes
         assert min(ours[:k]) <= 1.01 * min(theirs[:k]) + 1e-12
 
 
-# registering
+# registration
 
 
 def without(method: str) -> type[adtn.Optimizer]:
@@ -417,7 +419,7 @@ REGISTER = '\n\nadtn.register_optimizer("sign-descent", SignDescent)\n'
 
 
 def elsewhere(*args: str, code: int = 0) -> str:
-    """What another process says."""
+    """Run code in another process, and return its output."""
     command = [sys.executable, *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=None)
     assert done.returncode == code, done.stderr

@@ -1,4 +1,4 @@
-"""Modules without a generated form of their own: their code runs as it is, on generated parameters."""
+"""Modules without a generated form of their own: their own code runs with generated parameters."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ScaledEmbedding(nn.Embedding):
 
 
 class Experts(nn.Module):
-    """As models of transformers keep them: one tensor for all, read once for each."""
+    """A mixture of experts as in transformers: one tensor for all experts, read once for each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Experts(nn.Module):
         return sum(torch.relu(x @ self.up[n].T) @ self.down[n].T for n in range(3)) + self.offset
 
 
-# the module, which of its parameters are generated, and an input
+# a module, the names of its generated parameters, and an input
 MODULES: dict[str, tuple[Any, tuple[str, ...], tuple[int, ...]]] = {
     "transposed convolution": (lambda: nn.ConvTranspose2d(4, 8, 3, stride=2), ("weight",), (2, 4, 5, 5)),
     "recurrent": (lambda: nn.LSTM(8, 16, batch_first=True), ("weight_ih_l0", "weight_hh_l0"), (2, 5, 8)),
@@ -61,7 +61,7 @@ def result(module: Any, x: Any) -> Any:
 
 @pytest.fixture(params=list(MODULES))
 def case(request: pytest.FixtureRequest) -> tuple[Any, Any, Any]:
-    """A parametrized module, the dense one with the same numbers, and an input."""
+    """Make a parametrized module, the dense one with the same parameters, and an input."""
     make, names, shape = MODULES[request.param]
     torch.manual_seed(0)
     dense = make()
@@ -78,7 +78,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Any, Any, Any]:
 def test_it_computes_what_the_dense_module_does(case: Any, training: bool, graph: bool) -> None:
     made, dense, x = case
     with torch.set_grad_enabled(graph):
-        for _ in range(2):  # the second time with a kept weight
+        for _ in range(2):  # the second time with a cached weight
             got, want = (result(m.train(training), x) for m in (made, dense))
             torch.testing.assert_close(got, want)
 
@@ -125,7 +125,7 @@ def test_it_becomes_dense_again(case: Any) -> None:
 
 
 NOT_FOLLOWED = pytest.mark.xfail(
-    raises=torch._dynamo.exc.Unsupported, reason="compilers do not follow recurrent layers of PyTorch"
+    raises=torch._dynamo.exc.Unsupported, reason="compilers cannot trace recurrent layers of PyTorch"
 )
 
 
@@ -153,7 +153,7 @@ def test_weights_are_made_once_however_often_they_are_read(monkeypatch: pytest.M
 
 
 def counting(method: Any, seen: list[Any]) -> Any:
-    """The method, which notes every weight that it makes."""
+    """Wrap a method, and record every weight that it generates."""
 
     def wrapped(self: Any, arrays: Any) -> Any:
         seen.append(self)
@@ -173,7 +173,7 @@ def test_other_shapes_are_refused() -> None:
 
 
 class Model(nn.Module):
-    """A tied embedding that is a subclass, and experts."""
+    """A model with a tied embedding that is a subclass, and experts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,7 +245,7 @@ def test_layers_inside_such_modules_are_replaced_too_and_all_come_back() -> None
     assert type(modules["2"].inner) is nn.Linear
 
 
-def test_what_a_tied_partner_forbids() -> None:
+def test_a_tied_partner_may_prevent_replacement() -> None:
     config = Config(**QUICK, targets=["head", "Experts"], recipe="reconstruct")
     report = adtn.compress(Model(), replace(config, exclude=["embed"]))
     assert report.dense["head"] == "excluded"
@@ -255,7 +255,7 @@ def test_what_a_tied_partner_forbids() -> None:
     assert report.dense["head"] == "shares its weight with embed (max_norm changes its rows in place)"
 
 
-def test_there_are_no_adapters_for_them() -> None:
+def test_they_cannot_have_adapters() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), Scaled(16, 3))
     report = adtn.compress(model, Config(**QUICK | {"smallest": 8}, mode="adapter"), data=batches(1))
     assert report.dense == {"2": "no adapter for Scaled"}

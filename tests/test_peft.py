@@ -1,4 +1,4 @@
-"""Generated adapters inside peft, and LoRA on compressed models."""
+"""Generated adapters in peft, and LoRA on compressed models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def wrapped(**options: Any) -> Any:
 
 
 def moved(model: Any, seed: int = 0) -> Any:
-    """Away from zero."""
+    """Move the parameters of adapters away from zero."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -103,7 +103,7 @@ def test_merged_adapters_are_saved_loaded_and_trained_as_if_they_were_not() -> N
     torch.testing.assert_close(plain(X), y)
 
 
-def test_nonsense_is_refused() -> None:
+def test_invalid_calls_are_refused() -> None:
     with pytest.raises(adtn.errors.ADTNError, match="no topology|Got topology"):
         layers.GeneratedLoraConfig(target_modules=["4"], generated={"topology": "nothing"})
 

@@ -1,4 +1,4 @@
-"""A permutation of an axis: exact relations to the weight without one, in every mode, on every backend."""
+"""Permutations of axes: exact relations to the weight without them, in every mode, on every backend."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from table import Row, relative_error, to_numpy, tolerance, usable
 
 
 def permuted(row: Row, seed: int = 0, **options: Any) -> tuple[Generator, Generator, tuple[np.ndarray, ...]]:
-    """A generator, the same with every axis permuted, and the index arrays."""
+    """Make a generator, the same one with every axis permuted, and the index arrays."""
     orders = tuple(np.random.default_rng([seed, axis]).permutation(n) for axis, n in enumerate(row.shape))
     plain = row.generator(seed, **options)
     return plain, row.generator(seed, permutations=orders, **options), orders
@@ -49,7 +49,7 @@ def test_equal_entries_are_equal_keys() -> None:
         a.array[0] = 5
 
 
-def test_hashing_does_not_look_at_the_entries() -> None:
+def test_hashing_does_not_read_the_entries() -> None:
     class Forbidden(np.ndarray):
         def __array_finalize__(self, obj: Any) -> None: ...
 
@@ -63,7 +63,7 @@ def test_hashing_does_not_look_at_the_entries() -> None:
 
 
 @pytest.mark.parametrize("wrong", [[0, 0, 1], [1, 2, 3], [-1, 0, 1], [0.0, 1.0], [[0, 1]], [True, False]], ids=str)
-def test_what_is_no_permutation_is_refused(wrong: Any) -> None:
+def test_invalid_permutations_are_refused(wrong: Any) -> None:
     with pytest.raises(LayoutError, match="expected"):
         Permutation(wrong)
 
@@ -76,7 +76,7 @@ def test_permutations_that_do_not_fit_are_refused() -> None:
     assert Generator((8, 8), adtn.TTN(bond=2), permutations=[None, range(8)]).permutations == ()
 
 
-# every topology and backend
+# all topologies and backends
 
 
 def test_the_weight_is_the_permuted_one(row: Row, device: str) -> None:
@@ -160,7 +160,7 @@ def test_a_fit_is_that_of_the_unpermuted_target(device: str, mode: str, aware: b
     unpermuted: Any = target
     if aware:
         if mode == "factored":
-            pytest.xfail("rows are mixed by the second moment, so tiles of the weight are needed")
+            pytest.xfail("the second moment mixes rows, so tiles of the weight are needed")
         objective = adtn.DataAwareReconstruction(objective, moment[np.ix_(orders[1], orders[1])])
         unpermuted = adtn.DataAwareReconstruction(target, moment)
     options: Any = {"device": device, "dtype": "float64", "steps": 8, "mode": mode}
@@ -172,7 +172,7 @@ def test_a_fit_is_that_of_the_unpermuted_target(device: str, mode: str, aware: b
 
 @pytest.mark.parametrize("aware", [False, True])
 def test_gauss_newton_of_a_permuted_weight(aware: bool) -> None:
-    """The base keeps its order, so that an identity and a permuted one make the same problem of a permuted target."""
+    """Check that a permuted target is the same problem for a permuted identity base, as the base keeps its order."""
     row = Row(adtn.TTN(bond=2, activation="tanh"), (12, 10), 3)
     rng = np.random.default_rng(0)
     target, inputs = rng.standard_normal(row.shape), rng.standard_normal((60, 10)) * np.arange(1, 11)
@@ -215,7 +215,7 @@ def test_files_hold_permutations(tmp_path: Any) -> None:
     assert np.array_equal(back.weight(), gen.weight())
 
 
-# layers of the frameworks
+# layers of frameworks
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")

@@ -1,4 +1,4 @@
-"""Planted faults are other programs, and the same ones every time."""
+"""Planted faults change the program, and are the same every time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_fault_changes_its_module(seed: int, tmp_path: Path) -> None:
         assert ast.dump(ast.parse(copy.read_text())) != ast.dump(ast.parse(text)), fault
 
 
-def test_what_is_no_behaviour_is_left_alone(tmp_path: Path) -> None:
+def test_expressions_without_behaviour_are_not_changed(tmp_path: Path) -> None:
     (tmp_path / "adtn").mkdir()
     (tmp_path / "adtn" / "x.py").write_text(
         '''

@@ -1,4 +1,4 @@
-"""Pooled memory: never shared by two living arrays, used again when nobody looks at it."""
+"""Pooled memory: never shared by two live arrays, and reused when no array refers to it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_living_results_keep_their_values(name: str, data: st.DataObject) -> Non
             got, want = compute(lambda y=y: space.matmul(y, y.T)), x @ x.T
         else:
             got, want = compute(lambda y=y: space.packed(y.T, (96, 512))), x.T.reshape(96, 512)
-        if data.draw(st.booleans()):  # a view alone must keep the memory, too
+        if data.draw(st.booleans()):  # a view alone must keep the memory alive as well
             got, want = got[3:, ::2], want[3:, ::2]
         alive.append((got, want))
         del got
@@ -51,19 +51,19 @@ def test_memory_comes_back() -> None:
     assert space.matmul(x, x).ctypes.data == place
 
 
-def test_what_is_large_is_left_alone() -> None:
+def test_large_arrays_are_not_pooled() -> None:
     pool = Pool()
     assert pool.empty((1 << 18,), np.uint8, 1 << 18).base is not None
     assert pool.empty(((1 << 18) + 1,), np.uint8, 1 << 18).base is None
 
 
-def test_what_lies_unused_is_bounded() -> None:
+def test_unused_memory_is_bounded() -> None:
     pool = Pool(idle_bytes=1 << 22)
     alive = [pool.empty((1 << 20,), np.uint8) for _ in range(10)]
     assert pool.held_bytes == 10 << 20
     alive.clear()
     assert pool.held_bytes == 1 << 22
-    for n in range(1 << 16, 1 << 21, 70_001):  # one after the other, of all sizes
+    for n in range(1 << 16, 1 << 21, 70_001):  # arrays of all sizes, one after the other
         assert pool.empty((n,), np.uint8).nbytes == n
     assert pool.held_bytes <= 1 << 22
 

@@ -1,4 +1,4 @@
-"""The public names, what importing costs, and that it stays light."""
+"""The public names, their documentation, and the cost of importing them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import adtn
 import pytest
 
-NAMES = {  # by hand: what is public changes only on purpose
+NAMES = {  # listed by hand, so that public names change only on purpose
     "ADTNError", "ATTN", "BrickWall", "CP", "Budget", "CompressReport", "Config", "DataAwareReconstruction", "Dense",
     "DeviceProfile", "Generator", "IdentityBase", "Layout", "MERA", "MPO", "Objective", "Optimizer", "Permutation",
     "Plan", "RandomFeatures", "Reconstruction",
@@ -34,7 +34,7 @@ def test_the_public_names_are_these() -> None:
 
 
 def public(module: ModuleType) -> dict[str, Any]:
-    """Classes and functions that are there for users."""
+    """List the public classes and functions."""
     return {
         f"{module.__name__}.{name}": thing
         for name, thing in sorted(vars(module).items())
@@ -47,7 +47,7 @@ LAYERS: dict[str, Any] = {}
 for framework, layers in {"torch": "adtn_backends.torch.layers", "flax": "adtn_backends.jax.layers"}.items():
     if importlib.util.find_spec(framework):
         LAYERS |= public(importlib.import_module(layers))
-OWN = {  # what a reader of the API meets beside THINGS; inherited methods once
+OWN = {  # other documented names; inherited methods once
     f"{cls}.{name}": member
     for cls, thing in (THINGS | LAYERS).items()
     if isinstance(thing, type)
@@ -69,11 +69,11 @@ WITHOUT_EXAMPLE = {  # not yet
     "load_pretrained",
     "register_topology",
 }
-NOT_YET = pytest.mark.xfail(reason="has no example yet")
+NOT_YET = pytest.mark.xfail(reason="it has no example yet")
 
 
 def sections(thing: object) -> dict[str, list[str]]:
-    """A docstring in NumPy's style by the names of its sections; what stands above them is under ``""``."""
+    """Split a docstring in NumPy's style by sections; the text before the first one is under ``""``."""
     found: dict[str, list[str]] = {"": []}
     lines = inspect.cleandoc(thing.__doc__ or "").splitlines()
     name = ""
@@ -88,7 +88,7 @@ def sections(thing: object) -> dict[str, list[str]]:
 
 
 def summary_fault(thing: object) -> str:
-    """What is wrong with the first paragraph, or nothing."""
+    """Return what is wrong with the first paragraph, or an empty string."""
     text = " ".join(itertools.takewhile(str.strip, sections(thing)[""]))
     if not text.endswith("."):
         return f"the summary {text!r} is no sentence"
@@ -97,17 +97,17 @@ def summary_fault(thing: object) -> str:
 
 
 def documented(thing: object) -> list[str]:
-    """Names in the section of parameters: those in lines without indentation, before the colon."""
+    """List the names in the section of parameters, from lines without indentation, before the colon."""
     lines = sections(thing).get("Parameters", [])
     heads = [line.partition(" : ")[0] for line in lines if line and not line.startswith(" ")]
     return [name.strip().lstrip("*") for head in heads for name in head.split(",")]
 
 
 def accepted(thing: Any) -> list[str]:
-    """Names of the parameters of a call."""
+    """List the names of the parameters of a call."""
     if isinstance(thing, type) and (issubclass(thing, enum.Enum | Exception) or thing.__init__ is object.__init__):
         return []
-    if isinstance(thing, type) and type(thing) is not type:  # Flax's classes are called through their own one
+    if isinstance(thing, type) and type(thing) is not type:  # Flax's classes are called through their metaclass
         thing = thing.__init__
     names = inspect.signature(getattr(thing, "__func__", thing)).parameters
     bound = ("self",) if inspect.isfunction(thing) else ("self", "cls")
@@ -115,7 +115,7 @@ def accepted(thing: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("name", THINGS)
-def test_every_public_name_says_what_it_takes_and_gives(name: str) -> None:
+def test_every_public_name_documents_its_arguments_and_result(name: str) -> None:
     thing = THINGS[name]
     assert not summary_fault(thing)
     assert sorted(documented(thing)) == sorted(accepted(thing))
@@ -136,7 +136,7 @@ def test_every_public_name_has_an_example(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS | OWN)
-def test_layers_and_methods_say_what_they_do(name: str) -> None:
+def test_layers_and_methods_are_documented(name: str) -> None:
     member = (LAYERS | OWN)[name]
     assert not summary_fault(member)
     if "Parameters" in sections(member):

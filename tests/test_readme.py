@@ -41,9 +41,7 @@ def test_the_entries_of_the_readme_run(number: int, tmp_path: Path, monkeypatch:
     elif number == 1:
         error, params = re.findall(r"[\d.]+", printed)[:2]
         assert float(error) < 0.2
-        assert f"{int(params.rstrip('.')):,} parameters" in block, (
-            "the count in the README is the count that is printed"
-        )
+        assert f"{int(params.rstrip('.')):,} parameters" in block, "the README has the printed count"
     else:
         errors = re.findall(r"relative error (\S+)", printed)
         assert len(errors) == 2 * len(adtn.devices().usable)
@@ -61,7 +59,7 @@ def test_the_readme_is_short_and_has_three_entries() -> None:
 
 
 def modules(package: ModuleType) -> list[str]:
-    """All modules of a package that can be imported without running a command."""
+    """List all modules of a package that can be imported without running a command."""
     names = [m.name for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
     return sorted(name for name in names if not name.endswith(".__main__"))
 
@@ -85,4 +83,4 @@ def test_docstring_examples(name: str) -> None:
         _OPTIMIZERS.pop("sign-descent", None)
     assert result.failed == 0
     text = inspect.getsource(module)
-    assert result.attempted or ">>> " not in text, "there are examples, and none was run"
+    assert result.attempted or ">>> " not in text, "there are examples, but none was run"

@@ -1,4 +1,4 @@
-"""Caches have a bound and go with their owner."""
+"""Caches are bounded, and are freed with their owner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adtn._recent import Recent
 from adtn.generator import _generator
 
 
-def test_the_one_that_was_not_used_for_longest_is_dropped() -> None:
+def test_the_least_recently_used_entry_is_dropped() -> None:
     made: list[int] = []
     cache: Recent[int, int] = Recent(3)
     for key in (1, 2, 3, 1, 4, 1, 2):
@@ -25,14 +25,14 @@ def test_the_one_that_was_not_used_for_longest_is_dropped() -> None:
     assert 3 not in cache
 
 
-def test_copies_begin_empty() -> None:
+def test_copies_start_empty() -> None:
     cache: Recent[int, object] = Recent(3)
-    cache.get(1, lambda: lambda: None)  # what cannot be pickled
+    cache.get(1, lambda: lambda: None)  # a value that cannot be pickled
     for other in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
         assert (len(other), other.size) == (0, 3)
 
 
-def test_a_generator_holds_few_things_whatever_is_asked() -> None:
+def test_a_generator_caches_few_objects_for_any_requests() -> None:
     gen = adtn.Generator((32, 32), adtn.MPO(bond=2))
     for batch in range(1, 600, 7):
         for dtype in ("float32", "float64", "float16"):
@@ -43,7 +43,7 @@ def test_a_generator_holds_few_things_whatever_is_asked() -> None:
         assert len(cache) <= _generator._PLACES
 
 
-def test_what_is_cached_goes_with_the_generator() -> None:
+def test_caches_are_freed_with_the_generator() -> None:
     gen = adtn.Generator((32, 32), adtn.MPO(bond=2))
     gen.apply(np.ones((2, 32), np.float32), mode="materialise")
     weight = weakref.ref(next(iter(gen._weights._values.values())))

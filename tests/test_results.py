@@ -1,4 +1,4 @@
-"""Pages of results are those of the JSON beside them."""
+"""Pages of results agree with the JSON files from which they are written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 def script(name: str) -> Any:
     path = ROOT / "bench" / name
     if not path.exists():
-        pytest.skip("bench/ is not here")
+        pytest.skip("bench/ is not present")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,7 +44,7 @@ def test_networks(tmp_path: Path) -> None:
 def test_a_method_that_has_nothing_smaller_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.syspath_prepend(ROOT / "bench" / "networks")
-    for name in ("data", "dense", "methods", "train"):  # names of others may be the same
+    for name in ("data", "dense", "methods", "train"):  # as other modules may have the same names
         monkeypatch.delitem(sys.modules, name, raising=False)
     run = script("networks/run.py")
     for name in ("data", "dense", "methods", "train"):

@@ -61,7 +61,7 @@ def test_every_shipped_profile_plans(name: str) -> None:
         ("another card", "float32", "t4"),
     ],
 )
-def test_a_card_gets_what_was_measured_on_its_kind_or_a_datasheet(card: str, dtype: str, name: str) -> None:
+def test_a_gpu_has_the_profile_measured_on_its_kind_or_a_datasheet(card: str, dtype: str, name: str) -> None:
     device = SimpleNamespace(name="torch:cuda:0", description=card)
     backend: Any = SimpleNamespace(name="torch", devices=lambda: [device])
     assert nearest_shipped(backend, "cuda:0", dtype).name == name
@@ -90,7 +90,7 @@ def test_flops_of_a_plan_are_those_of_its_contractions() -> None:
     assert sum(c.flops for c in found.contractions) == 2 * 64 * 8 * 64
 
 
-SCRATCH = get_backend("numpy").scratch_bytes  # on top of what is counted
+SCRATCH = get_backend("numpy").scratch_bytes  # in addition to the counted bytes
 
 
 @pytest.mark.parametrize("topology", [adtn.TTN(bond=4), adtn.MPO(bond=8)], ids=str)
@@ -99,7 +99,7 @@ SCRATCH = get_backend("numpy").scratch_bytes  # on top of what is counted
     [("generate", "materialise"), *itertools.product(("apply", "train", "fit"), ("materialise", "stream", "factored"))],
 )
 def test_the_peak_is_that_of_what_is_run(topology: adtn.Topology, task: Any, mode: Any) -> None:
-    """The planner's own trace beside the step that it hands over, byte by byte."""
+    """Compare the planner's trace with the step that it returns, byte by byte."""
     layout = adtn.Layout.of((1024, 1024), 8, topology.order)
     gen = adtn.Generator((1024, 1024), topology, layout=layout)
     found = adtn.plan(gen, task, batch=16, mode=mode, profile=CPU)
@@ -108,14 +108,14 @@ def test_the_peak_is_that_of_what_is_run(topology: adtn.Topology, task: Any, mod
     shape = (16, 1024) if task in ("apply", "train") else gen.shape
     given = null.asarray(np.broadcast_to(np.float32(0), shape), "cpu", "float32")
     held = counter.live_bytes
-    operand = given  # which its owner keeps
+    operand = given  # which its owner keeps alive
     if task == "fit":
         operand = found.fit.arrange(given)
     found.step(null)(arrays, operand)
     assert found.peak_bytes == counter.peak_bytes - held + SCRATCH
 
 
-def test_the_peak_of_one_product_is_what_it_makes() -> None:
+def test_the_peak_of_one_product_is_its_result() -> None:
     # two cores: the product, and the copy in the order of rows and columns
     one = 4 * 64 * 64
     found = adtn.plan(sketch(adtn.MPO(bond=8), 64), "generate", profile=CPU)
@@ -127,7 +127,9 @@ def test_what_is_as_large_as_the_weight_is_as_large_as_a_tile_in_a_stream() -> N
     whole, tiles = (adtn.plan(s, "fit", profile=CPU, mode=mode) for mode in ("materialise", "stream"))
     assert tiles.tiles > 1
     assert whole.peak_bytes - SCRATCH > 2 * 4 * 2048 * 2048, "the weight and its residual"
-    state = 4 * math.prod(sizes_of(s.segments)[i] for i in s.segments[-2].outputs)  # is there as a whole, with a slope
+    state = 4 * math.prod(
+        sizes_of(s.segments)[i] for i in s.segments[-2].outputs
+    )  # stored as a whole, with its adjoint
     assert tiles.peak_bytes - SCRATCH <= (whole.peak_bytes - SCRATCH) / tiles.tiles + 2 * state
 
 
@@ -135,11 +137,11 @@ def test_a_copy_of_the_target_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     s = sketch(adtn.TTN(bond=4), 512)
     shared = adtn.plan(s, "fit", profile=CPU, mode="materialise")
     monkeypatch.setattr(type(get_backend("numpy")), "shares_memory", lambda self, where: False)
-    copied = adtn.plan(s, "fit", profile=CPU, mode="materialise", memory="1TiB")  # no limit, but another question
+    copied = adtn.plan(s, "fit", profile=CPU, mode="materialise", memory="1TiB")  # no limit, but another cache key
     assert copied.peak_bytes == shared.peak_bytes + 4 * 512 * 512
 
 
-def test_the_memory_limit_is_kept_or_the_smallest_is_named() -> None:
+def test_the_memory_limit_is_met_or_the_smallest_is_named() -> None:
     s = sketch(adtn.TTN(bond=4), 2048)
     limit = 6 << 20
     found = adtn.plan(s, "fit", profile=CPU, memory=limit)
@@ -171,7 +173,7 @@ def test_a_brick_wall_says_that_it_cannot_stream() -> None:
     assert not adtn.plan(sketch(adtn.TTN(bond=2), 1024), "fit", profile=CPU).notes
 
 
-def test_gates_are_fused_where_a_pass_over_the_state_is_dear(tmp_path: Path) -> None:
+def test_gates_are_fused_where_a_pass_over_the_state_is_expensive(tmp_path: Path) -> None:
     s = sketch(adtn.BrickWall(layers=2), 1024, leg=None)
     last, sizes = s.segments[-1], sizes_of(s.segments)
     path = best_path(last, sizes, CPU, cache=PathCache(tmp_path))
@@ -274,7 +276,7 @@ def test_calibration_recovers_a_known_machine_and_is_found(device: str, monkeypa
     backend = get_backend(device.partition(":")[0])
 
     def clock(self, fn, *args) -> float:
-        """A machine on which everything takes a microsecond and a nanosecond per entry it reads."""
+        """A machine on which every operation takes a microsecond, and a nanosecond per entry that it reads."""
         fn(*args)
         return 1e-6 + 1e-9 * sum(math.prod(x.shape) for a in args for x in (a.values() if isinstance(a, dict) else [a]))
 
@@ -344,7 +346,7 @@ def test_candidates_are_paths_and_the_best_is_not_worse_than_any(name: str, tmp_
 
 
 def every_tree(slots: tuple[int, ...]) -> list[tuple[tuple[int, int], ...]]:
-    """All pairwise orders of some sets of operands, as :meth:`Estimate.pairs` gives them."""
+    """List all pairwise orders of some sets of operands, as :meth:`Estimate.pairs` returns them."""
     if len(slots) == 1:
         return [()]
     found = []
@@ -403,7 +405,7 @@ def test_recombined_subtrees_are_not_worse_than_any_tree_and_the_best_of_all(nam
 def test_trees_of_streams_are_ranked_in_tiles(
     topology: adtn.Topology, n: int, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What suits the whole weight may be four times slower in tiles."""
+    """Check that trees are ranked in tiles, as the best tree for the whole weight may be four times slower in tiles."""
     thing = sketch(topology, n)
     found = adtn.plan(thing, "fit", mode="stream", profile=CPU)
     monkeypatch.setattr("adtn.schedule._candidates.best_tiled_path", lambda *a: best_path(*a[:4]))
@@ -422,7 +424,7 @@ def test_legs_are_cut_from_the_first_on() -> None:
         cut_legs(("a", "b", "c"), sizes, 3)
 
 
-# not cp: there a permuted result stays a view, which the search counts as a copy
+# except CP, where a permuted result remains a view, which the search counts as a copy
 @pytest.mark.parametrize("name", ["ttn", "attn", "mera", "brickwall-odd", "mpo"])
 def test_the_search_prices_the_products_that_are_done(name: str) -> None:
     gen = TOPOLOGIES[name].generator()
@@ -463,7 +465,7 @@ def test_a_transposed_operand_is_noted_and_priced() -> None:
     assert adtn.DeviceProfile.from_json(profile.to_json()) == profile
 
 
-def test_paths_are_kept_by_structure_and_objective(tmp_path: Path) -> None:
+def test_paths_are_cached_by_structure_and_objective(tmp_path: Path) -> None:
     calls: list[int] = []
 
     def search():
@@ -519,13 +521,13 @@ for i in range(300):
     assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 7, "no temporary files are left"
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_not_an_error(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert PathCache(blocked).find("k" * 64, 2, lambda: ((0, 1),)) == ((0, 1),)
 
 
-# --- what the null backend measures ---
+# --- measurements of the null backend ---
 
 
 def test_copies_are_counted_only_where_no_view_exists() -> None:
@@ -556,7 +558,7 @@ def test_peak_memory_follows_what_is_alive() -> None:
     assert counter.live_bytes == 1600
     view = z[2:]
     del z
-    assert counter.live_bytes == 1600, "a view keeps its memory"
+    assert counter.live_bytes == 1600, "a view keeps its memory alive"
     del view
     assert counter.live_bytes == 800
 

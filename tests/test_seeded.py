@@ -13,7 +13,7 @@ from table import to_numpy
 
 
 def philox4x64_10(counter: list[int], key: list[int]) -> list[int]:
-    """Philox4x64-10 in plain integers, from the definition of Salmon et al. (2011)."""
+    """Compute Philox4x64-10 in plain integers, from the definition of Salmon et al. (2011)."""
     mask = 2**64 - 1
     c, k = list(counter), list(key)
     for _ in range(10):
@@ -24,12 +24,12 @@ def philox4x64_10(counter: list[int], key: list[int]) -> list[int]:
 
 
 def words(seed: int, n: int) -> list[int]:
-    """The stream of NumPy's Philox: counter 1, 2, ..., four words each."""
+    """Yield the stream of NumPy's Philox: four words for each counter 1, 2, ..."""
     return [w for block in range(1, n // 4 + 2) for w in philox4x64_10([block, 0, 0, 0], [seed, 0])][:n]
 
 
 def test_known_answer_of_the_generator() -> None:
-    # Random123's published vector for counter 0 and key 0
+    # the vector that Random123 published for counter 0 and key 0
     assert philox4x64_10([0] * 4, [0] * 2) == [
         0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B,
     ]  # fmt: skip

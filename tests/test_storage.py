@@ -1,4 +1,4 @@
-"""Files: bit-equal parameters, and one clear error for everything that is not a good file."""
+"""Files: bit-equal parameters, and one clear error for every file that is not valid."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_half_storage_rounds_to_nearest(store: str, bits: int) -> None:
     for name, x in GEN.params.items():
         assert np.all(np.abs(back.params[name] - x) <= np.abs(x) * 2.0**-bits + 1e-7)
     assert len(data) < len(to_bytes(GEN))
-    assert to_bytes(back, store) == data, "a second rounding changes nothing"  # type: ignore[arg-type]
+    assert to_bytes(back, store) == data, "rounding twice changes nothing"  # type: ignore[arg-type]
 
 
 def test_bfloat16_is_what_torch_rounds_to() -> None:
@@ -124,7 +124,7 @@ def test_every_single_bit_is_guarded() -> None:
 
 
 def forged(change) -> bytes:
-    """A file with a changed header and a right digest: what a careless or hostile writer would make."""
+    """Make a file with a changed header and a correct digest, as a careless or hostile writer might."""
     data = to_bytes(GEN)
     header = read_header(data)
     change(header)
@@ -235,7 +235,7 @@ def test_int8_storage_rounds_to_127ths_of_the_largest_entry(base, tmp_path: Path
     assert (tmp_path / "f.safetensors").stat().st_size - (tmp_path / "q.safetensors").stat().st_size > gen.num_params
     away = back.weight() - gen.weight()
     assert 0 < np.linalg.norm(away) < 0.1 * np.linalg.norm(gen.weight())
-    # what was rounded once is not rounded again
+    # values that were rounded once are not rounded again
     adtn.save(tmp_path / "again.safetensors", back, "int8")
     np.testing.assert_allclose(adtn.load(tmp_path / "again.safetensors").weight(), back.weight(), rtol=1e-4, atol=1e-6)
 

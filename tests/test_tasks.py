@@ -1,4 +1,4 @@
-"""Models that are no classifiers: losses and scores of the caller's own, other labels, other outputs."""
+"""Models that are not classifiers: custom losses and scores, other labels, other outputs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def net(framework: str, n_out: int = 1) -> Any:
 
 
 def numbers(framework: str) -> list[Any]:
-    """A quantity to be predicted."""
+    """Make a quantity to be predicted."""
     rng = np.random.default_rng(0)
     found = [(x := rng.normal(size=(16, 32)).astype(np.float32), x[:, :1] - 2.0 * x[:, 1:2]) for _ in range(2)]
     return found if framework == "flax" else [tuple(map(torch.from_numpy, batch)) for batch in found]
@@ -84,7 +84,7 @@ def test_labels_that_number_no_classes_need_a_loss(framework: str) -> None:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_teacher_of_numbers_is_followed_by_squares(framework: str) -> None:
+def test_a_teacher_with_real_outputs_is_followed_by_squared_errors(framework: str) -> None:
     model, data = net(framework), numbers(framework)
     adapter = get_backend("torch" if framework == "torch" else "jax").model(model, None)
     adapter.install({"0" if framework == "torch" else "a": adtn.Generator((32, 32), adtn.MPO(bond=2))})

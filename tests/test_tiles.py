@@ -1,4 +1,4 @@
-"""Tiles: the same weight and the same gradients, whatever the order, the number of tiles and the path."""
+"""Tiles: the same weight and the same gradients for every order, number of tiles and path."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tiled(gen: adtn.Generator, tiles: int, by_rows: bool, once_part: float = 1 /
 
 
 def run(gen: adtn.Generator, weight: TiledWeight, wbar: np.ndarray, device: str, dtype: str):
-    """All tiles put together, and the gradients for a cotangent of the weight."""
+    """Assemble all tiles, and compute the gradients for a cotangent of the weight."""
     backend, where = check_device(device, dtype)
     arrays = gen.arrays(device, dtype)
     bars = backend.asarray(np.ascontiguousarray(weight.arrange(wbar)), where, dtype)
@@ -108,7 +108,7 @@ def projected(gen: adtn.Generator, tiles: int) -> TiledWeight:
 
 
 def distance(gen: adtn.Generator, target: np.ndarray, tiles: int, device: str, dtype: str):
-    """Squared distance and half of its gradient without the weight."""
+    """Compute the squared distance and half of its gradient without the weight."""
     backend, where = check_device(device, dtype)
     weight = projected(gen, tiles)
     arranged = backend.asarray(np.ascontiguousarray(weight.arrange(target)), where, dtype)
@@ -133,7 +133,7 @@ def test_projections_are_the_distance_and_its_gradients(row: Row) -> None:
     weight = gen.function(arrays)
     want, grads = np.sum((weight - target) ** 2), gen.function.vjp(arrays, weight - target)[1]
     cuts = [n for n in range(2, 65) if can_be_cut(gen, n)][:4]
-    assert len(cuts) >= 2, "every network of the table can be cut"
+    assert len(cuts) >= 2, "every network of the table can be tiled"
     for tiles in (1, *cuts):
         loss, found = distance(gen, target, tiles, "numpy:cpu", "float64")
         assert loss == pytest.approx(want, rel=1e-12)

@@ -1,4 +1,4 @@
-"""Structure of the topologies: counts, shapes, tags, errors."""
+"""The structure of topologies: counts, shapes, tags, errors."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def test_brick_wall_nominal_count(shape: tuple[int, int], legs: int) -> None:
 
 
 def test_brick_wall_active_count_by_rank() -> None:
-    # 12 gates of the first column see only zeros but in one slice (4 entries), 11 gates of the second all of it
+    # 12 gates of the first column see zeros except in one slice (4 entries), and 11 gates of the second see no zeros
     assert adtn.Generator((4096, 4096), adtn.BrickWall()).num_active_params == 12 * 4 + 11 * 16 == 224
 
 
 def test_brick_wall_active_count_for_an_odd_number_of_legs() -> None:
-    """The formula in use, 4 floor(Q/2) + 16 floor((Q-1)/2), gives 200 for Q = 21. By rank it is 192.
+    """Compare with the formula 4 floor(Q/2) + 16 floor((Q-1)/2), which gives 200 for Q = 21; by rank it is 192.
 
     The last leg is untouched by the first column, so the last gate of the second column still meets the
     boundary vector [1, 0] there and 8 of its 16 entries see only zeros.
@@ -85,13 +85,13 @@ def test_brick_wall_active_count_is_the_rank_of_the_full_jacobian_per_core(n: in
         for name, grad in gen.function.vjp(arrays, np.eye(2**n)[i])[1].items():
             rows.setdefault(name, []).append(grad.ravel())
     rank = {name: np.linalg.matrix_rank(np.stack(found), tol=1e-9) for name, found in rows.items()}
-    # a gate between legs that end at the boundary of a small wall can lose more; the full matrix is the judge
+    # a gate between legs at the boundary of a small wall can lose more, so the full matrix decides
     assert gen.num_active_params == sum(rank.values())
 
 
 def test_gauge_freedom_is_not_a_degree_of_freedom() -> None:
     gen = adtn.Generator((8, 8), adtn.MPO(bond=1), layout=Layout.of((8, 8), 2, "interleaved"))
-    # three 2x2 matrices in a row up to their scales: 12 numbers, two of them gauge
+    # a chain of three 2x2 matrices up to their scales: 12 parameters, two of them gauge
     assert gen.num_params == 12
     assert gen.num_active_params == 12
     assert gen.degrees_of_freedom == 10

@@ -45,7 +45,7 @@ def half(rank: int, kind: str, folder: str) -> None:
     net, (x, y) = model(), data()
     if kind == "ddp":
         net = torch.nn.parallel.DistributedDataParallel(net)
-    elif kind == "fsdp1":  # parameters are views of a flat one, which no module has as its own
+    elif kind == "fsdp1":  # parameters are views of a flat one, which belongs to no module
         from torch.distributed.fsdp import FullyShardedDataParallel
 
         net = FullyShardedDataParallel(net, use_orig_params=False, device_id=torch.device("cpu"))
@@ -69,13 +69,13 @@ def half(rank: int, kind: str, folder: str) -> None:
 
 
 def work(rank: int, kind: str, folder: str) -> None:
-    """One of two processes."""
+    """Run one of two processes."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     group = torch.distributed
     group.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        half(rank, kind, folder)  # the model is gone before its group: else the group's end can wait for ever
+        half(rank, kind, folder)  # the model is deleted before its group, which otherwise may never end
     finally:
         group.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""The torch modules: drop-in for dense layers, with plain states that survive everything PyTorch does to modules."""
+"""PyTorch modules: drop-in replacements of dense layers, with plain states that support all that modules support."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def attention():
 
 
 class Attend(nn.Module):
-    """Self-attention as a function of one tensor."""
+    """A self-attention as a function of one tensor."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ traces = pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functoo
 
 
 def parameters_of(layer):
-    """Trained numbers and the other parameters, by name."""
+    """Return cores and other parameters by name."""
     return dict(layer.named_parameters())
 
 
@@ -97,7 +97,7 @@ def grads_of(layer, x):
 
 
 @pytest.mark.parametrize("mode", ["materialise", "stream", "factored"])
-def test_two_batches_before_one_way_back_and_an_input_that_nobody_differentiates(mode: str) -> None:
+def test_two_batches_before_one_backward_pass_and_an_input_without_gradient(mode: str) -> None:
     layer = layers.ADTNLinear(GENERATORS["seeded base"](), mode=mode)
     torch.manual_seed(0)
     given, wanted = torch.randn(4, 12), torch.randn(3, 12, requires_grad=True)
@@ -132,7 +132,7 @@ def test_forward_and_gradients_are_those_of_the_dense_layer(name: str, mode: str
     layer = layers.ADTNLinear(gen, bias=np.arange(gen.shape[0]), mode=mode)
     x = torch.randn(2, 3, gen.shape[1], requires_grad=True)
     arrays = layer.generated.arrays()
-    weight = gen.function(arrays)  # differentiated by PyTorch
+    weight = gen.function(arrays)  # PyTorch differentiates this
     want = x @ weight.T + layer.bias
     got = layer(x)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
@@ -157,7 +157,7 @@ def test_every_layer_is_its_dense_form(name: str) -> None:
     for key, grad in dense_grads.items():
         if key in grads and grads[key] is not None:  # biases
             torch.testing.assert_close(grads[key], grad, rtol=1e-3, atol=1e-5)
-    # those of the cores: the chain rule through the dense layer's gradient of the weight
+    # gradients of the cores follow by the chain rule from the dense layer's gradient of the weight
     for part, twin in ((m, dense.get_submodule(n)) for n, m in layer.named_modules() if hasattr(m, "generated")):
         attribute = "in_proj_weight" if isinstance(part, layers.ADTNMultiheadAttention) else "weight"
         key = next(k for k, p in dense.named_parameters() if p is getattr(twin, attribute))
@@ -200,7 +200,7 @@ for layer, x in made + [(layers.ADTNLinear(g), torch.randn(5, g.shape[1])) for g
 """
 
 
-def test_a_process_may_begin_with_a_compiled_layer() -> None:
+def test_a_process_may_start_with_a_compiled_layer() -> None:
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run([sys.executable, "-c", _COMPILED_FIRST], capture_output=True, text=True, env=env)
     assert done.stdout.split() == ["compiled"] * 7, done.stderr[-2000:]
@@ -229,7 +229,7 @@ def test_one_graph_for_every_batch_without_the_weight(mode: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", ["ttn", "seeded base", "padded"])
-def test_the_frameworks_own_way_back_is_the_adjoint(name: str) -> None:
+def test_the_frameworks_own_backward_pass_is_the_adjoint(name: str) -> None:
     generator = GENERATORS[name]()
     plan = decide(generator, "train", device="torch:cpu", batch=5, mode="factored")
     assert isinstance(plan.executable, Factored)
@@ -259,7 +259,7 @@ def test_the_state_is_plain_and_survives(name: str, tmp_path) -> None:
     keys = set(layer.state_dict())
     want = layer(x)
     layer.eval()(x)
-    assert set(layer.state_dict()) == keys, "a forward adds nothing"
+    assert set(layer.state_dict()) == keys, "a forward pass adds nothing"
     assert all(type(p) in (torch.Tensor, nn.Parameter) for p in layer.state_dict().values())
     file, plain = io.BytesIO(), str(tmp_path / "m.safetensors")
     torch.save(layer, file)
@@ -297,7 +297,7 @@ def test_half_precision_and_autocast(name: str, dtype: str) -> None:
     torch.testing.assert_close(got.float(), want, rtol=0, atol=0.1 * scale)
 
 
-# of PyTorch's own attention, which is mapped over parameters one by one
+# a warning of PyTorch's own attention, which is mapped over parameters one by one
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @pytest.mark.parametrize("name", LAYERS)
 def test_function_transforms(name: str) -> None:
@@ -321,7 +321,7 @@ def test_function_transforms(name: str) -> None:
 
 
 class Tied(nn.Module):
-    """A language model's embedding and output layer from one generator."""
+    """The embedding and the output layer of a language model, with one generator."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -374,10 +374,10 @@ def test_once_makes_one_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made) == 2
 
 
-# --- numbers in and out ---
+# --- conversions ---
 
 
-def test_numbers_go_to_a_generator_and_back() -> None:
+def test_parameters_go_to_a_generator_and_back() -> None:
     gen = TOPOLOGIES["mera"].generator(dtype="float32")
     layer = layers.ADTNLinear(gen)
     assert {k.removeprefix("generated.") for k in layer.state_dict()} == {*gen.params, "bias"}
@@ -387,7 +387,7 @@ def test_numbers_go_to_a_generator_and_back() -> None:
     np.testing.assert_allclose(layer.generated.generator().weight(), layer.weight.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_given_numbers_are_part_of_the_state() -> None:
+def test_fixed_cores_are_part_of_the_state() -> None:
     base = np.random.default_rng(0).standard_normal((8, 8)).astype("float32")
     kept = layers.GeneratedWeight(adtn.Generator((8, 8), TTN, base=base))
     assert "frozen_base" in kept.state_dict()
@@ -397,7 +397,7 @@ def test_given_numbers_are_part_of_the_state() -> None:
     assert "frozen_base" not in layers.GeneratedWeight(GENERATORS["seeded base"]()).state_dict()
 
 
-def test_fits_of_linear_topologies_begin_at_a_decomposition() -> None:
+def test_fits_of_linear_topologies_start_from_a_decomposition() -> None:
     generator = adtn.Generator((8, 4, 3, 3), adtn.Tucker(bond=64))
     dense = nn.Conv2d(4, 8, 3)
     dense.weight.data = torch.tensor(generator.weight("numpy:cpu", "float32"))
@@ -441,7 +441,7 @@ def test_a_model_without_generated_weights_keeps_its_ties_and_its_original() -> 
         torch.testing.assert_close(value, before[key])
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of PyTorch's exporter about itself
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # PyTorch's exporter warns about itself
 def test_the_dense_form_exports_to_onnx(tmp_path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -456,7 +456,7 @@ def test_the_dense_form_exports_to_onnx(tmp_path) -> None:
     torch.testing.assert_close(torch.tensor(got), model(x).detach(), rtol=1e-3, atol=1e-4)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_mismatches_are_refused() -> None:
     with pytest.raises(LayoutError, match="n_out, n_in"):
         layers.ADTNLinear(adtn.Generator((4, 4, 4), TTN))
     with pytest.raises(LayoutError, match="kernel"):

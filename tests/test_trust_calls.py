@@ -1,4 +1,4 @@
-"""A generated table of wrong calls: every public function, every argument, a fixed list of values that mean nothing.
+"""A generated table of wrong calls: every public function, every argument, and a fixed list of meaningless values.
 
 A value is taken, because the type of the argument allows it, or refused by one error of the library that has the name
 of the argument, what was got and what was expected.
@@ -62,7 +62,7 @@ MOMENT = np.eye(8)
 
 @dataclass(frozen=True)
 class Call:
-    """One function with arguments that work, and which bad values are good ones for some of its arguments.
+    """A function with valid arguments, and the bad values that are valid for some of its arguments.
 
     A flag takes True and False and an argument whose default is None takes None: that is read from the signature.
     """
@@ -232,7 +232,7 @@ CALLS: dict[str, Call] = {
 
 
 def networks() -> dict[str, Call]:
-    """Calls with networks of quimb."""
+    """Yield calls with networks of quimb."""
     import quimb.tensor as qtn
 
     operator = qtn.MPO_rand(3, 2, dtype="float64", seed=1)
@@ -244,14 +244,14 @@ def networks() -> dict[str, Call]:
 
 
 def models() -> dict[str, Call]:
-    """Whole models, where PyTorch is installed."""
+    """Yield calls with whole models, if PyTorch is installed."""
     try:
         import torch
     except ImportError:
         return {}
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
     batches = [(torch.ones(4, 8), torch.zeros(4, dtype=torch.long))]
-    config = adtn.Config(targets=["nothing"])  # nothing is compressed, whatever is taken
+    config = adtn.Config(targets=["nothing"])  # nothing is compressed, whatever is accepted
     takes = {
         "data": "[] wrong_array", "test": "[] wrong_array", "loss": "function", "score": "function", "folder": "'no'",
         "progress": "function",
@@ -261,7 +261,7 @@ def models() -> dict[str, Call]:
 
 
 def layers() -> dict[str, Call]:
-    """Those of frameworks that are installed."""
+    """Yield calls of layers of installed frameworks."""
     from adtn_backends.numpy import layers as numpy_layers
 
     takes = {"stride": "", "padding": "0", "padding_idx": "0 -1", "bias": "True False None"}
@@ -296,7 +296,7 @@ CASES = [(name, p.name) for name, call in CALLS.items() for p in arguments(call)
 
 
 def may_take(call: Call, argument: str, label: str) -> bool:
-    """Whether a value is a good one after all."""
+    """Return whether a value is valid after all."""
     default = inspect.signature(call.function).parameters[argument].default
     if isinstance(default, bool) and label in ("True", "False"):
         return True
@@ -306,7 +306,7 @@ def may_take(call: Call, argument: str, label: str) -> bool:
 
 
 def complain(error: Exception, argument: str) -> str:
-    """What is missing from an error's message."""
+    """Return what is missing from the message of an error."""
     text = str(error)
     missing = [] if "Got" in text else ["'Got'"]
     missing += [] if re.search(rf"\b{argument}\b", text) else [f"the name {argument!r}"]
@@ -318,7 +318,7 @@ def complain(error: Exception, argument: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whatever is written is written there, and nothing stays registered."""
+    """Run in a temporary folder, and remove registrations afterwards."""
     from adtn.topology import _activation, _topology
 
     monkeypatch.chdir(tmp_path)
@@ -403,7 +403,7 @@ FINE = {
 
 
 def options() -> list[tuple[str, str]]:
-    """Every command with every argument and option that takes a value."""
+    """Yield every command with every argument and option that takes a value."""
     import typer
     from adtn.cli import app
 
@@ -412,7 +412,7 @@ def options() -> list[tuple[str, str]]:
 
 
 def line(command: str, parameter: str, word: str) -> list[str]:
-    """A command line with one value that means nothing."""
+    """Make a command line with one meaningless value."""
     import typer
     from adtn.cli import app
 

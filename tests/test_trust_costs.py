@@ -1,4 +1,4 @@
-"""What things cost: memory that is bounded, work that is not done twice, imports and threads that nobody asked for."""
+"""Costs: bounded memory, no repeated work, no unnecessary imports and threads."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DEEP = {
 
 
 def peak(run: Any) -> tuple[Any, int]:
-    """What a function returns, and the most that it allocated."""
+    """Run a function, and return its result and its peak of allocated bytes."""
     tracemalloc.start()
     try:
         return run(), tracemalloc.get_traced_memory()[1]
@@ -51,9 +51,9 @@ def peak(run: Any) -> tuple[Any, int]:
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_new_generator_takes_no_tenth_of_its_weight(name: str) -> None:
+def test_a_new_generator_takes_less_than_a_tenth_of_its_weight(name: str) -> None:
     for n in (8192, 65536):
-        adtn.Generator((n, n), LARGE[name])  # paths are found, and remembered
+        adtn.Generator((n, n), LARGE[name])  # finds and caches paths
         generator, most = peak(lambda n=n: adtn.Generator((n, n), LARGE[name], seed=1))
         assert generator.spread_is_exact
         assert most < 0.1 * 4 * n * n
@@ -74,7 +74,7 @@ def test_a_deep_wall_is_estimated_and_says_so(name: str) -> None:
 
 
 def spread(generator: adtn.Generator) -> float:
-    """Of what the last segment puts out, without padding, in units of the wished one."""
+    """Compute the standard deviation of the last segment's output, without padding, relative to the target."""
     state, arrays = None, {**generator.params, **generator.constants()}
     from adtn.calculus._adjoint import forward_stage
 
@@ -102,7 +102,7 @@ def test_padding_does_not_count(shape: tuple[int, int], name: str) -> None:
         try:
             generator = adtn.Generator(shape, topology, layout=layout, seed=1, dtype="float64")
         except TopologyError:
-            assume(False)  # too few legs; Hypothesis complains if that is so for nearly all
+            assume(False)  # too few legs; Hypothesis complains if this holds for nearly all examples
     assert spread(generator) == pytest.approx(1.0, rel=1e-5)
 
 
@@ -120,7 +120,7 @@ def test_counting_active_parameters_is_bounded() -> None:
         assert most < 2**28
 
 
-def test_ranks_in_pieces_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_by_blocks_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     from adtn.calculus import _active
 
     for name in ("brickwall", "brickwall-odd", "brickwall-mixed", "brickwall-near"):
@@ -171,7 +171,7 @@ def test_importing_layers_imports_no_compiler() -> None:
 
 
 def blas() -> list[int]:
-    """Threads of NumPy's BLAS."""
+    """Return the number of threads of NumPy's BLAS."""
     from threadpoolctl import threadpool_info
 
     return [x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas" and "numpy" in x["filepath"]]
@@ -181,7 +181,7 @@ def test_small_fits_have_one_thread_and_leave_the_others_alone() -> None:
     from threadpoolctl import ThreadpoolController
 
     if not blas():
-        pytest.skip("NumPy's BLAS has no threads here")
+        pytest.skip("NumPy's BLAS has no threads on this machine")
     with ThreadpoolController().limit(limits=2, user_api="blas"):
         before = blas()
         seen: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""Files: every type of them damaged in every way, written in bad places, killed, and read in its older format."""
+"""Files of every type: damaged in every way, written to bad places, interrupted, and read in older formats."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ OTHER = adtn.Generator((12, 8), adtn.MPO(bond=2), layout=Layout.of((12, 8), 4, "
 TARGET = np.sin(np.add.outer(np.arange(8) / 5, np.arange(12) / 7))
 QUICK = Config(topology=adtn.TTN(bond=2), smallest=8, steps=2, tune_steps=4, targets=["0"])
 
-# --- every type of file, how it is made and how it is read ---
+# --- types of files ---
 
 
 @dataclass
 class Kind:
     """A type of file.
 
-    ``make`` writes one into a folder and says where; ``read`` gives something comparable, and may change nothing.
-    ``cache`` files are made again when they are damaged; ``fine`` names foreign files that are such a file.
+    ``make`` writes a file to a folder and returns its path; ``read`` returns a comparable value, and changes nothing.
+    ``cache`` files are recreated if they are damaged; ``fine`` lists other files that are valid files of this type.
     """
 
     make: Callable[[Path], Path]
@@ -117,7 +117,7 @@ def tune_jax(path: Path, stop: int | None = None, data: Any = None) -> list[floa
 
 
 class Cut(Exception):
-    """As if the machine went down."""
+    """An error that ends a run, as if the machine stopped."""
 
 
 def cut(stop: int | None) -> Callable[[int, float], None]:
@@ -178,7 +178,7 @@ def read_torch_adapter(path: Path) -> Any:
 def read_jax_adapter(path: Path) -> Any:
     layers = pytest.importorskip("adtn_backends.jax.layers")
     nnx = pytest.importorskip("flax.nnx")
-    entries = load_layers(path.parent, "adapter")  # layers have other names here
+    entries = load_layers(path.parent, "adapter")  # layers have other names in this model
     assert set(entries) == {"0"}
     return numbers(layers.adapter_generators(layers.add_adapter(nnx.List([jax_net().layers[0]]), entries)))
 
@@ -269,7 +269,7 @@ def damages(data: bytes) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_damaged_files(name: str, tmp_path: Path) -> None:
-    """A cache counts as absent and is written anew; a result is one error of ours that names the file."""
+    """Check that a damaged cache is recreated, and that a damaged result raises one error that names the file."""
     kind = KINDS[name]
     path = kind.make(tmp_path)
     try:
@@ -286,7 +286,7 @@ def test_damaged_files(name: str, tmp_path: Path) -> None:
             with pytest.raises(FileFormatError) as caught:
                 kind.read(path)
             assert path.name in str(caught.value) or path.parent.name in str(caught.value), what
-            assert path.read_bytes() == bad, "a damaged result is left for its owner to look at"
+            assert path.read_bytes() == bad, "a damaged result is not deleted"
         path.unlink()
         path.mkdir()
         if kind.cache:
@@ -323,15 +323,15 @@ def test_a_state_is_a_plain_safetensors_file(tmp_path: Path) -> None:
     assert found["2.weight"].shape == (3, 8) and torch.isfinite(found["2.weight"]).all()
 
 
-# --- the formats before ---
+# --- older formats ---
 
 
 def as_format_1(path: Path, **metadata: str) -> None:
-    """Tensors as they are, without the header of today."""
+    """Write tensors without the present header."""
     path.write_bytes(save_plain(load_plain(path.read_bytes()), metadata or None))
 
 
-def test_an_older_checkpoint_of_a_fit_goes_on(tmp_path: Path) -> None:
+def test_a_fit_continues_from_an_older_checkpoint(tmp_path: Path) -> None:
     from adtn.optim._checkpoint import first_fingerprint
     from adtn.optim._options import FitOptions
 
@@ -352,7 +352,7 @@ def test_an_older_checkpoint_of_a_fit_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["torch-training", "jax-training"])
-def test_an_older_checkpoint_of_a_training_goes_on(name: str, tmp_path: Path) -> None:
+def test_a_training_continues_from_an_older_checkpoint(name: str, tmp_path: Path) -> None:
     path = KINDS[name].make(tmp_path)
     keep, want = path.read_bytes(), KINDS[name].read(path)
     path.write_bytes(keep)
@@ -396,14 +396,14 @@ def test_an_older_profile_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert adtn.DeviceProfile.load(tmp_path / "p.json") == profile
 
 
-# --- headers that ask for too much ---
+# --- headers that demand too much ---
 
 
 Piece = tuple[list[str], list[dict[str, Any]], list[str]]
 
 
 def networks_file(pieces: list[Piece], shape: list[int], **tensors: np.ndarray) -> bytes:
-    """A file of a few bytes with any networks (inputs, cores, outputs), and a right digest."""
+    """Make a file of a few bytes with arbitrary networks (inputs, cores, outputs) and a correct digest."""
     header = read_header(to_bytes(GEN))
     default = {"kind": "core", "level": 0, "fan_in": 1, "init": "given", "noise": 0.0, "trainable": True, "seed": 0}
     written = [
@@ -488,7 +488,7 @@ def test_parameters_that_are_not_finite_are_refused_on_reading(value: float, tmp
     adtn.load(tmp_path / "x")
     good["b"][1, 1] = value
     (tmp_path / "x").write_bytes(networks_file([([], [A, B], ["o", "i"])], [4, 4], **good))
-    with pytest.raises(FileFormatError, match="'b'.*NaN or infinite"):
+    with pytest.raises(FileFormatError, match="NaN or infinite.*'b'"):
         adtn.load(tmp_path / "x")
 
 
@@ -588,7 +588,7 @@ def test_a_smaller_result_replaces_a_larger_one(framework: str, tmp_path: Path) 
 def test_a_folder_has_the_old_or_the_new_result_whenever_it_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut before every single write and deletion of a second, smaller result."""
+    """Interrupt before every single write and deletion of a second, smaller result."""
     end = replace(QUICK, targets=["0", "2"])
     outputs = []
     for config in (end, QUICK):
@@ -650,7 +650,7 @@ while True:
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
-def test_kills_leave_no_litter(named: bool, tmp_path: Path) -> None:
+def test_killed_processes_leave_no_temporary_files(named: bool, tmp_path: Path) -> None:
     program = ("import os\nos.__dict__.pop('O_TMPFILE', None)\n" if named else "") + WRITER
     rng = random.Random(0)
     for _ in range(4):
@@ -759,7 +759,7 @@ def save_adapter_of(framework: str) -> Callable[[Path, Any], Any]:
     return call
 
 
-# argument, kind, the call, and the work that must not have begun
+# argument, kind, the call, and the work that must not have started
 PLACES: dict[str, tuple[str, str, Callable[[Path, Any], Any], str]] = {
     "fit": ("checkpoint", "file", lambda t, b: adtn.fit(GEN, TARGET, steps=2, checkpoint=b), "optim._fit.plan_loss"),
     "compress": (
@@ -791,7 +791,7 @@ def test_a_bad_place_is_found_before_the_work(name: str, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     for what, bad in bad_places(tmp_path, kind).items():
         if what == "null" and name.startswith("cli"):
-            continue  # no argument of a process has one
+            continue  # an argument of a process cannot contain it
         with pytest.raises(ADTNError if what == "null" else OutputError) as caught:
             call(tmp_path, bad)
         text = str(caught.value)
@@ -813,7 +813,7 @@ def full(*args: Any, **options: Any) -> Any:
 
 
 def fills_up(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
-    """From now on nothing can be renamed into a folder."""
+    """Let every rename into a folder fail from now on."""
     real = os.replace
 
     def rename(source: Any, target: Any) -> None:
@@ -902,7 +902,7 @@ PROBLEMS: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_a_fit_does_not_go_on_with_another_problem(name: str, tmp_path: Path) -> None:
+def test_a_fit_does_not_continue_with_another_problem(name: str, tmp_path: Path) -> None:
     first, second = PROBLEMS[name]
 
     def run(problem: Any, stop: int | None = None) -> Any:
@@ -926,7 +926,7 @@ def scaled_loss(factor: float) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
-def test_a_compression_does_not_go_on_with_another_problem(framework: str, tmp_path: Path) -> None:
+def test_a_compression_does_not_continue_with_another_problem(framework: str, tmp_path: Path) -> None:
     net = torch_net if framework == "torch" else jax_net
     config = replace(QUICK, targets=["0" if framework == "torch" else "layers.0"], tune_steps=10, recipe="finetune")
     plain = torch_data()
@@ -947,13 +947,13 @@ def test_a_compression_does_not_go_on_with_another_problem(framework: str, tmp_p
         run("step 4")
     (checkpoint,) = tmp_path.glob("training-*")
     for other in ({"factor": 2.0}, {"data": data[::-1]}, {"data": data + data}, {"config": replace(config, clip=0.5)}):
-        assert run(**other)[0].startswith("step 1 ")  # anew
+        assert run(**other)[0].startswith("step 1 ")  # from the beginning
         assert checkpoint.exists()
     assert run()[0].startswith("step 4 ")
 
 
 @pytest.mark.parametrize("tune", [tune_torch, tune_jax], ids=["torch", "jax"])
-def test_a_training_does_not_go_on_with_other_data(tune: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_training_does_not_continue_with_other_data(tune: Callable[..., Any], tmp_path: Path) -> None:
     path = make_training(tune)(tmp_path)
     kept = path.read_bytes()
     other = [(np.asarray(x) + 1, np.asarray(y)) for x, y in torch_data()]
@@ -994,7 +994,7 @@ def read_hf(folder: Path) -> Any:
     return pretrained(folder)
 
 
-def test_tied_weights_are_no_holes(hf: Path) -> None:
+def test_tied_weights_do_not_count_as_missing(hf: Path) -> None:
     model = read_hf(hf)
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
@@ -1018,7 +1018,7 @@ UP = "model.layers.0.mlp.up_proj.weight"
     ],
     ids=["missing", "shape", "renamed"],
 )
-def test_holes_are_refused_by_name(hf: Path, change: Any, message: str) -> None:
+def test_missing_weights_are_refused_by_name(hf: Path, change: Any, message: str) -> None:
     with_weights(hf, change)
     with pytest.raises(CompressError, match=message):
         read_hf(hf)
@@ -1058,7 +1058,7 @@ def test_weights_outside_of_the_folder_are_refused(hf: Path) -> None:
     (hf / "pytorch_model.bin").write_bytes(data)
     with pytest.raises(CompressError, match=r"pytorch_model\.bin.*not read"):
         read_hf(hf)
-    # as the cache of Hugging Face keeps them
+    # as in the cache of Hugging Face
     snapshot = hf.parent / "snapshots" / "abc"
     snapshot.parent.mkdir()
     hf.rename(snapshot)

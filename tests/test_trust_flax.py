@@ -1,4 +1,4 @@
-"""Generated layers of Flax in real use: nothing silently wrong, whoever writes to parameters, copies or saves."""
+"""Generated layers of Flax in real use: no silent errors when parameters are written, copied or saved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trust_flax import ADAPTERS, EMBEDDINGS, LAYERS, MERGED, TTN, Case, jax, jnp
 
 @pytest.fixture(params=LAYERS)
 def case(request: pytest.FixtureRequest) -> Case:
-    """Every layer."""
+    """Run a test with every layer."""
     return LAYERS[request.param]
 
 
@@ -21,12 +21,12 @@ def close(got: Any, want: Any, factor: float = 1.0) -> None:
 
 
 def scaled(layer: Any, factor: float, kind: Any = None) -> None:
-    """As an optimizer or EMA writes: values of variables of a kind."""
+    """Scale the values of all variables of a kind, as an optimizer or moving average would."""
     kind = kind or nnx.Param
     nnx.update(layer, jax.tree.map(lambda v: factor * v, nnx.state(layer, kind)))
 
 
-# --- the weight of the parameters now ---
+# --- weights follow the parameters ---
 
 
 @pytest.mark.parametrize("jit", [False, True])
@@ -114,7 +114,7 @@ def test_a_merged_adapter_is_saved_and_loaded_as_if_it_were_not(name: str, jit: 
 
 
 @pytest.mark.parametrize("name", MERGED)
-def test_training_while_merged_trains_what_training_beside_does(name: str) -> None:
+def test_training_merged_adapters_equals_training_unmerged_ones(name: str) -> None:
     merged, beside, x = MERGED[name].layer(), ADAPTERS[name.replace("merged", "adapted")].layer(), MERGED[name].x()
     for layer in (merged, beside):
         for _ in range(3):
@@ -179,10 +179,10 @@ def test_batches_may_be_open_in_exported_functions(case: Case) -> None:
         close(exported.call(x[:n]), layer(x[:n]))
 
 
-# --- what would be lost ---
+# --- refused layers ---
 
 
-def test_what_a_generated_layer_would_drop_is_refused() -> None:
+def test_layers_whose_behaviour_would_be_lost_are_refused() -> None:
     class Doubled(nnx.Linear):
         def __call__(self, x: Any) -> Any:
             return 2.0 * super().__call__(x)

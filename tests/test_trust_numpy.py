@@ -1,4 +1,4 @@
-"""Layers for inference on NumPy: ids and batches as those of PyTorch."""
+"""Layers for inference with NumPy accept the same ids and batches as those of PyTorch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def gen(*shape: int) -> adtn.Generator:
     return adtn.Generator(shape, TTN, seed=1)
 
 
-def test_ids_that_are_no_rows_are_refused() -> None:
+def test_ids_out_of_range_are_refused() -> None:
     layer = layers.ADTNEmbedding(gen(30, 8))
     table = layer.generator.weight()
     for bad in ([-1], [30], [0, 33], [[1, -30]]):

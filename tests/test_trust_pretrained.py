@@ -1,4 +1,4 @@
-"""Compressed transformers models go through ``save_pretrained`` and a Trainer, and come back through one call."""
+"""Compressed transformers models can be saved by ``save_pretrained`` and a Trainer, and loaded with one call."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_dense_copy_is_an_ordinary_model(tmp_path: Path) -> None:
     torch.testing.assert_close(outputs(back), outputs(model), rtol=1e-4, atol=1e-4)
 
 
-def test_holes_and_foreign_weights_are_refused(tmp_path: Path) -> None:
+def test_missing_and_unexpected_weights_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     model = compressed("llama, tied")

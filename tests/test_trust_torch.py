@@ -1,4 +1,4 @@
-"""Generated layers of PyTorch in real use: nothing silently wrong, whoever writes to parameters, copies or saves."""
+"""Generated layers of PyTorch in real use: no silent errors when parameters are written, copied or saved."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from trust_torch import ADAPTERS, EMBEDDINGS, LAYERS, MERGED, TTN, Case, cores_o
 
 @pytest.fixture(params=LAYERS)
 def case(request: pytest.FixtureRequest) -> Case:
-    """Every layer."""
+    """Run a test with every layer."""
     return LAYERS[request.param]
 
 
 def limited(error: type[Exception], reason: str, *names: str, among: Iterable[str] = LAYERS) -> list[Any]:
-    """Rows of the table, with those that a framework cannot do: the day it can, they are red."""
+    """List the rows of the table; those that a framework does not support must fail, so that a change is noticed."""
     mark = pytest.mark.xfail(raises=error, reason=reason, strict=True)
     assert set(names) <= set(among)
     return [pytest.param(name, marks=[mark] * (name in names)) for name in among]
 
 
 def fresh(layer: Any) -> Any:
-    """A copy that remembers nothing."""
+    """Make a copy with empty caches."""
     twin = copy.deepcopy(layer)
     for module in twin.modules():
         if isinstance(module, layers.Adapted):
@@ -40,7 +40,7 @@ def fresh(layer: Any) -> Any:
 
 
 def close(got: Any, want: Any, factor: float = 1.0) -> None:
-    """Up to rounding of float32, or of a merged weight."""
+    """Compare up to rounding of float32, or of a merged weight."""
     torch.testing.assert_close(got, want, rtol=factor * 1e-4, atol=factor * 1e-5)
 
 
@@ -126,21 +126,21 @@ def test_without_a_change_inference_makes_a_weight_once(
     assert len(made) == n
 
 
-def test_a_base_is_read_anew_when_it_is_told_to() -> None:
+def test_a_base_is_read_again_after_invalidate() -> None:
     layer = LAYERS["linear given base"].layer().eval()
     x = LAYERS["linear given base"].x()
     with torch.no_grad():
         layer(x)
-        layer.generated.frozen_base.mul_(2.0)  # seen by its version
+        layer.generated.frozen_base.mul_(2.0)  # detected by its version
         close(layer(x), fresh(layer)(x))
         layer.generated.frozen_base.data.mul_(2.0)
         layer.generated.invalidate()
         close(layer(x), fresh(layer)(x))
 
 
-# parametrized modules have weights of their own names
+# parametrized modules name their weights differently
 @pytest.mark.parametrize("case", [name for name in LAYERS if name not in ("lstm", "gru", "experts")], indirect=True)
-def test_a_weight_that_is_looked_at_can_be_written_to(case: Case) -> None:
+def test_a_weight_that_was_read_can_be_written_to(case: Case) -> None:
     layer, x = case.layer().eval(), case.x()
     owner = next(m for m in layer.modules() if hasattr(type(m), "weight") and hasattr(m, "generated"))
     with torch.no_grad():
@@ -149,11 +149,11 @@ def test_a_weight_that_is_looked_at_can_be_written_to(case: Case) -> None:
         close(layer(x), want)
 
 
-def test_inside_a_promise_weights_are_made_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inside_cached_weights_weights_are_generated_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = case.layer().eval(), case.x()
     with torch.no_grad(), layers.cached_weights(layer):
         want = layer(x)
-        monkeypatch.setattr(Materialised, "weight", lambda *a, **k: pytest.fail("a weight was made"))
+        monkeypatch.setattr(Materialised, "weight", lambda *a, **k: pytest.fail("a weight was generated"))
         close(layer(x), want)
 
 
@@ -161,7 +161,7 @@ def test_inside_a_promise_weights_are_made_once(case: Case, monkeypatch: pytest.
 
 
 def replica_of(module: Any) -> Any:
-    """As DataParallel makes it: copies as plain attributes, and no parameters."""
+    """Make a replica as DataParallel does: copies as plain attributes, and no parameters."""
     twin = module._replicate_for_data_parallel()
     for name, p in module._parameters.items():
         if p is None:
@@ -204,7 +204,7 @@ def test_functional_calls_differentiate_what_they_are_given(case: Case) -> None:
     "case", limited(RuntimeError, "PyTorch cannot differentiate the gradient of a bag", "embedding bag"), indirect=True
 )
 def test_gradients_can_be_differentiated_again(case: Case) -> None:
-    """The derivative of a gradient's norm, against central differences of first-order gradients."""
+    """Compare the derivative of a gradient's norm with central differences of first-order gradients."""
     layer, x = case.layer(torch.float64), case.x(torch.float64)
     own = list(cores_of(layer).values())
     inputs = own if case.integers else [x.requires_grad_(), *own]
@@ -212,7 +212,7 @@ def test_gradients_can_be_differentiated_again(case: Case) -> None:
     factor = torch.sin(1.0 + layer(x).detach())
 
     def norm(graph: bool) -> Any:
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # others are not differentiable twice
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # differentiable twice
             y = layer(x)
             first = torch.autograd.grad((y * factor).sum() + (y**2).sum(), inputs, create_graph=graph)
         return sum((g**2).sum() for g in first)
@@ -280,7 +280,7 @@ def test_gradients_of_rows_are_those_of_a_dense_embedding(options: dict[str, Any
         assert layer.to_dense().scale_grad_by_freq == dense.scale_grad_by_freq
 
 
-def test_what_a_generated_layer_would_drop_is_refused() -> None:
+def test_layers_whose_behaviour_would_be_lost_are_refused() -> None:
     class Scaled(nn.Embedding):
         def forward(self, input: Any) -> Any:
             return 2.0 * super().forward(input)
@@ -358,7 +358,7 @@ def test_a_merged_adapter_is_saved_and_loaded_as_if_it_were_not(name: str) -> No
 
 
 @pytest.mark.parametrize("name", MERGED)
-def test_training_while_merged_trains_what_training_beside_does(name: str) -> None:
+def test_training_merged_adapters_equals_training_unmerged_ones(name: str) -> None:
     merged, beside = MERGED[name].layer().train(), ADAPTERS[name.replace("merged", "adapted")].layer().train()
     x = MERGED[name].x()
     for layer in (merged, beside):
@@ -375,7 +375,7 @@ def test_training_while_merged_trains_what_training_beside_does(name: str) -> No
         assert torch.equal(merged.base_layer.weight, beside.base_layer.weight)
 
 
-def test_adapters_of_pruned_layers_are_beside_them_and_nothing_is_removed_by_half() -> None:
+def test_adapters_of_pruned_layers_are_applied_separately_and_removed_all_or_none() -> None:
     from torch.nn.utils import prune
 
     torch.manual_seed(0)
@@ -420,7 +420,7 @@ def test_a_state_is_enough_for_a_layer_without_values(name: str, how: str) -> No
     layer, x = case.layer().eval(), case.x()
     if how == "made on meta":
         if name in ADAPTERS or name in MERGED or name == "attention":
-            return  # made of dense layers that are there
+            return  # it is made from existing dense layers
         with torch.device("meta"):
             other = case.build()
     else:
@@ -448,7 +448,7 @@ def test_a_state_is_enough_for_a_layer_without_values(name: str, how: str) -> No
     ),
     indirect=True,
 )
-def test_shapes_alone_go_through(case: Case) -> None:
+def test_meta_tensors_pass_through(case: Case) -> None:
     layer, x = case.layer().to("meta"), case.x()
     assert layer(x.to("meta")).shape == case.layer()(x).shape
 
@@ -569,7 +569,7 @@ def test_pruned_cores_are_those_that_are_used(case: Case) -> None:
         layer(x)
         prune.l1_unstructured(weight, name, amount=0.5)
         pruned = layer(x)
-        getattr(weight, f"{name}_orig").data.mul_(2.0)  # what an optimizer trains
+        getattr(weight, f"{name}_orig").data.mul_(2.0)  # the parameter that an optimizer trains
         twice = layer(x)
         prune.remove(weight, name)
         close(layer(x), twice)
@@ -602,11 +602,11 @@ def test_tracers_are_refused(case: Case) -> None:
         torch.jit.trace(layer, (x,), check_trace=False)
     with pytest.raises(
         (LayoutError, torch.fx.proxy.TraceError, TypeError)
-    ):  # PyTorch's own for what takes any arguments
+    ):  # PyTorch's message for functions that accept any arguments
         torch.fx.symbolic_trace(layer)
 
 
-def test_a_dense_copy_shares_nothing_and_takes_parametrizations_along() -> None:
+def test_a_dense_copy_shares_nothing_and_has_the_parametrizations() -> None:
     from torch.nn.utils import parametrizations
 
     class Model(nn.Module):
@@ -750,7 +750,7 @@ def test_code_that_reads_the_weight_of_an_adapted_layer_gets_all_of_it(merged: b
 
 @pytest.mark.parametrize("name", MERGED)
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
-def test_merged_layers_are_right_where_nobody_can_look(name: str) -> None:
+def test_merged_layers_are_right_where_entries_cannot_be_read(name: str) -> None:
     layer, x = MERGED[name].layer().eval(), MERGED[name].x()
     own = cores_of(layer)
     both = {k: torch.stack([p, 2 * p]).detach() for k, p in own.items()}
@@ -764,7 +764,7 @@ def test_merged_layers_are_right_where_nobody_can_look(name: str) -> None:
         close(torch.func.functional_call(layer, layer.state_dict(), (x,)), layer(x))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # in PyTorch's own forward mode
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # a warning of PyTorch's own forward mode
 @pytest.mark.parametrize("name", LAYERS)
 def test_moving_averages_and_forward_mode(name: str) -> None:
     import torch.autograd.forward_ad as forward
@@ -784,7 +784,7 @@ def test_moving_averages_and_forward_mode(name: str) -> None:
             plain.update_parameters(other)
         close(average(x), plain(x))
     if any(isinstance(m, nn.RNNBase | nn.EmbeddingBag | nn.MultiheadAttention) for m in layer.modules()):
-        return  # PyTorch has no forward mode for them, or for their fast paths
+        return  # PyTorch has no forward mode for these layers, or for their fast paths
     cores = {k: p.detach().clone() for k, p in cores_of(layer).items()}
     with forward.dual_level():
         found = [
@@ -812,7 +812,7 @@ def test_fake_tensors_do_not_stay(case: Case) -> None:
         close(layer(x), fresh(layer)(x))
 
 
-def test_a_promise_does_not_hide_gradients_and_what_is_written_does_not_stay() -> None:
+def test_cached_weights_does_not_hide_gradients_and_writes_do_not_persist() -> None:
     layer, x = LAYERS["conv2d"].layer().eval(), LAYERS["conv2d"].x()
     with torch.no_grad():
         want = layer(x)

@@ -1,4 +1,4 @@
-"""What people hand over and do: odd targets, batches, Ctrl-C, activations, tiny weights, plugins, quimb's operators."""
+"""Unusual inputs and actions: targets, batches, Ctrl-C, activations, tiny weights, plugins, quimb's operators."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_the_size_of_a_target_does_not_matter(device: str, optimizer: Any, activ
     assert error(factor) < 1.01
 
 
-def test_looking_at_a_target_takes_no_memory() -> None:
+def test_reading_a_target_takes_no_memory() -> None:
     target = np.random.default_rng(0).standard_normal((2048, 1024)).astype("float32").T
     tracemalloc.start()
     try:
@@ -193,7 +193,7 @@ def test_a_task_says_what_its_function_should_return(device: str) -> None:
 
 
 class Models:
-    """The same two layers in both frameworks."""
+    """A model of two layers in both frameworks."""
 
     frameworks = ("torch", "flax")
 
@@ -243,7 +243,7 @@ def test_one_batch_needs_no_list(framework: str) -> None:
         (lambda m: {"data": [(m.x, m.y)], "loss": lambda model, b: model(b[0])}, r"from loss\(.*; expected one number"),
     ],
 )
-def test_batches_and_losses_that_make_no_sense(framework: str, options: Any, message: str) -> None:
+def test_invalid_batches_and_losses_are_refused(framework: str, options: Any, message: str) -> None:
     m = Models(framework)
     with pytest.raises(CompressError, match=message):
         m.compress(**options(m))
@@ -294,7 +294,7 @@ def test_a_budget_leaves_one_entry_alone(framework: str) -> None:
     assert "single entry" in m.compress(config=config).dense[names[1]]
 
 
-# activations of one's own
+# custom activations
 
 ELEMENTWISE: dict[str, tuple[Any, Any]] = {
     "power": (lambda z: z**3, lambda z: 3.0 * z**2),
@@ -328,7 +328,7 @@ ELEMENTWISE: dict[str, tuple[Any, Any]] = {
 
 @pytest.fixture
 def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing stays registered."""
+    """Remove registrations after a test."""
     from adtn.topology import _topology
 
     monkeypatch.setattr(_activation, "_ACTIVATIONS", dict(_activation._ACTIVATIONS))
@@ -363,7 +363,7 @@ def test_every_elementwise_function_is_an_activation(name: str, device: str) -> 
         (lambda z: None, "fails"),
     ],
 )
-def test_what_is_no_elementwise_function_is_refused(value: Any, message: str) -> None:
+def test_functions_that_are_not_elementwise_are_refused(value: Any, message: str) -> None:
     with pytest.raises(TopologyError, match=f"Got a value .*({message})"):
         adtn.register_activation("odd", value, lambda z: z)
 
@@ -408,7 +408,7 @@ adtn.save("bell.safetensors", adtn.Generator((16, 16), adtn.TTN(bond=2, activati
 
 
 def elsewhere(*args: str, code: int = 0) -> str:
-    """What another process says."""
+    """Run code in another process, and return its output."""
     done = subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=120)
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The table of Flax layers that every test of trust runs through: a new layer is one row."""
+"""The table of Flax layers with which every test of trust runs; a new layer is one row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TTN = adtn.TTN(bond=2)
 
 @dataclass(frozen=True)
 class Case:
-    """A generated layer with an input; ``rows`` says how many rows a table has whose numbers inputs are."""
+    """A generated layer with an input; ``rows`` is the number of rows of a table if inputs are indices of rows."""
 
     build: Callable[[], Any]
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class Case:
 
 
 class Attend(nnx.Module):
-    """Self-attention as a function of one array."""
+    """A self-attention as a function of one array."""
 
     def __init__(self) -> None:
         self.inner = layers.ADTNMultiheadAttention(gen(48, 16), gen(16, 16), 4)

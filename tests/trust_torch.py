@@ -1,4 +1,4 @@
-"""The table of PyTorch layers that every test of trust runs through: a new layer is one row."""
+"""The table of PyTorch layers with which every test of trust runs; a new layer is one row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TTN = adtn.TTN(bond=2)
 
 @dataclass(frozen=True)
 class Case:
-    """A generated layer with an input; ``integers`` says that inputs are numbers of rows."""
+    """A generated layer with an input; with ``integers``, inputs are indices of rows."""
 
     build: Callable[[], Any]
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class Case:
     merged: bool = False
 
     def layer(self, dtype: Any = None) -> Any:
-        """Always with the same parameters; cores away from the zeros that adapters start with."""
+        """Make the layer, always with the same parameters, and with cores away from the zeros of new adapters."""
         torch.manual_seed(0)
         layer = self.build()
         for p in cores_of(layer).values():
@@ -47,7 +47,7 @@ class Case:
 
 
 class Attend(nn.Module):
-    """Self-attention as a function of one tensor."""
+    """A self-attention as a function of one tensor."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Attend(nn.Module):
 
 
 class First(nn.Module):
-    """The outputs of a recurrent layer."""
+    """A recurrent layer that returns its outputs only."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class First(nn.Module):
 
 
 class Expert(nn.Module):
-    """Its weights are one tensor, as those of mixtures of experts."""
+    """A module whose weights are one tensor, as in mixtures of experts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,6 +156,6 @@ LAYERS = {
 
 
 def cores_of(layer: Any) -> dict[str, Any]:
-    """Trained cores of all generated weights in a layer, by name."""
+    """Return the trained cores of all generated weights in a layer by name."""
     inside = [f"{name}." if name else "" for name, m in layer.named_modules() if isinstance(m, layers.GeneratedWeight)]
     return {name: p for name, p in layer.named_parameters() if name.startswith(tuple(inside))}
