@@ -1,4 +1,4 @@
-"""A cache with a bound, owned by the object that fills it."""
+"""A bounded cache, owned by the object that fills it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """A cache of at most ``size`` values: the one that has not been used for longest makes room for a new one.
+    """A cache of at most ``size`` values, which drops the least recently used one to make room for another.
 
     Parameters
     ----------
     size : int
-        How many values are held.
+        The largest number of values.
 
     Examples
     --------
@@ -34,12 +34,12 @@ class Recent(Generic[K, V]):
         self._lock = Lock()
 
     def get(self, key: K, make: Callable[[], V]) -> V:
-        """Look a value up, or make it and hold it."""
+        """Look up a value, or make it and cache it."""
         try:
             self._values.move_to_end(key)
             return self._values[key]
-        except KeyError:  # also where another thread has just dropped it
-            value = make()  # outside of the lock: it may take long, and may ask this cache for another key
+        except KeyError:  # also if another thread has just dropped it
+            value = make()  # outside the lock, as it may take long and may use this cache for another key
         with self._lock:
             self._values[key] = value
             while len(self._values) > self.size:
@@ -53,4 +53,4 @@ class Recent(Generic[K, V]):
         return len(self._values)
 
     def __reduce__(self) -> tuple[type[Recent[K, V]], tuple[int]]:
-        return type(self), (self.size,)  # copies and pickles begin empty
+        return type(self), (self.size,)  # copies and pickles start empty

@@ -36,15 +36,15 @@ class DeviceInfo:
     name : str
         Full device string such as ``"torch:cuda:0"``.
     description : str
-        What a person calls it.
+        A human-readable description.
     memory_bytes : int or None
-        Total memory, ``None`` when the framework does not tell.
+        Total memory, ``None`` if the framework does not report it.
     dtypes : tuple of str
-        Floating-point dtypes that work there.
+        Floating-point dtypes that the device supports.
     usable : bool
-        Whether arrays can be put there now.
+        Whether arrays can be created on the device.
     reason : str
-        Why not, and what to do, when it is not usable.
+        The reason and the remedy if the device is not usable.
     """
 
     name: str
@@ -56,11 +56,11 @@ class DeviceInfo:
 
 
 class Elementwise(Protocol):
-    """A function of every entry, and its derivative, over autoray."""
+    """An elementwise function and its derivative, written with autoray."""
 
     @property
     def name(self) -> str:
-        """The name by which :attr:`Backend.fused` knows it."""
+        """The name of the function, as in :attr:`Backend.fused`."""
         ...
 
     @property
@@ -75,14 +75,14 @@ class Elementwise(Protocol):
 
 
 class Workspace:
-    """A workspace: how intermediates are computed, and where they go; this one leaves both to the framework."""
+    """The computation and the memory of intermediates; this class leaves both to the framework."""
 
     def matmul(self, x: Array, y: Array) -> Array:
         """Compute ``x @ y``."""
         return x @ y
 
     def packed(self, x: Array, shape: Shape) -> Array:
-        """Return ``x`` reshaped; a copy when its entries are not stored in this order."""
+        """Reshape ``x``, with a copy where its entries are not stored in this order."""
         return do("reshape", x, shape)
 
     def activate(self, sigma: Elementwise, z: Array) -> Array:
@@ -90,28 +90,28 @@ class Workspace:
         return sigma.value(z)
 
     def activate_vjp(self, sigma: Elementwise, z: Array, xbar: Array) -> Array:
-        """The adjoint of :meth:`activate`."""
+        """Compute the adjoint of :meth:`activate`."""
         return xbar * sigma.derivative(z)
 
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One operation on arrays, as the null backend notes it and a device profile prices it.
+    """An operation on arrays, as the null backend records it and a device profile prices it.
 
     Parameters
     ----------
     kind : str
         ``"matmul"``, ``"permute"``, ``"sum"``, ``"arithmetic"``, or the name of an elementwise function.
     dtype : str
-        Of its result.
+        The dtype of the result.
     shape : tuple of int
         ``(batch, m, n, k)`` of a product; ``(entries, inner, stride, next, axes)`` of a permuting copy, with the length
         of the last axis of the result, the stride at which it is read, the length of the axis before it and the
-        number of axes that do not lie together; ``(entries,)`` otherwise.
+        number of axes that are not contiguous to each other; ``(entries,)`` otherwise.
     read_bytes, written_bytes : int
-        Of operands and result.
+        Bytes of the operands, and of the result.
     fresh_bytes : int
-        Of the result, when memory is taken for it.
+        Bytes of the result if new memory is allocated for it.
     transposed : int
         Which operands of a product are transposed: 1 for the left one, 2 for the right one, 3 for both.
     """
@@ -134,31 +134,31 @@ class Op:
 
     @property
     def moved_bytes(self) -> int:
-        """Read and written."""
+        """The number of bytes read and written."""
         return self.read_bytes + self.written_bytes
 
 
 class Optimizer(Protocol):
-    """A first-order optimizer as three pure-looking functions; state is explicit so that it can be saved."""
+    """A first-order optimizer, whose state is explicit so that it can be saved."""
 
     def init(self, params: Params) -> Any:
-        """Return the state for parameters that have not been stepped yet."""
+        """Return the state before the first step."""
         ...
 
     def step(self, params: Params, grads: Params, state: Any, lr: float) -> tuple[Params, Any]:
-        """One update with learning rate ``lr``; returns new parameters and new state."""
+        """Take one step with learning rate ``lr``; return new parameters and a new state."""
         ...
 
     def snapshot(self, params: Params) -> Params:
-        """The parameters as they are now; later steps do not change them."""
+        """Return the present parameters in a form that later steps do not change."""
         ...
 
     def export_state(self, state: Any) -> dict[str, np.ndarray]:
-        """The state as named NumPy arrays, for a checkpoint."""
+        """Return the state as named NumPy arrays, for a checkpoint."""
         ...
 
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> Any:
-        """The inverse of :meth:`export_state`."""
+        """Rebuild the state, the inverse of :meth:`export_state`."""
         ...
 
 
@@ -167,15 +167,15 @@ class Differentiable(Protocol):
 
     @property
     def keeps(self) -> bool:
-        """Whether the way back reads a tape, or computes again what it needs."""
+        """Whether the backward pass reads a tape, instead of recomputing what it needs."""
         ...
 
     def __call__(self, arrays: Params, x: Array) -> Array:
-        """The value."""
+        """Compute the value."""
         ...
 
     def with_tape(self, arrays: Params, x: Array) -> tuple[Array, tuple[Array, ...]]:
-        """The value, and arrays that :meth:`pullback` needs."""
+        """Compute the value, and the arrays that :meth:`pullback` needs."""
         ...
 
     def pullback(
@@ -192,22 +192,22 @@ class Backend(Protocol):
     name: str
 
     def owns(self, kind: type) -> bool:
-        """Return whether arrays of this type belong to the framework; asked once per type."""
+        """Return whether arrays of this type belong to the framework; called once per type."""
         ...
 
     @property
     def compiles(self) -> bool:
-        """Whether :meth:`compile` makes a program whose first call takes long and whose operations are fused."""
+        """Whether :meth:`compile` makes a program, whose first call takes long and whose operations are fused."""
         ...
 
     @property
     def scratch_bytes(self) -> int:
-        """The memory that the framework takes beside a program's arrays: packed operands, thread stacks, compiling."""
+        """The memory that the framework uses besides a program's arrays: packed operands, thread stacks, compiling."""
         ...
 
     @property
     def fused(self) -> frozenset[str]:
-        """Names of activations that its workspaces compute in one pass, and their adjoints in another."""
+        """The names of activations that its workspaces compute in one pass, and their adjoints in another."""
         ...
 
     def shares_memory(self, device: str) -> bool:
@@ -215,26 +215,26 @@ class Backend(Protocol):
         ...
 
     def devices(self) -> list[DeviceInfo]:
-        """Every device, usable or not (then with a reason)."""
+        """List every device, with a reason if it is not usable."""
         ...
 
     def asarray(self, x: np.ndarray, device: str, dtype: str | None, *, copy: bool = True) -> Array:
-        """An array of this framework on ``device``; ``None`` keeps integers and booleans what they are.
+        """Make an array of this framework on ``device``; with ``None``, integers and booleans keep their dtype.
 
-        Without ``copy`` it may share memory with ``x``: for what nobody writes to.
+        Without ``copy``, it may share memory with ``x`` and must not be written to.
         """
         ...
 
     def to_numpy(self, x: Array) -> np.ndarray:
-        """A NumPy copy on the host; bfloat16 becomes float32, exactly."""
+        """Copy an array to NumPy on the host; bfloat16 is converted to float32, exactly."""
         ...
 
     def device_of(self, x: Array) -> str:
-        """The device string (without backend) on which ``x`` lies."""
+        """Return the device of ``x``, without the name of the backend."""
         ...
 
     def dtype_of(self, x: Array) -> str:
-        """The dtype of ``x`` as one of :data:`DTYPES`."""
+        """Return the dtype of ``x`` as one of :data:`DTYPES`."""
         ...
 
     def value_and_grad(self, fn: Callable[..., Array]) -> Callable[..., tuple[Array, tuple[Any, ...]]]:
@@ -242,29 +242,29 @@ class Backend(Protocol):
         ...
 
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Return ``fn`` made faster where the framework can; the same function otherwise."""
+        """Compile ``fn`` if the framework can, or else return it unchanged."""
         ...
 
     def scope(self, dtype: str) -> AbstractContextManager[Any]:
-        """A context in which operations on arrays of ``dtype`` keep it (JAX's 64-bit mode)."""
+        """Return a context in which operations on arrays of ``dtype`` preserve it (JAX's 64-bit mode)."""
         ...
 
     def threads(self, flops: float) -> AbstractContextManager[Any]:
-        """A context for work whose largest product has so many operations: with as many threads as that is worth."""
+        """Return a context with the best number of threads for work whose largest product has ``flops`` operations."""
         ...
 
     def synchronize(self, device: str, result: Any = None) -> None:
-        """Wait until everything that was asked of ``device`` is done, and ``result`` is there."""
+        """Wait until all work of ``device`` is done and ``result`` is computed."""
         ...
 
     def with_vjp(self, layer: Differentiable) -> Callable[..., Array]:
-        """Return ``layer(arrays, x)`` for which the framework uses the layer's own adjoint."""
+        """Return ``layer(arrays, x)`` as a function that the framework differentiates by the layer's own adjoint."""
         ...
 
     def workspace(self, keep_bytes: int | None = None) -> Workspace:
-        """Return memory for intermediates that is used again, by everybody in the process.
+        """Return a workspace for intermediates, whose memory is reused in the whole process.
 
-        Results of more than a quarter of ``keep_bytes`` are left to the framework's own allocator.
+        Results larger than a quarter of ``keep_bytes`` are allocated by the framework.
         """
         ...
 
@@ -277,29 +277,29 @@ class Backend(Protocol):
         ...
 
     def put(self, x: Array, i: Any, y: Array) -> Array:
-        """Set ``x[i] = y``; like the following, in place where the framework can: use what is returned."""
+        """Set ``x[i] = y`` and return ``x``; like the following, in place if the framework can, so use the result."""
         ...
 
     def add_at(self, x: Array, i: Any, y: Array) -> Array:
-        """Add, ``x[i] += y``."""
+        """Add, ``x[i] += y``, and return ``x``."""
         ...
 
     def add(self, x: Array, y: Array) -> Array:
-        """Add, ``x += y``."""
+        """Add, ``x += y``, and return ``x``."""
         ...
 
     def subtract(self, x: Array, y: Array) -> Array:
-        """Subtract, ``x -= y``."""
+        """Subtract, ``x -= y``, and return ``x``."""
         ...
 
     def optimizer(self, name: str, **options: float) -> Optimizer:
-        """One of :data:`OPTIMIZERS`, adapted from the framework's own library."""
+        """Make one of :data:`OPTIMIZERS`, adapted from the framework's own library."""
         ...
 
     def model(self, model: Any, device: str | None) -> Any | None:
-        """An adapter with which ``adtn.compress`` replaces layers of a model, or of the model in a folder (a ``Path``).
+        """Wrap a model, or the model in a folder (a ``Path``), so that ``adtn.compress`` can replace its layers.
 
-        ``None`` for what is no model of it.
+        Return ``None`` for objects that are not models of the framework.
         """
         ...
 
@@ -310,20 +310,20 @@ def _entry_points() -> dict[str, EntryPoint]:
 
 
 def backend_names() -> tuple[str, ...]:
-    """Names of all registered backends, installed framework or not."""
+    """List the names of all registered backends, whether their framework is installed or not."""
     return tuple(sorted(_entry_points()))
 
 
 @cache
 def get_backend(name: str) -> Backend:
-    """The backend called ``name``.
+    """Return the backend called ``name``.
 
     Raises
     ------
     DeviceError
-        If no distribution registers that name.
+        If no distribution registers the name.
     MissingDependencyError
-        If the framework behind it is not installed; the message names the pip command.
+        If its framework is not installed; the message names the pip command.
     """
     entry = _entry_points().get(name)
     if entry is None:
@@ -342,7 +342,7 @@ def get_backend(name: str) -> Backend:
 
 @checked(DeviceError)
 def split_device(device: str) -> tuple[str, str]:
-    """Split ``"torch:cuda:0"`` into ``("torch", "cuda:0")``; a bare backend means its CPU."""
+    """Split ``"torch:cuda:0"`` into ``("torch", "cuda:0")``; a backend alone means its CPU."""
     name, _, rest = device.partition(":")
     if not name:
         raise DeviceError(f"Got device {device!r}; expected 'backend:device' such as 'numpy:cpu' or 'torch:cuda:0'.")
@@ -351,7 +351,7 @@ def split_device(device: str) -> tuple[str, str]:
 
 @checked(DeviceError)
 def check_device(device: str, dtype: str) -> tuple[Backend, str]:
-    """Resolve a full device string and check that ``dtype`` works there.
+    """Resolve a full device string, and check that the device supports ``dtype``.
 
     Returns
     -------
@@ -361,7 +361,7 @@ def check_device(device: str, dtype: str) -> tuple[Backend, str]:
     Raises
     ------
     DeviceError
-        For unknown or unusable devices and for dtypes that the device lacks.
+        If the device is unknown or not usable, or does not support the dtype.
     """
     name, rest = split_device(device)
     backend = get_backend(name)
@@ -384,7 +384,7 @@ def check_device(device: str, dtype: str) -> tuple[Backend, str]:
 
 @lru_cache(maxsize=256)
 def _backend_of(kind: type) -> Backend:
-    """Ask the backends; one named after a framework that is not loaded yet has no arrays and is not loaded for it."""
+    """Find the owner of a type, without loading frameworks that are not loaded yet, as they cannot have arrays."""
     names = [name for name in backend_names() if name in sys.modules or find_spec(name) is None]
     for name in sorted(names, key=lambda name: name not in sys.modules):
         try:

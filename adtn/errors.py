@@ -1,4 +1,4 @@
-"""All errors and warnings of adtn: each says what was got, what was expected and what to do.
+"""The errors and warnings of adtn: each says what was passed, what was expected and what to do.
 
 :class:`ADTNError` is the base of every error that is raised on purpose; each class names one kind of fault.
 """
@@ -11,7 +11,7 @@ class ADTNError(Exception):
 
 
 class LayoutError(ADTNError, ValueError):
-    """A weight cannot be cut into the legs that were asked for."""
+    """An error for a weight that cannot be factored into the requested legs."""
 
 
 class TopologyError(ADTNError, ValueError):
@@ -19,59 +19,59 @@ class TopologyError(ADTNError, ValueError):
 
 
 class GeneratorError(ADTNError, ValueError):
-    """A seed, scale, base, dtype or parameter that a generator cannot have."""
+    """An error for a seed, scale, base, dtype or parameter that a generator cannot have."""
 
 
 class BackendError(ADTNError, TypeError):
-    """An array that no registered backend owns, or a backend that lacks what it must offer."""
+    """An error for an array that no registered backend owns, or an incomplete backend."""
 
 
 class BenchError(ADTNError, ValueError):
-    """A side-by-side benchmark was asked for in a way that cannot work."""
+    """An error for a benchmark that cannot run as requested."""
 
 
 class DeviceError(ADTNError, ValueError):
-    """A device or dtype does not exist or cannot be used here."""
+    """An error for a device or dtype that does not exist or cannot be used."""
 
 
 class MissingDependencyError(ADTNError, ImportError):
-    """An optional package is needed and not installed; the message names the pip command."""
+    """An error for an optional package that is not installed; the message names the pip command."""
 
 
 class FileFormatError(ADTNError, ValueError):
-    """A file is not a readable adtn file."""
+    """An error for a file that is not a readable adtn file."""
 
 
 class OutputError(ADTNError, OSError):
-    """A file or folder cannot be written where it was asked for; the message names it."""
+    """An error for a file or folder that cannot be written; the message names it."""
 
 
 class OutputWarning(UserWarning):
-    """A warning: something beside the result could not be written; the work goes on."""
+    """A warning that an additional file could not be written; the work continues."""
 
 
 class FitError(ADTNError, ValueError):
-    """A fit was asked for in a way that cannot work."""
+    """An error for a fit that cannot run as requested."""
 
 
 class ScheduleError(ADTNError, ValueError):
-    """A plan, mode, memory limit or device profile that cannot work."""
+    """An error for a plan, mode, memory limit or device profile that is not possible."""
 
 
 class CompressError(ADTNError, ValueError):
-    """A model cannot be compressed in the way that was asked for; it is left as it was."""
+    """An error for a model that cannot be compressed as requested; the model is unchanged."""
 
 
 class ProfileError(FileFormatError, ScheduleError):
-    """A file is not a readable device profile."""
+    """An error for a file that is not a readable device profile."""
 
 
 class ModelFileError(FileFormatError, CompressError):
-    """A file of a compressed model, of an adapter or of a training is not readable."""
+    """An error for an unreadable file of a compressed model, of an adapter or of a training."""
 
 
 def missing(package: str, extra: str, purpose: str) -> MissingDependencyError:
-    """The error for an optional package that is not installed."""
+    """Make the error for an optional package that is not installed."""
     return MissingDependencyError(
         f"{purpose} needs {package}, which is not installed. Get it with: pip install 'adtn[{extra}]'"
     )

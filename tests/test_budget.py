@@ -84,8 +84,8 @@ def test_candidates_are_within_their_size() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "give one of"),
-        ({"params": 10, "ratio": 2.0}, "give one of"),
+        ({}, "expected one of params"),
+        ({"params": 10, "ratio": 2.0}, "expected one of params"),
         ({"ratio": 0.5}, "at least 1"),
         ({"accuracy_loss": float("nan")}, "at least 0"),
     ],

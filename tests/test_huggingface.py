@@ -73,7 +73,7 @@ def test_accuracy_is_of_the_next_token(tmp_path: Path) -> None:
 
 def test_folders_that_are_not_models_are_refused(tmp_path: Path) -> None:
     source = folder_of("llama", tmp_path / "dense")
-    with pytest.raises(CompressError, match="take another one"):
+    with pytest.raises(CompressError, match="pass another folder"):
         run_folder(source, Config(), source)
     with pytest.raises(CompressError, match="holds no generators"):
         adtn.load_pretrained(source)

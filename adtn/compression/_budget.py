@@ -1,8 +1,8 @@
-"""Budgets: which topology, bond and layout every layer gets, so that the model is as small as asked for.
+"""Budgets: the choice of a topology, bond and layout for every layer, so that the model has the requested size.
 
 With the relative error e of a layer's outputs, the loss of the model grows about as ``Σ_layers s e²``: e is measured by
-quick local fits of candidates of several sizes, the sensitivity s by putting one of them into the model. Then one
-candidate per layer is chosen such that the sum is least and the sizes stay within the budget.
+quick local fits of candidates of several sizes, and the sensitivity s by installing one of them in the model. Then one
+candidate per layer is chosen such that the sum is smallest and the sizes are within the budget.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _CELLS = 4000  # resolution of the allocation, in parts of the budget
 
 @dataclass(frozen=True)
 class Budget:
-    """The size that a compressed model may have, or the accuracy it may lose. Exactly one is given.
+    """The size that a compressed model may have, or the accuracy that it may lose; exactly one of them.
 
     Parameters
     ----------
     params : int, optional
-        Largest number of parameters of the whole model.
+        The largest number of parameters of the whole model.
     bytes : int, optional
-        Of all its parameters.
+        The largest number of bytes of all its parameters.
     ratio : float, optional
-        The whole model becomes at least so many times smaller.
+        The factor by which the whole model becomes smaller, at least.
     accuracy_loss : float, optional
-        In percentage points; the smallest model that was found to lose no more.
+        The largest loss of accuracy in percentage points; the smallest model found that loses no more is chosen.
 
     Raises
     ------
     CompressError
-        If none or several are given, or a value makes no sense.
+        If none or several are given, or a value is not allowed.
 
     Examples
     --------
@@ -57,10 +57,10 @@ class Budget:
 
     def __post_init__(self) -> None:
         check_fields(self, CompressError)
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        if len(given) != 1:
+        options = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        if len(options) != 1:
             raise CompressError(
-                f"Got a budget of {given or 'nothing'}; give one of params, bytes, ratio, accuracy_loss."
+                f"Got a budget of {options or 'nothing'}; expected one of params, bytes, ratio, accuracy_loss."
             )
 
     @classmethod
@@ -73,13 +73,13 @@ class Budget:
         >>> Budget.from_dict({"ratio": 20}).ratio
         20
         """
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise CompressError(f"Got {unknown} for a budget; it is one of {', '.join(sorted(known))}.")
+        names = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - names):
+            raise CompressError(f"Got {unknown} for a budget; expected one of {', '.join(sorted(names))}.")
         return cls(**values)
 
     def most(self, params: int, size: int) -> tuple[int, str]:
-        """The largest cost of the whole model and its unit, for a model of so many parameters and bytes."""
+        """Return the largest cost of the whole model and its unit, for a model of that many parameters and bytes."""
         if self.bytes is not None:
             return int(self.bytes), "bytes"
         if self.params is not None:
@@ -108,13 +108,13 @@ def layouts_of(shape: Shape) -> list[Layout]:
 
 
 def rungs_of(entries: int, least: int) -> list[int]:
-    """Return sizes from half of the dense weight down by factors of two."""
+    """Return sizes from half of the dense weight downwards, by factors of two."""
     sizes = [entries >> k for k in range(1, entries.bit_length()) if entries >> k >= least]
     return sizes[:: max(1, math.ceil(len(sizes) / 8))]
 
 
 def candidates(shape: Shape, topologies: Sequence[Topology], size: int) -> list[Choice]:
-    """The largest generators of at most ``size`` numbers, one for every topology and layout that can be so small."""
+    """Return the largest generators of at most ``size`` parameters, for topologies and layouts that can be so small."""
     choices: dict[tuple[Topology, Layout], Choice] = {}
     for topology in topologies:
         for layout in layouts_of(shape) if not topology.exact else [topology.default_layout(shape)]:
@@ -136,25 +136,25 @@ def smallest(shape: Shape, topologies: Sequence[Topology]) -> int:
 def allocate(
     options: Mapping[str, Sequence[tuple[int, float]]], most: int, describe: Callable[[int], str] = str
 ) -> dict[str, int]:
-    """One option per layer, so that the costs add up to at most ``most`` and the losses to as little as possible.
+    """Choose one option per layer, so that the costs are at most ``most`` in total and the losses are smallest.
 
     Parameters
     ----------
     options : mapping of str to sequence of (cost, loss)
-        Of every layer.
+        The options of every layer.
     most : int
     describe : callable
-        Of a cost, for the error.
+        A function that describes a cost, for the error.
 
     Returns
     -------
     dict of str to int
-        Which option each layer gets.
+        The index of the option of each layer.
 
     Raises
     ------
     CompressError
-        If the cheapest options together cost more.
+        If even the cheapest options cost more in total.
 
     Examples
     --------
@@ -167,7 +167,7 @@ def allocate(
             f"Got a budget that leaves {describe(most)} for the chosen layers; their smallest candidates together have "
             f"{describe(least)}. Allow more, choose more layers, or give smaller candidates."
         )
-    # costs are rounded up to cells, what the cheapest options cost is paid exactly: the budget is never exceeded
+    # costs above the cheapest options are rounded up to cells, so the budget is never exceeded
     cell = max(1.0, (most - least) / _CELLS)
     cells = int((most - least) / cell)
     best = np.zeros(cells + 1)

@@ -17,26 +17,26 @@ from ._config import Config
 from ._local import Executor, LocalResult, LocalTask, run_local
 from ._model import Layer, Model
 
-_SCREEN_STEPS = 15  # of the fits that pick two topologies and layouts per weight
-_LADDER_STEPS = 40  # of the fits of these two in every size
-_SAMPLE = 16  # batches that measure sensitivities
+_SCREEN_STEPS = 15  # steps of the fits that select two topologies and layouts per weight
+_LADDER_STEPS = 40  # steps of the fits of these two in every size
+_SAMPLE = 16  # batches with which sensitivities are measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
-    """The candidates of one layer, all its weights together, from large to small.
+    """The candidates of one layer with all its weights, from large to small.
 
     Parameters
     ----------
     layer : Layer
     choices : list of mapping
-        Per candidate the choice for every weight.
+        The choice for every weight, per candidate.
     errors : list of float
-        Relative errors of the outputs, root mean square over the weights.
+        The relative errors of the outputs, root mean square over the weights.
     middle : mapping of str to LocalResult
-        The generators of the candidate of middle size.
+        The generators of the candidate of medium size.
     sensitivity : float
-        Growth of the model's loss per squared error.
+        The growth of the model's loss per squared error.
     """
 
     layer: Layer
@@ -46,7 +46,7 @@ class Ladder:
     sensitivity: float = 1.0
 
     def options(self, bytes_each: int) -> list[tuple[int, float]]:
-        """Return cost and expected loss of every candidate."""
+        """Return the cost and the expected loss of every candidate."""
         return [
             (bytes_each * sum(c.params for c in own.values()), self.sensitivity * error**2)
             for own, error in zip(self.choices, self.errors, strict=True)
@@ -60,9 +60,9 @@ def build_ladders(
     executor: Executor | None,
     folder: Path | None,
 ) -> list[Ladder]:
-    """The candidates of every layer with their errors.
+    """Make the candidates of every layer with their errors.
 
-    All topologies and layouts are fitted briefly in a middle size; the best two of each weight in all sizes.
+    All topologies and layouts are fitted briefly in a medium size, and the best two of each weight in all sizes.
     """
     options = {layer.name: config.options_of(layer) for layer in layers}
     sizes: dict[str, list[int]] = {}
@@ -103,7 +103,7 @@ def build_ladders(
 def _fits(
     wanted: Sequence[tuple[LocalTask, Choice]], steps: int, executor: Executor | None, folder: Path | None
 ) -> dict[tuple[str, Choice], LocalResult]:
-    """Quick fits; a candidate that is the largest of several sizes is fitted once."""
+    """Fit candidates briefly; a candidate that is the largest one for several sizes is fitted once."""
     unique = {(task.name, c): task for task, c in wanted}
     tasks = [
         replace(task, topology=c.topology, layout=c.layout, steps=steps, label=f"{name}-try{n}")
@@ -119,8 +119,8 @@ def measure_sensitivities(
     loss: Callable[..., Any] | None,
     say: Callable[[str], None],
 ) -> list[Ladder]:
-    """Add sensitivities to the ladders: one layer after the other is replaced by its middle candidate."""
-    sample = list(islice(data, _SAMPLE))  # the same ones for every layer
+    """Measure sensitivities by replacing one layer after the other by its candidate of medium size."""
+    sample = list(islice(data, _SAMPLE))  # the same batches for every layer
     before = adapter.loss_on(sample, loss)
     growth: list[float] = []
     for ladder in ladders:
@@ -131,17 +131,17 @@ def measure_sensitivities(
         finally:
             adapter.restore()
         say(f"{ladder.layer.name}: sensitivity {growth[-1]:.4g}")
-    floor = 1e-3 * max(growth) or 1.0  # a layer whose loss does not grow is still better exact than not
+    floor = 1e-3 * max(growth) or 1.0  # even if the loss does not grow, a smaller error is better
     return [replace(ladder, sensitivity=max(g, floor)) for ladder, g in zip(ladders, growth, strict=True)]
 
 
 def choose(ladders: Sequence[Ladder], most: int, bytes_each: int, unit: str) -> dict[str, Choice]:
-    """The choice for every weight within ``most``.
+    """Choose a candidate for every weight within ``most``.
 
     Raises
     ------
     CompressError
-        If the smallest candidates together are larger.
+        If even the smallest candidates are larger in total.
     """
     picked = allocate(
         {ladder.layer.name: ladder.options(bytes_each) for ladder in ladders}, most, lambda n: f"{n:,} {unit}"
@@ -150,7 +150,7 @@ def choose(ladders: Sequence[Ladder], most: int, bytes_each: int, unit: str) -> 
 
 
 def least_and_most(ladders: Sequence[Ladder]) -> tuple[int, int]:
-    """Return the parameters of all smallest, and of all largest candidates."""
+    """Return the total parameters of the smallest, and of the largest candidates."""
     sizes = [[cost for cost, _ in ladder.options(1)] for ladder in ladders]
     if not sizes:
         raise CompressError("Got no layer to choose candidates for.")

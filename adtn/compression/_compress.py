@@ -1,4 +1,4 @@
-"""A whole model in one call."""
+"""Compression of a whole model in one call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ._report import CompressReport
 from ._rows import LayerRow, ModelCost
 from ._run import CompressionRun, Outcome
 
-_CORNER = 96  # rows and columns of a weight that are shown
+_CORNER = 96  # rows and columns of a weight that the report shows
 
 
 @checked(CompressError)
@@ -43,42 +43,42 @@ def compress(
     Parameters
     ----------
     model : torch.nn.Module or flax.nnx.Module
-        Changed in place; left as it was when an error occurs.
+        The model, which is changed in place; if an error occurs, it is restored.
     config : Config, optional
-        What to compress, into what, and how.
+        The layers to compress, their topologies, and the recipe.
     data : iterable, optional
-        Batches: ``(inputs, labels)``, or mappings with ``"labels"`` for models that take keywords. Gone through more
-        than once: a list or a data loader, not a generator. One batch alone needs no list around it.
+        Batches: ``(inputs, labels)``, or mappings with ``"labels"`` for models that take keywords. They are read more
+        than once: pass a list or a data loader, not a generator. A single batch needs no list around it.
     test : iterable, optional
-        The same, for the loss before and after, and the accuracy where labels number classes.
+        Test batches, for the loss before and after, and for the accuracy if labels are indices of classes.
     loss : callable, optional
-        ``loss(model, batch)``, cross entropy of the outputs and the labels when not given; JAX traces
+        ``loss(model, batch)``; by default, the cross entropy of the outputs and the labels. JAX traces
         it.
     score : callable, optional
-        ``score(model)``, the larger the better, such as a mean intersection over union: measured before and after in
-        evaluation mode, and what a budget of ``accuracy_loss`` counts instead of the accuracy.
+        ``score(model)``, where larger is better, such as a mean intersection over union: measured before and after in
+        evaluation mode, and a budget of ``accuracy_loss`` refers to it instead of the accuracy.
     device : str, optional
-        Where local fits run, such as ``"torch:cuda:0"``; on NumPy when not given. The model stays where it is.
+        The device of local fits, such as ``"torch:cuda:0"``; by default NumPy's. The model is not moved.
     executor : optional
-        Runs local fits: one of :mod:`concurrent.futures`, or a Dask client. One after the other when not given.
+        An executor of :mod:`concurrent.futures` or a Dask client that runs local fits; by default, they run in turn.
     folder : path, optional
-        Finished layers are cached there, and found there when the call is repeated. A training that was cut off goes
-        on where its last checkpoint was, with the data it would have had; with other data it is refused, and with
-        another config, loss or model it starts again.
+        A folder where finished layers are cached and found when the call is repeated. An interrupted training continues
+        from its last checkpoint, with the same sequence of data. With other data, this is refused; with
+        another config, loss or model, training starts from the beginning.
     progress : callable, optional
-        Called with a line for every layer and now and then during training.
+        A function that is called with a line for every layer, and regularly during training.
 
     Returns
     -------
     CompressReport
-        Parameters, bytes, errors, accuracy and time before and after, and what stayed dense and why.
+        Parameters, bytes, errors, accuracy and time before and after, and the layers that stay dense, with reasons.
 
     Raises
     ------
     CompressError
-        If no layer can be replaced, or the recipe needs data that are not given.
+        If no layer can be replaced, or the recipe needs data and there are none.
     OutputError
-        If nothing can be written to the folder. A disk that is full later is a warning.
+        If the folder cannot be written to; a disk that becomes full later only causes a warning.
 
     Examples
     --------
@@ -105,7 +105,7 @@ def compress(
     before = _cost(adapter, test, data, loss, score)
     if measured and before.quality is None:
         raise CompressError(
-            "Got a budget of accuracy_loss for labels that do not number classes; pass score= to measure the model."
+            "Got a budget of accuracy_loss for labels that are not indices of classes; pass score= as well."
         )
     tasks = _tasks(adapter, config, chosen, data, device, stages)
     if folder is not None:
@@ -152,7 +152,7 @@ Chosen = Sequence[tuple[Layer, Mapping[str, np.ndarray]]]
 
 
 def _choose_layers(adapter: Model, config: Config) -> tuple[Chosen, dict[str, str]]:
-    """Say which layers are replaced, and why the others stay dense."""
+    """Choose the layers to replace, and give the reasons why others stay dense."""
     candidates, dense = config.select(adapter.layers())
     chosen: list[tuple[Layer, Mapping[str, np.ndarray]]] = []
     for layer in candidates:
@@ -167,14 +167,14 @@ def _choose_layers(adapter: Model, config: Config) -> tuple[Chosen, dict[str, st
         raise CompressError(f"No layer can be replaced: {reasons}. Change targets, exclude or smallest.")
     if any(not layer.name for layer, _ in chosen):
         raise CompressError(
-            "Got a model that is one layer, which has no place to be replaced in; use a layer of "
+            "Got a model that is one layer, which cannot be replaced in place; use a layer of "
             "adtn_backends.torch or adtn_backends.jax."
         )
     return chosen, dense
 
 
 def _batches(name: str, data: Any) -> Iterable[Any] | None:
-    """Batches; a single one that is given without the list around it is put in one."""
+    """Return the batches; a single batch without a list is put into one."""
     if data is None:
         return None
     if isinstance(data, Mapping) and "labels" in data:
@@ -194,7 +194,7 @@ def _tasks(
     device: str,
     stages: Sequence[str],
 ) -> dict[str, LocalTask]:
-    """One for every weight; layouts are checked before anything is fitted."""
+    """Make one task per weight; layouts are checked before anything is fitted."""
     fits = any(stage.startswith("reconstruct") for stage in stages) and config.steps > 0
     by_data = "reconstruct-data" in stages and data is not None and fits
     planned = [(name, weight, config.options_of(layer)) for layer, own in chosen for name, weight in own.items()]
@@ -235,7 +235,7 @@ def _impossible(layer: Layer, config: Config) -> str:
 
 
 def _unfit(weights: Iterable[np.ndarray]) -> str:
-    """Why nothing can be made of them."""
+    """Return why these weights cannot be generated."""
     for weight in weights:
         if not np.isfinite(weight).all():
             return "has entries that are NaN or infinite"
@@ -245,7 +245,7 @@ def _unfit(weights: Iterable[np.ndarray]) -> str:
 
 
 def _usable(moment: np.ndarray | None) -> np.ndarray | None:
-    """``None`` for inputs that are all zero: nothing is to be learnt from them."""
+    """Return the second moment, or ``None`` if all inputs are zero, which carries no information."""
     return moment if moment is not None and float(np.trace(moment)) > 0.0 else None
 
 
@@ -272,7 +272,7 @@ def _cost(
 
 
 def _corner(weight: np.ndarray | Generator) -> np.ndarray:
-    """At most 96 rows and columns, float32; of a generator no other rows are made."""
+    """Return at most 96 rows and columns in float32; a generator makes only these rows."""
     if isinstance(weight, Generator):
         arrays = weight.arrays("numpy:cpu", "float32")
         index = np.arange(min(_CORNER, weight.shape[0]))

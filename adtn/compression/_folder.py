@@ -1,4 +1,4 @@
-"""A compressed model in a folder: generators, the rest of the state, and the report."""
+"""Compressed models in folders: generators, the rest of the state, and the report."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ._model import Model, model_of
 from ._report import CompressReport
 from ._storage import STRUCTURES
 
-FORMAT = 2  # the first one has no header
+FORMAT = 2  # the first format has no header
 _KIND = "state of a compressed model"
 _STATE = "state.safetensors"
-# of a Hugging Face folder: what the new folder needs as well, and what it must not have
+# files of a Hugging Face folder that the new folder needs as well, and files that it must not have
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "merges.*", "vocab.*")
 _WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -43,32 +43,32 @@ def run_folder(
     device: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> CompressReport:
-    """Make a model, load its dense weights, compress it, and save what came out.
+    """Make a model, load its dense weights, compress it, and save the result.
 
     Parameters
     ----------
     source : callable or path
-        Returns the dense model, or is the Hugging Face folder of one (``config.json`` and safetensors).
+        A function that returns the dense model, or a Hugging Face folder (``config.json`` and safetensors).
     config : Config
     out : path
-        Folder: ``layers/`` with one file per finished local fit, ``generators/`` with the final ones and their index,
+        A folder with ``layers/``, one file per finished local fit, ``generators/``, the final ones and their index,
         ``state.safetensors`` with the state of the model, ``report.json`` and ``report.html``; configuration and
         tokenizer are copied from a Hugging Face folder. An older result in it is replaced as a whole.
     weights : path, optional
-        State of the dense model, ``.safetensors``.
+        A file with the state of the dense model, ``.safetensors``.
     data, test, loss, score, device, progress
         See :func:`compress`.
 
     Raises
     ------
     CompressError
-        If the weights do not fit the model.
+        If the weights do not match the model.
     OutputError
-        If nothing can be written to ``out``: before any work, or afterwards, with the place where the result is.
+        If ``out`` cannot be written to: before any work, or afterwards, with the folder where the result is instead.
     """
     out = check_writable(out, "out", "folder")
     if isinstance(source, Path) and out.resolve() == source.resolve():
-        raise CompressError(f"Got out={out}, the folder of the dense model; take another one.")
+        raise CompressError(f"Got out={out}, the folder of the dense model; pass another folder.")
     model = model_of(source, None).model if isinstance(source, Path) else source()
     if weights is not None:
         _load(model_of(model, None), weights)
@@ -94,7 +94,7 @@ def run_folder(
 
 
 def _write(out: Path, model: Any, report: CompressReport, source: Path | None) -> None:
-    """The state is the last of what a model is made of, and says what the rest is: until then, the old one is there."""
+    """Write the state last, as it refers to the other files; until then, the folder contains the old model."""
     older = _older(out)
     layers = write_files(out / "generators", report.generators)
     beside = {
@@ -116,7 +116,7 @@ def _write(out: Path, model: Any, report: CompressReport, source: Path | None) -
 
 
 def _older(out: Path) -> set[str]:
-    """What an earlier result copied from its Hugging Face folder."""
+    """List the files that an earlier result copied from its Hugging Face folder."""
     try:
         return set((_state_header(out / _STATE) or {}).get("beside", {}))
     except FileFormatError:
@@ -124,12 +124,12 @@ def _older(out: Path) -> set[str]:
 
 
 def _state_header(path: Path) -> dict[str, Any] | None:
-    """Of a checked file; nothing for one of the first format, or one that others wrote.
+    """Read the header of a verified state; empty for the first format, or for files of other programs.
 
     Raises
     ------
     ModelFileError
-        If it is damaged.
+        If the file is damaged.
     """
     try:
         return read_header(read_whole(path, "the state of a model"), _KIND, FORMAT)
@@ -138,41 +138,41 @@ def _state_header(path: Path) -> dict[str, Any] | None:
 
 
 def _load(adapter: Model, path: Path) -> None:
-    """The state in a file.
+    """Load the state from a file.
 
     Raises
     ------
     CompressError
-        If it is damaged, or does not fit.
+        If the file is damaged, or does not match the model.
     """
     _state_header(path)
     try:
         adapter.load(path)
-    except Exception as error:  # of another model, or of safetensors
+    except Exception as error:  # the file is of another model, or safetensors refuses it
         raise ModelFileError(f"Cannot load {path} into {type(adapter.model).__name__}: {error}.") from error
 
 
 @checked(CompressError)
 def load_pretrained(folder: PathArgument) -> Any:
-    """The compressed model in a folder.
+    """Load the compressed model in a folder.
 
     Parameters
     ----------
     folder : path
-        That ``adtn compress`` made of a Hugging Face folder, or that ``save_pretrained`` of a compressed model (and so
-        a Trainer) wrote.
+        A folder that ``adtn compress`` made of a Hugging Face folder, or that ``save_pretrained`` of a compressed model
+        (and so a Trainer) wrote.
 
     Returns
     -------
     transformers.PreTrainedModel
-        In evaluation mode.
+        The model, in evaluation mode.
 
     Raises
     ------
     CompressError
         If the folder holds no compressed model.
     MissingDependencyError
-        Without transformers.
+        If transformers is not installed.
     """
     with locked_folder(Path(folder), shared=True):
         if not (Path(folder) / "generators").exists() and _says_how(Path(folder)):
@@ -182,7 +182,7 @@ def load_pretrained(folder: PathArgument) -> Any:
 
 
 def _says_how(folder: Path) -> bool:
-    """Whether the configuration has the structures of generators."""
+    """Return whether the configuration describes the structures of generators."""
     try:
         return STRUCTURES in json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, RecursionError):
@@ -191,14 +191,14 @@ def _says_how(folder: Path) -> bool:
 
 @checked(CompressError)
 def load_model(model: Any, folder: PathArgument) -> Any:
-    """Make a dense model the compressed one that :func:`run_folder` or ``adtn compress`` saved.
+    """Turn a dense model into the compressed one that :func:`run_folder` or ``adtn compress`` saved.
 
     Parameters
     ----------
     model : torch.nn.Module
-        The dense model with any numbers; changed in place.
+        The dense model with any parameters, which is changed in place.
     folder : path
-        Written by ``adtn compress``.
+        A folder that ``adtn compress`` wrote.
 
     Returns
     -------
@@ -208,9 +208,9 @@ def load_model(model: Any, folder: PathArgument) -> Any:
     Raises
     ------
     CompressError
-        If the folder holds no compressed model, or one of another model, which is then left as it was.
+        If the folder contains no compressed model, or that of another model; ``model`` is unchanged then.
     ModelFileError
-        If a file of it is missing, damaged or altered.
+        If a file of the folder is missing, damaged or modified.
     """
     with locked_folder(Path(folder), shared=True):
         return _loaded(model, Path(folder), _generators(Path(folder)))
@@ -233,7 +233,7 @@ def _loaded(model: Any, folder: Path, generators: Mapping[str, Generator]) -> An
 
 
 def _generators(folder: Path) -> dict[str, Generator]:
-    """Those that the state belongs to."""
+    """Read the generators to which the state belongs."""
     what = "generators; pass a folder that 'adtn compress' wrote"
     if not (folder / "generators").is_dir():
         raise CompressError(f"Got {folder}, which holds no {what}.")

@@ -1,4 +1,4 @@
-"""Layers by themselves: one generator for one weight, on any executor."""
+"""Local fits: one generator for one weight, on any executor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ._storage import from_bytes, load, to_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class LocalTask:
-    """One weight to be generated.
+    """The fit of a generator to one weight, as a task for a worker.
 
     Parameters
     ----------
@@ -31,19 +31,19 @@ class LocalTask:
         Of the weight.
     weight : numpy.ndarray
     moment : numpy.ndarray or None
-        Of its inputs: then the outputs are reconstructed.
+        The second moment of its inputs; if given, the outputs are reconstructed.
     topology, layout, base, seed
         Of the generator.
     steps : int
-        0 for a random generator of the weight's spread.
+        The number of steps; 0 for a random generator with the standard deviation of the weight.
     optimizer, lr, device
-        Of the fit.
+        Options of the fit.
     restarts : int
-        Seeds that begin; the worse half is given up again and again (successive halving).
+        The number of seeds at the start; the worse half is dropped repeatedly (successive halving).
     label : str
-        Of its file, where it is another one than the name.
+        The name of its file, if it differs from that of the weight.
     silent : bool
-        The generated weight starts at zero: an adapter.
+        Whether the generated weight starts at zero, for an adapter.
     """
 
     name: str
@@ -62,7 +62,7 @@ class LocalTask:
     silent: bool = False
 
     def mark(self) -> str:
-        """Return what the result depends on, apart from the device."""
+        """Return everything that the result depends on, except the device."""
         parts = (
             self.name,
             self.topology,
@@ -84,15 +84,15 @@ class LocalTask:
 
 @dataclass(frozen=True)
 class LocalResult:
-    """A generator in place of a weight.
+    """The result of a local fit.
 
     Parameters
     ----------
     name : str
     content : bytes
-        Of an adtn file.
+        The content of an adtn file.
     relative_error : float
-        Of the layer's outputs where their inputs are known, of the weight otherwise.
+        The relative error of the layer's outputs if their inputs are known, or else of the weight.
     """
 
     name: str
@@ -101,7 +101,7 @@ class LocalResult:
 
     @property
     def generator(self) -> Generator:
-        """The generator with its parameters."""
+        """Return the generator with its parameters."""
         return from_bytes(self.content)
 
 
@@ -109,15 +109,15 @@ class Executor(Protocol):
     """The interface that :mod:`concurrent.futures` and a Dask client have in common."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Any:
-        """A future with ``result()``."""
+        """Return a future with ``result()``."""
         ...
 
 
 def solve(task: LocalTask) -> LocalResult:
-    """Fit one layer; what workers run.
+    """Fit one weight, in a worker.
 
-    Restarts share the steps of one fit per rung: of ``n`` seeds every one gets ``steps / n``, half of them go on with
-    twice as many, and the last one with all.
+    Restarts share the steps of one fit per rung: each of ``n`` seeds has ``steps / n``, the better half continues with
+    twice as many, and the last one with all steps.
     """
     target = Reconstruction(task.weight)
     if task.moment is not None:
@@ -137,8 +137,8 @@ def _first(task: LocalTask, seed: int) -> Generator:
     like: dict[str, Any] = {"layout": task.layout, "scale": task.weight, "seed": seed}
     if not task.silent:
         generator = Generator(task.weight.shape, task.topology, base=task.base, **like)
-        # measured on convolutions of ResNet-20: L-BFGS from random Tucker cores stays at an error of 0.98 where HOSVD
-        # is exact, and never ends below where it begins from a decomposition
+        # measured on convolutions of ResNet-20: from random Tucker cores, L-BFGS stays at an error of 0.98 where HOSVD
+        # is exact, and never ends below the error of a decomposition
         return decompose(generator, task.weight) if task.steps and has_decomposition(generator) else generator
     return starting_at_zero(task.weight.shape, task.topology, **like)
 
@@ -151,7 +151,7 @@ def starting_at_zero(shape: tuple[int, ...], topology: Topology, **options: Any)
     shape, topology
         See :class:`adtn.Generator`.
     **options
-        Its layout, scale, seed and dtype.
+        The layout, scale, seed and dtype of the generator.
 
     Examples
     --------
@@ -183,7 +183,7 @@ def _continued(generator: Generator, target: Any, task: LocalTask, steps: int) -
 def run_local(
     tasks: Sequence[LocalTask], executor: Executor | None, folder: Path | None, done: Callable[[LocalResult], None]
 ) -> list[LocalResult]:
-    """All layers, in the order of the tasks; finished ones are cached in ``folder`` and found there again."""
+    """Fit all weights, and return results in the order of tasks; finished ones are cached in ``folder``."""
     results: dict[str, LocalResult] = {}
     waiting: list[LocalTask] = []
     for task in tasks:
@@ -216,7 +216,7 @@ def _cached(task: LocalTask, folder: Path | None) -> LocalResult | None:
     try:
         generator = load(_file(task, folder))
     except FileFormatError:
-        return None  # made again
+        return None  # it is recomputed
     if (generator.shape, generator.topology, generator.layout) != (task.weight.shape, task.topology, task.layout):
         return None
     return LocalResult(task.name, to_bytes(generator), _error(generator, task))
@@ -227,7 +227,7 @@ def _cache(task: LocalTask, result: LocalResult, folder: Path) -> None:
     try:
         write_atomic(file, result.content)
     except OSError as error:
-        text = f"Layer {task.name!r} was not cached in {file} ({error}); the work goes on."
+        text = f"Layer {task.name!r} was not cached in {file} ({error}); the work continues."
         warnings.warn(text, OutputWarning, stacklevel=2)
 
 
@@ -236,7 +236,7 @@ def _file(task: LocalTask, folder: Path) -> Path:
 
 
 def _error(generator: Generator, task: LocalTask) -> float:
-    """Of the outputs where their inputs are known, of the weight otherwise."""
+    """Compute the relative error of the outputs if their inputs are known, or else of the weight."""
     rows = task.weight.reshape(task.weight.shape[0], -1)
     away = generator.weight().reshape(rows.shape) - rows
 

@@ -1,4 +1,4 @@
-"""The report of a compressed model as a page that needs nothing else."""
+"""The report of a compressed model as a self-contained page."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from ._rows import LayerRow, ModelCost, cells, times
 
-_PICTURES = 12  # weights that are shown
-_VISIBLE = 60  # below this ratio of the most to the fewest numbers, bars have true lengths
-_NAME = 40  # characters of a layer's name beside its bars
+_PICTURES = 12  # number of weights that are shown
+_VISIBLE = 60  # below this ratio of the most to the fewest parameters, bars are linear
+_NAME = 40  # characters of a layer's name next to its bars
 _STYLE = (
     ":root{color-scheme:light dark}"
     "body{font:16px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
@@ -75,7 +75,7 @@ def _row(tag: str, entries: Any) -> str:
 
 
 def _tiles(report: Content) -> str:
-    """What one wants to know first."""
+    """Render the main figures as tiles."""
     b, a = report.before, report.after
     own, left = sum(r.dense for r in report.layers), sum(r.params for r in report.layers)
     tiles = [
@@ -99,7 +99,7 @@ def _tiles(report: Content) -> str:
 
 
 def _bars(layers: list[LayerRow]) -> str:
-    """Parameters of every layer before and after; logarithmic where few would be too short to be seen."""
+    """Draw bars of parameters per layer before and after; logarithmic if small ones would not be visible."""
     counts = [max(n, 1) for r in layers for n in (r.dense, r.params)]
     most, least = max(counts), min(counts)
     linear = most < _VISIBLE * least
@@ -121,7 +121,7 @@ def _bars(layers: list[LayerRow]) -> str:
 
 
 def _pictures(report: Content) -> str:
-    """A corner of every weight, dense and generated, each on its own scale of colours."""
+    """Draw a corner of every weight, dense and generated, each with its own colour scale."""
     if not report.corners:
         return ""
     figures: list[str] = []
@@ -140,7 +140,7 @@ def _pictures(report: Content) -> str:
 
 
 def _png(x: np.ndarray) -> bytes:
-    """A matrix as a picture with 255 colours from blue over white to red, full at three standard deviations."""
+    """Draw a matrix with 255 colours from blue over white to red, saturated at three standard deviations."""
     away = x / (3.0 * float(np.sqrt(np.mean(np.square(x)))) or 1.0)
     pixels = np.clip(np.rint(127.0 * away), -127, 127).astype(np.int16) + 127
     fade = np.linspace(1.0, 0.0, 128)[:, None]
@@ -160,7 +160,7 @@ def _png(x: np.ndarray) -> bytes:
 
 
 def _curve(losses: list[float]) -> str:
-    """The loss of the training, averaged over neighbouring steps."""
+    """Draw the training loss, averaged over neighbouring steps."""
     bins = min(len(losses), 120)
     edges = [round(i * len(losses) / bins) for i in range(bins + 1)]
     means = [sum(losses[a:b]) / (b - a) for a, b in pairwise(edges)]

@@ -27,16 +27,16 @@ class CompressReport:
     ----------
     config : Config
     layers : list of LayerRow
-        What was replaced.
+        The replaced layers.
     dense : dict of str to str
-        What stayed dense, and why.
+        The layers that stay dense, with reasons.
     before, after : ModelCost
     losses : list of float
-        Of the training of the whole model.
+        Losses of the training of the whole model.
     seconds : float
-        Of everything.
+        The total time.
     generators : dict of str to Generator
-        Of the replaced weights, with the numbers they have now.
+        Generators of the replaced weights, with their final parameters.
     corners : dict of str to (numpy.ndarray, numpy.ndarray)
         First rows and columns of each weight, dense and generated, for the page.
     """
@@ -57,7 +57,7 @@ class CompressReport:
         return self.before.params / max(self.after.params, 1)
 
     def table(self) -> Table:
-        """One line per replaced layer, and the model."""
+        """Build a table with one row per replaced layer, and one for the model."""
         from rich.table import Table
 
         table = Table(title="compressed layers", title_justify="left", title_style="bold")
@@ -116,7 +116,7 @@ class CompressReport:
         return text.getvalue() + "\n".join(self.summary())
 
     def to_json(self) -> str:
-        """Return everything but the parameters of the generators."""
+        """Convert to a dictionary, without the parameters of generators."""
         config = asdict(self.config) | {
             "topology": topology_to_json(self.config.topology),
             "candidates": [topology_to_json(one) for one in self.config.candidates],
@@ -133,19 +133,19 @@ class CompressReport:
         return json.dumps(content, indent=1, default=_plain)
 
     def save(self, path: str | Path) -> None:
-        """Write JSON, or a self-contained page when the name ends in ``.html``; whole or not at all."""
+        """Write JSON, or a self-contained page if the name ends in ``.html``, atomically."""
         text = self.to_html() if Path(path).suffix == ".html" else self.to_json() + "\n"
         write_bytes(path, text.encode())
 
     def to_html(self) -> str:
         """Render a self-contained page."""
-        from ._page import page  # late: importing adtn does not wait for what writes pages
+        from ._page import page  # imported late, so that importing adtn is fast
 
         return page(self)
 
 
 def _plain(value: Any) -> Any:
-    """Topologies and bases inside a config."""
+    """Convert topologies and bases inside a config to plain values."""
     try:
         return topology_to_json(value)
     except (TypeError, AttributeError):

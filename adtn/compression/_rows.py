@@ -1,4 +1,4 @@
-"""The lines of a report: one replaced layer, and the model as a whole."""
+"""The rows of a report: one replaced layer, and the model as a whole."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRow:
-    """One replaced layer.
+    """A replaced layer.
 
     Parameters
     ----------
     name, kind : str
     shapes : tuple of tuple of int
-        Of its weights.
+        The shapes of its weights.
     topology : str
     dense, params, active : int
         Entries of the dense weights, parameters of the generators, and those that can influence the weights.
     local_errors : list of float
-        After the local fit, before the model was trained as a whole: relative error of the layer's outputs where there
-        were data, of its weight otherwise.
+        Relative errors after the local fit, before the model is trained as a whole: of the layer's outputs if there are
+        data, or else of its weights.
     tied : tuple of str
         Layers that share the generator.
     sensitivity : float or None
-        Growth of the model's loss per squared error, where a budget had to be shared out.
+        The growth of the model's loss per squared error, if there is a budget.
     predicted_seconds : float or None
-        What the scheduler expects of the layer in a forward pass; of convolutions and embeddings, of making the weight.
+        Predicted seconds of the layer in a forward pass; for convolutions and embeddings, of generating the weight.
     """
 
     name: str
@@ -48,7 +48,7 @@ class LayerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCost:
-    """The model as a whole; time and memory of a forward pass because smaller is not faster by itself."""
+    """The costs of the whole model, with time and memory of a forward pass, as a smaller model need not be faster."""
 
     params: int
     bytes: int
@@ -60,12 +60,12 @@ class ModelCost:
 
     @property
     def quality(self) -> float | None:
-        """The caller's score, or the accuracy where there is none."""
+        """The user's score, or the accuracy if there is no score."""
         return self.accuracy if self.score is None else self.score
 
 
 def times(ratio: float) -> str:
-    """Format a ratio, with one decimal where it says something."""
+    """Format a ratio, with one decimal if it is small."""
     return f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
 
 

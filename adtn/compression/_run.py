@@ -19,8 +19,8 @@ from ._model import Layer, Model
 from ._rows import ModelCost
 from ._storage import to_bytes
 
-_BATCHES = 64  # of a list, that must be the same when a training goes on
-_TRIALS = 6  # sizes that are tried for a largest loss of accuracy
+_BATCHES = 64  # batches of a list that are compared when a training continues
+_TRIALS = 6  # number of sizes that are tried for a largest loss of accuracy
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Outcome:
     Parameters
     ----------
     results : mapping of str to LocalResult
-        Of the local fits, by weight.
+        Results of the local fits, by weight.
     losses : list of float
-        Of the training of the whole model.
+        Losses of the training of the whole model.
     sensitivities : mapping of str to float
-        By layer, where a budget was shared out.
+        Sensitivities by layer, if there is a budget.
     """
 
     results: Mapping[str, LocalResult]
@@ -44,7 +44,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class CompressionRun:
-    """One call of :func:`adtn.compress`: its arguments, and what is done with them."""
+    """A call of :func:`adtn.compress`, with its arguments."""
 
     adapter: Model
     config: Config
@@ -61,17 +61,17 @@ class CompressionRun:
     checkpoints: set[Path] = field(default_factory=set)
 
     def compress(self, before: ModelCost) -> Outcome:
-        """Replace the layers, within the budget where there is one."""
+        """Replace the layers, within the budget if there is one."""
         budget = self.config.budget
         return self.run_stages(self.tasks) if budget is None else self.run_within(budget, before)
 
     def remove_checkpoints(self) -> None:
-        """Delete those of the training, which is done."""
+        """Delete the checkpoints of a finished training."""
         for path in self.checkpoints:
             path.unlink(missing_ok=True)
 
     def run_stages(self, tasks: Mapping[str, LocalTask]) -> Outcome:
-        """All stages, beginning with local fits."""
+        """Run all stages, starting with local fits."""
         config = self.config
 
         def done(result: LocalResult) -> None:
@@ -93,7 +93,7 @@ class CompressionRun:
         return Outcome(results, losses)
 
     def run_within(self, budget: Budget, before: ModelCost) -> Outcome:
-        """Run all stages with the topologies, bonds and layouts that a budget leads to."""
+        """Run all stages with the topologies, bonds and layouts chosen for a budget."""
         ladders = build_ladders(self.layers, self.tasks, self.config, self.executor, self.folder)
         if self.data is not None:
             ladders = measure_sensitivities(ladders, self.adapter, self.data, self.loss, self.say)
@@ -113,11 +113,11 @@ class CompressionRun:
             params, size = self.adapter.numbers()
             measured = size if unit == "bytes" else params
             if measured > most:
-                raise CompressError(f"Got {measured:,} {unit} for a budget of {most:,}; this is a fault of adtn.")
+                raise CompressError(f"Got {measured:,} {unit} for a budget of {most:,}; this is a bug of adtn.")
         return replace(outcome, sensitivities=sensitivities)
 
     def _smallest(self, ladders: Sequence[Ladder], loss: float, before: ModelCost) -> Outcome:
-        """Bisection over the size, on a logarithmic scale, with all stages for every size."""
+        """Find the smallest size by bisection on a logarithmic scale, with all stages for every size."""
         quality = _measured(before.quality)
         low, high = least_and_most(ladders)
         best: tuple[Outcome, dict[str, Generator], Any] | None = None
@@ -146,7 +146,7 @@ class CompressionRun:
         return outcome
 
     def _quality(self) -> float:
-        """The score, or the accuracy where there is none."""
+        """Return the score, or the accuracy if there is no score."""
         if self.score is not None:
             return self.adapter.score(self.score)
         return _measured(self.adapter.accuracy(self.test or ()))
@@ -166,7 +166,7 @@ class CompressionRun:
         }
 
     def _best_seed(self, tasks: Mapping[str, LocalTask]) -> dict[str, Generator]:
-        """Successive halving by the model's own loss: every rung has twice the steps and half of the seeds."""
+        """Choose a seed by successive halving of seeds, with twice the steps per rung, by the model's own loss."""
         running = [
             {n: solve(replace(task, seed=task.seed + k)).generator for n, task in tasks.items()}
             for k in range(self.config.restarts)
@@ -192,10 +192,10 @@ class CompressionRun:
             self.adapter.install(generators)
 
     def _tune(self, steps: int, stage: int | None = None) -> list[float]:
-        """Train the model in a stage, with progress and checkpoints; a rung is silent and starts again."""
+        """Train the model in a stage, with progress and checkpoints; a rung has neither."""
         data, tuning = self._training_data, self.config.tuning(steps)
         if stage is not None and self.folder is not None:
-            # other data are compared when the training goes on: it draws them again anyway
+            # other data are compared when the training continues, as they are drawn again anyway
             first = data[:_BATCHES] if isinstance(data, list | tuple) else None
             count = len(data) if isinstance(data, Sized) else None
             start = {name: to_bytes(generator) for name, generator in self.adapter.generators().items()}
@@ -213,7 +213,7 @@ class CompressionRun:
 
 
 def _measured(quality: float | None) -> float:
-    """The quality of a model, which a budget of accuracy needs."""
+    """Return the quality of a model, which a budget of accuracy requires."""
     if quality is None:
-        raise CompressError("Got labels that do not number classes, so that there is no accuracy; pass score=.")
+        raise CompressError("Got labels that are not indices of classes, so that there is no accuracy; pass score=.")
     return quality

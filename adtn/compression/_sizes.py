@@ -1,4 +1,4 @@
-"""Sizes of generators before any is made: the number of trained parameters of topologies on layouts."""
+"""Numbers of parameters of topologies on layouts, without making generators."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def largest_within(topology: Topology, layout: Layout, most: int) -> Topology | 
     Parameters
     ----------
     topology : Topology
-        Its bond does not count.
+        The topology; its bond is ignored.
     layout : Layout
     most : int
 
@@ -47,8 +47,8 @@ def largest_within(topology: Topology, layout: Layout, most: int) -> Topology | 
         except ADTNError:
             return inf
 
-    topology.grown(1)  # refuses what cannot grow
-    # sizes grow with the bond until it is clipped to the legs: the last that fits, then the first of that size
+    topology.grown(1)  # refuses topologies without a size
+    # sizes grow with the bond until it is clipped to the legs: find the last one that fits, then the first of that size
     last = bisect_right(range(1, _LARGEST_BOND), most, key=size)
     if not last:
         return None

@@ -12,7 +12,7 @@ from ._storage import read_tensors
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Every array of a file, by name.
+    """Read every array of a file by name.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises
     ------
     FileFormatError
-        If the file is none of these, cannot be read, or holds pickled objects.
+        If the file is none of these, cannot be read, or contains pickled objects.
     """
     path = Path(path)
     try:
@@ -47,12 +47,12 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def pick_weight(path: str | os.PathLike[str], key: str | None) -> tuple[str, np.ndarray]:
-    """One array of a file: the named one, or the only one with 1 to 5 axes and more than one entry.
+    """Read one array of a file: the named one, or the only one with 1 to 5 axes and more than one entry.
 
     Raises
     ------
     FileFormatError
-        If there is no such array, or several and no name.
+        If there is no such array, or several and no name is given.
     """
     arrays = read_weights(path)
     if key is not None:

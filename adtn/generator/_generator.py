@@ -50,38 +50,38 @@ Dtype = Literal["float32", "float64"]
 class Generator:
     r"""A weight as the output of a small network: ``W = base + scale * crop(reshape(X_T))``.
 
-    A generator is a value: its parameters do not change. :meth:`with_params` returns another one.
+    A generator is immutable: :meth:`with_params` returns another one with other parameters.
 
     Parameters
     ----------
     shape : tuple of int
-        Shape of the weight, 1 to 5 axes. A leading axis over layers makes one generator serve several layers.
+        The shape of the weight, 1 to 5 axes. With a leading axis over layers, one generator serves several layers.
     topology : Topology
-        What the network looks like, such as ``adtn.TTN(bond=4)``.
+        The structure of the network, such as ``adtn.TTN(bond=4)``.
     layout : Layout, optional
-        How the axes are cut into legs; the topology chooses when not given.
+        The factorisation of axes into legs; by default, the topology chooses it.
     seed : int
-        Seed of the initial values; equal seeds give equal parameters on every backend.
+        The seed of the initial values; equal seeds give equal parameters on every backend.
     scale : float or array, optional
-        Standard deviation of the weight, or a weight to take it from; Kaiming's ``sqrt(2 / fan_in)`` when not
-        given, with ``fan_in`` the number of entries per output.
+        The standard deviation of the weight, or a weight that has it; by default, Kaiming's ``sqrt(2 / fan_in)``
+        with the number ``fan_in`` of entries per output.
     base : SeededBase, IdentityBase or numpy.ndarray, optional
-        What the generated weight is added to. The first two have one trained factor and store their rule; an
-        array is frozen and makes the generator an adapter. Beside the last two it starts at zero.
+        A frozen weight to which the generated one is added. The first two have one trained factor and store a rule; an
+        array makes the generator an adapter. With the last two, the generated weight starts at zero.
     dtype : {"float32", "float64"}
-        Of the stored parameters.
+        The dtype of the stored parameters.
     params : mapping of str to array, optional
-        Values to use instead of initial ones; also those of frozen cores that have no rule.
+        Values to use instead of initial ones, and values of frozen cores that have no rule.
     permutations : sequence of (Permutation, sequence of int or None), optional
-        One per axis, ``None`` where an axis keeps its order: entry ``(i, j)`` of the generated part is entry
-        ``(p0[i], p1[j])`` of what the network generates.
+        One permutation per axis, ``None`` for an axis that keeps its order: entry ``(i, j)`` of the generated part is
+        entry ``(p0[i], p1[j])`` of the output of the network.
 
     Raises
     ------
     LayoutError, TopologyError
         If shape, layout and topology do not fit together.
     GeneratorError
-        For a seed, scale, base, dtype or parameters that it cannot have.
+        If the seed, scale, base, dtype or parameters are not valid.
 
     Examples
     --------
@@ -124,32 +124,32 @@ class Generator:
             identity=identity,
             permutations=as_permutations(permutations, shape),
         )
-        given = dict(params) if params is not None else {}
+        passed = dict(params) if params is not None else {}
         cores = cores_of(self.segments)
         shapes = {core.param: core.shape for core in cores}
-        wanted = {core.param: core.shape for core in cores if core.trainable}
-        known = set(shapes) | ({BASE_SCALE} if isinstance(base, RuleBase) else set())
-        if unknown := sorted(set(given) - known):
-            raise GeneratorError(f"Got parameters {unknown}; expected some of {sorted(known)}.")
+        trainable = {core.param: core.shape for core in cores if core.trainable}
+        names = set(shapes) | ({BASE_SCALE} if isinstance(base, RuleBase) else set())
+        if unknown := sorted(set(passed) - names):
+            raise GeneratorError(f"Got parameters {unknown}; expected some of {sorted(names)}.")
         self._spread_is_exact = True
-        trained = {name: given[name] for name in wanted if name in given}
-        if len(trained) < len(wanted):
-            values, self._spread_is_exact = initial_values(self.program, self._layout, seed, given, topology)
+        trained = {name: passed[name] for name in trainable if name in passed}
+        if len(trained) < len(trainable):
+            values, self._spread_is_exact = initial_values(self.program, self._layout, seed, passed, topology)
             trained = values | trained
             if isinstance(base, np.ndarray | IdentityBase):
                 silence(self.program, trained)
         if isinstance(base, RuleBase):
-            trained[BASE_SCALE] = given.get(BASE_SCALE, np.asarray(self._scale))
-        self._params = readonly(trained, wanted | {BASE_SCALE: ()}, dtype)
-        if missing := sorted(c.param for c in cores if c.init == "given" and c.param not in given):
+            trained[BASE_SCALE] = passed.get(BASE_SCALE, np.asarray(self._scale))
+        self._params = readonly(trained, trainable | {BASE_SCALE: ()}, dtype)
+        if missing := sorted(c.param for c in cores if c.init == "given" and c.param not in passed):
             raise GeneratorError(f"Cores {missing} have no rule for their values; pass params that contain them.")
-        self._given = readonly({k: given[k] for k in set(shapes) - set(wanted) if k in given}, shapes, dtype)
-        self._made: dict[str, Mapping[str, np.ndarray]] = {}  # from rules, for all copies with other numbers
+        self._given = readonly({k: passed[k] for k in set(shapes) - set(trainable) if k in passed}, shapes, dtype)
+        self._made: dict[str, Mapping[str, np.ndarray]] = {}  # values that follow from rules, shared by copies
         self._compiled: Recent[tuple[str, str], Callable[[Params], Array]] = Recent(_PLACES)
         self._forget()
 
     def _forget(self) -> None:
-        """Begin without anything that was made from the parameters."""
+        """Start with empty caches of everything that is computed from the parameters."""
         self._weights: Recent[tuple[str, str], Array] = Recent(_PLACES)
         self._placed: Recent[tuple[str, str], dict[str, Array]] = Recent(_PLACES)
         self._products: Recent[tuple[Any, ...], Callable[[Array], Array]] = Recent(_PRODUCTS)
@@ -178,7 +178,7 @@ class Generator:
         base: Base = None,
         dtype: Dtype = "float32",
     ) -> Generator:
-        """A generator from any quimb networks whose outer indices feed the next one.
+        """Make a generator from any quimb networks whose outer indices feed the next one.
 
         Parameters
         ----------
@@ -186,15 +186,15 @@ class Generator:
             From root to legs. Outer indices of one network that the previous one also has are contracted with
             its output; the others are new legs.
         shape, layout : optional
-            Of the weight; without them every output leg is an axis. Operators and vectors of quimb (MPO, MPS, PEPO)
-            become the array of their ``to_dense()``: upper indices are rows, lower ones columns, in the order of the
-            sites. Other networks need ``outputs`` where several legs make up an axis.
+            Shape and layout of the weight; by default, every output leg is an axis. Operators and vectors of quimb
+            (MPO, MPS, PEPO) become the array of their ``to_dense()``: upper indices are rows, lower ones columns, in
+            the order of the sites. Other networks need ``outputs`` if several legs make up an axis.
         trainable : str, optional
-            Tag of the trained tensors; all are trained when not given. Frozen ones are stored as they are.
+            Tag of the trained tensors; by default, all are trained. Frozen tensors are stored.
         outputs : sequence of str, optional
-            Order of the legs of the last network: axis by axis, or that of the layout's legs where one is given.
+            Order of the legs of the last network: axis by axis, or that of the legs of ``layout``.
         output_inds : sequence of (sequence of str or None), optional
-            Outgoing legs of each network; needed where an index belongs to more than two tensors.
+            Outgoing legs of each network; required if an index belongs to more than two tensors.
         activation, where
             See :class:`Topology`.
         scale, base, dtype
@@ -230,7 +230,7 @@ class Generator:
         return cls(shape, topology, layout=layout, scale=scale, base=base, dtype=dtype, params=numbers)
 
     def __getstate__(self) -> dict[str, Any]:
-        # parameters, and nothing that was made from them: caches are copied empty
+        # caches of values that are computed from the parameters are not copied
         return {**self.__dict__, "_params": dict(self._params), "_given": dict(self._given), "_made": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -254,12 +254,12 @@ class Generator:
 
     @property
     def layout(self) -> Layout:
-        """The layout: how the weight is cut into legs."""
+        """The layout: how the axes of the weight are factored into legs."""
         return self._layout
 
     @property
     def topology(self) -> Topology:
-        """The topology: what the network looks like."""
+        """The topology: the structure of the network."""
         return self._topology
 
     @property
@@ -271,19 +271,19 @@ class Generator:
     def spread_is_exact(self) -> bool:
         """Whether a new generator's weight has exactly the requested standard deviation.
 
-        Otherwise it is an estimate, within about a factor of two: making the weight to measure it would take more
-        memory than it is worth (nonlinear brick walls of more than a million entries). :func:`repr` says so, too.
+        Otherwise it is an estimate, within about a factor of two, as generating the weight to measure it would take too
+        much memory (nonlinear brick walls of more than a million entries). :func:`repr` says so as well.
         """
         return self._spread_is_exact
 
     @property
     def base(self) -> Base:
-        """The base that the generated weight is added to."""
+        """The base to which the generated weight is added."""
         return self._base
 
     @property
     def permutations(self) -> tuple[Permutation | None, ...]:
-        """Orders of the axes, one per axis; empty when all keep theirs."""
+        """The permutations, one per axis; empty if all axes keep their order."""
         return self._weighting.permutations
 
     @property
@@ -308,7 +308,7 @@ class Generator:
 
     @property
     def _frozen(self) -> Mapping[str, np.ndarray]:
-        """Values of cores that are not trained; those that follow from a rule are made when they are asked for."""
+        """The values of cores that are not trained; those that follow from a rule are made when first needed."""
         if "frozen" not in self._made:
             values = frozen_values(cores_of(self.segments), self._given)
             self._made["frozen"] = readonly(values, {name: np.shape(x) for name, x in values.items()}, self._dtype)
@@ -326,7 +326,7 @@ class Generator:
 
     @property
     def stored(self) -> Mapping[str, np.ndarray]:
-        """Every number a file must hold: trained ones and frozen ones that have no rule."""
+        """The parameters that a file must contain: trained ones, and frozen ones that have no rule."""
         rules = {core.param for core in cores_of(self.segments) if core.init != "given"}
         return {**self._params, **{name: x for name, x in self._given.items() if name not in rules}}
 
@@ -343,7 +343,7 @@ class Generator:
 
     @cached_property
     def degrees_of_freedom(self) -> int:
-        """Rank of the whole Jacobian: active parameters without gauge freedom."""
+        """The rank of the whole Jacobian: the number of active parameters without gauge freedom."""
         return degrees_of_freedom(self.segments, dict(self._frozen)) + (BASE_SCALE in self._params)
 
     @property
@@ -401,14 +401,14 @@ class Generator:
         Parameters
         ----------
         device : str
-            Where, for instance ``"numpy:cpu"``, ``"torch:cuda:0"``, ``"jax:cpu"``.
+            The device, for instance ``"numpy:cpu"``, ``"torch:cuda:0"``, ``"jax:cpu"``.
         dtype : str, optional
-            That of the parameters when not given.
+            The dtype; by default, that of the parameters.
 
         Returns
         -------
         array
-            An array of that framework, of shape :attr:`shape`.
+            An array of the framework, of shape :attr:`shape`.
 
         Raises
         ------
@@ -424,30 +424,30 @@ class Generator:
 
     @checked(ScheduleError)
     def apply(self, x: Array, *, mode: Mode | None = None, memory: Memory = None) -> Array:
-        """Multiply, ``y = x @ W.T``, on the framework, device and dtype of ``x``; differentiable where that is.
+        """Multiply, ``y = x @ W.T``, on the framework, device and dtype of ``x``; differentiable if the framework is.
 
         Parameters
         ----------
         x : array
-            Shape ``(..., n_in)``.
+            The input, ``(..., n_in)``.
         mode : {"materialise", "stream", "factored"}, optional
-            The scheduler chooses when not given.
+            The mode of execution; by default, the scheduler chooses it.
 
-            - ``"materialise"``: the weight is generated at the first call and kept with this generator
-            - ``"stream"``: one block of rows of the weight after the other is generated and dropped
-            - ``"factored"``: ``x`` goes through the network; possible without an activation after its last segment
+            - ``"materialise"``: the weight is generated at the first call and cached in this generator
+            - ``"stream"``: one block of rows of the weight after the other is generated and discarded
+            - ``"factored"``: ``x`` is contracted with the network, which must not end with an activation
         memory : str or int, optional
-            Largest extra memory in bytes, or such as ``"512MiB"``.
+            The largest additional memory in bytes, or a string such as ``"512MiB"``.
 
         Returns
         -------
         array
-            Shape ``(..., n_out)``.
+            The output, ``(..., n_out)``.
 
         Raises
         ------
         LayoutError
-            If the weight is not a matrix or ``x`` does not fit.
+            If the weight is not a matrix, or ``x`` does not match it.
         ScheduleError
             If the memory limit is too small, or the mode is not possible.
         """
@@ -462,10 +462,10 @@ class Generator:
         if dtype not in DTYPES:
             raise DeviceError(f"Got x of {dtype}; expected one of {', '.join(DTYPES)}.")
         batch = math.prod(x.shape[:-1])
-        known = isinstance(batch, int)  # jax.export leaves it open: then the plan is not for one size
-        mode = mode if known or mode in ANY_BATCH else ANY_BATCH[0]
+        has_size = isinstance(batch, int)  # not with jax.export and a symbolic size: then the plan is for any size
+        mode = mode if has_size or mode in ANY_BATCH else ANY_BATCH[0]
         # one decision for all batches up to the next power of two
-        key = (device, dtype, 1 << max(batch - 1, 0).bit_length() if known else _OPEN_BATCH, mode, memory)
+        key = (device, dtype, 1 << max(batch - 1, 0).bit_length() if has_size else _OPEN_BATCH, mode, memory)
         product = self._products.get(key, lambda: self._product(backend, *key))
         with backend.scope(dtype):
             if len(x.shape) == 2:
@@ -475,7 +475,7 @@ class Generator:
     def _product(
         self, backend: Backend, device: str, dtype: str, batch: int, mode: Mode | None, memory: Memory
     ) -> Callable[[Array], Array]:
-        """Plan ``apply`` for one device, dtype and size of batch."""
+        """Plan ``apply`` for one device, dtype and batch size."""
         plan = decide(self, "apply", device=device, dtype=dtype, batch=batch, mode=mode, memory=memory)
         place = (device, dtype)
         return plan.layer.on(backend).fixed(
@@ -485,7 +485,7 @@ class Generator:
         )
 
     def networks(self) -> list[qtn.TensorNetwork]:
-        """One quimb network per segment, named and tagged, ready for ``.draw()``.
+        """Build one quimb network per segment, named and tagged, ready for ``.draw()``.
 
         Tensors are tagged with their name, kind and level; a segment's incoming state is tagged ``STATE``.
         """

@@ -1,4 +1,4 @@
-"""Some rows of a generated weight, without the others."""
+"""Selected rows of a generated weight, without the others."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def generated_rows(generator: Generator, arrays: Params, index: Array, one_hot: 
     Parameters
     ----------
     generator : Generator
-        Its structure, scale and layout.
+        The generator, of which the structure, scale and layout are used.
     arrays : mapping of str to array
         Trained and frozen parameters.
     index : array of int
-        ``(n,)``; one program is planned and kept for every n.
+        The indices, ``(n,)``; one program is planned and cached for every n.
     one_hot : callable
-        ``(digits, d)`` to ``(n, d)``, in the dtype of the arrays.
+        A function from ``(digits, d)`` to ``(n, d)``, in the dtype of the arrays.
 
     Returns
     -------
     array
-        ``(n, *shape[1:])``.
+        The rows, ``(n, *shape[1:])``.
     """
     layout, weighting, n = generator.layout, generator.weighting, index.shape[0]
     place = weighting.generated_index(index)

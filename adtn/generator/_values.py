@@ -1,4 +1,4 @@
-"""Values that a generator is made of: checked, converted, and not to be written to."""
+"""The values of a generator: checked, converted and read-only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def kaiming(shape: Shape) -> float:
 
 
 def spread(scale: Any) -> float:
-    """The standard deviation of a weight; the size of its entries where all are the same."""
+    """Compute the standard deviation of a weight, or the magnitude of its entries if all are equal."""
     if isinstance(scale, bool | np.bool_):
         raise GeneratorError(f"Got scale={scale}; expected a number, or a weight.")
     scale = finite_array("scale", scale, GeneratorError)
@@ -36,7 +36,7 @@ def spread(scale: Any) -> float:
         raise GeneratorError(f"Got scale={shown(scale)}, which has no entries; expected a weight.")
     largest = float(np.abs(scale).max())
     if scale.dtype != np.float64 and not (scale.dtype == np.float32 and 1e-12 < largest < 1e12):
-        scale = scale.astype(np.float64)  # its squares would be zero or infinite
+        scale = scale.astype(np.float64)  # squares could underflow or overflow
     spread, size = float(np.std(scale)), float(np.linalg.norm(np.ravel(scale))) / math.sqrt(np.size(scale))
     return spread if spread > 1e-6 * size else size
 
@@ -55,7 +55,7 @@ def checked_base(base: Base, shape: Shape) -> Base:
 def as_permutations(
     given: Sequence[Permutation | Sequence[int] | None] | None, shape: Shape
 ) -> tuple[Permutation | None, ...]:
-    """One per axis, ``None`` for those that change nothing; nothing at all where that is so for every axis."""
+    """Return one permutation per axis, ``None`` for identities; an empty tuple if all are identities."""
     if given is None:
         return ()
     if len(given) != len(shape):

@@ -1,4 +1,4 @@
-"""Checkpoints of a fit: everything that the next step depends on, written whole or not at all."""
+"""Checkpoints of a fit: everything that the next step depends on, written atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import FileFormatError, FitError
 
 FORMAT = 2
 _KIND = "checkpoint of a fit"
-_OLD_KEY = "adtn.checkpoint"  # of the first format, which has no digest
+_OLD_KEY = "adtn.checkpoint"  # in the first format, which has no digest
 _NUMBERS = ("step", "best_loss", "best_step", "exact")
 
 
@@ -29,7 +29,7 @@ class Checkpoint:
     Parameters
     ----------
     step : int
-        Next step.
+        The next step.
     params, best, moments : dict of str to numpy.ndarray
         Current parameters, best parameters, optimizer state.
     history : list of float
@@ -37,9 +37,9 @@ class Checkpoint:
     best_loss : float
         Loss of ``best``.
     best_step : int
-        When it was reached.
+        The step at which it was reached.
     exact : bool
-        Whether the loss had become too small for sums that cancel.
+        Whether the loss is so small that residuals must be formed, as sums would cancel.
     """
 
     step: int
@@ -53,7 +53,7 @@ class Checkpoint:
 
 
 def write_checkpoint(path: str | os.PathLike[str], state: Checkpoint, mark: str) -> None:
-    """Write a checkpoint; a kill at any moment leaves the old or the new one."""
+    """Write a checkpoint atomically; an interruption leaves the old or the new one."""
     from safetensors.numpy import save
 
     groups = {"params": state.params, "best": state.best, "moments": state.moments}
@@ -69,24 +69,24 @@ def read_checkpoint(
     former_mark: Callable[[], str] = lambda: "",
     old_mark: Callable[[], str | None] = lambda: None,
 ) -> Checkpoint | None:
-    """The checkpoint at ``path``, ``None`` when there is none yet.
+    """Read the checkpoint at ``path``; ``None`` if there is none yet.
 
     Parameters
     ----------
     path : path
     mark : str
-        Of the fit that goes on.
+        The fingerprint of the fit that continues.
     former_mark : callable
-        What older checkpoints of this format say of that fit.
+        A function that returns the fingerprint of older checkpoints of this format for that fit.
     old_mark : callable
-        What a checkpoint of the first format says of that fit; nothing where it says too little.
+        A function that returns the fingerprint of the first format; empty if that does not identify the fit.
 
     Raises
     ------
     FitError
-        If it belongs to another fit.
+        If the checkpoint belongs to another fit.
     FileFormatError
-        If it is not a checkpoint, or was altered.
+        If the file is not a checkpoint, or was modified.
     """
     from safetensors.numpy import load
 
@@ -107,7 +107,7 @@ def read_checkpoint(
         history = tensors["history"].tolist()
         state = Checkpoint(history=history, **groups, **{name: meta[name] for name in _NUMBERS})
         written_mark = meta["mark"]
-    except Exception as error:  # a header may hold anything
+    except Exception as error:  # a header may contain anything
         raise FileFormatError(
             f"{path} is not a checkpoint of adtn, or it is damaged ({error}); delete it or choose another name."
         ) from error
@@ -128,7 +128,7 @@ def _old_header(data: bytes) -> dict[str, Any]:
 
 
 def first_fingerprint(*parts: object) -> str:
-    """The mark of the first format."""
+    """Compute the fingerprint of the first format."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):

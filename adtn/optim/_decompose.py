@@ -1,6 +1,6 @@
-"""Truncated decompositions of a given weight: a start for linear topologies.
+"""Truncated decompositions of a weight, as a start for linear topologies.
 
-All of them run in NumPy float64 on the host: MPS has neither float64 nor QR.
+They run in NumPy float64 on the host, as MPS has neither float64 nor QR.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ..generator import Generator
 
 @checked(TopologyError)
 def decompose(generator: Generator, target: Any) -> Generator:
-    """The generator with parameters from a truncated decomposition of a weight.
+    """Compute the parameters of a generator by a truncated decomposition of a weight.
 
     Parameters
     ----------
     generator : Generator
-        With a TT or MPO (TT-SVD), Tucker (HOSVD) or CP (alternating least squares) topology, no activation and
-        no base.
+        A generator with a TT or MPO (TT-SVD), Tucker (HOSVD) or CP (alternating least squares) topology, no activation
+        and no base.
     target : array
-        Of the generator's shape, of any framework.
+        The weight, of the generator's shape, as an array of any framework.
 
     Returns
     -------
@@ -34,7 +34,7 @@ def decompose(generator: Generator, target: Any) -> Generator:
     Raises
     ------
     TopologyError
-        For other topologies.
+        If the topology has no decomposition.
 
     References
     ----------

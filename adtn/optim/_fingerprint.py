@@ -1,4 +1,4 @@
-"""Digests of problems: what must be the same when work that was cut off goes on."""
+"""Fingerprints of problems, which must be the same when interrupted work continues."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _DEPTH = 80
 
 
 def fingerprint(*parts: object, libraries: Sequence[str] = LIBRARIES) -> str:
-    """A digest of anything, the same in every process.
+    """Compute a digest of any objects, the same in every process.
 
     Parameters
     ----------
     *parts
-        Arrays of any framework count by their entries, functions by their code, defaults and what they close over (the
-        module's functions, constants and networks that they name, too), other objects by their class and attributes.
-        Numbers in a list or set do not count: those are counters and logs more often than settings.
+        Arrays of any framework count by their entries, functions by their code, defaults and closures (and the
+        functions, constants and networks of their module that they name), other objects by class and attributes.
+        Numbers in a list or set do not count, as they are more often counters and logs than settings.
     libraries : sequence of str
-        Packages whose functions count without what they name in their modules: caches among that change.
+        Packages whose functions count without the objects of their modules, among which are caches that change.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -63,7 +63,7 @@ def _pieces(x: Any, seen: dict[int, Any], depth: int, libraries: Sequence[str]) 
         yield f"array:{array.shape}:{array.dtype}".encode()
         yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         return
-    seen[id(x)] = x  # as long as it lives, nothing else has its id
+    seen[id(x)] = x  # keeps it alive, so that no other object has its id
     into: Callable[[Any], Iterator[Any]] = lambda part: _pieces(part, seen, depth + 1, libraries)  # noqa: E731
     yield type(x).__qualname__.encode()
     if isinstance(x, Mapping):
@@ -83,7 +83,7 @@ def _pieces(x: Any, seen: dict[int, Any], depth: int, libraries: Sequence[str]) 
     elif isinstance(x, MethodType):
         yield from into((x.__func__, x.__self__))
     elif isinstance(wrapped := getattr(x, "__wrapped__", None), FunctionType) and _is_library(x.__module__, libraries):
-        yield from into(wrapped)  # what a framework compiled
+        yield from into(wrapped)  # a function that a framework compiled
     elif isinstance(x, FunctionType):
         yield from _function(x, into, libraries)
     elif isinstance(x, CodeType):
@@ -95,17 +95,18 @@ def _pieces(x: Any, seen: dict[int, Any], depth: int, libraries: Sequence[str]) 
     else:
         yield from into(type(x))
         attributes = getattr(x, "__dict__", {})
-        yield from into(dict(attributes) if isinstance(attributes, Mapping) else {})  # some answer to every name
+        # some objects have attributes of every name
+        yield from into(dict(attributes) if isinstance(attributes, Mapping) else {})
 
 
 def _array(x: Any) -> np.ndarray | None:
-    """A NumPy copy of an array of any framework; nothing for what is none."""
+    """Copy an array of any framework to NumPy; return ``None`` for other objects."""
     if not (hasattr(x, "shape") and hasattr(x, "dtype")) or isinstance(x, type):
         return None
     try:
         values = x if isinstance(x, np.ndarray) else backend_of(x).to_numpy(x)
         return None if values.dtype.hasobject else values
-    except Exception:  # keys of random numbers, arrays without values, what only looks like an array
+    except Exception:  # keys of random numbers, arrays without values, objects that only resemble arrays
         return None
 
 
@@ -119,7 +120,7 @@ def _function(x: FunctionType, into: Callable[[Any], Iterator[Any]], libraries: 
     for cell in x.__closure__ or ():
         try:
             yield from into(cell.cell_contents)
-        except ValueError:  # not filled yet
+        except ValueError:  # the cell is empty
             yield b"empty"
     if not _is_library(x.__module__, libraries):
         for name in _names(x.__code__):
@@ -130,7 +131,7 @@ def _function(x: FunctionType, into: Callable[[Any], Iterator[Any]], libraries: 
 
 
 def _names(code: CodeType) -> list[str]:
-    """What a function may look up in its module, inner functions included."""
+    """List the names that a function and its inner functions may look up in their module."""
     inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part)]
     return sorted({*code.co_names, *inner})
 
@@ -139,7 +140,7 @@ def _code(code: CodeType, into: Callable[[Any], Iterator[Any]]) -> Iterator[Any]
     yield code.co_code
     yield repr((code.co_names, code.co_varnames, code.co_freevars)).encode()
     for part in code.co_consts:
-        # sets among constants have no order
+        # sets among constants are unordered
         yield from into(part if not isinstance(part, frozenset) else tuple(sorted(map(repr, part))))
 
 

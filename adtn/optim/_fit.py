@@ -1,4 +1,4 @@
-"""The fit: one call for every backend, objective and optimizer."""
+"""Fits: one call for every backend, objective and optimizer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ._run import Run
 from ._schedules import ScheduleArgument
 from ._solution import Solution, Status
 
-_FAR = 1e8  # ratio of a target's size to the generator's, beyond which that is changed
+_FAR = 1e8  # ratio of a target's scale to the generator's, beyond which the latter is changed
 
 
 @checked(FitError)
@@ -65,67 +65,67 @@ def fit(
     Parameters
     ----------
     generator : Generator
-        Where to start.
+        The generator, whose parameters are the starting point.
     target : array, Objective or callable
         A weight to reconstruct, of any framework and on any device, an objective, or a function of the weight (see
-        :class:`adtn.Task`). Where the weight is more than 1e8 times larger or smaller than the generator's scale, the
+        :class:`adtn.Task`). If the weight is more than 1e8 times larger or smaller than the generator's scale, the
         solution has the scale of the weight.
     device : str
-        Such as ``"numpy:cpu"``, ``"torch:cuda:0"``, ``"jax:cpu"``.
+        The device, such as ``"numpy:cpu"``, ``"torch:cuda:0"``, ``"jax:cpu"``.
     dtype : str, optional
-        Of the computation; that of the generator when not given. Half precisions keep parameters and moments
-        in float32.
+        The dtype of the computation; by default, that of the generator. With half precisions, parameters and moments
+        are float32.
     optimizer : str
         ``"adam"``, ``"adamw"`` and ``"sgd"`` come from torch.optim, optax or quimb. ``"lbfgs"`` is L-BFGS with the line
         search of SciPy, in float64 on the host. ``"lm"`` is Levenberg-Marquardt for reconstructions by at most 2048
-        parameters: its matrix is made of a sample of the entries, on the device, and solved on the host. From random
-        initial values L-BFGS was better after equal wall time in nearly all that was measured; from where L-BFGS
-        stalls, it goes on (a linear TTN: 0.0076, then 0.0011; ``bench/results/optimizers.json``). Others are added by
+        parameters: its matrix is computed from a sample of the entries, on the device, and solved on the host. From
+        random initial values, L-BFGS was better after equal wall time in nearly all measurements; where L-BFGS stalls,
+        it continues (a linear TTN: 0.0076, then 0.0011; ``bench/results/optimizers.json``). Others are added by
         :func:`adtn.register_optimizer`.
     steps : int
-        Number of steps (iterations for ``"lbfgs"`` and ``"lm"``).
+        The number of steps (iterations for ``"lbfgs"`` and ``"lm"``).
     lr : float
-        Largest learning rate; not used by ``"lbfgs"`` and ``"lm"``.
+        The largest learning rate; not used by ``"lbfgs"`` and ``"lm"``.
     schedule : {"constant", "cosine", "onecycle"} or callable
         See :func:`make_schedule`.
     clip : float, optional
-        Largest norm of the gradient over all parameters; not for ``"lbfgs"`` and ``"lm"``.
+        The largest norm of the gradient over all parameters; not for ``"lbfgs"`` and ``"lm"``.
     momentum : float
-        For ``"sgd"``.
+        The momentum of ``"sgd"``.
     weight_decay : float
-        For ``"adamw"``, decoupled.
+        The decoupled weight decay of ``"adamw"``.
     lr_factors : mapping of str to float, optional
-        Learning rate of single parameters relative to ``lr``; ``"task/"`` stands for all parameters of a task.
+        Learning rates of single parameters relative to ``lr``; ``"task/"`` stands for all parameters of a task.
     seed : int
-        Of the data order of a task; step ``i`` always sees the same data.
+        The seed of the order of a task's data; step ``i`` always has the same data.
     start : {"generator", "decomposition"}
-        From the generator's own parameters, or from a truncated decomposition of the target.
+        The start: the generator's own parameters, or a truncated decomposition of the target.
     tolerance : float
-        Stop when a reconstruction's relative error is this small.
+        The relative error of a reconstruction at which to stop.
     patience : int, optional
-        Stop when the loss has not fallen for so many steps.
+        The number of steps without a lower loss after which to stop.
     time_limit : float, optional
         Seconds after which to stop.
     callbacks : sequence of callable
-        ``callback(step, loss)`` after every evaluation; a true result stops the fit.
+        ``callback(step, loss)`` is called after every evaluation; a true result stops the fit.
     progress : bool, optional
-        Progress bar on standard error; by default only on a terminal.
+        Whether to show a progress bar on standard error; by default only on a terminal.
     checkpoint : path, optional
-        File that is written every ``checkpoint_every`` steps and at the end. When it exists, the fit goes on
-        from there and ends with the numbers of an uninterrupted one. Ctrl-C ends a fit as a limit does: the checkpoint
-        is written, and the best parameters so far come back with ``Status.INTERRUPTED``.
+        A file that is written every ``checkpoint_every`` steps and at the end. If it exists, the fit continues
+        from it, and ends with the parameters of an uninterrupted one. Ctrl-C ends a fit like a limit: the checkpoint
+        is written, and the best parameters so far are returned with ``Status.INTERRUPTED``.
     checkpoint_every : int
-        Steps between checkpoints.
+        The number of steps between checkpoints.
     mode : {"materialise", "stream", "factored"}, optional
-        The scheduler chooses when not given.
+        The mode of execution; by default, the scheduler chooses it.
 
-        - ``"materialise"``: the weight exists as a whole
-        - ``"stream"``: it passes by in tiles
-        - ``"factored"``: the target is projected on the factors of the last product, and no tile of the weight is
-          made; for reconstructions of single and double precision by networks without an activation at the end. When
-          the error becomes so small that the digits of large sums cancel, the fit goes on in another mode.
+        - ``"materialise"``: the weight is generated as a whole
+        - ``"stream"``: the weight is generated tile by tile
+        - ``"factored"``: the target is projected on the factors of the last product, without generating the weight; for
+          reconstructions in single and double precision by networks without an activation at the end. If
+          the error becomes so small that large sums cancel, the fit continues in another mode.
     memory : str or int, optional
-        Largest extra memory in bytes, or such as ``"512MiB"``.
+        The largest additional memory in bytes, or a string such as ``"512MiB"``.
 
     Returns
     -------
@@ -134,15 +134,15 @@ def fit(
     Raises
     ------
     FitError
-        For options that cannot work.
+        If an option is not valid, or options contradict each other.
     ScheduleError
-        If the memory limit is too small; the message says the smallest that works.
+        If the memory limit is too small; the message names the smallest one that works.
     DeviceError, MissingDependencyError
         If the device or dtype is not available.
     OutputError
-        If no checkpoint can be written where it was asked for. A disk that is full later is a warning.
+        If the checkpoint cannot be written; a disk that becomes full later only causes a warning.
     FileFormatError
-        If a file is there that is not a checkpoint, or a damaged one.
+        If the file of the checkpoint is not a checkpoint, or is damaged.
 
     Examples
     --------
@@ -186,7 +186,7 @@ def fit(
 
 
 def _of_the_size_of(generator: Generator, objective: Objective) -> Generator:
-    """With the scale of a target that is so much larger or smaller that no step would lead there."""
+    """Give a generator the scale of a target that is too much larger or smaller to be reached by steps."""
     if not isinstance(objective, Reconstruction) or generator.base is not None:
         return generator
     spread = objective.norm / math.sqrt(generator.layout.size)
@@ -204,7 +204,7 @@ def _of_the_size_of(generator: Generator, objective: Objective) -> Generator:
 
 
 def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> Solution:
-    """Run :func:`fit` with its arguments checked and packed."""
+    """Run :func:`fit` with checked arguments."""
     began = time.monotonic()
     optimizer = get_optimizer(options.optimizer)
     run = _prepared(generator, objective, options, optimizer, began)
@@ -212,7 +212,7 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
     with run.bar, run.backend.threads(largest):
         try:
             status = Loop(run, optimizer(_problem(generator, run))).minimise()
-        except KeyboardInterrupt:  # the state is that of the last whole step; a second one ends the program
+        except KeyboardInterrupt:  # the state is that of the last complete step; a second interrupt ends the program
             status = Status.INTERRUPTED
     run.save()
     best = run.state.best
@@ -231,7 +231,7 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
 def _prepared(
     generator: Generator, objective: Objective, options: FitOptions, optimizer: type[Optimizer], began: float
 ) -> Run:
-    """The fit before its first step, or where its checkpoint left it."""
+    """Prepare the fit before its first step, or from its checkpoint."""
     backend, device = check_device(options.device, options.dtype)
     state, mark = _state(generator, objective, options)
 
@@ -254,7 +254,7 @@ def _prepared(
 
 
 def _state(generator: Generator, objective: Objective, options: FitOptions) -> tuple[Checkpoint, str]:
-    """Where the fit begins, and the mark of its checkpoints."""
+    """Return the initial state of the fit, and the fingerprint of its checkpoints."""
     mark = ""
     if options.checkpoint is not None:
         check_writable(options.checkpoint, "checkpoint", "file")
@@ -266,7 +266,7 @@ def _state(generator: Generator, objective: Objective, options: FitOptions) -> t
             lambda: old_mark_of(generator, objective, options),
         )
         if state is not None:
-            del state.history[state.step :]  # a step that was judged but not taken is judged again
+            del state.history[state.step :]  # a step that was evaluated but not taken is evaluated again
             return state, mark
     params = {**generator.params, **{TASK + k: x for k, x in objective.params.items()}}
     params = {k: np.asarray(x) for k, x in params.items()}
@@ -275,7 +275,7 @@ def _state(generator: Generator, objective: Objective, options: FitOptions) -> t
 
 
 def _problem(generator: Generator, run: Run) -> Problem:
-    """What the optimizer sees."""
+    """Describe the fit for the optimizer."""
     options = run.options
     return Problem(
         generator=generator,
@@ -293,12 +293,12 @@ def _problem(generator: Generator, run: Run) -> Problem:
 
 
 def _rate_factors(names: Sequence[str], factors: Mapping[str, float]) -> dict[str, float]:
-    """Learning rates of all parameters relative to the schedule.
+    """Return the learning rates of all parameters relative to the schedule.
 
     Raises
     ------
     FitError
-        If there is a factor for a parameter that does not exist.
+        If a factor is for a parameter that does not exist.
     """
     unknown = [k for k in factors if k not in names and k != TASK]
     if unknown:

@@ -1,4 +1,4 @@
-"""The loop of every fit: evaluate, keep the best, stop or step, write checkpoints."""
+"""The loop of every fit: evaluate, record the best parameters, stop or step, write checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._run import Run
 from ._schedules import make_schedule
 from ._solution import Status
 
-_KEEP_EVERY = 20  # steps between copies to fall back on when a task with batches diverges
+_KEEP_EVERY = 20  # steps between copies that are used if a task with batches diverges
 
 
 class Loop:
@@ -25,7 +25,7 @@ class Loop:
     run : Run
         The fit; its state becomes current when the loop ends and at checkpoints.
     optimizer : Optimizer
-        Takes the steps.
+        The optimizer that takes the steps.
     """
 
     def __init__(self, run: Run, optimizer: Optimizer) -> None:
@@ -39,16 +39,16 @@ class Loop:
         self._params: Params = run.given(state.params)
         self._best: Params = run.given(state.best)
         with self._scope():
-            moments = state.moments  # none before the first step, and of optimizers without a state
+            moments = state.moments  # none before the first step, or with optimizers without a state
             self._memory: Any = (
                 optimizer.import_state(self._params, moments) if moments else optimizer.init(self._params)
             )
-        self._known: Evaluation | None = None  # of the current parameters, where the optimizer needed it itself
+        self._known: Evaluation | None = None  # of the current parameters, if the optimizer has evaluated them
         self._gathered = state.step  # the step at which the state was current
-        self._is_whole = True  # no update is under way
+        self._is_whole = True  # no update is in progress
 
     def minimise(self) -> Status:
-        """Run steps until something says to stop, and leave the best parameters in the state."""
+        """Run steps until the fit ends, and leave the best parameters in the state."""
         state = self._run.state
         try:
             status = self._steps()
@@ -56,7 +56,7 @@ class Loop:
                 self._judge_last()
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
-            if not self._is_whole:  # a later call goes on from what was last brought to the host
+            if not self._is_whole:  # a later call continues from the last state on the host
                 state.best, state.step = self._run.to_host(self._best), self._gathered
                 return status
         if self._has_batches and state.history and status not in (Status.DIVERGED, Status.FINISHED):
@@ -79,7 +79,7 @@ class Loop:
         return Status.FINISHED
 
     def _judge(self, at: Evaluation) -> Status | None:
-        """Keep the best parameters and note the loss; says when to stop."""
+        """Record the loss and the best parameters, and return whether to stop."""
         state, loss = self._run.state, at.loss
         if not math.isfinite(loss):
             return Status.DIVERGED
@@ -92,14 +92,14 @@ class Loop:
         return self._run.record(loss)
 
     def _judge_last(self) -> None:
-        """The parameters after the last step have not been judged yet."""
+        """Evaluate the parameters after the last step."""
         state = self._run.state
         at = self._run.evaluate(self._params) if self._known is None else self._known
         if math.isfinite(at.loss) and (self._has_batches or at.loss < state.best_loss):
             self._best, state.best_loss = at.params, at.loss
 
     def _advance(self, at: Evaluation) -> bool:
-        """Take a step; false where the optimizer found none."""
+        """Take a step; return false if the optimizer finds none."""
         state = self._run.state
         iterate = Iterate(params=at.params, loss=at.loss, grads=at.grads, step=state.step, schedule=self._schedule)
         self._is_whole = self._run.on_host  # backends may update in place
@@ -121,7 +121,7 @@ class Loop:
         return reached is not None
 
     def _gather(self) -> None:
-        """Bring parameters and optimizer to the host, into the state."""
+        """Copy the parameters and the optimizer to the state on the host."""
         run, state = self._run, self._run.state
         state.params, state.best = run.to_host(self._params), run.to_host(self._best)
         with self._scope():

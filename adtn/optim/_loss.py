@@ -1,4 +1,4 @@
-"""Loss and gradients of a fit as one function of parameters and data, as the scheduler plans it."""
+"""The loss and gradients of a fit as one function of parameters and data, as the scheduler plans it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ LOSS_FACTOR, SLOPE_FACTOR = "number/loss_factor", "number/slope_factor"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Loss:
-    """A compiled loss with everything it reads that does not change.
+    """A compiled loss with its constants.
 
     Parameters
     ----------
     exact : bool
-        Whether residuals themselves are formed.
+        Whether the residuals are formed.
     trusted : float
-        Where they are not: below this loss, rounding errors of the large sums that cancel are seen.
+        If they are not formed, the loss below which rounding errors of large sums dominate.
     largest_product : float
-        Operations of the largest contraction.
+        The number of operations of the largest contraction.
     """
 
     exact: bool
@@ -50,7 +50,7 @@ class Loss:
         return self._function(params, self._constants, batch)
 
     def release(self) -> None:
-        """Release the constants before another loss makes its own."""
+        """Free the constants before another loss makes its own."""
         self._constants.clear()
 
 
@@ -62,20 +62,20 @@ def plan_loss(
     options: FitOptions,
     exact: bool = False,
 ) -> Loss:
-    """Decide how a fit evaluates its loss, put its constants on the device and compile it.
+    """Plan how a fit evaluates its loss, copy its constants to the device and compile it.
 
     Parameters
     ----------
     generator : Generator
-        Only its structure and frozen parameters matter.
+        The generator, of which only structure and frozen parameters matter.
     objective : Objective
-        What is minimised.
+        The objective that is minimised.
     backend, device
-        Where.
+        The backend and the device.
     options : FitOptions
-        ``mode`` and ``memory`` bind the scheduler.
+        The options, of which ``mode`` and ``memory`` restrict the scheduler.
     exact : bool
-        Whether residuals themselves must be formed.
+        Whether the residuals must be formed.
     """
     half = options.master != options.dtype
     tiles = objective.in_tiles(half)
@@ -109,7 +109,7 @@ def plan_loss(
             scalars[FACTOR] = tiles.factor
         scalars |= {LOSS_FACTOR: tiles.loss_factor, SLOPE_FACTOR: tiles.slope_factor, OFFSET: offset}
     constants = _placed(arrays, scalars, evaluation, tiles, backend=backend, device=device, options=options)
-    # what is not compiled has a pool of its own, which must not outlive the fit
+    # a loss that is not compiled has its own pool, which must not outlive the fit
     make = _shared if backend.compiles and tiles is not None else _compiled
     consume: Any = tiles.consume if tiles is not None else None
     whole = objective.bind(backend) if tiles is None else None
@@ -133,23 +133,23 @@ def _placed(
     device: str,
     options: FitOptions,
 ) -> dict[str, Any]:
-    """Put what a loss reads on the device, the target and the base as the executable reads them."""
+    """Copy the constants of a loss to the device, the target and the base as the executable reads them."""
     constants: dict[str, Any] = {}
     for name, x in arrays.items():
         x = np.asarray(x)
         if name == TARGET and tiles is not None:
             x = x if tiles.factor == 1.0 else x * tiles.factor
         if (name == TARGET and tiles is not None) or name == BASE:
-            x = evaluation.arrange(x)  # a view where that is possible
+            x = evaluation.arrange(x)  # a view if possible
         constants[name] = backend.asarray(x, device, options.dtype, copy=False)
-    for name, scalar in scalars.items():  # arguments, so that fits of other targets need nothing compiled
+    for name, scalar in scalars.items():  # arguments, so that other targets need no compiling
         precision = options.dtype if name in (SCALE, FACTOR) else options.master
         constants[name] = backend.asarray(np.asarray(scalar), device, precision) if backend.compiles else scalar
     return constants
 
 
 def _whole(mode: Mode | None) -> Mode:
-    """The mode of an objective that takes the weight as a whole."""
+    """Choose the mode of an objective that needs the whole weight."""
     if mode not in (None, Materialised.mode):
         raise FitError(f"Got mode={mode!r}; a task takes the weight as a whole. Use mode='materialise'.")
     return Materialised.mode
@@ -176,7 +176,7 @@ _shared = lru_cache(maxsize=64)(_compiled)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _LossFunction:
-    """``(params, constants, batch) -> (loss, grads)``: the library's own adjoint around the objective's ``dL/dW``."""
+    """A function ``(params, constants, batch) -> (loss, grads)``: the library's adjoint of ``dL/dW``."""
 
     evaluation: FitExecutable
     consume: Callable[[Backend, Array, Params], Consumer] | None

@@ -1,4 +1,4 @@
-"""Marks of checkpoints: what a resumed fit must have in common with the interrupted one."""
+"""Fingerprints of fits in checkpoints, which a resumed fit must share with the interrupted one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ._optimizer import get_optimizer, is_own
 from ._options import FitOptions
 
 FORMER = LIBRARIES
-_NOW = (*LIBRARIES, "autoray")  # do() names caches in its module: its mark depended on what was computed before
+_NOW = (*LIBRARIES, "autoray")  # do() names caches in its module, which depend on earlier computations
 
 
 def mark_of(generator: Generator, objective: Objective, options: FitOptions, libraries: Sequence[str] = _NOW) -> str:
-    """Return the fingerprint of a fit, with its data, functions and, where a user wrote it, its optimizer.
+    """Return the fingerprint of a fit, with its data, functions and, if a user wrote it, its optimizer.
 
     Parameters
     ----------

@@ -18,35 +18,35 @@ from ..backends import Backend
 from ..errors import FitError
 from ..weight import Consumer, Weighting, squared_distance
 
-_NEAR = 1e-12  # of a norm or its inverse: beyond, squares leave single precision
-_BLOCK = 1 << 13  # entries that are looked at together
+_NEAR = 1e-12  # smallest norm, or inverse, whose square is in the range of single precision
+_BLOCK = 1 << 13  # entries that are processed together
 
 ValueAndGrad = Callable[[Array, "Params | None", Params, tuple[Array, ...]], tuple[Array, tuple[Any, ...]]]
 
 
 class Objective(ABC):
-    """A loss of the weight."""
+    """A loss that depends on the weight."""
 
     params: Mapping[str, np.ndarray]
     """Further trained arrays, such as the other layers of a network."""
 
     @abstractmethod
     def constants(self, weighting: Weighting) -> dict[str, np.ndarray]:
-        """Give the arrays that are moved to the device once.
+        """Return the arrays that are copied to the device once.
 
-        The ``"target"`` is in the order of the weight; what is multiplied with rows of tiles, such as a second moment
-        of inputs, in the generated order of the weighting.
+        The ``"target"`` is in the order of the weight; an array that is multiplied with rows of tiles, such as a second
+        moment of inputs, is in the generated order of the weighting.
         """
 
     def bind(self, backend: Backend) -> ValueAndGrad:
-        """A function ``(W, params, constants, batch) -> (loss, (dW, d_params))`` in the backend's arrays.
+        """Make a function ``(W, params, constants, batch) -> (loss, (dW, d_params))`` of arrays of the backend.
 
-        For a loss that has no :meth:`in_tiles`.
+        It is used for a loss without :meth:`in_tiles`.
         """
         raise NotImplementedError(f"{type(self).__name__} needs bind or in_tiles.")
 
     def batch(self, rng: np.random.Generator) -> tuple[np.ndarray, ...] | None:
-        """The data of one step, ``None`` for an objective that is the same at every step."""
+        """Return the data of one step; ``None`` for an objective that is the same at every step."""
         return None
 
     def check(self, shape: Shape) -> None:
@@ -59,7 +59,7 @@ class Objective(ABC):
         return False
 
     def in_tiles(self, half: bool) -> TileObjective | None:
-        """The loss as a sum over tiles of the weight; ``None`` when it needs the whole weight at once."""
+        """Return the loss as a sum over tiles of the weight; ``None`` if it needs the whole weight at once."""
         return None
 
     @property
@@ -68,7 +68,7 @@ class Objective(ABC):
         return True
 
     def curvature(self, rows: Array, constants: Params) -> Array:
-        """The second derivative times changes of the weight, ``(..., rows, n_in)``; needed by Gauss-Newton."""
+        """Multiply changes of the weight, ``(..., rows, n_in)``, by the second derivative, as Gauss-Newton requires."""
         raise FitError(
             f"Got optimizer='lm' with {type(self).__name__}, which does not implement curvature(); 'lm' requires a "
             "loss that is a sum of squares. Use 'adam' or 'lbfgs'."
@@ -82,17 +82,17 @@ class TileObjective:
     Parameters
     ----------
     plain : bool
-        Whether it is the squared distance from the target: tiles may be any legs, and the weight need not be made.
-        Otherwise tiles are rows.
+        Whether it is the squared distance from the target, where tiles may be any legs, and the weight need not be
+        generated. Otherwise tiles are rows.
     consume : callable
-        ``(backend, arranged target, constants) -> consumer``, see :class:`adtn.weight.TiledWeight`. The same function
-        for all objectives of a kind, so that what is compiled for one serves another.
+        ``(backend, arranged target, constants) -> consumer``, see :class:`adtn.weight.TiledWeight`. It is the same
+        function for all objectives of a kind, so that compiled code is shared.
     factor : float
-        The tiles that are asked for are of ``factor * W``, and the target is ``factor * target``.
+        The factor of both: tiles are those of ``factor * W``, and the target is ``factor * target``.
     loss_factor : float
-        What the sum is multiplied by in the end.
+        The factor of the final sum.
     slope_factor : float
-        What ``adjoint`` must be multiplied by to be the derivative of the loss.
+        The factor that turns ``adjoint`` into the derivative of the loss.
     """
 
     plain: bool
@@ -103,7 +103,7 @@ class TileObjective:
 
     @property
     def is_far(self) -> bool:
-        """Whether the squares of the target and of the generator's scale have no place in single precision."""
+        """Whether the squares of the target and of the generator's scale exceed the range of single precision."""
         return self.factor != 1.0 and not _NEAR < self.factor < 1.0 / _NEAR
 
 
@@ -123,7 +123,7 @@ class Reconstruction(Objective):
 
     def __init__(self, target: Any) -> None:
         target = host_array("target", target, FitError)
-        # single and double precision stay as they are: a large weight is not copied
+        # single and double precision are not converted, so that a large weight is not copied
         self.target = target if target.dtype in (np.float32, np.float64) else target.astype(np.float64)
         self.params = {}
         norm = _norm(self.target, "target")
@@ -133,7 +133,7 @@ class Reconstruction(Objective):
         self._inverse_norm = 1.0 / norm
 
     def constants(self, weighting: Weighting) -> dict[str, np.ndarray]:
-        """Give the target."""
+        """Return the target."""
         return {"target": self.target}
 
     @property
@@ -148,19 +148,19 @@ class Reconstruction(Objective):
 
     @property
     def is_relative_square(self) -> bool:
-        """Whether the loss is the square of a relative error: it is."""
+        """Whether the loss is the square of a relative error, which it is."""
         return True
 
     def in_tiles(self, half: bool) -> TileObjective | None:
         """Return the loss as a sum over entries, in any order."""
         inverse = self._inverse_norm
-        # half precisions normalise before squaring, or sums of squares overflow; so do others where norms are extreme
+        # with half precisions or extreme norms, normalise before squaring, as sums of squares could overflow
         factor, rest = (1.0, inverse * inverse) if _NEAR < inverse < 1.0 / _NEAR and not half else (inverse, 1.0)
         return TileObjective(plain=True, consume=_distance, factor=factor, loss_factor=rest, slope_factor=2.0 * rest)
 
     @property
     def needs_whole_rows(self) -> bool:
-        """Whether :meth:`curvature` mixes the entries of a row: it does not."""
+        """Whether :meth:`curvature` mixes the entries of a row, which it does not."""
         return False
 
     def curvature(self, rows: Array, constants: Params) -> Array:
@@ -203,7 +203,7 @@ class DataAwareReconstruction(Reconstruction):
             self.second_moment, self.second_moment.T, rtol=1e-4, atol=1e-6 * np.abs(self.second_moment).max()
         ):
             raise FitError("Got a second_moment that is not symmetric; expected x.T @ x / n of the layer's inputs.")
-        # an error relative to the outputs does not depend on the moment's size; a power of two changes no digit
+        # a relative error does not depend on the scale of the moment, and a power of two changes no digit
         spread = float(np.trace(self.second_moment)) / n_in
         if spread > 0.0:
             self.second_moment = self.second_moment * 2.0 ** -round(math.log2(spread))
@@ -216,7 +216,7 @@ class DataAwareReconstruction(Reconstruction):
         self._inverse_norm = power**-0.5 / self._norm
 
     def constants(self, weighting: Weighting) -> dict[str, np.ndarray]:
-        """Give the target and the second moment."""
+        """Return the target and the second moment."""
         moment = weighting.moment_to_generated_order(self.second_moment)
         return {"target": self.target, "second_moment": moment}
 
@@ -228,7 +228,7 @@ class DataAwareReconstruction(Reconstruction):
 
     @property
     def needs_whole_rows(self) -> bool:
-        """The second moment mixes them."""
+        """Whether :meth:`curvature` mixes the entries of a row, which the second moment does."""
         return True
 
     def curvature(self, rows: Array, constants: Params) -> Array:
@@ -238,13 +238,13 @@ class DataAwareReconstruction(Reconstruction):
 
 
 class Task(Objective):
-    """Any function of the weight.
+    """An objective that is any function of the weight.
 
     Parameters
     ----------
     fn : callable
         ``fn(W, *batch)`` or, with ``params``, ``fn(W, params, *batch)``, in the arrays of the backend that fits.
-        On PyTorch and JAX it returns the loss; on NumPy, which differentiates nothing, ``(loss, dL/dW)`` or
+        On PyTorch and JAX it returns the loss; on NumPy, which cannot differentiate, ``(loss, dL/dW)`` or
         ``(loss, (dL/dW, d_params))``.
     params : mapping of str to array, optional
         Further arrays that are trained with the generator.
@@ -252,7 +252,7 @@ class Task(Objective):
         ``batches(rng)`` returns the arrays of one step; ``rng`` depends on the seed and the step alone, so that
         an interrupted fit continues with the same data.
     differentiated : bool
-        ``fn`` returns its gradient on every backend, not only on NumPy.
+        Whether ``fn`` returns its gradient on every backend, not only on NumPy.
 
     Examples
     --------
@@ -280,18 +280,18 @@ class Task(Objective):
         self.differentiated = differentiated
 
     def constants(self, weighting: Weighting) -> dict[str, np.ndarray]:
-        """Give nothing: all that a task reads is its own."""
+        """Return nothing, as a task holds its own data."""
         return {}
 
     def batch(self, rng: np.random.Generator) -> tuple[np.ndarray, ...] | None:
-        """The data of one step."""
+        """Return the data of one step."""
         if self.batches is None:
             return None
         arrays = self.batches(rng)
         return tuple(arrays) if isinstance(arrays, tuple | list) else (arrays,)
 
     def bind(self, backend: Backend) -> ValueAndGrad:
-        """The function with its gradient: its own, or the framework's."""
+        """Return the function with its gradient, its own or the framework's."""
         fn, has_params = self.fn, bool(self.params)
         differentiate = None if self.differentiated else backend.value_and_grad(fn)
 
@@ -305,7 +305,7 @@ class Task(Objective):
 
 
 def as_objective(target: Any) -> Objective:
-    """An objective as it is, a function as a :class:`Task`, an array as a :class:`Reconstruction`."""
+    """Return an objective unchanged, a function as a :class:`Task`, and an array as a :class:`Reconstruction`."""
     if isinstance(target, Objective):
         return target
     if callable(target):
@@ -314,7 +314,7 @@ def as_objective(target: Any) -> Objective:
 
 
 def batch_at(objective: Objective, seed: int, step: int) -> tuple[np.ndarray, ...] | None:
-    """The data of a step: they depend on seed and step alone."""
+    """Draw the data of a step, which depend on the seed and the step only."""
     return objective.batch(np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64))))
 
 
@@ -323,7 +323,7 @@ def _distance(backend: Backend, target: Array, constants: Params) -> Consumer:
 
 
 def _weighted_distance(backend: Backend, target: Array, constants: Params) -> Consumer:
-    """Of outputs: residuals are multiplied by the second moment of the inputs."""
+    """Compute the distance of outputs, with residuals multiplied by the second moment of the inputs."""
     moment = constants["second_moment"]
 
     def on_tile(tile: Array, i: Any, total: Any) -> tuple[Any, Array]:
@@ -336,7 +336,7 @@ def _weighted_distance(backend: Backend, target: Array, constants: Params) -> Co
 
 
 def _norm(x: np.ndarray, what: str) -> float:
-    """The Frobenius norm, in double precision, block by block: no copy of the array in any order or dtype."""
+    """Compute the Frobenius norm in double precision block by block, without copying the array."""
     iterate: Any = np.nditer
     flags = ["external_loop", "buffered", "zerosize_ok"]
     blocks = iterate(x, flags, [["readonly"]], [np.float64], casting="unsafe", buffersize=_BLOCK)
@@ -344,7 +344,7 @@ def _norm(x: np.ndarray, what: str) -> float:
     for block in blocks:
         part: np.ndarray = block
         largest = float(np.abs(part).max(initial=0.0))
-        if math.isfinite(largest) and largest > 0.0:  # squares of 1e-200 and 1e200 have no place in a double
+        if math.isfinite(largest) and largest > 0.0:  # squares of 1e-200 and 1e200 exceed the range of a double
             norm = math.hypot(norm, largest * float(np.linalg.norm(part / largest)))
         elif not math.isfinite(largest):
             bad += part.size - int(np.isfinite(part).sum())

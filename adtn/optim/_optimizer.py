@@ -1,4 +1,4 @@
-"""The optimizer interface: what an optimizer is, what it sees of a fit, and the registry that finds it by name."""
+"""The optimizer interface, the view that an optimizer has of a fit, and the registry of optimizers by name."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _METHODS = ("init", "step", "export_state", "import_state")
 _OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
 
-@dataclass(slots=True, kw_only=True, eq=False)  # one is made at every step, and frozen ones take three times as long
+@dataclass(slots=True, kw_only=True, eq=False)  # made at every step, and frozen ones take three times as long
 class Evaluation:
-    """An evaluation: parameters with their loss and gradients.
+    """The loss and gradients at some parameters.
 
     Parameters
     ----------
     params : mapping of str to array
-        Where the loss was evaluated.
+        The parameters.
     loss : float
     grads : mapping of str to array
         Gradients by the names of the parameters.
@@ -47,9 +47,9 @@ class Iterate(Evaluation):
     Parameters
     ----------
     step : int
-        Number of the step, from 0.
+        The number of the step, from 0.
     schedule : callable
-        Learning rate at a step.
+        A function that returns the learning rate at a step.
     """
 
     step: int
@@ -63,26 +63,26 @@ class Iterate(Evaluation):
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """The part of a fit that an optimizer may know.
+    """The part of a fit that an optimizer can access.
 
     Parameters
     ----------
     generator : Generator
-        Structure, scale and base of the weight; its parameters are the initial ones.
+        The generator: structure, scale and base of the weight, and initial parameters.
     objective : Objective
-        What is minimised.
+        The objective that is minimised.
     backend : Backend
-        Library of the arrays.
+        The backend of the arrays.
     device : str
-        Where the arrays lie, as the backend calls it.
+        The device of the arrays, without the name of the backend.
     dtype : str
-        Of parameters and gradients.
+        The dtype of parameters and gradients.
     seed : int
-        For everything random.
+        The seed of all random numbers.
     momentum, weight_decay : float
-        As passed to :func:`adtn.fit`.
+        The options of :func:`adtn.fit`.
     rate_factors : mapping of str to float
-        Learning rate of every parameter relative to the schedule, from ``lr_factors``.
+        The learning rate of every parameter relative to the schedule, from ``lr_factors``.
     has_batches : bool
         Whether the data of the loss change from step to step.
     evaluate : callable
@@ -105,9 +105,9 @@ class Problem:
 class Optimizer(ABC):
     """A rule that turns an evaluation into the next parameters.
 
-    The fit evaluates the loss, keeps the best parameters and the history, stops, and writes checkpoints; an optimizer
-    only takes steps. All that a step depends on beside its arguments belongs in the state, so that a fit that is
-    resumed takes the same steps.
+    The fit evaluates the loss, records the best parameters and the history, stops, and writes checkpoints; an optimizer
+    only takes steps. Everything that a step depends on besides its arguments belongs in the state, so that a
+    resumed fit takes the same steps.
 
     Parameters
     ----------
@@ -122,10 +122,10 @@ class Optimizer(ABC):
     takes_clip, takes_weight_decay : bool
         Whether ``clip`` and ``weight_decay`` of :func:`adtn.fit` are allowed.
     solves_matrices : bool
-        Whether a step does dense linear algebra on the host, which is given all threads.
+        Whether a step does dense linear algebra on the host, for which all threads are used.
     needs_scope : bool
-        Whether operations on arrays of the backend are to run in its :meth:`scope <adtn.backends.Backend.scope>`, where
-        they keep float64 on JAX; optimizers that enter it themselves need it not.
+        Whether operations on arrays of the backend must run in its :meth:`scope <adtn.backends.Backend.scope>`, where
+        they preserve float64 on JAX; not for optimizers that enter it themselves.
 
     Examples
     --------
@@ -165,7 +165,7 @@ class Optimizer(ABC):
         Parameters
         ----------
         params : mapping of str to array
-            Initial values.
+            The initial values.
         """
 
     @abstractmethod
@@ -177,15 +177,15 @@ class Optimizer(ABC):
         at : Iterate
             Current parameters with their loss, gradients and learning rate.
         state
-            As the step before returned it.
+            The state that the previous step returned.
 
         Returns
         -------
         next : mapping of str to array, Evaluation or None
-            The next parameters: as an :class:`Evaluation` where the step has evaluated them already, so that the fit
-            does not do it again, and ``None`` where no better ones can be found, which ends the fit.
+            The next parameters; an :class:`Evaluation` if the step has evaluated them already, so that the fit
+            does not evaluate them again, or ``None`` if no better ones can be found, which ends the fit.
         state
-            For the step after.
+            The state for the next step.
         """
 
     @abstractmethod
@@ -194,10 +194,10 @@ class Optimizer(ABC):
 
     @abstractmethod
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> Any:
-        """Return the state from the arrays of :meth:`export_state` and the parameters of that moment."""
+        """Rebuild the state from the arrays of :meth:`export_state` and the parameters at that time."""
 
     def snapshot(self, params: Params) -> Params:
-        """Return parameters that later steps do not change; to be overridden by optimizers that work in place."""
+        """Return parameters that later steps do not change; optimizers that work in place must override this."""
         return params
 
 
@@ -219,8 +219,8 @@ def register_optimizer(name: str, optimizer: type[Optimizer]) -> type[Optimizer]
     Raises
     ------
     FitError
-        If the name is taken or no name, or if the optimizer is no subclass of :class:`adtn.Optimizer` or lacks a
-        method.
+        If the name is not valid or already registered, or the optimizer is not a subclass of :class:`adtn.Optimizer`
+        or lacks a method.
 
     Examples
     --------
@@ -247,20 +247,20 @@ def register_optimizer(name: str, optimizer: type[Optimizer]) -> type[Optimizer]
 
 
 def optimizer_names() -> tuple[str, ...]:
-    """Names of all optimizers, those of entry points in the group ``adtn.optimizers`` included."""
+    """List the names of all optimizers, including entry points in the group ``adtn.optimizers``."""
     return tuple(dict.fromkeys((*_OPTIMIZERS, *plugin_names("optimizers"))))
 
 
 def get_optimizer(name: str) -> type[Optimizer]:
-    """The optimizer called ``name``; entry points in the group ``adtn.optimizers`` are asked, too.
+    """Return the optimizer called ``name``, also from an entry point in the group ``adtn.optimizers``.
 
     Raises
     ------
     FitError
-        If there is none of that name, or its package cannot be loaded.
+        If there is no optimizer of that name, or its package cannot be loaded.
     """
     if name not in _OPTIMIZERS:
-        plugin = load_plugin("optimizers", name, FitError)  # its import registers the class, or should have
+        plugin = load_plugin("optimizers", name, FitError)  # importing the module should register the class
         if plugin is not None and name not in _OPTIMIZERS:
             register_optimizer(name, plugin)
     if name not in _OPTIMIZERS:
@@ -269,7 +269,7 @@ def get_optimizer(name: str) -> type[Optimizer]:
 
 
 def weight_decay_names() -> tuple[str, ...]:
-    """Names of the registered optimizers that decay weights."""
+    """List the names of the registered optimizers that decay weights."""
     return tuple(name for name, optimizer in _OPTIMIZERS.items() if optimizer.takes_weight_decay)
 
 

@@ -1,4 +1,4 @@
-"""Everything about a fit that is neither generator nor objective."""
+"""The options of a fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Momentum = Annotated[float, Range(0.0, 1.0, below=True)]
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """A record of everything about a fit that is neither generator nor objective; see :func:`fit`."""
+    """The options of a fit, which are all arguments of :func:`fit` except the generator and the objective."""
 
     device: str = "numpy:cpu"
     dtype: str = "float32"

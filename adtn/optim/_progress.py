@@ -1,4 +1,4 @@
-"""A progress bar that is silent when nobody looks."""
+"""A progress bar that is shown on terminals only."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class ProgressBar:
     Parameters
     ----------
     show : bool or None
-        ``None`` shows it on a terminal only.
+        Whether to show it; ``None`` shows it on a terminal only.
     steps : int
-        Total number of steps.
+        The total number of steps.
     start : int
-        Steps already taken.
+        The number of steps already taken.
     label : str
-        In front of the bar.
+        The text in front of the bar.
     """
 
     def __init__(self, show: bool | None, steps: int, start: int, label: str) -> None:

@@ -1,4 +1,4 @@
-"""A fit under way: where it runs, what it evaluates, where it stands."""
+"""A fit in progress: its device, loss and state."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from ._solution import Status
 
 @dataclass(kw_only=True)
 class Run:
-    """A fit under way.
+    """A fit in progress.
 
     Parameters
     ----------
     backend, device
-        Where it runs.
+        The backend and the device of the fit.
     objective : Objective
-        What is minimised.
+        The objective that is minimised.
     options : FitOptions
-        How.
+        The options of the fit.
     on_host : bool
         Whether the optimizer sees float64 NumPy arrays instead of arrays of the backend.
     loss : Loss
-        With gradients, compiled.
+        The compiled loss with its gradients.
     exact : callable
-        Makes the loss that takes its place when it is no longer exact.
+        A function that makes the loss to use when this one is no longer exact.
     state : Checkpoint
-        Where it stands; its parameters and moments are current only at checkpoints.
+        The state of the fit; its parameters and moments are current only at checkpoints.
     mark : str
-        Fingerprint in the checkpoint.
+        The fingerprint in the checkpoint.
     bar : ProgressBar
-        Shows the loss.
+        The progress bar, which shows the loss.
     deadline : float
-        ``time.monotonic()`` at which to stop.
+        The value of ``time.monotonic()`` at which to stop.
     """
 
     backend: Backend
@@ -75,7 +75,7 @@ class Run:
         return Evaluation(params=params, loss=float(loss), grads=self.given(self.to_host(grads)))
 
     def _loss_and_grads(self, params: Params, batch: tuple[Array, ...]) -> tuple[Array, Params]:
-        """Evaluate; a loss that lost too many digits to cancellation is computed in another way from then on."""
+        """Evaluate; a loss that loses too many digits by cancellation is computed in another way from then on."""
         if not self.loss.exact:
             loss, grads = self.loss(params, batch)
             if not float(loss) < self.loss.trusted:
@@ -86,7 +86,7 @@ class Run:
         return self.loss(params, batch)
 
     def given(self, params: Mapping[str, np.ndarray]) -> Params:
-        """Return host arrays as the optimizer gets them."""
+        """Convert host arrays to those that the optimizer uses."""
         return {k: x.astype(np.float64) for k, x in params.items()} if self.on_host else self._to_device(params)
 
     def _to_device(self, params: Params) -> dict[str, Array]:
@@ -98,11 +98,11 @@ class Run:
 
     @cached_property
     def has_batches(self) -> bool:
-        """Whether every step has its own data; asked once, because drawing takes a good part of a small step."""
+        """Whether every step has its own data; determined once, as drawing data takes much of a small step."""
         return bool(self._batch(0))
 
     def _batch(self, step: int) -> tuple[Array, ...]:
-        """The data of a step; floating-point arrays take the dtype of the fit."""
+        """Return the data of a step, with floating-point arrays in the dtype of the fit."""
         return tuple(self._asarray(x) for x in batch_at(self.objective, self.options.seed, step) or ())
 
     def _asarray(self, x: Any) -> Array:
@@ -110,12 +110,12 @@ class Run:
         return self.backend.asarray(x, self.device, self.options.dtype if np.issubdtype(x.dtype, np.floating) else None)
 
     def record(self, loss: float) -> Status | None:
-        """Note the loss before the current step; says when to stop."""
+        """Record the loss before the current step, and return whether to stop."""
         options, state = self.options, self.state
         state.history.append(loss)
         self.bar.update(state.step + 1, loss)
-        asked = [callback(state.step, loss) for callback in options.callbacks]  # all of them see every step
-        if any(asked):
+        stops = [callback(state.step, loss) for callback in options.callbacks]  # all of them are called at every step
+        if any(stops):
             return Status.STOPPED
         if self.objective.is_relative_square and loss <= options.tolerance**2:
             return Status.REACHED
@@ -133,5 +133,5 @@ class Run:
         try:
             write_checkpoint(path, self.state, self.mark)
         except OSError as error:
-            text = f"Cannot write checkpoint={str(path)!r} ({error}); the fit goes on without."
+            text = f"Cannot write checkpoint={str(path)!r} ({error}); the fit continues without it."
             warnings.warn(text, OutputWarning, stacklevel=2)

@@ -19,13 +19,13 @@ _END = 1e-4
 
 
 def _cosine(a: float, b: float, t: float) -> float:
-    """From ``a`` at ``t=0`` to ``b`` at ``t=1`` along half a cosine."""
+    """Interpolate from ``a`` at ``t=0`` to ``b`` at ``t=1`` along half a cosine."""
     return b + (a - b) * 0.5 * (1.0 + math.cos(math.pi * t))
 
 
 @checked(FitError)
 def make_schedule(schedule: ScheduleArgument, lr: Positive, steps: Count) -> Schedule:
-    """The learning rate at each step.
+    """Make a function that returns the learning rate of each step.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ def make_schedule(schedule: ScheduleArgument, lr: Positive, steps: Count) -> Sch
         - ``"onecycle"``: up from ``lr / 25`` over the first 30 % of the steps, then down to ``lr / 10000``
         - a function of the step (from 0) that returns the learning rate
     lr : float
-        Largest learning rate.
+        The largest learning rate.
     steps : int
-        Number of steps.
+        The number of steps.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def make_schedule(schedule: ScheduleArgument, lr: Positive, steps: Count) -> Sch
     Raises
     ------
     FitError
-        For unknown names.
+        If the name is unknown.
 
     References
     ----------

@@ -12,7 +12,7 @@ from ..generator import Generator
 
 
 class Status(Enum):
-    """The reason why a fit ended; each value is a sentence that ends in advice."""
+    """The reason why a fit ended; each value is a sentence that ends with advice."""
 
     FINISHED = "All steps were taken; take more steps if the loss still falls."
     REACHED = "The requested relative error is reached; nothing to do."
@@ -36,17 +36,17 @@ class Solution:
     Parameters
     ----------
     generator : Generator
-        With the best parameters (those of the last step when every step had its own data).
+        The generator with the best parameters, or those of the last step if every step has its own data.
     loss : float
-        Their loss.
+        The loss of these parameters.
     status : Status
-        Why the fit ended; ``status.value`` says what to do next.
+        The reason why the fit ended; ``status.value`` says what to do next.
     history : numpy.ndarray
-        Loss before each step, float64.
+        The loss before each step, in float64.
     steps : int
-        Steps taken in all, resumed ones included.
+        The total number of steps, including resumed ones.
     seconds : float
-        Wall time of this call.
+        The wall time of this call.
     params : dict of str to numpy.ndarray
         Further trained arrays of a :class:`adtn.Task`.
     is_relative_square : bool

@@ -1,4 +1,4 @@
-"""Candidates for a task: executables of every mode, with the contraction orders and tiles worth trying."""
+"""The candidates for a task: executables of every mode, with the contraction orders and tiles worth trying."""
 
 from __future__ import annotations
 
@@ -54,22 +54,22 @@ class Candidate:
 
     @property
     def seconds(self) -> float:
-        """Predicted time of one call."""
+        """The predicted seconds of one call."""
         return self.price.seconds
 
 
 class Candidates:
-    """All that a request allows, priced one after the other.
+    """The candidates that a request allows, priced one after the other.
 
     Parameters
     ----------
     request : Request
-        What is asked for.
+        The request.
 
     Raises
     ------
     ScheduleError
-        While iterating: if the mode that is asked for is not possible.
+        While iterating, if the requested mode is not possible.
     """
 
     def __init__(self, request: Request) -> None:
@@ -100,10 +100,10 @@ class Candidates:
                 f"{self._state_entries} entries, as large as the weight; its gates are fused into blocks instead"
             )
 
-    # without the weight
+    # candidates without the weight
 
     def _without_weight(self) -> Iterator[Candidate]:
-        """Layers and fits that never make it."""
+        """Yield layers and fits that do not generate the weight."""
         if why := self.why_not_factored():
             if self.request.mode:
                 raise ScheduleError(f"Got mode='factored', but {why}; use 'stream' or 'materialise'.")
@@ -111,7 +111,7 @@ class Candidates:
         yield from self._projected() if self.request.task == "fit" else [self._factored()]
 
     def why_not_factored(self) -> str:
-        """Return why the task needs the weight; empty when it does not."""
+        """Return why the task needs the weight; empty if it does not."""
         request = self.request
         if request.task == "generate" or request.only_rows:
             return "the task needs the weight"
@@ -125,7 +125,7 @@ class Candidates:
         return "" if linear else "there is an activation after the last segment"
 
     def _factored(self) -> Candidate:
-        """The layer without its weight."""
+        """Make the layer that does not generate its weight."""
         request = self.request
         segments = with_input(request.segments, self.layout, request.rows)
         path = best_path(segments[-1], sizes_of(segments), request.profile, self.cost)
@@ -140,21 +140,21 @@ class Candidates:
         )
 
     def _projected(self) -> Iterable[Candidate]:
-        """A fit that projects the target, in tiles."""
+        """Make a fit that projects the target, in tiles."""
         request, last = self.request, self.request.segments[-1]
         paths = (*self.head, best_path(last, self.sizes, request.profile, "projected"))
         square = closed(last, self.sizes)
         norm_path = best_path(square, self.sizes | sizes_of([square]), request.profile, "small")
         total = math.prod(self.layout.dims)
         order = product_order(last, paths[-1], self.sizes, total)
-        # whole legs only: what is left of a leg would lie in the way of the products
+        # whole legs only, as a part of a leg would prevent plain matrix products
         counts = list(accumulate((self.sizes[i] for i in order), operator.mul))
         near = [min(counts, key=lambda c: abs(math.log(c * e / total))) for e in _PROJECTED_ENTRIES]
         for tiles in dict.fromkeys([1, *near]):
             weight = projecting(request.segments, paths, request.weighting, tiles, norm_path)
             yield self._priced(Projected(weight, self.null))
 
-    # with the weight, in tiles
+    # candidates with the weight, in tiles
 
     def _in_tiles(self, allowed: tuple[Mode, ...], best_without: float) -> Iterator[Candidate]:
         request, segments = self.request, self.request.segments
@@ -170,13 +170,13 @@ class Candidates:
                 whole = self._tiled(Materialised, path, order, by_rows=by_rows)
                 fastest[by_rows] = whole.seconds
                 yield whole
-                # rows are as good as any order, or no order helps
+                # blocks of rows are as good as any other order, or no order helps
                 enough = not whole.executable.permutes or best_without < _HELPLESS * whole.seconds
             streams = Streamed.mode in allowed and request.task != "generate"
             gains = by_rows or fastest.get(False, 0.0) <= fastest.get(True, math.inf) * _ORDER_GAIN
             if streams and gains:
                 tilings = self._tilings(order, by_rows=by_rows)
-                if tilings and not self.has_large_state:  # what is best in tiles of one size is good in others
+                if tilings and not self.has_large_state:  # the best order for tiles of one size is good for others
                     middle = tilings[len(tilings) // 2]
                     path = best_tiled_path(last, self.sizes, request.profile, self.cost, middle)
                 for tiles in tilings:
@@ -185,7 +185,7 @@ class Candidates:
                 return
 
     def _tilings(self, order: Inds, *, by_rows: bool) -> list[int]:
-        """Numbers of tiles worth trying: near the usual sizes, and with a limit also the smallest tiles."""
+        """List the numbers of tiles worth trying: near usual sizes, and with a memory limit also the smallest tiles."""
         total = math.prod(self.sizes[i] for i in order)
         outputs = self.request.segments[-1].outputs
         of_rows = {name for name, (axis, _) in zip(outputs, self.layout.leg_axes, strict=True) if not axis}
@@ -199,7 +199,7 @@ class Candidates:
         return sorted(near)
 
     def _tiled(self, kind: type[InTiles], path: Path, order: Inds, *, by_rows: bool, tiles: int = 1) -> Candidate:
-        """One tiling of the weight."""
+        """Make a fit or layer with one tiling of the weight."""
         request = self.request
         program = tile_program(request.segments, (*self.head, path), order, tiles)
         places = tuple(request.segments[-1].outputs.index(i) for i in order)
@@ -212,7 +212,7 @@ class Candidates:
 
     @property
     def has_large_state(self) -> bool:
-        """Whether what the last segment reads is of the size of the weight."""
+        """Whether the state that the last segment reads is as large as the weight."""
         return self._state_entries >= _LARGE_STATE * math.prod(self.layout.padded_shape)
 
     @property

@@ -1,4 +1,4 @@
-"""Contraction paths on disk, keyed by canonical graph, sizes, profile and version of the objective."""
+"""A cache of contraction paths on disk, keyed by canonical graph, sizes, profile and version of the objective."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ..program import Path
 
 _PATHS = 4096
 """Paths in memory, a few kilobytes each."""
-FORMAT = 2  # the first one, without a digest, counts as absent
+FORMAT = 2  # files of the first format, which has no digest, count as absent
 
 
 class PathCache:
-    """A cache of paths, in memory and in one small file each.
+    """A cache of paths, in memory and in one small file per path.
 
-    Concurrent processes see whole files or none; one that is damaged or cannot be read counts as absent.
+    Concurrent processes see complete files or none; a file that is damaged or cannot be read counts as absent.
 
     Parameters
     ----------
     folder : path, optional
-        ``paths`` in the cache directory when not given.
+        The folder; by default, ``paths`` in the cache directory.
     """
 
     def __init__(self, folder: FilePath | None = None) -> None:
@@ -36,7 +36,7 @@ class PathCache:
         self._memory: Recent[str, Path] = Recent(_PATHS)
 
     def find(self, key: str, n_terms: int, search: Callable[[], Path]) -> Path:
-        """The path of a key; found by ``search`` when it is new."""
+        """Return the path of a key, which ``search`` finds if the key is new."""
 
         def read_or_search() -> Path:
             path = self._read(key, n_terms)
@@ -69,11 +69,11 @@ class PathCache:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(file, sealed_json("contraction path", FORMAT, path=path))
         except OSError:
-            return  # a cache that cannot be written is slow, not wrong
+            return  # without a cache, planning is slower but correct
 
 
 def path_key(terms: tuple[Inds, ...], output: Inds, sizes: dict[str, int], *context: object) -> str:
-    """A key that does not depend on the names of indices."""
+    """Compute a key that does not depend on the names of indices."""
     number: dict[str, int] = {}
     graph = [[number.setdefault(i, len(number)) for i in inds] for inds in (*terms, output)]
     dims = [sizes[i] for i in number]

@@ -1,4 +1,4 @@
-"""The plan: what the scheduler decides for one task on one device, with the alternatives it considered."""
+"""The plan: the decision of the scheduler for one task on one device, with the alternatives."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ TASKS: tuple[Task, ...] = ("generate", "apply", "train", "fit")
 
 @dataclass(frozen=True, kw_only=True)
 class Contraction:
-    """One pairwise contraction of a plan.
+    """A pairwise contraction of a plan.
 
     Parameters
     ----------
     segment : int
-        In which segment.
+        The index of its segment.
     times : int
-        How often it is done: once, or once per tile.
+        The number of times that it is done: once, or once per tile.
     bmnk : tuple of int
-        Batch, rows, columns and inner dimension of the product.
+        The batch, row, column and inner dimensions of the product.
     result : tuple of int
-        Shape of the result.
+        The shape of the result.
     flops, nbytes : int
-        Of one execution; bytes read and written.
+        Operations, and bytes read and written, of one execution.
     permutes : int
-        How many of its three tensors are copied into another order.
+        The number of its three tensors that are copied to another order.
     seconds : float
-        Predicted, of one execution.
+        The predicted seconds of one execution.
     """
 
     segment: int
@@ -53,25 +53,25 @@ class Contraction:
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """One way to do the task.
+    """A way to do the task.
 
     Parameters
     ----------
     mode : {"materialise", "stream", "factored"}
     label : str
-        The mode and the tiles, for people.
+        A description of the mode and the tiles.
     by_rows : bool
-        Tiles are blocks of rows; otherwise blocks of legs in the order of the network.
+        Whether tiles are blocks of rows, instead of blocks of legs in the order of the network.
     tiles : int
     tile_shape : tuple of int
     seconds : float
-        Predicted for one call.
+        The predicted seconds of one call.
     first_seconds : float
-        Predicted for what is done once and kept, such as generating a cached weight.
+        The predicted seconds of work that is done once, such as generating a cached weight.
     peak_bytes : int
-        Largest extra memory at any time.
+        The largest additional memory at any time.
     lost : str
-        Why it was not chosen; empty for the chosen one.
+        The reason why it was not chosen; empty for the chosen one.
     """
 
     mode: str
@@ -87,32 +87,32 @@ class Alternative:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The decision on how a task is done on a device. It prints as a table.
+    """The decision of how a task is done on a device, which prints as a table.
 
     Parameters
     ----------
     task : {"generate", "apply", "train", "fit"}
     shape : tuple of int
-        Of the weight.
+        The shape of the weight.
     topology : str
     device, dtype : str
     batch : int or None
-        Rows of the input, for ``"apply"`` and ``"train"``.
+        The number of rows of the input, for ``"apply"`` and ``"train"``.
     memory_bytes : int or None
-        The limit, if there is one.
+        The memory limit, if there is one.
     profile : DeviceProfile
-        What the predictions stand on.
+        The profile on which the predictions are based.
     chosen : Alternative
     alternatives : tuple of Alternative
-        All that were considered, the chosen one first.
+        All alternatives, the chosen one first.
     contractions : tuple of Contraction
-        Of the chosen one, forward.
+        The contractions of the chosen one in a forward pass.
     notes : tuple of str
-        What a reader should know, such as why streaming is impossible.
+        Notes for the reader, such as why streaming is not possible.
     weighting : Weighting
-        Of the generator.
+        The formula of the generator's weight.
     executable : Executable
-        What runs it, and what was traced to predict its time and memory.
+        The object that runs the task, and that was traced to predict time and memory.
     """
 
     task: str
@@ -137,7 +137,7 @@ class Plan:
 
     @property
     def tiles(self) -> int:
-        """The number of tiles that the weight is cut into."""
+        """The number of tiles of the weight."""
         return self.chosen.tiles
 
     @property
@@ -147,15 +147,15 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """The largest extra memory at any time."""
+        """The largest additional memory at any time, in bytes."""
         return self.chosen.peak_bytes
 
     def step(self, backend: Backend) -> Callable[[Params, Array], Any]:
-        """The task as one function of the arrays and what it works on, with adjoints for ``"fit"`` and ``"train"``.
+        """Return the task as a function of the arrays and its input, with adjoints for ``"fit"`` and ``"train"``.
 
-        That is ``x``, or for ``"fit"`` the target as :meth:`FitExecutable.arrange` gives it. The loss of a ``"fit"`` is
-        ``‖W - target‖²``, without ``‖target‖²`` where the target is projected; its gradient comes without its factor
-        two.
+        The input is ``x``, or for ``"fit"`` the target from :meth:`FitExecutable.arrange`. The loss of a ``"fit"`` is
+        ``‖W - target‖²``, without ``‖target‖²`` if the target is projected; the gradient is returned without its factor
+        of two.
         """
         return backend.compile(task_call(self.task, self.executable.on(backend), self.weighting.scale))
 
@@ -164,7 +164,7 @@ class Plan:
         return backend.compile(self.materialised.on(backend).weight)
 
     def function(self, backend: Backend) -> Callable[[Params, Array], Array]:
-        """Return ``(arrays, x) -> y`` of a plan for ``"apply"`` or ``"train"``, differentiable where it can be."""
+        """Return ``(arrays, x) -> y`` of a plan for ``"apply"`` or ``"train"``, differentiable if the framework is."""
         return backend.with_vjp(self.layer.on(backend))
 
     @property
@@ -246,7 +246,7 @@ class Plan:
         return lines + [f"note: {note}" for note in self.notes]
 
     def to_json(self) -> str:
-        """Return everything but the executable as JSON."""
+        """Convert to a dictionary, without the executable."""
         content: dict[str, Any] = {
             "task": self.task,
             "shape": self.shape,
@@ -268,7 +268,7 @@ class Plan:
 
 
 def task_call(task: str, executable: Any, scale: float) -> Callable[[Params, Array], Any]:
-    """One call of a task by an executable: what a plan runs, and what its planner traces."""
+    """Make one call of a task by an executable, which plans run and the planner traces."""
 
     def train(arrays: Params, x: Array) -> Any:
         y, tape = executable.with_tape(arrays, x)

@@ -1,4 +1,4 @@
-"""The decision: candidates of every mode, priced on null arrays, the best one chosen."""
+"""The planner: candidates of every mode are priced on null arrays, and the best one is chosen."""
 
 from __future__ import annotations
 
@@ -41,40 +41,40 @@ def plan(
     mode: Mode | None = None,
     profile: Profile | None = None,
 ) -> Plan:
-    """Decide how a task is done on a device: contraction orders, execution mode, tiles.
+    """Plan how a task is done on a device: contraction orders, execution mode, tiles.
 
     Parameters
     ----------
     generator : Generator
-        Only its structure matters, not its parameters.
+        The generator, of which only the structure matters.
     task : {"generate", "apply", "train", "fit"}
-        - ``"generate"``: the weight
-        - ``"apply"``: ``x @ W.T`` again and again with the same parameters
+        - ``"generate"``: generate the weight
+        - ``"apply"``: ``x @ W.T``, repeatedly with the same parameters
         - ``"train"``: ``x @ W.T`` and its adjoint with parameters that change at every call
         - ``"fit"``: loss and gradients of a reconstruction
     device : str, optional
-        Where; ``"numpy:cpu"`` when not given, or with the name of a profile whatever that describes, which need not
-        be there: the plan is made on the null backend.
+        The device; by default ``"numpy:cpu"``, or the device that a named profile describes, which need not
+        be present, as the plan is made on the null backend.
     dtype : str, optional
-        That of the generator when not given.
+        The dtype; by default, that of the generator.
     batch : int, optional
-        Rows of ``x``; 1 when not given.
+        The number of rows of ``x``; by default 1.
     memory : str or int, optional
-        Largest extra memory in bytes, or such as ``"512MiB"``.
+        The largest additional memory in bytes, or a string such as ``"512MiB"``.
     mode : {"materialise", "stream", "factored"}, optional
-        Use this one.
+        The mode to use; by default, the fastest one is chosen.
     profile : DeviceProfile or str, optional
-        A profile, the name of a shipped one (``"h200"``) or a file; that of the device when not given.
+        A profile, the name of a shipped one (``"h200"``) or a file; by default, the profile of the device.
 
     Returns
     -------
     Plan
-        Prints as a table.
+        The plan, which prints as a table.
 
     Raises
     ------
     ScheduleError
-        If no alternative fits the memory (the message says the smallest limit that works) or the mode is impossible.
+        If no alternative fits the memory (the message names the smallest limit that works), or the mode is impossible.
     DeviceError, MissingDependencyError
         If the device or dtype is not available.
 
@@ -109,7 +109,7 @@ def decide(
     only_rows: bool = False,
     exact: bool = False,
 ) -> Plan:
-    """Plan as :func:`plan` does, also for losses that need whole rows of the weight, or the residuals themselves."""
+    """Plan like :func:`plan`, also for losses that need whole rows of the weight or the residuals."""
     if not hasattr(generator, "segments"):
         raise ScheduleError(f"Got generator={shown(generator)}; expected an adtn.Generator.")
     if task in ("apply", "train") and len(generator.shape) != 2:
@@ -134,14 +134,14 @@ def decide(
     )
     if task != "fit":
         return _decided(request)
-    # the scale is an argument of a fit's loss: all fits of one structure share a plan, and what was compiled for it
+    # the scale is an argument of a fit's loss, so all fits of one structure share a plan and its compiled code
     shared = replace(request, weighting=replace(weighting, scale=1.0))
     return replace(_decided(shared), weighting=weighting)
 
 
 @lru_cache(maxsize=256)
 def _decided(request: Request) -> Plan:
-    """Try everything, take the best."""
+    """Price all candidates, and choose the best."""
     candidates = Candidates(request)
     tried = list(candidates)
     fitting = [c for c in tried if request.memory is None or c.price.peak_bytes <= request.memory]
@@ -174,7 +174,7 @@ def _decided(request: Request) -> Plan:
 
 
 def choose(request: Request, candidates: list[Candidate]) -> Candidate:
-    """Take the fastest; a cached weight unless another is clearly faster, and rows when they are as fast."""
+    """Choose the fastest; prefer a cached weight unless another mode is clearly faster, and rows if as fast."""
     best = min(candidates, key=lambda c: c.seconds)
     if not best.executable.by_rows:
         rows = [c for c in candidates if c.executable.by_rows]
@@ -194,9 +194,9 @@ def choose(request: Request, candidates: list[Candidate]) -> Candidate:
 
 
 def _trust(profile: DeviceProfile) -> float:
-    """How much faster than a cached weight another mode must be predicted to be: a good profile is believed more.
+    """Return how much faster than a cached weight a mode must be predicted to be; less with an accurate profile.
 
-    The cached weight is a single product, and predicted better than anything else.
+    The cached weight is a single product, whose time is predicted best.
     """
     error = profile.fit_error.get("program", 0.2)
     return min(_MOST_TRUST, math.exp(-_DEVIATIONS * error))
@@ -226,7 +226,7 @@ def _alternative(candidate: Candidate, lost: str = "") -> Alternative:
 
 
 def _contractions(request: Request, best: Candidate) -> Iterator[Contraction]:
-    """List the pairwise contractions, forward, as the profile prices them."""
+    """List the pairwise contractions of a forward pass with their predicted times."""
     for segment, times, step in best.executable.steps():
         ops = list(step_ops(step, request.dtype))
         yield Contraction(

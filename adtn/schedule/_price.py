@@ -1,4 +1,4 @@
-"""Prices: an executable's own code, run on null arrays and priced by the profile of a device."""
+"""Prices of executables, whose own code is run on null arrays and priced by the profile of a device."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Price:
     Parameters
     ----------
     seconds : float
-        Of one call.
+        Seconds of one call.
     first_seconds : float
-        Of what is done once, such as making a cached weight.
+        Seconds of work that is done once, such as generating a cached weight.
     peak_bytes : int
-        Largest extra memory at any time.
+        The largest additional memory at any time.
     """
 
     seconds: float
@@ -39,13 +39,13 @@ class Tracer:
     Parameters
     ----------
     request : Request
-        Task, device, dtype and batch.
+        The request, with task, device, dtype and batch size.
     """
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.null: Any = get_backend("null")
-        # a shipped profile plans for devices that are not there
+        # a shipped profile may describe a device that is not present
         name, where = split_device(request.device)
         absent = request.profile.source == "datasheet" and name == "null"
         backend = None if absent else get_backend(name)
@@ -67,7 +67,7 @@ class Tracer:
         return self._seconds(counter), 0.0, counter.peak_bytes - held
 
     def _apply(self, executable: Any) -> tuple[float, float, int]:
-        """Price products with the same parameters: what can be cached is made before the first one."""
+        """Price products with the same parameters, where everything that can be cached is made before the first one."""
         arrays, counter = self._arrays()
         x = self._input()
         held = counter.live_bytes
@@ -89,7 +89,7 @@ class Tracer:
     def _fit(self, executable: Any) -> tuple[float, float, int]:
         arrays, counter = self._arrays()
         target = self._null(executable.weighting.layout.shape)
-        # where memory is shared with the host, the target is there before the fit
+        # if memory is shared with the host, the target exists before the fit
         held = counter.live_bytes if self.shares_memory else counter.live_bytes - target.nbytes
         arranged = executable.arrange(target)
         if executable.reads_base and BASE in arrays:
@@ -108,7 +108,7 @@ class Tracer:
         return self.null.asarray(_shaped(shape), "cpu", self.request.dtype)
 
     def _arrays(self) -> tuple[dict[str, Any], Any]:
-        """Make null arrays for every core and the base, and the counter of what is done with them."""
+        """Make null arrays for every core and the base, and the counter of operations on them."""
         request = self.request
         shapes = {core.param: _shaped(core.shape) for segment in request.segments for core in segment.cores}
         if request.weighting.has_base:
@@ -123,5 +123,5 @@ class Tracer:
 
 
 def _shaped(shape: Shape) -> np.ndarray:
-    """An array of any shape that takes no memory."""
+    """Make an array of any shape that takes no memory."""
     return np.broadcast_to(np.float32(0), shape)

@@ -1,9 +1,9 @@
-"""Quick estimates of contraction trees, and the best tree that the subtrees of many others make together.
+"""Quick estimates of contraction trees, and the best tree that is composed of subtrees of many others.
 
-A set of operands is a bit mask, and so is a set of indices: what two sets have in common, and what a contraction costs,
-is looked up once and shared by all trees that contain it. Where the full price follows the order of every index from
-the root down, the estimate only sees whether the groups of two neighbouring contractions cross; it ranks trees, and
-those it prefers are priced in full.
+Sets of operands and of indices are bit masks: the intersection of two sets, and the cost of a contraction,
+are computed once and shared by all trees that contain them. The full price follows the order of every index from
+the root down; the estimate only considers whether the groups of two neighbouring contractions cross. It ranks trees,
+and the best ones are priced in full.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ Pairs = tuple[tuple[int, int], ...]
 
 
 class _Subtree(NamedTuple):
-    """The contraction of two sets of operands, with the best subtrees that make them; ``None`` for an operand."""
+    """A contraction of two sets of operands, with the best subtrees for them; ``None`` for an operand."""
 
     seconds: float
     left: int
     right: int
     rows: int
     cols: int
-    below: tuple[Any, Any]  # subtrees again
+    below: tuple[Any, Any]  # subtrees
 
 
 class Estimate:
-    """A rough estimate of what trees of one segment cost.
+    """A rough estimate of the cost of trees of one segment.
 
     Parameters
     ----------
     terms : tuple of tuple of str
-        Indices of the operands.
+        The indices of the operands.
     outputs : tuple of str
-        Of the result, in the order in which it is wanted.
+        The indices of the result, in the requested order.
     sizes : dict of str to int
         Dimension of each index.
     profile : DeviceProfile
-        Prices of products and permuting copies.
+        The profile, for the prices of products and permuting copies.
     trained : iterable of int
-        Operands that want an adjoint; nothing for a contraction alone.
+        The operands that need an adjoint; none for a contraction alone.
     projected : bool
         Whether the last product is replaced by the projections of a target.
     tiles : int
-        How often what has sliced legs is done.
+        The number of times that contractions with sliced legs are done.
     inside : dict of str to int
-        What is left of the sliced legs inside a tile: 1, or a part of a leg that is cut in two.
+        The dimensions of sliced legs inside a tile: 1, or a part of a leg that is split.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Estimate:
         self.outputs = sum(self.wanted)
         self.all = (1 << len(terms)) - 1
         self.trained = sum(1 << slot for slot in trained)
-        self.twice = 1.0 + bool(self.trained)  # what is permuted comes back as an adjoint
+        self.twice = 1.0 + bool(self.trained)  # permuted tensors are permuted again for the adjoint
         users: dict[int, int] = {}
         for slot, order in enumerate(self.orders):
             for i in order:
@@ -100,7 +100,7 @@ class Estimate:
         return known
 
     def tile_size(self, inds: int) -> int:
-        """Return the number of entries that a tile sees of it."""
+        """Return the number of its entries in a tile."""
         known = self._tile_sizes.get(inds)
         if known is None:
             known = math.prod(self.tile_dims[i.bit_length() - 1] for i in _bits(inds))
@@ -108,11 +108,11 @@ class Estimate:
         return known
 
     def times(self, inds: int) -> int:
-        """Return how often a result is computed: once per tile when it has sliced legs and is large."""
+        """Return how often a result is computed: once per tile if it has sliced legs and is large."""
         return self.tiles if inds & self.sliced and self.size(inds) > self.once else 1
 
     def left_open(self, left: int, right: int) -> int:
-        """The indices of the contraction of two sets of operands."""
+        """Return the indices of the contraction of two sets of operands."""
         both = left | right
         known = self._open.get(both)
         if known is None:
@@ -128,7 +128,7 @@ class Estimate:
             x, y, out = self._open[left], self._open[right], self.left_open(left, right)
             common, k = self.size(x & y), self.size(x & y & ~out)
             b, m, n = common // k, self.size(x) // common, self.size(y) // common
-            self._sizes[out] = b * m * n  # without a look at every index
+            self._sizes[out] = b * m * n  # without iterating over the indices
             times = self.times(out)
             if times > 1:
                 common, k = self.tile_size(x & y), self.tile_size(x & y & ~out)
@@ -150,14 +150,14 @@ class Estimate:
         return known
 
     def operand(self, slot: int, inner: int) -> float:
-        """Return the seconds of reading a given tensor: a copy when what is summed lies between what is not."""
+        """Return the seconds of reading an operand, which is copied if summed indices are between others."""
         known = self._operands.get((slot, inner))
         if known is None:
             known = self._operands[slot, inner] = self._copy(self.orders[slot], inner, self.size)
         return known
 
     def crossing(self, rows: int, cols: int, inner: int) -> float:
-        """Return the seconds of reading an intermediate: a copy when its two groups and the consumer's two cross."""
+        """Return the seconds of reading an intermediate, copied if its two groups cross those of the consumer."""
         summed, kept = (rows & inner, cols & inner), (rows & ~inner, cols & ~inner)
         if not all((*summed, *kept)):
             return 0.0
@@ -167,7 +167,7 @@ class Estimate:
         return times * self._permute(size(rows | cols), inside, before, 4)
 
     def result(self, rows: int) -> float:
-        """Return the seconds of bringing the last result into the requested order."""
+        """Return the seconds of permuting the last result to the requested order."""
         size = self.size if self.tiles == 1 else self.tile_size
         return 0.0 if self.projected else self.tiles * self._copy(self.wanted, rows, size)
 
@@ -179,7 +179,7 @@ class Estimate:
         return self.twice * (self.profile.launch_s + self.profile.permute_s(entries, inner, 1, before, axes))
 
     def pairs(self, path: Path) -> Pairs:
-        """The sets of operands that a path contracts."""
+        """List the sets of operands that a path contracts."""
         live = [1 << slot for slot in range(len(self.orders))]
         pairs: list[tuple[int, int]] = []
         for i, j in path:
@@ -189,16 +189,16 @@ class Estimate:
         return tuple(pairs)
 
     def seconds(self, pairs: Pairs) -> float:
-        """Estimate of a tree."""
+        """Estimate the seconds of a tree."""
         made: dict[int, _Subtree] = {}
         for left, right in pairs:
             made[left | right] = self._joined(left, right, ((made.get(left),), (made.get(right),)))
         return made[self.all].seconds + self.result(made[self.all].rows)
 
     def best(self, trees: Iterable[Pairs], n: int) -> list[Path]:
-        """The best trees made of subtrees of the given ones, at most ``n`` with different last contractions.
+        """Find the best trees composed of subtrees of the given ones, at most ``n`` with different last contractions.
 
-        Exact for the estimate: every split of a set into two that occurs anywhere is tried with every split of the two.
+        This is exact for the estimate: every split of a set that occurs is combined with every split of its parts.
         """
         splits: dict[int, dict[tuple[int, int], None]] = {}
         for pairs in trees:
@@ -215,7 +215,7 @@ class Estimate:
         return [self._path(tree) for tree in last[:n]]
 
     def _joined(self, left: int, right: int, below: Sequence[Sequence[_Subtree | None]]) -> _Subtree:
-        """The contraction of two sets, of the best of the subtrees that may make them."""
+        """Make the contraction of two sets from the best of their subtrees."""
         x, y, out = self._open[left], self._open[right], self.left_open(left, right)
         inner, seconds = x & y & ~out, self.product(left, right)
         chosen: list[_Subtree | None] = []
@@ -235,7 +235,7 @@ class Estimate:
         return _Subtree(seconds, left, right, x & ~y, y & ~x, (chosen[0], chosen[1]))
 
     def _path(self, tree: _Subtree) -> Path:
-        """Positions in a list of operands that shrinks."""
+        """Convert to positions in a shrinking list of operands."""
         live = [1 << slot for slot in range(len(self.orders))]
         path: list[tuple[int, int]] = []
 

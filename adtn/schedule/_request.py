@@ -11,30 +11,30 @@ from ..weight import Mode, Weighting
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A record of everything a decision depends on; equal requests share a plan.
+    """A record of everything on which a decision depends; equal requests share a plan.
 
     Parameters
     ----------
     segments : tuple of Segment
-        Of the generator.
+        The segments of the generator.
     weighting : Weighting
-        The formula that makes a state a weight.
+        The formula that turns a state into a weight.
     task : {"generate", "apply", "train", "fit"}
     device, dtype : str
     batch : int or None
-        Rows of the input of a layer.
+        The number of rows of a layer's input.
     memory : int or None
-        Largest extra memory in bytes.
+        The largest additional memory in bytes.
     mode : {"materialise", "stream", "factored"}, optional
-        The one to use.
+        The mode to use.
     profile : DeviceProfile
-        What predictions stand on.
+        The profile on which predictions are based.
     topology : str
-        For people.
+        A description of the topology.
     only_rows : bool
-        The loss needs whole rows of the weight.
+        Whether the loss needs whole rows of the weight.
     exact : bool
-        The loss needs the residuals themselves.
+        Whether the loss needs the residuals.
     """
 
     segments: tuple[Segment, ...]
@@ -52,5 +52,5 @@ class Request:
 
     @property
     def rows(self) -> int:
-        """The number of rows of the input that are planned for."""
+        """The number of rows of the input."""
         return self.batch or 1

@@ -30,9 +30,9 @@ from ._recombine import Estimate
 
 Cost = Literal["forward", "adjoint", "projected", "small"]
 
-_OUTER = 10  # operands up to which all trees are searched, outer products included
+_OUTER = 10  # number of operands up to which all trees are searched, including outer products
 _SAMPLES = 64
-_SAMPLED_TERMS = 1200  # samples times operands: planning stays short for large networks
+_SAMPLED_TERMS = 1200  # samples times operands, so that planning is fast for large networks
 _RECOMBINED = 2
 _PRICED = 8
 _FUSED = (1 << 10, 1 << 12, 1 << 14)
@@ -47,20 +47,20 @@ def best_path(
     *,
     cache: PathCache | None = None,
 ) -> Path:
-    """The contraction order of a segment with the least predicted time.
+    """Find the contraction order of a segment with the least predicted time.
 
     Parameters
     ----------
     segment : Segment
-        With its outputs in the wanted order.
+        The segment, with its outputs in the requested order.
     sizes : dict of str to int
         Dimension of each index.
     profile : DeviceProfile
-        Of the device and dtype.
+        The profile of the device and dtype.
     cost : {"forward", "adjoint", "projected", "small"}
-        See :func:`path_seconds`; ``"small"`` takes the default order, where every order is cheap.
+        See :func:`path_seconds`; ``"small"`` uses the default order if every order is cheap.
     cache : PathCache, optional
-        The user's when not given.
+        The cache; by default, that of the user.
     """
 
     def search() -> Path:
@@ -80,7 +80,7 @@ def _found(
     search: Callable[[], Path],
     cache: PathCache,
 ) -> Path:
-    """The path that is kept for a segment in some context, or found now; two operands leave no choice."""
+    """Return the cached path of a segment in some context, or search it; with two operands there is no choice."""
     terms = segment.terms
     if len(terms) < 3:
         return ((0, 1),) * (len(terms) - 1)
@@ -102,24 +102,24 @@ def _found(
 
 
 def hash_of(profile: DeviceProfile) -> str:
-    """Return what distinguishes two profiles of one device."""
+    """Return a hash that distinguishes two profiles of one device."""
     tables = (*profile.gemm_seconds, *profile.transposed_factors, *profile.permute_seconds)
     return f"{sum(map(math.log, tables)):.6f}/{profile.permute_many}/{profile.launch_s}"
 
 
 def best_tiled_path(segment: Segment, sizes: dict[str, int], profile: DeviceProfile, cost: Cost, tiles: int) -> Path:
-    """The order with the least predicted time when the result is computed in tiles of its first legs.
+    """Find the order with the least predicted time if the result is computed in tiles of its first legs.
 
     Parameters
     ----------
     segment : Segment
-        With its outputs in the order in which they are walked through.
+        The segment, with its outputs in the order in which they are traversed.
     sizes, profile, cost
         See :func:`best_path`.
     tiles : int
-        How many.
+        The number of tiles.
     """
-    # the state as one more core: only this segment is priced
+    # the state is treated as one more core, as only this segment is priced
     state = Core(STATE, segment.inputs, tuple(sizes[i] for i in segment.inputs), STATE, "state")
     cores = (state, *segment.cores) if segment.inputs else segment.cores
     alone = replace(segment, inputs=(), cores=cores)
@@ -145,7 +145,7 @@ def candidates(
     """Return orders worth a full price: the best of many by estimate, and recombinations of their subtrees."""
     terms = segment.terms
     used = {i for inds in terms for i in inds}
-    # in which order the outputs lie does not matter here, so that one search serves all orders and costs
+    # the order of the outputs does not matter here, so that one search serves all orders and costs
     dimensions = tuple((i, d) for i, d in sizes.items() if i in used)
     paths = list(_searched(terms, frozenset(segment.outputs), dimensions, profile))
     if segment.inputs:
@@ -162,7 +162,7 @@ def candidates(
 
 
 def trained_slots(segment: Segment) -> set[int]:
-    """The operands that want an adjoint: the state and the trained cores."""
+    """List the operands that need an adjoint: the state and the trained cores."""
     slots = {slot for slot, core in enumerate(segment.cores, bool(segment.inputs)) if core.trainable}
     return slots | ({0} if segment.inputs else set())
 
@@ -170,14 +170,14 @@ def trained_slots(segment: Segment) -> set[int]:
 def path_seconds(
     segment: Segment, sizes: dict[str, int], profile: DeviceProfile, path: Path, cost: Cost = "forward"
 ) -> float:
-    """Predicted time of a segment with the indices of intermediates arranged as they will be.
+    """Predict the seconds of a segment, with the indices of intermediates arranged as in the program.
 
     Parameters
     ----------
     segment, sizes, profile
         See :func:`best_path`.
     path : path
-        Contraction order.
+        The contraction order.
     cost : {"forward", "adjoint", "projected"}
         - ``"forward"``: the contractions
         - ``"adjoint"``: the contractions and all environments
@@ -201,7 +201,7 @@ def path_seconds(
 
 
 def step_ops(step: PairStep, dtype: str) -> Iterable[Op]:
-    """The permuting copies of a contraction, then its product."""
+    """Yield the permuting copies of a contraction, then its product."""
     b, m, n, k = step.bmnk
     for view, size in zip((step.a, step.b, step.c), (b * m * k, b * k * n, b * m * n), strict=True):
         if view.moves:
@@ -210,7 +210,7 @@ def step_ops(step: PairStep, dtype: str) -> Iterable[Op]:
 
 
 def adjoint_ops(step: PairStep, dtype: str) -> Iterable[Op]:
-    """Return the operations of a contraction's adjoints."""
+    """Yield the operations of the adjoints of a contraction."""
     b, m, n, k = step.bmnk
     if step.c.moves and (step.need_a or step.need_b):
         yield _copy(step.c, b * m * n, dtype, written=False)
@@ -225,12 +225,12 @@ def adjoint_ops(step: PairStep, dtype: str) -> Iterable[Op]:
 
 
 def projection_ops(step: PairStep, dtype: str) -> Iterable[Op]:
-    """The two projections of a target on the operands of the last product."""
+    """Yield the operations of the two projections of a target on the operands of the last product."""
     b, m, n, k = step.bmnk
     for view, size in ((step.a, b * m * k), (step.b, b * k * n)):
         if view.moves:
             yield _copy(view, size, dtype, written=False)
-    if step.need_a:  # computed in the order in which the target lies
+    if step.need_a:  # computed in the order in which the target is stored
         yield _written(step.c.swapped, dtype, b, (m, k, n), step.c.swapped, not step.b.swapped)
     if step.need_b:
         yield _written(step.c.swapped, dtype, b, (k, n, m), not step.a.swapped, step.c.swapped)
@@ -240,7 +240,7 @@ def projection_ops(step: PairStep, dtype: str) -> Iterable[Op]:
 
 
 def _written(swapped: bool, dtype: str, b: int, mnk: tuple[int, int, int], left: bool, right: bool) -> Op:
-    """Return a product whose operands may be transposed, or its transpose computed instead."""
+    """Return a product whose operands may be transposed, or which is computed as its transpose."""
     m, n, k = mnk
     if swapped:
         m, n, left, right = n, m, not right, not left
@@ -265,14 +265,14 @@ def _copy(view: MatrixView, size: int, dtype: str, *, written: bool) -> Op:
 def _searched(
     terms: tuple[Inds, ...], outputs: frozenset[str], dimensions: tuple[tuple[str, int], ...], profile: DeviceProfile
 ) -> list[Path]:
-    """Dynamic programming for few operands, randomised greedy with reconfiguration for many."""
+    """Search by dynamic programming for few operands, and randomised greedy with reconfiguration for many."""
     import cotengra as ctg
     from cotengra.pathfinders.path_basic import OptimalOptimizer
 
     from ._tree_cost import DeviceTime
 
     objective, sizes = DeviceTime(profile), dict(dimensions)
-    # cotengrust wants single characters
+    # cotengrust requires single characters
     names = dict.fromkeys(i for inds in terms for i in inds)
     symbol = {i: ctg.get_symbol(n) for n, i in enumerate(names)}
     inputs = [tuple(symbol[i] for i in inds) for inds in terms]
@@ -284,17 +284,17 @@ def _searched(
 
     trees: list[Any] = []
     if len(terms) <= _OUTER:
-        # the fixed factor and not the profile's: a thin product costs more than its operations
+        # the fixed factor, not the profile's, as a thin product costs more than its operations
         trees.append(tree_of(OptimalOptimizer(minimize="limit-64", search_outer=False, simplify=False)))
     else:
-        # False is meant: cotengra annotates the default's type
+        # False is valid: cotengra annotates only the type of the default
         greedy: Any = ctg.RandomGreedyOptimizer(max_repeats=32, seed=0, parallel=False)  # pyright: ignore[reportArgumentType]
         tree = tree_of(greedy)
         trees.append(tree.copy())
         tree.subtree_reconfigure_(minimize=objective, maxiter=4, seed=0)
         trees.append(tree)
     paths = [tree.get_path() for tree in trees]
-    # no cost that knows sizes alone finds what permutes little: many orders, and the full cost to choose
+    # a cost of sizes alone does not find orders with few permutations, so sample many and choose by the full cost
     words, word = ["".join(inds) for inds in inputs], "".join(output)
     for seed in range(min(_SAMPLES, _SAMPLED_TERMS // len(terms))):
         options: dict[str, Any] = {"parallel": False, "temperature": (0.01, 3.0), "costmod": (0.1, 4.0)}
@@ -306,8 +306,8 @@ def _searched(
 def _sweep(segment: Segment, sizes: dict[str, int], bound: int, by_legs: bool) -> Path:
     """Fuse neighbouring cores up to ``bound`` entries, then apply the fused ones to the state one after the other.
 
-    Applying several gates or leaves at once is one pass over the state instead of several. In the order of the legs
-    the last ones also put the last legs where they belong; in the order of the network neighbours share indices.
+    Applying several gates or leaves at once takes one pass over the state instead of several. In the order of the legs,
+    the last ones also put the last legs in their places; in the order of the network, neighbours share indices.
     """
     terms = segment.terms
     place = {i: p for p, i in enumerate(segment.outputs)}
@@ -349,7 +349,7 @@ def _sweep(segment: Segment, sizes: dict[str, int], bound: int, by_legs: bool) -
 
 
 def _reach(slot: int, terms: tuple[Inds, ...], place: dict[str, int]) -> float:
-    """Mean position of the legs that a core without own ones leads to."""
+    """Return the mean position of the legs to which a core without legs leads."""
     seen, front = {slot}, set(terms[slot])
     while True:
         near = [s for s in range(1, len(terms)) if s not in seen and front & set(terms[s])]
@@ -363,7 +363,7 @@ def _reach(slot: int, terms: tuple[Inds, ...], place: dict[str, int]) -> float:
 
 
 def _linear(ssa: list[tuple[int, int]], n: int) -> Path:
-    """From slots that count upwards to positions in a shrinking list."""
+    """Convert increasing slots to positions in a shrinking list."""
     live = list(range(n))
     out: list[tuple[int, int]] = []
     for step, (a, b) in enumerate(ssa):

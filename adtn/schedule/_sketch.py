@@ -1,4 +1,4 @@
-"""A sketch: what a plan needs to know of a generator, without parameters."""
+"""A sketch: the part of a generator that a plan needs, without parameters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Planned(Protocol):
 
 @dataclass(frozen=True)
 class Sketch:
-    """A generator without numbers: enough for a plan."""
+    """A generator without parameters, which is enough for a plan."""
 
     shape: Shape
     topology: Topology

@@ -1,4 +1,4 @@
-"""The device's time as an objective of cotengra, for ranking, reconfiguration and slicing of trees."""
+"""The predicted time on a device as an objective of cotengra, for ranking, reconfiguration and slicing of trees."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from cotengra.scoring import ExactObjective
 
 from ..device import DeviceProfile
 
-# part of every cache key: raise it when the cost or the candidates change
+# part of every cache key; increase it when the cost or the candidates change
 OBJECTIVE_VERSION = 8
 
 
 class DeviceTime(ExactObjective):
-    """The predicted time of a tree on a device, in multiply-adds that take as long.
+    """The predicted time of a tree on a device, in units of multiply-adds.
 
-    Per contraction: the product by its shape ``(batch, m, n, k)``, memory as a roofline, a permuting copy for every
-    tensor whose indices do not lie as the product wants them, and the launches.
+    Per contraction, it counts the product by its shape ``(batch, m, n, k)``, memory as a roofline, a permuting copy of
+    every tensor whose indices are not in the order that the product requires, and the launches.
 
     Parameters
     ----------
     profile : DeviceProfile
-        Of the device and dtype.
+        The profile of the device and dtype.
 
     Notes
     -----
-    Multiply-adds and not seconds, because the local cost is where the inner dynamic programming starts its cost cap.
-    The dynamic programming itself takes only a string: the roofline ``limit-f``.
+    The unit is multiply-adds and not seconds, as the inner dynamic programming starts its cost cap at the local cost.
+    The dynamic programming itself accepts only a string: the roofline ``limit-f``.
     """
 
     def __init__(self, profile: DeviceProfile) -> None:
@@ -72,7 +72,7 @@ class DeviceTime(ExactObjective):
         return self.seconds(tree.size_dict, *legs) * self.per_second
 
     def score_local(self, **kwargs: Any) -> float:
-        """Return the cost from operations and size of the result alone, for simulated annealing."""
+        """Return the cost from the operations and the size of the result alone, for simulated annealing."""
         flops, size = kwargs["flops"], kwargs["size"]
         factor = self.profile.flops_per_entry
         try:
@@ -81,21 +81,21 @@ class DeviceTime(ExactObjective):
             return math.log2(max(flops, factor * size))
 
     def score_slice_index(self, costs: Any, ix: Any) -> float:
-        """Return what slicing an index saves."""
+        """Return the cost that slicing an index saves."""
         return math.log(costs._flop_reductions[ix] + costs._write_reductions[ix] * self.profile.flops_per_entry + 1)
 
     def get_dynamic_programming_minimize(self) -> str:
-        """The roofline of the profile."""
+        """Return the roofline of the profile."""
         return f"limit-{self.profile.flops_per_entry:.3g}"
 
     def __call__(self, trial: dict[str, Any]) -> float:
-        """Log2 of the whole tree's cost."""
+        """Compute the base-2 logarithm of the cost of the whole tree."""
         tree = trial["tree"]
         return math.log2(sum(self.cost_local_tree_node(tree, node) for node, _, _ in tree.traverse()))
 
 
 def _contiguous(inds: Any, inner: set[Any]) -> bool:
-    """Whether the summed indices lie together at one end, so that the tensor is a matrix as it is."""
+    """Return whether the summed indices are contiguous at one end, so that the tensor is a matrix without copying."""
     flags = [i in inner for i in inds]
     changes = sum(a != b for a, b in pairwise(flags))
     return changes <= 1

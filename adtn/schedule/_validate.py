@@ -1,4 +1,4 @@
-"""Calibration: what operations cost on a device, and how far whole programs are from their sum."""
+"""Calibration: the cost of operations on a device, and of whole programs relative to their sum."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ _PROGRAM_SIZES = (512, 2048)
 
 @checked(DeviceError, save=ScheduleError)
 def calibrate(device: str = "numpy:cpu", dtype: str = "float32", *, save: bool = True) -> DeviceProfile:
-    """Measure what operations cost on a device, and keep the result for all later plans.
+    """Measure the cost of operations on a device, and store the result for all later plans.
 
     Parameters
     ----------
     device : str
-        Such as ``"torch:cuda:0"``.
+        The device, such as ``"torch:cuda:0"``.
     dtype : str
-        Of the arrays.
+        The dtype of the arrays.
     save : bool
-        Store the profile in the user's cache directory, from where plans read it. The file is keyed by device,
+        Whether to store the profile in the user's cache directory, where plans read it. The file is keyed by device,
         dtype, hardware, framework version and number of threads.
 
     Returns
     -------
     DeviceProfile
-        Its ``fit_error`` says how well it predicts measurements that it was not made from.
+        The profile; its ``fit_error`` is the error of predictions of measurements that are not in the profile.
 
     Raises
     ------
     DeviceError, MissingDependencyError
         If the device or dtype is not available.
     OutputError
-        If nothing can be written to the cache directory.
+        If the cache directory cannot be written to.
 
     Notes
     -----
-    Run it on an otherwise idle machine. Products that take longer than about a millisecond are not measured but
-    continued in proportion to their size.
+    Run it on an otherwise idle machine. Products that take longer than about a millisecond are not measured, but
+    extrapolated in proportion to their size.
 
     Examples
     --------
     >>> import adtn
     >>> profile = adtn.calibrate("numpy:cpu", save=False)  # doctest: +SKIP
     """
-    from ..device._calibrate import Calibration  # late: importing adtn does not wait for what measures
+    from ..device._calibrate import Calibration  # imported late, so that importing adtn is fast
 
     backend, where = check_device(device, dtype)
     if backend.name == "null":

@@ -15,7 +15,7 @@ from ...shared._geometry import check_axes, check_bias
 from ._weight import GeneratedWeight
 
 
-def refuse_subclass(dense: Any, *known: type[nn.Module]) -> None:
+def refuse_subclass(dense: Any, *classes: type[nn.Module]) -> None:
     """Refuse subclasses that override ``forward``, whose behaviour would be lost.
 
     Raises
@@ -23,9 +23,9 @@ def refuse_subclass(dense: Any, *known: type[nn.Module]) -> None:
     LayoutError
         If the layer is not one of these classes, or a subclass that overrides ``forward``.
     """
-    if not any(isinstance(dense, cls) and type(dense).forward is cls.forward for cls in known):
+    if not any(isinstance(dense, cls) and type(dense).forward is cls.forward for cls in classes):
         raise LayoutError(
-            f"Got a {type(dense).__name__}; expected {' or '.join(cls.__name__ for cls in known)}, or a subclass with "
+            f"Got a {type(dense).__name__}; expected {' or '.join(c.__name__ for c in classes)}, or a subclass with "
             "the same forward. Use adtn_backends.torch.parametrized, which runs the layer's own forward."
         )
 
