@@ -1,4 +1,4 @@
-"""L-BFGS with the line search of SciPy's L-BFGS-B, for every backend.
+"""L-BFGS with the line search of L-BFGS-B, for every backend.
 
 A generator has hundreds to thousands of parameters: a float64 host vector costs nothing beside an evaluation, and
 all backends take the same steps. SciPy's own loop cannot be left and entered again without losing its curvature, hence
@@ -16,11 +16,11 @@ import numpy as np
 from ..._typing import Params
 from ...errors import FitError
 from .._optimizer import Evaluation, Iterate, Optimizer, Problem
+from ._line_search import search
 from ._vectors import flat, unflat
 
 _PAIRS = 20
 _LEAST_SLOPE = 1e-12
-_DECREASE, _FLATNESS = 1e-3, 0.9  # of the strong Wolfe conditions, as in L-BFGS-B
 _EPS = float(np.finfo(np.float64).eps)
 
 
@@ -154,7 +154,7 @@ class LBFGS(Optimizer):
             return None
         line = _Line(self.problem.evaluate, at, x, direction, steepness)
         try:
-            succeeded = line.first_trial_is_good() or _more_thuente(line)
+            succeeded = search(line)
         except _NotFiniteError:
             return line.last
         if not succeeded or line.last.loss >= at.loss:
@@ -199,24 +199,3 @@ class _Line:
             self.gradient = flat(self.last.grads, self._names)
             self._slope = float(self.gradient @ self._direction) / self._steepness
         return self._value, self._slope
-
-    def first_trial_is_good(self) -> bool:
-        """Whether the distance 1 fulfils the conditions, as it mostly does: then nothing is to be searched."""
-        value, slope = self(1.0)
-        return value <= -_DECREASE and abs(slope) <= _FLATNESS
-
-
-def _more_thuente(line: _Line) -> bool:
-    """Whether the search succeeds, and the last point with it.
-
-    SciPy offers the search of L-BFGS-B by ``minimize`` alone: in one dimension, its first direction is the line, and
-    its first trial 1.
-    """
-    from scipy.optimize import minimize
-
-    def value_and_slope(distance: np.ndarray) -> tuple[float, np.ndarray]:
-        value, slope = line(float(distance[0]))
-        return value, np.array([slope])
-
-    options = {"maxiter": 1, "ftol": 0.0, "gtol": 0.0}
-    return bool(minimize(value_and_slope, np.zeros(1), jac=True, method="L-BFGS-B", options=options).nit == 1)
