@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .._typing import Inds
+from .._typing import Float, Inds
 from ..layout import Layout
 from ..program import Program, compile_program
 from ..topology import Core, Segment, sizes_of
@@ -46,7 +46,7 @@ class Moments:
         return math.sqrt(variance) if variance > 1e-12 * self.square else math.sqrt(max(self.square, 0.0))
 
 
-def sampled_moments(values: np.ndarray) -> Moments:
+def sampled_moments(values: Float[np.ndarray, "..."]) -> Moments:
     """Compute the moments of all entries of an array."""
     flat = values.reshape(-1)
     return Moments(float(np.mean(flat)), float(np.dot(flat, flat)) / max(flat.size, 1))
@@ -55,8 +55,8 @@ def sampled_moments(values: np.ndarray) -> Moments:
 def segment_moments(
     segment: Segment,
     sizes: Mapping[str, int],
-    arrays: Mapping[str, np.ndarray],
-    state: np.ndarray | Moments | None,
+    arrays: Mapping[str, Float[np.ndarray, "..."]],
+    state: Float[np.ndarray, "*inputs"] | Moments | None,
     layout: Layout | None = None,
 ) -> Moments:
     """Compute the moments of ``Z``.
@@ -108,7 +108,9 @@ def segment_moments(
     return Moments(state.mean * sums / n, (state.mean**2 * squares + variance * norm) / n)
 
 
-def entries_at_random(segment: Segment, arrays: Mapping[str, np.ndarray], n: int, seed: int) -> np.ndarray:
+def entries_at_random(
+    segment: Segment, arrays: Mapping[str, Float[np.ndarray, "..."]], n: int, seed: int
+) -> Float[np.ndarray, " n"]:
     """Compute ``n`` entries of ``Z`` of a first segment, selected by a seed, without the others."""
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, n], dtype=np.uint64)))
     sizes = sizes_of([segment])
@@ -121,7 +123,7 @@ def entries_at_random(segment: Segment, arrays: Mapping[str, np.ndarray], n: int
     return np.asarray(forward(program, {**arrays, **one_hot}))
 
 
-def _value(cores: tuple[Core, ...], arrays: Mapping[str, np.ndarray]) -> float:
+def _value(cores: tuple[Core, ...], arrays: Mapping[str, Float[np.ndarray, "..."]]) -> float:
     return float(forward(_program(cores), arrays))
 
 
@@ -142,9 +144,9 @@ def _copied(cores: tuple[Core, ...], shared: set[str]) -> tuple[Core, ...]:
     return tuple(replace(core, name=f"{core.name}/copy", inds=inds(core.inds)) for core in cores)
 
 
-def _masks(outputs: Inds, layout: Layout) -> dict[str, tuple[Core, np.ndarray]]:
+def _masks(outputs: Inds, layout: Layout) -> dict[str, tuple[Core, Float[np.ndarray, "..."]]]:
     """Build for every padded axis the tensor train that is 1 on the entries that are not padding."""
-    masks: dict[str, tuple[Core, np.ndarray]] = {}
+    masks: dict[str, tuple[Core, Float[np.ndarray, "..."]]] = {}
     at = {leg: name for name, leg in zip(outputs, layout.leg_axes, strict=True)}
     for axis, (n, padded, factors) in enumerate(zip(layout.shape, layout.padded_shape, layout.factors, strict=True)):
         if n == padded:

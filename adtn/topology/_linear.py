@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from .._typing import Float
 from ..errors import TopologyError
 from ..layout import Layout
 from ._decompositions import cp_als, hosvd, tt_svd
@@ -78,7 +79,9 @@ class TT(Topology):
         cores = _chain(sites, layout, chain_bonds(dims, self.bond))
         return [Segment((), tuple(cores), layout.leg_names)]
 
-    def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def decompose(
+        self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
+    ) -> dict[str, Float[np.ndarray, "..."]]:
         """Compute the cores by truncated SVDs from left to right (TT-SVD)."""
         cores = tt_svd(state, self.sites(layout), self.bond)
         return {f"site{k}": core for k, core in enumerate(cores)}
@@ -147,7 +150,9 @@ class TensorRing(TT):
             return super().levels(layout)  # two sites connected twice are a tensor train with a larger bond
         return [Segment((), tuple(_chain(sites, layout, [self.bond] * len(sites))), layout.leg_names)]
 
-    def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def decompose(
+        self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
+    ) -> dict[str, Float[np.ndarray, "..."]]:
         """Refuse to decompose, because a truncated tensor train does not close to a ring."""
         return Topology.decompose(self, layout, state, initial)
 
@@ -191,7 +196,9 @@ class Tucker(Topology):
         )
         return [Segment((), (core,), bonds), Segment(bonds, factors, layout.leg_names)]
 
-    def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def decompose(
+        self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
+    ) -> dict[str, Float[np.ndarray, "..."]]:
         """Project onto the leading singular vectors of every unfolding (HOSVD)."""
         core, factors = hosvd(state, [min(self.bond, d) for d in layout.dims])
         return {"core": core, **{f"factor{q}": factor for q, factor in enumerate(factors)}}
@@ -241,7 +248,9 @@ class CP(Topology):
         )
         return [Segment((), factors, layout.leg_names)]
 
-    def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def decompose(
+        self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
+    ) -> dict[str, Float[np.ndarray, "..."]]:
         """Improve the initial factors by alternating least squares (ALS)."""
         factors = cp_als(state, [np.asarray(initial[f"factor{q}"], np.float64) for q in range(state.ndim)])
         return {f"factor{q}": factor for q, factor in enumerate(factors)}

@@ -1,0 +1,132 @@
+"""A pytest plugin that checks annotated shapes at every call: ``python -m pytest -p shapes tests/test_permutation.py``.
+
+Load it before anything imports adtn. Functions whose annotations name shapes (``Float[Array, "n_out n_in"]``, see
+``adtn/_typing.py``) are wrapped as soon as their module has run; jaxtyping and beartype check all of their arguments
+and results whose annotations can be evaluated. ``CALLS`` counts the calls by function and framework.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.machinery
+import inspect
+import json
+import os
+import sys
+import types
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+from beartype import BeartypeConf, beartype
+
+KINDS = {"Bool": jaxtyping.Bool, "Float": jaxtyping.Float, "Int": jaxtyping.Int, "Shaped": jaxtyping.Shaped}
+PACKAGES = ("adtn", "adtn_backends")
+OUT = "ADTN_SHAPES_OUT"
+"""An environment variable: where the counts go as JSON when the tests end."""
+CALLS: defaultdict[str, Counter[str]] = defaultdict(Counter)
+_check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is accepted as a float
+
+
+def shaped(annotation: object) -> bool:
+    """Return whether an annotation, a string as in all modules, names a shape."""
+    return isinstance(annotation, str) and any(f"{kind}[" in annotation for kind in KINDS)
+
+
+def checked(function: types.FunctionType) -> Callable[..., Any]:
+    """Wrap a function; its annotations are evaluated at the first call, when all modules are there."""
+    name = f"{function.__module__}.{function.__qualname__}"
+    CALLS[name]  # listed, though never called
+
+    @functools.cache
+    def checking() -> Callable[..., Any]:
+        space = {**function.__globals__, **KINDS}
+        same = types.FunctionType(
+            function.__code__, function.__globals__, function.__name__, None, function.__closure__
+        )
+        same.__defaults__, same.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+        same.__module__, same.__qualname__ = function.__module__, function.__qualname__
+        same.__annotations__ = {}
+        for parameter, annotation in function.__annotations__.items():
+            try:
+                same.__annotations__[parameter] = eval(annotation, space) if isinstance(annotation, str) else annotation
+            except NameError:  # imported for type checkers alone
+                if shaped(annotation):
+                    raise
+        return jaxtyping.jaxtyped(same, typechecker=_check)
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        result = checking()(*args, **kwargs)
+        for framework in {frameworks(x) for x in (result, *args, *kwargs.values())} - {""}:
+            CALLS[name][framework] += 1
+        return result
+
+    return wrapper
+
+
+def frameworks(x: Any) -> str:
+    """Name the framework of the first array in an argument."""
+    if hasattr(x, "shape") and hasattr(x, "dtype") and not isinstance(x, type):
+        return type(x).__module__.partition(".")[0].removesuffix("lib")
+    values = x.values() if isinstance(x, Mapping) else x if isinstance(x, list | tuple) else ()
+    return next((name for name in map(frameworks, values) if name), "")
+
+
+def wrap_all(module: types.ModuleType) -> None:
+    """Wrap what a module defines."""
+    for holder in (module, *(x for x in vars(module).values() if isinstance(x, type))):
+        for name, value in list(vars(holder).items()):
+            if getattr(holder, "__module__", module.__name__) == module.__name__ and (new := wrapped(value, module)):
+                setattr(holder, name, new)
+
+
+def wrapped(value: Any, module: types.ModuleType) -> Any:
+    """Return a checked function, or nothing where there is nothing to check."""
+    if isinstance(value, classmethod | staticmethod):
+        inner = wrapped(value.__func__, module)
+        return inner and type(value)(inner)
+    if isinstance(value, property):
+        inner = value.fget and wrapped(value.fget, module)
+        return inner and property(inner, value.fset, value.fdel, value.__doc__)
+    if (
+        inspect.isfunction(value)
+        and value.__module__ == module.__name__
+        and any(map(shaped, value.__annotations__.values()))
+    ):
+        return checked(value)
+    return None
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Finds modules of the project and wraps their functions as soon as they are defined."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name.partition(".")[0] not in PACKAGES:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def exec_module(module: types.ModuleType) -> None:
+                run(module)
+                wrap_all(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def pytest_unconfigure() -> None:
+    if OUT in os.environ:
+        Path(os.environ[OUT]).write_text(json.dumps(CALLS))
+
+
+early = sorted(name for name in sys.modules if name.partition(".")[0] in PACKAGES)
+if early:
+    raise ImportError(f"Got {early[0]} imported already; load this plugin with -p, before anything imports adtn.")
+sys.meta_path.insert(0, Finder())
