@@ -114,8 +114,8 @@ class Op:
         Of operands and result.
     fresh_bytes : int
         Of the result, when memory is taken for it.
-    turned : int
-        Of a product: 1 when the left operand is transposed, 2 when the right one is, 3 when both are.
+    transposed : int
+        Which operands of a product are transposed: 1 for the left one, 2 for the right one, 3 for both.
     """
 
     kind: str
@@ -124,7 +124,7 @@ class Op:
     read_bytes: int = 0
     written_bytes: int = 0
     fresh_bytes: int = 0
-    turned: int = 0
+    transposed: int = 0
 
     @property
     def flops(self) -> int:

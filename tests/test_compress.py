@@ -591,7 +591,7 @@ def test_what_cannot_be_compressed_is_refused_before_anything_is_done() -> None:
         adtn.compress(nn.ReLU())
     with pytest.raises(CompressError, match="is one layer"):
         adtn.compress(nn.Linear(64, 64), Config(**QUICK, recipe="reconstruct"))
-    with pytest.raises(CompressError, match="used up"):
+    with pytest.raises(CompressError, match="exhausted"):
         adtn.compress(model, Config(**QUICK), data=iter(()), loss=failing(9))
     with pytest.raises(DeviceError):
         adtn.compress(model, Config(**QUICK, recipe="reconstruct"), device="torch:nowhere")
@@ -679,10 +679,10 @@ def test_folders_and_names_that_do_not_fit_are_refused(here: Path) -> None:
     assert command("somenet:build", "--config", "c.toml", "--out", "small").exit_code == 0
     model = nn.Sequential(nn.Linear(16, 31), nn.ReLU(), nn.Linear(31, 3))
     state = state_of(model)
-    with pytest.raises(CompressError, match="whose weight is \\(31, 16\\)"):
+    with pytest.raises(CompressError, match="whose shape is \\(31, 16\\)"):
         adtn.load_model(model, "small")
     assert same(model, state)
-    with pytest.raises(CompressError, match="whose weight is None"):
+    with pytest.raises(CompressError, match="not a weight that can be generated"):
         adtn.load_model(nn.Sequential(nn.ReLU(), nn.Linear(2, 2)), "small")
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
     state = state_of(model)
@@ -719,7 +719,7 @@ def test_local_distillation_brings_outputs_nearer(workers: int) -> None:
     config = Config(targets=["0", "4"], topology=adtn.TTN(bond=6), recipe="distill-local", tune_steps=60, tune_lr=2e-2)
     executor = ThreadPoolExecutor(workers) if workers else None
     adtn.compress(model, config, data=data, progress=lines.append, executor=executor)
-    errors = [line.split("error ")[1] for line in lines if "outputs' error" in line]
+    errors = [line.split("error ")[1] for line in lines if "error of the outputs" in line]
     assert len(errors) == 2
     assert all(float(last) < 0.9 * float(first) for first, last in (e.split(" -> ") for e in errors))
     x = data[0][0]
@@ -764,7 +764,7 @@ def test_rates_of_parameters() -> None:
     assert not torch.equal(now["6.bias"], state["6.bias"])
     assert torch.equal(now["6.weight"], state["6.weight"])
     assert model[6].weight.requires_grad
-    with pytest.raises(CompressError, match="leave nothing to train"):
+    with pytest.raises(CompressError, match="freeze all parameters"):
         adtn.compress(net(), Config(**QUICK, rates={"*": 0.0}), data=batches())
     with pytest.raises(CompressError, match="numbers of at least 0"):
         Config(rates={"*": -1.0})

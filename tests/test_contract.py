@@ -139,10 +139,10 @@ def test_first_values_follow_from_the_seed(row: Row) -> None:
 
 def test_first_values_do_not_depend_on_the_order_of_cores(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     want = row.generator(seed=1)
-    turned = tuple(replace(segment, cores=segment.cores[::-1]) for segment in want.segments)
-    monkeypatch.setattr(type(row.topology), "segments", lambda self, layout: turned)
+    reordered = tuple(replace(segment, cores=segment.cores[::-1]) for segment in want.segments)
+    monkeypatch.setattr(type(row.topology), "segments", lambda self, layout: reordered)
     found = row.generator(seed=1)
-    assert found.segments == turned
+    assert found.segments == reordered
     assert set(found.params) == set(want.params)
     for name, x in want.params.items():
         # spreads are measured by sums in another order

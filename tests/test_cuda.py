@@ -131,14 +131,14 @@ def test_what_cannot_be_recorded_says_so_and_leaves_the_model(cuda: str) -> None
         return loss * (1.0 if float(loss.detach()) > 0 else 0.5)
 
     config = Config(**QUICK, tune_steps=8, capture=True)
-    with pytest.raises(CompressError, match="Cannot record the training"):
+    with pytest.raises(CompressError, match="Cannot capture the training"):
         adtn.compress(model, config, data=moved(batches(), cuda), loss=waits)
     for name, x in model.state_dict().items():
         assert torch.equal(x, before[name]), name
 
 
 def test_recording_is_refused_elsewhere() -> None:
-    with pytest.raises(CompressError, match="CUDA alone can record"):
+    with pytest.raises(CompressError, match="only CUDA can capture"):
         adtn.compress(net(), Config(**QUICK, capture=True), data=batches())
 
 
@@ -161,9 +161,9 @@ def test_batches_are_copied_into_a_recording(monkeypatch: pytest.MonkeyPatch) ->
     replayed: list[int] = []
     for name in ("_optimizer", "_set_rates"):
         monkeypatch.setattr(step.RecordedStep, name, getattr(step.Step, name))
-    monkeypatch.setattr(step.RecordedStep, "_beside", step.Step._update)
+    monkeypatch.setattr(step.RecordedStep, "_on_side_stream", step.Step._update)
     monkeypatch.setattr(step.RecordedStep, "_recorded", record)
-    data = [(*batch, "what is no tensor") for batch in batches(4)]
+    data = [(*batch, "not a tensor") for batch in batches(4)]
     data[2] = (data[2][0][:5], *[x[:5] for x in data[2][1:2]], data[2][2])
     losses: list[list[float]] = []
     for capture in (False, True):

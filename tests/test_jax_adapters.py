@@ -142,7 +142,7 @@ def test_a_failed_addition_changes_nothing() -> None:
     state, modules = numbers(model), [id(m) for _, m in nnx.iter_modules(model)]
     first = {"conv": generator((8, 4, 3, 3))}
     for generators, name, message in [
-        (first | {"linears.0": generator((8, 8))}, "b", "whose weight is"),
+        (first | {"linears.0": generator((8, 8))}, "b", "whose weight has shape"),
         (first | {"other": generator((8, 8))}, "b", "does not have"),
         (first | {"norm": generator((8, 8))}, "b", "no generated form of BatchNorm"),
         (first, "a", "there are"),

@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused() -> None:
         layers.ADTNConv2d(gen)
     with pytest.raises(LayoutError, match=r"expected \(4,\)"):
         layers.ADTNLinear(gen, bias=np.ones(3))
-    with pytest.raises(LayoutError, match="divided by num_heads"):
+    with pytest.raises(LayoutError, match="divisible by num_heads"):
         layers.ADTNMultiheadAttention(adtn.Generator((12, 4), TTN), gen, 3)
 
 

@@ -138,9 +138,9 @@ def test_attention(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"groups": 3}, "must divide"),
+        ({"groups": 3}, "expected a divisor"),
         ({"padding_mode": "mirror"}, "expected 'zeros', 'reflect'"),
-        ({"padding": "same", "stride": 2}, "needs a stride of 1"),
+        ({"padding": "same", "stride": 2}, "requires a stride of 1"),
         ({"padding": "full"}, "'same', 'valid' or whole numbers"),
         ({"stride": (1, 2, 3)}, "one number or one for each"),
         ({"stride": 0}, "at least 1, or one for each"),

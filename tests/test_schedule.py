@@ -432,7 +432,7 @@ def test_the_search_prices_the_products_that_are_done(name: str) -> None:
         for step in stage.steps:
             for op in (*step_ops(step, "float32"), *adjoint_ops(step, "float32")):
                 if op.kind == "matmul":
-                    want[op.shape, op.turned] += 1
+                    want[op.shape, op.transposed] += 1
     null = get_backend("null")
     arrays, counter = null.arrays_like({k: np.broadcast_to(np.float32(0), x.shape) for k, x in gen.arrays(
         "numpy:cpu", "float32").items()})  # fmt: skip
@@ -441,7 +441,7 @@ def test_the_search_prices_the_products_that_are_done(name: str) -> None:
     done = Counter()
     for op, times in counter.ops.items():
         if op.kind == "matmul":
-            done[op.shape, op.turned] += times
+            done[op.shape, op.transposed] += times
     assert done == want
 
 
@@ -452,11 +452,13 @@ def test_a_transposed_operand_is_noted_and_priced() -> None:
     for left, right in ((arrays["x"], y), (x, arrays["y"])):
         do("matmul", left, right)
     do("matmul", arrays["x"], arrays["v"])
-    assert [op.turned for op in counter.ops if op.kind == "matmul"] == [2, 1, 0]
+    assert [op.transposed for op in counter.ops if op.kind == "matmul"] == [2, 1, 0]
     factors = (2.0,) * 8 + (3.0,) * 8 + (4.0,) * 8
-    profile = replace(CPU, turned_sizes=(1, 4096), turned_factors=factors)
+    profile = replace(CPU, transposed_sizes=(1, 4096), transposed_factors=factors)
     plain = profile.gemm_s(64, 64, 1024)
-    assert [profile.gemm_s(64, 64, 1024, turned) / plain for turned in (1, 2, 3)] == pytest.approx([2.0, 3.0, 4.0])
+    assert [profile.gemm_s(64, 64, 1024, transposed) / plain for transposed in (1, 2, 3)] == pytest.approx(
+        [2.0, 3.0, 4.0]
+    )
     assert CPU.gemm_s(64, 64, 1024, 3) == CPU.gemm_s(64, 64, 1024)
     assert adtn.DeviceProfile.from_json(profile.to_json()) == profile
 

@@ -421,8 +421,8 @@ def test_from_dense_layers_fits() -> None:
             super().__init__()
             self.nf, self.weight, self.bias = 16, nn.Parameter(dense.weight.T.contiguous()), dense.bias
 
-    turned = layers.ADTNLinear.from_linear(Conv1D(), TTN, steps=300, optimizer="lbfgs", seed=4)
-    torch.testing.assert_close(turned.weight, near.weight, rtol=1e-4, atol=1e-4)
+    from_transposed = layers.ADTNLinear.from_linear(Conv1D(), TTN, steps=300, optimizer="lbfgs", seed=4)
+    torch.testing.assert_close(from_transposed.weight, near.weight, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_without_generated_weights_keeps_its_ties_and_its_original() -> None:
@@ -467,7 +467,7 @@ def test_what_does_not_fit_is_refused() -> None:
         layers.ADTNConv2d.from_conv(nn.Conv1d(2, 2, 3), TTN)
     with pytest.raises(LayoutError, match="other widths"):
         layers.ADTNMultiheadAttention.from_attention(nn.MultiheadAttention(8, 2, kdim=4), TTN)
-    with pytest.raises(LayoutError, match="must divide"):
+    with pytest.raises(LayoutError, match="expected a divisor"):
         layers.ADTNConv1d(adtn.Generator((6, 4, 3), TTN), groups=4)
 
 

@@ -1097,7 +1097,7 @@ def test_a_broken_config_is_one_error(name: str, hf: Path) -> None:
     with pytest.raises(CompressError) as caught:
         read_hf(hf)
     assert str(hf) in str(caught.value)
-    assert any(word in str(caught.value) for word in ("xpected", "knows no such model", "remove it"))
+    assert any(word in str(caught.value) for word in ("xpected", "remove it"))
     if name == "mine":
         assert "never run" in str(caught.value)
 

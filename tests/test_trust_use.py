@@ -118,7 +118,11 @@ def test_an_interruption_ends_a_whole_model_and_leaves_it(monkeypatch: pytest.Mo
 
 
 def targets() -> dict[str, Any]:
-    found: dict[str, Any] = {"list": W.tolist(), "turned": np.asfortranarray(W), "int": np.rint(10 * W).astype(int)}
+    found: dict[str, Any] = {
+        "list": W.tolist(),
+        "column-major": np.asfortranarray(W),
+        "int": np.rint(10 * W).astype(int),
+    }
     try:
         import torch
 
@@ -229,8 +233,8 @@ def test_one_batch_needs_no_list(framework: str) -> None:
     ("options", "message"),
     [
         (lambda m: {"data": m.x}, "Got data=an array .*expected batches"),
-        (lambda m: {"data": [(m.x, m.y + 7)]}, "Got labels from 7 to 9; expected numbers of the 3 classes"),
-        (lambda m: {"data": [(m.x, m.y - 2)]}, "Got labels from -2 to 0; expected numbers of the 3 classes"),
+        (lambda m: {"data": [(m.x, m.y + 7)]}, "Got labels from 7 to 9; expected indices of the 3 classes"),
+        (lambda m: {"data": [(m.x, m.y - 2)]}, "Got labels from -2 to 0; expected indices of the 3 classes"),
         (lambda m: {"data": [(m.x, m.y)], "test": [(m.x, m.y + 1)]}, "Got labels from 1 to 3; expected"),
         (
             lambda m: {"data": [(m.x, m.y)], "loss": lambda *_: None},

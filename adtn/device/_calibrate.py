@@ -81,7 +81,7 @@ class Calibration:
         sizes, seconds = self._products()
         curves = self._curves()
         permute_sizes, permute_seconds = self._permutes()
-        turned_sizes, turned_factors = self._transposed()
+        transposed_sizes, transposed_factors = self._transposed()
         if not self.compiles:  # repeat seconds later: a shared machine may have been slow for a while
             seconds = tuple(map(min, seconds, self._products()[1]))
         one = min(seconds)
@@ -98,8 +98,8 @@ class Calibration:
             source="measured",
             gemm_sizes=sizes,
             gemm_seconds=seconds,
-            turned_sizes=turned_sizes,
-            turned_factors=turned_factors,
+            transposed_sizes=transposed_sizes,
+            transposed_factors=transposed_factors,
             curves=curves,
             permute_sizes=permute_sizes,
             permute_seconds=permute_seconds,

@@ -22,6 +22,8 @@ from ..errors import ProfileError, ScheduleError
 FORMAT = 4
 _UNSEALED = 3  # the same format without a digest
 _KIND = "device profile"
+_TABLES = ("gemm_sizes", "gemm_seconds", "permute_seconds", "permute_many", "transposed_sizes", "transposed_factors")
+_RENAMED = {"turned_sizes": "transposed_sizes", "turned_factors": "transposed_factors"}  # in profiles of older versions
 Curve = tuple[tuple[float, float], ...]
 Sizes = tuple[int, ...]
 
@@ -78,11 +80,11 @@ class DeviceProfile:
     curves : dict of str to tuple of (float, float)
         Pairs of entries and seconds for ``"arithmetic"``, ``"in_place"``, ``"sum"``, ``"fresh"`` and every elementwise
         function; logarithms are interpolated. ``"fresh"`` is the cost of touching new memory.
-    turned_sizes : tuple of int
+    transposed_sizes : tuple of int
         Grid points of m, n and k for transposed operands.
-    turned_factors : tuple of float
+    transposed_factors : tuple of float
         Factors by which a product takes longer if its left operand, its right one, or both are transposed: three
-        blocks of ``len(turned_sizes) ** 3`` values. No factors if empty.
+        blocks of ``len(transposed_sizes) ** 3`` values. No factors if empty.
     permute_sizes : tuple of three tuple of int
         Grid points for a permuting copy of three axes: entries, length of the last axis of the result, and the stride
         at which it is read.
@@ -133,8 +135,8 @@ class DeviceProfile:
     bandwidth_bytes_per_s: float
     cache_bytes: int
     memory_bytes: int | None = None
-    turned_sizes: tuple[int, ...] = ()
-    turned_factors: tuple[float, ...] = ()
+    transposed_sizes: tuple[int, ...] = ()
+    transposed_factors: tuple[float, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     fit_error: dict[str, float] = field(default_factory=dict)
 
@@ -181,9 +183,9 @@ class DeviceProfile:
     def _tables(self) -> list[_Grid]:
         """The table of products, then those of the factors for transposed operands."""
         grids = [_Grid((self.gemm_sizes,) * 3, self.gemm_seconds)]
-        n = len(self.turned_sizes) ** 3
-        factors = [self.turned_factors[i * n : (i + 1) * n] for i in range(3 if n else 0)]
-        return grids + [_Grid((self.turned_sizes,) * 3, values) for values in factors]
+        n = len(self.transposed_sizes) ** 3
+        factors = [self.transposed_factors[i * n : (i + 1) * n] for i in range(3 if n else 0)]
+        return grids + [_Grid((self.transposed_sizes,) * 3, values) for values in factors]
 
     @cached_property
     def _permutes(self) -> _Grid:
@@ -197,15 +199,15 @@ class DeviceProfile:
     def _known_permutes(self) -> dict[tuple[int, int, int], float]:
         return {}
 
-    def gemm_s(self, m: int, n: int, k: int, turned: int = 0) -> float:
-        """Predict the seconds of one product ``(m, k) @ (k, n)``; ``turned`` as in :class:`Op`."""
-        seconds = self._known.get((m, n, k, turned))
+    def gemm_s(self, m: int, n: int, k: int, transposed: int = 0) -> float:
+        """Predict the seconds of one product ``(m, k) @ (k, n)``; ``transposed`` as in :class:`Op`."""
+        seconds = self._known.get((m, n, k, transposed))
         if seconds is None:
             first, *others = self._tables
             seconds = first.at(m, n, k, beyond=(True,) * 3)
-            if turned and others:
-                seconds *= others[turned - 1].at(m, n, k, beyond=(False,) * 3)
-            self._known[m, n, k, turned] = seconds
+            if transposed and others:
+                seconds *= others[transposed - 1].at(m, n, k, beyond=(False,) * 3)
+            self._known[m, n, k, transposed] = seconds
         return seconds
 
     def gemm_flop_per_s(self, m: int, n: int, k: int) -> float:
@@ -238,7 +240,7 @@ class DeviceProfile:
         fresh = self.curve_s("fresh", op.fresh_bytes // 4) if op.fresh_bytes >= 1 << 16 else 0.0
         if op.kind == "matmul":
             batch, m, n, k = op.shape
-            one = self.gemm_s(m, n, k, op.turned)
+            one = self.gemm_s(m, n, k, op.transposed)
             if batch > 1:
                 one = max(one, self.gemm_s(1, 1, 1)) + (batch - 1) * max(one - self.gemm_s(1, 1, 1), self.batch_s)
             far = op.moved_bytes > self.cache_bytes
@@ -281,11 +283,12 @@ class DeviceProfile:
                 read_json(text.encode(), _KIND, FORMAT)
             elif "sha256" in content:
                 raise ValueError("unexpected digest")
-            content = {key: value for key, value in content.items() if key not in ("format", "sha256", "kind")}
+            content = {
+                _RENAMED.get(k, k): value for k, value in content.items() if k not in ("format", "sha256", "kind")
+            }
             content["curves"] = {k: tuple(tuple(p) for p in curve) for k, curve in content["curves"].items()}
             content["permute_sizes"] = tuple(map(tuple, content["permute_sizes"]))
-            tables = ("gemm_sizes", "gemm_seconds", "permute_seconds", "permute_many", "turned_sizes", "turned_factors")
-            for key in tables:
+            for key in _TABLES:
                 content[key] = tuple(content[key])
             return cls(**content)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

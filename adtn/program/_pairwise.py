@@ -164,7 +164,7 @@ class PairStep:
         Whether the operand depends on trained parameters.
     inds : tuple of str
         Indices of the result, in the order in which it is stored.
-    turned : tuple of three bool
+    transposed : tuple of three bool
         Whether the result, and the adjoints of left and right, are computed as their transposes.
     """
 
@@ -177,7 +177,7 @@ class PairStep:
     need_a: bool
     need_b: bool
     inds: Inds
-    turned: tuple[bool, bool, bool]
+    transposed: tuple[bool, bool, bool]
 
     @property
     def bmnk(self) -> tuple[int, int, int, int]:
@@ -201,7 +201,7 @@ class PairStep:
     ) -> tuple[Float[Array, "..."], Float[Array, "*stack m k"], Float[Array, "*stack k n"]]:
         """Compute the result, and return it with both operands as matrices for the backward pass."""
         am, bm = self.a.read(x, space), self.b.read(y, space)
-        return self.c.write_product(am, bm, self.turned[0], space), am, bm
+        return self.c.write_product(am, bm, self.transposed[0], space), am, bm
 
     def backward(
         self,
@@ -212,8 +212,8 @@ class PairStep:
     ) -> tuple[Float[Array, "..."] | None, Float[Array, "..."] | None]:
         """Compute the adjoints of the operands that need one."""
         cm = self.c.read(cbar, space)
-        abar = self.a.write_product(cm, bm.mT, self.turned[1], space) if self.need_a else None
-        bbar = self.b.write_product(am.mT, cm, self.turned[2], space) if self.need_b else None
+        abar = self.a.write_product(cm, bm.mT, self.transposed[1], space) if self.need_a else None
+        bbar = self.b.write_product(am.mT, cm, self.transposed[2], space) if self.need_b else None
         return abar, bbar
 
 
@@ -245,7 +245,7 @@ def plan_pair(node: Node, stored: tuple[Inds, Inds, Inds], need: tuple[bool, boo
         need_a=need[0],
         need_b=need[1],
         inds=stored[2],
-        turned=_orientations(a, b, c),
+        transposed=_orientations(a, b, c),
     )
 
 

@@ -145,7 +145,7 @@ class Estimate:
         known = self._fastest.get((m, n, k))
         if known is None:
             price = self.profile.gemm_s
-            known = min(price(*shape, turned) for shape in ((m, n, k), (n, m, k)) for turned in range(4))
+            known = min(price(*shape, transposed) for shape in ((m, n, k), (n, m, k)) for transposed in range(4))
             self._fastest[m, n, k] = known
         return known
 

@@ -103,7 +103,7 @@ def _found(
 
 def hash_of(profile: DeviceProfile) -> str:
     """Return what distinguishes two profiles of one device."""
-    tables = (*profile.gemm_seconds, *profile.turned_factors, *profile.permute_seconds)
+    tables = (*profile.gemm_seconds, *profile.transposed_factors, *profile.permute_seconds)
     return f"{sum(map(math.log, tables)):.6f}/{profile.permute_many}/{profile.launch_s}"
 
 
@@ -206,7 +206,7 @@ def step_ops(step: PairStep, dtype: str) -> Iterable[Op]:
     for view, size in zip((step.a, step.b, step.c), (b * m * k, b * k * n, b * m * n), strict=True):
         if view.moves:
             yield _copy(view, size, dtype, written=view is step.c)
-    yield _written(step.turned[0], dtype, b, (m, n, k), step.a.swapped, step.b.swapped)
+    yield _written(step.transposed[0], dtype, b, (m, n, k), step.a.swapped, step.b.swapped)
 
 
 def adjoint_ops(step: PairStep, dtype: str) -> Iterable[Op]:
@@ -215,11 +215,11 @@ def adjoint_ops(step: PairStep, dtype: str) -> Iterable[Op]:
     if step.c.moves and (step.need_a or step.need_b):
         yield _copy(step.c, b * m * n, dtype, written=False)
     if step.need_a:
-        yield _written(step.turned[1], dtype, b, (m, k, n), step.c.swapped, not step.b.swapped)
+        yield _written(step.transposed[1], dtype, b, (m, k, n), step.c.swapped, not step.b.swapped)
         if step.a.moves:
             yield _copy(step.a, b * m * k, dtype, written=True)
     if step.need_b:
-        yield _written(step.turned[2], dtype, b, (k, n, m), not step.a.swapped, step.c.swapped)
+        yield _written(step.transposed[2], dtype, b, (k, n, m), not step.a.swapped, step.c.swapped)
         if step.b.moves:
             yield _copy(step.b, b * k * n, dtype, written=True)
 
@@ -247,14 +247,14 @@ def _written(swapped: bool, dtype: str, b: int, mnk: tuple[int, int, int], left:
     return _product(dtype, b, m, n, k, left + 2 * right)
 
 
-def _product(dtype: str, b: int, m: int, n: int, k: int, turned: int = 0) -> Op:
+def _product(dtype: str, b: int, m: int, n: int, k: int, transposed: int = 0) -> Op:
     itemsize = itemsize_of(dtype)
     if min(m, k) == 1:
-        turned &= 2
+        transposed &= 2
     if min(k, n) == 1:
-        turned &= 1
+        transposed &= 1
     read, written = b * k * (m + n) * itemsize, b * m * n * itemsize
-    return Op("matmul", dtype, (b, m, n, k), read, written, turned=turned)
+    return Op("matmul", dtype, (b, m, n, k), read, written, transposed=transposed)
 
 
 def _copy(view: MatrixView, size: int, dtype: str, *, written: bool) -> Op:

@@ -1,1 +1,1 @@
-"""Backends of adtn, one module each, found through the entry-point group ``adtn.backends``."""
+"""The backends of adtn, one package each, found through the entry-point group ``adtn.backends``."""

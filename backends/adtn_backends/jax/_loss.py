@@ -1,4 +1,4 @@
-"""What a Flax NNX model puts out for a batch, and its loss; all of it can be traced."""
+"""The outputs of a Flax NNX model for a batch, and its loss, as functions that JAX can trace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..shared._batches import IGNORED, check_labels, check_loss, class_axis, exp
 
 
 def outputs_of(model: Any, batch: Any) -> Any:
-    """Return outputs for the inputs of a batch; the logits where the model calls them so."""
+    """Return the outputs for the inputs of a batch, or the logits among them where the model names them."""
     if isinstance(batch, Mapping):
         outputs = model(**{k: v for k, v in batch.items() if k != "labels"})
     else:
@@ -29,7 +29,7 @@ def classes_of(outputs: Any, batch: Any) -> tuple[Any, Any]:
     Raises
     ------
     CompressError
-        If the labels do not number classes that the outputs score.
+        If the labels are not indices of classes that the outputs score.
     """
     labels = labels_of(batch)
     class_axis(outputs, labels, not _is_real(labels))
@@ -37,12 +37,12 @@ def classes_of(outputs: Any, batch: Any) -> tuple[Any, Any]:
 
 
 def check_range(outputs: Any, batch: Any) -> None:
-    """Refuse labels that number no class; only shapes of the outputs are looked at.
+    """Refuse labels that are not indices of classes; only the shapes of the outputs are needed.
 
     Raises
     ------
     CompressError
-        Which classes the model has, and which the labels name.
+        If a label is out of range; the message says which classes the model has.
     """
     if not has_labels(batch):
         return
@@ -55,14 +55,14 @@ def check_range(outputs: Any, batch: Any) -> None:
 
 
 def loss_of(model: Any, batch: Any, loss: Callable[..., Any] | None, teacher: Any = None, distill: float = 0.0) -> Any:
-    """The caller's, or cross entropy; with the dense model's outputs."""
+    """Compute the user's loss or the cross entropy; a share ``distill`` compares the outputs with a teacher's."""
     if loss is not None and teacher is None:
         return check_loss(loss(model, batch))
     outputs = outputs_of(model, batch)
     value = _cross_entropy(outputs, batch) if loss is None else check_loss(loss(model, batch))
     if teacher is None:
         return value
-    return (1.0 - distill) * value + distill * _away(outputs, outputs_of(teacher, batch), batch)
+    return (1.0 - distill) * value + distill * _distance(outputs, outputs_of(teacher, batch), batch)
 
 
 def _cross_entropy(outputs: Any, batch: Any) -> Any:
@@ -72,8 +72,8 @@ def _cross_entropy(outputs: Any, batch: Any) -> Any:
     return jnp.where(counts, each, 0.0).sum() / jnp.maximum(counts.sum(), 1)
 
 
-def _away(outputs: Any, targets: Any, batch: Any) -> Any:
-    """The divergence of the classes' probabilities, or the squared error where labels are no whole numbers."""
+def _distance(outputs: Any, targets: Any, batch: Any) -> Any:
+    """Compute the divergence of the classes' probabilities, or the squared error where labels are real numbers."""
     if not isinstance(outputs, jax.Array):
         raise CompressError(f"Got distill for a model that returns a {type(outputs).__name__}; expected one array.")
     outputs, targets = exact(outputs), exact(targets)
@@ -87,7 +87,7 @@ def _away(outputs: Any, targets: Any, batch: Any) -> Any:
 
 
 def exact(x: Any) -> Any:
-    """Raise half precision to single: it has no digits for means."""
+    """Convert half precision to single, as half has too few digits for means."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -33,7 +33,7 @@ from .layers._weight import Frozen
 
 
 class NnxModel(ReplacedModel):
-    """A :class:`adtn.compression.Model` of Flax. Losses are traced: they may do what :func:`jax.jit` allows."""
+    """A :class:`adtn.compression.Model` for Flax; losses are traced and may do whatever :func:`jax.jit` allows."""
 
     modules = MODULES
     _weights: dict[str, GeneratedWeight]
@@ -44,13 +44,13 @@ class NnxModel(ReplacedModel):
         if not params:
             raise CompressError(NO_PARAMETERS)
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in params):
-            raise CompressError("Got a model of shapes without numbers (nnx.eval_shape); load its weights first.")
+            raise CompressError("Got a model of shapes without values (nnx.eval_shape); load its weights first.")
         here = sorted({f"jax:{d.platform}" for d in params[0].devices()})
         if device is not None and not any(device.startswith(name) for name in here):
             raise DeviceError(f"Got device={device!r} for a model on {', '.join(here)}; move it first.")
 
     def layers(self) -> list[Layer]:
-        """List modules with parameters of their own."""
+        """List the modules that have parameters of their own."""
         layers: list[Layer] = []
         modules = self.modules.places(self.model)
         inside = _inside_of(modules, self.modules.adapted)
@@ -63,14 +63,14 @@ class NnxModel(ReplacedModel):
                 owners.setdefault(id(variable), []).append(name)
         for name, module in modules.items():
             dense = self.modules.dense(module)
-            own = params_of(dense)
+            params = params_of(dense)
             first, *others = places[id(module)]
-            if not own or name != first or id(module) in inside:
+            if not params or name != first or id(module) in inside:
                 continue
             weight, reason = weight_of(dense)
             if id(module) in normed:
                 reason = f"{normed[id(module)]} changes its weight in every call"
-            sharing = {n for v in own for n in owners[id(v)]} - {name, *others, f"{name}.base_layer"}
+            sharing = {n for v in params for n in owners[id(v)]} - {name, *others, f"{name}.base_layer"}
             if sharing and not reason:
                 reason = f"shares its weight with {', '.join(sorted(sharing))}"
             layers.append(
@@ -80,7 +80,7 @@ class NnxModel(ReplacedModel):
                     weights={name: tuple(weight.shape)} if weight is not None and not reason else {},
                     tied=tuple(others),
                     reason=reason,
-                    itemsize=max(v[...].dtype.itemsize for v in own),
+                    itemsize=max(v[...].dtype.itemsize for v in params),
                 )
             )
         return layers
@@ -93,7 +93,7 @@ class NnxModel(ReplacedModel):
     def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
         """Compute second moments of the inputs of linear layers and ungrouped convolutions over images."""
         shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
-        # before they are watched, when others are in their places
+        # before they are watched, as wrappers take their places then
         dense_layers = {name: self._original(name) for name in names}
         moments = Moments()
 
@@ -102,7 +102,7 @@ class NnxModel(ReplacedModel):
             kind = kind_of(dense)
             rows = None if kind is None else kind.rows(dense, inputs[0])
             if rows is not None:
-                rows = replicated(rows)  # a sum over rows that lie on several devices has no place of its own
+                rows = replicated(rows)  # a sum over rows on several devices would have no device of its own
                 moments.add(name, np.asarray(rows.T @ rows, np.float64), rows.shape[0])
 
         for _ in self._watched([n for n in names if math.prod(shapes[n][1:]) ** 2 <= LARGEST_MOMENT], data, look):
@@ -121,19 +121,19 @@ class NnxModel(ReplacedModel):
         return dict.fromkeys((layer.name, *layer.tied), layer_like(places[layer.name], weights[layer.name]))
 
     def check(self, tuning: Tuning) -> None:
-        """Refuse what layers of Flax decide, and what is compiled anyway."""
+        """Refuse options that do not apply to Flax: autocast and capture."""
         if tuning.autocast:
             raise CompressError(
-                f"Got autocast={tuning.autocast!r} for a model of Flax, whose layers say it themselves: make them with "
-                f"dtype=jnp.{tuning.autocast}, which generated layers take over."
+                f"Got autocast={tuning.autocast!r} for a model of Flax, where each layer has its own dtype; make the "
+                f"layers with dtype=jnp.{tuning.autocast}, which generated layers inherit."
             )
         if tuning.capture:
-            raise CompressError("Got capture=True for a model of JAX, which compiles its updates anyway. Leave it out.")
+            raise CompressError("Got capture=True for a model of Flax, whose steps are compiled anyway; leave it out.")
 
     def tune(
         self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
     ) -> list[float]:
-        """Train with a cosine, in training mode; batches are cycled through."""
+        """Train in training mode, with a cosine schedule of the learning rate, cycling through the batches."""
         self.check(tuning)
         cores = {id(v) for weight in self._weights.values() for v in params_of(weight)}
         chosen = {
@@ -150,24 +150,24 @@ class NnxModel(ReplacedModel):
             dense = None if teacher is None else nnx.merge(*teacher, copy=True)
             return loss_of(model, batch, loss, dense, tuning.distill)
 
-        batches = self._batches(cycled(data, tuning.steps), within=loss is None)
+        batches = self._batches(cycled(data, tuning.steps), check=loss is None)
         with _mode(self.model, training=True), _dropout(self.model, tuning.dropout):
             return train(self.model, chosen, value, batches, tuning, report)
 
     def _distilled(self) -> list[str]:
-        return list(self._weights)  # a module that is at several places is one
+        return list(self._weights)  # a module at several places is distilled once
 
     def _job(self, name: str, data: Iterable[Any], tuning: Tuning) -> tuple[Any, ...]:
         return distill_layer, packed(self.modules.at(self.model, name)), self._seen(name, data), tuning
 
-    def _take_layer(self, name: str, made: Any) -> None:
-        nnx.update(self.modules.at(self.model, name), jax.tree.map(jnp.asarray, made[1]))
+    def _take_layer(self, name: str, values: Any) -> None:
+        nnx.update(self.modules.at(self.model, name), jax.tree.map(jnp.asarray, values[1]))
 
     def _losses(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> list[float]:
         def of_model(model: Any, batch: Any) -> Any:
             return loss_of(model, batch, loss)
 
-        return [float(x) for x in self._each(data, of_model, within=loss is None)]
+        return [float(x) for x in self._each(data, of_model, check=loss is None)]
 
     def _counted(self, data: Iterable[Any]) -> Iterator[tuple[int, int] | None]:
         def count(model: Any, batch: Any) -> Any:
@@ -178,18 +178,18 @@ class NnxModel(ReplacedModel):
                 return None
             return (scores.argmax(-1) == labels).sum(), (labels != IGNORED).sum()
 
-        for counts in self._each(data, count, within=True):
+        for counts in self._each(data, count, check=True):
             yield None if counts is None else (int(counts[0]), int(counts[1]))
 
     def _evaluating(self) -> AbstractContextManager[None]:
         return _mode(self.model, training=False)
 
     def state(self) -> dict[str, Any]:
-        """Return arrays by path; they cannot change."""
+        """Return all arrays by path; as JAX's arrays are immutable, they are not copied."""
         return {path: v[...] for path, v in variables_of(self.model).items()}
 
     def digest(self) -> str:
-        """Return the digest of the state, array by array; states of random numbers are left out."""
+        """Return a digest of the state without the states of random numbers."""
         return fingerprint({name: v[...] for name, v in _stored(self.model).items()})
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -198,38 +198,39 @@ class NnxModel(ReplacedModel):
             v[...] = state[path]
 
     def load(self, path: Path) -> None:
-        """Load the state from safetensors."""
+        """Load the state from a safetensors file."""
         from safetensors.numpy import load_file
 
-        given, own = load_file(path), _stored(self.model)
-        shapes = [{name: tuple(x.shape) for name, x in one.items()} for one in (given, own)]
+        loaded, variables = load_file(path), _stored(self.model)
+        shapes = [{name: tuple(x.shape) for name, x in tensors.items()} for tensors in (loaded, variables)]
         if shapes[0] != shapes[1]:
-            odd = ", ".join(sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})[:5])
+            different = ", ".join(sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})[:5])
             raise CompressError(
-                f"Got a file and a model with other numbers, such as {odd}; pass the model it was made of."
+                f"Got a file whose tensors differ from those of the model, such as {different}; pass the model from "
+                "which it was saved."
             )
-        for name, v in own.items():
-            v[...] = jnp.asarray(given[name], v[...].dtype)
+        for name, v in variables.items():
+            v[...] = jnp.asarray(loaded[name], v[...].dtype)
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """Save the state to safetensors; what is shared is stored once, and states of random numbers are not."""
+        """Save the state to a safetensors file, shared variables once, and without the states of random numbers."""
         from safetensors.numpy import save
 
         tensors = {name: np.asarray(v[...]) for name, v in _stored(self.model).items()}
         write_bytes(path, sealed(save(tensors, dict(metadata))))
 
     def numbers(self) -> tuple[int, int]:
-        """Count parameters, and their bytes."""
-        own = [v[...] for v in variables_of(self.model).values() if isinstance(v, nnx.Param)]
-        return sum(x.size for x in own), sum(x.nbytes for x in own)
+        """Count the parameters and their bytes."""
+        params = [v[...] for v in variables_of(self.model).values() if isinstance(v, nnx.Param)]
+        return sum(x.size for x in params), sum(x.nbytes for x in params)
 
     def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
-        """Return seconds and bytes of inference on the first batch, compiled."""
+        """Measure seconds and bytes of compiled inference on the first batch."""
         batch = _arrays(next(cycled(data, 1)))
         with _mode(self.model, training=False):
             graph, state = nnx.split(self.model)
-            made = jax.jit(lambda state, batch: outputs_of(nnx.merge(graph, state, copy=True), batch))
-            forward = made.lower(state, batch).compile()
+            jitted = jax.jit(lambda state, batch: outputs_of(nnx.merge(graph, state, copy=True), batch))
+            forward = jitted.lower(state, batch).compile()
 
             def run() -> None:
                 jax.block_until_ready(forward(state, batch))
@@ -255,38 +256,38 @@ class NnxModel(ReplacedModel):
         platform = jax.default_backend()
         return "jax:cpu" if platform == "cpu" else f"jax:{platform}:0", None
 
-    def _batches(self, data: Iterable[Any], *, within: bool) -> Iterator[Any]:
-        """Batches of arrays; ``within`` refuses labels of classes without a score, which a trace cannot see."""
-        known: dict[Any, Any] = {}
+    def _batches(self, data: Iterable[Any], *, check: bool) -> Iterator[Any]:
+        """Yield batches of arrays; ``check`` refuses labels that are out of range, which traced code cannot do."""
+        outputs: dict[Any, Any] = {}
         for batch in data:
             batch = _arrays(batch)
-            if within:
+            if check:
                 shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch))
-                if shapes not in known:
-                    known[shapes] = self._outputs(batch)
-                check_range(known[shapes], batch)
+                if shapes not in outputs:
+                    outputs[shapes] = self._outputs(batch)
+                check_range(outputs[shapes], batch)
             yield batch
 
     def _outputs(self, batch: Any) -> Any:
-        """Return shapes of the model's outputs."""
+        """Return the shapes of the model's outputs."""
         with _mode(self.model, training=False):
             graph, state = nnx.split(self.model)
         return jax.eval_shape(lambda s, b: outputs_of(nnx.merge(graph, s, copy=True), b), state, batch)
 
-    def _each(self, data: Iterable[Any], what: Callable[[Any, Any], Any], *, within: bool = False) -> Iterator[Any]:
-        """``what(model, batch)`` of every batch, compiled, in evaluation mode."""
+    def _each(self, data: Iterable[Any], function: Callable[[Any, Any], Any], *, check: bool) -> Iterator[Any]:
+        """Yield ``function(model, batch)`` for every batch, compiled, in evaluation mode."""
         with _mode(self.model, training=False):
             graph, state = nnx.split(self.model)
-        run = jax.jit(lambda state, batch: what(nnx.merge(graph, state, copy=True), batch))
-        for batch in self._batches(data, within=within):
+        run = jax.jit(lambda state, batch: function(nnx.merge(graph, state, copy=True), batch))
+        for batch in self._batches(data, check=check):
             yield run(state, batch)
 
     def _seen(self, name: str, data: Iterable[Any]) -> list[Seen]:
-        """Return inputs and outputs of a dense layer, as many batches as memory is given for."""
+        """Return the inputs and outputs of a dense layer for as many batches as fit the memory for them."""
         seen: list[Seen] = []
 
-        def look(_: str, *one: Any) -> None:
-            seen.append(jax.tree.map(np.asarray, one))
+        def look(_: str, *inputs_and_output: Any) -> None:
+            seen.append(jax.tree.map(np.asarray, inputs_and_output))
 
         watched = self._watched([name], data, look, self._dense)
         seen_by(name, (sum(x.nbytes for xs, _, y in seen for x in (*xs, y)) for _ in watched))
@@ -295,7 +296,7 @@ class NnxModel(ReplacedModel):
     def _watched(
         self, names: Sequence[str], data: Iterable[Any], look: Callable[..., None], model: Any = None
     ) -> Iterator[None]:
-        """Run a model on every batch, in evaluation mode, and look at what those layers get and give."""
+        """Run a model on every batch in evaluation mode, and call ``look`` with inputs and outputs of the layers."""
         model = self.model if model is None else model
         modules = self.modules.places(model)
         spots = {place: name for name in names for place, module in modules.items() if module is modules[name]}
@@ -312,13 +313,13 @@ class NnxModel(ReplacedModel):
 
 
 def _inside_of(modules: Mapping[str, Any], kinds: Any) -> dict[int, str]:
-    """Return names of the classes of modules that have others inside, by the ids of those."""
+    """Map the ids of modules that are inside a module of such a class to the name of that class."""
     outer = [module for module in modules.values() if isinstance(module, kinds)]
     return {id(part): type(module).__name__ for module in outer for name, part in modules_of(module) if name}
 
 
 class _Watched(nnx.Module):
-    """A layer that shows what it gets and gives."""
+    """A wrapper around a layer that passes its inputs and outputs to a function."""
 
     def __init__(self, layer: Any, name: str, look: Callable[..., None]) -> None:
         self.layer, self.name, self.look = layer, name, look
@@ -333,35 +334,35 @@ class _Watched(nnx.Module):
 
 
 def _stored(model: nnx.Module) -> dict[str, Any]:
-    """Variables that a file holds: frozen values come with their generators, or from a rule."""
+    """Return the variables to be stored; frozen values are stored with their generators, or follow from a rule."""
     return {name: v for name, v in variables_of(model).items() if not isinstance(v, nnx.RngState | Frozen)}
 
 
 @contextmanager
 def _mode(model: nnx.Module, *, training: bool) -> Generated[None, None, None]:
-    """Set a model as ``model.train()`` or ``model.eval()`` does, inside of this block."""
+    """Call ``model.train()`` or ``model.eval()``, and undo it at the end of this block."""
     flags = ("deterministic", "use_running_average")
-    was = [(m, flag, vars(m)[flag]) for _, m in modules_of(model) for flag in flags if flag in vars(m)]
+    before = [(m, flag, vars(m)[flag]) for _, m in modules_of(model) for flag in flags if flag in vars(m)]
     (model.train if training else model.eval)()
     try:
         yield
     finally:
-        for module, flag, value in was:
+        for module, flag, value in before:
             setattr(module, flag, value)
 
 
 @contextmanager
 def _dropout(model: nnx.Module, rate: float | None) -> Generated[None, None, None]:
-    """Give all dropouts one rate, inside of this block."""
+    """Set all dropouts to one rate inside this block."""
     dropouts: list[Any] = [m for _, m in modules_of(model) if isinstance(m, nnx.Dropout)] if rate is not None else []
-    was = [(m, m.rate) for m in dropouts]
+    before = [(m, m.rate) for m in dropouts]
     for module in dropouts:
         module.rate = rate
     try:
         yield
     finally:
-        for module, own in was:
-            module.rate = own
+        for module, original in before:
+            module.rate = original
 
 
 def _arrays(batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Training of some variables of a Flax NNX module."""
+"""The training of a Flax NNX module, or of some of its variables."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ class Training:
     Parameters
     ----------
     module : flax.nnx.Module
+        The module; :meth:`finish` writes the values to it.
     chosen : mapping of str to flax.nnx.Param
-        What is trained, by name.
+        The trained variables, by name.
     loss : callable
-        ``loss(module, batch)``, traced.
+        ``loss(module, batch)``, which is traced.
     tuning : Tuning
+        The options of the training.
 
     Raises
     ------
@@ -42,23 +44,23 @@ class Training:
         refuse_nothing(self._rates)
         self._places = {path: names[id(v)] for path, v in nnx.iter_graph(module) if names.get(id(v)) in self._rates}
         self._graph, state, rest = nnx.split(module, self._is_trained, ...)
-        self._own = {self._places[path]: (path, v) for path, v in nnx.to_flat_state(state)}
+        self._trained = {self._places[path]: (path, v) for path, v in nnx.to_flat_state(state)}
         clip = [optax.clip_by_global_norm(tuning.clip)] if tuning.clip is not None else []
         rule = optax.trace(0.9) if tuning.optimizer == "sgd" else optax.scale_by_adam()
         self._optimizer = optax.chain(*clip, rule)
-        values = {name: v[...] for name, (_, v) in self._own.items()}
+        values = {name: v[...] for name, (_, v) in self._trained.items()}
         self._state: tuple[Any, Any, Any] = (values, rest, self._optimizer.init(values))
         self._compiled = jax.jit(self._update)
 
     def step(self, batch: Any, n: int) -> float:
-        """Do update ``n``, counted from 0; returns the loss before it."""
+        """Do update ``n``, counted from 0, and return the loss before it."""
         rate = jnp.float32(self.tuning.lr * cosine(n, self.tuning.steps))
         *state, loss = self._compiled(*self._state, rate, batch)
         self._state = (state[0], state[1], state[2])
         return float(loss)
 
     def finish(self) -> None:
-        """Put all values into the module."""
+        """Write all values to the module."""
         values, rest, _ = self._state
         nnx.update(self.module, self._packed(values), rest)
 
@@ -66,7 +68,7 @@ class Training:
         return path in self._places
 
     def _packed(self, values: Mapping[str, Any]) -> Any:
-        return nnx.from_flat_state([(path, v.replace(values[name])) for name, (path, v) in self._own.items()])
+        return nnx.from_flat_state([(path, v.replace(values[name])) for name, (path, v) in self._trained.items()])
 
     def _update(self, values: Any, rest: Any, moments: Any, rate: Any, batch: Any) -> Any:
         def loss_of(values: Any) -> Any:
@@ -74,26 +76,26 @@ class Training:
             loss = self.loss(model, batch)
             return loss, nnx.split(model, self._is_trained, ...)[2]
 
-        (loss, rest), slopes = jax.value_and_grad(loss_of, has_aux=True)(values)
-        changes: Any
-        changes, moments = self._optimizer.update(slopes, moments)
-        values = {k: (x - rate * self._rates[k] * changes[k]).astype(x.dtype) for k, x in values.items()}
+        (loss, rest), grads = jax.value_and_grad(loss_of, has_aux=True)(values)
+        updates: Any
+        updates, moments = self._optimizer.update(grads, moments)
+        values = {k: (x - rate * self._rates[k] * updates[k]).astype(x.dtype) for k, x in values.items()}
         return values, rest, moments, loss
 
     def write(self, losses: list[float]) -> None:
-        """Write all leaves in their order; whole or not at all."""
+        """Write a checkpoint: all leaves of the state, numbered, and the losses."""
         from safetensors.flax import save
 
         leaves = {str(n): _plain(leaf) for n, leaf in enumerate(jax.tree.leaves(self._state))}
         self.data.write(save({**leaves, "losses": jnp.asarray(np.asarray(losses, np.float32))}, self.data.metadata()))
 
     def read(self) -> list[float]:
-        """Read a checkpoint; returns its losses, none where there is no file.
+        """Restore a checkpoint, and return its losses; none where there is no file.
 
         Raises
         ------
         ModelFileError
-            If the file is damaged, or no checkpoint of this training.
+            If the file is damaged, or not a checkpoint of this training.
         """
         from safetensors.flax import load
 
@@ -106,13 +108,13 @@ class Training:
             losses = [float(x) for x in stored.pop("losses")]
             if [stored[str(n)].shape for n in range(len(stored))] != [_plain(leaf).shape for leaf in leaves]:
                 raise KeyError("other shapes")
-        except Exception as error:  # of another model, or of a hand
+        except Exception as error:  # the file is of another model, or was edited
             raise self.data.unreadable(error) from error
         self._state = jax.tree.unflatten(tree, [_like(leaf, stored[str(n)]) for n, leaf in enumerate(leaves)])
         return losses
 
     def restore_random(self) -> None:
-        """Do nothing: states of random numbers are variables of the module."""
+        """Do nothing, as the states of random numbers are variables of the module."""
 
 
 def train(
@@ -123,20 +125,22 @@ def train(
     tuning: Tuning,
     report: Callable[[int, float], None],
 ) -> list[float]:
-    """Train with a cosine; statistics of layers change along.
+    """Train with a cosine schedule of the learning rate, and return the losses; layers update their statistics as well.
 
     Parameters
     ----------
     module : flax.nnx.Module
-        Changed when all steps are done.
+        The module, which is changed when all steps are done.
     chosen : mapping of str to flax.nnx.Param
-        What is trained, by name.
+        The trained variables, by name.
     loss : callable
-        ``loss(module, batch)``, traced.
+        ``loss(module, batch)``, which is traced.
     batches : iterable
+        One batch per step.
     tuning : Tuning
+        The options of the training.
     report : callable
-        ``report(step, loss)`` after each.
+        ``report(step, loss)`` is called after each step.
 
     Raises
     ------
@@ -150,7 +154,7 @@ def train(
 
 
 def _like(leaf: Any, stored: Any) -> Any:
-    """A stored leaf, as keys of random numbers where it was some."""
+    """Return a stored leaf, converted to keys of random numbers where the original is one."""
     return jax.random.wrap_key_data(stored, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else stored
 
 
@@ -159,5 +163,5 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _plain(leaf: Any) -> Any:
-    """Keys of random numbers as integers."""
+    """Return a leaf as an array; keys of random numbers as integers."""
     return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)

@@ -1,4 +1,4 @@
-"""JAX on the CPU, GPUs and TPUs; optimizers from optax."""
+"""The JAX backend, for the CPU, GPUs and TPUs, with optimizers from optax."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ from ..shared._memory import host_memory_bytes
 
 
 def _x64(dtype: str) -> AbstractContextManager[Any]:
-    """Float64 needs JAX's 64-bit mode: on inside this block only, never globally."""
+    """Switch on JAX's 64-bit mode, which float64 needs, inside this block only."""
     return jax.enable_x64(True) if dtype == "float64" else nullcontext()
 
 
 def describe(device: Any) -> DeviceInfo:
-    """One JAX device (or a stand-in for it)."""
+    """Describe one JAX device, or a stand-in for it."""
     stats = (device.memory_stats() or {}) if device.platform != "cpu" else {}
     memory = host_memory_bytes() if device.platform == "cpu" else stats.get("bytes_limit")
-    short = f"jax:{device.platform}" if device.platform == "cpu" else f"jax:{device.platform}:{device.id}"
+    name = f"jax:{device.platform}" if device.platform == "cpu" else f"jax:{device.platform}:{device.id}"
     dtypes = ("float64", "float32", "bfloat16", "float16")
     return DeviceInfo(
-        name=short, description=f"JAX {jax.__version__} {device.device_kind}", memory_bytes=memory, dtypes=dtypes
+        name=name, description=f"JAX {jax.__version__} {device.device_kind}", memory_bytes=memory, dtypes=dtypes
     )
 
 
 class JaxBackend:
-    """JAX on every device it has."""
+    """The backend for JAX arrays on all its devices."""
 
     name = "jax"
     compiles = True
-    fused = frozenset[str]()  # XLA fuses what follows in a program
+    fused = frozenset[str]()  # not needed: XLA fuses elementwise operations itself
     scratch_bytes = 24 << 20  # measured: 20 to 23 MiB above the arrays of a streamed fit
 
     def owns(self, kind: type) -> bool:
-        """Take arrays of JAX, traced ones included."""
+        """Return whether a type is one of JAX's arrays, including traced ones."""
         return issubclass(kind, jax.Array | Tracer)
 
     def shares_memory(self, device: str) -> bool:
-        """XLA takes its own copies."""
+        """Return false, as XLA makes its own copies."""
         return False
 
     def devices(self) -> list[DeviceInfo]:
-        """The CPU and, where the plug-in is installed, GPUs."""
+        """List the CPU and, where the plug-in is installed, GPUs."""
         cpu = describe(jax.devices("cpu")[0])
         devices = [cpu]
         try:
@@ -64,21 +64,21 @@ class JaxBackend:
         return devices
 
     def asarray(self, x: np.ndarray, device: str, dtype: str | None, *, copy: bool = True) -> jax.Array:
-        """A new array, committed to the device."""
+        """Make a new array that is committed to the device."""
         platform, _, index = device.partition(":")
-        # labels come as int64, which JAX has in 64-bit mode only
-        given = dtype or jax.dtypes.canonicalize_dtype(x.dtype)
+        # labels are often int64, which JAX supports in 64-bit mode only
+        target = dtype or jax.dtypes.canonicalize_dtype(x.dtype)
         with _x64(dtype or ""):
             host = np.array(x) if copy else np.asarray(x)
-            return jax.device_put(jnp.asarray(host, dtype=given), jax.devices(platform)[int(index or 0)])
+            return jax.device_put(jnp.asarray(host, dtype=target), jax.devices(platform)[int(index or 0)])
 
     def to_numpy(self, x: jax.Array) -> np.ndarray:
-        """A copy on the host."""
+        """Copy an array to the host."""
         with _x64(str(x.dtype)):
             return np.array(x.astype("float32") if x.dtype == jnp.bfloat16 else x)
 
     def device_of(self, x: jax.Array) -> str:
-        """The device of an array, such as ``"cpu"`` or ``"gpu:0"``."""
+        """Return the device of an array, such as ``"cpu"`` or ``"gpu:0"``."""
         device = next(iter(x.devices()))
         return "cpu" if device.platform == "cpu" else f"{device.platform}:{device.id}"
 
@@ -87,7 +87,7 @@ class JaxBackend:
         return str(x.dtype)
 
     def value_and_grad(self, fn: Callable[..., Any]) -> Callable[..., tuple[Any, tuple[Any, ...]]]:
-        """Reverse-mode differentiation with respect to the weight and the extra parameters."""
+        """Differentiate in reverse mode, with respect to the weight and the extra parameters."""
 
         def loss_of(*args: Any) -> Any:
             loss = fn(*args)
@@ -104,7 +104,7 @@ class JaxBackend:
         return run
 
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """``jax.jit``, in 64-bit mode when an argument is float64; GPUs multiply in the dtype, not in TF32."""
+        """Compile with ``jax.jit``, in 64-bit mode if an argument is float64; GPUs do not use TF32."""
         jitted = jax.jit(fn)
 
         def run(*args: Any) -> Any:
@@ -116,16 +116,16 @@ class JaxBackend:
 
     @contextmanager
     def scope(self, dtype: str) -> Generator[None, None, None]:
-        """64-bit mode for float64; GPUs multiply in the dtype, not in TF32, also what is not compiled."""
+        """Switch on 64-bit mode for float64, and switch off TF32 on GPUs, for compiled code and other code."""
         with _x64(dtype), jax.default_matmul_precision("highest"):
             yield
 
     def threads(self, flops: float) -> AbstractContextManager[Any]:
-        """XLA decides by itself."""
+        """Return an empty context, as XLA chooses the number of threads."""
         return nullcontext()
 
     def synchronize(self, device: str, result: Any = None) -> None:
-        """Wait for everything that was dispatched."""
+        """Wait until everything that was dispatched is done."""
         platform, _, index = device.partition(":")
         if result is not None:
             jax.block_until_ready(result)
@@ -133,7 +133,7 @@ class JaxBackend:
         jax.device_put(0.0, jax.devices(platform)[int(index or 0)]).block_until_ready()
 
     def with_vjp(self, layer: Differentiable) -> Callable[..., Any]:
-        """``jax.custom_vjp``, jitted."""
+        """Compile the layer with its own adjoint, by ``jax.custom_vjp``."""
         custom = jax.custom_vjp(layer)
 
         def forward(arrays: Params, x: Any) -> tuple[Any, Any]:
@@ -142,42 +142,42 @@ class JaxBackend:
 
         def backward(saved: Any, cotangent: Any) -> tuple[Any, Any]:
             tape, arrays, x = saved
-            grads, xbar = layer.pullback(tape, arrays, x, cotangent)  # XLA drops what nobody asks for
+            grads, xbar = layer.pullback(tape, arrays, x, cotangent)  # XLA removes what is not used
             return {k: grads[k] if k in grads else jnp.zeros_like(a) for k, a in arrays.items()}, xbar
 
         custom.defvjp(forward, backward)
         return self.compile(custom)
 
     def workspace(self, keep_bytes: int | None = None) -> Workspace:
-        """XLA plans its own buffers."""
+        """Make a workspace that allocates nothing, as XLA plans its own buffers."""
         return Workspace()
 
     def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-        """``lax.fori_loop``."""
+        """Run a loop with ``lax.fori_loop``."""
         return jax.lax.fori_loop(0, n, body, carry)
 
     def take(self, x: Any, i: Any) -> Any:
-        """A dynamic slice."""
+        """Take one entry of the first axis, by a dynamic slice."""
         return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
 
     def put(self, x: Any, i: Any, y: Any) -> Any:
-        """A new array, which ``jit`` makes an update in place."""
+        """Replace one entry of the first axis in a new array; in compiled code XLA does so in place."""
         return jax.lax.dynamic_update_index_in_dim(x, y, i, 0)
 
     def add_at(self, x: Any, i: Any, y: Any) -> Any:
-        """A new array, which ``jit`` makes an update in place."""
+        """Add to one entry of the first axis in a new array; in compiled code XLA does so in place."""
         return jax.lax.dynamic_update_index_in_dim(x, self.take(x, i) + y, i, 0)
 
     def add(self, x: Any, y: Any) -> Any:
-        """The sum."""
+        """Add two arrays."""
         return x + y
 
     def subtract(self, x: Any, y: Any) -> Any:
-        """The difference."""
+        """Subtract two arrays."""
         return x - y
 
     def model(self, model: Any, device: str | None) -> Any | None:
-        """A :class:`flax.nnx.Module`."""
+        """Wrap a :class:`flax.nnx.Module`; return ``None`` for other objects."""
         try:
             from flax import nnx
         except ImportError as error:
@@ -189,12 +189,12 @@ class JaxBackend:
         return NnxModel(model, device)
 
     def optimizer(self, name: str, **options: float) -> OptaxOptimizer:
-        """Adam, AdamW or SGD."""
+        """Make Adam, AdamW or SGD."""
         return OptaxOptimizer(name, **options)
 
 
 class OptaxOptimizer:
-    """A chain of optax transformations, jitted; the learning rate is an argument of every step."""
+    """A compiled chain of optax transformations, with the learning rate as an argument of every step."""
 
     def __init__(
         self,
@@ -210,40 +210,40 @@ class OptaxOptimizer:
         self.chain, self._step = _optax_chain(name, beta1, beta2, eps, momentum, weight_decay)
 
     def init(self, params: Params) -> Any:
-        """Return the state of the chain."""
+        """Make the state of the chain."""
         with _x64(_dtype(params)):
             return self.chain.init(dict(params))
 
     def step(self, params: Params, grads: Params, state: Any, lr: float) -> tuple[Params, Any]:
-        """One update."""
+        """Take one step."""
         dtype = _dtype(params)
         with _x64(dtype):
             return self._step(dict(params), dict(grads), state, jnp.asarray(lr, dtype=dtype))
 
     def snapshot(self, params: Params) -> Params:
-        """Return the parameters, as steps make new arrays."""
+        """Return the parameters themselves, as steps make new arrays."""
         return params
 
     def export_state(self, state: Any) -> dict[str, np.ndarray]:
-        """Return leaves of the state, numbered."""
+        """Return the leaves of the state, numbered."""
         return {str(i): np.array(x) for i, x in enumerate(jax.tree.leaves(state))}
 
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> Any:
-        """Return leaves put back into a fresh state."""
+        """Rebuild the state from its numbered leaves."""
         with _x64(_dtype(params)):
-            fresh = self.init(params)
+            initial = self.init(params)
             leaves = [
                 jax.device_put(jnp.asarray(arrays[str(i)], dtype=x.dtype), next(iter(x.devices())))
-                for i, x in enumerate(jax.tree.leaves(fresh))
+                for i, x in enumerate(jax.tree.leaves(initial))
             ]
-            return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+            return jax.tree.unflatten(jax.tree.structure(initial), leaves)
 
 
-@lru_cache(maxsize=32)  # optimizers with the same options share what is compiled
+@lru_cache(maxsize=32)  # optimizers with the same options share compiled code
 def _optax_chain(
     name: str, beta1: float, beta2: float, eps: float, momentum: float, weight_decay: float
 ) -> tuple[Any, Any]:
-    """The chain and its jitted step."""
+    """Return the chain and its compiled step."""
     adam = optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps)
     chain = {
         "adam": adam,

@@ -1,1 +1,1 @@
-"""Shapes, operations and bytes without values: what a plan would have to do."""
+"""The null backend: counts the operations and bytes of a plan without computing values."""

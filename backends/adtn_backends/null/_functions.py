@@ -1,4 +1,4 @@
-"""Elementwise functions of null arrays by name, where autoray looks for them: all that NumPy and SciPy call so."""
+"""The elementwise functions of NumPy and SciPy for null arrays, in a module where autoray looks them up by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def apply(kind: str, *arrays: Any) -> Any:
-    """Note an operation; the null backend puts its own function here."""
+    """Record an operation; the null backend replaces this function."""
     raise NotImplementedError(kind)
 
 
@@ -67,10 +67,10 @@ _CHEAP = frozenset(
 
 
 def __getattr__(name: str) -> Any:
-    return _Place("").__getattr__(name)
+    return _Namespace("").__getattr__(name)
 
 
-class _Place:
+class _Namespace:
     """A module of functions, such as ``scipy.special``."""
 
     def __init__(self, path: str) -> None:
@@ -81,9 +81,9 @@ class _Place:
         if name.startswith("__"):
             raise AttributeError(name)
         if path in ("scipy", "scipy.special"):
-            return _Place(f"{path}.")
+            return _Namespace(f"{path}.")
         function = getattr(importlib.import_module(self._path[:-1]) if self._path else np, name, None)
-        one_by_one = isinstance(function, np.ufunc) and function.signature is None and function.nout == 1
-        if not (one_by_one or path in _ELEMENTWISE):
-            raise AttributeError(f"{path} is no elementwise function")
+        is_elementwise = isinstance(function, np.ufunc) and function.signature is None and function.nout == 1
+        if not (is_elementwise or path in _ELEMENTWISE):
+            raise AttributeError(f"{path} is not an elementwise function")
         return partial(apply, "arithmetic" if name in _CHEAP else name)

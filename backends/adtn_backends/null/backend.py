@@ -1,6 +1,6 @@
 """The null backend: shapes, dtypes, operations and bytes, but no values.
 
-Running the library's own code on null arrays is how plans learn what a device would have to do.
+The planner runs the library's own code on null arrays to find out what a device would have to do.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class Counter:
-    """The cost that a computation on null arrays would have had.
+    """The cost that a computation on null arrays would have on a device.
 
     Parameters
     ----------
     ops : collections.Counter of Op
-        Every operation with how often it is done.
+        Every operation, with the number of times it is done.
     flops : int
-        Floating-point operations; a multiply-add counts two, an elementwise function one per entry.
+        Floating-point operations; a multiply-add counts as two, an elementwise function as one per entry.
     moved_bytes : int
         Bytes read and written by operations that touch memory.
     allocated_bytes : int
@@ -49,23 +49,23 @@ class Counter:
         self.peak_bytes = 0
         self.times = 1
         self.fused = frozenset[str]()
-        """Activations that count as one operation, and their adjoints as another."""
+        """Names of activations that count as one operation, as do their adjoints."""
 
     def record(self, op: Op) -> None:
-        """Note one operation."""
+        """Record one operation."""
         self.ops[op] += self.times
         self.flops += op.flops * self.times
         self.moved_bytes += op.moved_bytes * self.times
         self.allocated_bytes += op.fresh_bytes * self.times
 
     def hold(self, nbytes: int) -> None:
-        """Memory is taken, or given back when negative."""
+        """Count memory as allocated, or as freed where ``nbytes`` is negative."""
         self.live_bytes += nbytes
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
 
 class Buffer:
-    """Memory that one or several arrays look at; given back with the last of them."""
+    """The memory of one array or of several views, freed with the last of them."""
 
     __slots__ = ("counter", "nbytes")
 
@@ -107,12 +107,12 @@ class NullArray:
 
     @property
     def nbytes(self) -> int:
-        """Return bytes that the entries would take."""
+        """Return the number of bytes that the entries would take."""
         return self.size * _ITEMSIZE.get(self.dtype, 1)
 
     @property
     def mT(self) -> NullArray:
-        """The last two axes exchanged."""
+        """A view with the last two axes exchanged."""
         *lead, m, n = self.shape
         *ahead, s, t = self.strides
         return self.view((*lead, n, m), (*ahead, t, s))
@@ -146,7 +146,7 @@ class NullArray:
         _with
     )
     __gt__ = __lt__ = __ge__ = __le__ = __neg__ = __pos__ = __abs__ = __invert__ = _with
-    __array_ufunc__ = None  # numbers of NumPy leave operators to this class
+    __array_ufunc__ = None  # so that scalars of NumPy leave operators to this class
 
     def __pow__(self, other: Any) -> NullArray:
         return elementwise("arithmetic" if isinstance(other, int) else "exp", self, other)
@@ -177,50 +177,51 @@ def _new(
     read: int,
     out: NullArray | None = None,
     space: NullWorkspace | None = None,
-    turned: int = 0,
+    transposed: int = 0,
 ) -> NullArray:
-    """Result of an operation, noted; written into ``out`` when that is given."""
-    made = out if out is not None else NullArray(shape, like.dtype, like.counter)
-    fresh = made.nbytes if out is None else 0
+    """Record an operation and return its result: ``out`` where it is given, else a new array."""
+    result = out if out is not None else NullArray(shape, like.dtype, like.counter)
+    fresh = result.nbytes if out is None else 0
     if space is not None and out is None:
-        fresh = 0 if space.keeps(made.nbytes) else made.nbytes
+        fresh = 0 if space.reuses(result.nbytes) else result.nbytes
     like.counter.record(
         Op(
             kind=kind,
             dtype=like.dtype,
             shape=sizes,
             read_bytes=read,
-            written_bytes=made.nbytes,
+            written_bytes=result.nbytes,
             fresh_bytes=fresh,
-            turned=turned,
+            transposed=transposed,
         )
     )
-    return made
+    return result
 
 
 def elementwise(name: str, *args: Any, out: NullArray | None = None, **_: Any) -> NullArray:
+    """Record an elementwise operation, or one of ``"arithmetic"``."""
     arrays = [x for x in args if isinstance(x, NullArray)]
     shape = np.broadcast_shapes(*(x.shape for x in arrays))
     return _new(shape, arrays[0], name, (math.prod(shape),), sum(x.nbytes for x in arrays), out)
 
 
 def _matmul(x: NullArray, y: NullArray, *, space: NullWorkspace | None = None) -> NullArray:
-    one = x.ndim == y.ndim == 1
-    if one:
+    is_dot = x.ndim == y.ndim == 1
+    if is_dot:
         x, y = x[None, :], y[:, None]
     if x.shape[-1] != y.shape[-2] or (x.ndim > 2 and y.ndim > 2 and x.shape[:-2] != y.shape[:-2]):
-        raise ValueError(f"matmul of {x.shape} and {y.shape}")
+        raise ValueError(f"Got shapes {x.shape} and {y.shape} for a matrix product; their dimensions do not match.")
     lead = x.shape[:-2] or y.shape[:-2]
-    if y.ndim == 2 and lead:  # one matrix for all: a single taller product
+    if y.ndim == 2 and lead:  # all share one matrix: a single product with more rows
         sizes = (1, math.prod(lead) * x.shape[-2], y.shape[-1], x.shape[-1])
     else:
         sizes = (math.prod(lead), x.shape[-2], y.shape[-1], x.shape[-1])
-    shape = () if one else (*lead, x.shape[-2], y.shape[-1])
-    turned = _lies_transposed(x) + 2 * _lies_transposed(y)
-    return _new(shape, x, "matmul", sizes, x.nbytes + y.nbytes, space=space, turned=turned)
+    shape = () if is_dot else (*lead, x.shape[-2], y.shape[-1])
+    transposed = _is_transposed(x) + 2 * _is_transposed(y)
+    return _new(shape, x, "matmul", sizes, x.nbytes + y.nbytes, space=space, transposed=transposed)
 
 
-def _lies_transposed(x: NullArray) -> bool:
+def _is_transposed(x: NullArray) -> bool:
     return min(x.shape[-2:]) > 1 and x.strides[-1] != 1 and x.strides[-2] == 1
 
 
@@ -230,10 +231,10 @@ def _transpose(x: NullArray, axes: tuple[int, ...]) -> NullArray:
 
 def _reshape(x: NullArray, shape: Shape, *, space: NullWorkspace | None = None) -> NullArray:
     if -1 in shape:
-        known = -math.prod(shape)
-        shape = tuple(x.size // known if n == -1 else n for n in shape)
+        others = -math.prod(shape)
+        shape = tuple(x.size // others if n == -1 else n for n in shape)
     if math.prod(shape) != x.size:
-        raise ValueError(f"cannot reshape {x.shape} to {shape}")
+        raise ValueError(f"Got an array of shape {x.shape}, which cannot be reshaped to {shape}.")
     strides = _reshaped(x.shape, x.strides, tuple(shape))
     if strides is not None:
         return x.view(tuple(shape), strides)
@@ -244,7 +245,7 @@ def _reshape(x: NullArray, shape: Shape, *, space: NullWorkspace | None = None) 
 
 
 def _coalesced(shape: Shape, strides: Shape) -> list[tuple[int, int]]:
-    """Axes as ``(length, stride)``, those that lie together merged."""
+    """Return axes as ``(length, stride)``, with axes that are contiguous to each other merged."""
     blocks: list[tuple[int, int]] = []
     for n, s in zip(shape, strides, strict=True):
         if n == 1:
@@ -257,7 +258,7 @@ def _coalesced(shape: Shape, strides: Shape) -> list[tuple[int, int]]:
 
 
 def _reshaped(shape: Shape, strides: Shape, new: Shape) -> Shape | None:
-    """Strides of a reshaped view, ``None`` when there is none."""
+    """Return the strides of a reshaped view, or ``None`` where only a copy has that shape."""
     blocks = _coalesced(shape, strides)[::-1]
     out: list[int] = []
     at, left = 0, blocks[0][0]
@@ -298,21 +299,21 @@ def _zeros_like(x: NullArray) -> NullArray:
 
 
 def _astype(x: NullArray, dtype: str) -> NullArray:
-    made = NullArray(x.shape, dtype, x.counter)
+    result = NullArray(x.shape, dtype, x.counter)
     x.counter.record(
         Op(
             kind="arithmetic",
             dtype=dtype,
             shape=(x.size,),
             read_bytes=x.nbytes,
-            written_bytes=made.nbytes,
-            fresh_bytes=made.nbytes,
+            written_bytes=result.nbytes,
+            fresh_bytes=result.nbytes,
         )
     )
-    return made
+    return result
 
 
-# autoray looks for all others in a module of that name
+# autoray looks up all other functions in the module of this name
 autoray.register_backend(NullArray, "adtn_backends.null._functions")
 autoray.register_function("adtn_backends.null._functions", "get_dtype_name", lambda x: x.dtype)
 for _name, _fn in {
@@ -335,7 +336,7 @@ def _index(x: NullArray, permutation: Permutation, inverse: bool) -> np.ndarray:
 
 
 class NullWorkspace(Workspace):
-    """Counts as fresh only what a pool does not keep: results larger than a quarter of ``keep_bytes``."""
+    """A workspace where only results larger than a quarter of ``keep_bytes`` take fresh memory, as with a pool."""
 
     def __init__(self, keep_bytes: int | None) -> None:
         self._largest = math.inf if keep_bytes is None else keep_bytes // 4
@@ -354,13 +355,13 @@ class NullWorkspace(Workspace):
             return elementwise(sigma.name, xbar, z)
         return super().activate_vjp(sigma, z, xbar)
 
-    def keeps(self, nbytes: int) -> bool:
-        """Return whether memory of this size was touched before."""
+    def reuses(self, nbytes: int) -> bool:
+        """Return whether the pool has memory of this size that was used before."""
         return nbytes <= self._largest
 
 
 class NullBackend:
-    """Computes shapes and costs, no values: for plans and tests without hardware."""
+    """A backend that computes shapes and costs, but no values: for plans, and for tests without hardware."""
 
     name = "null"
     compiles = False
@@ -368,27 +369,27 @@ class NullBackend:
     scratch_bytes = 0
 
     def owns(self, kind: type) -> bool:
-        """Take null arrays."""
+        """Return whether a type is that of null arrays."""
         return issubclass(kind, NullArray)
 
     def __init__(self) -> None:
         self.counter = Counter()
 
     def shares_memory(self, device: str) -> bool:
-        """There is nothing to copy."""
+        """Return true, as there is nothing to copy."""
         return True
 
     def devices(self) -> list[DeviceInfo]:
-        """One device that holds anything."""
+        """List the one device, which has memory for everything."""
         return [DeviceInfo(name="null:cpu", description="counts operations, computes nothing", dtypes=tuple(_ITEMSIZE))]
 
     def asarray(self, x: np.ndarray, device: str, dtype: str | None, *, copy: bool = True) -> NullArray:
-        """The shape of ``x``, with a counter of its own backend."""
+        """Make a null array of the shape of ``x`` that counts with this backend's counter."""
         return NullArray(np.shape(x), dtype or str(x.dtype), self.counter)
 
     def to_numpy(self, x: NullArray) -> np.ndarray:
-        """Refused: there are no values."""
-        raise DeviceError(f"{x!r} has no values; the null backend only counts. Use 'numpy:cpu' for numbers.")
+        """Refuse: a null array has no values."""
+        raise DeviceError(f"Got {x!r}, which has no values; the null backend only counts. Compute on 'numpy:cpu'.")
 
     def device_of(self, x: NullArray) -> str:
         """Return ``"cpu"``."""
@@ -399,15 +400,15 @@ class NullBackend:
         return x.dtype
 
     def value_and_grad(self, fn: Callable[..., Any]) -> Callable[..., tuple[Any, tuple[Any, ...]]]:
-        """Refused: there are no values."""
+        """Refuse: without values there are no gradients."""
         raise DeviceError("The null backend cannot differentiate; it only counts. Use 'numpy:cpu'.")
 
     def with_vjp(self, layer: Differentiable) -> Callable[..., Any]:
-        """The layer: nothing is differentiated."""
+        """Return the layer, as nothing is differentiated."""
         return layer
 
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function as it is."""
+        """Return the function unchanged."""
         return fn
 
     def scope(self, dtype: str) -> AbstractContextManager[Any]:
@@ -422,11 +423,11 @@ class NullBackend:
         """Return at once."""
 
     def workspace(self, keep_bytes: int | None = None) -> NullWorkspace:
-        """A workspace that counts as a pool that has been used before."""
+        """Make a workspace that counts like a pool in its second use."""
         return NullWorkspace(keep_bytes)
 
     def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-        """The first pass, and the second for all others: later passes do what the second does."""
+        """Run the first two passes, counting the second once for each later one, which does the same."""
         carry = body(0, carry)
         if n > 1:
             counter, times = self.counter, self.counter.times
@@ -436,37 +437,37 @@ class NullBackend:
         return carry
 
     def take(self, x: NullArray, i: int) -> NullArray:
-        """A view."""
+        """View one entry."""
         return x[i]
 
     def put(self, x: NullArray, i: int, y: NullArray) -> NullArray:
-        """A copy into place."""
+        """Record a copy into one entry, in place."""
         elementwise("arithmetic", y, out=x[i])
         return x
 
     def add_at(self, x: NullArray, i: int, y: NullArray) -> NullArray:
-        """Note an addition to one entry, in place."""
+        """Record an addition to one entry, in place."""
         part = x[i]
         elementwise("arithmetic", part, y, out=part)
         return x
 
     def add(self, x: NullArray, y: NullArray) -> NullArray:
-        """Note an addition, in place."""
+        """Record an addition, in place."""
         return elementwise("arithmetic", x, y, out=x)
 
     def subtract(self, x: NullArray, y: NullArray) -> NullArray:
-        """Note a subtraction, in place."""
+        """Record a subtraction, in place."""
         return elementwise("arithmetic", x, y, out=x)
 
     def model(self, model: Any, device: str | None) -> None:
-        """No models yet."""
+        """Return ``None``, as there are no null models."""
 
     def optimizer(self, name: str, **options: float) -> Any:
-        """Refused: there are no values."""
+        """Refuse: without values there is nothing to optimise."""
         raise DeviceError("The null backend cannot optimise; it only counts. Use 'numpy:cpu'.")
 
     def arrays_like(self, arrays: Params, dtype: str = "float32") -> tuple[dict[str, NullArray], Counter]:
-        """Null arrays of the same shapes that share a fresh counter."""
+        """Make null arrays of the same shapes, with a new counter that they share."""
         self.counter = Counter()
         return {name: NullArray(x.shape, dtype, self.counter) for name, x in arrays.items()}, self.counter
 

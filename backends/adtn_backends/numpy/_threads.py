@@ -1,4 +1,4 @@
-"""One BLAS thread for small products: handing them out and waiting for each other costs more than it saves."""
+"""One BLAS thread for small products, where distributing work to threads costs more than it saves."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 WORTH_THREADS = 1 << 24
-"""Operations of a product from which several threads pay. Measured on two cores, fits with two threads over one: 1.2
-(TTN, 512x512, products of 2^23), 1.0 and 0.8 (TTN and MPO, 1024x1024, products of 2^24 and 2^25)."""
+"""The number of operations in a product above which several threads pay off. Time of a fit with two threads relative
+to one, measured on two cores: 1.2 (TTN, 512x512, products of 2^23 operations), 1.0 and 0.8 (TTN and MPO, 1024x1024,
+products of 2^24 and 2^25)."""
 
 _lock = threading.Lock()
 _users = 0
@@ -18,10 +19,15 @@ _limit: Any = None
 
 @contextmanager
 def blas_threads(flops: float) -> Generator[None]:
-    """Give BLAS one thread inside this block, where the largest product has fewer operations than threads are worth.
+    """Limit BLAS to one thread inside this block if the largest product is too small for several.
 
-    The number of threads belongs to the process: it is set when the first block begins and restored when the last one
-    ends, whichever threads they are in.
+    The limit applies to the whole process: it is set when the first block begins and lifted when the last one ends,
+    whichever threads they run in.
+
+    Parameters
+    ----------
+    flops : float
+        Operations of the largest product; see :data:`WORTH_THREADS`.
     """
     if flops >= WORTH_THREADS:
         yield

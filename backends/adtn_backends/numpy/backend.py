@@ -1,4 +1,4 @@
-"""NumPy: the reference, always there; optimizers come from quimb."""
+"""The NumPy backend: the reference, which is always available, with optimizers from quimb."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ._threads import blas_threads
 
 
 class NumpyBackend(InPlace):
-    """NumPy on the CPU."""
+    """The backend for NumPy arrays on the CPU."""
 
     name = "numpy"
     compiles = False
@@ -28,7 +28,7 @@ class NumpyBackend(InPlace):
     scratch_bytes = 1 << 20
 
     def owns(self, kind: type) -> bool:
-        """Take arrays and scalars of NumPy."""
+        """Return whether a type is one of NumPy's arrays or scalars."""
         return issubclass(kind, np.ndarray | np.generic)
 
     def shares_memory(self, device: str) -> bool:
@@ -36,7 +36,7 @@ class NumpyBackend(InPlace):
         return True
 
     def devices(self) -> list[DeviceInfo]:
-        """The CPU."""
+        """List the one device, the CPU."""
         return [
             DeviceInfo(
                 name="numpy:cpu",
@@ -47,13 +47,15 @@ class NumpyBackend(InPlace):
         ]
 
     def asarray(self, x: np.ndarray, device: str, dtype: str | None, *, copy: bool = True) -> np.ndarray:
-        """A new array, or a view without ``copy``."""
+        """Make a new array, or a view without ``copy``."""
         if device != "cpu" or dtype == "bfloat16":
-            raise DeviceError(f"Got device {device!r} and dtype {dtype!r}; NumPy has the CPU and no bfloat16.")
+            raise DeviceError(
+                f"Got device {device!r} and dtype {dtype!r}; NumPy supports only the CPU, and no bfloat16."
+            )
         return np.array(x, dtype=dtype, copy=copy or None)
 
     def to_numpy(self, x: np.ndarray) -> np.ndarray:
-        """A copy."""
+        """Copy an array."""
         return np.array(x)
 
     def device_of(self, x: np.ndarray) -> str:
@@ -65,16 +67,19 @@ class NumpyBackend(InPlace):
         return str(x.dtype)
 
     def value_and_grad(self, fn: Callable[..., Any]) -> Callable[..., tuple[Any, tuple[Any, ...]]]:
-        """NumPy differentiates nothing: ``fn`` must return ``(loss, dW)`` or ``(loss, (dW, d_extra))``."""
+        """Check the results of ``fn``, which must be ``(loss, dW)`` or ``(loss, (dW, d_extra))``.
+
+        NumPy cannot differentiate, so the function of a task has to compute its own gradients.
+        """
 
         def checked(weight: np.ndarray, extra: Params | None, *batch: Any) -> tuple[Any, tuple[Any, ...]]:
-            got = fn(weight, *batch) if extra is None else fn(weight, extra, *batch)
-            if not isinstance(got, tuple) or len(got) != 2:
+            result = fn(weight, *batch) if extra is None else fn(weight, extra, *batch)
+            if not isinstance(result, tuple) or len(result) != 2:
                 raise FitError(
-                    f"Got a {type(got).__name__} from the function of a task (target=); expected (loss, dL/dW): NumPy "
-                    "differentiates nothing. Or run on 'torch:cpu' or 'jax:cpu', which do."
+                    f"Got a {type(result).__name__} from the function of a task (target=); expected (loss, dL/dW), as "
+                    "NumPy cannot differentiate. Return both, or run on 'torch:cpu' or 'jax:cpu', which can."
                 )
-            loss, grads = got
+            loss, grads = result
             if np.shape(loss) != () or np.asarray(loss).dtype.kind not in "fiu":
                 raise FitError(
                     f"Got the loss {shown(loss)} from the function of a task (target=); expected one number."
@@ -90,7 +95,7 @@ class NumpyBackend(InPlace):
         return checked
 
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Silence warnings of overflow: an infinite result is for the caller to judge, as on the other backends."""
+        """Silence floating-point warnings: as on the other backends, the caller judges an infinite result."""
         return np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore")(fn)
 
     def scope(self, dtype: str) -> AbstractContextManager[Any]:
@@ -98,43 +103,43 @@ class NumpyBackend(InPlace):
         return nullcontext()
 
     def threads(self, flops: float) -> AbstractContextManager[Any]:
-        """One thread for small products, see :mod:`adtn_backends.numpy._threads`."""
+        """Return a context with one thread for small products, see :mod:`adtn_backends.numpy._threads`."""
         return blas_threads(flops)
 
     def synchronize(self, device: str, result: Any = None) -> None:
-        """NumPy is done when it returns."""
+        """Return at once, as NumPy computes synchronously."""
 
     def with_vjp(self, layer: Differentiable) -> Callable[..., Any]:
-        """The layer: NumPy differentiates nothing, call its ``pullback`` yourself."""
+        """Return the layer: NumPy cannot differentiate, so call its ``pullback`` yourself."""
         return layer
 
     def workspace(self, keep_bytes: int | None = None) -> NumpyWorkspace:
-        """The pool of the process."""
+        """Make a workspace that draws from the pool of the process."""
         return NumpyWorkspace(keep_bytes)
 
     def model(self, model: Any, device: str | None) -> None:
-        """No models yet."""
+        """Return ``None``, as there are no NumPy models."""
 
     def optimizer(self, name: str, **options: float) -> QuimbOptimizer:
-        """Adam, AdamW or SGD."""
+        """Make Adam, AdamW or SGD."""
         return QuimbOptimizer(name, **options)
 
 
 class NumpyWorkspace(Workspace):
-    """Results in memory that was touched before."""
+    """A workspace that writes results to memory that was used before."""
 
     def __init__(self, keep_bytes: int | None = None) -> None:
         self._largest = math.inf if keep_bytes is None else keep_bytes // 4
 
     def matmul(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """``x @ y``."""
+        """Compute ``x @ y``."""
         shape = (*x.shape[:-1], y.shape[-1])
         if math.prod(shape) * x.itemsize < SMALLEST:
             return np.matmul(x, y)
         return np.matmul(x, y, out=self._empty(shape, x.dtype))
 
     def packed(self, x: np.ndarray, shape: Shape) -> np.ndarray:
-        """``x`` reshaped; a copy when its entries do not lie in this order."""
+        """Reshape ``x``, with a copy where its entries are not stored in this order."""
         if x.flags.c_contiguous or x.nbytes < SMALLEST:
             return x.reshape(shape)
         out = self._empty(x.shape, x.dtype)
@@ -142,7 +147,7 @@ class NumpyWorkspace(Workspace):
         return out.reshape(shape)
 
     def activate(self, sigma: Elementwise, z: np.ndarray) -> np.ndarray:
-        """SiLU, which is the usual one, in one array instead of five."""
+        """Compute an activation; SiLU, the default one, with one array instead of five."""
         if sigma.name != "silu":
             return super().activate(sigma, z)
         out = self._sigmoid(z)
@@ -150,7 +155,7 @@ class NumpyWorkspace(Workspace):
         return out
 
     def activate_vjp(self, sigma: Elementwise, z: np.ndarray, xbar: np.ndarray) -> np.ndarray:
-        """Return the adjoint of SiLU in two arrays."""
+        """Compute the adjoint of an activation; that of SiLU with two arrays."""
         if sigma.name != "silu":
             return super().activate_vjp(sigma, z, xbar)
         s = self._sigmoid(z)
@@ -173,10 +178,11 @@ class NumpyWorkspace(Workspace):
 
 
 class QuimbOptimizer:
-    """One step at a time of the optimizers in :mod:`quimb.tensor.optimize`, on one flat vector.
+    """An optimizer of :mod:`quimb.tensor.optimize` that takes one step at a time, on one flat vector.
 
-    They are made for ``scipy.optimize.minimize``; with ``maxiter=1`` and a fixed gradient they take one step and
-    keep their moments. AdamW is Adam after a decoupled decay (Loshchilov and Hutter 2019, arXiv:1711.05101).
+    quimb's optimizers are written for ``scipy.optimize.minimize``; with ``maxiter=1`` and a fixed gradient they take
+    one step and remember their moments. AdamW is Adam after a decoupled weight decay (Loshchilov and Hutter 2019,
+    arXiv:1711.05101).
     """
 
     def __init__(
@@ -195,13 +201,13 @@ class QuimbOptimizer:
         self.weight_decay = weight_decay
 
     def init(self, params: Params) -> Any:
-        """A fresh quimb optimizer."""
+        """Make a new quimb optimizer, which is the state."""
         from quimb.tensor.optimize import ADAM, SGD
 
         return SGD() if self.name == "sgd" else ADAM()
 
     def step(self, params: Params, grads: Params, state: Any, lr: float) -> tuple[Params, Any]:
-        """One update."""
+        """Take one step."""
         x, g = _flat(params), _flat(grads)
         if self.weight_decay:
             x = x * x.dtype.type(1.0 - lr * self.weight_decay)
@@ -214,16 +220,16 @@ class QuimbOptimizer:
         return _unflat(result.x, params), state
 
     def snapshot(self, params: Params) -> Params:
-        """Return the parameters, as steps make new arrays."""
+        """Return the parameters themselves, as steps make new arrays."""
         return params
 
     def export_state(self, state: Any) -> dict[str, np.ndarray]:
-        """Return moments and step count."""
+        """Return the moments and the step count."""
         moments = {"velocity": state._velocity} if self.name == "sgd" else {"m": state._m, "v": state._v}
         return {"step": np.asarray(state._i), **{k: x for k, x in moments.items() if x is not None}}
 
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> Any:
-        """Return moments and step count put back."""
+        """Rebuild the state from the moments and the step count."""
         state = self.init(params)
         state._i = int(arrays["step"])
         for key, x in arrays.items():

@@ -1,4 +1,4 @@
-"""Layers for inference on NumPy: the same results as on PyTorch and JAX, no training."""
+"""Layers for inference with NumPy, without training; they give the same results as with PyTorch and JAX."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..shared._geometry import NUMPY_PAD, Geometry, PaddingMode, Size, check_axe
 
 
 class ADTNLinear:
-    """``y = x Wᵀ + b``.
+    """A linear layer ``y = x Wᵀ + b`` with a generated weight.
 
     Parameters
     ----------
     generator : Generator
-        Of the weight, ``(n_out, n_in)``.
+        The generator of the weight, ``(n_out, n_in)``.
     bias : array, optional
-        ``(n_out,)``.
+        The bias, ``(n_out,)``.
 
     Raises
     ------
@@ -43,18 +43,18 @@ class ADTNLinear:
         self.bias = _bias(bias, generator)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """``(..., n_in)`` to ``(..., n_out)``, in the mode that the scheduler chooses."""
+        """Map ``(..., n_in)`` to ``(..., n_out)``, in the mode that the scheduler chooses."""
         y = self.generator.apply(x)
         return y if self.bias is None else y + self.bias
 
 
 class ADTNEmbedding:
-    """Rows of a generated table.
+    """An embedding whose table is generated.
 
     Parameters
     ----------
     generator : Generator
-        Of the table, ``(num_embeddings, embedding_dim)``.
+        The generator of the table, ``(num_embeddings, embedding_dim)``.
 
     Examples
     --------
@@ -72,26 +72,26 @@ class ADTNEmbedding:
         return self.generator.weight()
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """``(...)`` of integers to ``(..., embedding_dim)``.
+        """Look up rows, from integers ``(...)`` to ``(..., embedding_dim)``.
 
         Raises
         ------
         LayoutError
-            If they are no integers.
+            If the indices are not integers.
         IndexError
-            If there is no such row; negative ones do not count from the end, as in PyTorch.
+            If an index is out of range; as in PyTorch, negative ones do not count from the end.
         """
         index, n = np.asarray(indices), self.generator.shape[0]
         if not np.issubdtype(index.dtype, np.integer) and index.size:
             raise LayoutError(f"Got indices of {index.dtype}; expected integers.")
-        wrong = index[(index < 0) | (index >= n)]
-        if wrong.size:
-            raise IndexError(f"Got the index {wrong[0]}; expected 0 to {n - 1}, the rows of this embedding.")
+        outside = index[(index < 0) | (index >= n)]
+        if outside.size:
+            raise IndexError(f"Got the index {outside[0]}; expected 0 to {n - 1}, the rows of this embedding.")
         return self._table[index.astype(np.intp)]
 
 
 class _ADTNConv:
-    """Common part; see :class:`ADTNConv2d`."""
+    """The common base of convolutions; see :class:`ADTNConv2d`."""
 
     axes: ClassVar[int]
 
@@ -113,15 +113,17 @@ class _ADTNConv:
 
     @cached_property
     def _weight(self) -> np.ndarray:
-        """The weight by groups, ``(groups, out / groups, in / groups * kernel)``."""
+        """The weight of each group, ``(groups, out / groups, in / groups * kernel)``."""
         g = self.geometry
         return self.generator.weight().reshape(g.groups, g.out_channels // g.groups, -1)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """``(batch, in, *size)`` to ``(batch, out, *size)``."""
+        """Map ``(batch, in, *size)`` to ``(batch, out, *size)``."""
         g, axes = self.geometry, self.axes
         if x.ndim != 2 + axes or x.shape[1] != g.in_channels:
-            raise LayoutError(f"Got x of shape {x.shape}; expected (batch, {g.in_channels}, and {axes} sizes).")
+            raise LayoutError(
+                f"Got x of shape {x.shape}; expected (batch, {g.in_channels}, ...) with {axes} spatial axes."
+            )
         mode: Any = NUMPY_PAD[g.padding_mode]
         x = np.pad(x, ((0, 0), (0, 0), *g.padding), mode=mode)
         reach = tuple(d * (k - 1) + 1 for d, k in zip(g.dilation, g.kernel_size, strict=True))
@@ -131,15 +133,15 @@ class _ADTNConv:
         windows = windows[(slice(None), slice(None), *steps, *taps)]
         batch, _, *size = windows.shape[: 2 + axes]
         # (batch, positions, groups, in / groups * kernel), then one product per group
-        taken = g.in_channels // g.groups * math.prod(g.kernel_size)
-        columns = np.moveaxis(windows, 1, 1 + axes).reshape(batch, math.prod(size), g.groups, taken)
+        n_columns = g.in_channels // g.groups * math.prod(g.kernel_size)
+        columns = np.moveaxis(windows, 1, 1 + axes).reshape(batch, math.prod(size), g.groups, n_columns)
         y = np.matmul(columns.transpose(2, 0, 1, 3), self._weight.transpose(0, 2, 1)[:, None])
         y = y.transpose(1, 0, 3, 2).reshape(batch, g.out_channels, *size)
         return y if self.bias is None else y + self.bias.reshape(-1, *(1,) * axes)
 
 
 class ADTNConv1d(_ADTNConv):
-    """A convolution over one or three axes, see :class:`ADTNConv2d`."""
+    """A convolution over ``(batch, in, length)``; see :class:`ADTNConv2d`."""
 
     axes = 1
 
@@ -150,16 +152,16 @@ class ADTNConv2d(_ADTNConv):
     Parameters
     ----------
     generator : Generator
-        Of the weight, ``(out, in / groups, height, width)``.
+        The generator of the weight, ``(out, in / groups, height, width)``.
     bias : array, optional
-        ``(out,)``.
+        The bias, ``(out,)``.
     stride, padding, dilation, groups, padding_mode
-        As of :class:`torch.nn.Conv2d`.
+        See :class:`torch.nn.Conv2d`.
 
     Raises
     ------
     LayoutError
-        If they do not fit together.
+        If the arguments do not fit together.
 
     Examples
     --------
@@ -173,7 +175,7 @@ class ADTNConv2d(_ADTNConv):
 
 
 class ADTNConv3d(_ADTNConv):
-    """A convolution over one or three axes, see :class:`ADTNConv2d`."""
+    """A convolution over ``(batch, in, depth, height, width)``; see :class:`ADTNConv2d`."""
 
     axes = 3
 

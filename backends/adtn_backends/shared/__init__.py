@@ -1,1 +1,1 @@
-"""What backends have in common and what touches no array of a framework."""
+"""Code that backends have in common and that does not depend on the arrays of a framework."""

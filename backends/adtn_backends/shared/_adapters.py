@@ -1,4 +1,4 @@
-"""What adapters of all frameworks have in common: adding, naming, switching and removing them, and their files."""
+"""Adding, switching, merging, removing and saving adapters, for every framework."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ M = TypeVar("M")
 
 @dataclass(frozen=True, kw_only=True)
 class Modules:
-    """How modules of a framework are found, read and replaced.
+    """The functions with which a framework finds, reads and replaces the modules of a model.
 
     Parameters
     ----------
     adapted : type
         The class of layers with adapters.
     wrap : callable
-        ``wrap(dense)``, a dense layer as one that has no adapter yet.
+        ``wrap(dense)`` wraps a dense layer in a layer that has no adapter yet.
     places : callable
-        ``places(model)``, modules by name, those at several places under each of their names.
+        ``places(model)`` returns modules by name; a module at several places is listed under each of its names.
     at : callable
-        ``at(model, name)``, the module of one name.
+        ``at(model, name)`` returns the module of one name.
     put : callable
-        ``put(model, name, module)``, in place of what is there.
+        ``put(model, name, module)`` replaces the module of that name.
     parameters : callable
-        ``parameters(module)``, its own ones that an adapter changes when it is merged.
+        ``parameters(module)`` returns the module's own parameters that change when an adapter is merged.
     generated : callable
-        ``generated(generator, dense)``, a generated weight beside a dense layer.
+        ``generated(generator, dense)`` makes a generated weight on the device and with the dtype of a dense layer.
     """
 
     adapted: type
@@ -46,7 +46,7 @@ class Modules:
     generated: Callable[[Generator, Any], Any]
 
     def layers(self, model: Any) -> list[tuple[str, Any]]:
-        """Adapted layers of a model by name, each once."""
+        """List the adapted layers of a model with their names, each layer once."""
         named: dict[int, tuple[str, Any]] = {}
         for name, module in self.places(model).items():
             if isinstance(module, self.adapted):
@@ -54,60 +54,61 @@ class Modules:
         return list(named.values())
 
     def dense(self, module: Any) -> Any:
-        """The dense layer, without its adapters."""
+        """Return the dense layer, without its adapters."""
         return module.base_layer if isinstance(module, self.adapted) else module
 
 
 @singledispatch
 def modules_for(model: Any) -> Modules:
-    """How modules of a model are found; frameworks register theirs.
+    """Return the functions for the modules of a model, which its framework registered.
 
     Raises
     ------
     CompressError
-        If the model is of no framework that was imported.
+        If the model belongs to none of the frameworks that were imported.
     """
     raise CompressError(f"Got {type(model).__name__}; expected a torch.nn.Module or a flax.nnx.Module.")
 
 
 def adapter_names(model: Any) -> list[str]:
-    """Return names of all adapters in a model."""
+    """Return the names of all adapters in a model."""
     return sorted({name for _, layer in modules_for(model).layers(model) for name in layer.adapters})
 
 
 def set_adapter(model: Any, *names: str) -> None:
-    """Switch to one adapter, to several together, or to none: the dense model.
+    """Switch to one adapter, to several together, or to none, which gives the dense model.
 
-    What is active is static: functions that :func:`flax.nnx.jit` or :func:`torch.compile` compiled are compiled again.
+    The names of active adapters are static, so functions compiled by :func:`flax.nnx.jit` or :func:`torch.compile` are
+    compiled again.
 
     Raises
     ------
     CompressError
-        If a name is unknown; nothing is switched then.
+        If a name is unknown; the model is unchanged then.
     """
-    known = adapter_names(model)
-    unknown = set(names) - set(known)
+    existing = adapter_names(model)
+    unknown = set(names) - set(existing)
     if unknown:
-        raise CompressError(f"Got adapters {sorted(unknown)}; the model has {known}.")
+        raise CompressError(f"Got adapters {sorted(unknown)}; the model has {existing}.")
     for _, layer in modules_for(model).layers(model):
         layer.unmerge()
         layer.active = tuple(n for n in names if n in layer.adapters)
 
 
 def merge_adapters(model: Any) -> None:
-    """Put the active adapters into the dense weights: inference costs what it cost before."""
+    """Merge the active adapters into the dense weights, so that inference costs the same as without adapters."""
     for _, layer in modules_for(model).layers(model):
         layer.merge()
 
 
 def unmerge_adapters(model: Any) -> None:
-    """Take the adapters out again: the dense weights are as they were, to the bit."""
+    """Take merged adapters out again and restore the dense weights, bit for bit."""
     for _, layer in modules_for(model).layers(model):
         layer.unmerge()
 
 
 def remove_adapters(model: Any) -> Any:
-    """Put the dense layers back, with adapters merged in where they are merged.
+    """Put the dense layers back; adapters that are merged stay in their weights.
 
     Returns
     -------
@@ -117,7 +118,7 @@ def remove_adapters(model: Any) -> Any:
     Raises
     ------
     CompressError
-        If a merged adapter would have to stay in a weight that is computed; nothing is changed then.
+        If a merged adapter would have to stay in a weight that is computed; the model is unchanged then.
     """
     modules = modules_for(model)
     places = [(name, module) for name, module in modules.places(model).items() if isinstance(module, modules.adapted)]
@@ -132,40 +133,43 @@ def remove_adapters(model: Any) -> Any:
 
 
 def add_adapter(model: M, generators: Mapping[str, Generator], name: str = "default") -> M:
-    """Add generated weights to layers of a model, in place; returns the model.
+    """Add an adapter, a generated weight for each of several layers, to a model in place; return the model.
 
     Parameters
     ----------
     model : torch.nn.Module or flax.nnx.Module
+        The model; its dense weights are not changed.
     generators : mapping of str to Generator
-        By name of the layer; weights as in PyTorch, ``(n_out, n_in, ...)``.
+        Generators by the name of the layer; the axes of weights are those of PyTorch, ``(n_out, n_in, ...)``.
     name : str
-        Of the adapter, which becomes the active one.
+        The name of the adapter, which becomes the active one.
 
     Raises
     ------
     CompressError, LayoutError
-        If a layer is missing or has no generated form, or the shapes differ. Nothing is changed then.
+        If a layer is missing or has no generated form, or the shapes differ; the model is unchanged then.
     """
     if "" in generators:
-        raise CompressError("Got an adapter for the model itself, which has no place; use Adapted(model).add(...).")
+        raise CompressError(
+            "Got an adapter for the model itself, which cannot be replaced in place; use Adapted(model).add(...)."
+        )
     modules = modules_for(model)
     places = modules.places(model)
     for where in generators:
         if where not in places:
             raise CompressError(f"Got an adapter for {where!r}, which {type(model).__name__} does not have.")
-    made = {where: _adapted(modules, places, where, name, generator) for where, generator in generators.items()}
-    for where, layer in made.items():
+    adapted = {where: _adapted(modules, places, where, name, generator) for where, generator in generators.items()}
+    for where, layer in adapted.items():
         if isinstance(places[where], modules.adapted):
             places[where].unmerge()
         modules.put(model, where, layer)
-    for _, layer in modules.layers(model):  # what the new adapter does not touch is dense
+    for _, layer in modules.layers(model):  # layers without the new adapter become dense
         layer.active = (name,) if name in layer.adapters else ()
     return model
 
 
 def _adapted(modules: Modules, places: Mapping[str, Any], where: str, name: str, generator: Generator) -> Any:
-    """A layer with the adapters that it has, and another one."""
+    """Make a layer that has the adapters of the present one, and the new adapter."""
     module = places[where]
     dense = modules.dense(module)
     _refuse_ties(modules, places, where, dense)
@@ -178,39 +182,41 @@ def _adapted(modules: Modules, places: Mapping[str, Any], where: str, name: str,
 
 
 def _refuse_ties(modules: Modules, places: Mapping[str, Any], where: str, dense: Any) -> None:
-    """Refuse a layer whose adapter, when it is merged, would change what shares the weight, too."""
-    own = {id(p) for p in modules.parameters(dense)}
+    """Refuse a layer that shares its weight: a merged adapter would change the other layers as well."""
+    parameters = {id(p) for p in modules.parameters(dense)}
     others = [
         name
         for name, module in places.items()
-        if name not in (where, f"{where}.base_layer") and own & {id(p) for p in modules.parameters(module)}
+        if name not in (where, f"{where}.base_layer") and parameters & {id(p) for p in modules.parameters(module)}
     ]
     if others:
         raise CompressError(f"Layer {where!r} shares its weight with {', '.join(others)}; it cannot be adapted alone.")
 
 
 def adapter_generators(model: Any, name: str = "default") -> dict[str, Generator]:
-    """Return generators of one adapter with the parameters as they are now, by layer.
+    """Return the generators of one adapter by layer, with the present parameters.
 
     Raises
     ------
     CompressError
-        If there is none of that name.
+        If there is no adapter of that name.
     """
     layers = modules_for(model).layers(model)
-    made = {where: layer.adapters[name].generated.generator() for where, layer in layers if name in layer.adapters}
-    if not made:
+    by_layer = {where: layer.adapters[name].generated.generator() for where, layer in layers if name in layer.adapters}
+    if not by_layer:
         raise CompressError(f"Got the adapter name {name!r}; the model has {adapter_names(model)}.")
-    return made
+    return by_layer
 
 
 def save_adapter(model: Any, folder: str | Path, name: str = "default", dtype: Any = None) -> None:
-    """Save one small file per layer, and nothing of the dense model; ``dtype`` as of :func:`adtn.save`."""
+    """Save an adapter as one small file per layer, without the dense model; for ``dtype`` see :func:`adtn.save`."""
     save_layers(folder, adapter_generators(model, name), dtype)
 
 
 def load_adapter(model: M, folder: str | Path, name: str = "default") -> M:
-    """Add what :func:`save_adapter` wrote, in any framework where layers have the same names; returns the model.
+    """Add an adapter that :func:`save_adapter` wrote to a model, and return the model.
+
+    The framework may be another one, as long as layers have the same names.
 
     Raises
     ------

@@ -9,11 +9,11 @@ from typing import Any
 from adtn._checks import shown
 from adtn.errors import CompressError
 
-IGNORED = -100  # labels that do not count
+IGNORED = -100  # the label of entries that do not count
 
 
 def labels_of(batch: Any) -> Any:
-    """The labels in ``(inputs, labels)`` or in a mapping.
+    """Return the labels in ``(inputs, labels)`` or in a mapping.
 
     Raises
     ------
@@ -22,7 +22,7 @@ def labels_of(batch: Any) -> Any:
     """
     if isinstance(batch, Mapping):
         if "labels" not in batch:
-            raise CompressError(f"Got batches of {sorted(batch)}; expected 'labels', too, or pass loss=.")
+            raise CompressError(f"Got batches of {sorted(batch)}; expected 'labels' as well. Add them, or pass loss=.")
         return batch["labels"]
     if not has_labels(batch):
         raise CompressError("Got batches without labels; pass (inputs, labels), or loss=.")
@@ -30,71 +30,72 @@ def labels_of(batch: Any) -> Any:
 
 
 def has_labels(batch: Any) -> bool:
-    """Return whether :func:`labels_of` finds some."""
+    """Return whether :func:`labels_of` finds labels."""
     return "labels" in batch if isinstance(batch, Mapping) else isinstance(batch, tuple | list) and len(batch) > 1
 
 
 def logits_of(outputs: Any) -> Any:
-    """Return outputs that a model returned, or its logits where it calls something so."""
+    """Return the logits among the outputs of a model, or the outputs themselves where none are called so."""
     if isinstance(outputs, Mapping) and "logits" in outputs:
         return outputs["logits"]
     return getattr(outputs, "logits", outputs)
 
 
 def class_axis(outputs: Any, labels: Any, whole: bool, *, second: bool = False) -> int:
-    """The axis of the outputs that has a score for every class.
+    """Find the axis of the outputs that has a score for every class.
 
     Parameters
     ----------
     outputs, labels : array
+        What the model returned, and the labels of the batch.
     whole : bool
-        Whether labels are whole numbers.
+        Whether the labels are whole numbers.
     second : bool
-        Whether it may be the second axis, as of images in PyTorch.
+        Whether it may be the second axis, as for images in PyTorch.
 
     Raises
     ------
     CompressError
-        If the labels do not number classes that the outputs score.
+        If the labels are not indices of classes that the outputs score.
     """
     if not hasattr(outputs, "shape"):
         raise CompressError(
-            f"The model returns a {type(outputs).__name__}; expected scores of classes, by themselves or as 'logits'. "
+            f"Got a {type(outputs).__name__} from the model; expected scores of classes, as an array or as 'logits'. "
             "Pass loss=, and score= to measure it."
         )
-    shape, given = tuple(outputs.shape), tuple(labels.shape)
-    if whole and shape[:-1] == given:
+    shape, label_shape = tuple(outputs.shape), tuple(labels.shape)
+    if whole and shape[:-1] == label_shape:
         return len(shape) - 1
-    if whole and second and shape[:1] + shape[2:] == given:
+    if whole and second and shape[:1] + shape[2:] == label_shape:
         return 1
     raise CompressError(
-        f"Got outputs of {shape} and labels of {given}, {labels.dtype}; expected the number of a class for every row "
-        "of scores. Pass loss= for other tasks, and score= to measure them."
+        f"Got outputs of shape {shape} and labels of shape {label_shape} and dtype {labels.dtype}; expected the index "
+        "of a class for every row of scores. Pass loss= for other tasks, and score= to measure them."
     )
 
 
 def check_labels(least: int, most: int, classes: int) -> None:
-    """Refuse labels that number no class.
+    """Refuse labels that are not indices of classes.
 
     Raises
     ------
     CompressError
-        Which the model has, and which the labels name.
+        If a label is out of range; the message says which classes the model has.
     """
     if least < 0 or most >= classes:
         raise CompressError(
-            f"Got labels from {least} to {most}; expected numbers of the {classes} classes that the model scores, 0 to "
-            f"{classes - 1}, or {IGNORED} for what does not count."
+            f"Got labels from {least} to {most}; expected indices of the {classes} classes that the model scores, 0 to "
+            f"{classes - 1}, or {IGNORED} for entries that do not count."
         )
 
 
 def check_loss(value: Any) -> Any:
-    """Return what a caller's loss returned, if it is one number.
+    """Return the value of a user's loss function if it is one number.
 
     Raises
     ------
     CompressError
-        If it is something else, such as nothing.
+        If it is anything else, such as ``None``.
     """
     if value is None or isinstance(value, str | bool) or getattr(value, "shape", ()) not in ((), (1,)):
         raise CompressError(f"Got {shown(value)} from loss(model, batch); expected one number, such as a mean.")
@@ -103,20 +104,20 @@ def check_loss(value: Any) -> Any:
 
 @contextmanager
 def explained(option: str) -> Generator[None, None, None]:
-    """Errors inside say which option of a config led to them."""
+    """Add to errors inside this block which option of a config led to them."""
     try:
         yield
     except CompressError as error:
-        raise CompressError(f"{error} (This is what {option} needs: leave it out, or give it such batches.)") from error
+        raise CompressError(f"{error} (Needed for {option}: leave it out, or pass such batches.)") from error
 
 
 def cycled(data: Iterable[Any], steps: int) -> Iterator[Any]:
-    """So many batches, beginning anew when the data are over.
+    """Yield ``steps`` batches, starting the data again when they end.
 
     Raises
     ------
     CompressError
-        If there is none.
+        If the data yield no batch.
     """
     taken = 0
     while taken < steps:
@@ -127,6 +128,4 @@ def cycled(data: Iterable[Any], steps: int) -> Iterator[Any]:
             taken += 1
             yield batch
         if taken == before:
-            raise CompressError(
-                "Got data without a batch, or an iterator that is used up; pass a list or a DataLoader."
-            )
+            raise CompressError("Got data without a batch, or an exhausted iterator; pass a list or a DataLoader.")

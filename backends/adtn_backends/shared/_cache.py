@@ -1,4 +1,4 @@
-"""Caches that cannot grow without bound."""
+"""Caches of bounded size."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 MOST = 64
-"""Entries of the caches of one weight: plans and functions by device, dtype, mode and batch rounded up to a power of
-two, so that a program that trains and infers on one device needs about 20."""
+"""The size of the caches of one weight. They hold plans and functions by device, dtype, mode and batch size, which is
+rounded up to a power of two: a program that trains and infers on one device needs about 20 entries."""
 
 
 def remember(cache: MutableMapping[K, V], key: K, value: V, most: int = MOST) -> V:
-    """Put an entry into a cache, whose oldest entries leave when it is full.
+    """Insert an entry into a cache, and evict the oldest entries when the cache is full.
 
-    Reading stays a plain look-up, which costs nothing more in every call of a layer.
+    Reading remains a plain look-up, so calls of a layer cost nothing more.
 
     Parameters
     ----------
     cache : dict
-        In the order in which entries came.
+        The cache, in the order of insertion.
     key, value
-        Of the entry.
+        The entry.
     most : int
-        Entries that the cache may have.
+        The number of entries that the cache may have.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""A generator for a weight that is there, for every framework."""
+"""A generator that approximates an existing weight, for every framework."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def fitted(
     steps: int,
     options: dict[str, Any],
 ) -> Generator:
-    """Make a generator with the spread of a given weight, and fit it to that for so many steps."""
+    """Make a generator with the standard deviation of a weight, and fit it to the weight for ``steps`` steps."""
     generator = Generator(values.shape, topology, layout=layout, scale=values, base=base, seed=seed)
     if not steps:
         return generator

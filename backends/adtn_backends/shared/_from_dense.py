@@ -1,4 +1,4 @@
-"""Constructors of generated layers from dense ones, for every framework: only the last step is the framework's."""
+"""Constructors of generated layers from dense ones; each framework adds only the last step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from adtn.weight import Mode
 from ._fitted import Base, fitted
 
 Fit: TypeAlias = Callable[[np.ndarray], Generator]
-"""The values of a dense weight to a generator of them."""
+"""A function from the values of a dense weight to a generator of them."""
 
 
 class FromDense:
-    """A generated layer that can take the place of a dense one."""
+    """A generated layer that can replace a dense one."""
 
     @classmethod
     def _in_place_of(cls, dense: Any, fit: Fit, **options: Any) -> Self:
@@ -26,11 +26,11 @@ class FromDense:
         Parameters
         ----------
         dense : object
-            Layer of the framework.
+            The dense layer, of this framework.
         fit : callable
-            Makes the generator of its weight.
+            A function that makes the generator of its weight.
         **options
-            Arguments of the constructor that the dense layer does not decide.
+            Arguments of the constructor that do not follow from the dense layer.
         """
         raise NotImplementedError
 
@@ -51,25 +51,25 @@ class FromLinear(FromDense):
         steps: int = 0,
         **options: Any,
     ) -> Self:
-        """Make a layer in place of a dense one, with its bias, device and dtype.
+        """Make a generated layer from a dense one, with its bias, device and dtype.
 
         Parameters
         ----------
         linear : torch.nn.Linear, transformers.pytorch_utils.Conv1D or flax.nnx.Linear
-            Of the same framework; the ``Conv1D`` of GPT-2 has its weight as ``(n_in, n_out)``.
+            The dense layer, of the same framework; a ``Conv1D`` of GPT-2 stores its weight as ``(n_in, n_out)``.
         topology, layout, seed, base
             See :class:`adtn.Generator`.
         mode
             See the class.
         steps : int
-            Of a fit to the dense weight; without one only its spread is taken over.
+            The steps of a fit to the dense weight; with none, only its standard deviation is matched.
         **options
-            Of :func:`adtn.fit`.
+            Options of :func:`adtn.fit`.
 
         Raises
         ------
         LayoutError
-            For other layers, subclasses with a forward of their own, and layers with functions of their own.
+            If it is another layer, a subclass that overrides ``forward``, or a layer with custom functions.
         """
         fit = partial(fitted, topology=topology, layout=layout, seed=seed, base=base, steps=steps, options=options)
         return cls._in_place_of(linear, fit, mode=mode)
@@ -90,23 +90,23 @@ class FromConv(FromDense):
         steps: int = 0,
         **options: Any,
     ) -> Self:
-        """Make a layer in place of a dense one, with its bias, geometry, device and dtype.
+        """Make a generated convolution from a dense one, with its bias, geometry, device and dtype.
 
         Parameters
         ----------
         conv : torch.nn.Conv1d, Conv2d, Conv3d or flax.nnx.Conv
-            Of the same framework.
+            The dense layer, of the same framework.
         topology, layout, seed, base
             See :class:`adtn.Generator`; the weight has shape ``(out, in / groups, *kernel)``.
         steps : int
-            Of a fit to the dense weight; without one only its spread is taken over.
+            The steps of a fit to the dense weight; with none, only its standard deviation is matched.
         **options
-            Of :func:`adtn.fit`.
+            Options of :func:`adtn.fit`.
 
         Raises
         ------
         LayoutError
-            If it has another number of axes, is a subclass with a forward of its own, or has no generated form.
+            If it has another number of axes, is a subclass that overrides ``forward``, or has no generated form.
         """
         fit = partial(fitted, topology=topology, layout=layout, seed=seed, base=base, steps=steps, options=options)
         return cls._in_place_of(conv, fit)
@@ -127,12 +127,12 @@ class FromEmbedding(FromDense):
         steps: int = 0,
         **options: Any,
     ) -> Self:
-        """Make a table in place of a dense one; parameters as of ``ADTNLinear.from_linear``.
+        """Make a generated embedding from a dense one; for the parameters see ``ADTNLinear.from_linear``.
 
         Raises
         ------
         LayoutError
-            If the dense one does what this one cannot: subclasses with a forward of their own, ``max_norm``, sparse
+            If the dense one has no generated form: a subclass that overrides ``forward``, ``max_norm``, or sparse
             gradients.
         """
         fit = partial(fitted, topology=topology, layout=layout, seed=seed, base=base, steps=steps, options=options)

@@ -1,4 +1,4 @@
-"""What stride, padding and dilation of a convolution mean, for every framework."""
+"""The stride, padding and dilation of a convolution, for every framework."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ NUMPY_PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "ci
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """A convolution without its weight.
+    """The options of a convolution without its weight.
 
     Parameters
     ----------
     out_channels, in_channels : int
+        Channels of the output and the input.
     kernel_size, stride, dilation : tuple of int
         One entry per spatial axis.
     padding : tuple of (int, int)
-        Before and after each spatial axis.
+        The padding before and after each spatial axis.
     groups : int
+        The number of groups of channels.
     padding_mode : str
-        As in PyTorch.
+        See :class:`torch.nn.Conv2d`.
     """
 
     out_channels: int
@@ -61,23 +63,23 @@ class Geometry:
         Raises
         ------
         LayoutError
-            If they do not fit together.
+            If the options do not fit together.
         """
-        whole: Any = padding if _PADDING is None else _PADDING("padding", padding, LayoutError)
+        checked_padding: Any = padding if _PADDING is None else _PADDING("padding", padding, LayoutError)
         out, per_group, *kernel = shape
         axes = len(kernel)
         steps, widths = _each("stride", stride, axes), _each("dilation", dilation, axes)
         if out % groups:
-            raise LayoutError(f"Got groups={groups} for {out} output channels; it must divide them.")
+            raise LayoutError(f"Got groups={groups} for {out} output channels; expected a divisor of {out}.")
         if padding == "same":
             if any(s != 1 for s in steps):
-                raise LayoutError(f"Got padding='same' with stride={steps}; it needs a stride of 1.")
+                raise LayoutError(f"Got padding='same' with stride={steps}; 'same' requires a stride of 1.")
             totals = [d * (k - 1) for d, k in zip(widths, kernel, strict=True)]
             around = tuple((total // 2, total - total // 2) for total in totals)
         elif padding == "valid":
             around = ((0, 0),) * axes
         else:
-            around = tuple((p, p) for p in _each("padding", whole, axes))
+            around = tuple((p, p) for p in _each("padding", checked_padding, axes))
         return cls(
             out_channels=out,
             in_channels=per_group * groups,
@@ -91,7 +93,7 @@ class Geometry:
 
     @property
     def axes(self) -> int:
-        """Spatial axes."""
+        """The number of spatial axes."""
         return len(self.kernel_size)
 
     def __str__(self) -> str:
@@ -110,13 +112,13 @@ def check_axes(shape: tuple[int, ...], axes: int, what: str) -> None:
 
 
 def check_input(shape: tuple[int, ...], n_in: int) -> None:
-    """Refuse inputs whose last axis is not the one that the weight sums over."""
+    """Refuse inputs whose last axis does not match the weight."""
     if not shape or shape[-1] != n_in:
         raise LayoutError(f"Got an input of shape {tuple(shape)}; expected (..., {n_in}).")
 
 
 def check_bias(shape: tuple[int, ...], n_out: int) -> None:
-    """Refuse biases that are not one number per output."""
+    """Refuse biases that do not have one entry per output."""
     if tuple(shape) != (n_out,):
         raise LayoutError(f"Got a bias of shape {tuple(shape)}; expected ({n_out},).")
 

@@ -1,4 +1,4 @@
-"""Arrays that can be written to, for backends of frameworks that have such."""
+"""Operations in place, for backends whose arrays can be written to."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class InPlace:
-    """Loops and updates of arrays, as plain Python and operators that write."""
+    """A base of backends that loop in Python and update arrays in place."""
 
     def loop(self, n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-        """Loop in Python."""
+        """Run a Python loop."""
         for i in range(n):
             carry = body(i, carry)
         return carry

@@ -1,4 +1,4 @@
-"""Memory of the host, for the devices that live in it."""
+"""The memory of the host, for devices that use it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def host_memory_bytes() -> int | None:
-    """Physical memory of this machine, ``None`` where the system does not tell."""
+    """Return the physical memory of this machine in bytes, ``None`` where the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

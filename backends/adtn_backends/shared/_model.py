@@ -1,4 +1,4 @@
-"""Whole models whose layers are replaced by generated ones: all that touches no arrays of a framework."""
+"""Whole models whose layers are replaced by generated ones: the part that does not depend on a framework."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from adtn.schedule import decide
 from ._adapters import Modules, add_adapter
 
 CACHED_BYTES = 1 << 30
-"""Of one layer's inputs and outputs."""
+"""The memory for the cached inputs and outputs of one layer."""
 LARGEST_MOMENT = 1 << 26
-"""Entries: beyond, the second moment of the inputs takes more than the weight is worth."""
+"""The largest number of entries for which the second moment of a layer's inputs is computed."""
 NO_PARAMETERS = "Got a model without parameters; there is nothing to compress."
 
 
 def full_name(layer: str, part: str) -> str:
-    """The name of a weight in a model; the only one of a layer is called as the layer."""
+    """Return the name of a weight in a model: that of the layer where it is the layer's only one."""
     return f"{layer}.{part}" if part else layer
 
 
 def part_of(layer: str, weight: str) -> str:
-    """The name of a weight in its layer, the inverse of :func:`full_name`."""
+    """Return the name of a weight in its layer, the inverse of :func:`full_name`."""
     return "" if weight == layer else weight.removeprefix(f"{layer}.")
 
 
 def rate_of(name: str, rates: Mapping[str, float]) -> float:
-    """The factor of the learning rate of a parameter: that of the first pattern that its name matches."""
+    """Return the factor of a parameter's learning rate: that of the first pattern that its name matches."""
     return next((rate for pattern, rate in rates.items() if fnmatchcase(name, pattern)), 1.0)
 
 
@@ -45,40 +45,40 @@ def refuse_nothing(trained: Any) -> None:
     Raises
     ------
     CompressError
-        If there is nothing to train.
+        If no parameter is trained.
     """
     if not trained:
-        raise CompressError("Got rates that leave nothing to train; give some parameters a rate above 0.")
+        raise CompressError("Got rates that freeze all parameters; give some of them a rate above 0.")
 
 
 class Moments:
-    """Means of ``x xᵀ`` over rows that come batch by batch."""
+    """A running mean of ``x xᵀ`` over the rows of all batches, for every layer."""
 
     def __init__(self) -> None:
         self._sums: dict[str, np.ndarray] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, name: str, products: np.ndarray, rows: int) -> None:
-        """Add the sum over some rows."""
+        """Add the sum over the rows of one batch."""
         self._sums[name] = self._sums[name] + products if name in self._sums else products
         self._counts[name] = self._counts.get(name, 0) + rows
 
     def means(self) -> dict[str, np.ndarray]:
-        """All of them, by name."""
+        """Return all means by name."""
         return {name: total / self._counts[name] for name, total in self._sums.items()}
 
 
 class ReplacedModel(ABC):
-    """A model with generated layers; see :class:`adtn.compression.Model`, which the frameworks complete.
+    """A model with generated layers; an :class:`adtn.compression.Model` that each framework completes.
 
     Parameters
     ----------
     model : object
-        Of the framework; changed in place.
+        The model of the framework, which is changed in place.
     """
 
     modules: ClassVar[Modules]
-    """How this framework finds and replaces modules."""
+    """The functions with which this framework finds and replaces modules."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -87,7 +87,7 @@ class ReplacedModel(ABC):
         self._weights: dict[str, Any] = {}
         self._active: list[tuple[Any, tuple[str, ...], bool]] = []
 
-    # what a framework adds
+    # each framework implements these
 
     @abstractmethod
     def layers(self) -> list[Layer]:
@@ -95,60 +95,60 @@ class ReplacedModel(ABC):
 
     @abstractmethod
     def _copied(self) -> Any:
-        """A copy of the model: the teacher, and what :meth:`restore` puts back."""
+        """Copy the model: the copy is the teacher, and :meth:`restore` puts its values back."""
 
     @abstractmethod
     def _take_values(self, dense: Any) -> None:
-        """Give all parameters the values that they have in a copy."""
+        """Set all parameters to the values that they have in a copy."""
 
     @abstractmethod
     def _replacements(self, layer: Layer, weights: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
-        """Make the generated layers in place of one, by all places where they belong."""
+        """Make the generated layers that replace one layer, by the places where they go."""
 
     @abstractmethod
     def _evaluating(self) -> AbstractContextManager[Any]:
-        """Set the model to inference, inside of this block."""
+        """Switch the model to evaluation mode inside this block."""
 
     @abstractmethod
     def _losses(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> list[float]:
-        """Return losses of all batches."""
+        """Return the loss of every batch."""
 
     @abstractmethod
     def _counted(self, data: Iterable[Any]) -> Iterator[tuple[int, int] | None]:
-        """Right answers and labels that count, by batch; nothing where labels number no classes."""
+        """Yield the correct answers and the labels that count of every batch; ``None`` if labels are not classes."""
 
     @abstractmethod
     def _rows(self, data: Iterable[Any]) -> dict[str, int]:
-        """Return rows that installed weights are applied to in the first batch; others make their weight."""
+        """Return the rows of the first batch by installed weight, where it is applied without being generated."""
 
     @abstractmethod
     def _planned_on(self, weight: Any) -> tuple[str, str | None]:
-        """Return the device and dtype for plans of a weight; no dtype for that of the generator."""
+        """Return the device and the dtype for plans of a weight; ``None`` for the dtype of the generator."""
 
     @abstractmethod
     def _job(self, name: str, data: Iterable[Any], tuning: Tuning) -> tuple[Any, ...]:
-        """A function and its arguments, which can go to another process, that distils one layer."""
+        """Return a function that distils one layer, and its arguments; both can be sent to another process."""
 
     @abstractmethod
-    def _take_layer(self, name: str, made: Any) -> None:
-        """Give one layer the values that came back."""
+    def _take_layer(self, name: str, values: Any) -> None:
+        """Set one layer to the values that its distillation returned."""
 
     def _distilled(self) -> list[str]:
-        """Return names of the layers that are distilled."""
+        """Return the names of the layers that are distilled."""
         return list(self._originals)
 
     def _own_random(self, seed: int) -> AbstractContextManager[Any]:
-        """Draw random numbers from a seed inside of this block, where the framework has a global state of them."""
+        """Seed the framework's global random numbers inside this block, where it has such a state."""
         return nullcontext()
 
     def _changed(self, generators: Mapping[str, Generator]) -> None:
-        """Note that these weights are generated now, where the framework writes it down."""
+        """Record that these weights are now generated, where the framework stores that."""
         return
 
-    # what all have in common
+    # common to all frameworks
 
     def install(self, generators: Mapping[str, Generator]) -> None:
-        """Make all generated layers; then modules change places."""
+        """Make all generated layers, and only then replace modules, so that an error changes nothing."""
         layers = [layer for layer in self.layers() if not generators.keys().isdisjoint(layer.weights)]
         self._check(generators, layers)
         owners = {name: layer for layer in layers for name in layer.weights}
@@ -156,23 +156,25 @@ class ReplacedModel(ABC):
         weights = {
             name: self.modules.generated(generator, places[owners[name].name]) for name, generator in generators.items()
         }
-        made: dict[str, Any] = {}
+        replacements: dict[str, Any] = {}
         for layer in layers:
-            made |= self._replacements(layer, weights, places)
+            replacements |= self._replacements(layer, weights, places)
         self._dense = self._copied()
-        self._originals = {place: places[place] for place in made}
+        self._originals = {place: places[place] for place in replacements}
         self._weights = weights
-        for place, module in made.items():
+        for place, module in replacements.items():
             self.modules.put(self.model, place, module)
         self._changed(generators)
 
     def _check(self, generators: Mapping[str, Generator], layers: Sequence[Layer]) -> None:
         shapes = {name: shape for layer in layers for name, shape in layer.weights.items()}
         for name, generator in generators.items():
-            if shapes.get(name) != generator.shape:
+            shape = shapes.get(name)
+            if shape != generator.shape:
+                what = "which is not a weight that can be generated" if shape is None else f"whose shape is {shape}"
                 raise CompressError(
-                    f"Got a generator of {generator.shape} for {name!r}, whose weight is {shapes.get(name)}; "
-                    "pass the model that was compressed."
+                    f"Got a generator of shape {generator.shape} for {name!r}, {what}; pass the model that was "
+                    "compressed."
                 )
         adapted = {name for name, _ in self.modules.layers(self.model)}
         for layer in layers:
@@ -193,7 +195,7 @@ class ReplacedModel(ABC):
         self._weights = {where: places[where].adapters[name].generated for where in generators}
 
     def restore(self) -> None:
-        """Put the very modules back, with the values they had: training may have changed others, too."""
+        """Put back the original modules, and the original values of all parameters, which training may have changed."""
         for name, module in self._originals.items():
             self.modules.put(self.model, name, module)
         if self._dense is not None:
@@ -207,46 +209,46 @@ class ReplacedModel(ABC):
         self._changed({})
 
     def generators(self) -> dict[str, Generator]:
-        """Return generators of all installed weights."""
+        """Return the generators of all installed weights."""
         return {name: weight.generator() for name, weight in self._weights.items()}
 
     def distill(self, data: Iterable[Any], tuning: Tuning, executor: Any, say: Callable[[str], None]) -> None:
-        """Train by the mean squared error of the outputs, in units of their spread."""
+        """Train each layer to reproduce the outputs of the dense one: their mean squared error over their variance."""
         jobs: dict[str, Any] = {}
         with self._own_random(tuning.seed):
             for name in self._distilled():
                 work, *arguments = self._job(name, data, tuning)
                 jobs[name] = work(*arguments) if executor is None else executor.submit(work, *arguments)
         for name, job in jobs.items():
-            made, first, last = job if executor is None else job.result()
-            self._take_layer(name, made)
-            say(f"{name}: outputs' error {first:.4f} -> {last:.4f}")
+            values, first, last = job if executor is None else job.result()
+            self._take_layer(name, values)
+            say(f"{name}: error of the outputs {first:.4f} -> {last:.4f}")
 
     def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
-        """Mean loss in evaluation mode."""
+        """Compute the mean loss in evaluation mode."""
         losses = self._losses(data, loss)
         if not losses:
             raise CompressError("Got data without a batch; pass a list or a DataLoader.")
         return statistics.fmean(losses)
 
     def accuracy(self, data: Iterable[Any]) -> float | None:
-        """Percentage of labels that have the largest output."""
-        right = total = 0
+        """Compute the percentage of labels that have the largest output."""
+        correct = total = 0
         for counts in list(self._counted(data)):
             if counts is None:
                 return None
-            right, total = right + counts[0], total + counts[1]
+            correct, total = correct + counts[0], total + counts[1]
         if not total:
-            raise CompressError("Got test data without a batch; pass some, or leave test out.")
-        return 100.0 * right / total
+            raise CompressError("Got test data without a batch; pass some, or leave out test=.")
+        return 100.0 * correct / total
 
     def score(self, score: Callable[[Any], Any]) -> float:
-        """Score in evaluation mode."""
+        """Compute a user's score of the model in evaluation mode."""
         with self._evaluating():
             return float(score(self.model))
 
     def predicted_seconds(self, data: Iterable[Any]) -> dict[str, float]:
-        """Return seconds by the plans for the first batch; convolutions and embeddings are priced by their weights."""
+        """Predict the seconds of each weight for the first batch; for convolutions and embeddings, of generating it."""
         rows = self._rows(data)
         seconds: dict[str, float] = {}
         for name, weight in self._weights.items():
@@ -257,29 +259,29 @@ class ReplacedModel(ABC):
         return seconds
 
     def _original(self, name: str) -> Any:
-        """The dense layer that is or was at a place."""
+        """Return the dense layer that is or was at a place."""
         module = self._originals[name] if name in self._originals else self.modules.at(self.model, name)
         return self.modules.dense(module)
 
 
 def seen_by(layer: str, batches: Iterator[int]) -> None:
-    """Draw batches until what a layer saw of them takes the memory for it.
+    """Draw batches until the cached inputs and outputs of a layer fill :data:`CACHED_BYTES`.
 
     Parameters
     ----------
     layer : str
-        Its name.
+        The name of the layer.
     batches : iterator of int
-        Runs the model on a batch, and tells the bytes of all that was seen.
+        An iterator that runs the model on one batch after the other, and yields the bytes cached so far.
 
     Raises
     ------
     CompressError
-        If the layer saw nothing.
+        If no batch reached the layer.
     """
-    held = 0
-    for held in batches:
-        if held > CACHED_BYTES:
+    cached_bytes = 0
+    for cached_bytes in batches:
+        if cached_bytes > CACHED_BYTES:
             break
-    if not held:
+    if not cached_bytes:
         raise CompressError(f"No batch reached layer {layer!r}; pass data that use it.")

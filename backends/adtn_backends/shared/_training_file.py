@@ -1,4 +1,4 @@
-"""Checkpoints of trainings of whole models, for every framework: a digest of every byte, and of the data."""
+"""Checkpoints of the training of whole models, for every framework, with digests of their content and of the data."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from adtn.errors import CompressError, FileFormatError, ModelFileError, OutputWa
 from adtn.optim import fingerprint
 
 FORMAT = 2  # the first one has no header
-_KIND = "checkpoint of a training"
+_KIND = "checkpoint of a training"  # part of the format
 
 
 class Checkpoint(Protocol):
-    """The state of a training, and where it is written."""
+    """The state of a training, and the file to which it is written."""
 
     data: Data
 
@@ -28,11 +28,11 @@ class Checkpoint(Protocol):
         ...
 
     def read(self) -> list[float]:
-        """Read a training that was cut off; returns its losses, none where there is no file."""
+        """Restore a training that was interrupted, and return its losses; none where there is no file."""
         ...
 
     def restore_random(self) -> None:
-        """Let random numbers go on where they were."""
+        """Continue the random numbers where they were at the checkpoint."""
         ...
 
 
@@ -43,17 +43,20 @@ def run(
     tuning: Tuning,
     report: Callable[[int, float], None],
 ) -> list[float]:
-    """Do all steps of a training that is not done yet; returns the losses.
+    """Do the remaining steps of a training, and return the losses of all steps.
 
     Parameters
     ----------
     training : Checkpoint
+        The training, which may have been interrupted.
     step : callable
-        ``step(batch, n)``, an update that is counted from 0; returns the loss before it.
+        ``step(batch, n)`` does update ``n``, counted from 0, and returns the loss before it.
     batches : iterator
+        One batch per step, from the first step on.
     tuning : Tuning
+        The options of the training.
     report : callable
-        ``report(step, loss)`` after each.
+        ``report(step, loss)`` is called after each step.
 
     Raises
     ------
@@ -61,7 +64,7 @@ def run(
         If a loss is not finite, or the data are not those of the checkpoint.
     """
     losses = training.read()
-    for _, batch in zip(list(losses), batches, strict=False):  # the data draw what they drew
+    for _, batch in zip(list(losses), batches, strict=False):  # draw the batches of the steps that are done
         training.data.see(batch)
     training.restore_random()
     for batch in batches:
@@ -75,73 +78,75 @@ def run(
 
 
 def cosine(n: int, steps: int) -> float:
-    """The share of the learning rate before update ``n``, counted from 0: from 1 down to 0."""
+    """Return the factor of the learning rate at update ``n``, counted from 0, which falls from 1 to 0."""
     return 0.5 * (1.0 + math.cos(math.pi * n / max(steps, 1)))
 
 
 class Data:
-    """A checkpoint and the data it belongs to, which the first batch stands for.
+    """A checkpoint file and the data it belongs to, which are identified by their first batch.
 
-    The first one alone: draws for later ones may depend on what the model drew in between.
+    Later batches may depend on random numbers that the model draws in between, so they are not compared.
 
     Parameters
     ----------
     path : path, optional
-        Of the checkpoint.
+        The path of the checkpoint.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.known = self.first = ""
+        self.expected = self.first = ""
 
     def see(self, batch: Any) -> None:
-        """The next batch, from the first one on.
+        """Compare the first batch with that of the checkpoint; later batches are ignored.
 
         Raises
         ------
         CompressError
-            If it is another one than the checkpoint's training had.
+            If the first batch differs from that of the checkpoint's training.
         """
         if self.path is None or self.first:
             return
         self.first = fingerprint(batch)
-        if self.known not in ("", self.first):
+        if self.expected not in ("", self.first):
             raise CompressError(
-                f"{self.path} belongs to a training with other data: its first batch differs. Delete it to begin anew, "
-                "or pass those data."
+                f"{self.path} belongs to a training with other data: its first batch differs. Delete it to start from "
+                "the beginning, or pass the same data."
             )
 
     def metadata(self) -> dict[str, str]:
-        """Return metadata of the file."""
+        """Return the metadata of the file."""
         return {KEY: header_text(_KIND, FORMAT, first_batch=self.first)}
 
     def write(self, content: bytes) -> None:
-        """Write the file whole or not at all; a full disk is no reason to lose a training."""
+        """Write the file atomically; if that fails, as on a full disk, warn and let the training continue."""
         assert self.path is not None
         try:
             write_atomic(self.path, sealed(content))
         except OSError as error:
-            text = f"Cannot write the checkpoint {self.path} ({error}); the training goes on without."
-            warnings.warn(text, OutputWarning, stacklevel=2)
+            message = f"Cannot write the checkpoint {self.path} ({error}); the training continues without it."
+            warnings.warn(message, OutputWarning, stacklevel=2)
 
     def read(self) -> bytes | None:
-        """The checked content of the file, nothing where there is none.
+        """Return the verified content of the file, or ``None`` where there is no file.
 
         Raises
         ------
         ModelFileError
-            If it is damaged.
+            If the file is damaged.
         """
         if self.path is None or not self.path.exists():
             return None
         try:
             content = read_whole(self.path, "a checkpoint of a training")
             header = read_header(content, _KIND, FORMAT)
-            self.known = str(header["first_batch"]) if header is not None else ""
+            self.expected = str(header["first_batch"]) if header is not None else ""
         except (FileFormatError, KeyError) as error:
             raise self.unreadable(error) from error
         return content
 
     def unreadable(self, error: Exception) -> ModelFileError:
-        """The error to raise."""
-        return ModelFileError(f"Cannot go on from {self.path} ({error}); delete it to begin anew.")
+        """Make the error for a file that cannot be read."""
+        return ModelFileError(
+            f"Cannot continue from the checkpoint {self.path} ({error}); delete it to start from the beginning."
+        )

@@ -56,7 +56,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # late: whoever asks for the backend alone must not wait for the layers
+    # imported late, so that the backend alone need not wait for the layers
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(".layers", __name__), name)

@@ -1,4 +1,4 @@
-"""One layer trained to give the outputs of the dense one; what workers run."""
+"""Distillation of one layer, which workers run: it is trained to reproduce the outputs of the dense layer."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Seen: TypeAlias = tuple[Any, dict[str, Any], torch.Tensor]
 def distill_layer(
     layer: nn.Module, seen: Sequence[Seen], tuning: Tuning
 ) -> tuple[dict[str, torch.Tensor], float, float]:
-    """Train one layer on inputs and outputs; its state, and the first and last relative error."""
+    """Train one layer on inputs and outputs; return its state, and its relative error at the start and at the end."""
     layer = copy.deepcopy(layer).train()
-    spread = statistics.fmean(float(y.var(correction=0)) for _, _, y in seen) or 1.0
+    variance = statistics.fmean(float(y.var(correction=0)) for _, _, y in seen) or 1.0
     trained = [p for p in layer.parameters() if p.requires_grad]
 
     def value(batch: Seen) -> torch.Tensor:
         inputs, options, target = batch
-        got = layer(*inputs, **options)
-        got = got[0] if isinstance(got, tuple) else got
-        return (exact(got) - exact(target)).square().mean() / spread
+        output = layer(*inputs, **options)
+        output = output[0] if isinstance(output, tuple) else output
+        return (exact(output) - exact(target)).square().mean() / variance
 
     step = step_of(value, {1.0: trained}, replace(tuning, optimizer="adam", clip=None))
     errors = [math.sqrt(float(step(seen[n % len(seen)], n))) for n in range(tuning.steps)]

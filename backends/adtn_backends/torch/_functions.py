@@ -1,4 +1,4 @@
-"""Elementwise functions that autoray does not find in PyTorch, or that want tensors there; imported for its effect."""
+"""Elementwise functions that PyTorch lacks under their NumPy names, registered with autoray when this is imported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OTHER_NAMES: dict[str, Callable[..., Any]] = {
 
 
 def _of_numbers(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function that also takes numbers beside a tensor, as NumPy and JAX do."""
+    """Make a function that accepts numbers besides a tensor, as NumPy's and JAX's do."""
 
     @wraps(fn)
     def call(*args: Any) -> Any:
@@ -37,8 +37,8 @@ def _of_numbers(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 @index_on.register("torch")
 def _index(x: torch.Tensor, permutation: Permutation, inverse: bool) -> torch.Tensor:
-    """Return the index on the device of ``x``, where it is put once."""
-    if torch.compiler.is_compiling():  # a compiler takes arrays of NumPy for tensors
+    """Return the index on the device of ``x``, to which it is copied once."""
+    if torch.compiler.is_compiling():  # compilers treat NumPy arrays as tensors
         return torch.as_tensor(permutation.inverse if inverse else permutation.array).to(x.device)
     return _placed(permutation, inverse, x.device)
 

@@ -1,4 +1,4 @@
-"""What a PyTorch model puts out for a batch, and its loss."""
+"""The outputs of a PyTorch model for a batch, and its loss."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..shared._batches import IGNORED, check_labels, check_loss, class_axis, exp
 
 
 def outputs_of(model: nn.Module, batch: Any) -> Any:
-    """Return outputs for the inputs of a batch; the logits where the model calls them so."""
+    """Return the outputs for the inputs of a batch, or the logits among them where the model names them."""
     if isinstance(batch, Mapping):
-        # decoders of their own make their inputs from the labels
-        keeps = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-        return logits_of(model(**{k: v for k, v in batch.items() if keeps or k != "labels"}))
+        # encoder-decoder models make the decoder's inputs from the labels
+        needs_labels = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        return logits_of(model(**{k: v for k, v in batch.items() if needs_labels or k != "labels"}))
     return logits_of(model(batch[0] if isinstance(batch, tuple | list) else batch))
 
 
@@ -28,7 +28,7 @@ def classes_of(model: nn.Module, outputs: Any, batch: Any) -> tuple[torch.Tensor
     Raises
     ------
     CompressError
-        If the labels do not number classes that the outputs score.
+        If the labels are not indices of classes that the outputs score.
     """
     labels = labels_of(batch)
     if _shifted(model, batch):
@@ -38,7 +38,7 @@ def classes_of(model: nn.Module, outputs: Any, batch: Any) -> tuple[torch.Tensor
 
 
 def check_range(scores: torch.Tensor, labels: torch.Tensor) -> None:
-    """Refuse labels that number no class; nothing is looked at while a CUDA graph is recorded."""
+    """Refuse labels that are not indices of classes, except while a CUDA graph is captured, when they are not read."""
     if labels.is_cuda and torch.cuda.is_current_stream_capturing():
         return
     counted = labels[labels != IGNORED]
@@ -49,16 +49,16 @@ def check_range(scores: torch.Tensor, labels: torch.Tensor) -> None:
 def loss_of(
     model: nn.Module, batch: Any, loss: Callable[..., Any] | None, teacher: nn.Module | None, distill: float
 ) -> torch.Tensor:
-    """The caller's, or the model's own where it has one, or cross entropy; with the dense model's outputs."""
+    """Compute the user's loss, the model's own or the cross entropy; a share ``distill`` compares with a teacher."""
     if loss is not None and teacher is None:
         return check_loss(loss(model, batch))
-    whole = isinstance(batch, Mapping) and (_takes_labels(model) or "labels" not in batch)
-    own = model(**batch) if whole else None
-    outputs = logits_of(own) if own is not None else outputs_of(model, batch)
+    takes_batch = isinstance(batch, Mapping) and (_takes_labels(model) or "labels" not in batch)
+    result = model(**batch) if takes_batch else None
+    outputs = logits_of(result) if result is not None else outputs_of(model, batch)
     if loss is not None:
         value = check_loss(loss(model, batch))
-    elif getattr(own, "loss", None) is not None:
-        value = own.loss  # type: ignore[union-attr]
+    elif getattr(result, "loss", None) is not None:
+        value = result.loss  # type: ignore[union-attr]
     else:
         scores, labels = classes_of(model, outputs, batch)
         check_range(scores, labels)
@@ -67,11 +67,11 @@ def loss_of(
         return value
     with torch.no_grad():
         targets = outputs_of(teacher, batch)
-    return (1.0 - distill) * value + distill * _away(model, outputs, targets, batch)
+    return (1.0 - distill) * value + distill * _distance(model, outputs, targets, batch)
 
 
-def _away(model: nn.Module, outputs: Any, targets: Any, batch: Any) -> torch.Tensor:
-    """The divergence of the classes' probabilities, or the squared error where labels are no whole numbers."""
+def _distance(model: nn.Module, outputs: Any, targets: Any, batch: Any) -> torch.Tensor:
+    """Compute the divergence of the classes' probabilities, or the squared error where labels are real numbers."""
     if not isinstance(outputs, torch.Tensor):
         raise CompressError(f"Got distill for a model that returns a {type(outputs).__name__}; expected one tensor.")
     outputs, targets = exact(outputs), exact(targets)
@@ -81,21 +81,21 @@ def _away(model: nn.Module, outputs: Any, targets: Any, batch: Any) -> torch.Ten
     if has_labels(batch):
         with explained("distill"):
             both = tuple(classes_of(model, x, batch)[0] for x in both)
-    got, targets = (x.reshape(-1, x.shape[-1]).log_softmax(-1) for x in both)
-    return nn.functional.kl_div(got, targets, reduction="batchmean", log_target=True)
+    outputs, targets = (x.reshape(-1, x.shape[-1]).log_softmax(-1) for x in both)
+    return nn.functional.kl_div(outputs, targets, reduction="batchmean", log_target=True)
 
 
 def exact(x: torch.Tensor) -> torch.Tensor:
-    """Raise half precision to single: it has no digits for means."""
+    """Convert half precision to single, as half has too few digits for means."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _takes_labels(model: nn.Module) -> bool:
-    """Return whether a model takes labels, as models of transformers do, and then computes its own loss."""
+    """Return whether a model accepts labels and computes its own loss, as models of transformers do."""
     return "labels" in inspect.signature(model.forward).parameters
 
 
 def _shifted(model: nn.Module, batch: Any) -> bool:
-    """Return whether outputs are for the next label, as of causal language models of transformers."""
+    """Return whether outputs predict the next label, as those of causal language models of transformers do."""
     causal = any(part in type(model).__name__ for part in ("CausalLM", "LMHead"))
     return isinstance(batch, Mapping) and causal and _takes_labels(model)

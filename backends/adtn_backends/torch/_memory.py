@@ -1,4 +1,4 @@
-"""What a piece of work allocates: counted tensor by tensor, so that small models show something, too."""
+"""The memory that code allocates, counted tensor by tensor, so that small models can be measured as well."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory(TorchDispatchMode):
-    """Count the most bytes of tensors that were made inside this block and live at the same time.
+    """A context that measures the peak memory of the tensors that are made inside it.
 
-    What operators use inside themselves is not seen, and neither is what existed before.
+    Memory that operators use internally, and tensors that existed before, do not count.
 
     Examples
     --------
@@ -31,14 +31,14 @@ class PeakMemory(TorchDispatchMode):
         self._live: dict[int, tuple[weakref.ref[Any], int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        made = func(*args, **(kwargs or {}))
-        for x in tree_leaves(made):
+        inputs = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
             if not isinstance(x, torch.Tensor):
                 continue
             storage = x.untyped_storage()
             key = storage._cdata
-            if key not in given and key not in self._live:
+            if key not in inputs and key not in self._live:
                 self._live[key] = (weakref.ref(storage, lambda _, key=key: self._live.pop(key, None)), storage.nbytes())
         self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._live.values()))
-        return made
+        return result

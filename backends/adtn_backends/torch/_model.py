@@ -39,7 +39,7 @@ from .layers._kinds import kind_of, kind_of_generated
 
 
 class TorchModel(ReplacedModel):
-    """A :class:`adtn.compression.Model` of PyTorch."""
+    """A :class:`adtn.compression.Model` for PyTorch."""
 
     modules = MODULES
     model: nn.Module
@@ -61,18 +61,18 @@ class TorchModel(ReplacedModel):
         self._where = here
 
     def layers(self) -> list[Layer]:
-        """List modules with parameters of their own; what is inside an attention belongs to it."""
+        """List the modules that have parameters of their own; an attention includes the modules inside it."""
         layers: list[Layer] = []
         inside = tuple(f"{name}." for name, module in self.model.named_modules() if is_whole(module))
         owners = owners_of(self.model)
         for name, module in self.model.named_modules():
-            own = module.parameters(recurse=is_whole(module))
-            if next(own, None) is None or name.startswith(inside or "\0"):
+            params = module.parameters(recurse=is_whole(module))
+            if next(params, None) is None or name.startswith(inside or "\0"):
                 continue
             weights, reason = weights_of(name, module)
             tied, together = ties_of(name, module, weights, owners)
             if tied and not reason and not together:
-                reason = f"shares its weight with {', '.join(one or 'the model itself' for one in tied)}"
+                reason = f"shares its weight with {', '.join(other or 'the model itself' for other in tied)}"
             dense = dense_of(module)
             kind = kind_of(dense)
             layers.append(
@@ -96,7 +96,7 @@ class TorchModel(ReplacedModel):
         return kind.oriented(kind.parameter(dense, part)).detach().cpu().double().numpy()
 
     def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
-        """Compute second moments of the inputs of linear layers and ungrouped convolutions; others are left out."""
+        """Compute second moments of the inputs of linear layers and ungrouped convolutions, and of no other layers."""
         shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
         moments = Moments()
 
@@ -125,32 +125,32 @@ class TorchModel(ReplacedModel):
     def _replacements(
         self, layer: Layer, weights: Mapping[str, GeneratedWeight], places: Mapping[str, nn.Module]
     ) -> dict[str, nn.Module]:
-        made: dict[str, nn.Module] = {}
+        replacements: dict[str, nn.Module] = {}
         for name in (layer.name, *layer.tied):
             module = generated_in_place_of(places[name], layer, weights)
             if name != layer.name:
                 declare_tie(module)
-            made |= {place: module for place, dense in places.items() if dense is places[name]}
-        return made
+            replacements |= {place: module for place, dense in places.items() if dense is places[name]}
+        return replacements
 
     def _changed(self, generators: Mapping[str, Generator]) -> None:
         note_structures(self.model, generators)
 
     def check(self, tuning: Tuning) -> None:
-        """Refuse Adam in float16, and recordings without CUDA."""
+        """Refuse Adam in float16, and CUDA graphs on other devices."""
         halves = any(p.dtype is torch.float16 for p in self.model.parameters())
         if halves and tuning.optimizer == "adam":
             raise CompressError(
-                "Got float16 parameters to train with Adam, whose squares of small gradients are zero there; train in "
+                "Got float16 parameters to train with Adam, where squares of small gradients underflow; train in "
                 "float32 or bfloat16 and call model.half() afterwards, or pass tune_optimizer='sgd'."
             )
         if tuning.capture and not self._where.startswith("cuda"):
-            raise CompressError(f"Got capture=True on '{self._where}'; CUDA alone can record. Leave it out.")
+            raise CompressError(f"Got capture=True on '{self._where}'; only CUDA can capture graphs. Leave it out.")
 
     def tune(
         self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
     ) -> list[float]:
-        """Train with a cosine, in training mode; batches are cycled through."""
+        """Train in training mode, with a cosine schedule of the learning rate, cycling through the batches."""
         self.check(tuning)
         groups = self._groups(tuning)
         frozen = [p for p in groups.pop(0.0, []) if p.requires_grad]
@@ -166,7 +166,7 @@ class TorchModel(ReplacedModel):
             return run(training, step, cycled(data, tuning.steps), tuning, report)
 
     def _groups(self, tuning: Tuning) -> dict[float, list[nn.Parameter]]:
-        """All parameters by the factor of their learning rate; 0 for what is not trained."""
+        """Group all parameters by the factor of their learning rate, which is 0 for those that are not trained."""
         cores = {id(p) for w in self._weights.values() for p in w.parameters()}
         groups: dict[float, list[nn.Parameter]] = {}
         for name, p in self.model.named_parameters():
@@ -176,7 +176,7 @@ class TorchModel(ReplacedModel):
 
     @contextmanager
     def _training(self, frozen: Sequence[nn.Parameter], tuning: Tuning) -> Generated[None, None, None]:
-        """Set training mode, freeze some parameters and seed random numbers, inside of this block."""
+        """Switch to training mode, freeze some parameters and seed random numbers inside this block."""
         was_training = self.model.training
         dropouts = self._set_dropout(tuning.dropout)
         try:
@@ -200,23 +200,23 @@ class TorchModel(ReplacedModel):
             yield
 
     def _set_dropout(self, rate: float | None) -> list[tuple[Any, float]]:
-        """Set the rate of all dropouts; returns their own ones, to be put back."""
+        """Set the rate of all dropouts, and return their previous rates."""
         if rate is None:
             return []
         dropouts: list[Any] = [m for m in self.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
-        was = [(module, module.p) for module in dropouts]
+        before = [(module, module.p) for module in dropouts]
         for module in dropouts:
             module.p = rate
-        return was
+        return before
 
     def _job(self, name: str, data: Iterable[Any], tuning: Tuning) -> tuple[Any, ...]:
         return distill_layer, without_hooks(self.model.get_submodule(name)), self._seen(name, data), tuning
 
-    def _take_layer(self, name: str, made: Any) -> None:
-        self.model.get_submodule(name).load_state_dict(made)
+    def _take_layer(self, name: str, values: Any) -> None:
+        self.model.get_submodule(name).load_state_dict(values)
 
     def _seen(self, name: str, data: Iterable[Any]) -> list[Seen]:
-        """Return inputs and outputs of a dense layer, as many batches as memory is given for."""
+        """Return the inputs and outputs of a dense layer for as many batches as fit the memory for them."""
         dense: Any = self._dense.eval()
         seen: list[Seen] = []
 
@@ -224,17 +224,17 @@ class TorchModel(ReplacedModel):
             y = output[0] if isinstance(output, tuple) else output
             seen.append((tuple(x.detach() for x in inputs), options, y.detach()))
 
-        def held(batch: Any) -> int:
+        def run_batch(batch: Any) -> int:
             outputs_of(dense, self._to_device(batch))
             return sum(x.numel() * x.element_size() for xs, _, y in seen for x in (*xs, y))
 
         with self._watched([(dense.get_submodule(name), look)], with_kwargs=True), torch.no_grad():
-            seen_by(name, map(held, data))
+            seen_by(name, map(run_batch, data))
         return seen
 
     @contextmanager
     def _watched(self, looks: Sequence[tuple[nn.Module, Any]], **options: Any) -> Generated[None, None, None]:
-        """Let functions look at what modules get and give, inside of this block."""
+        """Call functions with the inputs and outputs of modules inside this block."""
         hooks = [module.register_forward_hook(look, **options) for module, look in looks]
         try:
             yield
@@ -260,11 +260,11 @@ class TorchModel(ReplacedModel):
                 yield int((scores.argmax(-1) == labels).sum()), int((labels != IGNORED).sum())
 
     def state(self) -> dict[str, torch.Tensor]:
-        """A copy of the state."""
+        """Copy the state."""
         return {name: x.detach().clone() for name, x in self.model.state_dict().items()}
 
     def digest(self) -> str:
-        """Return the digest of the state, tensor by tensor."""
+        """Return a digest of the state."""
         return fingerprint(dict(self.model.state_dict()))
 
     def set_state(self, state: dict[str, torch.Tensor]) -> None:
@@ -272,13 +272,13 @@ class TorchModel(ReplacedModel):
         self.model.load_state_dict(state)
 
     def load(self, path: Path) -> None:
-        """Load the state from safetensors."""
+        """Load the state from a safetensors file."""
         from safetensors.torch import load_model
 
         load_model(self.model, path)
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """Save the state to safetensors; what is shared is stored once, under the name that the metadata give."""
+        """Save the state to a safetensors file; shared tensors are stored once, and their names in the metadata."""
         from safetensors.torch import save
 
         tensors: dict[str, torch.Tensor] = {}
@@ -294,12 +294,12 @@ class TorchModel(ReplacedModel):
         write_bytes(path, sealed(save(tensors, {**shared, **metadata})))
 
     def numbers(self) -> tuple[int, int]:
-        """Count parameters, and their bytes."""
-        own = list(self.model.parameters())
-        return sum(p.numel() for p in own), sum(p.numel() * p.element_size() for p in own)
+        """Count the parameters and their bytes."""
+        params = list(self.model.parameters())
+        return sum(p.numel() for p in params), sum(p.numel() * p.element_size() for p in params)
 
     def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
-        """Return seconds and bytes of inference on the first batch; cached weights are made in it."""
+        """Measure seconds and bytes of inference on the first batch, including the generation of cached weights."""
         batch = self._to_device(next(cycled(data, 1)))
         with self._evaluating():
 
@@ -312,9 +312,9 @@ class TorchModel(ReplacedModel):
                 run()
             times: list[float] = []
             while len(times) < 5 or (sum(times) < 0.3 and len(times) < 50):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 run()
-                times.append(time.perf_counter() - began)
+                times.append(time.perf_counter() - start)
         return statistics.median(times), memory.peak_bytes
 
     def _rows(self, data: Iterable[Any]) -> dict[str, int]:
@@ -346,16 +346,16 @@ class TorchModel(ReplacedModel):
 
     @contextmanager
     def _evaluating(self) -> Generated[None, None, None]:
-        was = self.model.training
+        was_training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
-            self.model.train(was)
+            self.model.train(was_training)
 
     def _owner(self, name: str) -> tuple[Any, str]:
-        """The dense module of a weight, and which of its weights it is; nothing for its only one."""
+        """Return the dense module of a weight, and which of its weights it is; empty for its only one."""
         owner, _, part = name.rpartition(".")
         parent = self._original(owner)
         if part in kind_of(parent).parts(parent):
@@ -368,6 +368,6 @@ def _copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         raise CompressError(
-            f"Cannot copy the model, which is kept as a teacher and against errors: {error}. Make pruning and weight "
-            "norms permanent first (torch.nn.utils.prune.remove, remove_weight_norm)."
+            f"Cannot copy the model ({error}); the copy serves as teacher and to undo the compression. Make pruning "
+            "and weight norms permanent first (torch.nn.utils.prune.remove, remove_weight_norm)."
         ) from error

@@ -1,4 +1,4 @@
-"""Which weights of a PyTorch module can be generated, and what takes its place then."""
+"""The weights of a PyTorch module that can be generated, and the layer that replaces it."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from .layers._hooks import with_hooks
 from .layers._kinds import kind_of, layer_in_place_of
 
 Owners: TypeAlias = dict[int, list[tuple[str, nn.Module, str]]]
-"""Modules that have a parameter as their own, by its id: their names, themselves, and their names for it."""
+"""The modules that own a parameter, by its id: the module's name, the module, and its name for the parameter."""
 
 
 def dense_of(module: nn.Module) -> nn.Module:
-    """The dense layer, without its adapters."""
+    """Return the dense layer, without its adapters."""
     return module.base_layer if isinstance(module, Adapted) else module
 
 
 def is_whole(module: nn.Module) -> bool:
-    """Return whether what is inside belongs to it."""
+    """Return whether the modules inside a module are compressed together with it."""
     return isinstance(module, Adapted) or is_parametrized(module) or kind_of(module).whole
 
 
 def weights_of(name: str, module: nn.Module) -> tuple[dict[str, tuple[int, ...]], str]:
-    """Return shapes of the weights of a layer by their full names, or why it has none."""
+    """Return the shapes of a layer's weights by their full names, or why it cannot be generated."""
     if isinstance(module, GeneratedWeight) or hasattr(module, "generated"):
         return {}, "compressed already"
     if is_parametrized(module):
         return {}, "computed by a parametrization; remove it first (torch.nn.utils.parametrize.remove_parametrizations)"
     if isinstance(module, torch.jit.ScriptModule):
-        return {}, "compiled by TorchScript; compress the model it was made of"
+        return {}, "compiled by TorchScript; compress the model from which it was compiled"
     dense = dense_of(module)
     kind = kind_of(dense)
     if reason := kind.refusal(dense):
         return {}, reason
     if not name and kind.optional(dense):
-        return {}, "no place to put another layer"
+        return {}, "the model itself is this layer and cannot be replaced in place"
     return {full_name(name, part): shape for part, shape in kind.shapes(dense).items()}, ""
 
 
 def owners_of(model: nn.Module) -> Owners:
-    """Return modules that have a parameter as their own, by its id: their names, themselves, and their names for it."""
+    """Return the modules that own each parameter of a model."""
     owners: Owners = {}
     for name, module in model.named_modules():
         for part, p in module._parameters.items():
@@ -62,7 +62,7 @@ def ties_of(
     weights: Mapping[str, tuple[int, ...]],
     owners: Owners,
 ) -> tuple[tuple[str, ...], bool]:
-    """Return names of other layers with a weight of this one, and whether one generated weight can serve them all."""
+    """Return the names of layers that share a weight with this one, and whether they can share a generated weight."""
     dense = dense_of(module)
     kind = kind_of(dense)
     inside = f"{name}." if name else "\0"
@@ -77,12 +77,12 @@ def ties_of(
 
 
 def generated_in_place_of(dense: nn.Module, layer: Layer, weights: Mapping[str, GeneratedWeight]) -> nn.Module:
-    """Make the generated layer in place of a dense one, with its hooks."""
-    own = {part_of(layer.name, weight): weights[weight] for weight in layer.weights if weight in weights}
-    return with_hooks(layer_in_place_of(dense, own), dense)
+    """Make the generated layer that replaces a dense one, with its hooks."""
+    by_part = {part_of(layer.name, weight): weights[weight] for weight in layer.weights if weight in weights}
+    return with_hooks(layer_in_place_of(dense, by_part), dense)
 
 
 def declare_tie(layer: nn.Module) -> None:
-    """Tell transformers, which refuses to save shared tensors that nobody declares, that these are another layer's."""
+    """Declare that a layer shares its tensors, as transformers refuses to save undeclared shared tensors."""
     names = [f"generated.{name}" for name in layer.get_submodule("generated").state_dict()]
     vars(layer)["_tied_weights_keys"] = {name: name for name in names}

@@ -1,4 +1,4 @@
-"""One update of a PyTorch model: called operation by operation, or recorded as a CUDA graph and replayed."""
+"""A training step of a PyTorch model: run operation by operation, or captured as a CUDA graph and replayed."""
 
 from __future__ import annotations
 
@@ -15,43 +15,46 @@ from torch import nn
 from ..shared._training_file import cosine
 
 Value: TypeAlias = Callable[[Any], torch.Tensor]
-"""A batch to a differentiable loss."""
-_EAGER = 3  # updates before the recording: optimizers and libraries make their buffers in the first ones
+"""A function from a batch to a differentiable loss."""
+_EAGER = 3  # updates before the capture, in which optimizers and libraries allocate their buffers
 
 
 def step_of(value: Value, parts: Mapping[float, Sequence[nn.Parameter]], tuning: Tuning) -> Step:
-    """The update that a tuning asks for.
+    """Make the training step for the given options.
 
     Parameters
     ----------
     value : callable
+        A function from a batch to the loss.
     parts : mapping of float to sequence of torch.nn.Parameter
-        What is trained, by the factor of its learning rate.
+        The trained parameters, by the factor of their learning rate.
     tuning : Tuning
+        The options of the training.
 
     Raises
     ------
     CompressError
-        If it is to be recorded where that is not possible.
+        If the step cannot be captured as a CUDA graph as requested.
     """
     return (RecordedStep if tuning.capture else Step)(value, parts, tuning)
 
 
 class Step:
-    """Loss, gradients, clipping, update; see :func:`step_of`."""
+    """A training step: loss, gradients, clipping and update; see :func:`step_of`."""
 
     def __init__(self, value: Value, parts: Mapping[float, Sequence[nn.Parameter]], tuning: Tuning) -> None:
         self.value, self.tuning = value, tuning
-        self.trained = [p for own in parts.values() for p in own]
+        self.trained = [p for params in parts.values() for p in params]
         self.groups: list[dict[str, Any]] = [
-            {"params": list(own), "lr": tuning.lr * rate, "initial_lr": tuning.lr * rate} for rate, own in parts.items()
+            {"params": list(params), "lr": tuning.lr * rate, "initial_lr": tuning.lr * rate}
+            for rate, params in parts.items()
         ]
         self.optimizer = self._optimizer()
 
     def __call__(self, batch: Any, n: int) -> torch.Tensor:
-        """The loss before update ``n``, counted from 0; the next one may overwrite it."""
+        """Do update ``n``, counted from 0, and return the loss before it, which the next update may overwrite."""
         self._set_rates(cosine(n, self.tuning.steps))
-        return self._done(batch)
+        return self._run(batch)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         sgd = self.tuning.optimizer == "sgd"
@@ -61,18 +64,18 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = share * group["initial_lr"]
 
-    def _done(self, batch: Any) -> torch.Tensor:
+    def _run(self, batch: Any) -> torch.Tensor:
         return self._update(batch)
 
     def _update(self, batch: Any) -> torch.Tensor:
-        if self.tuning.autocast is None:  # a caller's own stays on
+        if self.tuning.autocast is None:  # autocast of the caller stays on
             loss = self.value(batch)
         else:
             with torch.autocast(self.trained[0].device.type, getattr(torch, self.tuning.autocast)):
                 loss = self.value(batch)
         if not isinstance(loss, torch.Tensor) or not loss.requires_grad:
             raise CompressError(
-                f"Got the loss {shown(loss)}, without a gradient; expected one number that depends on the model."
+                f"Got the loss {shown(loss)}, which has no gradient; expected one number that depends on the model."
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -83,10 +86,10 @@ class Step:
 
 
 class RecordedStep(Step):
-    """A step on CUDA without Python between the kernels: a CUDA graph, recorded at the fourth batch.
+    """A step that is captured as a CUDA graph at the fourth batch, so that no Python runs between the kernels.
 
-    Small generators are hundreds of kernels of a few microseconds each, which take longer to launch than to run.
-    Batches of another shape are done operation by operation.
+    Small generators consist of hundreds of kernels of a few microseconds, which take longer to launch than to run.
+    Batches of another shape are run operation by operation.
     """
 
     _before = 0
@@ -94,22 +97,22 @@ class RecordedStep(Step):
     _batch: Any = None
     _loss: Any = None
 
-    def _done(self, batch: Any) -> torch.Tensor:
+    def _run(self, batch: Any) -> torch.Tensor:
         if self._before < _EAGER:
             self._before += 1
-            return self._beside(batch)
+            return self._on_side_stream(batch)
         if self._graph is None:
             self._graph = self._recorded(batch)
-        mine, given = _tensors(self._batch), _tensors(batch)
-        if [(x.shape, x.dtype) for x in mine] != [(x.shape, x.dtype) for x in given]:
+        static_inputs, inputs = _tensors(self._batch), _tensors(batch)
+        if [(x.shape, x.dtype) for x in static_inputs] != [(x.shape, x.dtype) for x in inputs]:
             return self._update(batch)
-        for x, y in zip(mine, given, strict=True):
+        for x, y in zip(static_inputs, inputs, strict=True):
             x.copy_(y)
         self._graph.replay()
         return self._loss
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """An optimizer of which all that changes is on the device."""
+        """Make an optimizer whose changing state is all on the device."""
         where = self.trained[0].device
         for group in self.groups:
             group["lr"] = torch.tensor(group["lr"], device=where)
@@ -121,8 +124,8 @@ class RecordedStep(Step):
         for group in self.optimizer.param_groups:
             group["lr"].fill_(share * group["initial_lr"])
 
-    def _beside(self, batch: Any) -> torch.Tensor:
-        """Update on another stream than the default one, which a recording must not meet."""
+    def _on_side_stream(self, batch: Any) -> torch.Tensor:
+        """Update on a side stream, as CUDA graphs require before a capture."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -139,14 +142,14 @@ class RecordedStep(Step):
                 self._loss = self._update(self._batch)
         except RuntimeError as error:
             raise CompressError(
-                f"Cannot record the training as a CUDA graph ({str(error).splitlines()[0]}): the loss or a layer waits "
-                "for the device, or copies from the host. Pass capture=False."
+                f"Cannot capture the training as a CUDA graph ({str(error).splitlines()[0]}): the loss or a layer "
+                "waits for the device, or copies from the host. Pass capture=False."
             ) from error
         return graph
 
 
 def _tensors(batch: Any) -> list[torch.Tensor]:
-    """Return tensors of a batch in order; what is no tensor stays as it was recorded."""
+    """Return the tensors of a batch in order; other objects keep the values of the captured batch."""
     if isinstance(batch, Mapping):
         batch = tuple(batch.values())
     if isinstance(batch, tuple | list):

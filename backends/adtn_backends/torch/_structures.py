@@ -1,4 +1,4 @@
-"""What a configuration of transformers says of generated weights, and of ties between parameters."""
+"""Generated weights, and ties between parameters, in the configurations of transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 
 def note_structures(model: nn.Module, generators: Mapping[str, Generator]) -> None:
-    """Let the configuration that ``save_pretrained`` of a transformers model writes say what is generated, and how."""
+    """Describe generated weights in the configuration of a transformers model, which ``save_pretrained`` writes."""
     config: Any = getattr(model, "config", None)
     if hasattr(config, "save_pretrained"):
         if generators:
@@ -23,7 +23,7 @@ def note_structures(model: nn.Module, generators: Mapping[str, Generator]) -> No
 
 
 def _forget_lost_ties(model: nn.Module) -> None:
-    """Leave to ``tie_weights`` what is still there: generated weights are tied by their modules."""
+    """Remove ties of parameters that no longer exist, as generated weights are tied through their modules."""
     for module in model.modules():
         if not hasattr(type(module), "tie_weights"):
             continue
@@ -35,7 +35,7 @@ def _forget_lost_ties(model: nn.Module) -> None:
         alive = {
             target: source
             for target, source in declared.items()
-            if all(any(re.search(one, name) for name in names) for one in (target, source))
+            if all(any(re.search(pattern, name) for name in names) for pattern in (target, source))
         }
         if alive != declared:
             vars(module)["_tied_weights_keys"] = alive

@@ -9,7 +9,7 @@ import torch
 
 
 def must_differentiate(cotangent: torch.Tensor) -> bool:
-    """Return whether a backward pass is differentiated again (``create_graph``), or is one of many at once."""
+    """Return whether a backward pass is itself differentiated (``create_graph``), or batched by ``vmap``."""
     functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     return (
         torch.is_grad_enabled() or functorch.is_batchedtensor(cotangent) or functorch.is_legacy_batchedtensor(cotangent)
@@ -19,12 +19,12 @@ def must_differentiate(cotangent: torch.Tensor) -> bool:
 def differentiable_vjp(
     fn: Callable[[], torch.Tensor], inputs: Sequence[torch.Tensor], cotangent: torch.Tensor
 ) -> list[torch.Tensor | None]:
-    """Make adjoints of the inputs of ``fn`` that can themselves be differentiated: by PyTorch, through its operations.
+    """Compute adjoints of the inputs of ``fn`` by PyTorch's operations, so that they can be differentiated.
 
-    For backward passes under ``create_graph=True``; the library's own adjoint leaves no graph.
+    This is needed under ``create_graph=True``, as the library's own adjoint leaves no graph.
     """
     differentiated = [x for x in inputs if x.requires_grad]
-    with torch.autocast(cotangent.device.type, enabled=False):  # the first pass was made without, too
+    with torch.autocast(cotangent.device.type, enabled=False):  # as in the forward pass
         with torch.enable_grad():
             value = fn()
         graph = torch.is_grad_enabled()

@@ -1,4 +1,4 @@
-"""PyTorch on the CPU, CUDA and Apple's MPS; optimizers from torch.optim."""
+"""The PyTorch backend, for the CPU, CUDA and Apple's MPS, with optimizers from torch.optim."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from ..shared._pool import POOL
 from . import _functions as _functions
 from ._vjp import differentiable_vjp, must_differentiate
 
-# its own translation of arguments is nothing that PyTorch's compiler follows
+# PyTorch's compiler cannot trace autoray's translation of the arguments of this function,
 autoray.register_function("torch", "concatenate", torch.concatenate)
-# nor does it, from 2.14 on, look up which module the class of a parameter is from
+# nor, from 2.14 on, how autoray finds the module of a parameter's class,
 autoray.register_backend(torch.nn.Parameter, "torch")
-# autoray imports a function at its first use, which PyTorch's compiler does not follow
+# nor how autoray imports a function at its first use
 for _name in ("broadcast_to", "einsum", "index_on", "matmul", "reshape", "sum", "transpose", "zeros_like"):
     autoray.get_lib_fn("torch", _name)
 
-# measured: six products of 256 KiB take 70 us in PyTorch's own memory and 133 from a pool, of 512 KiB 711 and 246
+# measured: six products of 256 KiB take 70 us with PyTorch's own memory and 133 us with the pool, those of 512 KiB
+# 711 us and 246 us
 _SMALLEST = 1 << 19
 
 _aten = torch.ops.aten
-# an activation in one pass, and (xbar, z) -> zbar in another, where launches or passes over memory are what it costs
+# an activation in one pass, and its adjoint (xbar, z) -> zbar in another: launches and passes over memory dominate
 _FUSED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "relu": (torch.relu, lambda xbar, z: _aten.threshold_backward(xbar, z, 0)),
     "leaky_relu": (
@@ -45,7 +46,7 @@ _FUSED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "silu": (F.silu, _aten.silu_backward),
     "gelu": (F.gelu, _aten.gelu_backward),
     "tanh": (torch.tanh, lambda xbar, z: _aten.tanh_backward(xbar, torch.tanh(z))),
-    # linear from 40 on, where exp(-z) is nothing in any dtype
+    # linear from 40 on, where exp(-z) is negligible in any dtype
     "softplus": (lambda z: F.softplus(z, 1, 40), lambda xbar, z: _aten.softplus_backward(xbar, z, 1, 40)),
 }
 
@@ -59,7 +60,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def cuda_devices(cuda: Any) -> list[DeviceInfo]:
-    """CUDA devices as ``torch.cuda`` (or a stand-in for it) tells them."""
+    """List the CUDA devices that ``torch.cuda``, or a stand-in for it, reports."""
     if not cuda.is_available():
         reason = (
             "this PyTorch is built without CUDA: install a CUDA build from pytorch.org"
@@ -85,7 +86,7 @@ def cuda_devices(cuda: Any) -> list[DeviceInfo]:
 
 
 def mps_devices(mps_backend: Any, mps: Any, macos: str) -> list[DeviceInfo]:
-    """The MPS device as ``torch.backends.mps`` and ``torch.mps`` (or stand-ins) tell it."""
+    """List the MPS device that ``torch.backends.mps`` and ``torch.mps``, or stand-ins for them, report."""
     if not mps_backend.is_available():
         reason = (
             "needs macOS 12.3 or later on Apple silicon"
@@ -102,7 +103,7 @@ def mps_devices(mps_backend: Any, mps: Any, macos: str) -> list[DeviceInfo]:
 
 
 class TorchBackend(InPlace):
-    """PyTorch on every device it has."""
+    """The backend for PyTorch tensors on all its devices."""
 
     name = "torch"
     compiles = False
@@ -110,15 +111,15 @@ class TorchBackend(InPlace):
     scratch_bytes = 9 << 20  # measured: 8.3 MiB above the arrays of a streamed fit
 
     def owns(self, kind: type) -> bool:
-        """Take tensors and their subclasses."""
+        """Return whether a type is a tensor or a subclass."""
         return issubclass(kind, torch.Tensor)
 
     def shares_memory(self, device: str) -> bool:
-        """Return whether it is the CPU."""
+        """Return whether the device is the CPU."""
         return device == "cpu"
 
     def devices(self) -> list[DeviceInfo]:
-        """CPU, CUDA devices and MPS, usable or not."""
+        """List the CPU, CUDA devices and MPS, usable or not."""
         import platform
 
         cpu = DeviceInfo(
@@ -131,23 +132,24 @@ class TorchBackend(InPlace):
         return [cpu, *cuda_devices(torch.cuda), *mps]
 
     def asarray(self, x: np.ndarray, device: str, dtype: str | None, *, copy: bool = True) -> torch.Tensor:
-        """A new tensor; the copy to the device happens in ``dtype``, as MPS takes no float64."""
+        """Make a new tensor; it is converted to ``dtype`` before it is copied, as MPS does not support float64."""
         if device.startswith("mps") and dtype == "float64":
             raise DeviceError(
-                "Got dtype 'float64' on 'torch:mps', which has none. Pass dtype='float32', or use 'torch:cpu'."
+                "Got dtype 'float64' on 'torch:mps', which does not support it. Pass dtype='float32', or use "
+                "'torch:cpu'."
             )
         x = np.asarray(x)
-        # PyTorch warns about memory that NumPy protects, as if it would be written to
+        # PyTorch warns about read-only memory of NumPy, although it is not written to
         y = torch.tensor(x) if copy or not x.flags.writeable else torch.from_numpy(np.ascontiguousarray(x))
         return (y if dtype is None else y.to(_DTYPES[dtype])).to(device)
 
     def to_numpy(self, x: torch.Tensor) -> np.ndarray:
-        """A copy on the host."""
+        """Copy a tensor to the host."""
         x = x.detach().cpu()
         return (x.float() if x.dtype == torch.bfloat16 else x).numpy().copy()
 
     def device_of(self, x: torch.Tensor) -> str:
-        """The device of a tensor, such as ``"cpu"`` or ``"cuda:0"``."""
+        """Return the device of a tensor, such as ``"cpu"`` or ``"cuda:0"``."""
         return str(x.device)
 
     def dtype_of(self, x: torch.Tensor) -> str:
@@ -157,7 +159,7 @@ class TorchBackend(InPlace):
         return _NAMES[x.dtype]
 
     def value_and_grad(self, fn: Callable[..., Any]) -> Callable[..., tuple[Any, tuple[Any, ...]]]:
-        """Reverse-mode differentiation with respect to the weight and the extra parameters."""
+        """Differentiate in reverse mode, with respect to the weight and the extra parameters."""
 
         def run(weight: torch.Tensor, extra: Params | None, *batch: Any) -> tuple[Any, tuple[Any, ...]]:
             with torch.enable_grad():
@@ -178,7 +180,7 @@ class TorchBackend(InPlace):
         return run
 
     def compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Switch the recording of gradients off: the library's own adjoint is the engine."""
+        """Switch off autograd, as the library computes its own adjoints."""
         return torch.no_grad()(fn)
 
     def scope(self, dtype: str) -> AbstractContextManager[Any]:
@@ -186,7 +188,7 @@ class TorchBackend(InPlace):
         return nullcontext()
 
     def threads(self, flops: float) -> AbstractContextManager[Any]:
-        """PyTorch decides by itself."""
+        """Return an empty context, as PyTorch chooses the number of threads."""
         return nullcontext()
 
     def synchronize(self, device: str, result: Any = None) -> None:
@@ -197,9 +199,10 @@ class TorchBackend(InPlace):
             torch.mps.synchronize()
 
     def with_vjp(self, layer: Differentiable) -> Callable[..., Any]:
-        """A :class:`torch.autograd.Function` where there is something to differentiate.
+        """Wrap the layer in a :class:`torch.autograd.Function` if there is something to differentiate.
 
-        Accelerators wait for launches: there PyTorch's own way back, which is no Python, goes over the same tape.
+        On accelerators, where launches from Python are slow, PyTorch's own backward pass is used for layers that keep a
+        tape.
         """
 
         class Applied(torch.autograd.Function):
@@ -232,11 +235,11 @@ class TorchBackend(InPlace):
         return run
 
     def workspace(self, keep_bytes: int | None = None) -> TorchWorkspace:
-        """The pool of the process on the CPU; other devices have allocators that keep memory."""
+        """Make a workspace that uses the pool of the process on the CPU, and PyTorch's allocators elsewhere."""
         return TorchWorkspace(keep_bytes)
 
     def model(self, model: Any, device: str | None) -> Any | None:
-        """A :class:`torch.nn.Module`, or the Hugging Face folder of one."""
+        """Wrap a :class:`torch.nn.Module` or the one in a Hugging Face folder; return ``None`` for other objects."""
         from ._model import TorchModel
 
         if isinstance(model, Path):
@@ -249,25 +252,25 @@ class TorchBackend(InPlace):
         return TorchModel(model, device)
 
     def optimizer(self, name: str, **options: float) -> TorchOptimizer:
-        """Adam, AdamW or SGD."""
+        """Make Adam, AdamW or SGD."""
         return TorchOptimizer(name, **options)
 
 
 class TorchWorkspace(Workspace):
-    """Results in memory that was touched before; PyTorch itself asks the system anew."""
+    """A workspace that reuses memory on the CPU, where PyTorch allocates large tensors from the system every time."""
 
     def __init__(self, keep_bytes: int | None = None) -> None:
         self._largest = math.inf if keep_bytes is None else keep_bytes // 4
 
     def matmul(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """``x @ y``."""
+        """Compute ``x @ y``."""
         shape = (*x.shape[:-1], y.shape[-1])
         if self._leaves_alone(x, shape):
             return torch.matmul(x, y)
         return torch.matmul(x, y, out=self._empty(shape, x.dtype))
 
     def packed(self, x: torch.Tensor, shape: Shape) -> torch.Tensor:
-        """``x`` reshaped; a copy when its entries do not lie in this order."""
+        """Reshape ``x``, with a copy where its entries are not stored in this order."""
         if x.is_contiguous() or self._leaves_alone(x, x.shape):
             return x.reshape(shape)
         return self._empty(x.shape, x.dtype).copy_(x).view(shape)
@@ -277,23 +280,23 @@ class TorchWorkspace(Workspace):
         return _FUSED[sigma.name][0](z) if sigma.name in _FUSED else super().activate(sigma, z)
 
     def activate_vjp(self, sigma: Elementwise, z: torch.Tensor, xbar: torch.Tensor) -> torch.Tensor:
-        """Return the adjoint of an activation, in one pass where PyTorch has it."""
+        """Compute the adjoint of an activation, in one pass where PyTorch has it."""
         return _FUSED[sigma.name][1](xbar, z) if sigma.name in _FUSED else super().activate_vjp(sigma, z, xbar)
 
     def _empty(self, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
-        # through bytes: NumPy has no bfloat16
+        # made of bytes, as NumPy has no bfloat16
         flat = POOL.empty((math.prod(shape) * dtype.itemsize,), np.uint8, self._largest)
         return torch.from_numpy(flat).view(dtype).view(shape)
 
     def _leaves_alone(self, x: torch.Tensor, shape: Shape) -> bool:
-        if torch.compiler.is_compiling():  # first: a size that is looked at becomes a guard
+        if torch.compiler.is_compiling():  # checked first, as reading a size adds a guard
             return True
         small = math.prod(shape) * x.itemsize < _SMALLEST
         return small or torch.is_grad_enabled() or x.device.type != "cpu"
 
 
 class TorchOptimizer:
-    """One of :mod:`torch.optim`, behind ``init`` and ``step``."""
+    """An optimizer of :mod:`torch.optim`, used through ``init`` and ``step``."""
 
     def __init__(
         self,
@@ -315,7 +318,7 @@ class TorchOptimizer:
         self.make, self.options = options[name]
 
     def init(self, params: Params) -> torch.optim.Optimizer:
-        """The torch optimizer over its own copies of the parameters, in the order of their names."""
+        """Make a torch optimizer, which is the state, for copies of the parameters in the order of their names."""
         copies = [params[name].detach().clone() for name in sorted(params)]
         return self.make(copies, lr=0.0, **self.options)
 
@@ -323,23 +326,23 @@ class TorchOptimizer:
     def step(
         self, params: Params, grads: Params, state: torch.optim.Optimizer, lr: float
     ) -> tuple[Params, torch.optim.Optimizer]:
-        """One update."""
+        """Take one step."""
         group = state.param_groups[0]
         group["lr"] = lr
         names = sorted(params)
-        for name, own in zip(names, group["params"], strict=True):
-            if own is not params[name]:
-                own.copy_(params[name])
-            own.grad = grads[name].reshape(own.shape)
+        for name, x in zip(names, group["params"], strict=True):
+            if x is not params[name]:
+                x.copy_(params[name])
+            x.grad = grads[name].reshape(x.shape)
         state.step()
         return dict(zip(names, group["params"], strict=True)), state
 
     def snapshot(self, params: Params) -> Params:
-        """A copy: torch.optim works in place."""
+        """Copy the parameters, as torch.optim works in place."""
         return {name: x.clone() for name, x in params.items()}
 
     def export_state(self, state: torch.optim.Optimizer) -> dict[str, np.ndarray]:
-        """``state_dict`` as flat arrays."""
+        """Return the entries of ``state_dict`` as named arrays."""
         out: dict[str, np.ndarray] = {}
         for i, entries in state.state_dict()["state"].items():
             for key, x in entries.items():
@@ -349,7 +352,7 @@ class TorchOptimizer:
         return out
 
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> torch.optim.Optimizer:
-        """The inverse of :meth:`export_state`."""
+        """Rebuild the state from named arrays, the inverse of :meth:`export_state`."""
         state = self.init(params)
         moments: dict[int, dict[str, Any]] = {}
         for key, x in arrays.items():

@@ -1,4 +1,4 @@
-"""Models in Hugging Face folders: ``config.json`` and safetensors, and nothing else from there."""
+"""Loading of models from Hugging Face folders, of which only ``config.json`` and safetensors files are read."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from adtn.errors import CompressError, missing
 from torch import nn
 
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_NAMED = 5  # entries in a message
+_NAMED = 5  # the most names in a list of a message
 
 
 def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
-    """The dense model of a folder, in evaluation mode.
+    """Load the model in a folder, in evaluation mode.
 
-    Only what is in the folder is read, from safetensors, by a model class of transformers itself: no code of the
-    folder is run, and nothing is fetched.
+    The model class is one of transformers itself, and weights are read from safetensors files in the folder: no code
+    in the folder is run, and nothing is downloaded.
 
     Parameters
     ----------
     folder : path
-        With ``config.json``, which names the class under ``architectures``, and safetensors.
+        A folder with ``config.json``, which names the class under ``architectures``, and safetensors files.
     weights : bool
-        Whether the weights are read, too; otherwise only the structure is made.
+        Whether to read the weights as well; otherwise, only the structure is made.
 
     Raises
     ------
     CompressError
-        If the folder holds no such model, or weights of it are missing or have another shape.
+        If the folder holds no such model, or weights are missing or have another shape.
     MissingDependencyError
-        Without transformers.
+        If transformers is not installed.
     """
     try:
         import transformers
@@ -66,17 +66,17 @@ def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
         )
     except CompressError:
         raise
-    except Exception as error:  # whatever a broken folder makes transformers raise
+    except Exception as error:  # transformers raises many kinds of errors for a broken folder
         raise CompressError(
-            f"Cannot load the model in {folder} ({type(error).__name__}: {error}); expected a whole Hugging Face "
-            "folder of this model. Get it again."
+            f"Cannot load the model in {folder} ({type(error).__name__}: {error}); expected a complete Hugging Face "
+            "folder of this model. Download it again."
         ) from error
     _refuse_holes(loaded, folder, cls.__name__)
     return model.eval()
 
 
 def _compressed(folder: Path, cls: Any, plain: Mapping[str, Any]) -> nn.Module:
-    """Load what ``save_pretrained`` of a compressed model wrote."""
+    """Load a compressed model that was saved by ``save_pretrained``."""
     import transformers
     from safetensors.torch import load_file
 
@@ -99,24 +99,24 @@ def _compressed(folder: Path, cls: Any, plain: Mapping[str, Any]) -> nn.Module:
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     except CompressError:
         raise
-    except Exception as error:  # whatever a broken folder makes transformers raise
+    except Exception as error:  # transformers raises many kinds of errors for a broken folder
         raise CompressError(
-            f"Cannot load the compressed model in {folder} ({type(error).__name__}: {error}); expected what "
-            "save_pretrained of a compressed model wrote. Save it again."
+            f"Cannot load the compressed model in {folder} ({type(error).__name__}: {error}); expected a folder that "
+            "save_pretrained of a compressed model wrote. Save the model again."
         ) from error
-    own = model.state_dict()
-    filled = {own[name].data_ptr() for name in state if name in own}
-    holes = [name for name in loaded.missing_keys if own[name].data_ptr() not in filled]  # others are tied
-    if holes or loaded.unexpected_keys:
+    tensors = model.state_dict()
+    loaded_memory = {tensors[name].data_ptr() for name in state if name in tensors}
+    missing_names = [name for name in loaded.missing_keys if tensors[name].data_ptr() not in loaded_memory]  # not tied
+    if missing_names or loaded.unexpected_keys:
         raise CompressError(
-            f"The weights in {folder} do not fill a compressed {cls.__name__} (missing: {holes[:_NAMED]}, not used: "
-            f"{loaded.unexpected_keys[:_NAMED]}); expected all of them. Save the model again."
+            f"Got weights in {folder} that do not match a compressed {cls.__name__} (missing: "
+            f"{missing_names[:_NAMED]}, not used: {loaded.unexpected_keys[:_NAMED]}). Save the model again."
         )
     return model.eval()
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """Read what ``config.json`` says, as far as it decides what is run."""
+    """Read ``config.json``, and check the entries that decide which code is run."""
     path = folder / "config.json"
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -131,7 +131,7 @@ def _config(folder: Path) -> dict[str, Any]:
         raise CompressError(f"Got model_type={kind!r} in {path}; expected a name.")
     for key, value in _entries(entries):
         if key.endswith("_implementation") and isinstance(value, str) and "/" in value:
-            raise CompressError(f"Got {key}={value!r} in {path}, which is code from elsewhere; remove it.")
+            raise CompressError(f"Got {key}={value!r} in {path}, which refers to code outside the folder; remove it.")
     if (folder / "adapter_config.json").exists():
         raise CompressError(f"Got {folder}, which holds an adapter of peft; merge it into its model first.")
     return entries
@@ -145,33 +145,34 @@ def _entries(entries: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _class(plain: Mapping[str, Any], folder: Path) -> Any:
-    """The model class: one that transformers lists for its own loading, not any attribute of that name."""
+    """Find the model class: one that transformers lists for automatic loading, not just any attribute of that name."""
     import transformers
     from transformers.models.auto import modeling_auto
 
     name = plain["architectures"][0]
     tables = [table for key, table in vars(modeling_auto).items() if key.endswith("_NAMES") and isinstance(table, dict)]
     listed = {
-        one for table in tables for value in table.values() for one in ((value,) if isinstance(value, str) else value)
+        cls for table in tables for value in table.values() for cls in ((value,) if isinstance(value, str) else value)
     }
     cls = getattr(transformers, name, None) if name in listed else None
     if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
         return cls
     why = " It needs code that comes with the folder (auto_map), which is never run." if "auto_map" in plain else ""
     raise CompressError(
-        f"Got architectures={plain['architectures']} in {folder / 'config.json'}; transformers knows no such model."
-        f"{why}"
+        f"Got architectures={plain['architectures']} in {folder / 'config.json'}; expected a model class of "
+        f"transformers.{why}"
     )
 
 
 def _check_files(folder: Path, named: Any) -> None:
-    """Refuse files of weights that are no safetensors of this folder, or cannot be opened.
+    """Refuse weights that are not in safetensors files of this folder, or cannot be opened.
 
     Parameters
     ----------
     folder : path
+        The folder of the model.
     named : str or None
-        The file or index that the configuration names, if it does.
+        The file or index that the configuration names, if any.
     """
     from safetensors import safe_open
 
@@ -179,7 +180,9 @@ def _check_files(folder: Path, named: Any) -> None:
         raise CompressError(f"Got {folder}, a distributed checkpoint; expected {_ONE}. Save the whole model first.")
     first = named if named is not None else _ONE if (folder / _ONE).exists() else _INDEX
     if not isinstance(first, str) or Path(first).name != first:
-        raise CompressError(f"Got transformers_weights={first!r} in {folder / 'config.json'}; expected a file there.")
+        raise CompressError(
+            f"Got transformers_weights={first!r} in {folder / 'config.json'}; expected a file name in that folder."
+        )
     for name in _shards(folder / first) if first.endswith(".index.json") else [first]:
         path = folder / name
         if not _is_inside(path, folder):
@@ -188,19 +191,21 @@ def _check_files(folder: Path, named: Any) -> None:
             with safe_open(path, framework="pt") as file:  # pyright: ignore[reportGeneralTypeIssues]
                 file.keys()
         except Exception as error:
-            raise CompressError(f"Cannot read {path} ({error}); expected safetensors. Get the file again.") from error
+            raise CompressError(
+                f"Cannot read {path} ({error}); expected a safetensors file. Download it again."
+            ) from error
 
 
 def _shards(path: Path) -> list[str]:
-    """Return files that an index names."""
+    """Return the names of the files that an index lists."""
     folder = path.parent
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(files.values()))
     except FileNotFoundError:
         others = sorted(file.name for file in folder.glob("*.bin"))
-        hint = f" It has {others[:_NAMED]}, which are not read: convert them to safetensors." if others else ""
-        raise CompressError(f"Got {folder}, which holds neither {_ONE} nor {path.name}.{hint}") from None
+        hint = f" Convert {others[:_NAMED]} to safetensors, as they are not read." if others else ""
+        raise CompressError(f"Got {folder}, which contains neither {_ONE} nor {path.name}.{hint}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CompressError(f"Cannot read {path} ({error}); expected the index of a Hugging Face folder.") from error
     for name in names:
@@ -210,23 +215,30 @@ def _shards(path: Path) -> list[str]:
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    """Return whether a file is in the folder, or where the cache of Hugging Face has what its folders link to."""
+    """Return whether a file is in the folder, or in the cache of Hugging Face to which the folder links."""
     home, real = folder.resolve(), path.resolve()
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     return real.parent in (home, blobs)
 
 
 def _refuse_holes(loaded: Mapping[str, Any], folder: Path, name: str) -> None:
-    """Refuse weights that the files did not fill: they have random values now."""
-    holes = sorted(str(key) for key in loaded.get("missing_keys") or ())
-    odd = [str(key[0] if isinstance(key, tuple) else key) for key in loaded.get("mismatched_keys") or ()]
+    """Refuse a model some of whose weights were not loaded, as these have random values."""
+    missing_names = sorted(str(key) for key in loaded.get("missing_keys") or ())
+    mismatched = [str(key[0] if isinstance(key, tuple) else key) for key in loaded.get("mismatched_keys") or ()]
     errors = [str(error) for error in loaded.get("error_msgs") or ()]
-    if not (holes or odd or errors):
+    if not (missing_names or mismatched or errors):
         return
-    rest = sorted(str(key) for key in loaded.get("unexpected_keys") or ())
-    parts = [("missing", holes), ("of another shape", sorted(odd)), ("errors", errors), ("not used", rest)]
-    said = "; ".join(f"{what}: {', '.join(one[:_NAMED]) + ' ...' * (len(one) > _NAMED)}" for what, one in parts if one)
+    unused = sorted(str(key) for key in loaded.get("unexpected_keys") or ())
+    parts = [
+        ("missing", missing_names),
+        ("of another shape", sorted(mismatched)),
+        ("errors", errors),
+        ("not used", unused),
+    ]
+    details = "; ".join(
+        f"{what}: {', '.join(names[:_NAMED]) + ' ...' * (len(names) > _NAMED)}" for what, names in parts if names
+    )
     raise CompressError(
-        f"The weights in {folder} do not fill a {name} ({said}); expected all of them. Get the folder again, or name "
-        "the class that was saved under architectures."
+        f"Got weights in {folder} that do not match a {name} ({details}). Download the folder again, or name the class "
+        "that was saved under architectures."
     )

@@ -1,7 +1,7 @@
-"""Generated weights and peft: adapters that peft trains, saves and switches, and its LoRA on compressed layers.
+"""Generated weights in peft: adapters that peft trains, saves and switches, and LoRA on compressed layers.
 
-peft refuses names of methods that its own enumeration lacks, so this uses its other door, custom modules of LoRA:
-the state keys begin with ``lora_generated``.
+peft does not accept new methods that are missing from its enumeration, so this uses custom modules of LoRA; the keys of
+the state begin with ``lora_generated``.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _TARGETS = tuple(dense for kind in KINDS if kind.adaptable for dense in (*kind.d
 
 @dataclass
 class GeneratedLoraConfig(LoraConfig):
-    """A ``peft.LoraConfig`` whose adapters are generated weights; rank and alpha do not count.
+    """A ``peft.LoraConfig`` whose adapters are generated weights; rank and alpha are ignored.
 
     Parameters
     ----------
     generated : mapping
-        ``topology``, ``leg`` and ``order`` as of :class:`adtn.Config`, in plain values.
+        The options ``topology``, ``leg`` and ``order`` of :class:`adtn.Config`, in plain values.
     **options
-        Of ``peft.LoraConfig``: ``target_modules``, ``modules_to_save``, ``task_type``, ...
+        Options of ``peft.LoraConfig``: ``target_modules``, ``modules_to_save``, ``task_type``, ...
 
     Examples
     --------
@@ -52,18 +52,18 @@ class GeneratedLoraConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settings = Config.from_dict(self.generated)  # refuses what makes no sense
+        settings = Config.from_dict(self.generated)  # refuses invalid options
         self.generated = {k: v for k, v in self.generated.items() if k != "topology"}
         self.generated["topology"] = topology_to_json(settings.topology)
         self._register_custom_module(dict.fromkeys(_TARGETS, GeneratedLora))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the options as plain values."""
         return super().to_dict() | {"_custom_modules": None}
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> GeneratedLoraConfig:
-        """Read that of an adapter that peft saved, for ``PeftModel.from_pretrained(model, folder, config=...)``.
+        """Read the configuration of an adapter that peft saved, for ``PeftModel.from_pretrained(..., config=...)``.
 
         Raises
         ------
@@ -76,18 +76,20 @@ class GeneratedLoraConfig(LoraConfig):
             raise CompressError(f"Cannot read the adapter in {folder}: {error}.") from error
         if not isinstance(plain, dict) or "generated" not in plain:
             kind = plain.get("peft_type") if isinstance(plain, dict) else f"a {type(plain).__name__}"
-            raise CompressError(f"Got {folder}, an adapter of {kind}; expected a generated one.")
-        known = ("target_modules", "exclude_modules", "modules_to_save", "task_type", "generated", "bias")
+            raise CompressError(f"Got {folder}, an adapter of type {kind}; expected a generated one.")
+        fields = ("target_modules", "exclude_modules", "modules_to_save", "task_type", "generated", "bias")
         try:
-            return cls(**{k: plain[k] for k in known if plain.get(k) is not None}, inference_mode=True)
+            return cls(**{k: plain[k] for k in fields if plain.get(k) is not None}, inference_mode=True)
         except ADTNError:
             raise
-        except Exception as error:  # a file may hold anything
-            raise CompressError(f"The adapter in {folder} cannot be made ({error}). Get the folder again.") from error
+        except Exception as error:  # the file may contain anything
+            raise CompressError(
+                f"Cannot use the configuration of the adapter in {folder} ({error}); save the adapter again."
+            ) from error
 
 
 class GeneratedLora(Mergeable, LoraLayer):
-    """A dense layer with generated weights added, as peft wants it."""
+    """A dense layer with generated weights as adapters, in the form that peft requires."""
 
     adapter_layer_names = ("lora_generated",)
     other_param_names = ()
@@ -102,12 +104,12 @@ class GeneratedLora(Mergeable, LoraLayer):
     def update_layer(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, adapter_name: str, *rank_and_alpha: Any, config: GeneratedLoraConfig, **options: Any
     ) -> None:
-        """Another adapter; it starts at zero."""
+        """Add an adapter that starts at zero."""
         base: Any = self.get_base_layer()
         settings = Config.from_dict(config.generated)
         shape = weight_shape(base)
         if shape is None:
-            raise CompressError(f"Got {type(base).__name__}, which has no generated form.")
+            raise CompressError(f"Got a {type(base).__name__}, which has no generated form.")
         dense = base.weight.detach()
         scale = float(dense.float().std())
         generator = starting_at_zero(
@@ -119,22 +121,23 @@ class GeneratedLora(Mergeable, LoraLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Make one weight of the dense one and adapters, for inference, see :class:`Mergeable`."""
+        """Use the sum of the dense weight and adapters for inference, see :class:`Mergeable`."""
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.lora_generated]
         for name in names:
             if safe_merge and not bool(torch.isfinite(self.get_delta_weight(name)).all()):
+                # the message of peft
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
         self.merged_adapters += names
 
     def unmerge(self) -> None:
-        """The dense weight and the adapters apart."""
+        """Apply the dense weight and the adapters separately again."""
         self.merged_adapters.clear()
         self._sum = None
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """The dense layer alone, as peft asks for it; what is merged stays in it."""
+        """Return the dense layer alone, as peft requires; merged adapters are written to its weight."""
         if merge:
             self.merge(safe_merge, adapter_names)
         if self.merged_adapters:
@@ -142,21 +145,21 @@ class GeneratedLora(Mergeable, LoraLayer):
         return self.get_base_layer()
 
     def dense_layer(self) -> Any:
-        """The dense layer."""
+        """Return the dense layer."""
         return self.get_base_layer()
 
     def inside(self) -> list[GeneratedWeight]:
-        """The weights of the merged adapters."""
+        """Return the weights of the merged adapters."""
         layers: list[Any] = [self.lora_generated[name] for name in self.merged_adapters]
         return [layer.generated for layer in layers]
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """The weight of an adapter in the orientation of the dense weight."""
+        """Return the weight of an adapter in the orientation of the dense weight."""
         layer: Any = self.lora_generated[adapter]
         return kind_of(self.get_base_layer()).oriented(layer.weight.detach())
 
     def forward(self, x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        """Apply the layer as the dense one, and the active adapters."""
+        """Apply the dense layer and the active adapters."""
         if self.disable_adapters and self.merged:
             self.unmerge()
         layer = self.merged_layer() if self.merged else None
@@ -171,21 +174,21 @@ class GeneratedLora(Mergeable, LoraLayer):
 
 
 class CompressedLora(LoraLinear):
-    """LoRA on a compressed linear layer, whose generated weight stays as it is."""
+    """A LoRA on a compressed linear layer, whose generated weight is not changed."""
 
     def _get_in_out_features(self, module: Any) -> tuple[int, int]:
         return module.in_features, module.out_features
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refused: a generated weight cannot take up a low-rank one."""
+        """Refuse, as a low-rank weight cannot be merged into a generated one."""
         raise CompressError(
-            "A LoRA cannot be merged into a generated weight; keep it beside, or make the layers dense first "
+            "A LoRA cannot be merged into a generated weight; keep it separate, or make the layers dense first "
             "(adtn_backends.torch.to_dense)."
         )
 
 
 def on_compressed(config: LoraConfig) -> LoraConfig:
-    """Let a LoRA's targets be compressed linear layers, too; returns the config.
+    """Allow compressed linear layers as targets of a LoRA, and return the config.
 
     Examples
     --------

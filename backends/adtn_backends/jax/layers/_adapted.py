@@ -1,4 +1,4 @@
-"""Adapters: generated weights that are added to frozen dense ones, by name, switched at run time."""
+"""Adapters: named generated weights that are added to frozen dense ones and can be switched at run time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Cached(nnx.Variable[Any]):
 
 
 def _bits(x: jax.Array) -> jax.Array:
-    """Sums over the last axis of the bits of entries, every position with an odd factor of its own, modulo 2^32."""
+    """Sum the bits of entries over the last axis modulo 2^32, each position weighted by an odd factor of its own."""
     kind = {8: jnp.uint64, 4: jnp.uint32, 2: jnp.uint16}[x.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), kind)
     if kind is jnp.uint64:
@@ -33,29 +33,29 @@ def _bits(x: jax.Array) -> jax.Array:
 
 
 def _attached(value: jax.Array, make: Callable[[Any], jax.Array], parts: Any) -> jax.Array:
-    """``value``, which is ``make(parts)``, and is differentiated as that; it is made only on the way back."""
+    """Return ``value``, which equals ``make(parts)`` and is differentiated as such; only the backward pass calls it."""
 
     @jax.custom_vjp
     def attach(value: jax.Array, parts: Any) -> jax.Array:
         return value
 
     def forward(value: jax.Array, parts: Any) -> tuple[jax.Array, Any]:
-        return attach(value, parts), parts  # itself, for whoever differentiates the derivative
+        return attach(value, parts), parts  # calls itself, so that second derivatives are right
 
-    def backward(parts: Any, slope: jax.Array) -> tuple[jax.Array, Any]:
-        return jnp.zeros_like(slope), jax.vjp(make, parts)[1](slope)[0]
+    def backward(parts: Any, cotangent: jax.Array) -> tuple[jax.Array, Any]:
+        return jnp.zeros_like(cotangent), jax.vjp(make, parts)[1](cotangent)[0]
 
     attach.defvjp(forward, backward)
     return attach(value, parts)
 
 
 class Adapted(nnx.Module):
-    """A dense layer and adapters: ``y = base(x) + Σ_active generated(x)``.
+    """A dense layer with adapters: ``y = base(x) + Σ_active generated(x)``.
 
     Parameters
     ----------
     base_layer : flax.nnx.Module
-        Linear, LinearGeneral, Conv or Embed.
+        The dense layer: Linear, LinearGeneral, Conv or Embed.
 
     Examples
     --------
@@ -73,51 +73,51 @@ class Adapted(nnx.Module):
         self.adapters = nnx.Dict()
         self.active: tuple[str, ...] = ()
         self.merged = False
-        self.inside = Cached(jnp.zeros(()))
-        self.seen = Cached(jnp.zeros(()))
+        self.inside = Cached(jnp.zeros(()))  # the merged weight
+        self.seen = Cached(jnp.zeros(()))  # a fingerprint of the parts that it was made of
 
     def add(self, name: str, weight: GeneratedWeight) -> None:
-        """Another adapter; it becomes the active one.
+        """Add an adapter, which becomes the active one.
 
         Raises
         ------
         CompressError
-            If there is one of that name, or it is no name of an attribute.
+            If there is one of that name, or the name is not an identifier.
         LayoutError
-            If there is no generated form of the layer, or its weight has another shape.
+            If the layer has no generated form, or its weight has another shape.
         """
-        if not name.isidentifier() or hasattr(self.adapters, name):  # of an adapter, or a method of their mapping
+        if not name.isidentifier() or hasattr(self.adapters, name):  # an adapter, or a method of nnx.Dict
             raise CompressError(
-                f"Got the adapter name {name!r}; there are {list(self.adapters)}, and it must be an identifier."
+                f"Got the adapter name {name!r}; expected an identifier other than {list(self.adapters)}."
             )
         self.unmerge()
         self.adapters[name] = layer_like(self.base_layer, weight, bias=False)
         self.active = (name,)
 
     def generated(self, name: str) -> GeneratedWeight:
-        """The weight of one adapter."""
+        """Return the weight of one adapter."""
         return self.adapters[name].generated
 
     def merge(self) -> None:
-        """Make one weight of the dense one and the active adapters, which is used while both stay what they are.
+        """Cache the sum of the dense weight and the active adapters, which is used as long as neither changes.
 
-        The dense layer keeps its own, so that states are saved, loaded and trained as if nothing was merged. Changes of
-        both are seen, which costs a pass over the dense weight.
+        The dense layer keeps its own weight, so the model is saved, loaded and trained as if nothing were merged.
+        Every call checks whether the weight or an adapter changed, which costs a pass over the dense weight.
         """
         if self.active:
-            self.inside, self.seen = Cached(self._sum(self._parts())), Cached(self._look())
+            self.inside, self.seen = Cached(self._sum(self._parts())), Cached(self._fingerprint())
             self.merged = True
 
     def unmerge(self) -> None:
-        """The dense weight and the adapters apart."""
+        """Forget the merged weight, and apply the dense weight and the adapters separately."""
         self.inside, self.seen = Cached(jnp.zeros(())), Cached(jnp.zeros(()))
         self.merged = False
 
     def check_stay(self) -> None:
-        """Refuse nothing: a dense weight of Flax is never computed from other parameters."""
+        """Accept every layer: a dense weight of Flax is never computed from other parameters."""
 
     def stay(self) -> None:
-        """Leave what is merged in the dense weight for good."""
+        """Write a merged weight to the dense layer for good."""
         if self.merged:
             self._kernel()[...] = self._sum(self._parts())
             self.unmerge()
@@ -126,25 +126,25 @@ class Adapted(nnx.Module):
         return getattr(self.base_layer, known_kind_of(self.base_layer).variable)
 
     def _parts(self) -> tuple[jax.Array, list[Params]]:
-        """The dense weight and the cores of the active adapters."""
+        """Return the dense weight and the cores of the active adapters."""
         return self._kernel()[...], [self.generated(name).arrays() for name in self.active]
 
     def _sum(self, parts: tuple[jax.Array, list[Params]]) -> jax.Array:
-        """Sum these, in the order of the dense weight."""
+        """Sum the parts, with the axes of the dense weight."""
         kernel, cores = parts
         kind = known_kind_of(self.base_layer)
         for name, arrays in zip(self.active, cores, strict=True):
             kernel = kernel + kind.write(self.base_layer, self.generated(name)(arrays))
         return kernel
 
-    def _look(self) -> jax.Array:
-        """All bits of the cores, and sums over those of the dense weight's rows: they show who writes."""
+    def _fingerprint(self) -> jax.Array:
+        """Return the bits of all cores and a sum for each row of the dense weight, which show any change."""
         kernel, cores = self._parts()
-        small = [_bits(x[..., None]).reshape(-1) for own in cores for x in own.values()]
+        small = [_bits(x[..., None]).reshape(-1) for arrays in cores for x in arrays.values()]
         return jnp.concatenate([_bits(kernel).reshape(-1), *small])
 
     def _apply(self, merged: Callable[[Any], jax.Array], beside: Callable[[], jax.Array]) -> jax.Array:
-        """Apply the merged weight in a copy of the dense layer, or the adapters beside it."""
+        """Apply a copy of the dense layer with the merged weight if it is up to date, or else call ``beside``."""
         if not self.merged or self.inside.shape != self._kernel().shape:
             return beside()
         graph, state = nnx.split(self.base_layer)
@@ -154,13 +154,13 @@ class Adapted(nnx.Module):
             getattr(layer, known_kind_of(layer).variable)[...] = _attached(self.inside[...], self._sum, self._parts())
             return merged(layer)
 
-        same = jnp.array_equal(self.seen[...], self._look())
+        same = jnp.array_equal(self.seen[...], self._fingerprint())
         if isinstance(same, Tracer):
             return jax.lax.cond(same, through, beside)
         return through() if same else beside()
 
     def __call__(self, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
-        """Apply the layer as the dense one, and the active adapters."""
+        """Apply the dense layer and the active adapters."""
 
         def beside() -> jax.Array:
             base: Any = self.base_layer
@@ -172,7 +172,7 @@ class Adapted(nnx.Module):
         return self._apply(lambda layer: layer(x, *args, **options), beside)
 
     def attend(self, query: jax.Array) -> jax.Array:
-        """Return products with all rows of an adapted embedding."""
+        """Return the products of queries with all rows of an adapted embedding."""
 
         def beside() -> jax.Array:
             base: Any = self.base_layer
@@ -184,16 +184,16 @@ class Adapted(nnx.Module):
         return self._apply(lambda layer: layer.attend(query), beside)
 
     def __getattr__(self, name: str) -> Any:
-        # code that looks at a dense layer finds what it looks for
+        # so that code which reads attributes of the dense layer works
         if name.startswith("_") or "base_layer" not in vars(self):
             raise AttributeError(name)
         return getattr(vars(self)["base_layer"], name)
 
 
 def _beside(generator: Generator, dense: Any) -> GeneratedWeight:
-    """A generated weight with the dtype of a dense layer."""
-    weight, own = GeneratedWeight(generator), params_of(dense)
-    return weight.astype(own[0][...].dtype) if own else weight
+    """Make a generated weight with the dtype of a dense layer."""
+    weight, params = GeneratedWeight(generator), params_of(dense)
+    return weight.astype(params[0][...].dtype) if params else weight
 
 
 MODULES = Modules(

@@ -15,17 +15,18 @@ from ._weight import GeneratedWeight, as_weight, bias_param
 
 
 class ADTNMultiheadAttention(nnx.Module):
-    """Self- or cross-attention with generated projections; the weights of PyTorch's ``MultiheadAttention``.
+    """A self- or cross-attention with generated projections, whose weights are ordered as in PyTorch.
 
     Parameters
     ----------
     projections : Generator or GeneratedWeight
-        Of query, key and value, ``(3 embed_dim, embed_dim)``.
+        The projections of query, key and value, ``(3 embed_dim, embed_dim)``.
     output : Generator or GeneratedWeight
-        Of the output, ``(embed_dim, embed_dim)``.
+        The projection of the output, ``(embed_dim, embed_dim)``.
     num_heads : int
+        The number of heads, a divisor of ``embed_dim``.
     bias, output_bias : array or bool
-        ``(3 embed_dim,)`` and ``(embed_dim,)``.
+        The biases, ``(3 embed_dim,)`` and ``(embed_dim,)``; ``True`` for zeros, ``False`` for none.
 
     Raises
     ------
@@ -46,12 +47,12 @@ class ADTNMultiheadAttention(nnx.Module):
         n = self.generated.shape[1]
         if self.generated.shape != (3 * n, n) or self.out_proj.generated.shape != (n, n) or n % num_heads:
             shapes = f"{self.generated.shape} and {self.out_proj.generated.shape} with num_heads={num_heads}"
-            raise LayoutError(f"Got projections {shapes}; expected (3 n, n) and (n, n), with n divided by num_heads.")
+            raise LayoutError(f"Got projections {shapes}; expected (3 n, n) and (n, n), with n divisible by num_heads.")
         self.num_heads = num_heads
         self.bias = bias_param(bias, self.generated)
 
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """``(batch, length, embed_dim)`` each; ``mask`` is ``True`` where attention is allowed."""
+        """Attend; inputs have shape ``(batch, length, embed_dim)``, and ``mask`` is true where attention is allowed."""
         weights = jnp.split(self.generated(), 3)
         biases = [0.0] * 3 if self.bias is None else jnp.split(self.bias[...], 3)
         q, k, v = (
@@ -62,7 +63,7 @@ class ADTNMultiheadAttention(nnx.Module):
         return self.out_proj(y.reshape(query.shape))
 
     def to_dense(self) -> nnx.MultiHeadAttention:
-        """An ordinary layer with the weights as they are now; its mask is a keyword."""
+        """Make an ordinary layer with the present weights, where the mask is a keyword argument."""
         n, weight = self.generated.shape[1], self.generated()
         dense = nnx.MultiHeadAttention(
             self.num_heads,
@@ -80,4 +81,4 @@ class ADTNMultiheadAttention(nnx.Module):
 
 
 GENERATED = (ADTNMultiheadAttention,)
-"""Made by hand only: in a model of Flax the projections inside of an attention are layers of their own."""
+"""Generated layers without a kind: in a model of Flax, the projections of an attention are replaced one by one."""

@@ -1,4 +1,4 @@
-"""Convolutions, channels last."""
+"""Convolutions with generated weights, with channels last."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ._weight import GeneratedWeight, as_weight, bias_param, fitted_weight
 
 
 class _ADTNConv(FromConv, nnx.Module):
-    """Common part; see :class:`ADTNConv2d`."""
+    """The common base of convolutions; see :class:`ADTNConv2d`."""
 
     axes: ClassVar[int]
 
@@ -37,7 +37,7 @@ class _ADTNConv(FromConv, nnx.Module):
         dtype: Any = None,
     ) -> None:
         self.generated = as_weight(weight, 2 + self.axes, f"{type(self).__name__} (out, in / groups, kernel)")
-        self.rule = padding if padding in ("SAME", "VALID") else None  # JAX's own, for any stride
+        self.rule = padding if padding in ("SAME", "VALID") else None  # JAX's rules, which allow any stride
         around = 0 if self.rule else padding
         self.geometry = Geometry.of(self.generated.shape, stride, around, dilation, groups, padding_mode)
         self.bias = bias_param(bias, self.generated)
@@ -48,7 +48,7 @@ class _ADTNConv(FromConv, nnx.Module):
         reason = CONV.reason(dense) if type(dense) is nnx.Conv else f"no generated form of {type(dense).__name__}"
         if reason or dense.kernel.ndim != 2 + cls.axes:
             why = reason or f"its kernel is {dense.kernel.shape}"
-            raise LayoutError(f"Got a {type(dense).__name__} that {cls.__name__} cannot take the place of: {why}.")
+            raise LayoutError(f"Got a {type(dense).__name__} that {cls.__name__} cannot replace: {why}.")
         bias = False if dense.bias is None else dense.bias[...]
         return cls(fitted_weight(CONV.weight(dense), fit), bias, **_options(dense))
 
@@ -58,16 +58,16 @@ class _ADTNConv(FromConv, nnx.Module):
         return self.generated()
 
     def to_dense(self) -> nnx.Conv:
-        """An ordinary layer with the weight as it is now.
+        """Make an ordinary layer with the present weight.
 
         Raises
         ------
         LayoutError
-            If Flax has no such padding.
+            If Flax does not have this padding mode.
         """
         g, weight = self.geometry, self.weight
         if g.padding_mode != "zeros":
-            raise LayoutError(f"Got padding_mode={g.padding_mode!r}, which convolutions of Flax do not have.")
+            raise LayoutError(f"Got padding_mode={g.padding_mode!r}; convolutions of Flax support only 'zeros'.")
         dense = nnx.Conv(
             g.in_channels,
             g.out_channels,
@@ -84,7 +84,7 @@ class _ADTNConv(FromConv, nnx.Module):
         return CONV.filled(dense, weight, self.bias)
 
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """``(batch, *size, in)`` to ``(batch, *size, out)``."""
+        """Map ``(batch, *size, in)`` to ``(batch, *size, out)``."""
         g, x = self.geometry, as_dtype(x, self.dtype)
         padding: Any = self.rule or g.padding
         if g.padding_mode != "zeros":
@@ -105,30 +105,30 @@ class _ADTNConv(FromConv, nnx.Module):
 
 
 class ADTNConv1d(_ADTNConv):
-    """A convolution over one or three axes, see :class:`ADTNConv2d`."""
+    """A convolution over ``(batch, length, in)``; see :class:`ADTNConv2d`."""
 
     axes = 1
 
 
 class ADTNConv2d(_ADTNConv):
-    """A convolution over ``(batch, height, width, in)``; takes the place of :class:`flax.nnx.Conv`.
+    """A convolution over ``(batch, height, width, in)`` that replaces :class:`flax.nnx.Conv`.
 
     Parameters
     ----------
     weight : Generator or GeneratedWeight
-        Of the weight, ``(out, in / groups, height, width)``, as in PyTorch.
+        The weight, ``(out, in / groups, height, width)``, as in PyTorch.
     bias : array or bool
-        ``(out,)``, ``True`` for zeros, ``False`` for none.
+        The bias, ``(out,)``; ``True`` for zeros, ``False`` for none.
     stride, padding, dilation, groups, padding_mode
-        As of :class:`torch.nn.Conv2d`; ``padding`` may be JAX's ``"SAME"`` and ``"VALID"``, too.
+        See :class:`torch.nn.Conv2d`; ``padding`` may also be JAX's ``"SAME"`` or ``"VALID"``.
     dtype : dtype, optional
-        Of products and results, as layers of Flax have it; the parameters keep theirs. That of inputs and parameters
-        when not given.
+        The dtype of products and results, as in layers of Flax; parameters keep theirs. By default, it follows from
+        the inputs and parameters.
 
     Raises
     ------
     LayoutError
-        If they do not fit together.
+        If the arguments do not fit together.
 
     Examples
     --------
@@ -142,7 +142,7 @@ class ADTNConv2d(_ADTNConv):
 
 
 class ADTNConv3d(_ADTNConv):
-    """A convolution over one or three axes, see :class:`ADTNConv2d`."""
+    """A convolution over ``(batch, depth, height, width, in)``; see :class:`ADTNConv2d`."""
 
     axes = 3
 
@@ -159,7 +159,7 @@ def _refusal(dense: Any) -> str:
 
 
 def _options(dense: nnx.Conv) -> dict[str, Any]:
-    """Geometry and dtype as :class:`ADTNConv2d` takes them."""
+    """Return the geometry and dtype as options of :class:`ADTNConv2d`."""
     axes = dense.kernel.ndim - 2
     return {
         "stride": _each(dense.strides, axes),
@@ -171,7 +171,7 @@ def _options(dense: nnx.Conv) -> dict[str, Any]:
 
 
 def _patches(dense: Any, x: Any) -> Any | None:
-    """The windows of images that the kernel lies over; of grouped convolutions each group would see others."""
+    """Return the windows of images to which the kernel is applied; not for groups, as their windows differ."""
     if dense.kernel.ndim != 4 or dense.feature_group_count > 1:
         return None
     padding: Any = _padding(dense)
@@ -191,17 +191,17 @@ def _each(value: Any, axes: int) -> tuple[int, ...]:
 
 
 def _padding(dense: Any) -> Any:
-    """Padding as :class:`ADTNConv2d` takes it; ``None`` for what it does not know."""
-    given, axes = dense.padding, dense.kernel.ndim - 2
-    if isinstance(given, str):
-        return given if given in ("SAME", "VALID") else None
-    if isinstance(given, int):
-        return (given,) * axes
-    around = [(p, p) if isinstance(p, int) else tuple(p) for p in given]
+    """Return the padding as an option of :class:`ADTNConv2d`; ``None`` if that does not support it."""
+    padding, axes = dense.padding, dense.kernel.ndim - 2
+    if isinstance(padding, str):
+        return padding if padding in ("SAME", "VALID") else None
+    if isinstance(padding, int):
+        return (padding,) * axes
+    around = [(p, p) if isinstance(p, int) else tuple(p) for p in padding]
     return tuple(a for a, _ in around) if len(around) == axes and all(a == b for a, b in around) else None
 
 
-_BY_AXES: dict[int, type[_ADTNConv]] = {made.axes: made for made in (ADTNConv1d, ADTNConv2d, ADTNConv3d)}
+_BY_AXES: dict[int, type[_ADTNConv]] = {layer.axes: layer for layer in (ADTNConv1d, ADTNConv2d, ADTNConv3d)}
 CONV = Kind(
     dense=nnx.Conv,
     generated=tuple(_BY_AXES.values()),

@@ -1,4 +1,4 @@
-"""A model without generated weights."""
+"""The conversion of models back to dense ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ._places import modules_of, put_module
 
 
 def to_dense(model: Any) -> nnx.Module:
-    """A copy of a model in which every generated layer is an ordinary one of Flax.
+    """Copy a model, with every generated layer replaced by an ordinary layer of Flax.
 
-    A layer that is at several places stays one; layers that only share a generated weight become independent.
+    A layer at several places remains one layer; layers that only share a generated weight become independent.
 
     Parameters
     ----------
     model : flax.nnx.Module
-        Left as it is.
+        The model, which is not changed.
 
     Examples
     --------
@@ -33,9 +33,9 @@ def to_dense(model: Any) -> nnx.Module:
         return model.to_dense()
     dense = nnx.clone(model)
     places = [(name, module) for name, module in modules_of(dense) if isinstance(module, GENERATED)]
-    made = {id(module): module.to_dense() for _, module in places}
+    dense_layers = {id(module): module.to_dense() for _, module in places}
     outer = [name for name, _ in places]
     for name, module in places:
-        if not name.startswith(tuple(f"{other}." for other in outer)):  # parts of an attention go with it
-            put_module(dense, name, made[id(module)])
+        if not name.startswith(tuple(f"{other}." for other in outer)):  # an attention is replaced with all its parts
+            put_module(dense, name, dense_layers[id(module)])
     return dense

@@ -1,4 +1,4 @@
-"""Rows of a generated table."""
+"""Embeddings with generated tables."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ._kind import Kind, as_dtype
 from ._shards import by_shards, placed
 from ._weight import GeneratedWeight, as_weight, fitted_weight
 
-_FEW = 4  # up to a quarter of all rows, only those that are asked for are made
+_FEW = 4  # up to one row in four, only the requested rows are generated
 
 
 class ADTNEmbedding(FromEmbedding, nnx.Module):
-    """Rows of a generated table; takes the place of :class:`flax.nnx.Embed`.
+    """An embedding whose table is generated; it replaces :class:`flax.nnx.Embed`.
 
     Parameters
     ----------
     weight : Generator or GeneratedWeight
-        Of the table, ``(num_embeddings, embedding_dim)``.
+        The table, ``(num_embeddings, embedding_dim)``.
     dtype : dtype, optional
-        Of rows and products, as layers of Flax have it; the parameters keep theirs.
+        The dtype of rows and products, as in layers of Flax; parameters keep theirs.
 
     Examples
     --------
@@ -50,11 +50,11 @@ class ADTNEmbedding(FromEmbedding, nnx.Module):
 
     @property
     def weight(self) -> jax.Array:
-        """The table."""
+        """The generated table."""
         return self.generated()
 
     def to_dense(self) -> nnx.Embed:
-        """An ordinary embedding with the table as it is now."""
+        """Make an ordinary embedding with the present table."""
         weight = self.weight
         dense = nnx.Embed(
             self.num_embeddings, self.embedding_dim, dtype=self.dtype, param_dtype=weight.dtype, rngs=nnx.Rngs(0)
@@ -62,24 +62,25 @@ class ADTNEmbedding(FromEmbedding, nnx.Module):
         return EMBED.filled(dense, weight, None)
 
     def __call__(self, indices: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """``(...)`` of integers to ``(..., embedding_dim)``."""
+        """Look up rows, from integers ``(...)`` to ``(..., embedding_dim)``."""
         return by_shards(self._looked_up, self.generated.arrays(), indices, 0, out_sharding)
 
     def _looked_up(self, arrays: Params, indices: jax.Array) -> jax.Array:
         if not jnp.issubdtype(indices.dtype, jnp.integer):
             raise ValueError(f"Got indices of {indices.dtype}; expected integers, as of flax.nnx.Embed.")
-        known = isinstance(indices.size, int)  # jax.export leaves batches open
-        if not known or _FEW * indices.size > self.num_embeddings or not indices.size:
+        has_size = isinstance(indices.size, int)  # not with jax.export and a symbolic batch size
+        if not has_size or _FEW * indices.size > self.num_embeddings or not indices.size:
             return jnp.take(as_dtype(self.generated(arrays), self.dtype), indices, axis=0)
         index = indices.reshape(-1)
-        index = index.astype(jnp.promote_types(index.dtype, jnp.int32))  # numbers of rows may be too large for bytes
+        index = index.astype(jnp.promote_types(index.dtype, jnp.int32))  # the number of rows may be too large for int8
         index = jnp.where(index < 0, index + self.num_embeddings, index)
         inside = jnp.clip(index, 0, self.num_embeddings - 1)
-        rows = jnp.where((index == inside)[:, None], self.generated.rows(inside, arrays), jnp.nan)  # as jnp.take does
+        # as jnp.take does, NaN where there is no such row
+        rows = jnp.where((index == inside)[:, None], self.generated.rows(inside, arrays), jnp.nan)
         return as_dtype(rows, self.dtype).reshape(*indices.shape, self.embedding_dim)
 
     def attend(self, query: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """``(..., embedding_dim)`` to products with all rows, ``(..., num_embeddings)``: a tied output layer."""
+        """Multiply ``(..., embedding_dim)`` with all rows to ``(..., num_embeddings)``, as a tied output layer."""
         return placed(as_dtype(query, self.dtype) @ as_dtype(self.weight.T, self.dtype), out_sharding)
 
 
@@ -91,4 +92,4 @@ EMBED = Kind(
     variable="embedding",
 )
 KINDS = (EMBED,)
-"""Tables, whose rows are looked up."""
+"""Embeddings."""

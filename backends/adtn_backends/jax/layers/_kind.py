@@ -1,4 +1,4 @@
-"""Rows of the table of layers: all that the library must know about one kind of dense layer of Flax."""
+"""The description of one kind of layer: everything that the library has to know about a dense layer of Flax."""
 
 from __future__ import annotations
 
@@ -17,45 +17,46 @@ _FUNCTIONS = ("dot_general", "conv_general_dilated", "promote_dtype", "preferred
 
 
 def no_reason(dense: Any) -> str:
-    """Give no reason."""
+    """Return an empty reason: the layer has a generated form."""
     return ""
 
 
 def no_rows(dense: Any, x: Any) -> None:
-    """Give nothing, where second moments of the inputs are not worked out."""
+    """Return ``None``: second moments of the inputs are not implemented."""
 
 
 def unchanged(dense: Any, x: Any) -> Any:
-    """A weight that Flax orders as PyTorch does."""
+    """Return the weight, whose axes Flax orders as PyTorch does."""
     return x
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of dense layer, and the generated layer that takes its place.
+    """A kind of dense layer, and the generated layers that replace it.
 
     Parameters
     ----------
     dense : type
-        The dense layer; subclasses are other kinds, as their call may do something else.
+        The class of the dense layer. Subclasses do not belong to this kind, as they may compute something else.
     generated : tuple of type
-        Generated layers that take its place; their method ``to_dense`` is the way back.
+        The classes of generated layers that replace it; their method ``to_dense`` is the inverse.
     build : callable
-        ``build(dense, weight, bias)``, the generated layer with this weight, and this bias or ``False``.
+        ``build(dense, weight, bias)`` makes the generated layer with this weight, and this bias or ``False``.
     axes : callable
-        ``axes(dense)``, how many axes the variable has where it holds one layer.
+        ``axes(dense)`` returns the number of axes of the variable if it holds the weight of one layer.
     variable : str
-        The variable that holds the weight.
+        The name of the variable that holds the weight.
     read : callable
-        ``read(dense, kernel)``, a value of the variable in the order of PyTorch, ``(out, in, ...)``.
+        ``read(dense, kernel)`` orders the axes of a value of the variable as PyTorch does, ``(out, in, ...)``.
     write : callable
-        ``write(dense, weight)``, its inverse.
+        ``write(dense, weight)`` is the inverse of ``read``.
     refusal : callable
-        ``refusal(dense)``, why it has no generated form; empty when it has one.
+        ``refusal(dense)`` says why the layer has no generated form; empty if it has one.
     rows : callable
-        ``rows(dense, x)``, what the layer multiplies its weight with, for second moments; ``None`` for nothing.
+        ``rows(dense, x)`` returns the rows that the layer multiplies with its weight, for second moments; or ``None``.
     batch : callable
-        ``batch(layer, x)``, rows that the generated layer is applied to; 0 where it makes its weight in any case.
+        ``batch(layer, x)`` returns the number of rows to which the generated layer is applied, or 0 if it generates its
+        weight for any input.
     """
 
     dense: type[nnx.Module]
@@ -70,48 +71,48 @@ class Kind:
     batch: Callable[[Any, Any], int] = lambda layer, x: 0
 
     def reason(self, dense: Any) -> str:
-        """Why a dense layer of this kind has no generated form; empty when it has one."""
-        if getattr(dense, self.variable).ndim != self.axes(dense):  # over layers that a scan goes through
+        """Say why a dense layer of this kind has no generated form; return an empty string if it has one."""
+        if getattr(dense, self.variable).ndim != self.axes(dense):  # layers stacked for a scan
             return "several layers in one array (nnx.vmap); make them a list"
-        if own := _own_functions(dense):
-            return f"its {own} would be lost"
+        if custom := _custom_functions(dense):
+            return f"its {custom} would be lost"
         return self.refusal(dense)
 
     def weight(self, dense: Any) -> jax.Array:
-        """The weight as PyTorch orders it, ``(out, in, ...)``."""
+        """Return the weight with the axes of PyTorch, ``(out, in, ...)``."""
         return self.read(dense, getattr(dense, self.variable)[...])
 
     def refuse_other(self, dense: Any) -> None:
-        """Refuse what a subclass, or a function that was given, does: it would be lost.
+        """Refuse subclasses and layers with custom functions, whose behaviour would be lost.
 
         Raises
         ------
         LayoutError
-            If it is no plain layer of this class.
+            If it is not a plain layer of this class.
         """
-        known = type(dense) is self.dense
-        reason = self.reason(dense) if known else ""
-        if not known or reason:
+        is_plain = type(dense) is self.dense
+        reason = self.reason(dense) if is_plain else ""
+        if not is_plain or reason:
             what = f" ({reason})" if reason else ""
             raise LayoutError(f"Got {type(dense).__name__}{what}; expected a plain {self.dense.__name__}.")
 
     def filled(self, dense: Any, weight: Any, bias: Any) -> Any:
-        """A dense layer with these values."""
+        """Fill a dense layer with these values, and return it."""
         getattr(dense, self.variable)[...] = self.write(dense, weight)
         if bias is not None:
             dense.bias[...] = bias[...].reshape(dense.bias.shape)
         return dense
 
 
-def _own_functions(dense: Any) -> str:
-    """The option with which a layer of Flax computes otherwise than usual; empty where there is none."""
-    usual = inspect.signature(type(dense).__init__).parameters
+def _custom_functions(dense: Any) -> str:
+    """Return the first option that makes a layer of Flax compute differently from the default, or an empty string."""
+    parameters = inspect.signature(type(dense).__init__).parameters
     for name in _FUNCTIONS:
-        if name in usual and hasattr(dense, name) and getattr(dense, name) is not usual[name].default:
+        if name in parameters and hasattr(dense, name) and getattr(dense, name) is not parameters[name].default:
             return f"{name}={getattr(dense, name)!r}"
     return ""
 
 
 def as_dtype(x: Any, dtype: Any) -> Any:
-    """Convert values to the dtype of a layer's products, where it has one."""
+    """Convert values to the dtype of a layer's products, if it has one."""
     return x if dtype is None else x.astype(dtype)

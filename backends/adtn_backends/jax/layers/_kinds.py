@@ -1,4 +1,4 @@
-"""The table of layers. A new kind of layer is a file with its rows, named here."""
+"""The table of the kinds of layers; a new kind is a file of its own that is listed here."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ._weight import GeneratedWeight
 
 KINDS: tuple[Kind, ...] = (*_linear.KINDS, *_conv.KINDS, *_embedding.KINDS)
 GENERATED: tuple[type[Any], ...] = (*(layer for kind in KINDS for layer in kind.generated), *_attention.GENERATED)
-"""Layers that have a method ``to_dense``."""
+"""Generated layers, which have a method ``to_dense``."""
 
 
 def kind_of(dense: Any) -> Kind | None:
-    """The row of a dense layer, nothing for other modules."""
+    """Return the kind of a dense layer, ``None`` for other modules."""
     return next((kind for kind in KINDS if type(dense) is kind.dense), None)
 
 
 def known_kind_of(dense: Any) -> Kind:
-    """The row of a dense layer that has one.
+    """Return the kind of a dense layer.
 
     Raises
     ------
     LayoutError
-        If it has none.
+        If the module has no kind.
     """
     kind = kind_of(dense)
     if kind is None:
@@ -36,12 +36,12 @@ def known_kind_of(dense: Any) -> Kind:
 
 
 def kind_of_generated(layer: Any) -> Kind | None:
-    """The row of a generated layer, nothing for other modules."""
+    """Return the kind of a generated layer, ``None`` for other modules."""
     return next((kind for kind in KINDS if isinstance(layer, kind.generated)), None)
 
 
 def weight_of(dense: Any) -> tuple[Any | None, str]:
-    """The weight as PyTorch orders it, ``(out, in, ...)``, or why there is no generated form."""
+    """Return the weight with the axes of PyTorch, ``(out, in, ...)``, or why the layer has no generated form."""
     kind = kind_of(dense)
     if kind is not None:
         reason = kind.reason(dense)
@@ -52,16 +52,20 @@ def weight_of(dense: Any) -> tuple[Any | None, str]:
 
 
 def layer_like(dense: Any, weight: GeneratedWeight, *, bias: bool = True) -> nnx.Module:
-    """Make a generated layer with the geometry and dtype of a dense one, and its bias unless there shall be none.
+    """Make a generated layer with the geometry and dtype of a dense one, and with its bias unless ``bias`` is false.
 
     Raises
     ------
     LayoutError
-        If there is no generated form of it, or its weight has another shape.
+        If the dense layer has no generated form, or its weight has another shape.
     """
-    own, reason = weight_of(dense)
-    if own is None or weight.shape != own.shape:
-        what = reason if own is None else f"whose weight is {tuple(own.shape)}"
-        raise LayoutError(f"Got a generator of {weight.shape} for {type(dense).__name__}, {what}.")
+    original, reason = weight_of(dense)
+    if original is None or weight.shape != original.shape:
+        what = (
+            f"which cannot be generated: {reason}"
+            if original is None
+            else f"whose weight has shape {tuple(original.shape)}"
+        )
+        raise LayoutError(f"Got a generator of shape {weight.shape} for a {type(dense).__name__}, {what}.")
     values = getattr(dense, "bias", None) if bias else None
     return known_kind_of(dense).build(dense, weight, False if values is None else values[...])

@@ -1,4 +1,4 @@
-"""Linear layers over the last axes."""
+"""Linear layers with generated weights."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ._weight import GeneratedWeight, Mode, as_weight, bias_param, fitted_weight
 
 
 class ADTNLinear(FromLinear, nnx.Module):
-    """``y = x Wᵀ + b`` with W generated from a few parameters; takes the place of :class:`flax.nnx.Linear`.
+    """A linear layer ``y = x Wᵀ + b`` with a generated weight; it replaces :class:`flax.nnx.Linear`.
 
     Parameters
     ----------
     weight : Generator or GeneratedWeight
-        Of the weight, ``(n_out, n_in)``, as in PyTorch.
+        The weight, ``(n_out, n_in)``, as in PyTorch.
     bias : array or bool
-        ``(n_out,)``, ``True`` for zeros, ``False`` for none.
+        The bias, ``(n_out,)``; ``True`` for zeros, ``False`` for none.
     mode : {"materialise", "stream", "factored"}, optional
-        The scheduler chooses by the batch when not given.
+        The mode of execution. By default, the scheduler chooses it by the batch size.
     dtype : dtype, optional
-        Of products and results, as layers of Flax have it; the parameters keep theirs. That of inputs and parameters
-        when not given.
+        The dtype of products and results, as in layers of Flax; parameters keep theirs. By default, it follows from
+        the inputs and parameters.
 
     Raises
     ------
@@ -68,7 +68,7 @@ class ADTNLinear(FromLinear, nnx.Module):
         return self.generated()
 
     def to_dense(self) -> nnx.Linear:
-        """An ordinary layer with the weight as it is now."""
+        """Make an ordinary layer with the present weight."""
         weight, has_bias = self.weight, self.bias is not None
         dense = nnx.Linear(
             self.in_features,
@@ -81,7 +81,7 @@ class ADTNLinear(FromLinear, nnx.Module):
         return LINEAR.filled(dense, weight, self.bias)
 
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """``(..., n_in)`` to ``(..., n_out)``."""
+        """Map ``(..., n_in)`` to ``(..., n_out)``."""
         check_input(x.shape, self.in_features)
         y = by_shards(self._product, self.generated.arrays(), x, 1, out_sharding)
         return y if self.bias is None else y + as_dtype(self.bias[...], self.dtype)
@@ -91,36 +91,36 @@ class ADTNLinear(FromLinear, nnx.Module):
         chosen, apply = self.generated.layer(rows, self.mode)
         if chosen.makes_weight and self.dtype is not None:
             y = as_dtype(rows, self.dtype) @ as_dtype(self.generated(arrays).T, self.dtype)
-        else:  # the parameters keep their precision, as in norms
+        else:  # computed in the precision of the parameters, as norms are
             rows = rows if self.dtype is None else rows.astype(self.generated.dtype)
             if chosen.merges_batch and (parts := parts_of(rows)) > 1:
-                # merged with legs, the batch would lose its place in the mesh, and be gathered on every device
+                # a batch that is merged with legs would lose its sharding and be gathered on every device
                 apply, rows = jax.vmap(apply, (None, 0)), rows.reshape(parts, -1, self.in_features)
             y = as_dtype(apply(arrays, rows), self.dtype)
         return y.reshape(*x.shape[:-1], self.out_features)
 
 
 class ADTNLinearGeneral(nnx.Module):
-    """A product with several axes at once; takes the place of :class:`flax.nnx.LinearGeneral` on the last axes.
+    """A linear layer over several axes, which replaces :class:`flax.nnx.LinearGeneral` on the last axes.
 
     Parameters
     ----------
     weight : Generator or GeneratedWeight
-        Of the weight, ``(n_out, n_in)``, both flattened.
+        The weight, ``(n_out, n_in)``, with all output axes and all input axes flattened.
     bias : array or bool
-        ``(n_out,)``, ``True`` for zeros, ``False`` for none.
+        The bias, ``(n_out,)``; ``True`` for zeros, ``False`` for none.
     inputs : tuple of int, optional
-        The last axes, which are summed; one when not given.
+        The sizes of the last axes, which are summed; by default, one axis.
     outputs : tuple of int, optional
-        The axes that take their place; one when not given.
+        The sizes of the axes that replace them; by default, one axis.
     dtype : dtype, optional
-        Of products and results, as layers of Flax have it; the parameters keep theirs. That of inputs and parameters
-        when not given.
+        The dtype of products and results, as in layers of Flax; parameters keep theirs. By default, it follows from
+        the inputs and parameters.
 
     Raises
     ------
     LayoutError
-        If the weight is not a matrix, or sizes do not fit.
+        If the weight is not a matrix, or sizes do not match.
 
     Examples
     --------
@@ -143,16 +143,17 @@ class ADTNLinearGeneral(nnx.Module):
         self.inputs, self.outputs = inputs or (self.linear.in_features,), outputs or (self.linear.out_features,)
         if (math.prod(self.outputs), math.prod(self.inputs)) != self.linear.generated.shape:
             raise LayoutError(
-                f"Got inputs={self.inputs} and outputs={self.outputs} for a weight of {self.linear.generated.shape}."
+                f"Got inputs={self.inputs} and outputs={self.outputs} for a weight of shape "
+                f"{self.linear.generated.shape}; expected sizes whose products are n_in and n_out."
             )
 
     @property
     def generated(self) -> GeneratedWeight:
-        """The weight."""
+        """The generated weight."""
         return self.linear.generated
 
     def to_dense(self) -> nnx.LinearGeneral:
-        """An ordinary layer with the weight as it is now."""
+        """Make an ordinary layer with the present weight."""
         weight, bias = self.linear.weight, self.linear.bias
         dense = nnx.LinearGeneral(
             self.inputs,
@@ -166,7 +167,7 @@ class ADTNLinearGeneral(nnx.Module):
         return LINEAR_GENERAL.filled(dense, weight, bias)
 
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """``(..., *inputs)`` to ``(..., *outputs)``."""
+        """Map ``(..., *inputs)`` to ``(..., *outputs)``."""
         lead = x.shape[: x.ndim - len(self.inputs)]
         rows = x.reshape(*lead, self.linear.in_features)
         return placed(self.linear(rows).reshape(*lead, *self.outputs), out_sharding)
@@ -184,7 +185,7 @@ def _general(dense: Any, weight: GeneratedWeight, bias: Any) -> ADTNLinearGenera
 def _general_refusal(dense: nnx.LinearGeneral) -> str:
     axes = (dense.axis,) if isinstance(dense.axis, int) else tuple(dense.axis)
     plain = not dense.batch_axis and axes == tuple(range(-len(axes), 0))
-    return "" if plain else "contracts other axes than the last ones"
+    return "" if plain else "it contracts axes other than the last ones"
 
 
 LINEAR = Kind(

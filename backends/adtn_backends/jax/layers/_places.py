@@ -1,4 +1,4 @@
-"""Modules inside a model, by name."""
+"""The modules and variables of a model by name."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from flax import nnx
 
 
 def _parts(module: nnx.Module) -> Iterator[tuple[str, Any]]:
-    """Attributes, or the entries of a list."""
+    """Yield attributes, or the entries of a list, with their names."""
     yield from ((str(k), v) for k, v in (enumerate(module) if isinstance(module, nnx.List) else vars(module).items()))
 
 
 def modules_of(model: nnx.Module, name: str = "", inside: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield every place of every module, also of those that have several."""
+    """Yield every module with its name, once for each of its places."""
     yield name, model
     for part, value in _parts(model):
         if isinstance(value, nnx.Module) and id(value) not in inside:
@@ -22,7 +22,7 @@ def modules_of(model: nnx.Module, name: str = "", inside: tuple[int, ...] = ()) 
 
 
 def put_module(model: nnx.Module, name: str, module: Any) -> None:
-    """Put a module into one place."""
+    """Replace the module at one place."""
     owner, _, leaf = name.rpartition(".")
     parent: Any = dict(modules_of(model))[owner]
     if isinstance(parent, nnx.List):
@@ -32,12 +32,12 @@ def put_module(model: nnx.Module, name: str, module: Any) -> None:
 
 
 def params_of(module: nnx.Module) -> list[Any]:
-    """Those that belong to no module inside."""
+    """List the parameters of a module itself, without those of modules inside it."""
     return [v for _, v in _parts(module) if isinstance(v, nnx.Param)]
 
 
 def variables_of(model: nnx.Module) -> dict[str, Any]:
-    """All variables of a model, each once, by path."""
+    """Return all variables of a model by path, each variable once."""
     variables: dict[int, tuple[str, Any]] = {}
     for name, module in modules_of(model):
         for part, v in _parts(module):

@@ -1,4 +1,4 @@
-"""Batches that are spread over a mesh of devices: every device makes its own part."""
+"""Batches that are sharded over a mesh of devices, each of which computes its own part."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from jax.sharding import AxisType, PartitionSpec
 def by_shards(
     apply: Callable[[Any, jax.Array], jax.Array], arrays: Any, x: jax.Array, whole: int, out_sharding: Any = None
 ) -> jax.Array:
-    """``apply(arrays, x)``, where axes of a mesh are explicit by each device for what it has of ``x``.
+    """Compute ``apply(arrays, x)``; on a mesh with explicit axes, each device computes its part of ``x``.
 
     Parameters
     ----------
     apply : callable
-        Row by row over the leading axes of ``x``, which are those of the result, too.
+        A function that acts row by row over the leading axes of ``x``, which are also those of the result.
     arrays : pytree of jax.Array
-        Whole on every device, and so is the sum of their gradients.
+        Arrays that are replicated on every device, as is the sum of their gradients.
     x : jax.Array
+        The input.
     whole : int
-        How many last axes of ``x`` a row has; they are gathered.
+        The number of last axes of ``x`` that make up a row; they are gathered.
     out_sharding : jax.sharding.PartitionSpec or NamedSharding, optional
-        Of the result, as layers of Flax take it.
+        The sharding of the result, as in layers of Flax.
     """
     kind = jax.typeof(x).sharding
     lead = kind.spec[: x.ndim - whole]
@@ -38,7 +39,7 @@ def by_shards(
 
 
 def placed(y: jax.Array, out_sharding: Any) -> jax.Array:
-    """Put a result where a caller asks for it."""
+    """Give a result the sharding that the caller asked for."""
     if out_sharding is None:
         return y
     if AxisType.Explicit in jax.typeof(y).sharding.mesh.axis_types:
@@ -47,12 +48,12 @@ def placed(y: jax.Array, out_sharding: Any) -> jax.Array:
 
 
 def replicated(x: jax.Array) -> jax.Array:
-    """Gather an array on every device, where axes of its mesh are explicit."""
+    """Gather an array on every device if it is sharded over explicit axes of a mesh."""
     return jax.sharding.reshard(x, PartitionSpec()) if any(jax.typeof(x).sharding.spec) else x
 
 
 def parts_of(rows: jax.Array) -> int:
-    """Over how many devices a compiler may have spread rows; 1 when they cannot be cut into so many."""
+    """Return over how many devices the compiler may have sharded rows; 1 if they cannot be split evenly."""
     mesh = jax.typeof(rows).sharding.mesh
     auto = [size for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind is AxisType.Auto]
     return math.prod(auto) if rows.shape[0] % math.prod(auto) == 0 else 1

@@ -1,4 +1,4 @@
-"""A generated weight as a module: the trained parameters, and the weight that is made from them."""
+"""A generated weight as a module: its parameters, and the weight that is generated from them."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _OPEN_BATCH = 64
 
 
 class Frozen(nnx.Variable[Any]):
-    """Values that are not trained: bases, and cores that a network gave as fixed."""
+    """A variable that is not trained: a base, or a core that is fixed."""
 
 
 class GeneratedWeight(nnx.Module):
-    """The trained parameters of a generator, and its weight as an array.
+    """The parameters of a generator as a module, which computes the weight.
 
-    Layers that are given the same one are tied.
+    Layers that use the same module share their weight.
 
     Parameters
     ----------
     generator : Generator
-        Its parameters are the initial values.
+        The generator; its parameters are the initial values.
 
     Examples
     --------
@@ -61,36 +61,36 @@ class GeneratedWeight(nnx.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the shape of the weight."""
+        """The shape of the weight."""
         return self.structure.generator.shape
 
     @property
     def dtype(self) -> Any:
-        """Return the dtype of the parameters, and of the weight."""
+        """The dtype of the parameters and of the weight."""
         first = next(iter((self.names | self.constants).values()))
         return getattr(self, first)[...].dtype
 
     def arrays(self) -> dict[str, jax.Array]:
-        """Trained and frozen cores by the names of the generator."""
+        """Return trained and frozen cores by their names in the generator."""
         return {name: replicated(getattr(self, key)[...]) for name, key in (self.names | self.constants).items()}
 
     def generator(self) -> Generator:
-        """A generator with the parameters as they are now."""
+        """Make a generator with the present parameters."""
         values = {name: np.asarray(getattr(self, key)[...], np.float64) for name, key in self.names.items()}
         return self.structure.generator.with_params(values)
 
     def astype(self, dtype: Any) -> GeneratedWeight:
-        """Convert the parameters to another dtype, in place; returns the module."""
+        """Convert the parameters to another dtype in place, and return the module."""
         nnx.update(self, jax.tree.map(lambda x: x.astype(dtype), nnx.state(self)))
         return self
 
     def __call__(self, arrays: Params | None = None) -> jax.Array:
-        """The weight, with the library's adjoint; of other cores where they are given."""
+        """Compute the weight from the module's cores, or from other ones, with the library's adjoint."""
         make = self.structure.weight()
         return make(self.arrays() if arrays is None else arrays, jnp.zeros(()))
 
     def rows(self, index: jax.Array, arrays: Params | None = None) -> jax.Array:
-        """Return rows of the weight by their indices, ``(n,)``, differentiable; the others are not made."""
+        """Compute rows of the weight by their indices, ``(n,)``, without generating the others; differentiable."""
 
         def one_hot(digits: Any, d: int) -> jax.Array:
             return jax.nn.one_hot(digits, d, dtype=self.dtype)
@@ -99,12 +99,12 @@ class GeneratedWeight(nnx.Module):
         return generated_rows(self.structure.generator, values, index, one_hot)
 
     def layer(self, rows: jax.Array, mode: Mode | None) -> tuple[Layer, Any]:
-        """The executable for a batch of this size, and ``(arrays, x) -> y``, differentiable."""
+        """Return the executable for a batch of this size, and its differentiable function ``(arrays, x) -> y``."""
         return self.structure.layer(rows.shape[0], str(rows.dtype), mode)
 
 
 class _Static:
-    """The part that is known while tracing: one object in all copies of a module, which share jitted functions."""
+    """The static part of a module: all copies of the module have the same object, and so share compiled functions."""
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
@@ -112,7 +112,7 @@ class _Static:
         self._layers: dict[tuple[Any, ...], tuple[Layer, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"generator": self.generator}  # what is compiled stays in its process
+        return {"generator": self.generator}  # compiled functions cannot be sent to another process
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["generator"])
@@ -124,10 +124,10 @@ class _Static:
         return self._weight
 
     def layer(self, batch: int, dtype: str, mode: Mode | None) -> tuple[Layer, Any]:
-        known = isinstance(batch, int)  # jax.export leaves it open: then by a batch of middle size
-        if not known and mode not in ANY_BATCH:
+        has_size = isinstance(batch, int)  # not with jax.export and a symbolic size: plan for a medium one
+        if not has_size and mode not in ANY_BATCH:
             mode = ANY_BATCH[0]
-        key = (1 << max(batch - 1, 0).bit_length() if known else _OPEN_BATCH, dtype, mode)
+        key = (1 << max(batch - 1, 0).bit_length() if has_size else _OPEN_BATCH, dtype, mode)
         layer = self._layers.get(key)
         if layer is None:
             plan = decide(self.generator, "train", device=_device(), dtype=dtype, batch=key[0], mode=mode)
@@ -141,7 +141,7 @@ def _device() -> str:
 
 
 class _Generating:
-    """``(arrays, nothing) -> W`` with the library's adjoint, which generates again."""
+    """A layer ``(arrays, nothing) -> W`` whose adjoint recomputes what it needs."""
 
     keeps = False
 
@@ -161,18 +161,18 @@ class _Generating:
 
 
 def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> GeneratedWeight:
-    """A module for a generator; refuses weights with another number of axes."""
+    """Convert a generator to a module, and refuse weights with another number of axes."""
     check_axes(weight.shape, axes, what)
     return weight if isinstance(weight, GeneratedWeight) else GeneratedWeight(weight)
 
 
 def fitted_weight(dense: jax.Array, fit: Fit) -> GeneratedWeight:
-    """A generated weight in place of a dense one, with its dtype."""
+    """Make a generated weight from a dense one, with its dtype."""
     return GeneratedWeight(fit(np.asarray(dense, np.float64))).astype(dense.dtype)
 
 
 def bias_param(bias: Any, like: GeneratedWeight) -> nnx.Param[Any] | None:
-    """``True`` for zeros, ``False`` or ``None`` for nothing, or the values."""
+    """Make the parameter of a bias: zeros for ``True``, none for ``False`` or ``None``, or the given values."""
     if bias is False or bias is None:
         return None
     n, dtype = like.shape[0], like.dtype

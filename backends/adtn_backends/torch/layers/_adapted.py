@@ -1,4 +1,4 @@
-"""Adapters: generated weights that are added to frozen dense ones, by name, switched at run time."""
+"""Adapters: named generated weights that are added to frozen dense ones and can be switched at run time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ._weight import GeneratedWeight
 
 
 class Adapted(Mergeable):
-    """A dense layer and adapters: ``y = base(x) + Σ_active generated(x)``.
+    """A dense layer with adapters: ``y = base(x) + Σ_active generated(x)``.
 
     Parameters
     ----------
     base_layer : torch.nn.Module
-        Linear, convolution, embedding, or the ``Conv1D`` of GPT-2.
+        The dense layer: linear, a convolution, an embedding, or the ``Conv1D`` of GPT-2.
 
     Examples
     --------
@@ -43,61 +43,63 @@ class Adapted(Mergeable):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weight of the base layer with the active adapters in it, differentiable."""
+        """The sum of the base layer's weight and the active adapters, differentiable."""
         return self.total()
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """Bias of the base layer."""
+        """The bias of the base layer."""
         return self.base_layer.bias  # type: ignore[return-value]
 
     def add(self, name: str, weight: GeneratedWeight) -> None:
-        """Another adapter; it becomes the active one.
+        """Add an adapter, which becomes the active one.
 
         Raises
         ------
         CompressError
-            If there is one of that name, or the name has a dot.
+            If there is one of that name, or the name is empty or contains a dot.
         """
         if name in self.adapters or "." in name or not name:
-            raise CompressError(f"Got the adapter name {name!r}; there are {list(self.adapters)}, and dots do not do.")
+            raise CompressError(
+                f"Got the adapter name {name!r}; expected a name without dots other than {list(self.adapters)}."
+            )
         self.unmerge()
         self.adapters[name] = layer_like(self.base_layer, weight, bias=False)
         self.active = (name,)
 
     def merge(self) -> None:
-        """Make one weight of the dense one and the active adapters, for inference.
+        """Use the sum of the dense weight and the active adapters for inference.
 
-        No parameter is written to: states are saved and loaded as if nothing was merged, adapters that change are
-        merged anew, and while gradients are wanted, or a compiler looks, they are applied beside the dense weight.
+        No parameter is written to: the model is saved and loaded as if nothing were merged, and the sum is recomputed
+        when an adapter changes. With gradients, and in compilers, adapters are applied separately.
         """
         self.merged = bool(self.active)
 
     def unmerge(self) -> None:
-        """The dense weight and the adapters apart."""
+        """Apply the dense weight and the adapters separately again."""
         self.merged, self._sum = False, None
 
     def check_stay(self) -> None:
-        """Refuse to leave what is merged in a dense weight that is computed."""
+        """Refuse to write merged adapters to a dense weight that is computed from other parameters."""
         if self.merged:
             self.refuse_computed()
 
     def stay(self) -> None:
-        """Leave what is merged in the dense weight for good."""
+        """Write merged adapters to the dense weight for good."""
         if self.merged:
             self.merge_for_good()
             self.unmerge()
 
     def dense_layer(self) -> Any:
-        """The dense layer."""
+        """Return the dense layer."""
         return self.base_layer
 
     def inside(self) -> list[GeneratedWeight]:
-        """The weights of the active adapters."""
+        """Return the weights of the active adapters."""
         return [self.adapters[name].generated for name in self.active]  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the layer as the dense one, and the active adapters."""
+        """Apply the dense layer and the active adapters."""
         if not is_traced():
             refuse_tracers(self, x)
         layer = self.merged_layer() if self.merged else None
@@ -113,18 +115,18 @@ class Adapted(Mergeable):
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
-        """Return names of the active adapters."""
+        """Return the names of the active adapters, and whether they are merged."""
         return f"active={list(self.active)}, merged={self.merged}"
 
 
 def put_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module into one place of a model."""
+    """Replace the module at one place of a model."""
     owner, _, leaf = name.rpartition(".")
     model.get_submodule(owner)._modules[leaf] = module
 
 
 def _beside(generator: Generator, dense: nn.Module) -> GeneratedWeight:
-    """A generated weight with the device and dtype of a dense layer."""
+    """Make a generated weight with the device and dtype of a dense layer."""
     weight, like = GeneratedWeight(generator), next(dense.parameters(), None)
     return weight if like is None else weight.to(like.device, like.dtype)
 

@@ -1,4 +1,4 @@
-"""Multi-head attention."""
+"""Multi-head attention with generated projections."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _PARTS = {
 
 
 class ADTNMultiheadAttention(nn.MultiheadAttention):
-    """:class:`torch.nn.MultiheadAttention` with generated in- and out-projections.
+    """A :class:`torch.nn.MultiheadAttention` with generated in- and out-projections.
 
-    Made by :meth:`from_attention`. The three in-projections of query, key and value are one weight
+    It is made by :meth:`from_attention`. The in-projections of query, key and value are one weight of shape
     ``(3 embed_dim, embed_dim)``.
     """
 
@@ -46,27 +46,27 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
         steps: int = 0,
         **options: Any,
     ) -> ADTNMultiheadAttention:
-        """A layer in place of a dense one.
+        """Make a generated layer from a dense one.
 
         Parameters
         ----------
         attention : torch.nn.MultiheadAttention
-            With query, key and value of the same width.
+            The dense layer, whose queries, keys and values have the same width.
         topology, seed, base
-            See :class:`adtn.Generator`; both projections get their default layouts.
+            See :class:`adtn.Generator`; both projections have their default layouts.
         steps : int
-            Of a fit to each dense weight; without one only its spread is taken over.
+            The steps of a fit to each dense weight; with none, only its standard deviation is matched.
         **options
-            Of :func:`adtn.fit`.
+            Options of :func:`adtn.fit`.
 
         Raises
         ------
         LayoutError
-            If keys and values have widths of their own, or for a subclass with a forward of its own.
+            If keys and values differ in width from queries, or the layer is a subclass that overrides ``forward``.
         """
         refuse_subclass(attention, nn.MultiheadAttention)
         if reason := _refusal(attention):
-            raise LayoutError(f"Got an attention whose {reason}; replace its linear parts.")
+            raise LayoutError(f"Got an attention whose {reason}; replace the linear layers inside it.")
         fit = partial(fitted, topology=topology, layout=None, seed=seed, base=base, steps=steps, options=options)
         return cls.of(
             attention, fitted_weight(attention.in_proj_weight, fit), fitted_weight(attention.out_proj.weight, fit)
@@ -76,28 +76,29 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
     def of(
         cls, attention: nn.MultiheadAttention, projections: GeneratedWeight, output: GeneratedWeight
     ) -> ADTNMultiheadAttention:
-        """A layer with the biases and options of a dense one, and with given weights.
+        """Make a layer with given weights, and with the biases and options of a dense one.
 
         Parameters
         ----------
         attention : torch.nn.MultiheadAttention
+            The dense layer.
         projections : GeneratedWeight
-            ``(3 embed_dim, embed_dim)``.
+            The in-projections, ``(3 embed_dim, embed_dim)``.
         output : GeneratedWeight
-            ``(embed_dim, embed_dim)``.
+            The out-projection, ``(embed_dim, embed_dim)``.
         """
-        made = cls.__new__(cls)
-        nn.Module.__init__(made)
-        own = {k: v for k, v in vars(attention).items() if not k.startswith("_") or k == "_qkv_same_embed_dim"}
-        vars(made).update({k: v for k, v in own.items() if k not in _BIASES})
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        attributes = {k: v for k, v in vars(attention).items() if not k.startswith("_") or k == "_qkv_same_embed_dim"}
+        vars(layer).update({k: v for k, v in attributes.items() if k not in _BIASES})
         for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-            made.register_parameter(name, None)
+            layer.register_parameter(name, None)
         for name in _BIASES:
             x = getattr(attention, name)
-            made.register_parameter(name, None if x is None else nn.Parameter(x.detach().clone(), not is_frozen(x)))
-        made.generated = projections
-        made.out_proj = ADTNLinear(output, attention.out_proj.bias)  # type: ignore[assignment]
-        return made.train(attention.training)
+            layer.register_parameter(name, None if x is None else nn.Parameter(x.detach().clone(), not is_frozen(x)))
+        layer.generated = projections
+        layer.out_proj = ADTNLinear(output, attention.out_proj.bias)  # type: ignore[assignment]
+        return layer.train(attention.training)
 
     @property
     def in_proj_weight(self) -> torch.Tensor:  # type: ignore[override]
@@ -110,11 +111,11 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
             return super().forward(*args, **kwargs)
         refuse_tracers(self, *args)
         projection: Any = self.out_proj
-        with self.generated.once(), projection.generated.once():  # it looks at its weights more than once
+        with self.generated.once(), projection.generated.once():  # forward reads its weights more than once
             return super().forward(*args, **kwargs)
 
     def to_dense(self) -> nn.MultiheadAttention:
-        """An ordinary layer with the weights as they are now."""
+        """Make an ordinary layer with the present weights."""
         dense: Any = skip_init(
             nn.MultiheadAttention,
             self.embed_dim,
@@ -131,10 +132,10 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
             dense.in_proj_weight.copy_(self.in_proj_weight)
             dense.out_proj.weight.copy_(self.out_proj.weight)
             pairs = [(getattr(dense, name), getattr(self, name)) for name in _BIASES]
-            for to, own in [*pairs, (dense.out_proj.bias, self.out_proj.bias)]:
-                if own is not None:
-                    to.copy_(own)
-                    to.requires_grad_(own.requires_grad)
+            for to, bias in [*pairs, (dense.out_proj.bias, self.out_proj.bias)]:
+                if bias is not None:
+                    to.copy_(bias)
+                    to.requires_grad_(bias.requires_grad)
             output: Any = self.out_proj
             for to, weight in ((dense.in_proj_weight, self.generated), (dense.out_proj.weight, output.generated)):
                 to.requires_grad_(any(x.requires_grad for x in weight.arrays().values()))
@@ -165,4 +166,4 @@ SUBCLASS = Kind(
     refusal=lambda dense: f"no generated form of {type(dense).__name__}",
 )
 KINDS = (ATTENTION, SUBCLASS)
-"""Attention as a whole; of subclasses only the linear layers inside can be replaced."""
+"""Attention as a whole; in subclasses, only the linear layers inside can be replaced."""

@@ -1,4 +1,4 @@
-"""Convolutions."""
+"""Convolutions with generated weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ._weight import GeneratedWeight
 
 
 class _ADTNConv(FromConv, nn.Module):
-    """Common part; see :class:`ADTNConv2d`."""
+    """The common base of convolutions; see :class:`ADTNConv2d`."""
 
     axes: ClassVar[int]
     dense: ClassVar[Any]
@@ -43,7 +43,7 @@ class _ADTNConv(FromConv, nn.Module):
         self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in self.geometry.padding)
         self.transposed, self.output_padding = False, (0,) * self.axes
         for name in ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "padding_mode"):
-            setattr(self, name, getattr(self.geometry, name))  # where code that looks at dense layers finds them
+            setattr(self, name, getattr(self.geometry, name))  # for code that reads attributes of dense layers
         self.bias = bias_parameter(bias, self.geometry.out_channels, self.generated)
 
     @classmethod
@@ -54,7 +54,7 @@ class _ADTNConv(FromConv, nn.Module):
     @classmethod
     def _like(cls, dense: Any, weight: GeneratedWeight, *, bias: bool) -> Self:
         """Make the layer with a given weight, and the geometry of a dense one."""
-        made = cls(
+        layer = cls(
             weight,
             dense.bias if bias else False,
             stride=dense.stride,
@@ -63,7 +63,7 @@ class _ADTNConv(FromConv, nn.Module):
             groups=dense.groups,
             padding_mode=dense.padding_mode,
         )
-        return made.train(dense.training)
+        return layer.train(dense.training)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -71,7 +71,7 @@ class _ADTNConv(FromConv, nn.Module):
         return self.generated.own()
 
     def to_dense(self) -> Any:
-        """An ordinary layer with the weight as it is now."""
+        """Make an ordinary layer with the present weight."""
         g = self.geometry
         dense = skip_init(
             self.dense,
@@ -90,11 +90,11 @@ class _ADTNConv(FromConv, nn.Module):
         return filled(dense, self)
 
     def extra_repr(self) -> str:
-        """Return options as of the dense layer."""
+        """Return the options as the dense layer prints them."""
         return f"{self.geometry}{'' if self.bias is not None else ', bias=False'}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, in, *size)`` to ``(batch, out, *size)``; the batch may be missing."""
+        """Map ``(batch, in, *size)`` to ``(batch, out, *size)``; the axis of the batch may be missing."""
         refuse_tracers(self, x)
         weight = self.generated.now()
         g = self.geometry
@@ -108,22 +108,21 @@ class _ADTNConv(FromConv, nn.Module):
 
 
 class ADTNConv1d(_ADTNConv):
-    """:class:`torch.nn.Conv1d` with a generated weight; see :class:`ADTNConv2d`."""
+    """A :class:`torch.nn.Conv1d` with a generated weight; see :class:`ADTNConv2d`."""
 
     axes = 1
     dense = nn.Conv1d
 
 
 class ADTNConv2d(_ADTNConv):
-    """:class:`torch.nn.Conv2d` with a generated weight.
+    """A :class:`torch.nn.Conv2d` with a generated weight.
 
     Parameters
     ----------
     weight : Generator or GeneratedWeight
-        Of the weight, ``(out, in / groups, height, width)``. A module may be given to several layers, which are tied
-        then.
+        The weight, ``(out, in / groups, height, width)``. Layers that use the same module share their weight.
     bias : array or bool
-        ``(out,)``, ``True`` for zeros, ``False`` for none.
+        The bias, ``(out,)``; ``True`` for zeros, ``False`` for none.
     stride, padding, dilation, groups, padding_mode
         See :class:`torch.nn.Conv2d`.
 
@@ -145,7 +144,7 @@ class ADTNConv2d(_ADTNConv):
 
 
 class ADTNConv3d(_ADTNConv):
-    """:class:`torch.nn.Conv3d` with a generated weight; see :class:`ADTNConv2d`."""
+    """A :class:`torch.nn.Conv3d` with a generated weight; see :class:`ADTNConv2d`."""
 
     axes = 3
     dense = nn.Conv3d
@@ -156,7 +155,7 @@ def _build(dense: Any, weights: Weights, bias: bool) -> _ADTNConv:
 
 
 def _patches(dense: Any, x: torch.Tensor) -> torch.Tensor | None:
-    """The windows of images that the kernel lies over; of grouped convolutions each group would see others."""
+    """Return the windows of images to which the kernel is applied; not for groups, as their windows differ."""
     if dense.groups > 1:
         return None
     padding: Any = dense.padding
@@ -168,7 +167,7 @@ def _patches(dense: Any, x: torch.Tensor) -> torch.Tensor | None:
     return columns.transpose(1, 2).reshape(-1, columns.shape[1])
 
 
-_BY_DENSE: dict[type, type[_ADTNConv]] = {made.dense: made for made in (ADTNConv1d, ADTNConv2d, ADTNConv3d)}
+_BY_DENSE: dict[type, type[_ADTNConv]] = {layer.dense: layer for layer in (ADTNConv1d, ADTNConv2d, ADTNConv3d)}
 KINDS = (
     Kind(dense=(nn.Conv1d,), generated=ADTNConv1d, build=_build, adaptable=True),
     Kind(dense=(nn.Conv2d,), generated=ADTNConv2d, build=_build, rows=_patches, adaptable=True),

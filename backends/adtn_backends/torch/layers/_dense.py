@@ -1,4 +1,4 @@
-"""A model without generated weights."""
+"""The conversion of models back to dense ones."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ._merged import Mergeable
 
 
 def to_dense(model: nn.Module) -> nn.Module:
-    """A copy of a model in which every generated layer is an ordinary one, for instance to export it to ONNX.
+    """Copy a model, with every generated layer replaced by an ordinary one, for instance to export it to ONNX.
 
-    Layers that shared a generated weight share the dense one; active adapters are in the weights of their layers.
-    Hooks, ties and what is frozen stay what they are.
+    Layers that share a generated weight share the dense one, and active adapters are merged. Hooks, ties and frozen
+    parameters are preserved.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Left as it is.
+        The model, which is not changed.
 
     Raises
     ------
     CompressError
-        If PyTorch cannot copy it.
+        If PyTorch cannot copy the model.
 
     Examples
     --------
@@ -69,10 +69,10 @@ def to_dense(model: nn.Module) -> nn.Module:
 
 
 def _tied(module: Any, dense: Any, weights: dict[int, nn.Parameter]) -> Any:
-    """The dense layer, with the parameter of another one of the same generated weight."""
+    """Tie a dense layer to others of the same generated weight, and return it."""
     for part in kind_of(dense).parts(dense).values():
-        own = at(dense, part.parameter)
-        put_at(dense, part.parameter, weights.setdefault(id(at(module, part.generated)), own))
+        parameter = at(dense, part.parameter)
+        put_at(dense, part.parameter, weights.setdefault(id(at(module, part.generated)), parameter))
     return dense
 
 

@@ -1,4 +1,4 @@
-"""Embeddings."""
+"""Embeddings with generated tables."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from ._kind import Kind
 from ._parts import as_weight, fitted_weight, refuse_subclass
 from ._weight import GeneratedWeight
 
-_FEW = 4  # up to a quarter of all rows, only those that are asked for are made
-_LARGEST_TABLE = 1 << 30  # bytes; beyond, inference makes its rows in every call
+_FEW = 4  # up to one row in four, only the requested rows are generated
+_LARGEST_TABLE = 1 << 30  # bytes; larger tables are not cached, and inference generates rows in every call
 
 
 class ADTNEmbedding(FromEmbedding, nn.Module):
-    """Rows of a generated table; takes the place of :class:`torch.nn.Embedding`.
+    """An embedding whose table is generated; it replaces :class:`torch.nn.Embedding`.
 
     Parameters
     ----------
     weight : Generator or GeneratedWeight
-        Of the table, ``(num_embeddings, embedding_dim)``. Given to an :class:`ADTNLinear` as well, the two are tied.
+        The table, ``(num_embeddings, embedding_dim)``. An :class:`ADTNLinear` with the same module is tied to it.
     padding_idx : int, optional
-        Its row passes no gradient on; negative ones count from the end.
+        The index of a row without a gradient; negative ones count from the end.
     scale_grad_by_freq : bool
-        Gradients of a row are divided by how often it occurs in the batch.
+        Whether to divide the gradient of a row by the number of times that it occurs in the batch.
 
     Raises
     ------
@@ -46,7 +46,7 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
     torch.Size([1, 3, 16])
     """
 
-    max_norm, norm_type, sparse = None, 2.0, False  # where code that looks at dense layers finds them
+    max_norm, norm_type, sparse = None, 2.0, False  # for code that reads attributes of dense layers
 
     @checked(LayoutError)
     def __init__(
@@ -61,7 +61,7 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
         n, self.embedding_dim = self.generated.shape
         self.num_embeddings = n
         if padding_idx is not None and not -n <= padding_idx < n:
-            raise LayoutError(f"Got padding_idx={padding_idx} for {n} rows; expected one of them, or None.")
+            raise LayoutError(f"Got padding_idx={padding_idx} for {n} rows; expected the index of a row, or None.")
         self.padding_idx = padding_idx if padding_idx is None or padding_idx >= 0 else padding_idx + n
         self.scale_grad_by_freq = scale_grad_by_freq
 
@@ -69,7 +69,7 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
     def _in_place_of(cls, dense: Any, fit: Fit, **options: Any) -> Self:
         refuse_subclass(dense, nn.Embedding)
         if reason := _refusal(dense):
-            raise LayoutError(f"Got an Embedding that ADTNEmbedding cannot take the place of: {reason}.")
+            raise LayoutError(f"Got an Embedding that ADTNEmbedding cannot replace: {reason}.")
         return cls._like(dense, fitted_weight(dense.weight, fit))
 
     @classmethod
@@ -79,11 +79,11 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The table, differentiable."""
+        """The generated table, differentiable."""
         return self.generated.own()
 
     def to_dense(self) -> nn.Embedding:
-        """An ordinary embedding with the table as it is now."""
+        """Make an ordinary embedding with the present table."""
         dense = nn.Embedding.from_pretrained(
             self.weight.detach(),
             freeze=not any(x.requires_grad for x in self.generated.arrays().values()),
@@ -93,12 +93,12 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
         return dense.train(self.training)
 
     def extra_repr(self) -> str:
-        """Sizes."""
+        """Return the sizes as the dense layer prints them."""
         padding = f", padding_idx={self.padding_idx}" if self.padding_idx is not None else ""
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
-        """``(...)`` of integers to ``(..., embedding_dim)``."""
+        """Look up rows, from integers ``(...)`` to ``(..., embedding_dim)``."""
         if is_traced() or self.generated.made:
             return self._rows_of(indices, self.generated.now())
         refuse_tracers(self, indices)
@@ -130,13 +130,13 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
 
     @property
     def _has_table(self) -> bool:
-        """Return whether inference looks up rows of a table that is made once, as it is for other layers."""
+        """Whether inference looks up rows of a cached table, as weights of other layers are cached."""
         weight = self.generated
         return weight.caches and math.prod(weight.shape) * weight.dtype.itemsize <= _LARGEST_TABLE
 
 
 def _refusal(dense: nn.Embedding) -> str:
-    """Why a generated table cannot do what a dense embedding does; empty if it can."""
+    """Return why a dense embedding has no generated form; empty if it has one."""
     if dense.max_norm is not None:
         return "max_norm changes its rows in place"
     return "its gradients are sparse" if dense.sparse else ""
@@ -152,4 +152,4 @@ KINDS = (
         tied=lambda dense: True,
     ),
 )
-"""Tables, whose rows are looked up."""
+"""Embeddings."""

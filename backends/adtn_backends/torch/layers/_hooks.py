@@ -1,4 +1,4 @@
-"""Hooks of a dense layer on the layer that takes its place."""
+"""The hooks of a dense layer, and their transfer to the layer that replaces it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _OTHERS = (
 HOOKS = (*_OTHERS, *_BEFORE)
 
 
-def with_hooks(made: M, dense: nn.Module) -> M:
-    """``made`` with the hooks of ``dense``: the same dictionaries, so that handles remove them from both.
+def with_hooks(layer: M, dense: nn.Module) -> M:
+    """Share the hooks of a dense layer with another layer, and return that; handles remove a hook from both.
 
-    Those that compute the dense weight before every call (pruning, old weight norms) stay where they are.
+    Hooks that compute the dense weight before every call (pruning, old weight norms) are not shared.
     """
     makes_weight = any(type(h).__module__.startswith("torch.nn.utils") for h in dense._forward_pre_hooks.values())
     for name in _OTHERS if makes_weight else (*_OTHERS, *_BEFORE):
-        setattr(made, name, getattr(dense, name))
-    made._is_full_backward_hook = dense._is_full_backward_hook
-    return made
+        setattr(layer, name, getattr(dense, name))
+    layer._is_full_backward_hook = dense._is_full_backward_hook
+    return layer
 
 
 def without_hooks(module: M) -> M:
-    """A shallow copy that calls none, for workers."""
+    """Make a shallow copy without hooks, for workers."""
     bare = copy.copy(module)
     for name in (*_OTHERS, *_BEFORE):
         setattr(bare, name, OrderedDict())

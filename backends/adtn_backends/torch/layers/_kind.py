@@ -1,4 +1,4 @@
-"""Rows of the table of layers: all that the library must know about one kind of dense layer of PyTorch."""
+"""The description of one kind of layer: everything that the library has to know about a dense layer of PyTorch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from ._weight import GeneratedWeight
 
 Weights: TypeAlias = Mapping[str, GeneratedWeight]
-"""Generated weights of a layer by the names of their parts."""
+"""The generated weights of a layer by the names of its parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,9 @@ class Part:
     Parameters
     ----------
     parameter : str
-        Path from the dense layer to the parameter.
+        The path from the dense layer to the parameter.
     generated : str
-        Path from the generated layer to the generated weight.
+        The path from the generated layer to the generated weight.
     """
 
     parameter: str = "weight"
@@ -32,62 +32,63 @@ class Part:
 
 
 ONE = {"": Part()}
-"""The weight of a layer that has no other: it is called as the layer."""
+"""The parts of a layer with a single weight, which has the name of the layer."""
 
 
 def never(layer: Any) -> bool:
-    """Say no."""
+    """Return false."""
     return False
 
 
 def no_reason(dense: Any) -> str:
-    """Give no reason."""
+    """Return an empty reason: the layer has a generated form."""
     return ""
 
 
 def no_rows(dense: Any, x: torch.Tensor) -> None:
-    """Give nothing, where second moments of the inputs are not worked out."""
+    """Return ``None``: second moments of the inputs are not implemented."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of dense layer, and the generated layer that takes its place.
+    """A kind of dense layer, and the generated layer that replaces it.
 
     Parameters
     ----------
     dense : tuple of type
-        Dense layers of this kind; subclasses are other kinds, as their forward may do something else.
+        The classes of dense layers. Subclasses do not belong to this kind, as they may compute something else.
     matches : callable
-        ``matches(module)``, for dense layers that are not known by their class alone.
+        ``matches(module)`` returns whether a module belongs to this kind, if its class alone does not decide.
     imported : callable
-        ``imported()``, dense layers of other libraries, which are imported then.
+        ``imported()`` imports classes of dense layers from other libraries, and returns them.
     generated : type, optional
-        The generated layer; its method ``to_dense`` is the way back.
+        The class of the generated layer; its method ``to_dense`` is the inverse.
     build : callable
-        ``build(dense, weights, bias)``, the generated layer with these weights, and with copies of the dense layer's
-        biases unless ``bias`` is false.
+        ``build(dense, weights, bias)`` makes the generated layer with these weights, and with copies of the dense
+        layer's biases unless ``bias`` is false.
     parts : callable
-        ``parts(dense)``, its weights by the names that follow the name of the layer.
+        ``parts(dense)`` returns the weights of the layer by the names that follow the name of the layer.
     biases : tuple of str
-        Paths to parameters that both layers call the same, and that stay what they are.
+        Paths to parameters that have the same name in both layers and are not replaced.
     transposed : bool
         Whether the dense weight is ``(n_in, n_out)``.
     refusal : callable
-        ``refusal(dense)``, why it has no generated form; empty when it has one.
+        ``refusal(dense)`` says why the layer has no generated form; empty if it has one.
     rows : callable
-        ``rows(dense, x)``, what the layer multiplies its weight with, for second moments; ``None`` for nothing.
+        ``rows(dense, x)`` returns the rows that the layer multiplies with its weight, for second moments; or ``None``.
     batch : callable
-        ``batch(layer, x)``, rows that the generated layer is applied to; 0 where it makes its weight in any case.
+        ``batch(layer, x)`` returns the number of rows to which the generated layer is applied, or 0 if it generates its
+        weight for any input.
     whole : bool
-        Whether modules inside of the dense layer belong to it.
+        Whether modules inside the dense layer are replaced together with it.
     adaptable : bool
-        Whether the generated layer is added to a dense one as an adapter.
+        Whether the generated layer can be added to a dense one as an adapter.
     optional : callable
-        ``optional(dense)``, whether it is replaced only where a target names it.
+        ``optional(dense)`` returns whether the layer is replaced only if a target names it.
     tied : callable
-        ``tied(dense)``, whether layers that share this weight can share a generated one.
+        ``tied(dense)`` returns whether layers that share this weight can share a generated one.
     filled_later : bool
-        Whether ``to_dense`` takes two steps, as what is inside of the layer may refer to it.
+        Whether ``to_dense`` takes two steps, as modules inside the layer may refer to it.
     """
 
     build: Callable[[Any, Weights, bool], nn.Module]
@@ -112,25 +113,25 @@ class Kind:
         return type(module) in self.dense or self.matches(module)
 
     def shapes(self, dense: nn.Module) -> dict[str, tuple[int, ...]]:
-        """Return shapes of the generated weights, by part."""
+        """Return the shapes of the generated weights by part."""
         return {part: tuple(self.oriented(self.parameter(dense, part)).shape) for part in self.parts(dense)}
 
     def parameter(self, dense: nn.Module, part: str) -> torch.Tensor:
-        """The dense weight as the layer has it, which may be computed from other parameters."""
+        """Return the weight of a dense layer, which may be computed from other parameters."""
         return at(dense, self.parts(dense)[part].parameter)
 
     def oriented(self, weight: torch.Tensor) -> torch.Tensor:
-        """A weight from the orientation of the dense layer to that of the generated one, or back."""
+        """Convert a weight from the orientation of the dense layer to that of the generated one, or back."""
         return weight.T if self.transposed else weight
 
 
 def at(module: nn.Module, path: str) -> Any:
-    """The attribute at a path from a module."""
+    """Return the attribute at a path from a module."""
     owner, _, leaf = path.rpartition(".")
     return getattr(module.get_submodule(owner), leaf)
 
 
 def put_at(module: nn.Module, path: str, value: Any) -> None:
-    """Put something to a path from a module."""
+    """Set the attribute at a path from a module."""
     owner, _, leaf = path.rpartition(".")
     setattr(module.get_submodule(owner), leaf, value)

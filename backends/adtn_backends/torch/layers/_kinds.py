@@ -1,4 +1,4 @@
-"""The table of layers. A new kind of layer is a file with its rows, named here."""
+"""The table of the kinds of layers; a new kind is a file of its own that is listed here."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ KINDS: tuple[Kind, ...] = (
     *_conv.KINDS,
     *_embedding.KINDS,
     *_attention.KINDS,
-    *_parametrized.KINDS,  # takes what is left
+    *_parametrized.KINDS,  # takes all other modules
 )
 
 
 def kind_of(dense: nn.Module) -> Kind:
-    """The row of a dense layer."""
+    """Return the kind of a dense layer."""
     return next(kind for kind in KINDS if kind.takes(dense))
 
 
 def kind_of_generated(layer: nn.Module) -> Kind | None:
-    """The row of a generated layer, nothing for other modules."""
+    """Return the kind of a generated layer, ``None`` for other modules."""
     return next((kind for kind in KINDS if kind.generated is not None and isinstance(layer, kind.generated)), None)
 
 
 def weight_shape(dense: nn.Module) -> tuple[int, ...] | None:
-    """The shape of the generated weight of an adapter; ``None`` for layers that cannot have one."""
+    """Return the shape of an adapter's generated weight; ``None`` for layers that cannot have an adapter."""
     kind = kind_of(dense)
     return kind.shapes(dense)[""] if kind.adaptable else None
 
@@ -42,11 +42,12 @@ def layer_like(dense: Any, weight: GeneratedWeight, *, bias: bool = True) -> nn.
     Raises
     ------
     LayoutError
-        If there is no generated form of it, or its weight has another shape.
+        If the dense layer has no generated form, or its weight has another shape.
     """
     shape = weight_shape(dense)
     if shape != weight.shape:
-        raise LayoutError(f"Got a generator of {weight.shape} for {type(dense).__name__}, whose weight is {shape}.")
+        what = "which has no generated form" if shape is None else f"whose weight has shape {shape}"
+        raise LayoutError(f"Got a generator of shape {weight.shape} for a {type(dense).__name__}, {what}.")
     kind = kind_of(dense)
     if reason := kind.refusal(dense):
         raise LayoutError(f"Got a {type(dense).__name__} without a generated form: {reason}.")
@@ -54,17 +55,17 @@ def layer_like(dense: Any, weight: GeneratedWeight, *, bias: bool = True) -> nn.
 
 
 def layer_in_place_of(dense: nn.Module, weights: Weights) -> nn.Module:
-    """Make the generated layer with given weights by part; biases are the very parameters, which others may share."""
+    """Make the generated layer with given weights by part; its biases are the original parameters, not copies."""
     kind = kind_of(dense)
-    made = kind.build(dense, weights, True)
+    layer = kind.build(dense, weights, True)
     for path in kind.biases:
-        if (own := at_or_none(dense, path)) is not None:
-            put_at(made, path, own)
-    return made
+        if (bias := at_or_none(dense, path)) is not None:
+            put_at(layer, path, bias)
+    return layer
 
 
 def at_or_none(module: nn.Module, path: str) -> Any:
-    """The attribute at a path from a module, nothing where it has none."""
+    """Return the attribute at a path from a module, ``None`` if there is none."""
     try:
         return at(module, path)
     except AttributeError:

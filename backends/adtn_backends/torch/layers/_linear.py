@@ -1,4 +1,4 @@
-"""Linear layers."""
+"""Linear layers with generated weights."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ._weight import GeneratedWeight, Mode
 
 
 class ADTNLinear(FromLinear, nn.Module):
-    """``y = x Wᵀ + b`` with W generated from a few parameters; takes the place of :class:`torch.nn.Linear`.
+    """A linear layer ``y = x Wᵀ + b`` with a generated weight; it replaces :class:`torch.nn.Linear`.
 
     Parameters
     ----------
     weight : Generator or GeneratedWeight
-        Of the weight, ``(n_out, n_in)``. A module may be given to several layers, which are tied then.
+        The weight, ``(n_out, n_in)``. Layers that use the same module share their weight.
     bias : array or bool
-        ``(n_out,)``, ``True`` for zeros, ``False`` for none.
+        The bias, ``(n_out,)``; ``True`` for zeros, ``False`` for none.
     mode : {"materialise", "stream", "factored"}, optional
-        The scheduler chooses by the batch when not given.
+        The mode of execution. By default, the scheduler chooses it by the batch size.
 
     Raises
     ------
@@ -67,19 +67,19 @@ class ADTNLinear(FromLinear, nn.Module):
         return self.generated.own()
 
     def to_dense(self) -> nn.Linear:
-        """An ordinary layer with the weight as it is now."""
+        """Make an ordinary layer with the present weight."""
         has_bias = self.bias is not None
         place = {"device": self.generated.device, "dtype": self.generated.dtype}
         return filled(skip_init(nn.Linear, self.in_features, self.out_features, has_bias, **place), self)
 
     def extra_repr(self) -> str:
-        """Sizes and mode."""
+        """Return the sizes as the dense layer prints them, and the mode."""
         mode = f", mode={self.mode!r}" if self.mode else ""
         bias = self.bias is not None
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}{mode}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(..., n_in)`` to ``(..., n_out)``."""
+        """Map ``(..., n_in)`` to ``(..., n_out)``."""
         if is_traced():
             return self.generated(lambda arrays: self._traced(arrays, x))
         refuse_tracers(self, x)
@@ -90,23 +90,23 @@ class ADTNLinear(FromLinear, nn.Module):
         return self.generated(lambda arrays: self._eager(arrays, x))
 
     def _traced(self, arrays: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """One graph for every batch."""
+        """Apply the layer in a compiler, with one graph for all batch sizes."""
         weight = self.generated
-        steps, without = weight.traced(self.mode), weight.without
-        if steps is None or without is None:
+        steps, apply = weight.traced(self.mode), weight.without
+        if steps is None or apply is None:
             return nn.functional.linear(x, weight.weight_of(arrays), self.bias)
-        return self._applied(lambda rows: without(steps, arrays, rows), x, self._rows(x))
+        return self._applied(lambda rows: apply(steps, arrays, rows), x, self._rows(x))
 
     def _eager(self, arrays: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         linear, weight, rows = nn.functional.linear, self.generated, self._rows(x)
         trains = differentiable(arrays)
-        # a weight that is made in every call costs what it costs in training
+        # a weight that is generated in every call costs as much as in training
         chosen, apply = weight.layer(rows, self.mode, train=trains or not weight.caches)
         if chosen.makes_weight and not trains:
             return linear(x, weight.cached(arrays), self.bias)
         if chosen.makes_weight and autocasts(x.device):
             return linear(x, weight.weight_of(arrays), self.bias)
-        return self._applied(lambda given: apply(arrays, given), x, rows)
+        return self._applied(lambda rows: apply(arrays, rows), x, rows)
 
     def _rows(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
@@ -163,4 +163,4 @@ TRANSPOSED = Kind(
     adaptable=True,
 )
 KINDS = (LINEAR, TRANSPOSED)
-"""Dense layers, and those of GPT-2."""
+"""Linear layers of PyTorch, and those of GPT-2."""

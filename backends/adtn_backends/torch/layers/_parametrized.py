@@ -1,4 +1,4 @@
-"""Any module with some of its parameters generated, for layers that have no generated form of their own."""
+"""Modules with some of their parameters generated, for layers that have no generated form of their own."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ._kind import ONE, Kind, Part, Weights
 from ._weight import GeneratedWeight
 
 STANDARD = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.modules.conv._ConvNd)
-"""Layers whose matrices are their weights, whatever their subclasses make of them."""
+"""Layers whose matrices are weights, in subclasses as well."""
 
 
 class Parametrized(nn.Module):
-    """A module whose code runs as it is and finds generated weights where it had parameters.
+    """A module whose own code runs with generated weights in place of parameters.
 
-    Made by :func:`parametrized`, as a class of its own for every class of modules: transposed convolutions, recurrent
-    layers, experts that are one tensor, subclasses of known layers. The weights are made once per forward.
+    It is made by :func:`parametrized`, which derives a class from the class of the module: transposed convolutions,
+    recurrent layers, experts stacked in one tensor, subclasses of known layers. Weights are generated once per forward.
     """
 
     generated: nn.ModuleDict
@@ -42,50 +42,50 @@ class Parametrized(nn.Module):
                     _forget(self)
         refuse_tracers(self, *args)
         weights: Any = self.generated.values()
-        with ExitStack() as made:
+        with ExitStack() as stack:
             for weight in weights:
                 if not weight.made:
-                    made.enter_context(weight.once())
+                    stack.enter_context(weight.once())
             if not isinstance(self, nn.RNNBase):
                 return super().forward(*args, **kwargs)
-            # recurrent layers look at a list of their weights: each call, and each thread, has its own
+            # recurrent layers read a list of their weights, so each call, and each thread, has its own copy
             twin = object.__new__(type(self))
             vars(twin).update(vars(self))
-            list_again(twin)
+            refresh_weight_list(twin)
             return super(Parametrized, twin).forward(*args, **kwargs)
 
     def to_dense(self) -> nn.Module:
-        """A copy of the module with the weights as they are now."""
+        """Copy the module, with the present weights as parameters."""
         dense = self.blank_dense()
         self.fill_dense(dense, {id(self): dense}, {})
         return dense
 
     def blank_dense(self) -> nn.Module:
-        """The dense module without attributes."""
+        """Make the dense module without attributes."""
         return object.__new__(self._dense_class)
 
     def fill_dense(self, dense: nn.Module, memo: dict[int, Any], weights: dict[int, nn.Parameter]) -> None:
-        """Copies of all attributes, and parameters for generated weights, each once.
+        """Copy all attributes to a dense module, and add one parameter for each generated weight.
 
         Parameters
         ----------
         dense : torch.nn.Module
-            From :meth:`blank_dense`.
+            A module that :meth:`blank_dense` made.
         memo : dict
-            Of :func:`copy.deepcopy`.
+            The memo of :func:`copy.deepcopy`.
         weights : dict of int to torch.nn.Parameter
-            By generated weight; others are added.
+            Parameters by the id of their generated weight; new ones are added.
         """
-        own = {key: value for key, value in vars(self).items() if key not in ("_flat_weights", "_flat_weight_refs")}
-        own["_modules"] = {name: m for name, m in self._modules.items() if name != "generated"}
-        vars(dense).update(copy.deepcopy(own, memo))
+        attributes = {k: value for k, value in vars(self).items() if k not in ("_flat_weights", "_flat_weight_refs")}
+        attributes["_modules"] = {name: m for name, m in self._modules.items() if name != "generated"}
+        vars(dense).update(copy.deepcopy(attributes, memo))
         generated: Any = self.generated
         for name, weight in generated.items():
             if id(weight) not in weights:
                 trains = any(x.requires_grad for x in weight.arrays().values())
                 weights[id(weight)] = nn.Parameter(weight.own().detach().clone(), trains)
             dense._parameters[name] = weights[id(weight)]
-        list_again(dense)
+        refresh_weight_list(dense)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Parametrized:
         super()._apply(fn, recurse)
@@ -101,14 +101,14 @@ class Parametrized(nn.Module):
 
 
 def parametrized(dense: nn.Module, weights: Mapping[str, GeneratedWeight]) -> Parametrized:
-    """A copy of a module with generated parameters; children and other parameters are those of the original.
+    """Make a copy of a module with generated parameters, which shares its children and other parameters.
 
     Parameters
     ----------
     dense : torch.nn.Module
-        Left as it is.
+        The module, which is not changed.
     weights : mapping of str to GeneratedWeight
-        By the name of the parameter in the module, of the same shape.
+        Generated weights of the same shapes, by the names of the parameters in the module.
 
     Raises
     ------
@@ -124,41 +124,43 @@ def parametrized(dense: nn.Module, weights: Mapping[str, GeneratedWeight]) -> Pa
     torch.Size([5, 16, 12])
     """
     if getattr(dense, "max_norm", None) is not None:
-        raise LayoutError(f"Got {type(dense).__name__} with max_norm, which writes to its weight; leave it out.")
+        raise LayoutError(f"Got a {type(dense).__name__} with max_norm, which writes to its weight; leave it out.")
     for name, weight in weights.items():
-        own = dense._parameters.get(name)
-        if own is None or tuple(own.shape) != weight.shape:
-            shape = None if own is None else tuple(own.shape)
-            raise LayoutError(f"Got a generator of {weight.shape} for {type(dense).__name__}.{name}, which is {shape}.")
-    made = _blank(type(dense), tuple(weights))
-    vars(made).update(_own(dense))
+        parameter = dense._parameters.get(name)
+        if parameter is None or tuple(parameter.shape) != weight.shape:
+            shape = "does not exist" if parameter is None else f"has shape {tuple(parameter.shape)}"
+            raise LayoutError(
+                f"Got a generator of shape {weight.shape} for {type(dense).__name__}.{name}, which {shape}."
+            )
+    module = _blank(type(dense), tuple(weights))
+    vars(module).update(_shallow(dense))
     for name in weights:
-        del made._parameters[name]
-    made.generated = nn.ModuleDict(weights)
-    _forget(made)
-    return made
+        del module._parameters[name]
+    module.generated = nn.ModuleDict(weights)
+    _forget(module)
+    return module
 
 
-def list_again(module: nn.Module) -> None:
-    """Recurrent layers look at a list that they made of their parameters, and make it anew for other tensors."""
+def refresh_weight_list(module: nn.Module) -> None:
+    """Rebuild the list of weights from which recurrent layers read them."""
     if isinstance(module, nn.RNNBase):
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
         module._flat_weight_refs = [weakref.ref(weight) for weight in module._flat_weights]
 
 
 def _forget(module: nn.Module) -> None:
-    """The list again: what was generated lives as long as a forward."""
+    """Clear that list, so that generated weights are freed after a forward."""
     if isinstance(module, nn.RNNBase):
         module._flat_weights = [None] * len(module._flat_weights_names)  # type: ignore[list-item]
 
 
-def _own(module: nn.Module) -> dict[str, Any]:
-    """Attributes of a shallow copy: lists of parts of its own, parts that are shared."""
+def _shallow(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a shallow copy, with its own tables of parameters, buffers and modules."""
     return vars(module) | {key: dict(vars(module)[key]) for key in ("_parameters", "_buffers", "_modules")}
 
 
 def _blank(dense: type[nn.Module], names: tuple[str, ...]) -> Any:
-    """A module without attributes, as for copies and pickles."""
+    """Make a module without attributes, as copies and pickles need it."""
     return object.__new__(_class_of(dense, names))
 
 
@@ -173,9 +175,9 @@ def _class_of(dense: type[nn.Module], names: tuple[str, ...]) -> type[Parametriz
 
 
 def _matrices(module: nn.Module) -> list[str]:
-    """Return names of a module's own parameters of two and more axes."""
-    own = module.named_parameters(recurse=False)
-    return [name for name, p in own if p.ndim > 1 and p.is_floating_point()]
+    """Return the names of a module's own parameters with two or more axes."""
+    params = module.named_parameters(recurse=False)
+    return [name for name, p in params if p.ndim > 1 and p.is_floating_point()]
 
 
 def _parts(module: nn.Module) -> Mapping[str, Part]:
@@ -208,4 +210,4 @@ KINDS = (
         filled_later=True,
     ),
 )
-"""All other modules, whose matrices can be generated."""
+"""All other modules that have matrices."""

@@ -1,4 +1,4 @@
-"""Parts from which layers are made: weights, biases, and dense layers on the way back."""
+"""Parts of generated layers: weights, biases, and the conversion to dense layers."""
 
 from __future__ import annotations
 
@@ -16,34 +16,37 @@ from ._weight import GeneratedWeight
 
 
 def refuse_subclass(dense: Any, *known: type[nn.Module]) -> None:
-    """Refuse what a subclass does in its own forward: it would be lost.
+    """Refuse subclasses that override ``forward``, whose behaviour would be lost.
 
     Raises
     ------
     LayoutError
-        If the layer is no layer of the framework, or one with another forward.
+        If the layer is not one of these classes, or a subclass that overrides ``forward``.
     """
-    if not any(isinstance(dense, one) and type(dense).forward is one.forward for one in known):
+    if not any(isinstance(dense, cls) and type(dense).forward is cls.forward for cls in known):
         raise LayoutError(
-            f"Got {type(dense).__name__}; expected {' or '.join(one.__name__ for one in known)}, or a subclass with "
-            "the same forward. Keep its own forward with adtn_backends.torch.parametrized."
+            f"Got a {type(dense).__name__}; expected {' or '.join(cls.__name__ for cls in known)}, or a subclass with "
+            "the same forward. Use adtn_backends.torch.parametrized, which runs the layer's own forward."
         )
 
 
 def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> GeneratedWeight:
-    """A module for a generator; refuses weights with another number of axes."""
+    """Convert a generator to a module, and refuse weights with another number of axes."""
     check_axes(weight.shape, axes, what)
     return weight if isinstance(weight, GeneratedWeight) else GeneratedWeight(weight)
 
 
 def fitted_weight(dense: torch.Tensor, fit: Fit) -> GeneratedWeight:
-    """A generated weight in place of a dense one, with its device and dtype."""
+    """Make a generated weight from a dense one, with its device and dtype."""
     generator = fit(dense.detach().cpu().double().numpy())
     return GeneratedWeight(generator).to(dense.device, dense.dtype)
 
 
 def bias_parameter(bias: Any, n: int, like: GeneratedWeight) -> nn.Parameter | None:
-    """``True`` for zeros, ``False`` or ``None`` for nothing, or the values; a frozen bias stays frozen."""
+    """Make the parameter of a bias: zeros for ``True``, none for ``False`` or ``None``, or the given values.
+
+    A frozen bias remains frozen.
+    """
     if bias is False or bias is None:
         return None
     if bias is True:
@@ -57,12 +60,12 @@ def bias_parameter(bias: Any, n: int, like: GeneratedWeight) -> nn.Parameter | N
 
 
 def is_frozen(x: Any) -> bool:
-    """Return whether a parameter is one that is not trained."""
+    """Return whether this is a parameter that is not trained."""
     return isinstance(x, nn.Parameter) and not x.requires_grad
 
 
 def filled(dense: Any, layer: Any) -> Any:
-    """A dense layer with the weight, bias and state of training of a generated one; what was frozen stays frozen."""
+    """Fill a dense layer with the weight and bias of a generated one, and return it; frozen parameters stay frozen."""
     with torch.no_grad():
         dense.weight.copy_(layer.generated.now())
         if layer.bias is not None:

@@ -1,4 +1,4 @@
-"""A generated weight as a module: the trained parameters, and the weight that is made from them."""
+"""A generated weight as a module: its parameters, and the weight that is generated from them."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from .._vjp import differentiable_vjp, must_differentiate
 from ._calls import PLAIN, differentiable, in_own_precision, is_traced
 
 _BACKEND = get_backend("torch")
-_TRACED_BATCH = 64  # one graph serves every batch, so it is planned for one of middle size
+_TRACED_BATCH = 64  # one graph serves all batch sizes, so it is planned for a medium one
 
 Use: TypeAlias = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 _MADE: ContextVar[Mapping[nn.Module, torch.Tensor]] = ContextVar("made", default={})  # noqa: B039 (never written to)
-"""Weights by their modules inside :meth:`GeneratedWeight.once`, in this thread."""
+"""The weights by module inside :meth:`GeneratedWeight.once`, in this thread."""
 
 
 class GeneratedWeight(nn.Module):
-    """The parameters of a generator, and its weight as a tensor.
+    """The parameters of a generator as a module, which computes the weight.
 
-    Layers that are given the same one are tied: they train, move and save the same parameters.
+    Layers that use the same module are tied: they train, move and save the same parameters.
 
     Parameters
     ----------
     generator : Generator
-        Its parameters are the initial values.
+        The generator; its parameters are the initial values.
 
     Examples
     --------
@@ -61,15 +61,15 @@ class GeneratedWeight(nn.Module):
             self.register_parameter(key, nn.Parameter(torch.tensor(generator.params[name])))
         constants = {name: x for name, x in generator.constants(implied=False).items() if name not in generator.params}
         self._constants = {name: f"frozen_{name.replace('.', '_')}" for name in constants}
-        given = {name for name in constants if name in generator.stored}
+        stored = {name for name in constants if name in generator.stored}
         if isinstance(generator.base, np.ndarray):
-            given.add(BASE)
-        self._ruled = tuple(name for name in constants if name not in given)
+            stored.add(BASE)
+        self._ruled = tuple(name for name in constants if name not in stored)
         for name, key in self._constants.items():
             x = torch.tensor(np.asarray(constants[name], dtype=generator.dtype))
-            self.register_buffer(key, x, persistent=name in given)  # what follows from a rule is no part of the state
+            self.register_buffer(key, x, persistent=name in stored)  # values that follow from a rule are not saved
         self._whole: Materialised = decide(generator, "generate", device="torch:cpu").materialised.on(_BACKEND)
-        for segment in generator.segments:  # autoray imports at the first use, which compilers do not follow
+        for segment in generator.segments:  # autoray imports functions at first use, which compilers cannot trace
             get_activation(segment.activation).value(torch.zeros(1))
         linear = len(generator.shape) == 2 and generator.segments[-1].activation == "identity"
         self.without = TracedApply(generator.segments, generator.weighting, _BACKEND) if linear else None
@@ -78,56 +78,56 @@ class GeneratedWeight(nn.Module):
         self._traced: dict[tuple[str | None, ...], EinsumSteps | None] = {}
 
     def extra_repr(self) -> str:
-        """The generator."""
+        """Return the description of the generator."""
         return repr(self._structure)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the shape of the weight."""
+        """The shape of the weight."""
         return self._structure.shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the dtype of the parameters, and of the weight."""
+        """The dtype of the parameters and of the weight."""
         return self._first().dtype
 
     @property
     def device(self) -> torch.device:
-        """Return the device of the parameters, and of the weight."""
+        """The device of the parameters and of the weight."""
         return self._first().device
 
     def _first(self) -> torch.Tensor:
         return getattr(self, next(iter((self._names | self._constants).values())))
 
     def generator(self) -> Generator:
-        """A generator with the parameters as they are now."""
+        """Make a generator with the present parameters."""
         values: dict[str, np.ndarray] = {}
         for name, key in self._names.items():
             x: Any = getattr(self, key).detach()
-            x = x.full_tensor() if hasattr(x, "full_tensor") else x  # FSDP keeps shards between forwards
+            x = x.full_tensor() if hasattr(x, "full_tensor") else x  # FSDP holds only shards between forwards
             values[name] = x.cpu().double().numpy()
         return self._structure.with_params(values)
 
     def arrays(self) -> dict[str, torch.Tensor]:
-        """Trained and frozen cores by the names of the generator, wherever pruning, replicas or FSDP put them."""
+        """Return trained and frozen cores by their names in the generator, with pruning, replicas and FSDP as well."""
         return {name: getattr(self, key) for name, key in (self._names | self._constants).items()}
 
     def forward(self, use: Use | None = None) -> torch.Tensor:
-        """The weight, differentiable; or what a layer makes of the cores, ``use(arrays)``.
+        """Compute the weight, or ``use(arrays)``, which a layer computes from the cores; both differentiable.
 
-        Layers come in by this door, so that hooks of this module (pruning, weight norms, FSDP) run before.
+        Layers read the cores through this method, so that hooks of this module (pruning, weight norms, FSDP) run first.
         """
         return (use or self.weight_of)(self.arrays())
 
     def weight_of(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The weight of these cores, differentiable."""
+        """Compute the weight from these cores, differentiable."""
         if is_traced() or self.device.type == "meta":
             return self._whole.weight(arrays)
         with in_own_precision(self.device):
             return _Generate.apply(self._whole, tuple(arrays), *arrays.values())  # pyright: ignore[reportReturnType]
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """Return rows of the weight by their indices, ``(n,)``, differentiable; the others are not made.
+        """Compute rows of the weight by their indices, ``(n,)``, without generating the others; differentiable.
 
         Examples
         --------
@@ -139,9 +139,9 @@ class GeneratedWeight(nn.Module):
         return self(lambda arrays: self.rows_of(arrays, index))
 
     def rows_of(self, arrays: dict[str, torch.Tensor], index: torch.Tensor) -> torch.Tensor:
-        """:meth:`rows` of these cores."""
+        """Compute rows of the weight from these cores, see :meth:`rows`."""
         n, index = index.shape[0], index.long()
-        padded = nn.functional.pad(index, (0, (1 << max(n - 1, 0).bit_length()) - n))  # few programs for all numbers
+        padded = nn.functional.pad(index, (0, (1 << max(n - 1, 0).bit_length()) - n))  # for fewer distinct programs
 
         def one_hot(digits: Any, d: int) -> torch.Tensor:
             return nn.functional.one_hot(digits, d).to(self.dtype)
@@ -150,30 +150,30 @@ class GeneratedWeight(nn.Module):
             return generated_rows(self._structure, arrays, padded, one_hot)[:n]
 
     def now(self) -> torch.Tensor:
-        """The weight of the parameters as they are: differentiable where there is something to differentiate.
+        """Return the weight of the present parameters, differentiable if there is something to differentiate.
 
-        Without gradients it is made once and looked up while the parameters stay what they are; do not write to it.
+        Without gradients, the weight is cached until a parameter changes; do not write to it.
         """
         if is_traced():
             return self()
-        made = _MADE.get().get(self)
-        if made is None or (not made.requires_grad and differentiable(self.arrays())):
+        weight = _MADE.get().get(self)
+        if weight is None or (not weight.requires_grad and differentiable(self.arrays())):
             return self(self._now)
-        return made
+        return weight
 
     def _now(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.weight_of(arrays) if differentiable(arrays) else self.cached(arrays)
 
     def cached(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The weight for inference, made anew when a core has changed, by whatever way.
+        """Return the cached weight for inference, recomputed if a core has changed in any way.
 
-        On the CPU the entries of the cores are compared, which costs less than the product that follows. Where that
-        would wait for a device, the weight is made in every call; see :func:`cached_weights`.
+        On the CPU, the entries of the cores are compared, which costs less than the product that follows. Where this
+        would wait for a device, the weight is generated in every call; see :func:`cached_weights`.
         """
         stamp = self.stamp(arrays)
         cache = self._cache
         if cache is None or stamp is None or cache.stamp != stamp or cache.weight._version != cache.version:
-            # an ordinary tensor also in inference mode: gradients may be asked through it later
+            # an ordinary tensor even in inference mode, as later calls may need gradients through it
             with torch.inference_mode(False), torch.no_grad(), in_own_precision(self.device):
                 weight = self._whole.weight(arrays)
             if stamp is None:
@@ -183,24 +183,24 @@ class GeneratedWeight(nn.Module):
         return cache.weight
 
     def invalidate(self) -> None:
-        """Forget the cached weight; needed only after the frozen base was changed through its ``.data``."""
+        """Discard the cached weight, which is needed only after the frozen base was changed through its ``.data``."""
         self._cache = None
 
     def own(self) -> torch.Tensor:
-        """The weight for whoever may write to it: differentiable, or a copy of the cached one."""
+        """Return a weight that may be written to: a differentiable one, or a copy of the cached one."""
         weight = self.now()
         cached = self._cache is not None and weight is self._cache.weight and not self.made
         return weight.clone() if cached else weight
 
     @property
     def caches(self) -> bool:
-        """Return whether :meth:`cached` remembers: on the CPU."""
+        """Whether :meth:`cached` caches the weight, which it does on the CPU."""
         return self._first().device.type == "cpu"
 
     def stamp(self, arrays: dict[str, torch.Tensor]) -> list[Any] | None:
-        """A stamp of what the cached weight was made of; ``None`` where looking would wait, or is not possible."""
+        """Return a stamp that changes with the cores; ``None`` if reading them would wait, or is not possible."""
         stamp: list[Any] = []
-        if torch._C._len_torch_dispatch_stack():  # modes that put other tensors in the place of real ones
+        if torch._C._len_torch_dispatch_stack():  # modes that replace real tensors by others
             return None
         for name, x in arrays.items():
             if type(x) not in PLAIN or x.device.type != "cpu":
@@ -216,7 +216,7 @@ class GeneratedWeight(nn.Module):
 
     @contextmanager
     def once(self) -> collections.abc.Generator[torch.Tensor, None, None]:
-        """Make the weight once inside this block, however many layers and properties ask for it."""
+        """Generate the weight once inside this block, for all layers and properties that use it."""
         weight = self.now()
         token = _MADE.set({**_MADE.get(), self: weight})
         try:
@@ -226,18 +226,18 @@ class GeneratedWeight(nn.Module):
 
     @property
     def made(self) -> bool:
-        """Return whether this is inside :meth:`once`."""
+        """Whether the code runs inside :meth:`once`."""
         return self in _MADE.get()
 
     def layer(self, rows: torch.Tensor, mode: Mode | None, *, train: bool) -> tuple[Layer, Any]:
-        """The executable for batches up to the next power of two, and ``(arrays, x) -> y``, differentiable.
+        """Return the executable for batches up to the next power of two, and its differentiable ``(arrays, x) -> y``.
 
         Parameters
         ----------
         rows : torch.Tensor
-            ``(batch, n_in)``.
+            The inputs, ``(batch, n_in)``.
         mode : {"materialise", "stream", "factored"}, optional
-            Forces one.
+            The mode of execution, which the scheduler chooses by default.
         train : bool
             Whether the time of the backward pass counts.
         """
@@ -252,34 +252,34 @@ class GeneratedWeight(nn.Module):
         return layer
 
     def traced(self, mode: Mode | None) -> EinsumSteps | None:
-        """How compilers apply the weight to any batch without making it; nothing where it is made.
+        """Return the steps that apply the weight without generating it, for compilers; ``None`` if it is generated.
 
-        The scheduler is asked while a compiler looks; its answer is part of the graph.
+        The scheduler runs during compilation, and its choice is part of the graph.
         """
         if self.without is None or mode not in (None, Factored.mode):
             return None
-        number = next(iter(self.arrays().values()))
-        device, dtype = f"torch:{_BACKEND.device_of(number)}", _BACKEND.dtype_of(number)
+        core = next(iter(self.arrays().values()))
+        device, dtype = f"torch:{_BACKEND.device_of(core)}", _BACKEND.dtype_of(core)
         key = (device, dtype, mode)
-        if key in self._traced:  # function transforms ask at every call
+        if key in self._traced:  # function transforms call this every time
             return self._traced[key]
         try:
             plan = decide(self._structure, "train", device=device, dtype=dtype, batch=_TRACED_BATCH, mode=mode)
-        except DeviceError:  # shapes alone ("meta"), or a device that is elsewhere
+        except DeviceError:  # the "meta" device, or one that is not present
             return None
-        chosen = plan.executable
-        steps = self.without.steps(chosen.paths[-1]) if isinstance(chosen, Factored) else None
+        executable = plan.executable
+        steps = self.without.steps(executable.paths[-1]) if isinstance(executable, Factored) else None
         return remember(self._traced, key, steps)
 
     def train(self, mode: bool = True) -> GeneratedWeight:
-        """Training drops the cached weight."""
+        """Set the training mode, and discard the cached weight."""
         self._cache = None
         return super().train(mode)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GeneratedWeight:
         self._cache = None
         super()._apply(fn, recurse)
-        if self._ruled and not _preserves(fn):  # such as to_empty, behind which a state is loaded
+        if self._ruled and not _preserves(fn):  # such as to_empty, after which a state is loaded
             self._follow_rules()
         return self
 
@@ -290,7 +290,7 @@ class GeneratedWeight(nn.Module):
             self._follow_rules()
 
     def _follow_rules(self) -> None:
-        """Frozen cores and bases that no state holds, from their rules, where the parameters are."""
+        """Recompute frozen cores and bases that are not saved from their rules, on the device of the parameters."""
         like = next((getattr(self, key) for key in self._names.values()), None)
         constants = self._structure.constants(implied=False)
         for name in self._ruled:
@@ -298,19 +298,19 @@ class GeneratedWeight(nn.Module):
             old: Any = self._buffers[key]
             where = like.device if like is not None and old.is_meta else old.device
             if where.type != "meta":
-                # not in place: whoever shares the old memory keeps it
+                # not in place, as the old memory may be shared
                 self._buffers[key] = torch.tensor(np.asarray(constants[name]), dtype=old.dtype, device=where)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_layers": {}, "_traced": {}, "_cache": None}
 
 
-# what torch.compiler.assume_constant_result does, which imports the compiler: 1.5 s for everybody who imports layers
+# as torch.compiler.assume_constant_result does, but without importing the compiler, which takes 1.5 s
 GeneratedWeight.traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Generate(torch.autograd.Function):
-    """The weight with the library's adjoint, which generates again and remembers nothing but the cores."""
+    """The weight with the library's adjoint, which stores only the cores and recomputes the rest."""
 
     @staticmethod
     def forward(ctx: Any, weight: Materialised, names: tuple[str, ...], *cores: torch.Tensor) -> torch.Tensor:
@@ -334,21 +334,21 @@ class _Generate(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Cached:
-    """A weight, what it was made of, and the base."""
+    """A cached weight, with a stamp of the cores that it was made of, and the base."""
 
     stamp: list[Any]
     weight: torch.Tensor
-    version: int  # another one: somebody wrote to it
+    version: int  # changes if the weight is written to
     base: torch.Tensor | None
 
 
 @contextmanager
 def cached_weights(model: nn.Module) -> collections.abc.Generator[None, None, None]:
-    """Make every generated weight of a model once inside this block: a promise that no parameter changes.
+    """Generate every weight of a model once inside this block, during which parameters must not change.
 
-    On the CPU nobody needs it for inference, because changes are seen there. On accelerators looking for them would
-    wait for the device, so that weights are made in every call outside of this block. The counterpart of
-    :func:`torch.nn.utils.parametrize.cached`; other threads do not see it.
+    On the CPU this is not needed for inference, as weights are cached and changes are detected. On accelerators,
+    detecting changes would wait for the device, so weights are generated in every call outside this block. It is the
+    counterpart of :func:`torch.nn.utils.parametrize.cached`, and does not affect other threads.
 
     Examples
     --------
