@@ -6,6 +6,7 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Layout
+from adtn.calculus import _initial, forward, initial_values
 from adtn.calculus._adjoint import forward_stage
 
 ACTIVATIONS = ["silu", "tanh", "relu", "gelu", "sine", "leaky_relu"]
@@ -36,6 +37,17 @@ def test_twelve_levels(activation: str) -> None:
     assert min(relative.values()) > 1e-4 * max(relative.values())
     # a step along the gradient does something: the loss is not flat in any core
     assert all(v > 1e-3 * np.linalg.norm(wbar) * gen.scale for v in relative.values())
+
+
+def test_a_state_of_just_the_largest_size_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the standard deviation is called exact, nothing was sampled on the way."""
+    gen = deep("silu")
+    largest = max(map(_initial._largest, gen.program.stages[:-1]))
+    monkeypatch.setattr(_initial, "_STATE", largest)
+    values, exact = initial_values(gen.program, gen.layout, 1, {}, gen.topology)
+    assert exact and np.std(forward(gen.program, values)) == pytest.approx(1.0, rel=1e-9)
+    monkeypatch.setattr(_initial, "_STATE", largest - 1)
+    assert not initial_values(gen.program, gen.layout, 1, {}, gen.topology)[1]
 
 
 def test_without_rescaling_the_same_network_does_not_start() -> None:
