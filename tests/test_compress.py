@@ -10,6 +10,7 @@ import pickle
 import re
 from collections import OrderedDict
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -455,6 +456,9 @@ def test_the_report_counts_what_is_there_and_saves_whole_pages(tmp_path: Path) -
     assert report.after.params == sum(p.numel() for p in model.parameters())
     assert report.after.bytes == 4 * report.after.params
     assert sum(r.params for r in report.layers) == sum(g.num_params for g in report.generators.values())
+    assert report.ratio == pytest.approx(dense / report.after.params)
+    assert [row.ratio for row in report.layers] == [row.dense / row.params for row in report.layers]
+    assert replace(report.layers[0], params=0).ratio == report.layers[0].dense  # a frozen layer has none
     assert report.before.forward_seconds > 0
     assert any(line.startswith("4: relative error") for line in lines)
     assert any(line.startswith("step 3 of 3") for line in lines)
