@@ -39,7 +39,7 @@ class TiledWeight:
     tiled: Tiled
     weighting: Weighting
     positions: tuple[int, ...]
-    by_rows: bool = True
+    by_rows: bool
     norm: Stage | None = None
 
     @property
