@@ -2,7 +2,7 @@
 
 Load it before anything imports adtn. Functions whose annotations name shapes (``Float[Array, "n_out n_in"]``, see
 ``adtn/_typing.py``) are wrapped as soon as their module has run; jaxtyping and beartype check all of their arguments
-and results whose annotations can be evaluated. ``CALLS`` counts the calls by function and framework.
+and results with such an annotation. ``CALLS`` counts the calls by function and framework.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ def checked(function: types.FunctionType) -> Callable[..., Any]:
 
     @functools.cache
     def checking() -> Callable[..., Any]:
-        space = {**function.__globals__, **KINDS}
-        same = types.FunctionType(
-            function.__code__, function.__globals__, function.__name__, None, function.__closure__
-        )
-        same.__defaults__, same.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
-        same.__module__, same.__qualname__ = function.__module__, function.__qualname__
-        same.__annotations__ = {}
-        for parameter, annotation in function.__annotations__.items():
-            try:
-                same.__annotations__[parameter] = eval(annotation, space) if isinstance(annotation, str) else annotation
-            except NameError:  # imported for type checkers alone
-                if shaped(annotation):
-                    raise
+        space = {**inspect.unwrap(function).__globals__, **KINDS}
+        signature, nothing = inspect.signature(function), inspect.Parameter.empty
+
+        def evaluated(annotation: object) -> object:
+            return eval(str(annotation), space) if shaped(annotation) else nothing
+
+        parameters = [p.replace(annotation=evaluated(p.annotation)) for p in signature.parameters.values()]
+        signature = signature.replace(parameters=parameters, return_annotation=evaluated(signature.return_annotation))
+
+        def same(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        same.__module__, same.__qualname__, same.__signature__ = function.__module__, name, signature  # type: ignore[attr-defined]
         return jaxtyping.jaxtyped(same, typechecker=_check)
 
     @functools.wraps(function)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from adtn import Generator
 from adtn._checks import checked
+from adtn._typing import Float
 from adtn.errors import LayoutError
 from torch import nn
 from torch.nn.utils import skip_init
@@ -66,7 +67,7 @@ class _ADTNConv(FromConv, nn.Module):
         return layer.train(dense.training)
 
     @property
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> Float[torch.Tensor, "n_out in_per_group *kernel"]:
         """The weight, ``(out, in / groups, *kernel)``, differentiable."""
         return self.generated.own()
 
@@ -93,7 +94,7 @@ class _ADTNConv(FromConv, nn.Module):
         """Return the options as the dense layer prints them."""
         return f"{self.geometry}{'' if self.bias is not None else ', bias=False'}"
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Float[torch.Tensor, "*batch_in_size"]) -> Float[torch.Tensor, "*batch_out_size"]:
         """Map ``(batch, in, *size)`` to ``(batch, out, *size)``; the axis of the batch may be missing."""
         refuse_tracers(self, x)
         weight = self.generated.now()

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from adtn import Generator
 from adtn._checks import checked
+from adtn._typing import Float, Int
 from adtn.errors import LayoutError
 from torch import nn
 
@@ -78,7 +79,7 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
         return cls(weight, dense.padding_idx, scale_grad_by_freq=dense.scale_grad_by_freq).train(dense.training)
 
     @property
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> Float[torch.Tensor, "num_embeddings embedding_dim"]:
         """The generated table, differentiable."""
         return self.generated.own()
 
@@ -97,7 +98,7 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
         padding = f", padding_idx={self.padding_idx}" if self.padding_idx is not None else ""
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
 
-    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+    def forward(self, indices: Int[torch.Tensor, "*batch"]) -> Float[torch.Tensor, "*batch embedding_dim"]:
         """Look up rows, from integers ``(...)`` to ``(..., embedding_dim)``."""
         if is_traced() or self.generated.made:
             return self._rows_of(indices, self.generated.now())
