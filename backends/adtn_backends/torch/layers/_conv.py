@@ -50,10 +50,10 @@ class _ADTNConv(FromConv, nn.Module):
     @classmethod
     def _in_place_of(cls, dense: Any, fit: Fit, **options: Any) -> Self:
         refuse_subclass(dense, cls.dense)
-        return cls._like(dense, fitted_weight(dense.weight, fit), bias=True)
+        return cls.like(dense, fitted_weight(dense.weight, fit), bias=True)
 
     @classmethod
-    def _like(cls, dense: Any, weight: GeneratedWeight, *, bias: bool) -> Self:
+    def like(cls, dense: Any, weight: GeneratedWeight, *, bias: bool) -> Self:
         """Make the layer with a given weight, and the geometry of a dense one."""
         layer = cls(
             weight,
@@ -152,7 +152,7 @@ class ADTNConv3d(_ADTNConv):
 
 
 def _build(dense: Any, weights: Weights, bias: bool) -> _ADTNConv:
-    return _BY_DENSE[type(dense)]._like(dense, weights[""], bias=bias)
+    return _BY_DENSE[type(dense)].like(dense, weights[""], bias=bias)
 
 
 def _patches(dense: Any, x: torch.Tensor) -> torch.Tensor | None:

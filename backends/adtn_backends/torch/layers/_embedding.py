@@ -71,10 +71,10 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
         refuse_subclass(dense, nn.Embedding)
         if reason := _refusal(dense):
             raise LayoutError(f"Got an Embedding that ADTNEmbedding cannot replace: {reason}.")
-        return cls._like(dense, fitted_weight(dense.weight, fit))
+        return cls.like(dense, fitted_weight(dense.weight, fit))
 
     @classmethod
-    def _like(cls, dense: nn.Embedding, weight: GeneratedWeight) -> Self:
+    def like(cls, dense: nn.Embedding, weight: GeneratedWeight) -> Self:
         """Make the layer with a given weight, and the options of a dense one."""
         return cls(weight, dense.padding_idx, scale_grad_by_freq=dense.scale_grad_by_freq).train(dense.training)
 
@@ -147,7 +147,7 @@ KINDS = (
     Kind(
         dense=(nn.Embedding,),
         generated=ADTNEmbedding,
-        build=lambda dense, weights, bias: ADTNEmbedding._like(dense, weights[""]),
+        build=lambda dense, weights, bias: ADTNEmbedding.like(dense, weights[""]),
         refusal=_refusal,
         adaptable=True,
         tied=lambda dense: True,

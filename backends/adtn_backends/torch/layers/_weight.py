@@ -203,7 +203,7 @@ class GeneratedWeight(nn.Module):
     def stamp(self, arrays: dict[str, torch.Tensor]) -> list[Any] | None:
         """Return a stamp that changes with the cores; ``None`` if reading them would wait, or is not possible."""
         stamp: list[Any] = []
-        if torch._C._len_torch_dispatch_stack():  # modes that replace real tensors by others
+        if torch._C._len_torch_dispatch_stack():  # pyright: ignore[reportPrivateUsage] # modes that replace real tensors by others
             return None
         for name, x in arrays.items():
             if type(x) not in PLAIN or x.device.type != "cpu":
