@@ -27,7 +27,7 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceInfo:
     """One device of one backend.
 
@@ -96,7 +96,7 @@ class Workspace:
         return xbar * sigma.derivative(z)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
     """One operation on arrays, as the null backend notes it and a device profile prices it.
 

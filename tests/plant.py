@@ -47,7 +47,7 @@ DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 SIZES_OF_CACHES = re.compile("cache|kept|pool|maxsize", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fault:
     """One change of one expression; columns count bytes, as those of :mod:`ast`."""
 
@@ -152,10 +152,21 @@ def faults_of(path: Path, root: Path) -> list[Fault]:
             after = ast.unparse(new)
             if isinstance(new, ast.BinOp | ast.Compare | ast.UnaryOp | ast.BoolOp | ast.IfExp):
                 after = f"({after})"
-            at = (node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
-            own = lines[at[0] - 1 : at[2]]
-            before = b"".join([*own[:-1], own[-1][: at[3]]])[at[1] :].decode()
-            found.append(Fault(str(path.relative_to(root)), *at, kind, before, after))
+            end_line, end_column = node.end_lineno or 0, node.end_col_offset or 0
+            own = lines[node.lineno - 1 : end_line]
+            before = b"".join([*own[:-1], own[-1][:end_column]])[node.col_offset :].decode()
+            found.append(
+                Fault(
+                    file=str(path.relative_to(root)),
+                    line=node.lineno,
+                    column=node.col_offset,
+                    end_line=end_line,
+                    end_column=end_column,
+                    kind=kind,
+                    before=before,
+                    after=after,
+                )
+            )
     return found
 
 

@@ -535,11 +535,11 @@ def test_configs_are_read_from_toml(tmp_path: Path) -> None:
     )
     config = Config.load(file)
     assert config.topology == adtn.MERA(bond=3)
-    assert config.options_of(Layer("c", "Conv1d")).topology == adtn.ATTN(pairs=((1, 2),))
+    assert config.options_of(Layer(name="c", kind="Conv1d")).topology == adtn.ATTN(pairs=((1, 2),))
     assert config.base == adtn.SeededBase(3)
-    assert config.options_of(Layer("c", "Conv2d")).topology == adtn.Tucker()
-    assert config.options_of(Layer("c", "Conv2d")).leg == 4
-    assert config.options_of(Layer("fc", "Linear")).topology == adtn.MERA(bond=3)
+    assert config.options_of(Layer(name="c", kind="Conv2d")).topology == adtn.Tucker()
+    assert config.options_of(Layer(name="c", kind="Conv2d")).leg == 4
+    assert config.options_of(Layer(name="fc", kind="Linear")).topology == adtn.MERA(bond=3)
     file.write_text("steps = [")
     with pytest.raises(CompressError, match="Cannot read"):
         Config.load(file)

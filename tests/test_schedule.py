@@ -245,7 +245,15 @@ def test_a_product_costs_what_its_table_says_and_grows_in_proportion_beyond() ->
 
 def test_permutes_of_short_runs_and_long_strides_cost_more() -> None:
     def seconds(inner: int, stride: int) -> float:
-        return CPU.seconds(Op("permute", "float32", (1 << 20, inner, stride, 2, 3), 1 << 22, 1 << 22))
+        return CPU.seconds(
+            Op(
+                kind="permute",
+                dtype="float32",
+                shape=(1 << 20, inner, stride, 2, 3),
+                read_bytes=1 << 22,
+                written_bytes=1 << 22,
+            )
+        )
 
     assert seconds(2, 8) > seconds(64, 8) > seconds(64, 1)
 
@@ -473,7 +481,7 @@ def test_the_contractions_of_a_plan_are_those_that_are_done(name: str) -> None:
 def test_the_search_prices_the_copies_of_projections(left: str, right: str) -> None:
     """A core whose legs lie on both sides of the contracted index is copied, and so is its adjoint."""
     sizes = {"a": 2, "b": 3, "c": 5, "d": 4, "k": 7, "x": 6}
-    cores = [Core(n, tuple(n), tuple(sizes[i] for i in n), n, "core") for n in (left, right)]
+    cores = [Core(name=n, inds=tuple(n), shape=tuple(sizes[i] for i in n), param=n, kind="core") for n in (left, right)]
     legs = tuple(i for i in "xabcd" if i in left + right)
     tiled = tile_program((Segment((), tuple(cores), legs),), (((0, 1),),), legs, keep_last=True)
     (root,) = tiled.steps

@@ -37,7 +37,8 @@ def _probe_program(segments: tuple[Segment, ...]) -> Program:
         return compile_program(segments)
     sizes = sizes_of(segments)
     probes = tuple(
-        Core(f"probe{q}", (i,), (sizes[i],), f"probe{q}", "probe", trainable=False) for q, i in enumerate(last.outputs)
+        Core(name=f"probe{q}", inds=(i,), shape=(sizes[i],), param=f"probe{q}", kind="probe", trainable=False)
+        for q, i in enumerate(last.outputs)
     )
     return compile_program((*segments[:-1], replace(last, cores=(*last.cores, *probes), outputs=())))
 

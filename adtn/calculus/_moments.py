@@ -88,7 +88,10 @@ def segment_moments(
     if not isinstance(state, Moments):
         cores = segment.cores
         if state is not None:
-            cores = (*cores, Core(STATE, segment.inputs, state.shape, STATE, "state", trainable=False))
+            cores = (
+                *cores,
+                Core(name=STATE, inds=segment.inputs, shape=state.shape, param=STATE, kind="state", trainable=False),
+            )
             values[STATE] = state
         copy = _copied(cores, set(segment.outputs))
         return Moments(_value((*cores, *around.values()), values) / n, _value((*cores, *copy, *only_masks), values) / n)
@@ -115,7 +118,14 @@ def entries_at_random(
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, n], dtype=np.uint64)))
     sizes = sizes_of([segment])
     probes = tuple(
-        Core(f"moments/at{q}", (_SAMPLE, i), (n, sizes[i]), f"moments/at{q}", "probe", trainable=False)
+        Core(
+            name=f"moments/at{q}",
+            inds=(_SAMPLE, i),
+            shape=(n, sizes[i]),
+            param=f"moments/at{q}",
+            kind="probe",
+            trainable=False,
+        )
         for q, i in enumerate(segment.outputs)
     )
     one_hot = {core.param: np.eye(core.shape[1])[rng.integers(core.shape[1], size=n)] for core in probes}
@@ -132,7 +142,7 @@ def _program(cores: tuple[Core, ...]) -> Program:
 
 
 def _vector(name: str, ind: str, d: int) -> Core:
-    return Core(name, (ind,), (d,), name, "probe", trainable=False)
+    return Core(name=name, inds=(ind,), shape=(d,), param=name, kind="probe", trainable=False)
 
 
 def _copied(cores: tuple[Core, ...], shared: set[str]) -> tuple[Core, ...]:
@@ -165,5 +175,8 @@ def _masks(outputs: Inds, layout: Layout) -> dict[str, tuple[Core, Float[np.ndar
             if k == 0:
                 train, inds = train[0], inds[1:]
             name = f"moments/mask{axis}_{k}/core"
-            masks[name] = (Core(name, tuple(inds), train.shape, name, "probe", trainable=False), train)
+            masks[name] = (
+                Core(name=name, inds=tuple(inds), shape=train.shape, param=name, kind="probe", trainable=False),
+                train,
+            )
     return masks

@@ -34,7 +34,9 @@ def _chain(sites: list[tuple[int, ...]], layout: Layout, bonds: list[int]) -> li
         inds = (*(i for i, _ in ends), *(layout.leg_names[q] for q in legs))
         shape = (*(d for _, d in ends), *(layout.dims[q] for q in legs))
         fan_in = math.prod(d for _, d in ends[-1:]) if right is not None else 1
-        cores.append(Core(f"site{k}", inds, shape, f"site{k}", "site", k, fan_in))
+        cores.append(
+            Core(name=f"site{k}", inds=inds, shape=shape, param=f"site{k}", kind="site", level=k, fan_in=fan_in)
+        )
     return cores
 
 
@@ -189,9 +191,17 @@ class Tucker(Topology):
         """Build two levels: the core, then the factors."""
         ranks = tuple(min(self.bond, d) for d in layout.dims)
         bonds = tuple(f"b{q}" for q in range(layout.ndim_legs))
-        core = Core("core", bonds, ranks, "core", "core")
+        core = Core(name="core", inds=bonds, shape=ranks, param="core", kind="core")
         factors = tuple(
-            Core(f"factor{q}", (bonds[q], name), (r, d), f"factor{q}", "factor", q, r)
+            Core(
+                name=f"factor{q}",
+                inds=(bonds[q], name),
+                shape=(r, d),
+                param=f"factor{q}",
+                kind="factor",
+                level=q,
+                fan_in=r,
+            )
             for q, (name, r, d) in enumerate(zip(layout.leg_names, ranks, layout.dims, strict=True))
         )
         return [Segment((), (core,), bonds), Segment(bonds, factors, layout.leg_names)]
@@ -236,13 +246,13 @@ class CP(Topology):
         """Build a single level of factors that share the index ``r``."""
         factors = tuple(
             Core(
-                f"factor{q}",
-                ("r", name),
-                (self.bond, d),
-                f"factor{q}",
-                "factor",
-                q,
-                self.bond if q == 0 else 1,
+                name=f"factor{q}",
+                inds=("r", name),
+                shape=(self.bond, d),
+                param=f"factor{q}",
+                kind="factor",
+                level=q,
+                fan_in=self.bond if q == 0 else 1,
             )
             for q, (name, d) in enumerate(zip(layout.leg_names, layout.dims, strict=True))
         )

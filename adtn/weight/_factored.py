@@ -150,5 +150,13 @@ def with_input(
     for name, (axis, k) in zip(last.outputs, layout.leg_axes, strict=True):
         by_axis[axis].append((k, name))
     rows, columns = (tuple(name for _, name in sorted(legs)) for legs in by_axis)
-    x = Core(INPUT, (_BATCH, *columns), (batch, *layout.factors[1]), INPUT, "input", init="given", trainable=trained)
+    x = Core(
+        name=INPUT,
+        inds=(_BATCH, *columns),
+        shape=(batch, *layout.factors[1]),
+        param=INPUT,
+        kind="input",
+        init="given",
+        trainable=trained,
+    )
     return (*segments[:-1], replace(last, cores=(*last.cores, x), outputs=(_BATCH, *rows)))
