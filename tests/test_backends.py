@@ -175,7 +175,7 @@ PLUGIN = {
                 return False
 
             def devices(self):
-                return [DeviceInfo("toy:cpu", "a toy", 1, ("float32",))]
+                return [DeviceInfo(name="toy:cpu", description="a toy", memory_bytes=1, dtypes=("float32",))]
     """,
 }
 
