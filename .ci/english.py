@@ -90,11 +90,11 @@ VERBS = frozenset(
     Perform Permute Persist Place Plan Plant Plot Predict Prepare Preserve Price Print Process Produce Project
     Propagate Propose Provide Prune Publish Pull Push Put Quantise Query Raise Rank Read Rebuild Recompute Record
     Redirect Reduce Refuse Register Release Remember Remove Rename Render Reorder Repeat Replace Replay Report
-    Rescale Reset Reshape Resolve Restore Resume Return Reuse Rotate Round Run Sample Save Say Scale Scan Schedule
-    Seal Search Select Send Separate Serialise Serve Set Shard Share Shift Shorten Show Shuffle Silence Simulate
-    Skip Slice Solve Sort Split Squeeze Stack Start Stop Store Stream Subtract Sum Summarise Swap Switch Synchronise
-    Tabulate Take Test Tie Time Touch Trace Track Train Transform Translate Transpose Traverse Truncate Try Turn
-    Unflatten Unfold Unmerge Unpack Update Use Validate Verify View Visit Wait Walk Warn Wrap Write Yield
+    Require Rescale Reset Reshape Resolve Restore Resume Return Reuse Rotate Round Run Sample Save Say Scale Scan
+    Schedule Seal Search Select Send Separate Serialise Serve Set Shard Share Shift Shorten Show Shuffle Silence
+    Simulate Skip Slice Solve Sort Split Squeeze Stack Start Stop Store Stream Subtract Sum Summarise Swap Switch
+    Synchronise Tabulate Take Test Tie Time Touch Trace Track Train Transform Translate Transpose Traverse Truncate
+    Try Turn Unflatten Unfold Unmerge Unpack Update Use Validate Verify View Visit Wait Walk Warn Wrap Write Yield
     """,
     )
 )

@@ -19,7 +19,7 @@ import numpy as np
 from autoray import do
 
 from ._checks import checked
-from ._typing import Array, Params, Shape
+from ._typing import Array, ElementwiseFunction, Float, Params, Shape, Shaped
 from .errors import BackendError, DeviceError, MissingDependencyError
 
 GROUP = "adtn.backends"
@@ -27,7 +27,7 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceInfo:
     """One device of one backend.
 
@@ -64,12 +64,12 @@ class Elementwise(Protocol):
         ...
 
     @property
-    def value(self) -> Callable[[Array], Array]:
+    def value(self) -> ElementwiseFunction:
         """The function."""
         ...
 
     @property
-    def derivative(self) -> Callable[[Array], Array]:
+    def derivative(self) -> ElementwiseFunction:
         """The derivative of the function."""
         ...
 
@@ -77,24 +77,26 @@ class Elementwise(Protocol):
 class Workspace:
     """The computation and the memory of intermediates; this class leaves both to the framework."""
 
-    def matmul(self, x: Array, y: Array) -> Array:
+    def matmul(self, x: Float[Array, "*stack m k"], y: Float[Array, "*stack k n"]) -> Float[Array, "*stack m n"]:
         """Compute ``x @ y``."""
         return x @ y
 
-    def packed(self, x: Array, shape: Shape) -> Array:
+    def packed(self, x: Float[Array, "..."], shape: Shape) -> Float[Array, "..."]:
         """Reshape ``x``, with a copy where its entries are not stored in this order."""
         return do("reshape", x, shape)
 
-    def activate(self, sigma: Elementwise, z: Array) -> Array:
+    def activate(self, sigma: Elementwise, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Compute ``sigma(z)``."""
         return sigma.value(z)
 
-    def activate_vjp(self, sigma: Elementwise, z: Array, xbar: Array) -> Array:
+    def activate_vjp(
+        self, sigma: Elementwise, z: Float[Array, "*shape"], xbar: Float[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
         """Compute the adjoint of :meth:`activate`."""
         return xbar * sigma.derivative(z)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
     """An operation on arrays, as the null backend records it and a device profile prices it.
 
@@ -170,11 +172,13 @@ class Differentiable(Protocol):
         """Whether the backward pass reads a tape, instead of recomputing what it needs."""
         ...
 
-    def __call__(self, arrays: Params, x: Array) -> Array:
+    def __call__(self, arrays: Params, x: Float[Array, "batch n_in"]) -> Float[Array, "batch n_out"]:
         """Compute the value."""
         ...
 
-    def with_tape(self, arrays: Params, x: Array) -> tuple[Array, tuple[Array, ...]]:
+    def with_tape(
+        self, arrays: Params, x: Float[Array, "batch n_in"]
+    ) -> tuple[Float[Array, "batch n_out"], tuple[Float[Array, "..."], ...]]:
         """Compute the value, and the arrays that :meth:`pullback` needs."""
         ...
 
@@ -257,7 +261,7 @@ class Backend(Protocol):
         """Wait until all work of ``device`` is done and ``result`` is computed."""
         ...
 
-    def with_vjp(self, layer: Differentiable) -> Callable[..., Array]:
+    def with_vjp(self, layer: Differentiable) -> Callable[..., Float[Array, "batch n_out"]]:
         """Return ``layer(arrays, x)`` as a function that the framework differentiates by the layer's own adjoint."""
         ...
 
@@ -272,23 +276,23 @@ class Backend(Protocol):
         """Run ``for i in range(n): carry = body(i, carry)``."""
         ...
 
-    def take(self, x: Array, i: Any) -> Array:
+    def take(self, x: Shaped[Array, " n *item"], i: Any) -> Shaped[Array, "*item"]:
         """Return ``x[i]``."""
         ...
 
-    def put(self, x: Array, i: Any, y: Array) -> Array:
+    def put(self, x: Shaped[Array, " n *item"], i: Any, y: Shaped[Array, "*item"]) -> Shaped[Array, " n *item"]:
         """Set ``x[i] = y`` and return ``x``; like the following, in place if the framework can, so use the result."""
         ...
 
-    def add_at(self, x: Array, i: Any, y: Array) -> Array:
+    def add_at(self, x: Float[Array, " n *item"], i: Any, y: Float[Array, "*item"]) -> Float[Array, " n *item"]:
         """Add, ``x[i] += y``, and return ``x``."""
         ...
 
-    def add(self, x: Array, y: Array) -> Array:
+    def add(self, x: Float[Array, "*shape"], y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Add, ``x += y``, and return ``x``."""
         ...
 
-    def subtract(self, x: Array, y: Array) -> Array:
+    def subtract(self, x: Float[Array, "*shape"], y: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Subtract, ``x -= y``, and return ``x``."""
         ...
 

@@ -43,7 +43,7 @@ def measure(device: str, n: int, seconds: float) -> list[dict[str, Any]]:
     for name in CASES:
         generator = BenchCase(name, (n, n)).generator()
         for batch in BATCHES:
-            work = Work(generator, "apply", device, batch=batch)
+            work = Work(generator=generator, task="apply", device=device, batch=batch)
             x = backend.asarray(work.operand, where, "float32")
             times = paired_seconds(
                 {"adtn": work.run, "dense": lambda x=x: backend.synchronize(where, product(x, dense))}, seconds

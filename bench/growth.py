@@ -28,8 +28,8 @@ def measure(bits: int, device: str) -> dict[str, Any]:
     layout = adtn.Layout.of((n, n), 8, "interleaved")
     generator = adtn.Generator((n, n), adtn.TTN(bond=4), layout=layout, scale=1.0)
     small = adtn.Generator((64, 64), adtn.TTN(bond=2), scale=1.0)
-    Work(small, "fit", device).run()  # loads the framework and starts its threads
-    work = Work(generator, "fit", device, mode="stream")
+    Work(generator=small, task="fit", device=device).run()  # loads the framework and starts its threads
+    work = Work(generator=generator, task="fit", device=device, mode="stream")
     run = work.run
     peak = peak_bytes(run)
     return {

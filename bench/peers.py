@@ -34,7 +34,7 @@ class Problem:
     def __init__(self, name: str, n: int) -> None:
         self.topology = name
         self.generator = BenchCase(name, (n, n)).generator()
-        self.target = Work(self.generator, "fit", "numpy:cpu").operand
+        self.target = Work(generator=self.generator, task="fit", device="numpy:cpu").operand
         self.segments = self.generator.segments
         self.layout = self.generator.layout
         self.scale = self.generator.scale
@@ -55,7 +55,7 @@ class Problem:
 
 def ours(problem: Problem, device: str, mode: str | None = None) -> Step:
     """Make the library's step as in ``adtn.fit``, in the mode that the scheduler chooses or in a given one."""
-    work = Work(problem.generator, "fit", device, mode=mode)
+    work = Work(generator=problem.generator, task="fit", device=device, mode=mode)
     convert = adtn.backends.get_backend(device.partition(":")[0]).to_numpy  # type: ignore[attr-defined]
     run = work.run  # from here on, target and parameters are in memory
 

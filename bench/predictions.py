@@ -50,7 +50,7 @@ def measure(device: str, dtype: str, largest: int, seconds: float) -> list[dict[
         for task, batch in works:
             row: dict[str, Any] = {"device": device, "dtype": dtype, "case": case.label, "task": task, "batch": batch}
             try:
-                work = Work(generator, task, device, dtype, batch)
+                work = Work(generator=generator, task=task, device=device, dtype=dtype, batch=batch)
                 row |= {"mode": work.plan.mode, "tiles": work.plan.tiles, "predicted": work.plan.predicted_seconds}
                 times = paired_seconds({"work": work.run, "plain": plain}, seconds)
                 row |= {"seconds": times["work"], "plain_seconds": times["plain"]}

@@ -2,8 +2,9 @@
 
 ``python tests/plant.py --list --seed 0`` prints the faults; the generator that chooses them reads no test.
 ``python tests/plant.py --run 3 7`` (or ``--run all``) plants each in a copy of the checkout, runs the tests that are
-nearest to the module, and all others if those pass; verdicts go to a JSON file. A fault that survives is either no
-fault (the same behaviour in other words) or a gap in the tests: a person reads it.
+nearest to the module, and all others if those pass (not with ``--near``); verdicts go to a JSON file. A fault that
+survives is either no fault (the same behaviour in other words) or a gap in the tests: a person reads it.
+``--sample 40`` limits ``--list`` and ``--run all`` to a seeded choice of 40 faults.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 SIZES_OF_CACHES = re.compile("cache|kept|pool|maxsize", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fault:
     """A change of one expression; columns count bytes, as in :mod:`ast`."""
 
@@ -151,10 +152,21 @@ def faults_of(path: Path, root: Path) -> list[Fault]:
             after = ast.unparse(new)
             if isinstance(new, ast.BinOp | ast.Compare | ast.UnaryOp | ast.BoolOp | ast.IfExp):
                 after = f"({after})"
-            at = (node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
-            own = lines[at[0] - 1 : at[2]]
-            before = b"".join([*own[:-1], own[-1][: at[3]]])[at[1] :].decode()
-            found.append(Fault(str(path.relative_to(root)), *at, kind, before, after))
+            end_line, end_column = node.end_lineno or 0, node.end_col_offset or 0
+            own = lines[node.lineno - 1 : end_line]
+            before = b"".join([*own[:-1], own[-1][:end_column]])[node.col_offset :].decode()
+            found.append(
+                Fault(
+                    file=str(path.relative_to(root)),
+                    line=node.lineno,
+                    column=node.col_offset,
+                    end_line=end_line,
+                    end_column=end_column,
+                    kind=kind,
+                    before=before,
+                    after=after,
+                )
+            )
     return found
 
 
@@ -169,6 +181,12 @@ def chosen(seed: int, root: Path = ROOT) -> list[Fault]:
             draw = random.Random(f"{seed} {path.relative_to(root)}")
             picked.append(draw.choice(by_kind[draw.choice(sorted(by_kind))]))
     return picked
+
+
+def sampled(faults: list[Fault], most: int | None, seed: int) -> list[int]:
+    """Return the numbers of all faults, or of a seeded choice; a choice does not renumber them."""
+    everyone = range(len(faults))
+    return sorted(random.Random(seed).sample(everyone, min(most, len(faults)))) if most else list(everyone)
 
 
 # --- nearest tests ---
@@ -261,7 +279,7 @@ def pytest(checkout: Path, env: dict[str, str], args: list[str], seconds: float)
     return "failed", failed[1] if failed else out[-300:]
 
 
-def tried(fault: Fault, limit: float) -> dict[str, Any]:
+def tried(fault: Fault, limit: float, near_only: bool) -> dict[str, Any]:
     """Plant a fault, and look for a test that detects it."""
     sys.path.insert(0, str(ROOT / "bench"))
     from house import python_path
@@ -277,17 +295,21 @@ def tried(fault: Fault, limit: float) -> dict[str, Any]:
         clean = (checkout / fault.file).read_bytes()
         fault.plant(checkout)
         ast.parse((checkout / fault.file).read_text())
-        others = [f"--ignore={name}" for name in near]
-        for stage, args in (("near", near), ("all", others)):
-            if not args and stage == "near":
-                continue
+        stages = [("near", near)] if near else []  # without files, pytest would run all of them
+        stages += [] if near_only else [("all", [f"--ignore={name}" for name in near])]
+        found |= {"verdict": "survived the nearest" if near_only else "survived", "by": "", "stage": "near"}
+        failed: list[str] = []
+        for stage, args in stages:
             verdict, by = pytest(checkout, env, args, limit - (time.monotonic() - began))
+            found["stage"] = stage
             if verdict != "passed":
+                found |= {"verdict": {"failed": "killed"}.get(verdict, verdict), "by": by}
+                failed = args if verdict == "failed" else []
                 break
-        found |= {"verdict": {"passed": "survived", "failed": "killed"}.get(verdict, verdict), "by": by, "stage": stage}
-        if verdict == "failed":  # is it the fault that was detected?
+        if failed:  # is it the fault that was detected?
             (checkout / fault.file).write_bytes(clean)
-            alone = [by] if "::" in by else args
+            by = str(found["by"])
+            alone = [by] if "::" in by else failed
             if pytest(checkout, env, alone, limit)[0] != "passed":
                 found["verdict"] = "fails without the fault, too"
     return {**found, "seconds": round(time.monotonic() - began, 1)}
@@ -296,19 +318,23 @@ def tried(fault: Fault, limit: float) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print the faults")
-    parser.add_argument("--run", nargs="+", metavar="N", help="numbers in the list, or 'all'")
+    parser.add_argument("--run", nargs="+", metavar="N", help="numbers in the list, or 'all' that are listed")
+    parser.add_argument("--sample", type=int, metavar="K", help="list a seeded choice of K faults only")
+    parser.add_argument("--near", action="store_true", help="run the nearest tests only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=1800.0, help="time limit per fault in seconds")
     parser.add_argument("--out", type=Path, default=Path("planted.json"))
     args = parser.parse_args()
     faults = chosen(args.seed)
+    listed = sampled(faults, args.sample, args.seed)
     if args.list or not args.run:
-        for n, fault in enumerate(faults):
+        for n in listed:
+            fault = faults[n]
             print(f"{n:4} {fault.file}:{fault.line}: {fault.kind}: {fault.before!r} -> {fault.after!r}")
-    numbers = range(len(faults)) if args.run == ["all"] else [int(n) for n in args.run or ()]
+    numbers = listed if args.run == ["all"] else [int(n) for n in args.run or ()]
     results: dict[str, Any] = json.loads(args.out.read_text()) if args.run and args.out.exists() else {}
     for n in numbers:
-        found = tried(faults[n], args.limit)
+        found = tried(faults[n], args.limit, args.near)
         results[f"{args.seed}/{n}"] = found
         args.out.write_text(json.dumps(results, indent=1) + "\n")
         print(n, found["file"], found["line"], found["verdict"], found["by"], f"{found['seconds']} s", flush=True)

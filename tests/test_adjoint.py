@@ -36,7 +36,9 @@ def programs(draw: st.DrawFn) -> tuple[tuple[Segment, ...], dict[str, np.ndarray
             twin = next((c for c in cores if c.shape == shape), None)
             param = twin.param if twin is not None and draw(st.booleans()) else name
             trainable = next((c.trainable for c in cores if c.param == param), draw(st.booleans()))
-            cores.append(Core(name, inds, shape, param, "core", t, trainable=trainable))
+            cores.append(
+                Core(name=name, inds=inds, shape=shape, param=param, kind="core", level=t, trainable=trainable)
+            )
             arrays[param] = rng.standard_normal(shape)
         present = {i for core in cores for i in core.inds} | set(state)
         outputs = tuple(i for i in draw(st.permutations(pool)) if i in present)[: draw(st.integers(1, 4))]

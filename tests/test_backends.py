@@ -125,7 +125,9 @@ def test_mps_selection_without_the_hardware() -> None:
 
 def test_mps_refuses_float64_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = get_backend("torch")
-    info = DeviceInfo("torch:mps", "Apple MPS", 2**35, ("float32", "bfloat16", "float16"))
+    info = DeviceInfo(
+        name="torch:mps", description="Apple MPS", memory_bytes=2**35, dtypes=("float32", "bfloat16", "float16")
+    )
     monkeypatch.setattr(type(backend), "devices", lambda self: [info])
     with pytest.raises(DeviceError, match="float64.*Pass dtype='float32', or run on 'torch:cpu'"):
         check_device("torch:mps", "float64")
@@ -173,7 +175,7 @@ PLUGIN = {
                 return False
 
             def devices(self):
-                return [DeviceInfo("toy:cpu", "a toy", 1, ("float32",))]
+                return [DeviceInfo(name="toy:cpu", description="a toy", memory_bytes=1, dtypes=("float32",))]
     """,
 }
 

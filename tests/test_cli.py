@@ -66,6 +66,16 @@ def test_fit_and_inspect(tmp_path: Path, kind: str) -> None:
     assert "24x36" in plain and "rank for 99 %" in plain
 
 
+@pytest.mark.parametrize(
+    ("base", "shown"),
+    [(None, "none"), (np.ones((24, 36), np.float32), "array (24, 36)"), (adtn.SeededBase(3), "SeededBase(")],
+    ids=["none", "array", "rule"],
+)
+def test_inspect_names_the_base(base: object, shown: str, tmp_path: Path) -> None:
+    adtn.save(tmp_path / "g.safetensors", adtn.Generator((24, 36), adtn.TTN(bond=2), base=base))  # type: ignore[arg-type]
+    assert f"base {shown}" in run("inspect", tmp_path / "g.safetensors").stdout
+
+
 def test_fit_on_another_device_gives_the_same(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     np.save(tmp_path / "w.npy", WEIGHT)

@@ -10,6 +10,7 @@ import pickle
 import re
 from collections import OrderedDict
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import adtn
 import numpy as np
 import pytest
 from adtn.compression import Config, Layer, _local
+from adtn.compression._page import _png
 from adtn.errors import CompressError, DeviceError
 
 from models import Language, batches, net, same, state_of, texts
@@ -454,6 +456,9 @@ def test_the_report_counts_what_is_there_and_saves_whole_pages(tmp_path: Path) -
     assert report.after.params == sum(p.numel() for p in model.parameters())
     assert report.after.bytes == 4 * report.after.params
     assert sum(r.params for r in report.layers) == sum(g.num_params for g in report.generators.values())
+    assert report.ratio == pytest.approx(dense / report.after.params)
+    assert [row.ratio for row in report.layers] == [row.dense / row.params for row in report.layers]
+    assert replace(report.layers[0], params=0).ratio == report.layers[0].dense  # a frozen layer has none
     assert report.before.forward_seconds > 0
     assert any(line.startswith("4: relative error") for line in lines)
     assert any(line.startswith("step 3 of 3") for line in lines)
@@ -484,6 +489,17 @@ def test_the_report_counts_what_is_there_and_saves_whole_pages(tmp_path: Path) -
     x, color = dense[3, 5], plt.imread(io.BytesIO(base64.b64decode(pictures[2])))[3, 5]
     assert (color[0] > color[2]) == (x > 0)  # red is positive
     assert json.loads((tmp_path / "report.json").read_text()) == content
+
+
+def test_pictures_go_from_blue_over_white_to_red() -> None:
+    plt = pytest.importorskip("matplotlib.pyplot")
+    x = np.zeros((10, 12))
+    x[2, 3], x[4, 5] = 1.0, -1.0  # more than three standard deviations
+    pixels = np.rint(255 * plt.imread(io.BytesIO(_png(x)))[..., :3])
+    assert pixels[2, 3].tolist() == [178, 24, 43] and pixels[4, 5].tolist() == [33, 102, 172]
+    assert (pixels[x == 0] == 247).all()
+    ramp = np.rint(255 * plt.imread(io.BytesIO(_png(np.linspace(-1, 1, 255)[None])))[0, :, :3])
+    assert (np.diff(ramp[:128], axis=0) >= 0).all() and (np.diff(ramp[127:], axis=0) <= 0).all()
 
 
 def test_the_memory_of_a_forward_pass_is_counted_to_the_byte() -> None:
@@ -519,11 +535,11 @@ def test_configs_are_read_from_toml(tmp_path: Path) -> None:
     )
     config = Config.load(file)
     assert config.topology == adtn.MERA(bond=3)
-    assert config.options_of(Layer("c", "Conv1d")).topology == adtn.ATTN(pairs=((1, 2),))
+    assert config.options_of(Layer(name="c", kind="Conv1d")).topology == adtn.ATTN(pairs=((1, 2),))
     assert config.base == adtn.SeededBase(3)
-    assert config.options_of(Layer("c", "Conv2d")).topology == adtn.Tucker()
-    assert config.options_of(Layer("c", "Conv2d")).leg == 4
-    assert config.options_of(Layer("fc", "Linear")).topology == adtn.MERA(bond=3)
+    assert config.options_of(Layer(name="c", kind="Conv2d")).topology == adtn.Tucker()
+    assert config.options_of(Layer(name="c", kind="Conv2d")).leg == 4
+    assert config.options_of(Layer(name="fc", kind="Linear")).topology == adtn.MERA(bond=3)
     file.write_text("steps = [")
     with pytest.raises(CompressError, match="Cannot read"):
         Config.load(file)

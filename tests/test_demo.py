@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+from pathlib import Path
 
 import adtn
 import numpy as np
@@ -109,6 +111,26 @@ def test_the_demo_says_the_same_on_every_backend(device: str) -> None:
     got = run_demo("digits", devices=[device], steps=20, only=["TTN", "frozen random"])
     for a, b in zip(want.results, got.results, strict=True):
         np.testing.assert_allclose(a.history, b.history, rtol=1e-2)
+
+
+def test_mnist_is_read_from_idx_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read files in the format of LeCun, Cortes and Burges: big-endian counts and sides, then bytes, image by image."""
+    (tmp_path / "mnist").mkdir()
+    rng = np.random.default_rng(0)
+    images, labels = {}, {}
+    for part, n in (("train", 3), ("t10k", 2)):
+        images[part] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        labels[part] = rng.integers(0, 10, n, dtype=np.uint8)
+        for name, magic, values in (("images-idx3", 2051, images[part]), ("labels-idx1", 2049, labels[part])):
+            head = np.array([magic, *values.shape], dtype=">i4").tobytes()
+            (tmp_path / "mnist" / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(head + values.tobytes()))
+    monkeypatch.setenv("ADTN_DATA", str(tmp_path))
+    data = load_images("mnist")
+    for part, x, y in (("train", data.x_train, data.y_train), ("t10k", data.x_test, data.y_test)):
+        assert x.dtype == np.float32 and y.dtype == np.int64
+        np.testing.assert_allclose(x, images[part].reshape(len(x), -1) / 255.0, rtol=1e-6)
+        assert y.tolist() == labels[part].tolist()
+    assert (data.name, data.side) == ("mnist", 28)
 
 
 def test_mnist() -> None:

@@ -360,11 +360,18 @@ def test_lbfgs_stops_at_nan_too() -> None:
     assert math.isfinite(solution.loss)
 
 
-def test_progress_is_silent_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_silent_without_a_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     adtn.fit(make(), TARGET, steps=3)
     assert capfd.readouterr() == ("", "")
-    adtn.fit(make(), TARGET, steps=3, progress=True)
-    assert "fit TTN" in capfd.readouterr().err
+    for stop, shown in ((None, "3/3"), (1, "2/3")):
+        solution = adtn.fit(make(), TARGET, steps=3, progress=True, callbacks=[lambda step, _, stop=stop: step == stop])
+        out, err = capfd.readouterr()
+        label, _, rest = err.partition("━")
+        assert not out and label.strip() == "fit TTN"
+        assert rest.strip("━╸╺ ").startswith(f"{shown} loss {solution.history[-1]:.4g}")
 
 
 @pytest.mark.parametrize(

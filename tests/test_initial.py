@@ -6,7 +6,13 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Layout
+from adtn.calculus import _initial, forward, initial_values
 from adtn.calculus._adjoint import forward_stage
+from adtn.calculus._moments import Moments, segment_moments
+from adtn.program import Stage
+from adtn.topology import sizes_of
+
+from table import Row
 
 ACTIVATIONS = ["silu", "tanh", "relu", "gelu", "sine", "leaky_relu"]
 
@@ -36,6 +42,41 @@ def test_twelve_levels(activation: str) -> None:
     assert min(relative.values()) > 1e-4 * max(relative.values())
     # a step along the gradient has an effect: the loss is not flat in any core
     assert all(v > 1e-3 * np.linalg.norm(wbar) * gen.scale for v in relative.values())
+
+
+def test_a_state_of_just_the_largest_size_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Require that no state is sampled where the standard deviation is called exact."""
+    gen = deep("silu")
+    largest = max(map(_initial._largest, gen.program.stages[:-1]))
+    monkeypatch.setattr(_initial, "_STATE", largest)
+    values, exact = initial_values(gen.program, gen.layout, 1, {}, gen.topology)
+    assert exact and np.std(forward(gen.program, values)) == pytest.approx(1.0, rel=1e-9)
+    monkeypatch.setattr(_initial, "_STATE", largest - 1)
+    assert not initial_values(gen.program, gen.layout, 1, {}, gen.topology)[1]
+
+
+def test_moments_are_those_of_the_entries(row: Row) -> None:
+    """Compare moments, for a known state and one of independent entries; columns give the map of a segment."""
+    gen = row.generator(seed=1)
+    arrays, sizes = gen.arrays("numpy:cpu", "float64"), sizes_of(gen.segments)
+    state, mean, variance = None, 0.3, 0.7
+    for stage in gen.program.stages:
+        layout = gen.layout if stage is gen.program.stages[-1] else None
+
+        def output(x: np.ndarray | None, stage: Stage = stage, layout: Layout | None = layout) -> np.ndarray:
+            z = forward_stage(stage, x, arrays, keep=False, activate=False)[0]
+            return np.ravel(layout.from_legs(z) if layout else z)
+
+        z = output(state)
+        found = segment_moments(stage.segment, sizes, arrays, state, layout)
+        assert [found.mean, found.square] == pytest.approx([z.mean(), np.square(z).mean()], rel=1e-9, abs=1e-12)
+        if state is not None:
+            matrix = np.array([output(x.reshape(state.shape)) for x in np.eye(state.size)]).T
+            sums = mean * matrix.sum(1)
+            square = np.square(sums).mean() + variance * np.square(matrix).sum(1).mean()
+            found = segment_moments(stage.segment, sizes, arrays, Moments(mean, mean**2 + variance), layout)
+            assert [found.mean, found.square] == pytest.approx([sums.mean(), square], rel=1e-9, abs=1e-12)
+        state = forward_stage(stage, state, arrays, keep=False)[0]
 
 
 def test_without_rescaling_the_same_network_does_not_start() -> None:

@@ -44,6 +44,7 @@ CASES = {
     "conv": (layers.ADTNConv2d(gen(8, 4, 3, 3), padding=1), images),
     "table": (layers.ADTNEmbedding(gen(64, 32)), tokens),
     "rows of a table": (layers.ADTNEmbedding(gen(512, 32)), few),
+    "one word each": (layers.ADTNEmbedding(gen(64, 32)), tokens[:, 0]),
 }
 
 

@@ -155,3 +155,29 @@ def test_a_new_kind_of_flax_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     dense: Any = to_dense(net)
     assert type(dense.layers[0]) is FlaxDoubled
     np.testing.assert_allclose(dense(x), net(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("framework", LAYERS)
+def test_layers_are_priced_as_they_are_used(framework: str) -> None:
+    """Price a linear layer by its rows, and a layer that always makes its weight by this weight."""
+    gens = [adtn.Generator((8, 3, 3, 3), TTN), adtn.Generator((64, 128), TTN)]
+    model: Any
+    if framework == "torch":
+        from adtn_backends.torch._model import TorchModel
+
+        names, x = ["0", "2"], torch.zeros(5, 3, 6, 6)
+        model = TorchModel(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(128, 64)), None)
+    else:
+        nnx: Any = pytest.importorskip("flax.nnx")
+        import jax.numpy as jnp
+
+        from adtn_backends.jax._model import NnxModel
+
+        names, x = ["layers.0", "layers.2"], jnp.zeros((5, 6, 6, 3))
+        conv = nnx.Conv(3, 8, (3, 3), padding="VALID", rngs=nnx.Rngs(0))
+        linear = nnx.Linear(128, 64, rngs=nnx.Rngs(0))
+        model = NnxModel(nnx.Sequential(conv, lambda x: x.reshape(len(x), -1), linear), None)
+    model.install(dict(zip(names, gens, strict=True)))
+    device = f"{framework}:cpu"
+    want = [adtn.plan(gens[0], "generate", device=device), adtn.plan(gens[1], "apply", device=device, batch=5)]
+    assert model.predicted_seconds([x]) == {n: plan.predicted_seconds for n, plan in zip(names, want, strict=True)}

@@ -10,6 +10,7 @@ import weakref
 from typing import Any
 
 import adtn
+import numpy as np
 import pytest
 
 from adtn_backends.shared._cache import MOST, remember
@@ -63,6 +64,30 @@ def test_copies_and_pickles_of_torch_remember_nothing(torch_layer: Any) -> None:
     for other in (copy.deepcopy(torch_layer), pickle.loads(pickle.dumps(torch_layer))):
         assert not other.generated._layers
         assert not other.generated._traced
+
+
+@pytest.mark.parametrize("who", ["torch", "jax", "generator"])
+def test_batches_up_to_a_power_of_two_share_a_plan(who: str) -> None:
+    generator = adtn.Generator((8, 8), TTN)
+    if who == "torch":
+        from adtn_backends.torch.layers import ADTNLinear
+
+        layer: Any = ADTNLinear(generator)
+        made, ask = layer.generated._layers, lambda batch: layer(torch.ones(batch, 8))
+    elif who == "jax":
+        pytest.importorskip("flax")
+        import jax.numpy as jnp
+
+        from adtn_backends.jax.layers import ADTNLinear
+
+        layer = ADTNLinear(generator)
+        made, ask = layer.generated.structure._layers, lambda batch: layer(jnp.ones((batch, 8)))
+    else:
+        made, ask = generator._products, lambda batch: generator.apply(np.ones((batch, 8), np.float32))
+    for known, batches in enumerate(((1,), (2,), (3, 4), (5, 6, 8), (9, 16), (17,)), 1):
+        for batch in batches:
+            assert ask(batch).shape == (batch, 8)
+            assert len(made) == known, batch
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])

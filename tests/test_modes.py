@@ -61,7 +61,7 @@ def test_apply_on_every_backend(key: str, mode: str) -> None:
         gen = TOPOLOGIES["attn"].generator(seed=3)
         backend, where = check_device(device, dtype)
         batch = np.random.default_rng(0).standard_normal((3, 4, 16))
-        for x in (batch, batch[0, 0]):  # many rows, and one row
+        for x in (batch, batch[0, 0], batch[0, :1]):  # many rows, and a single row
             y = gen.apply(backend.asarray(x, where, dtype), mode=mode)
             assert tuple(y.shape) == (*x.shape[:-1], 16)
             assert backend.dtype_of(y) == dtype

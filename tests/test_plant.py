@@ -24,6 +24,30 @@ def test_every_fault_changes_its_module(seed: int, tmp_path: Path) -> None:
         assert ast.dump(ast.parse(copy.read_text())) != ast.dump(ast.parse(text)), fault
 
 
+@pytest.fixture(scope="module")
+def faults() -> list[plant.Fault]:
+    return plant.chosen(0)
+
+
+def test_a_sample_is_seeded_and_not_renumbered(faults: list[plant.Fault]) -> None:
+    numbers = plant.sampled(faults, 40, 0)
+    assert numbers == plant.sampled(faults, 40, 0) == sorted(set(numbers))
+    assert len(numbers) == 40 and numbers != plant.sampled(faults, 40, 1)
+    assert plant.sampled(faults, None, 0) == plant.sampled(faults, 10**6, 0) == list(range(len(faults)))
+
+
+@pytest.mark.parametrize("near_only", [True, False])
+def test_only_a_run_of_all_tests_says_that_a_fault_survived(
+    near_only: bool, faults: list[plant.Fault], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(plant, "pytest", lambda checkout, env, args, seconds: ran.append(args) or ("passed", ""))
+    found = plant.tried(faults[0], 60.0, near_only)
+    near = found["near"]
+    assert ran == ([near] if near_only else [near, [f"--ignore={name}" for name in near]])
+    assert found["verdict"] == ("survived the nearest" if near_only else "survived")
+
+
 def test_expressions_without_behaviour_are_not_changed(tmp_path: Path) -> None:
     (tmp_path / "adtn").mkdir()
     (tmp_path / "adtn" / "x.py").write_text(

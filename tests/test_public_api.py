@@ -143,6 +143,18 @@ def test_layers_and_methods_are_documented(name: str) -> None:
         assert sorted(documented(member)) == sorted(accepted(member))
 
 
+@pytest.mark.parametrize(("framework", "name"), [("numpy", "numpy"), ("torch", "torch"), ("flax", "jax")])
+def test_layers_are_found_beside_their_backend(framework: str, name: str) -> None:
+    pytest.importorskip(framework)
+    package = importlib.import_module(f"adtn_backends.{name}")
+    layers = importlib.import_module(f"adtn_backends.{name}.layers")
+    assert "ADTNLinear" in package.__all__ and set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        assert getattr(package, name) is getattr(layers, name)
+    with pytest.raises(AttributeError, match="has no attribute 'numpy_'"):
+        _ = package.numpy_
+
+
 def test_import_is_light() -> None:
     heavy = [
         "torch",

@@ -17,18 +17,26 @@ import numpy as np
 import pytest
 from adtn._atomic import write_atomic
 from adtn.backends import Op, get_backend
-from adtn.calculus import forward_tape, pullback
+from adtn.calculus import forward_tape, frontier, project, pullback
 from adtn.device import _calibrate, parse_bytes, shipped_profiles
 from adtn.device._profile import FORMAT
 from adtn.device._profile_store import find_profile, nearest_shipped, profile_path
 from adtn.errors import ScheduleError, TopologyError
-from adtn.program import compile_program, contraction_nodes, cut_legs
+from adtn.program import compile_program, contraction_nodes, cut_legs, tile_program
 from adtn.schedule import Sketch, _planner, _validate
 from adtn.schedule._path_cache import PathCache, path_key
 from adtn.schedule._recombine import Estimate
-from adtn.schedule._search import adjoint_ops, best_path, candidates, path_seconds, step_ops, trained_slots
+from adtn.schedule._search import (
+    adjoint_ops,
+    best_path,
+    candidates,
+    path_seconds,
+    projection_ops,
+    step_ops,
+    trained_slots,
+)
 from adtn.schedule._tree_cost import DeviceTime
-from adtn.topology import sizes_of
+from adtn.topology import Core, Segment, sizes_of
 from autoray import do
 
 from table import TOPOLOGIES
@@ -239,7 +247,15 @@ def test_a_product_costs_what_its_table_says_and_grows_in_proportion_beyond() ->
 
 def test_permutes_of_short_runs_and_long_strides_cost_more() -> None:
     def seconds(inner: int, stride: int) -> float:
-        return CPU.seconds(Op("permute", "float32", (1 << 20, inner, stride, 2, 3), 1 << 22, 1 << 22))
+        return CPU.seconds(
+            Op(
+                kind="permute",
+                dtype="float32",
+                shape=(1 << 20, inner, stride, 2, 3),
+                read_bytes=1 << 22,
+                written_bytes=1 << 22,
+            )
+        )
 
     assert seconds(2, 8) > seconds(64, 8) > seconds(64, 1)
 
@@ -445,6 +461,40 @@ def test_the_search_prices_the_products_that_are_done(name: str) -> None:
         if op.kind == "matmul":
             done[op.shape, op.transposed] += times
     assert done == want
+
+
+# where no permuted result stays a view
+@pytest.mark.parametrize("name", ["ttn", "attn-pairs", "mera-periodic", "mera-odd", "tt", "ring", "dense"])
+def test_a_plan_lists_the_contractions_that_are_computed(name: str) -> None:
+    gen = TOPOLOGIES[name].generator(dtype="float32")
+    found = adtn.plan(gen, "generate", mode="materialise", profile=CPU)
+    null = get_backend("null")
+    arrays, counter = null.arrays_like(gen.arrays("numpy:cpu", "float32"))
+    found.executable.on(null).weight(arrays)
+    done = Counter(op.kind for op in counter.ops.elements())
+    products = [op for op in counter.ops.elements() if op.kind == "matmul"]
+    assert sum(c.times * c.permutes for c in found.contractions) == done["permute"]
+    assert sum(c.times for c in found.contractions) == done["matmul"]
+    assert sum(c.times * c.flops for c in found.contractions) == sum(op.flops for op in products)
+    assert sum(c.times * c.nbytes for c in found.contractions) == sum(op.moved_bytes for op in products)
+
+
+@pytest.mark.parametrize(("left", "right"), [("akb", "kc"), ("ka", "bkc"), ("akb", "ckd"), ("xakb", "xkc")])
+def test_the_search_prices_the_copies_of_projections(left: str, right: str) -> None:
+    """Use a core with legs on both sides of the contracted index: it is copied, and so is its adjoint."""
+    sizes = {"a": 2, "b": 3, "c": 5, "d": 4, "k": 7, "x": 6}
+    cores = [Core(name=n, inds=tuple(n), shape=tuple(sizes[i] for i in n), param=n, kind="core") for n in (left, right)]
+    legs = tuple(i for i in "xabcd" if i in left + right)
+    tiled = tile_program((Segment((), tuple(cores), legs),), (((0, 1),),), legs, keep_last=True)
+    (root,) = tiled.steps
+    want = Counter(replace(op, fresh_bytes=0) for op in projection_ops(root, "float32") if op.kind == "permute")
+    null = get_backend("null")
+    shapes = {core.param: core.shape for core in cores} | {"target": (1, *(sizes[i] for i in legs))}
+    arrays, counter = null.arrays_like({n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items()})
+    blocks = frontier(tiled, arrays, null.workspace()).blocks
+    project(tiled, blocks, null, null.workspace(), arrays["target"], 1.0)
+    done = Counter(replace(op, fresh_bytes=0) for op in counter.ops.elements() if op.kind == "permute")
+    assert want and want <= done, "what is priced is done"
 
 
 def test_a_transposed_operand_is_noted_and_priced() -> None:

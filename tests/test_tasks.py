@@ -94,6 +94,26 @@ def test_a_teacher_with_real_outputs_is_followed_by_squared_errors(framework: st
     assert losses[0] == pytest.approx(want, rel=1e-5)
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_the_learning_rate_falls_along_half_a_cosine(framework: str) -> None:
+    """Use a loss that is linear in a parameter, with a slope of one: only rates and the momentum of 0.9 remain."""
+    model, moved, values = net(framework), 0.0, []
+    adapter = get_backend("torch" if framework == "torch" else "jax").model(model, None)
+    tuning = Tuning(steps=5, lr=0.1, train="all", optimizer="sgd", clip=None)
+    losses = adapter.tune(
+        numbers(framework),
+        lambda model, batch: (model[2] if framework == "torch" else model.b).bias.sum(),
+        tuning,
+        lambda step, value: None,
+    )
+    value = losses[0]
+    for n in range(5):
+        values.append(value)
+        moved = 0.9 * moved + 1.0
+        value -= 0.1 * 0.5 * (1.0 + np.cos(np.pi * n / 5)) * moved
+    assert losses == pytest.approx(values, abs=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int64])
 def test_images_have_a_class_at_every_place(dtype: torch.dtype) -> None:
     torch.manual_seed(0)

@@ -326,6 +326,23 @@ def test_a_state_is_a_plain_safetensors_file(tmp_path: Path) -> None:
 # --- older formats ---
 
 
+FORMATS = {"generator": 1, "generator-int8": 1, "torch-layer": 1, "jax-layer": 1, "finished-layer": 1,
+           "adapter-layer": 1, "adapter-in-jax": 1, "profile": 4, "cached-profile": 4}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_files_have_the_published_format_number(name: str, tmp_path: Path) -> None:
+    """Require a new number only with a new format, as an older adtn refuses it, and a test of the previous format."""
+    path = KINDS[name].make(tmp_path)
+    try:
+        data = path.read_bytes()
+        header = json.loads(data if data.startswith(b"{") else metadata_of(data)["adtn"])
+        assert header["format"] == FORMATS.get(name, 2)
+    finally:
+        if "profile" in name:
+            path.unlink()
+
+
 def as_format_1(path: Path, **metadata: str) -> None:
     """Write tensors without the present header."""
     path.write_bytes(save_plain(load_plain(path.read_bytes()), metadata or None))

@@ -19,7 +19,7 @@ from ..schedule import Plan, plan
 Name = TypeVar("Name", bound=Hashable)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Work:
     """A task of a generator on a device, as the scheduler plans it.
 

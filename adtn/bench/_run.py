@@ -52,7 +52,14 @@ def run_bench(config: BenchConfig, on_result: Callable[[BenchResult], None] | No
         works: dict[str, Work] = {}
         reference = _reference(piece)
         for device, result in results.items():
-            work = Work(piece.case.generator(), piece.task, device, piece.dtype, piece.batch, config.mode)
+            work = Work(
+                generator=piece.case.generator(),
+                task=piece.task,
+                device=device,
+                dtype=piece.dtype,
+                batch=piece.batch,
+                mode=config.mode,
+            )
             try:
                 if get_backend(device.partition(":")[0]).compiles:
                     work.run()  # compiling takes memory as well
@@ -88,7 +95,9 @@ def _reference(piece: _Piece) -> np.ndarray:
     weight = generator.function(generator.arrays("numpy:cpu", "float64"))
     if piece.task == "generate":
         return weight
-    operand = Work(generator, piece.task, "numpy:cpu", batch=piece.batch).operand.astype(np.float64)
+    operand = Work(generator=generator, task=piece.task, device="numpy:cpu", batch=piece.batch).operand.astype(
+        np.float64
+    )
     if piece.task == "fit":
         return np.asarray(np.sum((weight - operand) ** 2))
     output = operand @ weight.T

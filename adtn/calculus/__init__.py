@@ -15,6 +15,7 @@ from ._jacobian import sampled_jacobian as sampled_jacobian
 from ._jacobian import stacked as stacked
 from ._projection import project as project
 from ._projection import squared_norm as squared_norm
+from ._tiled_adjoint import Consumer as Consumer
 from ._tiled_adjoint import frontier as frontier
 from ._tiled_adjoint import frontier_pullback as frontier_pullback
 from ._tiled_adjoint import walk as walk

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from .._typing import Float
 from ..errors import TopologyError
 from ..layout import Layout
 from ..program import Program, compile_program
@@ -36,14 +37,15 @@ def _probe_program(segments: tuple[Segment, ...]) -> Program:
         return compile_program(segments)
     sizes = sizes_of(segments)
     probes = tuple(
-        Core(f"probe{q}", (i,), (sizes[i],), f"probe{q}", "probe", trainable=False) for q, i in enumerate(last.outputs)
+        Core(name=f"probe{q}", inds=(i,), shape=(sizes[i],), param=f"probe{q}", kind="probe", trainable=False)
+        for q, i in enumerate(last.outputs)
     )
     return compile_program((*segments[:-1], replace(last, cores=(*last.cores, *probes), outputs=())))
 
 
 def jacobian_rows(
-    segments: tuple[Segment, ...], n: int, given: dict[str, np.ndarray], largest: int | None = None
-) -> dict[str, np.ndarray]:
+    segments: tuple[Segment, ...], n: int, given: dict[str, Float[np.ndarray, "..."]], largest: int | None = None
+) -> dict[str, Float[np.ndarray, "rows size"]]:
     """Multiply ``n`` random cotangents by the Jacobian of the weight, at generic parameters.
 
     Parameters
@@ -82,7 +84,7 @@ def jacobian_rows(
     return {name: np.stack(products) for name, products in rows.items()}
 
 
-def _rank(rows: np.ndarray) -> int:
+def _rank(rows: Float[np.ndarray, "n size"]) -> int:
     # normalise the rows: large differences in length would hide directions
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     rows = rows / np.where(norms > 0, norms, 1.0)
@@ -90,7 +92,7 @@ def _rank(rows: np.ndarray) -> int:
     return int(np.sum(values > _TOLERANCE * max(values[0], 1e-300)))
 
 
-def active_parameters(topology: Topology, layout: Layout, given: dict[str, np.ndarray]) -> dict[str, int]:
+def active_parameters(topology: Topology, layout: Layout, given: dict[str, Float[np.ndarray, "..."]]) -> dict[str, int]:
     """Compute the rank of the Jacobian of the weight with respect to each parameter alone.
 
     The rank is smaller than the size of the parameter if some of its entries, or combinations of them, only multiply
@@ -148,11 +150,11 @@ def _cost(segments: tuple[Segment, ...]) -> float:
     return _probes(_sizes(segments)) * (3.0 * program.flops + _PER_ENTRY * passes)
 
 
-def _moving(rows: np.ndarray) -> int:
+def _moving(rows: Float[np.ndarray, "n size"]) -> int:
     return int(np.any(rows != 0, axis=0).sum())
 
 
-def degrees_of_freedom(segments: tuple[Segment, ...], given: dict[str, np.ndarray]) -> int:
+def degrees_of_freedom(segments: tuple[Segment, ...], given: dict[str, Float[np.ndarray, "..."]]) -> int:
     """Compute the rank of the whole Jacobian: the dimension of the set of weights, without gauge freedom.
 
     Raises

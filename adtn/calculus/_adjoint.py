@@ -15,23 +15,26 @@ All environments and the state's adjoint come from one reverse sweep over the co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-from .._typing import Array, Params
+from .._typing import Array, Float, Params
 from ..backends import Workspace
 from ..program import PLAIN, PairStep, Program, Stage
 from ..topology import Core
+
+Operands: TypeAlias = tuple[Float[Array, "*stack m k"], Float[Array, "*stack k n"]]
+"""Both operands of a step as stacks of matrices, whose product the step is."""
 
 
 @dataclass(slots=True, eq=False)
 class StageTape:
     """A record of one stage for the backward pass: the operands as matrices, and ``Z``."""
 
-    matrices: list[tuple[Array, Array]]
-    z: Array | None
+    matrices: list[Operands]
+    z: Float[Array, "*legs"] | None
 
 
-def forward(program: Program, arrays: Params, space: Workspace = PLAIN) -> Array:
+def forward(program: Program, arrays: Params, space: Workspace = PLAIN) -> Float[Array, "*legs"]:
     """Compute the state ``X_T`` of a program.
 
     Parameters
@@ -54,7 +57,9 @@ def forward(program: Program, arrays: Params, space: Workspace = PLAIN) -> Array
     return state
 
 
-def forward_tape(program: Program, arrays: Params, space: Workspace = PLAIN) -> tuple[Array, list[StageTape]]:
+def forward_tape(
+    program: Program, arrays: Params, space: Workspace = PLAIN
+) -> tuple[Float[Array, "*legs"], list[StageTape]]:
     """Compute the state as :func:`forward` does, and the tape that :func:`pullback` needs."""
     state: Any = None
     tape: list[StageTape] = []
@@ -64,7 +69,9 @@ def forward_tape(program: Program, arrays: Params, space: Workspace = PLAIN) -> 
     return state, tape
 
 
-def pullback(program: Program, tape: list[StageTape], cotangent: Array, space: Workspace = PLAIN) -> dict[str, Array]:
+def pullback(
+    program: Program, tape: list[StageTape], cotangent: Float[Array, "*legs"], space: Workspace = PLAIN
+) -> dict[str, Float[Array, "..."]]:
     """Compute the adjoint of every trained parameter.
 
     Parameters
@@ -95,26 +102,35 @@ def pullback(program: Program, tape: list[StageTape], cotangent: Array, space: W
     return grads
 
 
-def collect(grads: dict[str, Array], cores: tuple[Core, ...], bars: list[Array | None]) -> None:
+def collect(
+    grads: dict[str, Float[Array, "..."]], cores: tuple[Core, ...], bars: list[Float[Array, "..."] | None]
+) -> None:
     """Add the adjoints of cores to the gradients of their parameters."""
     for core, bar in zip(cores, bars, strict=True):
         if core.trainable and bar is not None:
             grads[core.param] = grads[core.param] + bar if core.param in grads else bar
 
 
-def vjp(program: Program, arrays: Params, cotangent: Array) -> tuple[Array, dict[str, Array]]:
+def vjp(
+    program: Program, arrays: Params, cotangent: Float[Array, "*legs"]
+) -> tuple[Float[Array, "*legs"], dict[str, Float[Array, "..."]]]:
     """Compute the state and the adjoint of every trained parameter, at the cost of at most three forward passes."""
     state, tape = forward_tape(program, arrays)
     return state, pullback(program, tape, cotangent)
 
 
 def forward_stage(
-    stage: Stage, state: Array, arrays: Params, keep: bool, activate: bool = True, space: Workspace = PLAIN
-) -> tuple[Array, StageTape]:
+    stage: Stage,
+    state: Float[Array, "..."] | None,
+    arrays: Params,
+    keep: bool,
+    activate: bool = True,
+    space: Workspace = PLAIN,
+) -> tuple[Float[Array, "*legs"], StageTape]:
     """Compute ``X_t``, or ``Z_t`` unless ``activate``, from ``X_{t-1}``; the record is empty unless ``keep``."""
     slots: list[Any] = [state] if stage.has_state else []
     slots += [arrays[core.param] for core in stage.cores]
-    matrices: list[tuple[Array, Array]] = []
+    matrices: list[Operands] = []
     if stage.alone is not None:
         z = stage.alone.read(slots[0])
     else:
@@ -128,9 +144,9 @@ def forward_stage(
 
 def forward_steps(
     steps: tuple[PairStep, ...], slots: list[Any], keep: bool, space: Workspace = PLAIN
-) -> list[tuple[Array, Array]]:
+) -> list[Operands]:
     """Execute steps on slots, and return the operands as matrices if ``keep``."""
-    matrices: list[tuple[Array, Array]] = []
+    matrices: list[Operands] = []
     for step in steps:
         slots[step.out], am, bm = step.forward(slots[step.left], slots[step.right], space)
         slots[step.left] = slots[step.right] = None  # every slot is read once, so free it
@@ -141,12 +157,12 @@ def forward_steps(
 
 def backward_steps(
     steps: tuple[PairStep, ...],
-    matrices: list[tuple[Array, Array]],
-    cbar: Array | None,
+    matrices: list[Operands],
+    cbar: Float[Array, "..."] | None,
     n_operands: int,
     bars: list[Any] | None = None,
     space: Workspace = PLAIN,
-) -> list[Array | None]:
+) -> list[Float[Array, "..."] | None]:
     """Compute the adjoints of the operands in one reverse sweep, from ``cbar`` or from adjoints ``bars`` by slot."""
     if bars is None:
         bars = [None] * (n_operands + len(steps))
@@ -158,7 +174,9 @@ def backward_steps(
     return bars[:n_operands]
 
 
-def _backward_stage(stage: Stage, record: StageTape, zbar: Array, space: Workspace) -> list[Array | None]:
+def _backward_stage(
+    stage: Stage, record: StageTape, zbar: Float[Array, "*legs"], space: Workspace
+) -> list[Float[Array, "..."] | None]:
     """Compute the adjoints of all operands of a stage."""
     if stage.alone is not None:
         return [stage.alone.write(zbar)]

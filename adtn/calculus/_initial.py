@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .._typing import Float
 from ..errors import TopologyError
 from ..layout import Layout
 from ..program import Program, Stage, compile_program
@@ -25,18 +26,18 @@ _PIECE = 32  # and a state of a part one in this many
 _SAMPLES = 1 << 14
 
 
-def _identity(core: Core) -> np.ndarray:
+def _identity(core: Core) -> Float[np.ndarray, "*core"]:
     outgoing = core.size // core.fan_in
     return np.eye(outgoing, core.fan_in).reshape(core.shape)
 
 
-def _bumps(n: int, d: int, width: float) -> np.ndarray:
+def _bumps(n: int, d: int, width: float) -> Float[np.ndarray, "n d"]:
     spacing = d / n
     centres = (np.arange(n) + 0.5) * spacing - 0.5
     return np.exp(-0.5 * ((centres[:, None] - np.arange(d)) / (width * spacing)) ** 2)
 
 
-def core_values(core: Core, seed: int) -> np.ndarray:
+def core_values(core: Core, seed: int) -> Float[np.ndarray, "*core"]:
     """Compute the values of one core before rescaling; they depend on the name of its parameter, not its position."""
     if core.init == "seeded":
         return SeededBase(core.seed).values(core.shape).astype(np.float64)
@@ -58,7 +59,9 @@ def core_values(core: Core, seed: int) -> np.ndarray:
     )
 
 
-def frozen_values(cores: Iterable[Core], given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def frozen_values(
+    cores: Iterable[Core], given: Mapping[str, Float[np.ndarray, "..."]]
+) -> dict[str, Float[np.ndarray, "..."]]:
     """Collect the values of all frozen cores, from ``given`` or rebuilt from their rule."""
     return {
         core.param: np.asarray(given[core.param]) if core.param in given else core_values(core, 0)
@@ -68,8 +71,8 @@ def frozen_values(cores: Iterable[Core], given: Mapping[str, np.ndarray]) -> dic
 
 
 def initial_values(
-    program: Program, layout: Layout, seed: int, given: Mapping[str, np.ndarray], topology: Topology
-) -> tuple[dict[str, np.ndarray], bool]:
+    program: Program, layout: Layout, seed: int, given: Mapping[str, Float[np.ndarray, "..."]], topology: Topology
+) -> tuple[dict[str, Float[np.ndarray, "..."]], bool]:
     """Initialise the trained parameters so that the output of every segment has unit standard deviation.
 
     The trained cores of each segment are rescaled by equal factors before its activation is applied (data-free
@@ -117,7 +120,7 @@ def initial_values(
         if not (uses and spread > 0 and math.isfinite(spread)):
             spread = 1.0
         for name in uses:
-            values[name] = values[name] * spread ** (-1.0 / uses.total())
+            values[name] = np.asarray(values[name] * spread ** (-1.0 / uses.total()))
         if stage is not program.stages[-1]:
             spreads.activate(stage, spread, values)
     return {name: values[name] for name in names}, exact
@@ -133,10 +136,10 @@ class _Whole:
 
     def __init__(self, layout: Layout, sizes: Mapping[str, int], most: int, seed: int) -> None:
         self.layout, self.sizes, self.most, self.seed = layout, sizes, most, seed
-        self.state: np.ndarray | Moments | None = None
-        self.z: np.ndarray | Moments = np.zeros(0)
+        self.state: Float[np.ndarray, "*legs"] | Moments | None = None
+        self.z: Float[np.ndarray, "*legs"] | Moments = np.zeros(0)
 
-    def measure(self, t: int, stage: Stage, values: Mapping[str, np.ndarray], *, last: bool) -> float:
+    def measure(self, t: int, stage: Stage, values: Mapping[str, Float[np.ndarray, "..."]], *, last: bool) -> float:
         """Compute the standard deviation of ``Z``."""
         del t
         if not isinstance(self.state, Moments) and _largest(stage) <= (_DIRECT if last else self.most):
@@ -146,7 +149,7 @@ class _Whole:
         self.z = segment_moments(stage.segment, self.sizes, values, self.state, self.layout if last else None)
         return self.z.spread
 
-    def activate(self, stage: Stage, spread: float, values: Mapping[str, np.ndarray]) -> None:
+    def activate(self, stage: Stage, spread: float, values: Mapping[str, Float[np.ndarray, "..."]]) -> None:
         """Continue with the state itself, or with its moments, from entries of a first segment or normal samples."""
         z, value, self.z = self.z, stage.activation.value, np.zeros(0)
         if not isinstance(z, Moments):
@@ -168,7 +171,7 @@ class _Parts:
         self.states: list[Any] = [None] * len(pieces)
         self.spreads = [1.0] * len(pieces)
 
-    def measure(self, t: int, stage: Stage, values: Mapping[str, np.ndarray], *, last: bool) -> float:
+    def measure(self, t: int, stage: Stage, values: Mapping[str, Float[np.ndarray, "..."]], *, last: bool) -> float:
         """Compute the product of the standard deviations of all parts."""
         del stage, last
         for n, (_, program) in enumerate(self.programs):
@@ -176,7 +179,7 @@ class _Parts:
             self.spreads[n] = sampled_moments(self.states[n]).spread or 1.0
         return math.prod(s**power for s, (power, _) in zip(self.spreads, self.programs, strict=True))
 
-    def activate(self, stage: Stage, spread: float, values: Mapping[str, np.ndarray]) -> None:
+    def activate(self, stage: Stage, spread: float, values: Mapping[str, Float[np.ndarray, "..."]]) -> None:
         """Normalise every part to unit standard deviation, as that of the whole network, and apply the activation."""
         del spread, values
         self.states = [stage.activation.value(z / s) for z, s in zip(self.states, self.spreads, strict=True)]

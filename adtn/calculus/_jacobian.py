@@ -10,13 +10,14 @@ one pass gives the derivatives with respect to all entries of :math:`A_k`, along
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from autoray import do
 
-from .._typing import Array, Params
+from .._typing import Array, Float, Int, Params
 from ..layout import Layout
 from ..program import Program, chosen, compile_program, probe_digits
 from ..topology import Segment
@@ -47,7 +48,9 @@ class SampledJacobian:
     layout: Layout
     counts: tuple[int, int]
 
-    def probes(self, rows: np.ndarray, columns: np.ndarray | None) -> dict[str, np.ndarray]:
+    def probes(
+        self, rows: Int[np.ndarray, " rows"], columns: Int[np.ndarray, " columns"] | None
+    ) -> dict[str, Float[np.ndarray, "n leg"]]:
         """Build the one-hot cores of a sample: ``rows`` of the first axis, flattened positions along the others."""
         shape = self.layout.shape
         at = [rows, *(np.unravel_index(columns, shape[1:]) if columns is not None else ())]
@@ -57,7 +60,7 @@ class SampledJacobian:
             for name, stride, d in probe_digits(self.layout, axis)
         }
 
-    def __call__(self, arrays: Params) -> dict[str, Array]:
+    def __call__(self, arrays: Params) -> dict[str, Float[Array, "entries rows ..."]]:
         """Compute arrays ``(entries, rows, columns)`` by parameter, or ``(entries, rows, *legs)`` for all columns.
 
         Parameters
@@ -75,7 +78,7 @@ class SampledJacobian:
             plain = stage.segment.activation == "identity"
             slopes.append(None if plain else stage.activation.derivative(z))
             state = z if plain else stage.activation.value(z)
-        out: dict[str, Array] = {}
+        out: dict[str, Float[Array, "entries rows ..."]] = {}
         for name, t, chain in self.chains:
             dot = states[t]
             chain_arrays = {**arrays, _UNIT: arrays[f"{_UNIT}/{name}"]}
@@ -101,7 +104,9 @@ def sampled_jacobian(segments: tuple[Segment, ...], layout: Layout, rows: int, c
     return SampledJacobian(compile_program(closed), chains, layout, (rows, columns))
 
 
-def stacked(derivatives: Params, order: list[str]) -> Array:
+def stacked(
+    derivatives: Mapping[str, Float[Array, "entries rows ..."]], order: list[str]
+) -> Float[Array, "parameters rows all_columns"]:
     """Stack the derivatives of all parameters to ``(parameters, rows, entries)``."""
     parts = [do("reshape", derivatives[name], (*derivatives[name].shape[:2], -1)) for name in order]
     return do("concatenate", tuple(parts), axis=0)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .._typing import Inds
+from .._typing import Float, Inds
 from ..layout import Layout
 from ..program import Program, compile_program
 from ..topology import Core, Segment, sizes_of
@@ -46,7 +46,7 @@ class Moments:
         return math.sqrt(variance) if variance > 1e-12 * self.square else math.sqrt(max(self.square, 0.0))
 
 
-def sampled_moments(values: np.ndarray) -> Moments:
+def sampled_moments(values: Float[np.ndarray, "..."]) -> Moments:
     """Compute the moments of all entries of an array."""
     flat = values.reshape(-1)
     return Moments(float(np.mean(flat)), float(np.dot(flat, flat)) / max(flat.size, 1))
@@ -55,8 +55,8 @@ def sampled_moments(values: np.ndarray) -> Moments:
 def segment_moments(
     segment: Segment,
     sizes: Mapping[str, int],
-    arrays: Mapping[str, np.ndarray],
-    state: np.ndarray | Moments | None,
+    arrays: Mapping[str, Float[np.ndarray, "..."]],
+    state: Float[np.ndarray, "*inputs"] | Moments | None,
     layout: Layout | None = None,
 ) -> Moments:
     """Compute the moments of ``Z``.
@@ -88,7 +88,10 @@ def segment_moments(
     if not isinstance(state, Moments):
         cores = segment.cores
         if state is not None:
-            cores = (*cores, Core(STATE, segment.inputs, state.shape, STATE, "state", trainable=False))
+            cores = (
+                *cores,
+                Core(name=STATE, inds=segment.inputs, shape=state.shape, param=STATE, kind="state", trainable=False),
+            )
             values[STATE] = state
         copy = _copied(cores, set(segment.outputs))
         return Moments(_value((*cores, *around.values()), values) / n, _value((*cores, *copy, *only_masks), values) / n)
@@ -108,12 +111,21 @@ def segment_moments(
     return Moments(state.mean * sums / n, (state.mean**2 * squares + variance * norm) / n)
 
 
-def entries_at_random(segment: Segment, arrays: Mapping[str, np.ndarray], n: int, seed: int) -> np.ndarray:
+def entries_at_random(
+    segment: Segment, arrays: Mapping[str, Float[np.ndarray, "..."]], n: int, seed: int
+) -> Float[np.ndarray, " n"]:
     """Compute ``n`` entries of ``Z`` of a first segment, selected by a seed, without the others."""
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, n], dtype=np.uint64)))
     sizes = sizes_of([segment])
     probes = tuple(
-        Core(f"moments/at{q}", (_SAMPLE, i), (n, sizes[i]), f"moments/at{q}", "probe", trainable=False)
+        Core(
+            name=f"moments/at{q}",
+            inds=(_SAMPLE, i),
+            shape=(n, sizes[i]),
+            param=f"moments/at{q}",
+            kind="probe",
+            trainable=False,
+        )
         for q, i in enumerate(segment.outputs)
     )
     one_hot = {core.param: np.eye(core.shape[1])[rng.integers(core.shape[1], size=n)] for core in probes}
@@ -121,7 +133,7 @@ def entries_at_random(segment: Segment, arrays: Mapping[str, np.ndarray], n: int
     return np.asarray(forward(program, {**arrays, **one_hot}))
 
 
-def _value(cores: tuple[Core, ...], arrays: Mapping[str, np.ndarray]) -> float:
+def _value(cores: tuple[Core, ...], arrays: Mapping[str, Float[np.ndarray, "..."]]) -> float:
     return float(forward(_program(cores), arrays))
 
 
@@ -130,7 +142,7 @@ def _program(cores: tuple[Core, ...]) -> Program:
 
 
 def _vector(name: str, ind: str, d: int) -> Core:
-    return Core(name, (ind,), (d,), name, "probe", trainable=False)
+    return Core(name=name, inds=(ind,), shape=(d,), param=name, kind="probe", trainable=False)
 
 
 def _copied(cores: tuple[Core, ...], shared: set[str]) -> tuple[Core, ...]:
@@ -142,9 +154,9 @@ def _copied(cores: tuple[Core, ...], shared: set[str]) -> tuple[Core, ...]:
     return tuple(replace(core, name=f"{core.name}/copy", inds=inds(core.inds)) for core in cores)
 
 
-def _masks(outputs: Inds, layout: Layout) -> dict[str, tuple[Core, np.ndarray]]:
+def _masks(outputs: Inds, layout: Layout) -> dict[str, tuple[Core, Float[np.ndarray, "..."]]]:
     """Build for every padded axis the tensor train that is 1 on the entries that are not padding."""
-    masks: dict[str, tuple[Core, np.ndarray]] = {}
+    masks: dict[str, tuple[Core, Float[np.ndarray, "..."]]] = {}
     at = {leg: name for name, leg in zip(outputs, layout.leg_axes, strict=True)}
     for axis, (n, padded, factors) in enumerate(zip(layout.shape, layout.padded_shape, layout.factors, strict=True)):
         if n == padded:
@@ -163,5 +175,8 @@ def _masks(outputs: Inds, layout: Layout) -> dict[str, tuple[Core, np.ndarray]]:
             if k == 0:
                 train, inds = train[0], inds[1:]
             name = f"moments/mask{axis}_{k}/core"
-            masks[name] = (Core(name, tuple(inds), train.shape, name, "probe", trainable=False), train)
+            masks[name] = (
+                Core(name=name, inds=tuple(inds), shape=train.shape, param=name, kind="probe", trainable=False),
+                train,
+            )
     return masks

@@ -18,7 +18,7 @@ from typing import Any
 
 from autoray import do
 
-from .._typing import Array, Params
+from .._typing import Array, Factor, Float, Params
 from ..backends import Backend, Workspace
 from ..program import STATE, PairStep, Stage, Tiled
 from ._adjoint import backward_steps, forward_steps
@@ -26,8 +26,8 @@ from ._tiled_adjoint import accumulate, no_bars, operands_of
 
 
 def squared_norm(
-    stage: Stage, state: Array | None, arrays: Params, factor: float | Array, space: Workspace
-) -> tuple[Array, list[Array | None]]:
+    stage: Stage, state: Float[Array, "*legs"] | None, arrays: Params, factor: Factor, space: Workspace
+) -> tuple[Float[Array, ""], list[Float[Array, "..."] | None]]:
     """Compute ``factor * ‖W‖²`` of a :func:`closed` segment, and half of its adjoints: the state's, then the cores'."""
     if stage.has_state:
         state = do("reshape", state, stage.cores[-1].shape)
@@ -42,8 +42,13 @@ def squared_norm(
 
 
 def project(
-    tiled: Tiled, blocks: list[Array], backend: Backend, space: Workspace, target: Array, factor: float | Array
-) -> tuple[Array, list[Array | None]]:
+    tiled: Tiled,
+    blocks: list[Float[Array, "..."]],
+    backend: Backend,
+    space: Workspace,
+    target: Float[Array, " tiles *tile"],
+    factor: Factor,
+) -> tuple[Float[Array, ""], list[Float[Array, "..."] | None]]:
     """Compute ``factor * ⟨target, W⟩`` and the adjoint of every block.
 
     Parameters
@@ -85,8 +90,12 @@ def project(
 
 
 def _project_root(
-    root: PairStep, left: Array, right: Array, target: Array, space: Workspace
-) -> tuple[Array | None, Array | None]:
+    root: PairStep,
+    left: Float[Array, "*left"],
+    right: Float[Array, "*right"],
+    target: Float[Array, "*tile"],
+    space: Workspace,
+) -> tuple[Float[Array, "..."] | None, Float[Array, "..."] | None]:
     """Compute the adjoints of both operands of the last product."""
     a, b, t = root.a.read(left, space), root.b.read(right, space), root.c.read(target, space)
     # read the target as it is stored: libraries are slow at thin products with a transposed operand

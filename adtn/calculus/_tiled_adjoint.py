@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from autoray import astype, do, get_dtype_name
 
-from .._typing import Array, Params
+from .._typing import Array, Factor, Float, Params
 from ..backends import Backend, Workspace
 from ..program import Tiled
-from ._adjoint import StageTape, backward_steps, collect, forward_steps, forward_tape, pullback
+from ._adjoint import Operands, StageTape, backward_steps, collect, forward_steps, forward_tape, pullback
 
-Consumer = Callable[[Array, Any, Any], "tuple[Any, Array | None]"]
+Consumer: TypeAlias = Callable[[Float[Array, "*tile"], Any, Any], tuple[Any, Float[Array, "*tile"] | None]]
 """A function ``(tile, index, carry) -> (carry, adjoint of the tile)``."""
 
 
@@ -38,10 +38,10 @@ class Frontier:
         Operands of the steps of the last segment.
     """
 
-    blocks: list[Array]
+    blocks: list[Float[Array, "..."]]
     head: list[StageTape]
-    state: Array | None
-    matrices: list[tuple[Array, Array]]
+    state: Float[Array, "*legs"] | None
+    matrices: list[Operands]
 
 
 def frontier(tiled: Tiled, arrays: Params, space: Workspace) -> Frontier:
@@ -57,15 +57,15 @@ def frontier(tiled: Tiled, arrays: Params, space: Workspace) -> Frontier:
 
 def walk(
     tiled: Tiled,
-    blocks: list[Array],
+    blocks: list[Float[Array, "..."]],
     backend: Backend,
     space: Workspace,
     consume: Consumer,
     carry: Any,
     *,
-    scale: float | Array,
+    scale: Factor,
     adjoint: bool,
-) -> tuple[Any, list[Array | None]]:
+) -> tuple[Any, list[Float[Array, "..."] | None]]:
     """Generate all tiles of ``scale * W`` and pass each to ``consume``.
 
     Parameters
@@ -124,23 +124,29 @@ def walk(
     return carry, bars
 
 
-def operands_of(tiled: Tiled, blocks: list[Array], backend: Backend, i: Any) -> tuple[list[Any], list[Any]]:
+def operands_of(
+    tiled: Tiled, blocks: list[Float[Array, "..."]], backend: Backend, i: Any
+) -> tuple[list[Any], list[Any]]:
     """Find the block of every operand that tile ``i`` reads, and fill the slots of its workspace with them."""
     at = [op.block(i) if op.digits else None for op in tiled.operands]
     slots: list[Any] = [x if b is None else backend.take(x, b) for x, b in zip(blocks, at, strict=True)]
     return at, slots + [None] * len(tiled.steps)
 
 
-def no_bars(tiled: Tiled, blocks: list[Array]) -> list[Array | None]:
+def no_bars(tiled: Tiled, blocks: list[Float[Array, "..."]]) -> list[Float[Array, "..."] | None]:
     """Create the accumulators of the adjoints of the blocks."""
     return [_zeros(x) if op.need else None for op, x in zip(tiled.operands, blocks, strict=True)]
 
 
 def accumulate(
-    tiled: Tiled, backend: Backend, bars: list[Array | None], at: list[Any], increments: list[Array | None]
-) -> list[Array | None]:
+    tiled: Tiled,
+    backend: Backend,
+    bars: list[Float[Array, "..."] | None],
+    at: list[Any],
+    increments: list[Float[Array, "..."] | None],
+) -> list[Float[Array, "..."] | None]:
     """Add the adjoints of the operands of one tile to the accumulators ``bars``."""
-    new: list[Array | None] = []
+    new: list[Float[Array, "..."] | None] = []
     for op, b, bar, increment in zip(tiled.operands, at, bars, increments, strict=True):
         if not op.need or increment is None or bar is None:
             new.append(bar)
@@ -154,10 +160,10 @@ def frontier_pullback(
     tiled: Tiled,
     arrays: Params,
     tape: Frontier,
-    bars: list[Array | None],
+    bars: list[Float[Array, "..."] | None],
     space: Workspace,
-    others: list[Array | None] | None = None,
-) -> dict[str, Array]:
+    others: list[Float[Array, "..."] | None] | None = None,
+) -> dict[str, Float[Array, "..."]]:
     """Compute the adjoints of all trained parameters from those of the blocks.
 
     Parameters
@@ -177,7 +183,7 @@ def frontier_pullback(
         if bar is not None:
             slot_bars[op.slot] = op.view.write(_like(bar, block))
     backward_steps(last.steps, tape.matrices, None, 0, slot_bars, space)
-    grads: dict[str, Array] = {}
+    grads: dict[str, Float[Array, "..."]] = {}
     operands: list[Any] = [tape.state] if last.has_state else []
     operands += [arrays[core.param] for core in last.cores]
 
@@ -196,12 +202,12 @@ def frontier_pullback(
     return grads
 
 
-def _zeros(x: Array) -> Array:
+def _zeros(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Create an accumulator; half precisions are accumulated in float32."""
     zeros = do("zeros_like", x)
     return astype(zeros, "float32") if get_dtype_name(x) in ("bfloat16", "float16") else zeros
 
 
-def _like(x: Array, other: Array) -> Array:
+def _like(x: Float[Array, "*shape"], other: Float[Array, "..."]) -> Float[Array, "*shape"]:
     dtype = get_dtype_name(other)
     return x if get_dtype_name(x) == dtype else astype(x, dtype)

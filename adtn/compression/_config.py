@@ -38,7 +38,7 @@ Names = Annotated[Sequence[str], "a list of names, such as ['fc1']"]
 Whole = Annotated[int, Range(0)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A record of what to compress and how.
 

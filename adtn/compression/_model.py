@@ -16,7 +16,7 @@ from ..errors import CompressError, MissingDependencyError
 from ..generator import Generator
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """One layer of a model.
 

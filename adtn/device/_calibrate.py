@@ -263,7 +263,7 @@ class Calibration:
             x = do("abs", self.array(entries)) * 0.1
             for name in ("arithmetic", "tanh", "sin"):
                 fn: Callable[[Array], Array] = (lambda x: x - x) if name == "arithmetic" else lambda x, n=name: do(n, x)
-                op = Op(name, self.dtype, (entries,), fresh_bytes=1)
+                op = Op(kind=name, dtype=self.dtype, shape=(entries,), fresh_bytes=1)
                 functions.append(abs(math.log((profile.seconds(op) - profile.launch_s) / self.measure(fn, x))))
         return {"product": statistics.median(products), "elementwise": statistics.median(functions)}
 

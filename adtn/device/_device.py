@@ -57,7 +57,7 @@ def devices(*, null: bool = False) -> Devices:
         try:
             infos += get_backend(name).devices()
         except MissingDependencyError as error:
-            infos.append(DeviceInfo(f"{name}:cpu", name, usable=False, reason=str(error)))
+            infos.append(DeviceInfo(name=f"{name}:cpu", description=name, usable=False, reason=str(error)))
     return Devices(infos)
 
 

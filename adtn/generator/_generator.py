@@ -13,7 +13,7 @@ from autoray import do
 
 from .._checks import Seed, checked, shown
 from .._recent import Recent
-from .._typing import Array, Params, Shape
+from .._typing import Array, Float, Params, Shape
 from ..backends import DTYPES, Backend, backend_of, check_device
 from ..calculus import active_parameters, degrees_of_freedom, forward_stage, frozen_values, initial_values
 from ..device import Memory
@@ -292,7 +292,7 @@ class Generator:
         return self._dtype
 
     @property
-    def params(self) -> Mapping[str, np.ndarray]:
+    def params(self) -> Mapping[str, Float[np.ndarray, "..."]]:
         """The trained parameters by name, read-only."""
         return self._params
 
@@ -307,7 +307,7 @@ class Generator:
         return cached_program(self.segments)
 
     @property
-    def _frozen(self) -> Mapping[str, np.ndarray]:
+    def _frozen(self) -> Mapping[str, Float[np.ndarray, "..."]]:
         """The values of cores that are not trained; those that follow from a rule are made when first needed."""
         if "frozen" not in self._made:
             values = frozen_values(cores_of(self.segments), self._given)
@@ -325,7 +325,7 @@ class Generator:
         return self._weighting
 
     @property
-    def stored(self) -> Mapping[str, np.ndarray]:
+    def stored(self) -> Mapping[str, Float[np.ndarray, "..."]]:
         """The parameters that a file must contain: trained ones, and frozen ones that have no rule."""
         rules = {core.param for core in cores_of(self.segments) if core.init != "given"}
         return {**self._params, **{name: x for name, x in self._given.items() if name not in rules}}
@@ -370,7 +370,7 @@ class Generator:
         new._forget()
         return new
 
-    def constants(self, implied: bool = True) -> dict[str, np.ndarray]:
+    def constants(self, implied: bool = True) -> dict[str, Float[np.ndarray, "..."]]:
         """Return frozen values: cores that are not trained, and the base (an identity only if ``implied``)."""
         frozen = dict(self._frozen)
         if self.weighting.identity is not None and not implied:
@@ -382,7 +382,7 @@ class Generator:
         return frozen
 
     @checked(DeviceError)
-    def arrays(self, device: str, dtype: str) -> dict[str, Array]:
+    def arrays(self, device: str, dtype: str) -> dict[str, Float[Array, "..."]]:
         """Place trained and frozen parameters on a device.
 
         Raises
@@ -395,7 +395,7 @@ class Generator:
         return {name: backend.asarray(np.asarray(x), where, dtype) for name, x in numbers.items()}
 
     @checked(DeviceError)
-    def weight(self, device: str = "numpy:cpu", dtype: str | None = None) -> Array:
+    def weight(self, device: str = "numpy:cpu", dtype: str | None = None) -> Float[Array, "*shape"]:
         """Generate the weight.
 
         Parameters
@@ -423,7 +423,9 @@ class Generator:
         return make(self.arrays(device, dtype))
 
     @checked(ScheduleError)
-    def apply(self, x: Array, *, mode: Mode | None = None, memory: Memory = None) -> Array:
+    def apply(
+        self, x: Float[Array, "*batch n_in"], *, mode: Mode | None = None, memory: Memory = None
+    ) -> Float[Array, "*batch n_out"]:
         """Multiply, ``y = x @ W.T``, on the framework, device and dtype of ``x``; differentiable if the framework is.
 
         Parameters

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from .._typing import Array, Params
+from .._typing import Array, Float, Int, Params
 from ..calculus import forward
 from ..program import probe_digits, rows_program
+from ..weight import OneHot
 from ._generator import Generator
 
 
-def generated_rows(generator: Generator, arrays: Params, index: Array, one_hot: Callable[[Array, int], Array]) -> Array:
+def generated_rows(
+    generator: Generator, arrays: Params, index: Int[Array, " rows"], one_hot: OneHot
+) -> Float[Array, " rows *inner"]:
     """Generate rows of the weight by their indices, differentiable by the framework of the arrays.
 
     Parameters

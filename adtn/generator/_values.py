@@ -11,7 +11,7 @@ import numpy as np
 
 from .._arrays import finite_array, host_array
 from .._checks import shown
-from .._typing import Shape
+from .._typing import Float, Shape
 from ..errors import GeneratorError, LayoutError
 from ..layout import Permutation
 from ..program import Program
@@ -68,7 +68,7 @@ def as_permutations(
     return tuple(made) if any(p is not None for p in made) else ()
 
 
-def silence(program: Program, params: dict[str, np.ndarray]) -> None:
+def silence(program: Program, params: dict[str, Float[np.ndarray, "..."]]) -> None:
     """Set one core of the last segment to zero, so that an adapter starts as the weight it adapts."""
     for core in reversed(program.stages[-1].cores):
         if core.trainable and core.init != "identity":
@@ -76,7 +76,9 @@ def silence(program: Program, params: dict[str, np.ndarray]) -> None:
             return
 
 
-def readonly(arrays: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: str) -> Mapping[str, np.ndarray]:
+def readonly(
+    arrays: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: str
+) -> Mapping[str, Float[np.ndarray, "..."]]:
     out: dict[str, np.ndarray] = {}
     for name in sorted(arrays):
         x = np.array(host_array(f"params[{name!r}]", arrays[name], GeneratorError), dtype=dtype)

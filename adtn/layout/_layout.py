@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from autoray import do
 
 from .._checks import Range, check_fields, checked
-from .._typing import Array, Inds, Shape
+from .._typing import Array, Float, Inds, Shape
 from ..errors import LayoutError
 from ._factorise import factorise, uniform
 
@@ -186,7 +186,7 @@ class Layout:
         """The ratio of generated entries to entries of the weight, 1.0 without padding."""
         return math.prod(self.padded_shape) / self.size
 
-    def to_legs(self, weight: Array) -> Array:
+    def to_legs(self, weight: Float[Array, "*shape"]) -> Float[Array, "*legs"]:
         """Pad, reshape and permute a weight of shape :attr:`shape` to a tensor of shape :attr:`dims`."""
         if tuple(weight.shape) != self.shape:
             raise LayoutError(f"Got a weight of shape {tuple(weight.shape)}; this layout is for {self.shape}.")
@@ -199,7 +199,7 @@ class Layout:
             return legs
         return do("transpose", legs, self.order)
 
-    def from_legs(self, legs: Array) -> Array:
+    def from_legs(self, legs: Float[Array, "*legs"]) -> Float[Array, "*shape"]:
         """Invert :meth:`to_legs`: permute back, reshape and crop the padding."""
         if tuple(legs.shape) != self.dims:
             raise LayoutError(f"Got a tensor of shape {tuple(legs.shape)}; this layout has legs {self.dims}.")
@@ -214,7 +214,7 @@ class Layout:
         return padded[tuple(slice(0, n) for n in self.shape)]
 
 
-def pad(x: Array, axis: int, thickness: int) -> Array:
+def pad(x: Float[Array, "*shape"], axis: int, thickness: int) -> Float[Array, "*padded"]:
     """Append zeros to the end of one axis, on the framework, device and dtype of ``x``."""
     if not thickness:
         return x

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from autoray import compose, do
 
-from .._typing import Array
+from .._typing import Array, Float, Int
 from ..errors import LayoutError
 
 _DIGEST_BYTES = 16
@@ -42,7 +42,7 @@ class Permutation:
 
     __slots__ = ("_digest", "_forward", "_inverse")
 
-    def __init__(self, entries: Sequence[int] | np.ndarray) -> None:
+    def __init__(self, entries: Sequence[int] | Int[np.ndarray, " n"]) -> None:
         values = np.asarray(entries)
         if values.ndim != 1 or (values.size and not np.issubdtype(values.dtype, np.integer)):
             raise LayoutError(
@@ -68,12 +68,12 @@ class Permutation:
         return cls(np.random.default_rng(seed).permutation(n))
 
     @property
-    def array(self) -> np.ndarray:
+    def array(self) -> Int[np.ndarray, " n"]:
         """The entries, ``(n,)``, int64, read-only."""
         return self._forward
 
     @property
-    def inverse(self) -> np.ndarray:
+    def inverse(self) -> Int[np.ndarray, " n"]:
         """The entries of the inverse, ``(n,)``, int64, read-only."""
         return self._inverse
 
@@ -82,11 +82,11 @@ class Permutation:
         """Whether the permutation leaves every entry in place."""
         return bool(np.array_equal(self._forward, np.arange(self._forward.size)))
 
-    def permute(self, x: Array, axis: int) -> Array:
+    def permute(self, x: Float[Array, "*shape"], axis: int) -> Float[Array, "*shape"]:
         """Gather ``x`` along an axis, ``y[i] = x[p[i]]``, on the framework and device of ``x``."""
         return x[(*(slice(None) for _ in range(axis)), do("index_on", x, self, False, like=x))]
 
-    def restore(self, y: Array, axis: int) -> Array:
+    def restore(self, y: Float[Array, "*shape"], axis: int) -> Float[Array, "*shape"]:
         """Invert :meth:`permute`; this is also its adjoint, since a permutation is orthogonal."""
         return y[(*(slice(None) for _ in range(axis)), do("index_on", y, self, True, like=y))]
 
@@ -106,7 +106,7 @@ class Permutation:
         return Permutation, (self._forward,)
 
 
-def _index_on(x: Array, permutation: Permutation, inverse: bool) -> Array:
+def _index_on(x: Float[Array, "..."], permutation: Permutation, inverse: bool) -> Int[Array, " n"]:
     """Convert the entries to an array that can index ``x``."""
     return do("asarray", permutation.inverse if inverse else permutation.array, like=x)
 

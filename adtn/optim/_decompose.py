@@ -11,6 +11,7 @@ import numpy as np
 
 from .._arrays import finite_array
 from .._checks import checked
+from .._typing import Float
 from ..errors import TopologyError
 from ..generator import Generator
 
@@ -57,7 +58,7 @@ def decompose(generator: Generator, target: Any) -> Generator:
     return generator.with_params(generator.topology.decompose(generator.layout, state, generator.params))
 
 
-def _weight(generator: Generator, target: Any) -> np.ndarray:
+def _weight(generator: Generator, target: Any) -> Float[np.ndarray, "*shape"]:
     weight = np.asarray(finite_array("target", target, TopologyError), dtype=np.float64)
     if weight.shape != generator.shape:
         raise TopologyError(

@@ -13,7 +13,7 @@ from autoray import do
 
 from .._arrays import host_array
 from .._checks import checked, shown
-from .._typing import Array, Params, Shape
+from .._typing import Array, Float, Params, Shape
 from ..backends import Backend
 from ..errors import FitError
 from ..weight import Consumer, Weighting, squared_distance
@@ -31,7 +31,7 @@ class Objective(ABC):
     """Further trained arrays, such as the other layers of a network."""
 
     @abstractmethod
-    def constants(self, weighting: Weighting) -> dict[str, np.ndarray]:
+    def constants(self, weighting: Weighting) -> dict[str, Float[np.ndarray, "..."]]:
         """Return the arrays that are copied to the device once.
 
         The ``"target"`` is in the order of the weight; an array that is multiplied with rows of tiles, such as a second
@@ -67,7 +67,9 @@ class Objective(ABC):
         """Whether :meth:`curvature` mixes the entries of a row."""
         return True
 
-    def curvature(self, rows: Array, constants: Params) -> Array:
+    def curvature(
+        self, rows: Float[Array, "parameters rows entries"], constants: Params
+    ) -> Float[Array, "parameters rows entries"]:
         """Multiply changes of the weight, ``(..., rows, n_in)``, by the second derivative, as Gauss-Newton requires."""
         raise FitError(
             f"Got optimizer='lm' with {type(self).__name__}, which does not implement curvature(); 'lm' requires a "
@@ -132,7 +134,7 @@ class Reconstruction(Objective):
         self._norm = norm
         self._inverse_norm = 1.0 / norm
 
-    def constants(self, weighting: Weighting) -> dict[str, np.ndarray]:
+    def constants(self, weighting: Weighting) -> dict[str, Float[np.ndarray, "..."]]:
         """Return the target."""
         return {"target": self.target}
 
@@ -163,7 +165,9 @@ class Reconstruction(Objective):
         """Whether :meth:`curvature` mixes the entries of a row, which it does not."""
         return False
 
-    def curvature(self, rows: Array, constants: Params) -> Array:
+    def curvature(
+        self, rows: Float[Array, "parameters rows entries"], constants: Params
+    ) -> Float[Array, "parameters rows entries"]:
         """Multiply changes of the weight by the second derivative, the same for every entry."""
         return rows * self._inverse_norm * (2.0 * self._inverse_norm)
 
@@ -215,7 +219,7 @@ class DataAwareReconstruction(Reconstruction):
             )
         self._inverse_norm = power**-0.5 / self._norm
 
-    def constants(self, weighting: Weighting) -> dict[str, np.ndarray]:
+    def constants(self, weighting: Weighting) -> dict[str, Float[np.ndarray, "..."]]:
         """Return the target and the second moment."""
         moment = weighting.moment_to_generated_order(self.second_moment)
         return {"target": self.target, "second_moment": moment}
@@ -231,7 +235,9 @@ class DataAwareReconstruction(Reconstruction):
         """Whether :meth:`curvature` mixes the entries of a row, which the second moment does."""
         return True
 
-    def curvature(self, rows: Array, constants: Params) -> Array:
+    def curvature(
+        self, rows: Float[Array, "parameters rows entries"], constants: Params
+    ) -> Float[Array, "parameters rows entries"]:
         """Multiply changes of the weight by the second moment of the inputs."""
         bent = do("matmul", rows * self._inverse_norm, constants["second_moment"])
         return bent * (2.0 * self._inverse_norm)
@@ -279,7 +285,7 @@ class Task(Objective):
         self.batches = batches
         self.differentiated = differentiated
 
-    def constants(self, weighting: Weighting) -> dict[str, np.ndarray]:
+    def constants(self, weighting: Weighting) -> dict[str, Float[np.ndarray, "..."]]:
         """Return nothing, as a task holds its own data."""
         return {}
 
@@ -318,15 +324,15 @@ def batch_at(objective: Objective, seed: int, step: int) -> tuple[np.ndarray, ..
     return objective.batch(np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64))))
 
 
-def _distance(backend: Backend, target: Array, constants: Params) -> Consumer:
+def _distance(backend: Backend, target: Float[Array, " tiles *tile"], constants: Params) -> Consumer:
     return squared_distance(backend, target)
 
 
-def _weighted_distance(backend: Backend, target: Array, constants: Params) -> Consumer:
+def _weighted_distance(backend: Backend, target: Float[Array, " tiles *tile"], constants: Params) -> Consumer:
     """Compute the distance of outputs, with residuals multiplied by the second moment of the inputs."""
     moment = constants["second_moment"]
 
-    def on_tile(tile: Array, i: Any, total: Any) -> tuple[Any, Array]:
+    def on_tile(tile: Float[Array, "*tile"], i: Any, total: Any) -> tuple[Any, Float[Array, "*tile"]]:
         shape = tuple(tile.shape)
         residual = do("reshape", backend.subtract(tile, backend.take(target, i)), (shape[0], -1))
         weighted = do("matmul", residual, moment)
@@ -335,7 +341,7 @@ def _weighted_distance(backend: Backend, target: Array, constants: Params) -> Co
     return on_tile
 
 
-def _norm(x: np.ndarray, what: str) -> float:
+def _norm(x: Float[np.ndarray, "..."], what: str) -> float:
     """Compute the Frobenius norm in double precision block by block, without copying the array."""
     iterate: Any = np.nditer
     flags = ["external_loop", "buffered", "zerosize_ok"]

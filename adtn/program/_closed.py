@@ -66,5 +66,7 @@ def closed(segment: Segment, sizes: dict[str, int]) -> Segment:
     copies = [replace(c, name=f"{c.name}/copy", inds=copied(c.inds), trainable=False) for c in segment.cores]
     if segment.inputs:
         shape = tuple(sizes[i] for i in segment.inputs)
-        copies.append(Core(STATE, copied(segment.inputs), shape, STATE, "state", trainable=False))
+        copies.append(
+            Core(name=STATE, inds=copied(segment.inputs), shape=shape, param=STATE, kind="state", trainable=False)
+        )
     return replace(segment, cores=(*segment.cores, *copies), outputs=())

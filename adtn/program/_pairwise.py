@@ -17,7 +17,7 @@ from itertools import accumulate, pairwise
 
 from autoray import do
 
-from .._typing import Array, Inds, Shape
+from .._typing import Array, Float, Inds, Shape
 from ..backends import Workspace
 from ._order import Node
 
@@ -67,7 +67,7 @@ class MatrixView:
         """The shape of the result of :meth:`read`."""
         return (*self.stored[:-2], self.stored[-1], self.stored[-2]) if self.swapped else self.stored
 
-    def read(self, x: Array, space: Workspace = PLAIN) -> Array:
+    def read(self, x: Float[Array, "..."], space: Workspace = PLAIN) -> Float[Array, "*matrices"]:
         """Read a tensor as matrices."""
         if self.sums:
             x = do("sum", do("reshape", x, self.full), axis=self.sums)
@@ -77,18 +77,20 @@ class MatrixView:
             x = space.packed(x, self.stored)
         return x.mT if self.swapped else x
 
-    def write(self, matrix: Array) -> Array:
+    def write(self, matrix: Float[Array, "*matrices"]) -> Float[Array, "..."]:
         """Apply the adjoint of :meth:`read`: convert matrices to a tensor, broadcasting along summed indices."""
         return self._restore(matrix.mT if self.swapped else matrix, PLAIN)
 
-    def write_product(self, x: Array, y: Array, transposed: bool, space: Workspace) -> Array:
+    def write_product(
+        self, x: Float[Array, "*stack m k"], y: Float[Array, "*stack k n"], transposed: bool, space: Workspace
+    ) -> Float[Array, "..."]:
         """Compute ``write(x @ y)``, by the transposed product if ``transposed``."""
         matrix = space.matmul(y.mT, x.mT) if transposed else space.matmul(x, y)
         if transposed != self.swapped:
             return self._restore(matrix.mT, space)
         return matrix if matrix.shape == self.full and not self.moves else self._restore(matrix, space)
 
-    def _restore(self, stored: Array, space: Workspace) -> Array:
+    def _restore(self, stored: Float[Array, "*matrices"], space: Workspace) -> Float[Array, "..."]:
         if self.moves:
             stored = do("transpose", do("reshape", stored, self.permuted), self.inverse)
         if not self.sums:
@@ -194,12 +196,20 @@ class PairStep:
         """The number of operations; a multiply-add counts as two."""
         return 2 * math.prod(self.bmnk)
 
-    def forward(self, x: Array, y: Array, space: Workspace) -> tuple[Array, Array, Array]:
+    def forward(
+        self, x: Float[Array, "..."], y: Float[Array, "..."], space: Workspace
+    ) -> tuple[Float[Array, "..."], Float[Array, "*stack m k"], Float[Array, "*stack k n"]]:
         """Compute the result, and return it with both operands as matrices for the backward pass."""
         am, bm = self.a.read(x, space), self.b.read(y, space)
         return self.c.write_product(am, bm, self.transposed[0], space), am, bm
 
-    def backward(self, cbar: Array, am: Array, bm: Array, space: Workspace) -> tuple[Array | None, Array | None]:
+    def backward(
+        self,
+        cbar: Float[Array, "..."],
+        am: Float[Array, "*stack m k"],
+        bm: Float[Array, "*stack k n"],
+        space: Workspace,
+    ) -> tuple[Float[Array, "..."] | None, Float[Array, "..."] | None]:
         """Compute the adjoints of the operands that need one."""
         cm = self.c.read(cbar, space)
         abar = self.a.write_product(cm, bm.mT, self.transposed[1], space) if self.need_a else None

@@ -31,7 +31,14 @@ def chosen(segments: tuple[Segment, ...], layout: Layout, rows: int, columns: in
     groups = ["rows" if axis == 0 else "columns" if columns else "" for axis, _ in legs]
     counts = {"rows": rows, "columns": columns}
     probes = tuple(
-        Core(probe_name(q), (group, i), (counts[group], d), probe_name(q), "probe", trainable=False)
+        Core(
+            name=probe_name(q),
+            inds=(group, i),
+            shape=(counts[group], d),
+            param=probe_name(q),
+            kind="probe",
+            trainable=False,
+        )
         for q, (group, i, d) in enumerate(zip(groups, last.outputs, layout.dims, strict=True))
         if group
     )

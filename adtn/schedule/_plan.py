@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from autoray import do
 
-from .._typing import Array, Params, Shape
+from .._typing import Array, Float, Params, Shape
 from ..backends import Backend
 from ..device import DeviceProfile, format_bytes
 from ..errors import ScheduleError
@@ -150,7 +150,7 @@ class Plan:
         """The largest additional memory at any time, in bytes."""
         return self.chosen.peak_bytes
 
-    def step(self, backend: Backend) -> Callable[[Params, Array], Any]:
+    def step(self, backend: Backend) -> Callable[[Params, Float[Array, "..."]], Any]:
         """Return the task as a function of the arrays and its input, with adjoints for ``"fit"`` and ``"train"``.
 
         The input is ``x``, or for ``"fit"`` the target from :meth:`FitExecutable.arrange`. The loss of a ``"fit"`` is
@@ -159,11 +159,11 @@ class Plan:
         """
         return backend.compile(task_call(self.task, self.executable.on(backend), self.weighting.scale))
 
-    def generator(self, backend: Backend) -> Callable[[Params], Array]:
+    def generator(self, backend: Backend) -> Callable[[Params], Float[Array, "*shape"]]:
         """Return ``arrays -> W`` of a plan for ``"generate"``."""
         return backend.compile(self.materialised.on(backend).weight)
 
-    def function(self, backend: Backend) -> Callable[[Params, Array], Array]:
+    def function(self, backend: Backend) -> Callable[[Params, Float[Array, "batch n_in"]], Float[Array, "batch n_out"]]:
         """Return ``(arrays, x) -> y`` of a plan for ``"apply"`` or ``"train"``, differentiable if the framework is."""
         return backend.with_vjp(self.layer.on(backend))
 
@@ -267,21 +267,21 @@ class Plan:
         return json.dumps(content, indent=1)
 
 
-def task_call(task: str, executable: Any, scale: float) -> Callable[[Params, Array], Any]:
+def task_call(task: str, executable: Any, scale: float) -> Callable[[Params, Float[Array, "..."]], Any]:
     """Make one call of a task by an executable, which plans run and the planner traces."""
 
-    def train(arrays: Params, x: Array) -> Any:
+    def train(arrays: Params, x: Float[Array, "batch n_in"]) -> Any:
         y, tape = executable.with_tape(arrays, x)
         return executable.pullback(tape, arrays, x, y)
 
-    def fit(arrays: Params, target: Array) -> Any:
-        def zero() -> Array:
+    def fit(arrays: Params, target: Float[Array, " tiles *tile"]) -> Any:
+        def zero() -> Float[Array, ""]:
             return do("zeros_like", do("reshape", target, (-1,))[0])
 
         consume = squared_distance(executable.backend, target)
         return executable.evaluate(arrays, target, consume, zero, scale=scale)
 
-    def generate(arrays: Params, _: Any) -> Array:
+    def generate(arrays: Params, _: Any) -> Float[Array, "*shape"]:
         return executable.weight(arrays)
 
     return {"generate": generate, "apply": executable, "train": train, "fit": fit}[task]

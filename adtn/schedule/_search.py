@@ -120,7 +120,9 @@ def best_tiled_path(segment: Segment, sizes: dict[str, int], profile: DeviceProf
         The number of tiles.
     """
     # the state is treated as one more core, as only this segment is priced
-    state = Core(STATE, segment.inputs, tuple(sizes[i] for i in segment.inputs), STATE, "state")
+    state = Core(
+        name=STATE, inds=segment.inputs, shape=tuple(sizes[i] for i in segment.inputs), param=STATE, kind="state"
+    )
     cores = (state, *segment.cores) if segment.inputs else segment.cores
     alone = replace(segment, inputs=(), cores=cores)
 
@@ -254,11 +256,21 @@ def _product(dtype: str, b: int, m: int, n: int, k: int, transposed: int = 0) ->
     if min(k, n) == 1:
         transposed &= 1
     read, written = b * k * (m + n) * itemsize, b * m * n * itemsize
-    return Op("matmul", dtype, (b, m, n, k), read, written, transposed=transposed)
+    return Op(
+        kind="matmul", dtype=dtype, shape=(b, m, n, k), read_bytes=read, written_bytes=written, transposed=transposed
+    )
 
 
 def _copy(view: MatrixView, size: int, dtype: str, *, written: bool) -> Op:
-    return Op("permute", dtype, view.copied(written=written), *(size * itemsize_of(dtype),) * 3)
+    nbytes = size * itemsize_of(dtype)
+    return Op(
+        kind="permute",
+        dtype=dtype,
+        shape=view.copied(written=written),
+        read_bytes=nbytes,
+        written_bytes=nbytes,
+        fresh_bytes=nbytes,
+    )
 
 
 @lru_cache(maxsize=32)

@@ -84,8 +84,8 @@ def program_factor(calibration: Any, profile: DeviceProfile) -> tuple[float, flo
     logs: list[float] = []
     topologies = (TTN(bond=3), BrickWall(layers=2), MERA(bond=2), MPO(bond=6))
     # compiling a program takes longer than running it
-    for topology in topologies[: 2 if calibration.compiles else 4]:
-        for n in _PROGRAM_SIZES[: 1 if calibration.compiles else 2]:
+    for topology in topologies[: 2 if calibration.compiles else None]:
+        for n in _PROGRAM_SIZES[: 1 if calibration.compiles else None]:
             layout = topology.default_layout((n, n))
             for task in ("fit", "train"):
                 sketch = Sketch((n, n), topology, layout, calibration.dtype)

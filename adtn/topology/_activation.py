@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,7 +12,7 @@ from autoray import astype, do, get_dtype_name
 
 from .._checks import Name, checked
 from .._plugins import load_plugin, unregistered
-from .._typing import Array
+from .._typing import Array, ElementwiseFunction, Float
 from ..backends import get_backend
 from ..errors import TopologyError
 
@@ -33,8 +32,8 @@ class Activation:
     """
 
     name: str
-    value: Callable[[Array], Array]
-    derivative: Callable[[Array], Array]
+    value: ElementwiseFunction
+    derivative: ElementwiseFunction
     own: bool = False
 
 
@@ -42,38 +41,38 @@ _POINTS = np.array([-2.3, -0.7, 0.4, 1.9])
 _ELEMENTWISE = "an elementwise function of one array, written with operators and autoray.do"
 
 
-def _sigmoid(z: Array) -> Array:
+def _sigmoid(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     # by tanh, which does not overflow in any framework
     return do("tanh", z * 0.5) * 0.5 + 0.5
 
 
-def _step(z: Array) -> Array:
+def _step(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return do("where", z > 0, z * 0.0 + 1.0, z * 0.0)
 
 
-def _silu_derivative(z: Array) -> Array:
+def _silu_derivative(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     s = _sigmoid(z)
     return s + z * s * (1.0 - s)
 
 
-def _normal_cdf(z: Array) -> Array:
+def _normal_cdf(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     # SciPy has no half precision and returns a wider dtype
     return astype(do("scipy.special.erf", z * math.sqrt(0.5)), get_dtype_name(z)) * 0.5 + 0.5
 
 
-def _gelu_derivative(z: Array) -> Array:
+def _gelu_derivative(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return _normal_cdf(z) + z * do("exp", z * z * -0.5) * (1.0 / math.sqrt(2.0 * math.pi))
 
 
-def _leaky_slope(z: Array) -> Array:
+def _leaky_slope(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return do("where", z > 0, z * 0.0 + 1.0, z * 0.0 + 0.01)
 
 
-def _softplus(z: Array) -> Array:
+def _softplus(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return do("where", z > 0, z, z * 0.0) + do("log1p", do("exp", -do("abs", z)))
 
 
-def _tanh_derivative(z: Array) -> Array:
+def _tanh_derivative(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     t = do("tanh", z)
     return 1.0 - t * t
 
@@ -109,9 +108,7 @@ def get_activation(name: str) -> Activation:
 
 
 @checked(TopologyError)
-def register_activation(
-    name: Name, value: Callable[[Array], Array], derivative: Callable[[Array], Array]
-) -> Activation:
+def register_activation(name: Name, value: ElementwiseFunction, derivative: ElementwiseFunction) -> Activation:
     """Register an activation, which every topology and backend can then use by name.
 
     Parameters
@@ -172,17 +169,17 @@ def check_activation(name: str, backend: str, where: str) -> None:
             _try(backend, where, activation, what)
 
 
-def _in_dtype(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
+def _in_dtype(fn: ElementwiseFunction) -> ElementwiseFunction:
     """Wrap a function so that it returns the dtype of its argument, whatever its constants and masks have."""
 
-    def call(z: Array) -> Array:
+    def call(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         result, dtype = fn(z), get_dtype_name(z)
         return result if get_dtype_name(result) == dtype else astype(result, dtype)
 
     return call
 
 
-def _try_on_numpy(what: str, fn: Callable[[Array], Array]) -> None:
+def _try_on_numpy(what: str, fn: ElementwiseFunction) -> None:
     for dtype in ("float64", "float32", "float16"):
         z = _POINTS.astype(dtype)
         try:

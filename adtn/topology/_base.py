@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._typing import Shape
+from .._typing import Float, Shape
 
 
 class RuleBase(ABC):
     """A frozen weight of which only the rule is stored, multiplied by one trained factor."""
 
     @abstractmethod
-    def values(self, shape: Shape) -> np.ndarray:
+    def values(self, shape: Shape) -> Float[np.ndarray, "*shape"]:
         """Compute the entries as float32; rows have about the norm of noise of variance 1."""
 
 
@@ -36,7 +36,7 @@ class IdentityBase(RuleBase):
         """Return the value of the nonzero entries of a weight of this shape, rounded to float32."""
         return float(np.float32(math.sqrt(math.prod(shape[1:]))))
 
-    def values(self, shape: Shape) -> np.ndarray:
+    def values(self, shape: Shape) -> Float[np.ndarray, "*shape"]:
         """Compute the entries as float32; rows that are not truncated have the norm of noise of variance 1.
 
         Parameters

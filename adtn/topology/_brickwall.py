@@ -105,11 +105,11 @@ class BrickWall(Topology):
     def _vector(self, q: int, d: int) -> Core:
         rules: dict[str, Init] = {"fixed": "basis", "trainable": "normal", "random": "seeded"}
         return Core(
-            f"boundary_{q}",
-            (f"v{q}",),
-            (d,),
-            f"boundary_{q}",
-            "boundary",
+            name=f"boundary_{q}",
+            inds=(f"v{q}",),
+            shape=(d,),
+            param=f"boundary_{q}",
+            kind="boundary",
             init=rules[self.boundary],
             trainable=self.boundary == "trainable",
             seed=self.seed + q,
@@ -126,6 +126,18 @@ class BrickWall(Topology):
                 name, (di, dj) = f"gate{m}_{i}", (dims[i], dims[i + 1])
                 inds, shape = (*out, now[i], now[i + 1]), (di, dj, di, dj)
                 init: Init = "identity" if self.near_identity else "normal"
-                gates.append(Core(name, inds, shape, name, "gate", m, di * dj, init, self.noise))
+                gates.append(
+                    Core(
+                        name=name,
+                        inds=inds,
+                        shape=shape,
+                        param=name,
+                        kind="gate",
+                        level=m,
+                        fan_in=di * dj,
+                        init=init,
+                        noise=self.noise,
+                    )
+                )
                 now[i], now[i + 1] = out
         return gates

@@ -18,7 +18,7 @@ def _in_axis_order(layout: Layout) -> tuple[tuple[str, ...], tuple[int, ...], in
     return tuple(name for _, name, _ in legs), tuple(d for _, _, d in legs), fan_in
 
 
-_FACTOR = Core("factor", (), (), "factor", "factor", init="basis")
+_FACTOR = Core(name="factor", inds=(), shape=(), param="factor", kind="factor", init="basis")
 
 
 @register_topology
@@ -41,7 +41,13 @@ class Dense(Topology):
     def levels(self, layout: Layout) -> list[Segment]:
         """Build a single level with a single core."""
         names, dims, fan_in = _in_axis_order(layout)
-        return [Segment((), (Core("weight", names, dims, "weight", "core", fan_in=fan_in),), layout.leg_names)]
+        return [
+            Segment(
+                (),
+                (Core(name="weight", inds=names, shape=dims, param="weight", kind="core", fan_in=fan_in),),
+                layout.leg_names,
+            )
+        ]
 
 
 @register_topology
@@ -70,7 +76,17 @@ class ScaledIdentity(Topology):
             n = len(layout.factors[0])
             parts = [((names[k], names[n + k]), (d, d), d) for k, d in enumerate(layout.factors[0])]
         eyes = (
-            Core(f"identity{k}", inds, shape, f"identity{k}", "control", 0, fan_in, "identity", trainable=False)
+            Core(
+                name=f"identity{k}",
+                inds=inds,
+                shape=shape,
+                param=f"identity{k}",
+                kind="control",
+                level=0,
+                fan_in=fan_in,
+                init="identity",
+                trainable=False,
+            )
             for k, (inds, shape, fan_in) in enumerate(parts)
         )
         return [Segment((), (_FACTOR, *eyes), layout.leg_names)]
@@ -100,5 +116,16 @@ class ScaledRandom(Topology):
     def levels(self, layout: Layout) -> list[Segment]:
         """Build a single level of the factor and the frozen noise."""
         names, dims, fan_in = _in_axis_order(layout)
-        noise = Core("noise", names, dims, "noise", "control", 0, fan_in, "seeded", trainable=False, seed=self.seed)
+        noise = Core(
+            name="noise",
+            inds=names,
+            shape=dims,
+            param="noise",
+            kind="control",
+            level=0,
+            fan_in=fan_in,
+            init="seeded",
+            trainable=False,
+            seed=self.seed,
+        )
         return [Segment((), (_FACTOR, noise), layout.leg_names)]

@@ -9,10 +9,14 @@ import math
 
 import numpy as np
 
+from .._typing import Float
+
 _ALS_SWEEPS = 50
 
 
-def tt_svd(tensor: np.ndarray, sites: list[tuple[int, ...]], bond: int) -> list[np.ndarray]:
+def tt_svd(
+    tensor: Float[np.ndarray, "*legs"], sites: list[tuple[int, ...]], bond: int
+) -> list[Float[np.ndarray, "..."]]:
     """Decompose a tensor into a tensor train by truncated SVDs from left to right.
 
     Parameters
@@ -50,7 +54,9 @@ def tt_svd(tensor: np.ndarray, sites: list[tuple[int, ...]], bond: int) -> list[
     return cores
 
 
-def hosvd(tensor: np.ndarray, ranks: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
+def hosvd(
+    tensor: Float[np.ndarray, "*legs"], ranks: list[int]
+) -> tuple[Float[np.ndarray, "*ranks"], list[Float[np.ndarray, "..."]]]:
     """Project a tensor onto the leading left singular vectors of every unfolding.
 
     Parameters
@@ -79,7 +85,9 @@ def hosvd(tensor: np.ndarray, ranks: list[int]) -> tuple[np.ndarray, list[np.nda
     return core, factors
 
 
-def cp_als(tensor: np.ndarray, factors: list[np.ndarray]) -> list[np.ndarray]:
+def cp_als(
+    tensor: Float[np.ndarray, "*legs"], factors: list[Float[np.ndarray, "rank _"]]
+) -> list[Float[np.ndarray, "rank _"]]:
     """Improve the factors of a canonical polyadic decomposition by alternating least squares.
 
     Parameters
@@ -106,7 +114,9 @@ def cp_als(tensor: np.ndarray, factors: list[np.ndarray]) -> list[np.ndarray]:
     return factors
 
 
-def _mttkrp(tensor: np.ndarray, factors: list[np.ndarray], q: int) -> np.ndarray:
+def _mttkrp(
+    tensor: Float[np.ndarray, "*legs"], factors: list[Float[np.ndarray, "rank _"]], q: int
+) -> Float[np.ndarray, "rank leg"]:
     """Multiply a tensor by all factors except the q-th, term by term, to ``(terms, d_q)``."""
     x = np.moveaxis(tensor, q, 0)[None]
     first = True

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from .._typing import Float
 from ..errors import TopologyError
 from ..layout import Layout
 from ._decompositions import cp_als, hosvd, tt_svd
@@ -33,7 +34,9 @@ def _chain(sites: list[tuple[int, ...]], layout: Layout, bonds: list[int]) -> li
         inds = (*(i for i, _ in ends), *(layout.leg_names[q] for q in legs))
         shape = (*(d for _, d in ends), *(layout.dims[q] for q in legs))
         fan_in = math.prod(d for _, d in ends[-1:]) if right is not None else 1
-        cores.append(Core(f"site{k}", inds, shape, f"site{k}", "site", k, fan_in))
+        cores.append(
+            Core(name=f"site{k}", inds=inds, shape=shape, param=f"site{k}", kind="site", level=k, fan_in=fan_in)
+        )
     return cores
 
 
@@ -78,7 +81,9 @@ class TT(Topology):
         cores = _chain(sites, layout, chain_bonds(dims, self.bond))
         return [Segment((), tuple(cores), layout.leg_names)]
 
-    def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def decompose(
+        self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
+    ) -> dict[str, Float[np.ndarray, "..."]]:
         """Compute the cores by truncated SVDs from left to right (TT-SVD)."""
         cores = tt_svd(state, self.sites(layout), self.bond)
         return {f"site{k}": core for k, core in enumerate(cores)}
@@ -147,7 +152,9 @@ class TensorRing(TT):
             return super().levels(layout)  # two sites connected twice are a tensor train with a larger bond
         return [Segment((), tuple(_chain(sites, layout, [self.bond] * len(sites))), layout.leg_names)]
 
-    def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def decompose(
+        self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
+    ) -> dict[str, Float[np.ndarray, "..."]]:
         """Refuse to decompose, because a truncated tensor train does not close to a ring."""
         return Topology.decompose(self, layout, state, initial)
 
@@ -184,14 +191,24 @@ class Tucker(Topology):
         """Build two levels: the core, then the factors."""
         ranks = tuple(min(self.bond, d) for d in layout.dims)
         bonds = tuple(f"b{q}" for q in range(layout.ndim_legs))
-        core = Core("core", bonds, ranks, "core", "core")
+        core = Core(name="core", inds=bonds, shape=ranks, param="core", kind="core")
         factors = tuple(
-            Core(f"factor{q}", (bonds[q], name), (r, d), f"factor{q}", "factor", q, r)
+            Core(
+                name=f"factor{q}",
+                inds=(bonds[q], name),
+                shape=(r, d),
+                param=f"factor{q}",
+                kind="factor",
+                level=q,
+                fan_in=r,
+            )
             for q, (name, r, d) in enumerate(zip(layout.leg_names, ranks, layout.dims, strict=True))
         )
         return [Segment((), (core,), bonds), Segment(bonds, factors, layout.leg_names)]
 
-    def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def decompose(
+        self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
+    ) -> dict[str, Float[np.ndarray, "..."]]:
         """Project onto the leading singular vectors of every unfolding (HOSVD)."""
         core, factors = hosvd(state, [min(self.bond, d) for d in layout.dims])
         return {"core": core, **{f"factor{q}": factor for q, factor in enumerate(factors)}}
@@ -229,19 +246,21 @@ class CP(Topology):
         """Build a single level of factors that share the index ``r``."""
         factors = tuple(
             Core(
-                f"factor{q}",
-                ("r", name),
-                (self.bond, d),
-                f"factor{q}",
-                "factor",
-                q,
-                self.bond if q == 0 else 1,
+                name=f"factor{q}",
+                inds=("r", name),
+                shape=(self.bond, d),
+                param=f"factor{q}",
+                kind="factor",
+                level=q,
+                fan_in=self.bond if q == 0 else 1,
             )
             for q, (name, d) in enumerate(zip(layout.leg_names, layout.dims, strict=True))
         )
         return [Segment((), factors, layout.leg_names)]
 
-    def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def decompose(
+        self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
+    ) -> dict[str, Float[np.ndarray, "..."]]:
         """Improve the initial factors by alternating least squares (ALS)."""
         factors = cp_als(state, [np.asarray(initial[f"factor{q}"], np.float64) for q in range(state.ndim)])
         return {f"factor{q}": factor for q, factor in enumerate(factors)}

@@ -255,7 +255,16 @@ def _read_tensor(t: int, k: int, tensor: Any, trainable: str | None, arrays: dic
         raise TopologyError(f"Tensor {name!r} is complex; adtn supports real networks only. Take its real part first.")
     arrays[name] = data
     is_trained = trainable is None or trainable in tensor.tags
-    return Core(name, tuple(tensor.inds), data.shape, name, "core", t, init="given", trainable=is_trained)
+    return Core(
+        name=name,
+        inds=tuple(tensor.inds),
+        shape=data.shape,
+        param=name,
+        kind="core",
+        level=t,
+        init="given",
+        trainable=is_trained,
+    )
 
 
 def as_networks(

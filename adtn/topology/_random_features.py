@@ -69,15 +69,42 @@ class RandomFeatures(Topology):
             raise TopologyError(f"RandomFeatures needs output and input axes; got a weight of shape {layout.shape}.")
         grid = [(f"u{k}", min(self.bond, d)) for k, (_, d) in enumerate(ins)]
         inds, shape = tuple(i for i, _ in (*outs, *grid)), tuple(d for _, d in (*outs, *grid))
-        noise = Core("noise", inds, shape, "noise", "noise", init="seeded", trainable=False, seed=self.seed)
+        noise = Core(
+            name="noise",
+            inds=inds,
+            shape=shape,
+            param="noise",
+            kind="noise",
+            init="seeded",
+            trainable=False,
+            seed=self.seed,
+        )
         smooth = tuple(
-            Core(f"smooth{k}", (u, i), (b, d), f"smooth{k}", "smoothing", fan_in=b, init="bumps", width=0.5)
+            Core(
+                name=f"smooth{k}",
+                inds=(u, i),
+                shape=(b, d),
+                param=f"smooth{k}",
+                kind="smoothing",
+                fan_in=b,
+                init="bumps",
+                width=0.5,
+            )
             for k, ((u, b), (i, d)) in enumerate(zip(grid, ins, strict=True))
         )
         if not self.windows:
             return [Segment((), (noise, *smooth), layout.leg_names)]
         windows = tuple(
-            Core(f"window{k}", (o, i), (n, d), f"window{k}", "window", 1, init="bumps", width=self.width)
+            Core(
+                name=f"window{k}",
+                inds=(o, i),
+                shape=(n, d),
+                param=f"window{k}",
+                kind="window",
+                level=1,
+                init="bumps",
+                width=self.width,
+            )
             for k, ((o, n), (i, d)) in enumerate(zip(outs, ins, strict=False))
         )
         return [

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from .._checks import Seed, check_fields
-from .._typing import Shape
+from .._typing import Float, Shape
 from ..errors import TopologyError
 from ._base import RuleBase
 
@@ -45,7 +45,7 @@ class SeededBase(RuleBase):
     def __post_init__(self) -> None:
         check_fields(self, TopologyError)
 
-    def values(self, shape: Shape) -> np.ndarray:
+    def values(self, shape: Shape) -> Float[np.ndarray, "*shape"]:
         """Compute the entries, of variance 1, as float32 in row-major order.
 
         Parameters

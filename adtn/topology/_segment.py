@@ -14,7 +14,7 @@ Init = Literal["normal", "identity", "basis", "seeded", "given", "bumps"]
 INITS: tuple[Init, ...] = ("normal", "identity", "basis", "seeded", "given", "bumps")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Core:
     """One tensor of a network, without its entries.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from .._checks import Range, check_fields, checked, shown
 from .._plugins import load_plugin, unregistered
+from .._typing import Float
 from ..errors import LayoutError, TopologyError
 from ..layout import Layout
 from ._activation import get_activation
@@ -110,7 +111,9 @@ class Topology:
             raise TopologyError(f"Got {self}, which has no bond dimension to choose; use it without a budget.")
         return replace(self, **{self.grows: size})
 
-    def decompose(self, layout: Layout, state: np.ndarray, initial: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def decompose(
+        self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
+    ) -> dict[str, Float[np.ndarray, "..."]]:
         """Find parameters that approximate a given state, for networks without activations.
 
         Parameters

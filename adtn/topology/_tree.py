@@ -118,7 +118,17 @@ def _isometries(upper: Rank, lower: Rank, level: int, kind: str, raw: dict[int, 
             continue
         name = f"{label}{level}_{p}"
         shape = (upper.dims[p], *(lower.dims[c] for c in group))
-        cores.append(Core(name, (upper.names[p], *out), shape, name, kind, level, fan_in=upper.dims[p]))
+        cores.append(
+            Core(
+                name=name,
+                inds=(upper.names[p], *out),
+                shape=shape,
+                param=name,
+                kind=kind,
+                level=level,
+                fan_in=upper.dims[p],
+            )
+        )
     return cores
 
 
@@ -133,7 +143,19 @@ def _disentanglers(
         raw[i], raw[j] = f"{rank.names[i]}_raw", f"{rank.names[j]}_raw"
         di, dj = rank.dims[i], rank.dims[j]
         inds = (rank.names[i], rank.names[j], raw[i], raw[j])
-        cores.append(Core(name, inds, (di, dj, di, dj), name, "disentangler", level, di * dj, "identity", noise))
+        cores.append(
+            Core(
+                name=name,
+                inds=inds,
+                shape=(di, dj, di, dj),
+                param=name,
+                kind="disentangler",
+                level=level,
+                fan_in=di * dj,
+                init="identity",
+                noise=noise,
+            )
+        )
     return cores, raw
 
 
@@ -189,7 +211,7 @@ class TTN(Topology):
     def _levels_of(self, ranks: list[Rank], noise: float = 0.0) -> list[Segment]:
         pairs = [[], *(self._pairs(ranks, t) for t in range(1, len(ranks)))]
         ranks = _renamed(ranks, pairs)
-        root = Core("root", ranks[0].names, ranks[0].dims, "root", "root")
+        root = Core(name="root", inds=ranks[0].names, shape=ranks[0].dims, param="root", kind="root")
         levels = [Segment((), (root,), ranks[0].names)]
         for t, (upper, lower) in enumerate(pairwise(ranks), start=1):
             leaf = self.leaves and t == len(ranks) - 1

@@ -1,5 +1,6 @@
 """A state as a weight: the one formula, and one executable per mode."""
 
+from ..calculus import Consumer as Consumer
 from ._executable import Executable as Executable
 from ._executable import FitExecutable as FitExecutable
 from ._executable import Layer as Layer
@@ -17,10 +18,10 @@ from ._projected import squared_distance as squared_distance
 from ._projected import trusted_relative_square as trusted_relative_square
 from ._projected import why_not_factored as why_not_factored
 from ._streamed import Streamed as Streamed
-from ._tiled import Consumer as Consumer
 from ._tiled import TiledWeight as TiledWeight
 from ._traced import EinsumSteps as EinsumSteps
 from ._traced import TracedApply as TracedApply
 from ._weighting import BASE as BASE
 from ._weighting import BASE_SCALE as BASE_SCALE
+from ._weighting import OneHot as OneHot
 from ._weighting import Weighting as Weighting

@@ -9,17 +9,19 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias
 
-from .._typing import Array, Params, Shape
+from .._typing import Array, Factor, Float, Params, Shape
 from ..backends import Backend, Workspace
+from ..calculus import Consumer
 from ..program import PairStep
 from ._mode import Mode
-from ._tiled import Consumer
 from ._weighting import Weighting
 
-Tape = tuple[Array, ...]
-ListedStep = tuple[int, int, PairStep]
+Tape: TypeAlias = tuple[Float[Array, "..."], ...]
+"""The arrays that the backward pass reads; frameworks hold those, and nothing else."""
+Matrix: TypeAlias = Float[Array, "n_out n_in"]
+ListedStep: TypeAlias = tuple[int, int, PairStep]
 
 
 class Executable(ABC):
@@ -84,22 +86,28 @@ class Layer(Executable):
     """Whether the weight exists as a whole, so that it can be cached while the parameters stay the same."""
 
     @abstractmethod
-    def __call__(self, arrays: Params, x: Array) -> Array:
+    def __call__(self, arrays: Params, x: Float[Array, "batch n_in"]) -> Float[Array, "batch n_out"]:
         """Multiply ``(batch, n_in)`` to ``(batch, n_out)``."""
 
-    def with_tape(self, arrays: Params, x: Array) -> tuple[Array, Tape]:
+    def with_tape(self, arrays: Params, x: Float[Array, "batch n_in"]) -> tuple[Float[Array, "batch n_out"], Tape]:
         """Give the product and what :meth:`pullback` needs: nothing where it generates again."""
         return self(arrays, x), ()
 
     @abstractmethod
     def pullback(
-        self, tape: Tape, arrays: Params, x: Array, ybar: Array, *, need_x: bool = True
-    ) -> tuple[dict[str, Array], Array | None]:
+        self,
+        tape: Tape,
+        arrays: Params,
+        x: Float[Array, "batch n_in"],
+        ybar: Float[Array, "batch n_out"],
+        *,
+        need_x: bool = True,
+    ) -> tuple[dict[str, Float[Array, "..."]], Float[Array, "batch n_in"] | None]:
         """Take the adjoint of the product to those of the parameters, and of ``x`` where it is wanted."""
 
     def fixed(
-        self, arrays: Callable[[], Params], weight: Callable[[], Array], batch: int | None = None
-    ) -> Callable[[Array], Array]:
+        self, arrays: Callable[[], Params], weight: Callable[[], Matrix], batch: int | None = None
+    ) -> Callable[[Float[Array, "batch n_in"]], Float[Array, "batch n_out"]]:
         """Give ``x -> y`` for parameters that stay the same.
 
         Parameters
@@ -124,20 +132,20 @@ class FitExecutable(Executable):
     """Whether the base is added to what is generated; otherwise it is subtracted from the target."""
 
     @abstractmethod
-    def arrange(self, weight: Array) -> Array:
+    def arrange(self, weight: Float[Array, "*shape"]) -> Float[Array, " tiles *tile"]:
         """Arrange an array of the weight's shape as it is read; a view where that is possible."""
 
     @abstractmethod
     def evaluate(
         self,
         arrays: Params,
-        target: Array,
+        target: Float[Array, " tiles *tile"],
         consume: Consumer,
         start: Callable[[], Any],
         *,
-        scale: float | Array | None = None,
-        factor: float | Array | None = None,
-    ) -> tuple[Any, dict[str, Array]]:
+        scale: Factor | None = None,
+        factor: Factor | None = None,
+    ) -> tuple[Any, dict[str, Float[Array, "..."]]]:
         """Evaluate a loss that is a sum over tiles.
 
         Parameters

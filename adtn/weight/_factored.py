@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from autoray import do
 
-from .._typing import Array, Params
+from .._typing import Array, Float, Params
 from ..backends import Backend
 from ..calculus import StageTape, forward, forward_tape, pullback
 from ..layout import Layout
@@ -85,22 +85,28 @@ class Factored(Layer):
         segments = with_input(self.segments, self.weighting.layout, batch, trained=need_x)
         return compile_program(segments, self.paths, free_states=True)
 
-    def __call__(self, arrays: Params, x: Array) -> Array:
+    def __call__(self, arrays: Params, x: Float[Array, "batch n_in"]) -> Float[Array, "batch n_out"]:
         """Multiply ``(batch, n_in)`` to ``(batch, n_out)``."""
         state = forward(self.program(x.shape[0]), self._with_input(arrays, x), self.space)
         return self._weighting.product_from_state(state, arrays, x)
 
-    def with_tape(self, arrays: Params, x: Array) -> tuple[Array, Tape]:
+    def with_tape(self, arrays: Params, x: Float[Array, "batch n_in"]) -> tuple[Float[Array, "batch n_out"], Tape]:
         """Give the product and what :meth:`pullback` needs."""
         state, tape = forward_tape(self.program(x.shape[0]), self._with_input(arrays, x), self.space)
         return self._weighting.product_from_state(state, arrays, x), tuple(_flat(tape))
 
-    def _with_input(self, arrays: Params, x: Array) -> Params:
+    def _with_input(self, arrays: Params, x: Float[Array, "batch n_in"]) -> Params:
         return {**arrays, INPUT: self._weighting.pad_input(x)}
 
     def pullback(
-        self, tape: Tape, arrays: Params, x: Array, ybar: Array, *, need_x: bool = True
-    ) -> tuple[dict[str, Array], Array | None]:
+        self,
+        tape: Tape,
+        arrays: Params,
+        x: Float[Array, "batch n_in"],
+        ybar: Float[Array, "batch n_out"],
+        *,
+        need_x: bool = True,
+    ) -> tuple[dict[str, Float[Array, "..."]], Float[Array, "batch n_in"] | None]:
         """Take the adjoint of the product to those of the parameters, and of ``x`` where it is wanted."""
         weighting, program = self.weighting, self.program(x.shape[0], need_x)
         cotangent = do("reshape", weighting.output_adjoint(ybar) * weighting.scale, program.stages[-1].out_shape)
@@ -114,7 +120,7 @@ class Factored(Layer):
         return grads, xbar
 
 
-def _flat(tape: list[StageTape]) -> Iterator[Array]:
+def _flat(tape: list[StageTape]) -> Iterator[Float[Array, "..."]]:
     """The arrays of a tape one after the other: frameworks keep those, and nothing else."""
     for record in tape:
         for pair in record.matrices:
@@ -144,5 +150,13 @@ def with_input(
     for name, (axis, k) in zip(last.outputs, layout.leg_axes, strict=True):
         by_axis[axis].append((k, name))
     rows, columns = (tuple(name for _, name in sorted(legs)) for legs in by_axis)
-    x = Core(INPUT, (_BATCH, *columns), (batch, *layout.factors[1]), INPUT, "input", init="given", trainable=trained)
+    x = Core(
+        name=INPUT,
+        inds=(_BATCH, *columns),
+        shape=(batch, *layout.factors[1]),
+        param=INPUT,
+        kind="input",
+        init="given",
+        trainable=trained,
+    )
     return (*segments[:-1], replace(last, cores=(*last.cores, x), outputs=(_BATCH, *rows)))

@@ -7,11 +7,13 @@ from typing import Any, ClassVar
 
 from autoray import do
 
-from .._typing import Array, Params
-from ._executable import Layer, Tape
+from .._typing import Array, Factor, Float, Params
+from ..backends import Workspace
+from ..calculus import Consumer
+from ._executable import Layer, Matrix, Tape
 from ._mode import Mode
 from ._of_tiles import OfTiles
-from ._tiled import CACHED_BYTES, Consumer
+from ._tiled import CACHED_BYTES
 
 
 class InTiles(Layer, OfTiles):
@@ -26,14 +28,20 @@ class InTiles(Layer, OfTiles):
     """
 
     def pullback(
-        self, tape: Tape, arrays: Params, x: Array, ybar: Array, *, need_x: bool = True
-    ) -> tuple[dict[str, Array], Array | None]:
+        self,
+        tape: Tape,
+        arrays: Params,
+        x: Float[Array, "batch n_in"],
+        ybar: Float[Array, "batch n_out"],
+        *,
+        need_x: bool = True,
+    ) -> tuple[dict[str, Float[Array, "..."]], Float[Array, "batch n_in"] | None]:
         """Take the adjoint of the product to those of the parameters, and of ``x`` where it is wanted."""
         backend, weight, weighting = self.backend, self.tiled_weight, self.weighting
         x, ybar = weighting.input(x), weighting.output_adjoint(ybar)
         by_tile = do("transpose", do("reshape", ybar, (x.shape[0], self.tiles, weight.rows)), (1, 0, 2))
 
-        def consume(w: Array, i: Any, xbar: Any) -> tuple[Any, Array]:
+        def consume(w: Float[Array, "rows n_in"], i: Any, xbar: Any) -> tuple[Any, Float[Array, "rows n_in"]]:
             yb = backend.take(by_tile, i)
             xbar = backend.add(xbar, yb @ w) if need_x else None
             return xbar, yb.mT @ x
@@ -45,13 +53,13 @@ class InTiles(Layer, OfTiles):
     def evaluate(
         self,
         arrays: Params,
-        target: Array,
+        target: Float[Array, " tiles *tile"],
         consume: Consumer,
         start: Callable[[], Any],
         *,
-        scale: float | Array | None = None,
-        factor: float | Array | None = None,
-    ) -> tuple[Any, dict[str, Array]]:
+        scale: Factor | None = None,
+        factor: Factor | None = None,
+    ) -> tuple[Any, dict[str, Float[Array, "..."]]]:
         """Pass every tile to ``consume``."""
         return self.tiled_weight.run(
             self.backend, arrays, consume, start(), adjoint=True, scale=scale, factor=factor, space=self.space
@@ -64,11 +72,11 @@ class Materialised(InTiles):
     mode: ClassVar[Mode] = "materialise"
     makes_weight: ClassVar[bool] = True
 
-    def weight(self, arrays: Params) -> Array:
+    def weight(self, arrays: Params) -> Float[Array, "*shape"]:
         """Make the weight."""
         return self._made(arrays, self.backend.workspace(CACHED_BYTES))
 
-    def weight_adjoint(self, arrays: Params, wbar: Array) -> dict[str, Array]:
+    def weight_adjoint(self, arrays: Params, wbar: Float[Array, "*shape"]) -> dict[str, Float[Array, "..."]]:
         """Take the adjoint of the weight to those of the parameters; what is between is made again."""
         weight = self.tiled_weight
         tile_bar = weight.to_single(wbar)
@@ -77,11 +85,11 @@ class Materialised(InTiles):
         )
         return grads
 
-    def __call__(self, arrays: Params, x: Array) -> Array:
+    def __call__(self, arrays: Params, x: Float[Array, "batch n_in"]) -> Float[Array, "batch n_out"]:
         """Multiply ``(batch, n_in)`` to ``(batch, n_out)``."""
         return x @ self._made(arrays, self.space).mT
 
-    def _made(self, arrays: Params, space: Any) -> Array:
+    def _made(self, arrays: Params, space: Workspace) -> Float[Array, "*shape"]:
         weight = self.tiled_weight
         whole, _ = weight.run(
             self.backend, weight.with_base(arrays), lambda w, i, carry: (w, None), None, adjoint=False, space=space
@@ -89,8 +97,8 @@ class Materialised(InTiles):
         return weight.from_single(whole)
 
     def fixed(
-        self, arrays: Callable[[], Params], weight: Callable[[], Array], batch: int | None = None
-    ) -> Callable[[Array], Array]:
+        self, arrays: Callable[[], Params], weight: Callable[[], Matrix], batch: int | None = None
+    ) -> Callable[[Float[Array, "batch n_in"]], Float[Array, "batch n_out"]]:
         """Give the product with a weight that is made once."""
         made = weight()
         if self.backend.compiles and batch == 1:  # XLA: one row by rows; more rows are faster with the other matrix
@@ -102,13 +110,13 @@ class Materialised(InTiles):
     def evaluate_whole(
         self,
         arrays: Params,
-        loss: Callable[[Array], tuple[Any, Array]],
-        scale: float | Array | None = None,
-    ) -> tuple[Any, dict[str, Array]]:
+        loss: Callable[[Float[Array, "*shape"]], tuple[Any, Float[Array, "*shape"]]],
+        scale: Factor | None = None,
+    ) -> tuple[Any, dict[str, Float[Array, "..."]]]:
         """Evaluate ``loss(W) -> (value, dL/dW)`` and the adjoints of the parameters."""
         weight = self.tiled_weight
 
-        def consume(tile: Array, i: Any, carry: Any) -> tuple[Any, Array]:
+        def consume(tile: Float[Array, "*tile"], i: Any, carry: Any) -> tuple[Any, Float[Array, "*tile"]]:
             value, wbar = loss(weight.from_single(tile))
             return value, weight.to_single(wbar)
 

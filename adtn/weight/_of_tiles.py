@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .._typing import Array, Shape
+from .._typing import Array, Float, Shape
 from ..backends import Backend
 from ._executable import FitExecutable, ListedStep
 from ._tiled import TiledWeight
@@ -42,6 +42,6 @@ class OfTiles(FitExecutable):
             yield from ((t, 1, step) for step in stage.steps)
         yield from ((len(stages) - 1, tiled.tiles, step) for step in tiled.steps)
 
-    def arrange(self, weight: Array) -> Array:
+    def arrange(self, weight: Float[Array, "*shape"]) -> Float[Array, " tiles *tile"]:
         """Arrange an array of the weight's shape in tiles."""
         return self.tiled_weight.arrange(weight)

@@ -9,14 +9,15 @@ from typing import Any, ClassVar
 import numpy as np
 from autoray import do
 
-from .._typing import Array, Params
+from .._typing import Array, Factor, Float, Params
 from ..backends import Backend
+from ..calculus import Consumer
 from ..program import Path, closed, default_path, plan_stage, product_order, tile_program
 from ..topology import Segment, sizes_of
 from ._executable import ListedStep
 from ._mode import Mode
 from ._of_tiles import OfTiles
-from ._tiled import Consumer, TiledWeight
+from ._tiled import TiledWeight
 from ._weighting import Weighting
 
 # the distance without the weight is trusted down to this many rounding errors of the square of the target's norm
@@ -54,21 +55,21 @@ class Projected(OfTiles):
     def evaluate(
         self,
         arrays: Params,
-        target: Array,
+        target: Float[Array, " tiles *tile"],
         consume: Consumer,
         start: Callable[[], Any],
         *,
-        scale: float | Array | None = None,
-        factor: float | Array | None = None,
-    ) -> tuple[Any, dict[str, Array]]:
+        scale: Factor | None = None,
+        factor: Factor | None = None,
+    ) -> tuple[Any, dict[str, Float[Array, "..."]]]:
         """Give ``‖W - target‖² - ‖target‖²`` and half of its gradient; the target is without the base."""
         return self.tiled_weight.project(self.backend, arrays, target, self.space, scale)
 
 
-def squared_distance(backend: Backend, arranged: Array) -> Consumer:
+def squared_distance(backend: Backend, arranged: Float[Array, " tiles *tile"]) -> Consumer:
     """The consumer of a reconstruction: adds ``‖W - target‖²``, and half of its adjoint is the residual."""
 
-    def consume(tile: Array, i: Any, total: Any) -> tuple[Any, Array]:
+    def consume(tile: Float[Array, "*tile"], i: Any, total: Any) -> tuple[Any, Float[Array, "*tile"]]:
         residual = backend.subtract(tile, backend.take(arranged, i))
         flat = do("reshape", residual, (-1,))
         return total + do("matmul", flat, flat), residual

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from autoray import do
 
-from .._typing import Array, Params
+from .._typing import Array, Float, Params
 from ._materialised import InTiles
 from ._mode import Mode
 
@@ -16,12 +16,12 @@ class Streamed(InTiles):
 
     mode: ClassVar[Mode] = "stream"
 
-    def __call__(self, arrays: Params, x: Array) -> Array:
+    def __call__(self, arrays: Params, x: Float[Array, "batch n_in"]) -> Float[Array, "batch n_out"]:
         """Multiply ``(batch, n_in)`` to ``(batch, n_out)``."""
         backend, weight, weighting = self.backend, self.tiled_weight, self.weighting
         arrays, x = weight.with_base(arrays), weighting.input(x)
 
-        def consume(w: Array, i: Any, y: Any) -> tuple[Any, None]:
+        def consume(w: Float[Array, "rows n_in"], i: Any, y: Any) -> tuple[Any, None]:
             return backend.put(y, i, x @ w.mT), None
 
         some = next(iter(arrays.values()))  # not x, which may be empty

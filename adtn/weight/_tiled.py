@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from autoray import do
 
-from .._typing import Array, Params, Shape
+from .._typing import Array, Factor, Float, Params, Shape
 from ..backends import Backend, Workspace
-from ..calculus import frontier, frontier_pullback, project, squared_norm, walk
+from ..calculus import Consumer, frontier, frontier_pullback, project, squared_norm, walk
 from ..errors import ScheduleError
 from ..program import Stage, Tiled
 from ._weighting import BASE, BASE_SCALE, Weighting
 
 CACHED_BYTES = 32 << 20  # of memory that a function that makes weights holds between calls
-
-Consumer = Callable[[Array, Any, Any], "tuple[Any, Array | None]"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,7 +39,7 @@ class TiledWeight:
     tiled: Tiled
     weighting: Weighting
     positions: tuple[int, ...]
-    by_rows: bool = True
+    by_rows: bool
     norm: Stage | None = None
 
     @property
@@ -62,27 +59,27 @@ class TiledWeight:
         layout = self.weighting.layout
         return layout.padded_shape[0] != layout.shape[0] if self.by_rows else layout.padding > 1
 
-    def arrange(self, weight: Array) -> Array:
+    def arrange(self, weight: Float[Array, "*shape"]) -> Float[Array, " tiles *tile"]:
         """An array of the weight's shape as ``(tiles, *tile_shape)``; a view where that is possible."""
         return self._cut(self.weighting.to_generated_order(weight))
 
-    def _cut(self, ordered: Array) -> Array:
+    def _cut(self, ordered: Float[Array, "*shape"]) -> Float[Array, " tiles *tile"]:
         layout, tiles = self.weighting.layout, self.tiled.tiles
         if not self.by_rows:
             legs = do("transpose", layout.to_legs(ordered), self.positions)
             return do("reshape", legs, (tiles, *self.tile_shape))
         return do("reshape", self.weighting.pad_rows(ordered), (tiles, *self.tile_shape))
 
-    def from_single(self, tile: Array) -> Array:
+    def from_single(self, tile: Float[Array, " padded_out *inner"]) -> Float[Array, " n_out *inner"]:
         """The single tile as the weight."""
         n = self.weighting.layout.shape[0]
         return self.weighting.to_weight_order(tile[:n] if self.masked else tile)
 
-    def to_single(self, wbar: Array) -> Array:
+    def to_single(self, wbar: Float[Array, " n_out *inner"]) -> Float[Array, " padded_out *inner"]:
         """An adjoint of the weight as one of the single tile."""
         return self.weighting.pad_rows(self.weighting.to_generated_order(wbar))
 
-    def mask(self, like: Array) -> Array:
+    def mask(self, like: Float[Array, "..."]) -> Float[Array, "tiles ..."]:
         """Make an array of ones where tiles hold entries of the weight; ``like`` is any array of the device."""
         layout = self.weighting.layout
         one = do("reshape", do("zeros_like", do("reshape", like, (-1,))[:1]) + 1.0, (1,) * len(layout.shape))
@@ -106,10 +103,10 @@ class TiledWeight:
         carry: Any,
         *,
         adjoint: bool,
-        scale: float | Array | None = None,
-        factor: float | Array | None = None,
+        scale: Factor | None = None,
+        factor: Factor | None = None,
         space: Workspace | None = None,
-    ) -> tuple[Any, dict[str, Array]]:
+    ) -> tuple[Any, dict[str, Float[Array, "..."]]]:
         """Generate ``factor * W`` and hand every tile to ``consume``.
 
         Parameters
@@ -144,7 +141,7 @@ class TiledWeight:
         trains_base = weighting.trains_base_scale and adjoint
         start = do("zeros_like", do("sum", tape.blocks[0])) if trains_base else None
 
-        def on_tile(tile: Array, i: Any, state: Any) -> tuple[Any, Array | None]:
+        def on_tile(tile: Float[Array, "..."], i: Any, state: Any) -> tuple[Any, Float[Array, "..."] | None]:
             inner, slope = state
             w = self._crop(tile)
             part = None
@@ -182,8 +179,13 @@ class TiledWeight:
         return inner, grads
 
     def project(
-        self, backend: Backend, arrays: Params, arranged: Array, space: Workspace, scale: float | Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
+        self,
+        backend: Backend,
+        arrays: Params,
+        arranged: Float[Array, " tiles *tile"],
+        space: Workspace,
+        scale: Factor | None = None,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, "..."]]]:
         """Compute ``‖W - target‖² - ‖target‖²`` and half of its gradient without any tile of W, see :func:`project`.
 
         Parameters
@@ -207,8 +209,8 @@ class TiledWeight:
         grads = frontier_pullback(self.tiled, arrays, tape, bars, space, others)
         return square + 2.0 * overlap, grads
 
-    def _crop(self, tile: Array) -> Array:
+    def _crop(self, tile: Float[Array, "..."]) -> Float[Array, "*tile"]:
         return self.weighting.crop_rows(tile) if self.by_rows else do("reshape", tile, self.tile_shape)
 
-    def _uncrop(self, wbar: Array) -> Array:
+    def _uncrop(self, wbar: Float[Array, "*tile"]) -> Float[Array, "..."]:
         return do("reshape", self.weighting.pad_columns(wbar) if self.by_rows else wbar, self.tiled.shape)

@@ -7,7 +7,7 @@ from string import ascii_letters
 
 from autoray import do
 
-from .._typing import Array, Inds, Params
+from .._typing import Array, Float, Inds, Params
 from ..backends import Backend
 from ..calculus import forward
 from ..program import Path, compile_program, contraction_nodes
@@ -49,7 +49,9 @@ class TracedApply:
         steps = tuple((n.left, n.right, _equation(inds[n.left], inds[n.right], inds[n.out])) for n in nodes)
         return steps if all(equation for *_, equation in steps) else None
 
-    def __call__(self, steps: EinsumSteps, arrays: Params, x: Array) -> Array:
+    def __call__(
+        self, steps: EinsumSteps, arrays: Params, x: Float[Array, "batch n_in"]
+    ) -> Float[Array, "batch n_out"]:
         """Multiply ``(batch, n_in)`` to ``(batch, n_out)``."""
         slots = [] if self.head is None else [forward(self.head, arrays, self.space)]
         slots += [arrays[core.param] for core in self.last.cores[:-1]]

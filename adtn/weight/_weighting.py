@@ -14,12 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from autoray import do
 
-from .._typing import Array, Params
+from .._typing import Array, Float, Int, Params
 from ..errors import LayoutError
 from ..layout import Layout, Permutation, pad
+
+OneHot: TypeAlias = Callable[[Int[Array, " rows"], int], Float[Array, "rows n"]]
+"""Index and number of columns to rows of an identity."""
 
 BASE = "base"
 BASE_SCALE = "base.scale"
@@ -71,19 +75,19 @@ class Weighting:
 
     # orders
 
-    def to_weight_order(self, x: Array) -> Array:
+    def to_weight_order(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Permute an array in generated order, shaped as the weight: ``W[i, j] = G[P_0[i], P_1[j]]``."""
         for axis, p in enumerate(self.permutations):
             x = x if p is None else p.permute(x, axis)
         return x
 
-    def to_generated_order(self, x: Array) -> Array:
+    def to_generated_order(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Invert :meth:`to_weight_order`; also its adjoint."""
         for axis, p in enumerate(self.permutations):
             x = x if p is None else p.restore(x, axis)
         return x
 
-    def moment_to_generated_order(self, moment: Array) -> Array:
+    def moment_to_generated_order(self, moment: Float[Array, "n_in n_in"]) -> Float[Array, "n_in n_in"]:
         """Take a matrix over all axes but the first, such as a second moment of inputs, to generated order."""
         if not any(p is not None for p in self.permutations[1:]):
             return moment
@@ -96,7 +100,7 @@ class Weighting:
 
     # the whole weight
 
-    def from_state(self, state: Array, arrays: Params) -> Array:
+    def from_state(self, state: Float[Array, "*legs"], arrays: Params) -> Float[Array, "*shape"]:
         """Make the weight.
 
         Parameters
@@ -114,19 +118,19 @@ class Weighting:
         weight = self.to_weight_order(self.layout.from_legs(state)) * self.scale
         return weight if not self.has_base else weight + self.scaled(self.base(arrays), arrays)
 
-    def state_adjoint(self, wbar: Array) -> Array:
+    def state_adjoint(self, wbar: Float[Array, "*shape"]) -> Float[Array, "*legs"]:
         """Take the adjoint of the weight to that of the state."""
         return self.layout.to_legs(self.to_generated_order(wbar)) * self.scale
 
-    def base_scale_adjoint(self, wbar: Array, arrays: Params) -> Array:
+    def base_scale_adjoint(self, wbar: Float[Array, "*shape"], arrays: Params) -> Float[Array, ""]:
         """Take the adjoint of the weight to that of the base's factor."""
         return do("sum", wbar * self.base(arrays))
 
-    def to_state(self, weight: Array) -> Array:
+    def to_state(self, weight: Float[Array, "*shape"]) -> Float[Array, "*legs"]:
         """Find the state that becomes a weight, with zeros for padding; the base is not subtracted."""
         return self.layout.to_legs(self.to_generated_order(weight)) / self.scale
 
-    def base(self, arrays: Params) -> Array:
+    def base(self, arrays: Params) -> Float[Array, "*shape"]:
         """Give the base as a dense array; an identity that the arrays do not hold is made."""
         if BASE in arrays or self.identity is None:
             return arrays[BASE]
@@ -137,29 +141,29 @@ class Weighting:
         flat = do("reshape", pad(do("broadcast_to", entry, (n, 1)), 1, n), (-1,))
         return pad(pad(do("reshape", flat[: n * n], (n, n)), 0, n_out - n), 1, n_in - n)
 
-    def scaled(self, base: Array, arrays: Params) -> Array:
+    def scaled(self, base: Float[Array, "*any"], arrays: Params) -> Float[Array, "*any"]:
         """Multiply the base, or a product with it, by its factor."""
         return base * arrays[BASE_SCALE] if self.trains_base_scale else base
 
     # tiles and rows
 
-    def crop_rows(self, state: Array) -> Array:
+    def crop_rows(self, state: Float[Array, "..."]) -> Float[Array, " rows *inner"]:
         """Read ``(rows, ...)`` of a state as rows of the weight in generated order, without padding of other axes."""
         padded, inner = self.layout.padded_shape[1:], self.layout.shape[1:]
         rows = do("reshape", state, (-1, *padded))
         return rows if padded == inner else rows[(slice(None), *(slice(0, n) for n in inner))]
 
-    def pad_columns(self, rows: Array) -> Array:
+    def pad_columns(self, rows: Float[Array, " rows *inner"]) -> Float[Array, " rows *padded_inner"]:
         """Invert :meth:`crop_rows` with zeros; also its adjoint."""
         for axis, (n, p) in enumerate(zip(self.layout.shape, self.layout.padded_shape, strict=True)):
             rows = pad(rows, axis, p - n) if axis else rows
         return rows
 
-    def pad_rows(self, x: Array) -> Array:
+    def pad_rows(self, x: Float[Array, " n_out *inner"]) -> Float[Array, " padded_out *inner"]:
         """Append zeros for the rows that are padding."""
         return pad(x, 0, self.layout.padded_shape[0] - self.layout.shape[0])
 
-    def rows(self, state: Array) -> Array:
+    def rows(self, state: Float[Array, "..."]) -> Float[Array, " rows *inner"]:
         """Read chosen rows, made of the indices :meth:`generated_index`, as rows of the weight without its base.
 
         Parameters
@@ -172,7 +176,9 @@ class Weighting:
             rows = rows if p is None or not axis else p.permute(rows, axis)
         return rows
 
-    def tangent(self, changes: Array, *, whole_rows: bool) -> Array:
+    def tangent(
+        self, changes: Float[Array, "parameters rows padded_entries"], *, whole_rows: bool
+    ) -> Float[Array, "parameters rows entries"]:
         """Take changes of the state to changes of the weight, in generated order and without the base.
 
         Parameters
@@ -191,12 +197,12 @@ class Weighting:
             changes = do("reshape", self.crop_rows(changes), (*tuple(changes.shape[:2]), -1))
         return changes * self.scale
 
-    def generated_index(self, index: Array) -> Array:
+    def generated_index(self, index: Int[Array, " rows"]) -> Int[Array, " rows"]:
         """Return which rows of the generated order are the rows ``index`` of the weight, ``(n,)``."""
         p = self.permutations[0] if self.permutations else None
         return index if p is None else do("index_on", index, p, False)[index]
 
-    def base_rows(self, arrays: Params, index: Array, one_hot: Callable[[Array, int], Array]) -> Array:
+    def base_rows(self, arrays: Params, index: Int[Array, " rows"], one_hot: OneHot) -> Float[Array, " rows *inner"]:
         """Give rows of the base, ``(n, *shape[1:])``; those of an identity are made."""
         width = self.layout.shape[-1]
         if self.identity is None:
@@ -205,53 +211,55 @@ class Weighting:
 
     # inputs and outputs of a layer
 
-    def input(self, x: Array) -> Array:
+    def input(self, x: Float[Array, "batch n_in"]) -> Float[Array, "batch n_in"]:
         """Take an input, ``(batch, n_in)``, to generated order."""
         p = self.permutations[1] if self.permutations else None
         return x if p is None else p.restore(x, 1)
 
-    def input_adjoint(self, xbar: Array) -> Array:
+    def input_adjoint(self, xbar: Float[Array, "batch n_in"]) -> Float[Array, "batch n_in"]:
         """Take the adjoint of an input in generated order to weight order."""
         p = self.permutations[1] if self.permutations else None
         return xbar if p is None else p.permute(xbar, 1)
 
-    def output(self, y: Array) -> Array:
+    def output(self, y: Float[Array, "batch padded_out"]) -> Float[Array, "batch n_out"]:
         """Take an output in generated order, with its padding, to ``(batch, n_out)`` in weight order."""
         n, padded = self.layout.shape[0], self.layout.padded_shape[0]
         y = y if n == padded else y[:, :n]
         p = self.permutations[0] if self.permutations else None
         return y if p is None else p.permute(y, 1)
 
-    def output_adjoint(self, ybar: Array) -> Array:
+    def output_adjoint(self, ybar: Float[Array, "batch n_out"]) -> Float[Array, "batch padded_out"]:
         """Take the adjoint of an output, ``(batch, n_out)``, to generated order, with zeros for padding."""
         p = self.permutations[0] if self.permutations else None
         ybar = ybar if p is None else p.restore(ybar, 1)
         return pad(ybar, 1, self.layout.padded_shape[0] - self.layout.shape[0])
 
-    def pad_input(self, x: Array) -> Array:
+    def pad_input(self, x: Float[Array, "batch n_in"]) -> Float[Array, "batch padded_in"]:
         """Take an input to generated order and pad it for a contraction with the legs of the second axis."""
         return pad(self.input(x), 1, self.layout.padded_shape[1] - self.layout.shape[1])
 
-    def pad_input_adjoint(self, xbar: Array) -> Array:
+    def pad_input_adjoint(self, xbar: Float[Array, "batch ..."]) -> Float[Array, "batch n_in"]:
         """Take the adjoint of :meth:`pad_input`'s result, with any legs, to ``(batch, n_in)``."""
         rows = do("reshape", xbar, (xbar.shape[0], self.layout.padded_shape[1]))
         return self.input_adjoint(rows[:, : self.layout.shape[1]])
 
-    def product_from_state(self, state: Array, arrays: Params, x: Array) -> Array:
+    def product_from_state(
+        self, state: Float[Array, "..."], arrays: Params, x: Float[Array, "batch n_in"]
+    ) -> Float[Array, "batch n_out"]:
         """Take a contraction with :meth:`pad_input`'s result, with any legs, to ``y = x Wᵀ``."""
         y = self.output(do("reshape", state, (x.shape[0], self.layout.padded_shape[0])))
         y = y * self.scale  # a new array: the state lies in the workspace
         return y if not self.has_base else y + self.scaled(self.base_product(arrays, x), arrays)
 
-    def base_product(self, arrays: Params, x: Array) -> Array:
+    def base_product(self, arrays: Params, x: Float[Array, "batch n_in"]) -> Float[Array, "batch n_out"]:
         """Multiply an input by the base: ``x Bᵀ``."""
         return self._times_base(arrays, x, 1)
 
-    def base_product_adjoint(self, arrays: Params, ybar: Array) -> Array:
+    def base_product_adjoint(self, arrays: Params, ybar: Float[Array, "batch n_out"]) -> Float[Array, "batch n_in"]:
         """Multiply the adjoint of an output by the base: ``ybar B``."""
         return self._times_base(arrays, ybar, 0)
 
-    def _times_base(self, arrays: Params, x: Array, axis: int) -> Array:
+    def _times_base(self, arrays: Params, x: Float[Array, "batch n"], axis: int) -> Float[Array, "batch m"]:
         if self.identity is None:
             return x @ (arrays[BASE].mT if axis else arrays[BASE])
         n = self.layout.shape[1 - axis]

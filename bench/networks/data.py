@@ -45,7 +45,7 @@ REMOTES: Mapping[str, tuple[Remote, ...]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Images:
     """A data set: uint8 images ``(n, channels, height, width)``, and int64 labels."""
 
@@ -120,7 +120,13 @@ def _mnist(folder: Path) -> Images:
 
     x_train, y_train, x_test, y_test = (read(r, 16 - 8 * (n % 2)) for n, r in enumerate(REMOTES["mnist"]))
     images = (x.reshape(-1, 1, 28, 28) for x in (x_train, x_test))
-    return Images("mnist", next(images), y_train.astype(np.int64), next(images), y_test.astype(np.int64))
+    return Images(
+        name="mnist",
+        x_train=next(images),
+        y_train=y_train.astype(np.int64),
+        x_test=next(images),
+        y_test=y_test.astype(np.int64),
+    )
 
 
 def _cifar(name: str, archive: Path) -> Images:
@@ -136,7 +142,7 @@ def _cifar(name: str, archive: Path) -> Images:
     train, test = (np.concatenate(parts[kind]) for kind in (False, True))
     x = [rows[:, labels:].reshape(-1, 3, 32, 32) for rows in (train, test)]
     y = [rows[:, labels - 1].astype(np.int64) for rows in (train, test)]
-    return Images(name, x[0], y[0], x[1], y[1])
+    return Images(name=name, x_train=x[0], y_train=y[0], x_test=x[1], y_test=y[1])
 
 
 def _packed(name: str, folder: Path, cache: Path) -> Images:
@@ -148,7 +154,13 @@ def _packed(name: str, folder: Path, cache: Path) -> Images:
     cache.mkdir(parents=True, exist_ok=True)
     arrays = module.load(str(folder), cache=str(cache / "decoded.npz"))
     x_train, x_test = (np.ascontiguousarray(arrays[k].transpose(0, 3, 1, 2)) for k in ("x_train", "x_test"))
-    return Images(name, x_train, arrays["y_train"].astype(np.int64), x_test, arrays["y_test"].astype(np.int64))
+    return Images(
+        name=name,
+        x_train=x_train,
+        y_train=arrays["y_train"].astype(np.int64),
+        x_test=x_test,
+        y_test=arrays["y_test"].astype(np.int64),
+    )
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from autoray import do
 
-from ..._typing import Array, Params
+from ..._typing import Array, Float, Params
 from ...backends import Backend
 from ...calculus import SampledJacobian, sampled_jacobian, stacked
 from ...errors import FitError
@@ -72,7 +72,7 @@ class Curvature:
     names: list[str]
     seed: int
 
-    def __call__(self, params: Params, step: int) -> np.ndarray:
+    def __call__(self, params: Params, step: int) -> Float[np.ndarray, "parameters parameters"]:
         """H at a step, float64 on the host."""
         shape = self.generator.shape
         n_in = math.prod(shape[1:])
@@ -94,7 +94,7 @@ class Curvature:
         matrix = self.backend.to_numpy(product).astype(np.float64) / share
         return 0.5 * (matrix + matrix.T)
 
-    def _asarray(self, x: np.ndarray) -> Array:
+    def _asarray(self, x: Float[np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
         return self.backend.asarray(x, self.device, self.dtype)
 
 
@@ -194,14 +194,16 @@ class LevenbergMarquardt(Optimizer):
         damping, growth = arrays["lm"]
         return float(damping), float(growth)
 
-    def _matrix(self, at: Iterate) -> np.ndarray:
+    def _matrix(self, at: Iterate) -> Float[np.ndarray, "parameters parameters"]:
         problem = self.problem
         with problem.backend.scope(problem.dtype):
             params = {k: problem.backend.asarray(x, problem.device, problem.dtype) for k, x in at.params.items()}
             return self._curvature(params, at.step)
 
 
-def _solve(matrix: np.ndarray, slope: np.ndarray, damping: float) -> np.ndarray:
+def _solve(
+    matrix: Float[np.ndarray, "parameters parameters"], slope: Float[np.ndarray, " parameters"], damping: float
+) -> Float[np.ndarray, " parameters"]:
     """``(H + λ D) δ = -g``, scaled to a unit diagonal first."""
     diagonal = np.diag(matrix)
     unit = np.sqrt(np.maximum(diagonal, 1e-6 * max(float(diagonal.max()), 1e-300)))

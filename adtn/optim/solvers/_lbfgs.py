@@ -1,4 +1,4 @@
-"""L-BFGS with the line search of SciPy's L-BFGS-B, for every backend.
+"""L-BFGS with the line search of L-BFGS-B, for every backend.
 
 A generator has hundreds to thousands of parameters: a float64 host vector costs nothing beside an evaluation, and
 all backends take the same steps. SciPy's own loop cannot be left and entered again without losing its curvature, hence
@@ -10,17 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
-from ..._typing import Params
+from ..._typing import Float, Params
 from ...errors import FitError
 from .._optimizer import Evaluation, Iterate, Optimizer, Problem
+from ._line_search import search
 from ._vectors import flat, unflat
+
+Vector: TypeAlias = Float[np.ndarray, " parameters"]
 
 _PAIRS = 20
 _LEAST_SLOPE = 1e-12
-_DECREASE, _FLATNESS = 1e-3, 0.9  # of the strong Wolfe conditions, as in L-BFGS-B
 _EPS = float(np.finfo(np.float64).eps)
 
 
@@ -51,7 +54,7 @@ class History:
         size = _PAIRS + 1
         return cls(np.zeros((size, n)), np.zeros((size, n)), np.zeros((size, size)))
 
-    def extended(self, change: np.ndarray, bend: np.ndarray) -> History:
+    def extended(self, change: Vector, bend: Vector) -> History:
         """Add a step; the oldest one is forgotten where there is no room."""
         row = next(r for r in range(_PAIRS + 1) if r not in self.rows)
         self.changes[row], self.bends[row] = change, bend
@@ -59,7 +62,7 @@ class History:
         self.products[:, row] = self.changes @ bend
         return replace(self, rows=(*self.rows, row)[-_PAIRS:])
 
-    def direction(self, slope: np.ndarray) -> np.ndarray:
+    def direction(self, slope: Vector) -> Vector:
         r"""Multiply the gradient :math:`g` by the approximate inverse Hessian, with a minus sign.
 
         The two loops of the recursion are two solves with the triangle R of the products of changes and bends, and D
@@ -78,7 +81,7 @@ class History:
         delta = dtrtrs(triangle, triangle.diagonal() * alpha - (self.bends @ q)[at], trans=1)[0]
         return -q - self._combined(self.changes, delta)
 
-    def _combined(self, vectors: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    def _combined(self, vectors: Float[np.ndarray, "steps parameters"], shares: Float[np.ndarray, " used"]) -> Vector:
         by_row = np.zeros(_PAIRS + 1)
         by_row[list(self.rows)] = shares
         return by_row @ vectors
@@ -139,14 +142,14 @@ class LBFGS(Optimizer):
             state = state.extended(change, bend)
         return state
 
-    def _vectors_of(self, at: Evaluation) -> tuple[np.ndarray, np.ndarray]:
+    def _vectors_of(self, at: Evaluation) -> tuple[Vector, Vector]:
         """Give parameters and gradient as vectors; those of the last trial are at hand."""
         if self._last is not None and self._last[0].params is at.params:
             return self._last[1:]
         names = sorted(at.params)
         return flat(at.params, names), flat(at.grads, names)
 
-    def _search(self, at: Iterate, x: np.ndarray, slope: np.ndarray, state: State) -> Evaluation | None:
+    def _search(self, at: Iterate, x: Vector, slope: Vector, state: State) -> Evaluation | None:
         """A point with less loss and less slope, or one whose loss is not finite; ``None`` where there is neither."""
         direction = state.direction(slope)
         steepness = -float(slope @ direction)
@@ -154,7 +157,7 @@ class LBFGS(Optimizer):
             return None
         line = _Line(self.problem.evaluate, at, x, direction, steepness)
         try:
-            succeeded = line.first_trial_is_good() or _more_thuente(line)
+            succeeded = search(line)
         except _NotFiniteError:
             return line.last
         if not succeeded or line.last.loss >= at.loss:
@@ -199,24 +202,3 @@ class _Line:
             self.gradient = flat(self.last.grads, self._names)
             self._slope = float(self.gradient @ self._direction) / self._steepness
         return self._value, self._slope
-
-    def first_trial_is_good(self) -> bool:
-        """Whether the distance 1 fulfils the conditions, as it mostly does: then nothing is to be searched."""
-        value, slope = self(1.0)
-        return value <= -_DECREASE and abs(slope) <= _FLATNESS
-
-
-def _more_thuente(line: _Line) -> bool:
-    """Whether the search succeeds, and the last point with it.
-
-    SciPy offers the search of L-BFGS-B by ``minimize`` alone: in one dimension, its first direction is the line, and
-    its first trial 1.
-    """
-    from scipy.optimize import minimize
-
-    def value_and_slope(distance: np.ndarray) -> tuple[float, np.ndarray]:
-        value, slope = line(float(distance[0]))
-        return value, np.array([slope])
-
-    options = {"maxiter": 1, "ftol": 0.0, "gtol": 0.0}
-    return bool(minimize(value_and_slope, np.zeros(1), jac=True, method="L-BFGS-B", options=options).nit == 1)

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..._typing import Params
+from ..._typing import Float, Params
 
 
-def flat(arrays: Params, names: Sequence[str]) -> np.ndarray:
+def flat(arrays: Params, names: Sequence[str]) -> Float[np.ndarray, " parameters"]:
     """Return the entries of the arrays, in the order of the names, in float64."""
     return np.concatenate([np.ravel(arrays[name]).astype(np.float64) for name in names])
 
 
-def unflat(x: np.ndarray, names: Sequence[str], like: Params) -> dict[str, np.ndarray]:
+def unflat(
+    x: Float[np.ndarray, " parameters"], names: Sequence[str], like: Params
+) -> dict[str, Float[np.ndarray, "..."]]:
     """The inverse of :func:`flat`, with the shapes of ``like``; views of ``x``."""
     arrays: dict[str, np.ndarray] = {}
     begin = 0

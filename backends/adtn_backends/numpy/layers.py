@@ -10,6 +10,7 @@ import numpy as np
 from adtn import Generator
 from adtn._arrays import finite_array
 from adtn._checks import checked
+from adtn._typing import Float, Int
 from adtn.errors import LayoutError
 
 from ..shared._geometry import NUMPY_PAD, Geometry, PaddingMode, Size, check_axes, check_bias
@@ -42,7 +43,7 @@ class ADTNLinear:
         self.generator = _checked(generator, 2, "a linear layer (n_out, n_in)")
         self.bias = _bias(bias, generator)
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def __call__(self, x: Float[np.ndarray, "*batch n_in"]) -> Float[np.ndarray, "*batch n_out"]:
         """Map ``(..., n_in)`` to ``(..., n_out)``, in the mode that the scheduler chooses."""
         y = self.generator.apply(x)
         return y if self.bias is None else y + self.bias
@@ -68,10 +69,10 @@ class ADTNEmbedding:
         self.generator = _checked(generator, 2, "an embedding (num_embeddings, embedding_dim)")
 
     @cached_property
-    def _table(self) -> np.ndarray:
+    def _table(self) -> Float[np.ndarray, "num_embeddings embedding_dim"]:
         return self.generator.weight()
 
-    def __call__(self, indices: np.ndarray) -> np.ndarray:
+    def __call__(self, indices: Int[np.ndarray, "*batch"]) -> Float[np.ndarray, "*batch embedding_dim"]:
         """Look up rows, from integers ``(...)`` to ``(..., embedding_dim)``.
 
         Raises
@@ -112,12 +113,12 @@ class _ADTNConv:
         self.bias = _bias(bias, generator)
 
     @cached_property
-    def _weight(self) -> np.ndarray:
+    def _weight(self) -> Float[np.ndarray, "groups out_per_group columns"]:
         """The weight of each group, ``(groups, out / groups, in / groups * kernel)``."""
         g = self.geometry
         return self.generator.weight().reshape(g.groups, g.out_channels // g.groups, -1)
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def __call__(self, x: Float[np.ndarray, "batch n_in *size_in"]) -> Float[np.ndarray, "batch n_out *size_out"]:
         """Map ``(batch, in, *size)`` to ``(batch, out, *size)``."""
         g, axes = self.geometry, self.axes
         if x.ndim != 2 + axes or x.shape[1] != g.in_channels:

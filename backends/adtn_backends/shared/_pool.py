@@ -56,6 +56,10 @@ class Pool:
         lease.pool = self
         return np.ndarray(shape, dtype, buffer=lease)
 
+    def renew_lock(self) -> None:
+        """Replace the lock in a forked process: a thread that does not exist there may have held it."""
+        self._lock = threading.Lock()
+
     def give_back(self, memory: mmap.mmap) -> None:
         """Take back the memory of an array; called when its last view is deleted."""
         self._returned.append(memory)
@@ -129,7 +133,7 @@ POOL = Pool()
 
 
 def _after_fork() -> None:
-    POOL._lock = threading.Lock()  # a thread that does not exist in the child may have held it
+    POOL.renew_lock()
 
 
 if hasattr(os, "register_at_fork"):

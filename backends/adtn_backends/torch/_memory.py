@@ -31,13 +31,13 @@ class PeakMemory(TorchDispatchMode):
         self._live: dict[int, tuple[weakref.ref[Any], int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        inputs = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        inputs = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}  # pyright: ignore[reportPrivateUsage]
         result = func(*args, **(kwargs or {}))
         for x in tree_leaves(result):
             if not isinstance(x, torch.Tensor):
                 continue
             storage = x.untyped_storage()
-            key = storage._cdata
+            key = storage._cdata  # pyright: ignore[reportPrivateUsage]
             if key not in inputs and key not in self._live:
                 self._live[key] = (weakref.ref(storage, lambda _, key=key: self._live.pop(key, None)), storage.nbytes())
         self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._live.values()))

@@ -203,7 +203,7 @@ class TorchModel(ReplacedModel):
         """Set the rate of all dropouts, and return their previous rates."""
         if rate is None:
             return []
-        dropouts: list[Any] = [m for m in self.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+        dropouts: list[Any] = [m for m in self.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]  # pyright: ignore[reportPrivateUsage]
         before = [(module, module.p) for module in dropouts]
         for module in dropouts:
             module.p = rate

@@ -50,7 +50,7 @@ def owners_of(model: nn.Module) -> Owners:
     """Return the modules that own each parameter of a model."""
     owners: Owners = {}
     for name, module in model.named_modules():
-        for part, p in module._parameters.items():
+        for part, p in module._parameters.items():  # pyright: ignore[reportPrivateUsage]
             if p is not None:
                 owners.setdefault(id(p), []).append((name, module, part))
     return owners

@@ -10,7 +10,7 @@ import torch
 
 def must_differentiate(cotangent: torch.Tensor) -> bool:
     """Return whether a backward pass is itself differentiated (``create_graph``), or batched by ``vmap``."""
-    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
     return (
         torch.is_grad_enabled() or functorch.is_batchedtensor(cotangent) or functorch.is_legacy_batchedtensor(cotangent)
     )

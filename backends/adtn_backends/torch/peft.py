@@ -195,5 +195,5 @@ def on_compressed(config: LoraConfig) -> LoraConfig:
     >>> from peft import LoraConfig
     >>> config = on_compressed(LoraConfig(target_modules=["0"], r=2))
     """
-    config._register_custom_module({ADTNLinear: CompressedLora})
+    config._register_custom_module({ADTNLinear: CompressedLora})  # pyright: ignore[reportPrivateUsage]
     return config

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from adtn import Generator
 from adtn._checks import checked
+from adtn._typing import Float
 from adtn.errors import LayoutError
 from flax import nnx
 
@@ -53,7 +54,7 @@ class _ADTNConv(FromConv, nnx.Module):
         return cls(fitted_weight(CONV.weight(dense), fit), bias, **_options(dense))
 
     @property
-    def weight(self) -> jax.Array:
+    def weight(self) -> Float[jax.Array, "n_out in_per_group *kernel"]:
         """The weight, ``(out, in / groups, *kernel)``."""
         return self.generated()
 
@@ -83,7 +84,9 @@ class _ADTNConv(FromConv, nnx.Module):
         )
         return CONV.filled(dense, weight, self.bias)
 
-    def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
+    def __call__(
+        self, x: Float[jax.Array, " batch *size_in"], out_sharding: Any = None
+    ) -> Float[jax.Array, " batch *size_out"]:
         """Map ``(batch, *size, in)`` to ``(batch, *size, out)``."""
         g, x = self.geometry, as_dtype(x, self.dtype)
         padding: Any = self.rule or g.padding

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from adtn import Generator
 from adtn._checks import checked
-from adtn._typing import Params
+from adtn._typing import Float, Int, Params
 from adtn.errors import LayoutError
 from flax import nnx
 
@@ -49,7 +49,7 @@ class ADTNEmbedding(FromEmbedding, nnx.Module):
         return cls(fitted_weight(EMBED.weight(dense), fit), dense.dtype)
 
     @property
-    def weight(self) -> jax.Array:
+    def weight(self) -> Float[jax.Array, "num_embeddings embedding_dim"]:
         """The generated table."""
         return self.generated()
 
@@ -61,7 +61,9 @@ class ADTNEmbedding(FromEmbedding, nnx.Module):
         )
         return EMBED.filled(dense, weight, None)
 
-    def __call__(self, indices: jax.Array, out_sharding: Any = None) -> jax.Array:
+    def __call__(
+        self, indices: Int[jax.Array, "*batch"], out_sharding: Any = None
+    ) -> Float[jax.Array, "*batch embedding_dim"]:
         """Look up rows, from integers ``(...)`` to ``(..., embedding_dim)``."""
         return by_shards(self._looked_up, self.generated.arrays(), indices, 0, out_sharding)
 
@@ -79,7 +81,9 @@ class ADTNEmbedding(FromEmbedding, nnx.Module):
         rows = jnp.where((index == inside)[:, None], self.generated.rows(inside, arrays), jnp.nan)
         return as_dtype(rows, self.dtype).reshape(*indices.shape, self.embedding_dim)
 
-    def attend(self, query: jax.Array, out_sharding: Any = None) -> jax.Array:
+    def attend(
+        self, query: Float[jax.Array, "*batch embedding_dim"], out_sharding: Any = None
+    ) -> Float[jax.Array, "*batch num_embeddings"]:
         """Multiply ``(..., embedding_dim)`` with all rows to ``(..., num_embeddings)``, as a tied output layer."""
         return placed(as_dtype(query, self.dtype) @ as_dtype(self.weight.T, self.dtype), out_sharding)
 

@@ -7,12 +7,15 @@ from typing import Any
 from adtn.errors import LayoutError
 from flax import nnx
 
-from . import _attention, _conv, _embedding, _linear
+from ._attention import GENERATED as ATTENTION
+from ._conv import KINDS as CONV
+from ._embedding import KINDS as EMBEDDING
 from ._kind import Kind
+from ._linear import KINDS as LINEAR
 from ._weight import GeneratedWeight
 
-KINDS: tuple[Kind, ...] = (*_linear.KINDS, *_conv.KINDS, *_embedding.KINDS)
-GENERATED: tuple[type[Any], ...] = (*(layer for kind in KINDS for layer in kind.generated), *_attention.GENERATED)
+KINDS: tuple[Kind, ...] = (*LINEAR, *CONV, *EMBEDDING)
+GENERATED: tuple[type[Any], ...] = (*(layer for kind in KINDS for layer in kind.generated), *ATTENTION)
 """Generated layers, which have a method ``to_dense``."""
 
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 import jax
 from adtn import Generator
 from adtn._checks import checked
-from adtn._typing import Params
+from adtn._typing import Float, Params
 from adtn.errors import LayoutError
 from flax import nnx
 
@@ -63,7 +63,7 @@ class ADTNLinear(FromLinear, nnx.Module):
         return cls(fitted_weight(LINEAR.weight(dense), fit), bias, mode, dense.dtype)
 
     @property
-    def weight(self) -> jax.Array:
+    def weight(self) -> Float[jax.Array, "n_out n_in"]:
         """The weight, ``(n_out, n_in)``."""
         return self.generated()
 
@@ -80,13 +80,15 @@ class ADTNLinear(FromLinear, nnx.Module):
         )
         return LINEAR.filled(dense, weight, self.bias)
 
-    def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
+    def __call__(
+        self, x: Float[jax.Array, "*batch n_in"], out_sharding: Any = None
+    ) -> Float[jax.Array, "*batch n_out"]:
         """Map ``(..., n_in)`` to ``(..., n_out)``."""
         check_input(x.shape, self.in_features)
         y = by_shards(self._product, self.generated.arrays(), x, 1, out_sharding)
         return y if self.bias is None else y + as_dtype(self.bias[...], self.dtype)
 
-    def _product(self, arrays: Params, x: jax.Array) -> jax.Array:
+    def _product(self, arrays: Params, x: Float[jax.Array, "*batch n_in"]) -> Float[jax.Array, "*batch n_out"]:
         rows = x.reshape(-1, self.in_features)
         chosen, apply = self.generated.layer(rows, self.mode)
         if chosen.makes_weight and self.dtype is not None:
@@ -166,7 +168,9 @@ class ADTNLinearGeneral(nnx.Module):
         )
         return LINEAR_GENERAL.filled(dense, weight, bias)
 
-    def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
+    def __call__(
+        self, x: Float[jax.Array, "*batch_inputs"], out_sharding: Any = None
+    ) -> Float[jax.Array, "*batch_outputs"]:
         """Map ``(..., *inputs)`` to ``(..., *outputs)``."""
         lead = x.shape[: x.ndim - len(self.inputs)]
         rows = x.reshape(*lead, self.linear.in_features)

@@ -10,7 +10,7 @@ import numpy as np
 from adtn import Generator
 from adtn._arrays import host_array
 from adtn._checks import checked
-from adtn._typing import Params
+from adtn._typing import Float, Int, Params
 from adtn.backends import get_backend
 from adtn.errors import LayoutError
 from adtn.generator import generated_rows
@@ -84,12 +84,12 @@ class GeneratedWeight(nnx.Module):
         nnx.update(self, jax.tree.map(lambda x: x.astype(dtype), nnx.state(self)))
         return self
 
-    def __call__(self, arrays: Params | None = None) -> jax.Array:
+    def __call__(self, arrays: Params | None = None) -> Float[jax.Array, "*shape"]:
         """Compute the weight from the module's cores, or from other ones, with the library's adjoint."""
         make = self.structure.weight()
         return make(self.arrays() if arrays is None else arrays, jnp.zeros(()))
 
-    def rows(self, index: jax.Array, arrays: Params | None = None) -> jax.Array:
+    def rows(self, index: Int[jax.Array, " n"], arrays: Params | None = None) -> Float[jax.Array, " n *inner"]:
         """Compute rows of the weight by their indices, ``(n,)``, without generating the others; differentiable."""
 
         def one_hot(digits: Any, d: int) -> jax.Array:

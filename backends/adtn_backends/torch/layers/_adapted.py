@@ -122,7 +122,7 @@ class Adapted(Mergeable):
 def put_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Replace the module at one place of a model."""
     owner, _, leaf = name.rpartition(".")
-    model.get_submodule(owner)._modules[leaf] = module
+    model.get_submodule(owner)._modules[leaf] = module  # pyright: ignore[reportPrivateUsage]
 
 
 def _beside(generator: Generator, dense: nn.Module) -> GeneratedWeight:

@@ -38,7 +38,7 @@ def refuse_tracers(layer: nn.Module, *inputs: Any) -> None:
         If called under :func:`torch.jit.trace` or :func:`torch.fx.symbolic_trace`.
     """
     proxy = any(isinstance(x, torch.fx.Proxy) for x in inputs)
-    if proxy or torch._C._get_tracing_state() is not None:
+    if proxy or torch._C._get_tracing_state() is not None:  # pyright: ignore[reportPrivateUsage]
         raise LayoutError(
             f"Got {'a torch.fx.Proxy' if proxy else 'torch.jit.trace'} in {type(layer).__name__}; expected tensors. "
             "Use torch.compile or torch.export, or trace adtn_backends.torch.to_dense(model)."
@@ -47,6 +47,6 @@ def refuse_tracers(layer: nn.Module, *inputs: Any) -> None:
 
 def is_traced() -> bool:
     """Return whether a compiler or a function transform traces every operation."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
         return True
-    return forward_ad._current_level >= 0
+    return forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from adtn import Generator
 from adtn._checks import checked
+from adtn._typing import Float
 from adtn.errors import LayoutError
 from torch import nn
 from torch.nn.utils import skip_init
@@ -49,10 +50,10 @@ class _ADTNConv(FromConv, nn.Module):
     @classmethod
     def _in_place_of(cls, dense: Any, fit: Fit, **options: Any) -> Self:
         refuse_subclass(dense, cls.dense)
-        return cls._like(dense, fitted_weight(dense.weight, fit), bias=True)
+        return cls.like(dense, fitted_weight(dense.weight, fit), bias=True)
 
     @classmethod
-    def _like(cls, dense: Any, weight: GeneratedWeight, *, bias: bool) -> Self:
+    def like(cls, dense: Any, weight: GeneratedWeight, *, bias: bool) -> Self:
         """Make the layer with a given weight, and the geometry of a dense one."""
         layer = cls(
             weight,
@@ -66,7 +67,7 @@ class _ADTNConv(FromConv, nn.Module):
         return layer.train(dense.training)
 
     @property
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> Float[torch.Tensor, "n_out in_per_group *kernel"]:
         """The weight, ``(out, in / groups, *kernel)``, differentiable."""
         return self.generated.own()
 
@@ -93,7 +94,7 @@ class _ADTNConv(FromConv, nn.Module):
         """Return the options as the dense layer prints them."""
         return f"{self.geometry}{'' if self.bias is not None else ', bias=False'}"
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Float[torch.Tensor, "*batch_in_size"]) -> Float[torch.Tensor, "*batch_out_size"]:
         """Map ``(batch, in, *size)`` to ``(batch, out, *size)``; the axis of the batch may be missing."""
         refuse_tracers(self, x)
         weight = self.generated.now()
@@ -151,7 +152,7 @@ class ADTNConv3d(_ADTNConv):
 
 
 def _build(dense: Any, weights: Weights, bias: bool) -> _ADTNConv:
-    return _BY_DENSE[type(dense)]._like(dense, weights[""], bias=bias)
+    return _BY_DENSE[type(dense)].like(dense, weights[""], bias=bias)
 
 
 def _patches(dense: Any, x: torch.Tensor) -> torch.Tensor | None:

@@ -80,5 +80,5 @@ def _with_hooks(dense: nn.Module, module: nn.Module, memo: dict[int, Any]) -> nn
     """Give a dense layer copies of the hooks of a generated one."""
     for name in HOOKS:
         setattr(dense, name, copy.deepcopy(getattr(module, name), memo))
-    dense._is_full_backward_hook = module._is_full_backward_hook
+    dense._is_full_backward_hook = module._is_full_backward_hook  # pyright: ignore[reportPrivateUsage]
     return dense

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from adtn import Generator
 from adtn._checks import checked
+from adtn._typing import Float, Int
 from adtn.errors import LayoutError
 from torch import nn
 
@@ -70,15 +71,15 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
         refuse_subclass(dense, nn.Embedding)
         if reason := _refusal(dense):
             raise LayoutError(f"Got an Embedding that ADTNEmbedding cannot replace: {reason}.")
-        return cls._like(dense, fitted_weight(dense.weight, fit))
+        return cls.like(dense, fitted_weight(dense.weight, fit))
 
     @classmethod
-    def _like(cls, dense: nn.Embedding, weight: GeneratedWeight) -> Self:
+    def like(cls, dense: nn.Embedding, weight: GeneratedWeight) -> Self:
         """Make the layer with a given weight, and the options of a dense one."""
         return cls(weight, dense.padding_idx, scale_grad_by_freq=dense.scale_grad_by_freq).train(dense.training)
 
     @property
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> Float[torch.Tensor, "num_embeddings embedding_dim"]:
         """The generated table, differentiable."""
         return self.generated.own()
 
@@ -97,7 +98,7 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
         padding = f", padding_idx={self.padding_idx}" if self.padding_idx is not None else ""
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
 
-    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+    def forward(self, indices: Int[torch.Tensor, "*batch"]) -> Float[torch.Tensor, "*batch embedding_dim"]:
         """Look up rows, from integers ``(...)`` to ``(..., embedding_dim)``."""
         if is_traced() or self.generated.made:
             return self._rows_of(indices, self.generated.now())
@@ -146,7 +147,7 @@ KINDS = (
     Kind(
         dense=(nn.Embedding,),
         generated=ADTNEmbedding,
-        build=lambda dense, weights, bias: ADTNEmbedding._like(dense, weights[""]),
+        build=lambda dense, weights, bias: ADTNEmbedding.like(dense, weights[""]),
         refusal=_refusal,
         adaptable=True,
         tied=lambda dense: True,

@@ -26,10 +26,10 @@ def with_hooks(layer: M, dense: nn.Module) -> M:
 
     Hooks that compute the dense weight before every call (pruning, old weight norms) are not shared.
     """
-    makes_weight = any(type(h).__module__.startswith("torch.nn.utils") for h in dense._forward_pre_hooks.values())
+    makes_weight = any(type(h).__module__.startswith("torch.nn.utils") for h in dense._forward_pre_hooks.values())  # pyright: ignore[reportPrivateUsage]
     for name in _OTHERS if makes_weight else (*_OTHERS, *_BEFORE):
         setattr(layer, name, getattr(dense, name))
-    layer._is_full_backward_hook = dense._is_full_backward_hook
+    layer._is_full_backward_hook = dense._is_full_backward_hook  # pyright: ignore[reportPrivateUsage]
     return layer
 
 

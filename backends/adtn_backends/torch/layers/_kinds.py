@@ -7,16 +7,20 @@ from typing import Any
 from adtn.errors import LayoutError
 from torch import nn
 
-from . import _attention, _conv, _embedding, _linear, _parametrized
+from ._attention import KINDS as ATTENTION
+from ._conv import KINDS as CONV
+from ._embedding import KINDS as EMBEDDING
 from ._kind import Kind, Weights, at, put_at
+from ._linear import KINDS as LINEAR
+from ._parametrized import KINDS as PARAMETRIZED
 from ._weight import GeneratedWeight
 
 KINDS: tuple[Kind, ...] = (
-    *_linear.KINDS,
-    *_conv.KINDS,
-    *_embedding.KINDS,
-    *_attention.KINDS,
-    *_parametrized.KINDS,  # takes all other modules
+    *LINEAR,
+    *CONV,
+    *EMBEDDING,
+    *ATTENTION,
+    *PARAMETRIZED,  # takes all other modules
 )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from adtn import Generator
 from adtn._checks import checked
+from adtn._typing import Float
 from adtn.errors import LayoutError
 from torch import nn
 from torch.nn.utils import skip_init
@@ -62,7 +63,7 @@ class ADTNLinear(FromLinear, nn.Module):
         return cls(weight, dense.bias if dense.bias is not None else False, mode).train(dense.training)
 
     @property
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> Float[torch.Tensor, "n_out n_in"]:
         """The weight, ``(n_out, n_in)``, differentiable."""
         return self.generated.own()
 
@@ -78,7 +79,7 @@ class ADTNLinear(FromLinear, nn.Module):
         bias = self.bias is not None
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}{mode}"
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Float[torch.Tensor, "*batch n_in"]) -> Float[torch.Tensor, "*batch n_out"]:
         """Map ``(..., n_in)`` to ``(..., n_out)``."""
         if is_traced():
             return self.generated(lambda arrays: self._traced(arrays, x))
@@ -89,7 +90,9 @@ class ADTNLinear(FromLinear, nn.Module):
             return nn.functional.linear(x, self.generated.now(), self.bias)
         return self.generated(lambda arrays: self._eager(arrays, x))
 
-    def _traced(self, arrays: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    def _traced(
+        self, arrays: dict[str, torch.Tensor], x: Float[torch.Tensor, "*batch n_in"]
+    ) -> Float[torch.Tensor, "*batch n_out"]:
         """Apply the layer in a compiler, with one graph for all batch sizes."""
         weight = self.generated
         steps, apply = weight.traced(self.mode), weight.without
@@ -97,7 +100,9 @@ class ADTNLinear(FromLinear, nn.Module):
             return nn.functional.linear(x, weight.weight_of(arrays), self.bias)
         return self._applied(lambda rows: apply(steps, arrays, rows), x, self._rows(x))
 
-    def _eager(self, arrays: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    def _eager(
+        self, arrays: dict[str, torch.Tensor], x: Float[torch.Tensor, "*batch n_in"]
+    ) -> Float[torch.Tensor, "*batch n_out"]:
         linear, weight, rows = nn.functional.linear, self.generated, self._rows(x)
         trains = differentiable(arrays)
         # a weight that is generated in every call costs as much as in training
@@ -108,7 +113,7 @@ class ADTNLinear(FromLinear, nn.Module):
             return linear(x, weight.weight_of(arrays), self.bias)
         return self._applied(lambda rows: apply(arrays, rows), x, rows)
 
-    def _rows(self, x: torch.Tensor) -> torch.Tensor:
+    def _rows(self, x: Float[torch.Tensor, "*batch n_in"]) -> Float[torch.Tensor, "rows n_in"]:
         rows = x.reshape(-1, self.in_features)
         return rows.to(self.generated.dtype) if autocasts(x.device) else rows
 

@@ -54,7 +54,7 @@ class Mergeable(nn.Module):
         """Return the dense layer with the sum as its weight; ``None`` with gradients, compilers or computed weights."""
         layer = self.dense_layer()
         weight = layer._parameters.get("weight")  # pruned and normed weights are computed in every call
-        if weight is None or is_traced() or type(weight) not in PLAIN or torch._C._len_torch_dispatch_stack():
+        if weight is None or is_traced() or type(weight) not in PLAIN or torch._C._len_torch_dispatch_stack():  # pyright: ignore[reportPrivateUsage]
             return None
         if torch.is_grad_enabled() and (weight.requires_grad or any(differentiable(w.arrays()) for w in self.inside())):
             return None

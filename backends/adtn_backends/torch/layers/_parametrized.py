@@ -17,7 +17,7 @@ from ._calls import is_traced, refuse_tracers
 from ._kind import ONE, Kind, Part, Weights
 from ._weight import GeneratedWeight
 
-STANDARD = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.modules.conv._ConvNd)
+STANDARD = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.modules.conv._ConvNd)  # pyright: ignore[reportPrivateUsage]
 """Layers whose matrices are weights, in subclasses as well."""
 
 
@@ -126,7 +126,7 @@ def parametrized(dense: nn.Module, weights: Mapping[str, GeneratedWeight]) -> Pa
     if getattr(dense, "max_norm", None) is not None:
         raise LayoutError(f"Got a {type(dense).__name__} with max_norm, which writes to its weight; leave it out.")
     for name, weight in weights.items():
-        parameter = dense._parameters.get(name)
+        parameter = dense._parameters.get(name)  # pyright: ignore[reportPrivateUsage]
         if parameter is None or tuple(parameter.shape) != weight.shape:
             shape = "does not exist" if parameter is None else f"has shape {tuple(parameter.shape)}"
             raise LayoutError(
@@ -144,8 +144,8 @@ def parametrized(dense: nn.Module, weights: Mapping[str, GeneratedWeight]) -> Pa
 def refresh_weight_list(module: nn.Module) -> None:
     """Rebuild the list of weights from which recurrent layers read them."""
     if isinstance(module, nn.RNNBase):
-        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
-        module._flat_weight_refs = [weakref.ref(weight) for weight in module._flat_weights]
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]  # pyright: ignore[reportPrivateUsage]
+        module._flat_weight_refs = [weakref.ref(weight) for weight in module._flat_weights]  # pyright: ignore[reportPrivateUsage]
 
 
 def _forget(module: nn.Module) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from adtn import Generator
 from adtn._checks import checked
+from adtn._typing import Float, Int
 from adtn.backends import get_backend
 from adtn.errors import DeviceError, LayoutError
 from adtn.generator import generated_rows
@@ -119,14 +120,14 @@ class GeneratedWeight(nn.Module):
         """
         return (use or self.weight_of)(self.arrays())
 
-    def weight_of(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+    def weight_of(self, arrays: dict[str, torch.Tensor]) -> Float[torch.Tensor, "*shape"]:
         """Compute the weight from these cores, differentiable."""
         if is_traced() or self.device.type == "meta":
             return self._whole.weight(arrays)
         with in_own_precision(self.device):
             return _Generate.apply(self._whole, tuple(arrays), *arrays.values())  # pyright: ignore[reportReturnType]
 
-    def rows(self, index: torch.Tensor) -> torch.Tensor:
+    def rows(self, index: Int[torch.Tensor, " n"]) -> Float[torch.Tensor, " n *inner"]:
         """Compute rows of the weight by their indices, ``(n,)``, without generating the others; differentiable.
 
         Examples
@@ -138,7 +139,9 @@ class GeneratedWeight(nn.Module):
         """
         return self(lambda arrays: self.rows_of(arrays, index))
 
-    def rows_of(self, arrays: dict[str, torch.Tensor], index: torch.Tensor) -> torch.Tensor:
+    def rows_of(
+        self, arrays: dict[str, torch.Tensor], index: Int[torch.Tensor, " n"]
+    ) -> Float[torch.Tensor, " n *inner"]:
         """Compute rows of the weight from these cores, see :meth:`rows`."""
         n, index = index.shape[0], index.long()
         padded = nn.functional.pad(index, (0, (1 << max(n - 1, 0).bit_length()) - n))  # for fewer distinct programs
@@ -149,7 +152,7 @@ class GeneratedWeight(nn.Module):
         with in_own_precision(self.device):
             return generated_rows(self._structure, arrays, padded, one_hot)[:n]
 
-    def now(self) -> torch.Tensor:
+    def now(self) -> Float[torch.Tensor, "*shape"]:
         """Return the weight of the present parameters, differentiable if there is something to differentiate.
 
         Without gradients, the weight is cached until a parameter changes; do not write to it.
@@ -200,7 +203,7 @@ class GeneratedWeight(nn.Module):
     def stamp(self, arrays: dict[str, torch.Tensor]) -> list[Any] | None:
         """Return a stamp that changes with the cores; ``None`` if reading them would wait, or is not possible."""
         stamp: list[Any] = []
-        if torch._C._len_torch_dispatch_stack():  # modes that replace real tensors by others
+        if torch._C._len_torch_dispatch_stack():  # pyright: ignore[reportPrivateUsage] # modes that replace real tensors by others
             return None
         for name, x in arrays.items():
             if type(x) not in PLAIN or x.device.type != "cpu":
