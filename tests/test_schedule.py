@@ -250,6 +250,20 @@ def test_permutes_of_short_runs_and_long_strides_cost_more() -> None:
     assert seconds(2, 8) > seconds(64, 8) > seconds(64, 1)
 
 
+def test_many_axes_cost_per_run_and_per_entry() -> None:
+    """Beside the table: a copy in which two axes stay together has so many runs of them."""
+    profile = replace(CPU, permute_many=(1e-3, 1e-6))
+    entries, inner, stride, before = 1 << 12, 8, 16, 4
+    few = CPU.permute_s(entries, inner, stride, before, 3)
+    assert (
+        profile.permute_s(entries, inner, stride, before, 3) == profile.permute_s(entries, inner, stride, 2, 2) == few
+    )
+    for axes in (4, 6):
+        runs, more = entries // (inner * before), axes - 3
+        want = few + 1e-3 * runs + 1e-6 * entries * more
+        assert profile.permute_s(entries, inner, stride, before, axes) == pytest.approx(want)
+
+
 def test_a_calibrated_profile_is_found_and_a_new_one_replaces_it() -> None:
     backend = get_backend("numpy")
     path = profile_path(backend, "cpu", "float16")
@@ -302,6 +316,8 @@ def test_calibration_recovers_a_known_machine_and_is_found(device: str, monkeypa
         assert profile.source == "measured"
         assert profile.gemm_s(16, 16, 4) == pytest.approx(1e-6 + 1e-9 * 128, rel=0.2)
         assert profile.curve_s("tanh", 1 << 16) == pytest.approx(1e-6 + 2e-9 * (1 << 16), rel=0.3)
+        # of the largest array: two are read and one is written
+        assert profile.bandwidth_bytes_per_s == pytest.approx(3 * 4 / 2e-9, rel=0.01)
         assert set(profile.fit_error) == {"product", "elementwise", "permute", "program"}
         assert profile.fit_error["permute"] < 0.1, "between the points of the table"
         assert adtn.plan(sketch(adtn.TTN(bond=2), 64), "fit", device=device).profile == profile
