@@ -293,6 +293,13 @@ def test_decompositions_are_exact_at_full_rank() -> None:
         np.testing.assert_allclose(gen.weight(), target, atol=1e-12)
 
 
+@pytest.mark.parametrize("topology", [adtn.TT(bond=2), adtn.MPO(bond=2), adtn.Tucker(bond=6), adtn.CP(bond=3)])
+def test_a_single_leg_is_decomposed(topology: adtn.Topology) -> None:
+    target = np.random.default_rng(0).standard_normal(6)
+    gen = adtn.Generator((6,), topology, layout=Layout.from_factors((6,), [(6,)]), dtype="float64")
+    np.testing.assert_allclose(adtn.decompose(gen, target).weight(), target, atol=1e-6)
+
+
 def test_tt_svd_is_quasi_optimal() -> None:
     layout = Layout.of((16, 16), 4)
     target = np.random.default_rng(0).standard_normal((16, 16))

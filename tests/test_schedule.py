@@ -348,6 +348,26 @@ def test_device_time_is_a_cotengra_objective() -> None:
     assert objective != DeviceTime(adtn.DeviceProfile.shipped("a100"))
 
 
+def test_a_tree_pays_for_operands_that_are_no_matrices_as_they_are() -> None:
+    sizes = {"a": 32, "b": 48, "c": 4, "k": 64, "l": 2}
+    objective = DeviceTime(CPU)
+    product = CPU.launch_s + CPU.gemm_s(32 * 4, 48, 64 * 2)
+    for left in ("ackl", "klac"):
+        assert objective.seconds(sizes, left, "klb", "acb") == pytest.approx(product)
+    copy = CPU.permute_s(32 * 4 * 64 * 2, 2, 2, 2, 3)
+    assert objective.seconds(sizes, "akcl", "klb", "acb") == pytest.approx(product + copy)
+    copy = CPU.permute_s(64 * 2 * 48, 2, 2, 2, 3)
+    assert objective.seconds(sizes, "ackl", "kbl", "acb") == pytest.approx(product + copy)
+
+
+def test_a_layer_without_a_batch_is_planned_for_one_row() -> None:
+    for task in ("apply", "train"):
+        found, one, two = (
+            adtn.plan(sketch(adtn.TTN(bond=4)), task, profile=CPU, **o) for o in ({}, {"batch": 1}, {"batch": 2})
+        )
+        assert found.alternatives == one.alternatives != two.alternatives
+
+
 # --- search and cache ---
 
 
