@@ -505,6 +505,16 @@ def test_the_contractions_of_a_plan_are_those_that_are_done(name: str) -> None:
     assert sum(c.times * c.nbytes for c in found.contractions) == sum(op.moved_bytes for op in products)
 
 
+@pytest.mark.parametrize("name", ["ttn", "mera", "mpo", "dense"])
+def test_contractions_know_their_segment_and_how_often_they_are_done(name: str) -> None:
+    gen = TOPOLOGIES[name].generator()
+    found = adtn.plan(gen, "fit", mode="stream", profile=CPU)
+    places = [c.segment for c in found.contractions]
+    assert places == sorted(places) and set(places) <= set(range(len(gen.segments)))
+    assert {(c.segment, c.times) for c in found.contractions if c.times > 1} <= {(len(gen.segments) - 1, found.tiles)}
+    assert found.tiles > 1 and (name == "dense" or found.contractions[-1].times == found.tiles)
+
+
 @pytest.mark.parametrize(("left", "right"), [("akb", "kc"), ("ka", "bkc"), ("akb", "ckd"), ("xakb", "xkc")])
 def test_the_search_prices_the_copies_of_projections(left: str, right: str) -> None:
     """A core whose legs lie on both sides of the contracted index is copied, and so is its adjoint."""
