@@ -51,6 +51,23 @@ def test_gradients_under_jit_are_those_of_the_dense_layer(name: str, mode: str |
     np.testing.assert_allclose(layer.weight, gen.weight(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_a_bias_is_taken_over_where_there_is_one(kind: str, bias: bool) -> None:
+    if kind == "linear":
+        dense = nnx.Linear(6, 8, use_bias=bias, rngs=nnx.Rngs(0))
+        make = layers.ADTNLinear.from_linear
+    else:
+        dense = nnx.Conv(6, 8, (3, 3), use_bias=bias, rngs=nnx.Rngs(0))
+        make = layers.ADTNConv2d.from_conv
+    if bias:
+        dense.bias[...] = jnp.arange(8.0)
+    layer = make(dense, TTN)
+    for found in (layer, layer.to_dense()):
+        assert (found.bias is None) == (not bias)
+        assert not bias or np.array_equal(found.bias[...], np.arange(8.0))
+
+
 def test_vmap_over_inputs_and_over_numbers() -> None:
     layer = layers.ADTNLinear(adtn.Generator((6, 8), TTN))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3, 8)), jnp.float32)

@@ -117,18 +117,22 @@ def test_convolutions(name: str, tmp_path: Path) -> None:
     agree(results)
 
 
-def test_attention(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention(bias: bool, tmp_path: Path) -> None:
     found = modules()
     import torch
 
-    dense = torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    torch.manual_seed(0)
+    dense = torch.nn.MultiheadAttention(16, 4, bias=bias, batch_first=True)
+    biases: list[Any] = [False, False]
+    if bias:  # zeros at first
+        biases = [torch.nn.init.normal_(b).detach().numpy() for b in (dense.in_proj_bias, dense.out_proj.bias)]
     layer = found["torch"][0].ADTNMultiheadAttention.from_attention(dense, TTN)
     adtn.save(tmp_path / "in.safetensors", layer.generated.generator())
     adtn.save(tmp_path / "out.safetensors", layer.out_proj.generated.generator())
     module, to, back = found["jax"]
     twin = module.ADTNMultiheadAttention(
-        adtn.load(tmp_path / "in.safetensors"), adtn.load(tmp_path / "out.safetensors"), 4,
-        dense.in_proj_bias.detach().numpy(), dense.out_proj.bias.detach().numpy(),
+        adtn.load(tmp_path / "in.safetensors"), adtn.load(tmp_path / "out.safetensors"), 4, *biases
     )  # fmt: skip
     q, k = (RNG.standard_normal((2, n, 16)).astype("float32") for n in (5, 3))
     want = layer(*(torch.tensor(x) for x in (q, k, k)), need_weights=False)[0].detach().numpy()

@@ -54,6 +54,8 @@ def embedding():
 def attention():
     torch.manual_seed(0)
     dense = nn.MultiheadAttention(16, 4, batch_first=True)
+    for bias in (dense.in_proj_bias, dense.out_proj.bias):  # zeros at first, which would hide a lost bias
+        nn.init.normal_(bias)
     return Attend(layers.ADTNMultiheadAttention.from_attention(dense, TTN)), torch.randn(2, 5, 16)
 
 
