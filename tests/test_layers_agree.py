@@ -139,6 +139,37 @@ def test_attention(bias: bool, tmp_path: Path) -> None:
     np.testing.assert_allclose(back(twin(to(q), to(k), to(k))), want, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_a_layer_in_place_of_a_dense_one_is_not_fitted_unasked(framework: str) -> None:
+    """Its weight has the spread of the dense one, and no more of it."""
+    module = modules()[framework][0]
+    dense: dict[str, tuple[Any, np.ndarray]]
+    if framework == "torch":
+        from torch import nn
+
+        made = {"linear": nn.Linear(12, 16), "conv": nn.Conv2d(6, 8, 3), "embedding": nn.Embedding(30, 8)}
+        dense = {name: (one, one.weight.detach().numpy()) for name, one in made.items()}
+    else:
+        from flax import nnx
+
+        rngs = nnx.Rngs(0)
+        linear, conv, table = (
+            nnx.Linear(12, 16, rngs=rngs),
+            nnx.Conv(6, 8, (3, 3), rngs=rngs),
+            nnx.Embed(30, 8, rngs=rngs),
+        )
+        dense = {
+            "linear": (linear, np.asarray(linear.kernel[...]).T),
+            "conv": (conv, np.asarray(conv.kernel[...]).transpose(3, 2, 0, 1)),
+            "embedding": (table, np.asarray(table.embedding[...])),
+        }
+    classes = {"linear": module.ADTNLinear, "conv": module.ADTNConv2d, "embedding": module.ADTNEmbedding}
+    for name, (one, values) in dense.items():
+        layer = getattr(classes[name], f"from_{name}")(one, TTN, seed=3)
+        want = adtn.Generator(values.shape, TTN, scale=values, seed=3)
+        np.testing.assert_allclose(layer.generated.generator().weight(), want.weight(), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
