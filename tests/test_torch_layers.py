@@ -203,7 +203,8 @@ for layer, x in made + [(layers.ADTNLinear(g), torch.randn(5, g.shape[1])) for g
 
 
 def test_a_process_may_begin_with_a_compiled_layer() -> None:
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+    env = os.environ | {"PYTHONPATH": path}  # beside the checkout that is tested here
     done = subprocess.run([sys.executable, "-c", _COMPILED_FIRST], capture_output=True, text=True, env=env)
     assert done.stdout.split() == ["compiled"] * 7, done.stderr[-2000:]
 
