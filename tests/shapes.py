@@ -61,7 +61,7 @@ def checked(function: types.FunctionType) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         result = checking()(*args, **kwargs)
-        for framework in {frameworks(x) for x in (result, *args, *kwargs.values())} - {""}:
+        for framework in {"any", *(frameworks(x) for x in (result, *args, *kwargs.values()))} - {""}:
             CALLS[name][framework] += 1
         return result
 
