@@ -32,7 +32,7 @@ ROWS = (TOPOLOGIES["mpo"], Row(adtn.TTN(bond=2, activation="tanh"), (23, 22)))
 
 
 def generators(row: Row) -> Iterator[adtn.Generator]:
-    """Generators with and without bases and permutations."""
+    """Make generators with and without bases and permutations."""
     permutations = tuple(map(Permutation.random, row.shape))
     yield row.generator(base=adtn.SeededBase(1))
     yield row.generator()
