@@ -1,4 +1,6 @@
-"""A pytest plugin that checks annotated shapes at every call: ``PYTHONPATH=tests python -m pytest -p shapes tests/test_permutation.py``.
+"""A pytest plugin that checks annotated shapes at every call.
+
+Use it as ``PYTHONPATH=tests python -m pytest -p shapes tests/test_permutation.py``.
 
 Load it before anything imports adtn. Functions whose annotations name shapes (``Float[Array, "n_out n_in"]``, see
 ``adtn/_typing.py``) are wrapped as soon as their module has run; jaxtyping and beartype check all of their arguments
