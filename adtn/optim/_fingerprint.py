@@ -14,7 +14,7 @@ import numpy as np
 from ..backends import backend_of
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
-LIBRARIES = (
+FORMER = (
     "builtins",
     "abc",
     "typing",
@@ -27,6 +27,8 @@ LIBRARIES = (
     "optax",
     "transformers",
 )
+"""Libraries of older marks, which depended on what had been computed before: do() of autoray caches in its module."""
+LIBRARIES = (*FORMER, "autoray")
 _OWN = ("adtn", "adtn_backends")
 _DEPTH = 80
 

@@ -19,9 +19,10 @@ from ..generator import Generator
 from ..weight import Mode
 from ._checkpoint import Checkpoint, read_checkpoint
 from ._decompose import decompose
+from ._fingerprint import FORMER
 from ._loop import Loop
 from ._loss import TASK, Loss, plan_loss
-from ._mark import FORMER, mark_of, old_mark_of
+from ._mark import mark_of, old_mark_of
 from ._objective import Objective, Reconstruction, as_objective
 from ._optimizer import Optimizer, OptimizerName, Problem, get_optimizer
 from ._options import Callback, FitOptions, Momentum

@@ -13,11 +13,10 @@ from ._objective import Objective, Reconstruction, batch_at
 from ._optimizer import get_optimizer, is_own
 from ._options import FitOptions
 
-FORMER = LIBRARIES
-_NOW = (*LIBRARIES, "autoray")  # do() names caches in its module, which depend on earlier computations
 
-
-def mark_of(generator: Generator, objective: Objective, options: FitOptions, libraries: Sequence[str] = _NOW) -> str:
+def mark_of(
+    generator: Generator, objective: Objective, options: FitOptions, libraries: Sequence[str] = LIBRARIES
+) -> str:
     """Return the fingerprint of a fit, with its data, functions and, if a user wrote it, its optimizer.
 
     Parameters
@@ -25,7 +24,7 @@ def mark_of(generator: Generator, objective: Objective, options: FitOptions, lib
     generator, objective, options
         The fit.
     libraries : sequence of str
-        See :func:`fingerprint`; :data:`FORMER` for that of older checkpoints.
+        See :func:`fingerprint`; :data:`FORMER` for the fingerprints of older checkpoints.
     """
     every = max(options.steps // 64, 1)
     rates = [float(options.schedule(n)) for n in range(0, options.steps, every)] if callable(options.schedule) else []
