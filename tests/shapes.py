@@ -1,4 +1,6 @@
-"""A pytest plugin that checks annotated shapes at every call: ``python -m pytest -p shapes tests/test_permutation.py``.
+"""A pytest plugin that checks annotated shapes at every call.
+
+Use it as ``PYTHONPATH=tests python -m pytest -p shapes tests/test_permutation.py``.
 
 Load it before anything imports adtn. Functions whose annotations name shapes (``Float[Array, "n_out n_in"]``, see
 ``adtn/_typing.py``) are wrapped as soon as their module has run; jaxtyping and beartype check all of their arguments
@@ -61,7 +63,7 @@ def checked(function: types.FunctionType) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         result = checking()(*args, **kwargs)
-        for framework in {frameworks(x) for x in (result, *args, *kwargs.values())} - {""}:
+        for framework in {"any", *(frameworks(x) for x in (result, *args, *kwargs.values()))} - {""}:
             CALLS[name][framework] += 1
         return result
 

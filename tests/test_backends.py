@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import SimpleNamespace
 
 import adtn
@@ -222,3 +223,13 @@ def test_jax_multiplies_in_the_dtype_that_was_asked_for() -> None:
     with get_backend("jax").scope("float32"):  # code that is not compiled, such as a layer with a cached weight
         product(jax.numpy.ones((2, 2)))
     assert seen == ["highest", "highest"]  # otherwise GPUs use TF32, and CPU and GPU disagree in the fourth digit
+
+
+def test_the_memory_of_the_host_is_what_the_system_says() -> None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        pytest.skip("no /proc/meminfo here")
+    (kib,) = (int(line.split()[1]) for line in lines if line.startswith("MemTotal:"))
+    (device,) = get_backend("numpy").devices()
+    assert device.memory_bytes == pytest.approx(1024 * kib, rel=0.1)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
-from adtn.bench import _measure, bench_set, median_seconds, paired_seconds
+from adtn.bench import BenchConfig, _measure, bench_set, median_seconds, paired_seconds
 from adtn.bench._cases import TOPOLOGIES
+from adtn.bench._report import BenchReport, BenchResult
 
 
 @pytest.fixture
@@ -53,3 +58,30 @@ def test_brick_walls_are_measured_on_powers_of_two() -> None:
     others = [name for name in TOPOLOGIES if "wall" not in name]
     assert on == {(1024, 4096): list(TOPOLOGIES), (1024, 1000): others, (784, 64): others}
     assert len(others) == len(TOPOLOGIES) - 3
+
+
+def test_a_report_compares_with_the_first_device_and_has_a_panel_per_task(tmp_path: Path) -> None:
+    plt = pytest.importorskip("matplotlib.pyplot")
+    rich = pytest.importorskip("rich.console")
+    one = BenchResult(
+        case="TTN 4 64x64", task="apply", batch=16, device="numpy:cpu", dtype="float32", mode="stream", tiles=4,
+        seconds=0.25,
+    )  # fmt: skip
+    other, failed = replace(one, device="torch:cpu", seconds=0.5), replace(one, device="jax:cpu", error="no memory")
+    fit = replace(one, task="fit", batch=None, seconds=0.125)
+    report = BenchReport(BenchConfig(), [one, other, failed, fit])
+    shown = io.StringIO()
+    rich.Console(width=160, file=shown).print(report.table())
+    rows = [line.replace("│", " ").split() for line in shown.getvalue().splitlines()]
+    found = {
+        (row[3], row[row.index("float32") - 1]): row[row.index("float32") + 1 :] for row in rows if "float32" in row
+    }
+    assert found["apply", "numpy:cpu"][:5] == ["stream,", "4", "tiles", "250", "1.00"]
+    assert found["apply", "torch:cpu"][3:5] == ["500", "2.00"]
+    assert found["apply", "jax:cpu"] == ["no", "memory"]
+    assert found["fit", "numpy:cpu"][3:5] == ["125", "1.00"]
+    widths: list[int] = []
+    for results in ([one, other], [one, fit], [one, fit, replace(one, task="train")]):
+        BenchReport(BenchConfig(), results).draw(tmp_path / "x.png")
+        widths.append(plt.imread(tmp_path / "x.png").shape[1])
+    assert widths == sorted(set(widths)), "a panel beside the others for every task"

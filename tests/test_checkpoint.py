@@ -8,12 +8,14 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import adtn
 import numpy as np
 import pytest
 from adtn._atomic import write_atomic
 from adtn.errors import FileFormatError, FitError
+from adtn.optim._fingerprint import fingerprint
 
 PROGRAM = textwrap.dedent(
     """
@@ -130,3 +132,37 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypa
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+TASK = """
+class Base:
+    def scale(self): return {inherited}
+class Task(Base):
+    "{doc}"
+    weight = {attribute}
+    def __init__(self): self.rate, self.seen = {setting}, []
+    def loss(self, w, *, power={default}): return {constant} * other(w)
+    @staticmethod
+    def shift(w): return w + {static}
+    @classmethod
+    def named(cls): return {of_class}
+def other(w): return {function} * w
+"""
+WORDS = ["inherited", "attribute", "setting", "default", "constant", "static", "of_class", "function"]
+
+
+def task(**changes: int | str) -> Any:
+    """An object of a user's class."""
+    names: dict[str, Any] = {"__name__": "mine"}
+    exec(TASK.format(**dict.fromkeys(WORDS, 1) | {"doc": "Text."} | changes), names)
+    return names["Task"]()
+
+
+def test_a_mark_sees_what_a_class_does_and_not_what_it_says() -> None:
+    mark = fingerprint(task())
+    assert mark == fingerprint(task()) == fingerprint(task(doc="Other text."))
+    used = task()
+    used.seen.append(7)
+    assert mark == fingerprint(used), "a log is not a setting"
+    others = [fingerprint(task(**{word: 2})) for word in WORDS]
+    assert len({mark, *others}) == 1 + len(WORDS)

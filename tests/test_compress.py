@@ -491,6 +491,20 @@ def test_the_report_counts_what_is_there_and_saves_whole_pages(tmp_path: Path) -
     assert json.loads((tmp_path / "report.json").read_text()) == content
 
 
+def test_biases_stay_the_very_parameters_that_others_may_share() -> None:
+    from adtn_backends.torch._model import TorchModel
+
+    attention = nn.MultiheadAttention(16, 4)
+    model = nn.ModuleDict({"linear": nn.Linear(16, 16), "conv": nn.Conv2d(4, 8, 3), "attention": attention})
+    biases = {name: p for name, p in model.named_parameters() if "bias" in name}
+    adapter = TorchModel(model, None)
+    shapes = {name: shape for layer in adapter.layers() for name, shape in layer.weights.items()}
+    adapter.install({name: adtn.Generator(shape, TTN) for name, shape in shapes.items()})
+    assert len(biases) == 4
+    found = dict(model.named_parameters())
+    assert {name for name in biases if found.get(name) is biases[name]} == set(biases)
+
+
 def test_pictures_go_from_blue_over_white_to_red() -> None:
     plt = pytest.importorskip("matplotlib.pyplot")
     x = np.zeros((10, 12))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
 from typing import Any
 
@@ -13,6 +15,7 @@ from adtn.backends import get_backend
 from adtn.errors import DeviceError, FitError, TopologyError
 from adtn.optim import make_schedule
 from adtn.optim._loss import _clipped, _LossFunction
+from adtn.optim._options import FitOptions
 from adtn.weight import Weighting
 
 from table import BACKENDS, usable
@@ -293,6 +296,13 @@ def test_decompositions_are_exact_at_full_rank() -> None:
         np.testing.assert_allclose(gen.weight(), target, atol=1e-12)
 
 
+@pytest.mark.parametrize("topology", [adtn.TT(bond=2), adtn.MPO(bond=2), adtn.Tucker(bond=6), adtn.CP(bond=3)])
+def test_a_single_leg_is_decomposed(topology: adtn.Topology) -> None:
+    target = np.random.default_rng(0).standard_normal(6)
+    gen = adtn.Generator((6,), topology, layout=Layout.from_factors((6,), [(6,)]), dtype="float64")
+    np.testing.assert_allclose(adtn.decompose(gen, target).weight(), target, atol=1e-6)
+
+
 def test_tt_svd_is_quasi_optimal() -> None:
     layout = Layout.of((16, 16), 4)
     target = np.random.default_rng(0).standard_normal((16, 16))
@@ -358,6 +368,14 @@ def test_lbfgs_stops_at_nan_too() -> None:
     solution = adtn.fit(make(), loss, optimizer="lbfgs", steps=50)
     assert solution.status is Status.DIVERGED
     assert math.isfinite(solution.loss)
+
+
+def test_options_have_the_defaults_that_fit_documents() -> None:
+    documented = inspect.signature(adtn.fit).parameters
+    fields = {f.name: f.default for f in dataclasses.fields(FitOptions)}
+    assert set(fields) <= set(documented)
+    shared = set(fields) - {"dtype", "lr_factors"}  # that of the generator, and none
+    assert {name: documented[name].default for name in shared} == {name: fields[name] for name in shared}
 
 
 def test_progress_is_silent_without_a_terminal(

@@ -71,6 +71,21 @@ def test_accuracy_is_of_the_next_token(tmp_path: Path) -> None:
     assert loss == pytest.approx(float(model(input_ids=IDS, labels=labels).loss.detach()), rel=1e-5)
 
 
+def test_ties_are_declared_again_when_the_dense_layers_are_back(tmp_path: Path) -> None:
+    from adtn_backends.torch._model import TorchModel
+    from adtn_backends.torch.huggingface import pretrained
+
+    model: Any = pretrained(folder_of("gpt2", tmp_path))
+    declared = type(model)._tied_weights_keys
+    expanded = getattr(model, "all_tied_weights_keys", None)
+    adapter = TorchModel(model, None)
+    adapter.install({"transformer.wte": adtn.Generator((32, 16), adtn.TTN(bond=2))})
+    assert declared and not model._tied_weights_keys, "the module of the table ties it"
+    adapter.restore()
+    assert model._tied_weights_keys == declared
+    assert getattr(model, "all_tied_weights_keys", None) == expanded
+
+
 def test_folders_that_are_not_models_are_refused(tmp_path: Path) -> None:
     source = folder_of("llama", tmp_path / "dense")
     with pytest.raises(CompressError, match="pass another folder"):

@@ -51,6 +51,40 @@ def test_gradients_under_jit_are_those_of_the_dense_layer(name: str, mode: str |
     np.testing.assert_allclose(layer.weight, gen.weight(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_a_bias_is_taken_over_where_there_is_one(kind: str, bias: bool) -> None:
+    if kind == "linear":
+        dense = nnx.Linear(6, 8, use_bias=bias, rngs=nnx.Rngs(0))
+        make = layers.ADTNLinear.from_linear
+    else:
+        dense = nnx.Conv(6, 8, (3, 3), use_bias=bias, rngs=nnx.Rngs(0))
+        make = layers.ADTNConv2d.from_conv
+    if bias:
+        dense.bias[...] = jnp.arange(8.0)
+    layer = make(dense, TTN)
+    for found in (layer, layer.to_dense()):
+        assert (found.bias is None) == (not bias)
+        assert not bias or np.array_equal(found.bias[...], np.arange(8.0))
+
+
+def test_layers_are_made_of_plain_layers_of_their_class() -> None:
+    class Mine(nnx.Linear):
+        pass
+
+    rngs = nnx.Rngs(0)
+    linear, table = nnx.Linear(6, 8, rngs=rngs), nnx.Embed(30, 8, rngs=rngs)
+    assert layers.ADTNLinear.from_linear(linear, TTN).weight.shape == (8, 6)
+    assert layers.ADTNEmbedding.from_embedding(table, TTN).weight.shape == (30, 8)
+    for make, dense in (
+        (layers.ADTNLinear.from_linear, table),
+        (layers.ADTNLinear.from_linear, Mine(6, 8, rngs=rngs)),
+        (layers.ADTNEmbedding.from_embedding, linear),
+    ):
+        with pytest.raises(LayoutError, match=f"Got {type(dense).__name__}; expected a plain"):
+            make(dense, TTN)
+
+
 def test_vmap_over_inputs_and_over_parameters() -> None:
     layer = layers.ADTNLinear(adtn.Generator((6, 8), TTN))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3, 8)), jnp.float32)

@@ -117,22 +117,57 @@ def test_convolutions(name: str, tmp_path: Path) -> None:
     agree(results)
 
 
-def test_attention(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention(bias: bool, tmp_path: Path) -> None:
     found = modules()
     import torch
 
-    dense = torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    torch.manual_seed(0)
+    dense = torch.nn.MultiheadAttention(16, 4, bias=bias, batch_first=True)
+    biases: list[Any] = [False, False]
+    if bias:  # zeros at first
+        biases = [torch.nn.init.normal_(b).detach().numpy() for b in (dense.in_proj_bias, dense.out_proj.bias)]
     layer = found["torch"][0].ADTNMultiheadAttention.from_attention(dense, TTN)
     adtn.save(tmp_path / "in.safetensors", layer.generated.generator())
     adtn.save(tmp_path / "out.safetensors", layer.out_proj.generated.generator())
     module, to, back = found["jax"]
     twin = module.ADTNMultiheadAttention(
-        adtn.load(tmp_path / "in.safetensors"), adtn.load(tmp_path / "out.safetensors"), 4,
-        dense.in_proj_bias.detach().numpy(), dense.out_proj.bias.detach().numpy(),
+        adtn.load(tmp_path / "in.safetensors"), adtn.load(tmp_path / "out.safetensors"), 4, *biases
     )  # fmt: skip
     q, k = (RNG.standard_normal((2, n, 16)).astype("float32") for n in (5, 3))
     want = layer(*(torch.tensor(x) for x in (q, k, k)), need_weights=False)[0].detach().numpy()
     np.testing.assert_allclose(back(twin(to(q), to(k), to(k))), want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_a_layer_in_place_of_a_dense_one_is_not_fitted_unasked(framework: str) -> None:
+    """The weight has the spread of the dense one, and nothing else in common with it."""
+    module = modules()[framework][0]
+    dense: dict[str, tuple[Any, np.ndarray]]
+    if framework == "torch":
+        from torch import nn
+
+        made = {"linear": nn.Linear(12, 16), "conv": nn.Conv2d(6, 8, 3), "embedding": nn.Embedding(30, 8)}
+        dense = {name: (one, one.weight.detach().numpy()) for name, one in made.items()}
+    else:
+        from flax import nnx
+
+        rngs = nnx.Rngs(0)
+        linear, conv, table = (
+            nnx.Linear(12, 16, rngs=rngs),
+            nnx.Conv(6, 8, (3, 3), rngs=rngs),
+            nnx.Embed(30, 8, rngs=rngs),
+        )
+        dense = {
+            "linear": (linear, np.asarray(linear.kernel[...]).T),
+            "conv": (conv, np.asarray(conv.kernel[...]).transpose(3, 2, 0, 1)),
+            "embedding": (table, np.asarray(table.embedding[...])),
+        }
+    classes = {"linear": module.ADTNLinear, "conv": module.ADTNConv2d, "embedding": module.ADTNEmbedding}
+    for name, (one, values) in dense.items():
+        layer = getattr(classes[name], f"from_{name}")(one, TTN, seed=3)
+        want = adtn.Generator(values.shape, TTN, scale=values, seed=3)
+        np.testing.assert_allclose(layer.generated.generator().weight(), want.weight(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

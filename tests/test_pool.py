@@ -40,6 +40,29 @@ def test_living_results_keep_their_values(name: str, data: st.DataObject) -> Non
             np.testing.assert_allclose(to_numpy(got), want, rtol=1e-12, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+@pytest.mark.parametrize("stack", [(), (3,), (2, 3)], ids=str)
+def test_stacks_of_products(name: str, stack: tuple[int, ...]) -> None:
+    pytest.importorskip(name)
+    backend = get_backend(name)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((*stack, 128, 80)), rng.standard_normal((*stack, 80, 96))
+    got = backend.workspace().matmul(*(backend.asarray(a, "cpu", "float64") for a in (x, y)))
+    np.testing.assert_allclose(to_numpy(got), x @ y, rtol=1e-12, atol=1e-10)
+
+
+def test_nobody_waits_to_give_memory_back() -> None:
+    """The collector of cycles may come by while this very thread takes memory."""
+    pool = Pool()
+    alive = [pool.empty((1 << 18,), np.uint8)]
+    thread = threading.Thread(target=alive.clear, daemon=True)
+    with pool._lock:
+        thread.start()
+        thread.join(10.0)
+        waits = thread.is_alive()
+    assert not waits and pool.held_bytes == 1 << 18
+
+
 def test_memory_comes_back() -> None:
     space = get_backend("numpy").workspace()
     x = np.ones((300, 300))

@@ -54,22 +54,6 @@ OWN = {  # other documented names; inherited methods once
     for name, member in vars(thing).items()
     if not name.startswith("_") and (isinstance(member, property | classmethod | staticmethod) or callable(member))
 }
-WITHOUT_EXAMPLE = {  # not yet
-    "CompressReport",
-    "DataAwareReconstruction",
-    "Objective",
-    "Plan",
-    "Reconstruction",
-    "Solution",
-    "Status",
-    "Topology",
-    "from_tensornetwork",
-    "load",
-    "load_model",
-    "load_pretrained",
-    "register_topology",
-}
-NOT_YET = pytest.mark.xfail(reason="it has no example yet")
 
 
 def sections(thing: object) -> dict[str, list[str]]:
@@ -125,11 +109,7 @@ def test_every_public_name_documents_its_arguments_and_result(name: str) -> None
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[NOT_YET] * (name.removeprefix("adtn.") in WITHOUT_EXAMPLE))
-        for name, thing in THINGS.items()
-        if not (isinstance(thing, type) and issubclass(thing, Exception))
-    ],
+    [name for name, thing in THINGS.items() if not (isinstance(thing, type) and issubclass(thing, Exception))],
 )
 def test_every_public_name_has_an_example(name: str) -> None:
     assert any(line.startswith(">>> ") for line in sections(THINGS[name]).get("Examples", []))

@@ -260,6 +260,20 @@ def test_permutes_of_short_runs_and_long_strides_cost_more() -> None:
     assert seconds(2, 8) > seconds(64, 8) > seconds(64, 1)
 
 
+def test_many_axes_cost_per_run_and_per_entry() -> None:
+    """A copy of many axes costs per run and per entry, on top of the price in the table."""
+    profile = replace(CPU, permute_many=(1e-3, 1e-6))
+    entries, inner, stride, before = 1 << 12, 8, 16, 4
+    few = CPU.permute_s(entries, inner, stride, before, 3)
+    assert (
+        profile.permute_s(entries, inner, stride, before, 3) == profile.permute_s(entries, inner, stride, 2, 2) == few
+    )
+    for axes in (4, 6):
+        runs, more = entries // (inner * before), axes - 3
+        want = few + 1e-3 * runs + 1e-6 * entries * more
+        assert profile.permute_s(entries, inner, stride, before, axes) == pytest.approx(want)
+
+
 def test_a_calibrated_profile_is_found_and_a_new_one_replaces_it() -> None:
     backend = get_backend("numpy")
     path = profile_path(backend, "cpu", "float16")
@@ -312,6 +326,8 @@ def test_calibration_recovers_a_known_machine_and_is_found(device: str, monkeypa
         assert profile.source == "measured"
         assert profile.gemm_s(16, 16, 4) == pytest.approx(1e-6 + 1e-9 * 128, rel=0.2)
         assert profile.curve_s("tanh", 1 << 16) == pytest.approx(1e-6 + 2e-9 * (1 << 16), rel=0.3)
+        # of the largest array: two are read and one is written
+        assert profile.bandwidth_bytes_per_s == pytest.approx(3 * 4 / 2e-9, rel=0.01)
         assert set(profile.fit_error) == {"product", "elementwise", "permute", "program"}
         assert profile.fit_error["permute"] < 0.1, "between the points of the table"
         assert adtn.plan(sketch(adtn.TTN(bond=2), 64), "fit", device=device).profile == profile
@@ -340,6 +356,26 @@ def test_device_time_is_a_cotengra_objective() -> None:
     assert objective.get_dynamic_programming_minimize().startswith("limit-")
     assert objective == DeviceTime(CPU)
     assert objective != DeviceTime(adtn.DeviceProfile.shipped("a100"))
+
+
+def test_a_tree_pays_for_operands_that_are_no_matrices_as_they_are() -> None:
+    sizes = {"a": 32, "b": 48, "c": 4, "k": 64, "l": 2}
+    objective = DeviceTime(CPU)
+    product = CPU.launch_s + CPU.gemm_s(32 * 4, 48, 64 * 2)
+    for left in ("ackl", "klac"):
+        assert objective.seconds(sizes, left, "klb", "acb") == pytest.approx(product)
+    copy = CPU.permute_s(32 * 4 * 64 * 2, 2, 2, 2, 3)
+    assert objective.seconds(sizes, "akcl", "klb", "acb") == pytest.approx(product + copy)
+    copy = CPU.permute_s(64 * 2 * 48, 2, 2, 2, 3)
+    assert objective.seconds(sizes, "ackl", "kbl", "acb") == pytest.approx(product + copy)
+
+
+def test_a_layer_without_a_batch_is_planned_for_one_row() -> None:
+    for task in ("apply", "train"):
+        found, one, two = (
+            adtn.plan(sketch(adtn.TTN(bond=4)), task, profile=CPU, **o) for o in ({}, {"batch": 1}, {"batch": 2})
+        )
+        assert found.alternatives == one.alternatives != two.alternatives
 
 
 # --- search and cache ---
@@ -477,6 +513,16 @@ def test_a_plan_lists_the_contractions_that_are_computed(name: str) -> None:
     assert sum(c.times for c in found.contractions) == done["matmul"]
     assert sum(c.times * c.flops for c in found.contractions) == sum(op.flops for op in products)
     assert sum(c.times * c.nbytes for c in found.contractions) == sum(op.moved_bytes for op in products)
+
+
+@pytest.mark.parametrize("name", ["ttn", "mera", "mpo", "dense"])
+def test_contractions_know_their_segment_and_how_often_they_are_done(name: str) -> None:
+    gen = TOPOLOGIES[name].generator()
+    found = adtn.plan(gen, "fit", mode="stream", profile=CPU)
+    places = [c.segment for c in found.contractions]
+    assert places == sorted(places) and set(places) <= set(range(len(gen.segments)))
+    assert {(c.segment, c.times) for c in found.contractions if c.times > 1} <= {(len(gen.segments) - 1, found.tiles)}
+    assert found.tiles > 1 and (name == "dense" or found.contractions[-1].times == found.tiles)
 
 
 @pytest.mark.parametrize(("left", "right"), [("akb", "kc"), ("ka", "bkc"), ("akb", "ckd"), ("xakb", "xkc")])

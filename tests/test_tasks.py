@@ -97,7 +97,8 @@ def test_a_teacher_with_real_outputs_is_followed_by_squared_errors(framework: st
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_the_learning_rate_falls_along_half_a_cosine(framework: str) -> None:
     """Use a loss that is linear in a parameter, with a slope of one: only rates and the momentum of 0.9 remain."""
-    model, moved, values = net(framework), 0.0, []
+    model, moved = net(framework), 0.0
+    values: list[float] = []
     adapter = get_backend("torch" if framework == "torch" else "jax").model(model, None)
     tuning = Tuning(steps=5, lr=0.1, train="all", optimizer="sgd", clip=None)
     losses = adapter.tune(
@@ -112,6 +113,34 @@ def test_the_learning_rate_falls_along_half_a_cosine(framework: str) -> None:
         moved = 0.9 * moved + 1.0
         value -= 0.1 * 0.5 * (1.0 + np.cos(np.pi * n / 5)) * moved
     assert losses == pytest.approx(values, abs=1e-5)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_errors_of_a_distilled_layer_are_means_over_a_round(framework: str) -> None:
+    """A single batch before any update, and two batches that change nothing."""
+    layer: Any = net(framework)
+    layer = layer[0] if framework == "torch" else layer.a
+    inputs = [batch[0] for batch in numbers(framework)]
+    seen = [((x,), {}, layer(x) * (2.0 + n) - 1.0) for n, x in enumerate(inputs)]
+    if framework == "torch":
+        from adtn_backends.torch._distill import distill_layer
+
+        seen = [(x, options, y.detach()) for x, options, y in seen]
+        given: Any = layer
+    else:
+        from adtn_backends.jax._distill import distill_layer, packed
+
+        given = packed(layer)
+    squares = [((layer(*x) - y) ** 2).mean().item() for x, _, y in seen]
+    spreads = [float(np.var(np.asarray(y))) for _, _, y in seen]
+    _, first, last = distill_layer(given, seen[:1], Tuning(steps=3, lr=0.01))
+    assert first == pytest.approx((squares[0] / spreads[0]) ** 0.5, rel=1e-5) and last < first
+    _, first, last = distill_layer(given, seen, Tuning(steps=4, lr=0.0))
+    want = (np.mean(squares) / np.mean(spreads)) ** 0.5
+    assert [first, last] == pytest.approx([want, want], rel=1e-5)
+    _, *adam = distill_layer(given, seen, Tuning(steps=6, lr=0.01))
+    _, *other = distill_layer(given, seen, Tuning(steps=6, lr=0.01, optimizer="sgd", clip=1e-6))
+    assert other == adam, "options of the training of the whole model"
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int64])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from adtn.backends import check_device
 from adtn.errors import TopologyError
-from adtn.program import row_order, tile_counts, tile_program
-from adtn.topology import sizes_of
+from adtn.program import product_order, row_order, tile_counts, tile_program
+from adtn.topology import Core, Segment, sizes_of
 from adtn.weight import TiledWeight, projecting, why_not_factored
 from hypothesis import given
 from hypothesis import strategies as st
@@ -195,3 +195,26 @@ def test_counts_are_exactly_those_that_can_be_cut(dims: list[int], data: st.Data
             break
         n //= d
     assert n == 1 or d % n == 0
+
+
+@given(st.data())
+def test_products_leave_the_legs_of_a_chain_in_order(data: st.DataObject) -> None:
+    """A chain of matrices, contracted by neighbours in any order, has shared indices at one end of each operand."""
+    n = data.draw(st.integers(2, 6))
+    places = data.draw(st.permutations(range(n)))  # where the cores stand in the segment
+    links = [tuple(f"b{k}" for k in (q - 1, q) if 0 <= k < n - 1) for q in range(n)]
+    sizes = {f"b{k}": data.draw(st.integers(2, 4)) for k in range(n - 1)} | {f"x{q}": 3 for q in range(n)}
+    inds = [(*links[q], f"x{q}") for q in places]
+    cores = tuple(
+        Core(f"c{q}", i, tuple(sizes[k] for k in i), f"c{q}", "core") for q, i in zip(places, inds, strict=True)
+    )
+    live, path = [[q] for q in places], []  # parts of the chain, in the order in which numpy.einsum_path has them
+    while len(live) > 1:
+        pairs = [(i, j) for i, a in enumerate(live) for j, b in enumerate(live) if a[-1] + 1 == b[0]]
+        i, j = data.draw(st.sampled_from(pairs))
+        path.append((min(i, j), max(i, j)))
+        whole = [*live[i], *live[j]]
+        live = [*(part for k, part in enumerate(live) if k not in (i, j)), whole]
+    segment = Segment((), cores, tuple(f"x{q}" for q in range(n)))
+    order = product_order(segment, tuple(path), sizes, 1)
+    assert order in (segment.outputs, segment.outputs[::-1])

@@ -45,6 +45,20 @@ def test_attn_adds_disentanglers_of_physical_legs() -> None:
     assert count(adtn.ATTN(bond=2, pairs=((0, 5),)), (64, 64), leg=4) == plain + 4**4
 
 
+def test_linear_counts_by_hand() -> None:
+    # six legs of 4, or three pairs of them
+    def of(topology: adtn.Topology) -> int:
+        return count(topology, (64, 64), leg=4, order=topology.order)
+
+    assert of(adtn.TT(bond=3)) == 2 * 4 * 3 + 4 * 3 * 4 * 3
+    assert of(adtn.TT(bond=100)) == 2 * (4 * 4 + 4 * 4 * 16 + 16 * 4 * 64), "no more than what is left and right"
+    assert of(adtn.MPO(bond=3)) == 2 * 16 * 3 + 3 * 16 * 3
+    assert of(adtn.TensorRing(bond=3)) == 6 * 3 * 4 * 3
+    assert of(adtn.CP(bond=5)) == 6 * 5 * 4
+    assert of(adtn.Tucker(bond=3)) == 3**6 + 6 * 3 * 4
+    assert of(adtn.Tucker(bond=9)) == 4**6 + 6 * 4 * 4, "no more than the leg"
+
+
 @pytest.mark.parametrize(("shape", "legs"), [((4096, 4096), 24), ((512, 4096), 21)])
 def test_brick_wall_nominal_count(shape: tuple[int, int], legs: int) -> None:
     for layers in (1, 2):

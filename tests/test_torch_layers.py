@@ -54,6 +54,8 @@ def embedding():
 def attention():
     torch.manual_seed(0)
     dense = nn.MultiheadAttention(16, 4, batch_first=True)
+    for bias in (dense.in_proj_bias, dense.out_proj.bias):  # zeros at first, which would hide a lost bias
+        nn.init.normal_(bias)
     return Attend(layers.ADTNMultiheadAttention.from_attention(dense, TTN)), torch.randn(2, 5, 16)
 
 
@@ -201,7 +203,8 @@ for layer, x in made + [(layers.ADTNLinear(g), torch.randn(5, g.shape[1])) for g
 
 
 def test_a_process_may_start_with_a_compiled_layer() -> None:
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+    env = os.environ | {"PYTHONPATH": path}  # beside the checkout that is tested here
     done = subprocess.run([sys.executable, "-c", _COMPILED_FIRST], capture_output=True, text=True, env=env)
     assert done.stdout.split() == ["compiled"] * 7, done.stderr[-2000:]
 

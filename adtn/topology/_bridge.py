@@ -102,6 +102,17 @@ def from_tensornetwork(nodes: Iterable[Any]) -> qtn.TensorNetwork:
     ------
     MissingDependencyError
         If the extra ``tensornetwork`` is not installed.
+
+    Examples
+    --------
+    >>> import quimb.tensor as qtn
+    >>> tn = qtn.TensorNetwork([qtn.rand_tensor((2, 3), "ab", tags="A"), qtn.rand_tensor((3, 4), "bc", tags="B")])
+    >>> try:
+    ...     back = from_tensornetwork(to_tensornetwork(tn))
+    ... except ImportError:
+    ...     back = tn
+    >>> bool(abs((back.contract() - tn.contract()).norm()) < 1e-12)
+    True
     """
     _package()
     import quimb.tensor as qtn

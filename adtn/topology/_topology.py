@@ -40,6 +40,20 @@ class Topology:
         - a tuple: after these levels only
     share : bool
         Share one parameter between all cores of the same kind, level and shape.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> import adtn
+    >>> from adtn.topology import Core, Segment
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Outer(adtn.Topology):  # the outer product of one vector per leg
+    ...     def levels(self, layout):
+    ...         legs = zip(layout.leg_names, layout.dims)
+    ...         cores = [Core(name=f"v_{i}", inds=(i,), shape=(d,), param=f"v_{i}", kind="vector") for i, d in legs]
+    ...         return [Segment((), tuple(cores), layout.leg_names)]
+    >>> adtn.Generator((64, 64), Outer()).num_params
+    32
     """
 
     activation: str | None = "identity"
@@ -190,6 +204,21 @@ def register_topology(cls: type[TopologyT]) -> type[TopologyT]:
     ------
     TopologyError
         If the class is not a dataclass that extends :class:`Topology`, or the name is taken.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from dataclasses import dataclass
+    >>> import adtn
+    >>> @adtn.register_topology
+    ... @dataclass(frozen=True, kw_only=True, repr=False)
+    ... class NarrowTree(adtn.TTN):
+    ...     bond: int = 2
+    >>> gen = adtn.Generator((64, 64), NarrowTree())
+    >>> path = os.path.join(tempfile.mkdtemp(), "layer.safetensors")
+    >>> adtn.save(path, gen)
+    >>> adtn.load(path).topology == gen.topology
+    True
     """
     if not (isinstance(cls, type) and issubclass(cls, Topology) and is_dataclass(cls)):
         raise TopologyError(f"Got cls={shown(cls)}; expected a frozen dataclass that extends adtn.Topology.")

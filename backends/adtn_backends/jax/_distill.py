@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import jax
@@ -41,6 +42,7 @@ def distill_layer(layer: Packed, seen: Sequence[Seen], tuning: Tuning) -> tuple[
         return jnp.square(exact(layer(*inputs, **options)) - exact(target)).mean() / variance
 
     chosen = {path: v for path, v in variables_of(module).items() if isinstance(v, nnx.Param)}
+    tuning = replace(tuning, optimizer="adam", clip=None)
     losses = train(module, chosen, value, cycled(seen, tuning.steps), tuning, lambda step, loss: None)
     window = max(min(len(seen), len(losses)), 1)
     first, last = (math.sqrt(statistics.fmean(part)) for part in (losses[:window], losses[-window:]))

@@ -35,7 +35,7 @@ def distill_layer(
         return (exact(output) - exact(target)).square().mean() / variance
 
     step = step_of(value, {1.0: trained}, replace(tuning, optimizer="adam", clip=None))
-    errors = [math.sqrt(float(step(seen[n % len(seen)], n))) for n in range(tuning.steps)]
+    losses = [float(step(seen[n % len(seen)], n)) for n in range(tuning.steps)]
     window = max(min(len(seen), tuning.steps), 1)
-    first, last = statistics.fmean(errors[:window]), statistics.fmean(errors[-window:])
+    first, last = (math.sqrt(statistics.fmean(part)) for part in (losses[:window], losses[-window:]))
     return {k: v.detach() for k, v in layer.state_dict().items()}, first, last
