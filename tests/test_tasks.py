@@ -117,7 +117,7 @@ def test_the_learning_rate_falls_along_half_a_cosine(framework: str) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_errors_of_a_distilled_layer_are_means_over_a_round(framework: str) -> None:
-    """A single batch before any update, and two batches that change nothing."""
+    """Distil with one batch, whose first error precedes any update, and with two batches at a learning rate of zero."""
     layer: Any = net(framework)
     layer = layer[0] if framework == "torch" else layer.a
     inputs = [batch[0] for batch in numbers(framework)]
