@@ -206,7 +206,8 @@ def test_products_leave_the_legs_of_a_chain_in_order(data: st.DataObject) -> Non
     sizes = {f"b{k}": data.draw(st.integers(2, 4)) for k in range(n - 1)} | {f"x{q}": 3 for q in range(n)}
     inds = [(*links[q], f"x{q}") for q in places]
     cores = tuple(
-        Core(f"c{q}", i, tuple(sizes[k] for k in i), f"c{q}", "core") for q, i in zip(places, inds, strict=True)
+        Core(name=f"c{q}", inds=i, shape=tuple(sizes[k] for k in i), param=f"c{q}", kind="core")
+        for q, i in zip(places, inds, strict=True)
     )
     live, path = [[q] for q in places], []  # parts of the chain, in the order in which numpy.einsum_path has them
     while len(live) > 1:
