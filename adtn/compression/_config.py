@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
@@ -200,6 +199,8 @@ class Config:
         CompressError
             If it cannot be read, or contains an unknown option or a value that is not allowed.
         """
+        import tomllib  # not needed by those who write their config in Python
+
         try:
             text = Path(path).read_text()
             if Path(path).suffix in (".yaml", ".yml"):

@@ -9,15 +9,16 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from importlib import resources
-from importlib.resources.abc import Traversable
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from .._checks import checked
 from .._files import read_json, read_whole, sealed_json
 from ..backends import Op
 from ..errors import ProfileError, ScheduleError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 FORMAT = 4
 _UNSEALED = 3  # the same format without a digest
@@ -362,6 +363,8 @@ def shipped_profiles() -> tuple[str, ...]:
 
 
 def _folder() -> Traversable:
+    from importlib import resources  # 10 ms
+
     return resources.files("adtn.device")
 
 
