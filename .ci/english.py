@@ -81,13 +81,13 @@ VERBS = frozenset(
     Backpropagate Begin Bind Bound Build Cache Calibrate Call Capture Cast Check Choose Clear Clip Close Collect
     Combine Compare Compile Compress Compute Concatenate Configure Continue Contract Convert Copy Correct Count
     Create Crop Damage Decide Declare Decode Decompose Decorate Decrease Delete Derive Describe Detach Detect
-    Differentiate Discard Distill Divide Do Download Draw Drop Emit Encode End Ensure Enumerate Estimate Evaluate
-    Evict Exclude Execute Expand Export Express Extend Extract Factorise Fail Fill Filter Find Fit Flatten Flush
-    Forget Format Forward Free Freeze Gather Generate Get Give Group Guard Handle Hash Hold Identify Ignore Import
-    Improve Include Increase Index Infer Inherit Initialise Inject Insert Inspect Install Interpolate Interrupt
-    Introduce Invalidate Invert Iterate Join Keep Kill Let Limit Link List Load Lock Look Make Map Mark Match
-    Materialise Measure Merge Mount Move Multiply Name Normalise Note Notice Open Order Pad Pair Parse Pass Patch
-    Perform Permute Persist Place Plan Plant Plot Predict Prepare Preserve Price Print Process Produce Project
+    Differentiate Discard Distil Distill Divide Do Download Draw Drop Emit Encode End Ensure Enumerate Estimate
+    Evaluate Evict Exclude Execute Expand Export Express Extend Extract Factorise Fail Fill Filter Find Fit Flatten
+    Flush Forget Format Forward Free Freeze Gather Generate Get Give Group Guard Handle Hash Hold Identify Ignore
+    Import Improve Include Increase Index Infer Inherit Initialise Inject Insert Inspect Install Interpolate
+    Interrupt Introduce Invalidate Invert Iterate Join Keep Kill Let Limit Link List Load Lock Look Make Map Mark
+    Match Materialise Measure Merge Mount Move Multiply Name Normalise Note Notice Open Order Pad Pair Parse Pass
+    Patch Perform Permute Persist Place Plan Plant Plot Predict Prepare Preserve Price Print Process Produce Project
     Propagate Propose Provide Prune Publish Pull Push Put Quantise Query Raise Rank Read Rebuild Recompute Record
     Redirect Reduce Refuse Register Release Remember Remove Rename Render Reorder Repeat Replace Replay Report
     Require Rescale Reset Reshape Resolve Restore Resume Return Reuse Rotate Round Run Sample Save Say Scale Scan

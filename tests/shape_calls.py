@@ -1,7 +1,7 @@
-"""Calls what the annotations of arrays are about, on every backend: ``python tests/shape_calls.py OUT.json``.
+"""Call every function with annotated arrays on every backend: ``python tests/shape_calls.py OUT.json``.
 
 Shapes are checked at every call (see ``shapes.py``); the counts of calls by function and framework are written to a
-file. A process of its own, since functions are wrapped as their modules are imported.
+file. This runs in a separate process, as functions are wrapped when their modules are imported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from adtn.weight import MODES
 from table import TOPOLOGIES, Row
 
 ROWS = (TOPOLOGIES["mpo"], Row(adtn.TTN(bond=2, activation="tanh"), (23, 22)))
-"""Multilinear; nonlinear, with padding and with states between segments."""
+"""A multilinear network, and a nonlinear one with padding and with states between segments."""
 
 
 def generators(row: Row) -> Iterator[adtn.Generator]:

@@ -153,13 +153,13 @@ WORDS = ["inherited", "attribute", "setting", "default", "constant", "static", "
 
 
 def task(**changes: int | str) -> Any:
-    """An object of a user's class."""
+    """Make an object of a user's class."""
     names: dict[str, Any] = {"__name__": "mine"}
     exec(TASK.format(**dict.fromkeys(WORDS, 1) | {"doc": "Text."} | changes), names)
     return names["Task"]()
 
 
-def test_a_mark_sees_what_a_class_does_and_not_what_it_says() -> None:
+def test_a_fingerprint_depends_on_the_code_of_a_class_and_not_on_its_docstring() -> None:
     mark = fingerprint(task())
     assert mark == fingerprint(task()) == fingerprint(task(doc="Other text."))
     used = task()

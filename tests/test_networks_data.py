@@ -76,7 +76,7 @@ def test_truncated_altered_or_missing_downloads_are_not_stored(
     folder, url = server
     if served is not None:
         (folder / "a.gz").write_bytes(served)
-    with pytest.raises(ADTNError, match="Nothing was kept" if served is not None else "Cannot fetch"):
+    with pytest.raises(ADTNError, match="nothing was written" if served is not None else "Cannot download"):
         data.download(remote(data, "a.gz", url, b"content"), tmp_path / "out")
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,11 @@ class A:
     )
     found = {fault.before for fault in plant.faults_of(tmp_path / "adtn" / "x.py", tmp_path)}
     assert found == {"1", "x < 0", "0"}
+
+
+def test_the_page_of_faults_names_tests_that_exist() -> None:
+    page = (plant.ROOT / "docs/developer/planted-faults.md").read_text()
+    names = re.findall(r"(test_\w+\.py)::(\w+)", page)
+    assert len(names) > 40
+    for file, name in names:
+        assert f"def {name}(" in (Path(__file__).parent / file).read_text(), f"{file}::{name}"

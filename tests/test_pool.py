@@ -52,7 +52,7 @@ def test_stacks_of_products(name: str, stack: tuple[int, ...]) -> None:
 
 
 def test_nobody_waits_to_give_memory_back() -> None:
-    """The collector of cycles may come by while this very thread takes memory."""
+    """Free memory while the lock is held, as the garbage collector may do in the thread that allocates."""
     pool = Pool()
     alive = [pool.empty((1 << 18,), np.uint8)]
     thread = threading.Thread(target=alive.clear, daemon=True)

@@ -261,7 +261,7 @@ def test_permutes_of_short_runs_and_long_strides_cost_more() -> None:
 
 
 def test_many_axes_cost_per_run_and_per_entry() -> None:
-    """A copy of many axes costs per run and per entry, on top of the price in the table."""
+    """Price a copy of many axes per run and per entry, in addition to the price in the table."""
     profile = replace(CPU, permute_many=(1e-3, 1e-6))
     entries, inner, stride, before = 1 << 12, 8, 16, 4
     few = CPU.permute_s(entries, inner, stride, before, 3)

@@ -199,14 +199,15 @@ def test_counts_are_exactly_those_that_can_be_cut(dims: list[int], data: st.Data
 
 @given(st.data())
 def test_products_leave_the_legs_of_a_chain_in_order(data: st.DataObject) -> None:
-    """A chain of matrices, contracted by neighbours in any order, has shared indices at one end of each operand."""
+    """Contract neighbours of a chain of matrices in any order: each operand has the shared indices at one end."""
     n = data.draw(st.integers(2, 6))
     places = data.draw(st.permutations(range(n)))  # where the cores stand in the segment
     links = [tuple(f"b{k}" for k in (q - 1, q) if 0 <= k < n - 1) for q in range(n)]
     sizes = {f"b{k}": data.draw(st.integers(2, 4)) for k in range(n - 1)} | {f"x{q}": 3 for q in range(n)}
     inds = [(*links[q], f"x{q}") for q in places]
     cores = tuple(
-        Core(f"c{q}", i, tuple(sizes[k] for k in i), f"c{q}", "core") for q, i in zip(places, inds, strict=True)
+        Core(name=f"c{q}", inds=i, shape=tuple(sizes[k] for k in i), param=f"c{q}", kind="core")
+        for q, i in zip(places, inds, strict=True)
     )
     live, path = [[q] for q in places], []  # parts of the chain, in the order in which numpy.einsum_path has them
     while len(live) > 1:

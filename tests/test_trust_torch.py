@@ -440,7 +440,7 @@ def test_a_state_is_enough_for_a_layer_without_values(name: str, how: str) -> No
     "case",
     limited(
         NotImplementedError,
-        "which rows are asked for decides what is made",
+        "the requested rows decide what is computed",
         *EMBEDDINGS,
         "embedding seeded base",
         "adapted embedding",

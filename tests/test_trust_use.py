@@ -396,7 +396,9 @@ class Plain(adtn.Topology):
     def levels(self, layout):
         names, dims = layout.leg_names, layout.dims
         pairs = enumerate(zip(names, dims))
-        cores = tuple(Core(f"v{k}", (n, "b"), (d, self.bond), f"v{k}", "factor") for k, (n, d) in pairs)
+        cores = tuple(
+            Core(name=f"v{k}", inds=(n, "b"), shape=(d, self.bond), param=f"v{k}", kind="factor") for k, (n, d) in pairs
+        )
         return [Segment((), cores, names)]
 """
 SAVE = """
