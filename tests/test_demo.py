@@ -115,7 +115,7 @@ def test_the_demo_says_the_same_on_every_backend(device: str) -> None:
 
 
 def test_mnist_is_read_from_idx_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files as LeCun, Cortes and Burges describe them: big-endian counts and sides, then bytes, image by image."""
+    """Read the format of LeCun, Cortes and Burges: big-endian counts and sides, then bytes, image by image."""
     (tmp_path / "mnist").mkdir()
     rng = np.random.default_rng(0)
     images, labels = {}, {}

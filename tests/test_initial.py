@@ -45,7 +45,7 @@ def test_twelve_levels(activation: str) -> None:
 
 
 def test_a_state_of_just_the_largest_size_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the standard deviation is called exact, nothing was sampled on the way."""
+    """A standard deviation is called exact only if nothing was sampled on the way."""
     gen = deep("silu")
     largest = max(map(_initial._largest, gen.program.stages[:-1]))
     monkeypatch.setattr(_initial, "_STATE", largest)
@@ -56,7 +56,7 @@ def test_a_state_of_just_the_largest_size_is_measured(monkeypatch: pytest.Monkey
 
 
 def test_moments_are_those_of_the_entries(row: Row) -> None:
-    """Of a state that is known, and of one of independent entries; the map of a segment by its columns."""
+    """Compare for a known state and for one of independent entries; the map of a segment is given by its columns."""
     gen = row.generator(seed=1)
     arrays, sizes = gen.arrays("numpy:cpu", "float64"), sizes_of(gen.segments)
     state, mean, variance = None, 0.3, 0.7

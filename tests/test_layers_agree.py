@@ -141,7 +141,7 @@ def test_attention(bias: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_a_layer_in_place_of_a_dense_one_is_not_fitted_unasked(framework: str) -> None:
-    """Its weight has the spread of the dense one, and no more of it."""
+    """The weight has the spread of the dense one, and nothing else of it."""
     module = modules()[framework][0]
     dense: dict[str, tuple[Any, np.ndarray]]
     if framework == "torch":

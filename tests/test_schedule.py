@@ -251,7 +251,7 @@ def test_permutes_of_short_runs_and_long_strides_cost_more() -> None:
 
 
 def test_many_axes_cost_per_run_and_per_entry() -> None:
-    """Beside the table: a copy in which two axes stay together has so many runs of them."""
+    """The time beyond that of the table is linear in the number of runs and in the entries times further axes."""
     profile = replace(CPU, permute_many=(1e-3, 1e-6))
     entries, inner, stride, before = 1 << 12, 8, 16, 4
     few = CPU.permute_s(entries, inner, stride, before, 3)

@@ -199,7 +199,7 @@ def test_counts_are_exactly_those_that_can_be_cut(dims: list[int], data: st.Data
 
 @given(st.data())
 def test_products_leave_the_legs_of_a_chain_in_order(data: st.DataObject) -> None:
-    """However a chain of matrices is contracted by neighbours, what they share is at one end of each operand."""
+    """A chain of matrices, contracted by neighbours in any order, shares indices at one end of each operand."""
     n = data.draw(st.integers(2, 6))
     places = data.draw(st.permutations(range(n)))  # where the cores stand in the segment
     links = [tuple(f"b{k}" for k in (q - 1, q) if 0 <= k < n - 1) for q in range(n)]
