@@ -109,6 +109,7 @@ def test_a_short_demo(tmp_path) -> None:
 def test_the_demo_says_the_same_on_every_backend(device: str) -> None:
     want = run_demo("digits", devices=["numpy:cpu"], steps=20, only=["TTN", "frozen random"])
     got = run_demo("digits", devices=[device], steps=20, only=["TTN", "frozen random"])
+    assert {r.case for r in want.results} == {"TTN", "frozen random"}
     for a, b in zip(want.results, got.results, strict=True):
         np.testing.assert_allclose(a.history, b.history, rtol=1e-2)
 

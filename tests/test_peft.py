@@ -81,6 +81,20 @@ def test_adapters_are_switched_merged_and_unmerged() -> None:
     torch.testing.assert_close(merged(X), first, rtol=1e-4, atol=1e-4)
 
 
+def test_a_safe_merge_refuses_what_is_not_finite() -> None:
+    model = moved(wrapped())
+    y = model(X)
+    model.merge_adapter(safe_merge=True)
+    torch.testing.assert_close(model(X), y, rtol=1e-4, atol=1e-4)
+    model.unmerge_adapter()
+    broken = next(p for name, p in model.named_parameters() if "lora_generated" in name and p.requires_grad)
+    with torch.no_grad():
+        broken.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaNs detected"):
+        model.merge_adapter(safe_merge=True)
+    model.merge_adapter()
+
+
 def test_merged_adapters_are_saved_loaded_and_trained_as_if_they_were_not() -> None:
     model, other = moved(wrapped()), wrapped()
     want = model(X)

@@ -209,6 +209,19 @@ def test_a_process_may_start_with_a_compiled_layer() -> None:
     assert done.stdout.split() == ["compiled"] * 7, done.stderr[-2000:]
 
 
+def test_an_adjoint_can_be_differentiated_and_is_nothing_for_what_has_no_influence() -> None:
+    from adtn_backends.torch._vjp import differentiable_vjp
+
+    x = torch.linspace(0.1, 1.0, 5, requires_grad=True)
+    unused, frozen = torch.ones(3, requires_grad=True), torch.full((5,), 2.0)
+    ybar = torch.arange(5.0)
+    xbar, *others = differentiable_vjp(lambda: x**3 * frozen, [x, unused, frozen], ybar)
+    assert others == [None, None]
+    torch.testing.assert_close(xbar, 6.0 * x**2 * ybar)
+    (again,) = torch.autograd.grad(xbar.sum(), x)
+    torch.testing.assert_close(again, 12.0 * x * ybar)
+
+
 @traces
 @pytest.mark.parametrize("mode", [None, "factored", "materialise"])
 def test_one_graph_for_every_batch_without_the_weight(mode: str | None) -> None:
