@@ -11,9 +11,14 @@ nn = torch.nn
 def net():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 32), nn.ReLU(),
+        nn.Conv2d(4, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 16, 32),
+        nn.ReLU(),
         nn.Linear(32, 3),
-    )  # fmt: skip
+    )
 
 
 def batches(n: int = 3):

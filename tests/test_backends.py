@@ -205,8 +205,11 @@ def test_a_backend_of_another_distribution_is_found(tmp_path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(target)!r}); {program}"],
-        check=True, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert "(8, 8)" in done.stdout
     assert "toy:cpu" in done.stdout
 

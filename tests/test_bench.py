@@ -64,9 +64,15 @@ def test_a_report_compares_with_the_first_device_and_has_a_panel_per_task(tmp_pa
     plt = pytest.importorskip("matplotlib.pyplot")
     rich = pytest.importorskip("rich.console")
     one = BenchResult(
-        case="TTN 4 64x64", task="apply", batch=16, device="numpy:cpu", dtype="float32", mode="stream", tiles=4,
+        case="TTN 4 64x64",
+        task="apply",
+        batch=16,
+        device="numpy:cpu",
+        dtype="float32",
+        mode="stream",
+        tiles=4,
         seconds=0.25,
-    )  # fmt: skip
+    )
     other, failed = replace(one, device="torch:cpu", seconds=0.5), replace(one, device="jax:cpu", error="no memory")
     fit = replace(one, task="fit", batch=None, seconds=0.125)
     report = BenchReport(BenchConfig(), [one, other, failed, fit])

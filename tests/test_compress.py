@@ -674,9 +674,18 @@ def test_the_command_line_writes_a_folder_that_loads_back(here: Path) -> None:
     dense = somenet.build()
     save_model(dense, "dense.safetensors")
     done = command(
-        "somenet:build", "--weights", "dense.safetensors", "--config", "c.toml", "--data", "somenet:data", "--test",
-        "somenet:data", "--out", "small",
-    )  # fmt: skip
+        "somenet:build",
+        "--weights",
+        "dense.safetensors",
+        "--config",
+        "c.toml",
+        "--data",
+        "somenet:data",
+        "--test",
+        "somenet:data",
+        "--out",
+        "small",
+    )
     assert done.exit_code == 0, done.output
     assert "accuracy" in done.output
     found = {str(p.relative_to(here / "small")) for p in (here / "small").rglob("*") if p.is_file()}
@@ -780,8 +789,9 @@ def test_seeds_are_dropped_by_the_loss_of_the_model() -> None:
     config = Config(targets=["4"], topology=TTN, restarts=4, recipe="finetune", tune_steps=16)
     report = adtn.compress(net(), config, data=batches(), progress=lines.append)
     assert [line for line in lines if "go on" in line] == [
-        "4 seeds trained for 2 steps, 2 go on", "2 seeds trained for 4 steps, 1 go on"
-    ]  # fmt: skip
+        "4 seeds trained for 2 steps, 2 go on",
+        "2 seeds trained for 4 steps, 1 go on",
+    ]
     assert len(report.losses) == 16
 
 

@@ -16,9 +16,16 @@ from adtn.optim.solvers import _gauss_newton
 from adtn.optim.solvers._gauss_newton import plan_curvature
 
 TOPOLOGIES = (
-    adtn.TTN(bond=2), adtn.TTN(bond=2, share=True), adtn.ATTN(bond=2), adtn.MERA(bond=2), adtn.BrickWall(layers=2),
-    adtn.MPO(bond=2), adtn.CP(bond=2), adtn.RandomFeatures(bond=2), adtn.TTN(bond=2, where="all", activation="tanh"),
-)  # fmt: skip
+    adtn.TTN(bond=2),
+    adtn.TTN(bond=2, share=True),
+    adtn.ATTN(bond=2),
+    adtn.MERA(bond=2),
+    adtn.BrickWall(layers=2),
+    adtn.MPO(bond=2),
+    adtn.CP(bond=2),
+    adtn.RandomFeatures(bond=2),
+    adtn.TTN(bond=2, where="all", activation="tanh"),
+)
 
 
 def slopes(generator: adtn.Generator, names: list[str]) -> np.ndarray:

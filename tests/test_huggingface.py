@@ -22,9 +22,15 @@ def folder_of(kind: str, path: Path) -> Path:
     torch.manual_seed(0)
     if kind == "llama":
         config = transformers.LlamaConfig(
-            vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=True,
-        )  # fmt: skip
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=32,
+            tie_word_embeddings=True,
+        )
         model = transformers.LlamaForCausalLM(config)
     else:
         model = transformers.GPT2LMHeadModel(
@@ -120,8 +126,10 @@ def tiny(kind: str) -> tuple[Any, dict[str, Any]]:
     images = {"image_size": 8, "patch_size": 4, **sizes}
     config = transformers.CLIPConfig(text_config=words, vision_config=images, projection_dim=8)
     return transformers.CLIPModel(config), {
-        "input_ids": IDS, "pixel_values": torch.randn(2, 3, 8, 8), "return_loss": True,
-    }  # fmt: skip
+        "input_ids": IDS,
+        "pixel_values": torch.randn(2, 3, 8, 8),
+        "return_loss": True,
+    }
 
 
 @pytest.mark.parametrize(

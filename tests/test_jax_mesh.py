@@ -132,8 +132,10 @@ print("agrees")
 @pytest.mark.parametrize("kind", ["Explicit", "Auto"])
 def test_batches_stay_where_they_are(kind: str) -> None:
     environment = {
-        **os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
-    }  # fmt: skip
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
     command = [sys.executable, "-W", "error", "-c", PROGRAM, kind]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "agrees", done.stderr[-2000:]

@@ -146,8 +146,11 @@ def test_a_whole_model_becomes_dense() -> None:
     before = numbers(model)
     dense = layers.to_dense(model)
     assert {type(m).__name__ for _, m in nnx.iter_modules(dense)} == {
-        "Both", "MultiHeadAttention", "LinearGeneral", "Linear"
-    }  # fmt: skip
+        "Both",
+        "MultiHeadAttention",
+        "LinearGeneral",
+        "Linear",
+    }
     assert dense.again is dense.out
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 16)), jnp.float32)
     np.testing.assert_allclose(dense(x), model(x), rtol=1e-4, atol=1e-5)

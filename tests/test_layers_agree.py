@@ -133,7 +133,7 @@ def test_attention(bias: bool, tmp_path: Path) -> None:
     module, to, back = found["jax"]
     twin = module.ADTNMultiheadAttention(
         adtn.load(tmp_path / "in.safetensors"), adtn.load(tmp_path / "out.safetensors"), 4, *biases
-    )  # fmt: skip
+    )
     q, k = (RNG.standard_normal((2, n, 16)).astype("float32") for n in (5, 3))
     want = layer(*(torch.tensor(x) for x in (q, k, k)), need_weights=False)[0].detach().numpy()
     np.testing.assert_allclose(back(twin(to(q), to(k), to(k))), want, rtol=1e-3, atol=1e-4)

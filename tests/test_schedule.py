@@ -313,9 +313,12 @@ def test_calibration_recovers_a_known_machine_and_is_found(device: str, monkeypa
     monkeypatch.setattr(_calibrate.Calibration, "measure", clock)
     small = ((1 << 8, 1 << 10, 1 << 12, 1 << 14), (2, 64), (1, 256))
     for name, value in {
-        "GEMM_SIZES": (1, 4, 16, 64), "COARSE_SIZES": (1, 4, 16, 64), "PERMUTE_SIZES": small, "COARSE_PERMUTES": small,
+        "GEMM_SIZES": (1, 4, 16, 64),
+        "COARSE_SIZES": (1, 4, 16, 64),
+        "PERMUTE_SIZES": small,
+        "COARSE_PERMUTES": small,
         "_PERMUTE_BITS": (10, 12, 14),
-    }.items():  # fmt: skip
+    }.items():
         monkeypatch.setattr(_calibrate, name, value)
     monkeypatch.setattr(_validate, "_PROGRAM_SIZES", (64,))
     monkeypatch.setattr(_calibrate, "_LARGEST_PRODUCT", 1 << 12)
@@ -346,9 +349,16 @@ def test_device_time_is_a_cotengra_objective() -> None:
     dims = {symbol[i]: d for i, d in sizes.items() if i in symbol}
     objective = DeviceTime(CPU)
     optimizer = ctg.HyperOptimizer(
-        methods=("greedy",), minimize=objective, max_repeats=4, parallel=False, on_trial_error="raise", seed=0,
-        reconf_opts={}, slicing_reconf_opts={"target_size": 2**12}, optlib="random",
-    )  # fmt: skip
+        methods=("greedy",),
+        minimize=objective,
+        max_repeats=4,
+        parallel=False,
+        on_trial_error="raise",
+        seed=0,
+        reconf_opts={},
+        slicing_reconf_opts={"target_size": 2**12},
+        optlib="random",
+    )
     tree = optimizer.search(inputs, output, dims)
     assert objective({"tree": tree}) == pytest.approx(
         math.log2(sum(objective.cost_local_tree_node(tree, node) for node, _, _ in tree.traverse()))
@@ -488,8 +498,9 @@ def test_the_search_prices_the_products_that_are_done(name: str) -> None:
                 if op.kind == "matmul":
                     want[op.shape, op.transposed] += 1
     null = get_backend("null")
-    arrays, counter = null.arrays_like({k: np.broadcast_to(np.float32(0), x.shape) for k, x in gen.arrays(
-        "numpy:cpu", "float32").items()})  # fmt: skip
+    arrays, counter = null.arrays_like(
+        {k: np.broadcast_to(np.float32(0), x.shape) for k, x in gen.arrays("numpy:cpu", "float32").items()}
+    )
     state, tape = forward_tape(program, arrays)
     pullback(program, tape, state)
     done = Counter()

@@ -31,8 +31,11 @@ def words(seed: int, n: int) -> list[int]:
 def test_known_answer_of_the_generator() -> None:
     # the vector that Random123 published for counter 0 and key 0
     assert philox4x64_10([0] * 4, [0] * 2) == [
-        0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B,
-    ]  # fmt: skip
+        0x16554D9ECA36314C,
+        0xDB20FE9D672D0FDC,
+        0xD7E772CEE186176B,
+        0x7E68B68AEC7BA23B,
+    ]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 12345, 2**63 + 7])

@@ -228,8 +228,18 @@ def test_the_command_line_takes_a_loss_and_a_score(tmp_path: Path, monkeypatch: 
     tmp_path.joinpath("c.toml").write_text('topology = {name = "ttn", bond = 2}\nsteps = 5\ntune_steps = 3\n')
     done = CliRunner().invoke(
         app,
-        ["compress", "regression:build", "--config", "c.toml", "--data", "regression:data", "--loss", "regression:loss",
-         "--score", "regression:score"],
-    )  # fmt: skip
+        [
+            "compress",
+            "regression:build",
+            "--config",
+            "c.toml",
+            "--data",
+            "regression:data",
+            "--loss",
+            "regression:loss",
+            "--score",
+            "regression:score",
+        ],
+    )
     assert done.exit_code == 0, done.output
     assert "score 3.5 -> 3.5" in done.output

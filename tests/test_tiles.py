@@ -90,8 +90,13 @@ def test_bases_and_padding_pass_by_in_tiles(base: str, by_rows: bool) -> None:
     row = TOPOLOGIES["attn-pairs"] if by_rows else TOPOLOGIES["brickwall-mixed"]
     given_base = adtn.SeededBase(3) if base == "seeded" else np.random.default_rng(5).standard_normal(row.shape)
     gen = row.generator(seed=3, base=given_base)
-    padded = adtn.Generator((7, 11), adtn.TTN(bond=2), layout=adtn.Layout.of((7, 11), 4, max_padding=3), base=given_base
-                            if base == "seeded" else np.ones((7, 11)), dtype="float64")  # fmt: skip
+    padded = adtn.Generator(
+        (7, 11),
+        adtn.TTN(bond=2),
+        layout=adtn.Layout.of((7, 11), 4, max_padding=3),
+        base=given_base if base == "seeded" else np.ones((7, 11)),
+        dtype="float64",
+    )
     for g in (gen, padded):
         wbar = np.random.default_rng(1).standard_normal(g.shape)
         want, grads = g.function.vjp(g.arrays("numpy:cpu", "float64"), wbar)

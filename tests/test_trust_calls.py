@@ -253,9 +253,13 @@ def models() -> dict[str, Call]:
     batches = [(torch.ones(4, 8), torch.zeros(4, dtype=torch.long))]
     config = adtn.Config(targets=["nothing"])  # nothing is compressed, whatever is accepted
     takes = {
-        "data": "[] wrong_array", "test": "[] wrong_array", "loss": "function", "score": "function", "folder": "'no'",
+        "data": "[] wrong_array",
+        "test": "[] wrong_array",
+        "loss": "function",
+        "score": "function",
+        "folder": "'no'",
         "progress": "function",
-    }  # fmt: skip
+    }
     good = {"model": model, "config": config, "data": batches}
     return {"compress": Call(adtn.compress, good, takes, skip="executor")}
 

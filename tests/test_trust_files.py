@@ -326,8 +326,17 @@ def test_a_state_is_a_plain_safetensors_file(tmp_path: Path) -> None:
 # --- older formats ---
 
 
-FORMATS = {"generator": 1, "generator-int8": 1, "torch-layer": 1, "jax-layer": 1, "finished-layer": 1,
-           "adapter-layer": 1, "adapter-in-jax": 1, "profile": 4, "cached-profile": 4}  # fmt: skip
+FORMATS = {
+    "generator": 1,
+    "generator-int8": 1,
+    "torch-layer": 1,
+    "jax-layer": 1,
+    "finished-layer": 1,
+    "adapter-layer": 1,
+    "adapter-in-jax": 1,
+    "profile": 4,
+    "cached-profile": 4,
+}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -428,11 +437,18 @@ def networks_file(pieces: list[Piece], shape: list[int], **tensors: np.ndarray) 
         for i, cores, o in pieces
     ]
     header["topology"] = {
-        "name": "Networks", "pieces": written, "activation": "tanh", "where": "inner", "share": False,
-    }  # fmt: skip
+        "name": "Networks",
+        "pieces": written,
+        "activation": "tanh",
+        "where": "inner",
+        "share": False,
+    }
     header["layout"] = {
-        "shape": shape, "factors": [[n] for n in shape], "order": list(range(len(shape))), "max_padding": 1.5,
-    }  # fmt: skip
+        "shape": shape,
+        "factors": [[n] for n in shape],
+        "order": list(range(len(shape))),
+        "max_padding": 1.5,
+    }
     header |= {"sha256": "0" * 64, "base": None}
     return sealed(save_plain(tensors, {"adtn": json.dumps(header, sort_keys=True)}))
 
@@ -736,9 +752,11 @@ def bad_places(folder: Path, kind: str) -> dict[str, Any]:
     (folder / "folder").mkdir()
     (folder / "link").symlink_to(folder / "nowhere")
     found: dict[str, Any] = {
-        "below-a-file": folder / "file" / "x", "too-long": folder / ("x" * 300), "null": f"{folder}/a\0b",
+        "below-a-file": folder / "file" / "x",
+        "too-long": folder / ("x" * 300),
+        "null": f"{folder}/a\0b",
         "device": "/dev/null",
-    }  # fmt: skip
+    }
     if os.path.isdir("/proc/self"):
         found["read-only"] = "/proc/self/adtn-x"
     if kind == "file":
@@ -780,7 +798,10 @@ def save_adapter_of(framework: str) -> Callable[[Path, Any], Any]:
 PLACES: dict[str, tuple[str, str, Callable[[Path, Any], Any], str]] = {
     "fit": ("checkpoint", "file", lambda t, b: adtn.fit(GEN, TARGET, steps=2, checkpoint=b), "optim._fit.plan_loss"),
     "compress": (
-        "folder", "folder", lambda t, b: adtn.compress(torch_net(), QUICK, folder=b), "compression._local.solve",
+        "folder",
+        "folder",
+        lambda t, b: adtn.compress(torch_net(), QUICK, folder=b),
+        "compression._local.solve",
     ),
     "run_folder": ("out", "folder", lambda t, b: run_folder(torch_net, QUICK, Path(b)), "compression._local.solve"),
     "save_layers": ("folder", "folder", lambda t, b: save_layers(b, {"0": GEN}), ""),
@@ -788,17 +809,26 @@ PLACES: dict[str, tuple[str, str, Callable[[Path, Any], Any], str]] = {
     "jax-adapter": ("folder", "folder", save_adapter_of("jax"), ""),
     "cli-fit": ("--out", "file", lambda t, b: command("fit", weight_file(t), "--out", b), "optim.fit"),
     "cli-fit-checkpoint": (
-        "checkpoint", "file", lambda t, b: command("fit", weight_file(t), "--checkpoint", b), "optim._fit.plan_loss",
+        "checkpoint",
+        "file",
+        lambda t, b: command("fit", weight_file(t), "--checkpoint", b),
+        "optim._fit.plan_loss",
     ),
     "cli-compress": (
-        "--out", "folder", lambda t, b: command("compress", "os:getcwd", "--out", b), "compression.run_folder",
+        "--out",
+        "folder",
+        lambda t, b: command("compress", "os:getcwd", "--out", b),
+        "compression.run_folder",
     ),
     "cli-demo": ("--out", "folder", lambda t, b: command("demo", "--steps", "1", "--out", b), "demo.run_demo"),
     "cli-bench": ("--out", "file", lambda t, b: command("bench", "--out", b), "bench.run_bench"),
     "cli-calibrate": (
-        "--out", "file", lambda t, b: command("calibrate", "--device", "numpy:cpu", "--out", b), "schedule.calibrate",
+        "--out",
+        "file",
+        lambda t, b: command("calibrate", "--device", "numpy:cpu", "--out", b),
+        "schedule.calibrate",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -909,13 +939,14 @@ PROBLEMS: dict[str, tuple[Any, Any]] = {
     "code": (lambda: (adtn.Task(doubled), {}), lambda: (adtn.Task(tripled), {})),
     "batches": (lambda: (batches_of(0.0), {}), lambda: (batches_of(1.0), {})),
     "schedule": (
-        lambda: (TARGET, {"schedule": lambda step: 0.01}), lambda: (TARGET, {"schedule": lambda step: 0.02}),
+        lambda: (TARGET, {"schedule": lambda step: 0.01}),
+        lambda: (TARGET, {"schedule": lambda step: 0.02}),
     ),
     "moment": (
         lambda: (adtn.DataAwareReconstruction(TARGET, np.eye(12)), {}),
         lambda: (adtn.DataAwareReconstruction(TARGET, np.eye(12) * np.arange(1, 13)), {}),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -1086,20 +1117,44 @@ def test_weights_outside_of_the_folder_are_refused(hf: Path) -> None:
 
 
 CONFIGS: dict[str, Any] = {
-    "text": "x", "list": "[]", "number": "3", "null": "null", "nested": "[" * 50_000, "nothing": "{}",
-    "bytes": b"\xff\xfe", "no-file": None,
-    **{f"architectures-{n}": {"architectures": bad} for n, bad in enumerate([
-        "LlamaForCausalLM", [], [3], ["GPT2LMHeadModel"], ["AutoModelForCausalLM"], ["pipeline"], ["Trainer"],
-        ["PreTrainedModel"],
-    ])},
-    "unknown-type": {"model_type": "nope"}, "type-number": {"model_type": 3},
-    "sizes": {"hidden_size": "a"}, "odd": {"hidden_size": 15}, "negative": {"hidden_size": -2},
-    "huge": {"hidden_size": 10**13}, "layers": {"num_hidden_layers": [1]}, "missing-size": {"vocab_size": None},
-    "act": {"hidden_act": "nope"}, "dtype": {"dtype": "nope"}, "quantized": {"quantization_config": 3},
+    "text": "x",
+    "list": "[]",
+    "number": "3",
+    "null": "null",
+    "nested": "[" * 50_000,
+    "nothing": "{}",
+    "bytes": b"\xff\xfe",
+    "no-file": None,
+    **{
+        f"architectures-{n}": {"architectures": bad}
+        for n, bad in enumerate(
+            [
+                "LlamaForCausalLM",
+                [],
+                [3],
+                ["GPT2LMHeadModel"],
+                ["AutoModelForCausalLM"],
+                ["pipeline"],
+                ["Trainer"],
+                ["PreTrainedModel"],
+            ]
+        )
+    },
+    "unknown-type": {"model_type": "nope"},
+    "type-number": {"model_type": 3},
+    "sizes": {"hidden_size": "a"},
+    "odd": {"hidden_size": 15},
+    "negative": {"hidden_size": -2},
+    "huge": {"hidden_size": 10**13},
+    "layers": {"num_hidden_layers": [1]},
+    "missing-size": {"vocab_size": None},
+    "act": {"hidden_act": "nope"},
+    "dtype": {"dtype": "nope"},
+    "quantized": {"quantization_config": 3},
     "kernels": {"attn_implementation": "kernels-community/flash"},
     "weights": {"transformers_weights": "../o.safetensors"},
     "mine": {"architectures": ["Mine"], "auto_map": {"AutoModel": "mine.Mine"}},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -24,9 +24,15 @@ def gpt2() -> Any:
 
 def llama(tied: bool, **options: Any) -> Any:
     config = transformers.LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        tie_word_embeddings=tied, **SMALL, **options,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+        **SMALL,
+        **options,
+    )
     return transformers.LlamaForCausalLM(config)
 
 

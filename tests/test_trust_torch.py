@@ -86,8 +86,15 @@ def _state(layer: Any) -> None:
     layer.load_state_dict({k: 0.9 * v if v.is_floating_point() else v for k, v in layer.state_dict().items()})
 
 
-WRITES = {"data.mul_": _scale, "data.copy_": _ema, "numpy": _numpy, "vector": _vector, "data =": _swapped,
-          "fused": _fused, "state": _state}  # fmt: skip
+WRITES = {
+    "data.mul_": _scale,
+    "data.copy_": _ema,
+    "numpy": _numpy,
+    "vector": _vector,
+    "data =": _swapped,
+    "fused": _fused,
+    "state": _state,
+}
 
 
 @pytest.mark.parametrize("write", WRITES)

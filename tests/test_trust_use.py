@@ -42,9 +42,15 @@ def test_an_interruption_in_the_middle_of_an_update(
     device: str, every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {
-        "device": device, "steps": 12, "lr": 0.03, "progress": False, "dtype": "float64", "schedule": "constant",
-        "lr_factors": {"root": 0.5}, "checkpoint_every": every,
-    }  # fmt: skip
+        "device": device,
+        "steps": 12,
+        "lr": 0.03,
+        "progress": False,
+        "dtype": "float64",
+        "schedule": "constant",
+        "lr_factors": {"root": 0.5},
+        "checkpoint_every": every,
+    }
     whole = adtn.fit(make(), W, **options)
     backend = type(get_backend(device.partition(":")[0]))
     made = backend.optimizer
