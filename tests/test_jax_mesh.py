@@ -76,8 +76,9 @@ for name, (layer, x) in CASES.items():
         compiled = both.lower(placed, x).compile().as_text()
         if kind is AxisType.Explicit or name != "odd batch":
             assert got.sharding.spec[0] == spec[0], (name, got.sharding)
-        # gradients are summed over devices, batches are not gathered on them
-        assert name == "odd batch" or "all-gather(" not in compiled, name
+        # gradients are summed over devices, batches are not gathered on them; XLA may compute a small table in parts
+        own = name == "odd batch" or (name == "one word each" and kind is AxisType.Auto)
+        assert own or "all-gather(" not in compiled, name
         whole = nnx.jit(lambda layer, x: layer(x, out_sharding=P()))(placed, x)
         assert not any(whole.sharding.spec), (name, whole.sharding)
         if name == "factored":  # rows and numbers that are cut over devices are put together
