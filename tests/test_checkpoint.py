@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -177,3 +178,44 @@ def test_a_mark_does_not_depend_on_what_was_computed_before() -> None:
     do("sum", do("nan_to_num", np.ones(3)))  # autoray remembers, in its module, which function that is
     do("arctan2", np.ones(3), np.ones(3))
     assert fingerprint(loss) == before
+
+
+class Doubled:
+    def __call__(self, w):
+        return w * self.factor
+
+    @property
+    def factor(self):
+        return 2.0
+
+    @functools.cached_property
+    def cached(self):
+        return 2.0
+
+    @staticmethod
+    def static():
+        return 2.0
+
+    @classmethod
+    def of_class(cls):
+        return 2.0
+
+    power = functools.partialmethod(__call__, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("factor", property(lambda self: 3.0)),
+        ("cached", functools.cached_property(lambda self: 3.0)),
+        ("static", staticmethod(lambda: 3.0)),
+        ("of_class", classmethod(lambda cls: 3.0)),
+        ("power", functools.partialmethod(Doubled.__call__, 3.0)),
+        ("__call__", lambda self, w: w * 3.0),
+    ],
+)
+def test_a_fingerprint_depends_on_every_kind_of_member(name: str, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint(Doubled())
+    assert fingerprint(Doubled()) == before
+    monkeypatch.setattr(Doubled, name, other)
+    assert fingerprint(Doubled()) != before

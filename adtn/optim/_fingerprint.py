@@ -151,6 +151,17 @@ def _class(cls: type, into: Callable[[Any], Iterator[Any]], libraries: Sequence[
         yield f"{base.__module__}.{base.__qualname__}".encode()
         if not _is_library(base.__module__, libraries):
             for name in sorted(vars(base)):
-                part = inspect.unwrap(getattr(vars(base)[name], "__func__", vars(base)[name]))
-                if isinstance(part, (FunctionType, *_PLAIN)) and not name.startswith(("__doc__", "__module__")):
-                    yield from into((name, part))
+                if not name.startswith(("__doc__", "__module__")):
+                    for part in _members(vars(base)[name]):
+                        yield from into((name, part))
+
+
+def _members(value: Any) -> list[Any]:
+    """Return the functions and constants of one attribute of a class."""
+    if isinstance(value, functools.partialmethod):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, property):
+        parts = [f for f in (value.fget, value.fset, value.fdel) if f is not None]
+    else:
+        parts = [getattr(value, "__func__", getattr(value, "func", value))]  # of class, static and cached ones
+    return [part for part in map(inspect.unwrap, parts) if isinstance(part, (FunctionType, *_PLAIN))]

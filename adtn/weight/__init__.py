@@ -1,4 +1,4 @@
-"""A state as a weight: the one formula, and one executable per mode."""
+"""The conversion of a state to a weight: the formula, and one executable per mode."""
 
 from ..calculus import Consumer as Consumer
 from ._executable import Executable as Executable

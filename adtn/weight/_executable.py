@@ -1,4 +1,4 @@
-"""Executables: one object per mode that the planner traces, a plan holds, and everybody runs.
+"""Executables: one object per mode, which the planner traces, a plan holds, and every caller runs.
 
 An executable is a structure without arrays, bound to a backend. The planner binds it to the null backend to learn what
 it costs, a user to the backend of the arrays; the code that runs is the same.
@@ -30,14 +30,14 @@ class Executable(ABC):
     Parameters
     ----------
     backend : Backend
-        Of the arrays.
+        The backend of the arrays.
     """
 
     mode: ClassVar[Mode]
     tiles: int = 1
-    """Into how many parts the weight is cut."""
+    """The number of parts into which the weight is cut."""
     by_rows: bool = True
-    """Whether these are blocks of rows."""
+    """Whether the parts are blocks of rows."""
     tile_shape: Shape = ()
 
     def __init__(self, backend: Backend) -> None:
@@ -53,7 +53,7 @@ class Executable(ABC):
     @property
     @abstractmethod
     def weighting(self) -> Weighting:
-        """The formula that makes a state a weight."""
+        """The formula that converts a state to a weight."""
 
     @abstractmethod
     def steps(self) -> Iterator[ListedStep]:
@@ -79,18 +79,18 @@ class Layer(Executable):
     """The product ``y = x Wᵀ`` and its adjoint in one mode."""
 
     keeps: bool = False
-    """Whether the way back reads a tape, or computes again what it needs."""
+    """Whether the backward pass reads a tape; otherwise it recomputes what it needs."""
     merges_batch: ClassVar[bool] = False
-    """Whether the batch becomes one axis with legs of the network."""
+    """Whether the axis of the batch is merged with legs of the network."""
     makes_weight: ClassVar[bool] = False
-    """Whether the weight exists as a whole, so that it can be cached while the parameters stay the same."""
+    """Whether the whole weight is generated, so that it can be cached while the parameters stay the same."""
 
     @abstractmethod
     def __call__(self, arrays: Params, x: Float[Array, "batch n_in"]) -> Float[Array, "batch n_out"]:
         """Multiply ``(batch, n_in)`` to ``(batch, n_out)``."""
 
     def with_tape(self, arrays: Params, x: Float[Array, "batch n_in"]) -> tuple[Float[Array, "batch n_out"], Tape]:
-        """Give the product and what :meth:`pullback` needs: nothing where it generates again."""
+        """Return the product and the tape of :meth:`pullback`, which is empty where the weight is generated again."""
         return self(arrays, x), ()
 
     @abstractmethod
@@ -103,37 +103,37 @@ class Layer(Executable):
         *,
         need_x: bool = True,
     ) -> tuple[dict[str, Float[Array, "..."]], Float[Array, "batch n_in"] | None]:
-        """Take the adjoint of the product to those of the parameters, and of ``x`` where it is wanted."""
+        """Compute the adjoints of the parameters from that of the product, and that of ``x`` if ``need_x``."""
 
     def fixed(
         self, arrays: Callable[[], Params], weight: Callable[[], Matrix], batch: int | None = None
     ) -> Callable[[Float[Array, "batch n_in"]], Float[Array, "batch n_out"]]:
-        """Give ``x -> y`` for parameters that stay the same.
+        """Return ``x -> y`` for parameters that stay the same.
 
         Parameters
         ----------
         arrays : callable
-            Makes the parameters on the device.
+            A function that returns the parameters on the device.
         weight : callable
-            Makes the weight, for those that make one.
+            A function that returns the weight; called only by modes that generate it.
         batch : int, optional
-            Rows of ``x``, where the best product depends on them.
+            The number of rows of ``x``, if the best product depends on it.
         """
         there, apply = arrays(), self.backend.with_vjp(self)
         return lambda x: apply(there, x)
 
 
 class FitExecutable(Executable):
-    """A loss of the weight and its adjoint by the parameters."""
+    """A loss of the weight, with its gradient by the parameters."""
 
     exact: ClassVar[bool] = True
-    """Whether residuals themselves are formed, so that small ones keep their digits."""
+    """Whether residuals are computed themselves, so that small ones keep their digits."""
     reads_base: ClassVar[bool] = True
     """Whether the base is added to what is generated; otherwise it is subtracted from the target."""
 
     @abstractmethod
     def arrange(self, weight: Float[Array, "*shape"]) -> Float[Array, " tiles *tile"]:
-        """Arrange an array of the weight's shape as it is read; a view where that is possible."""
+        """Arrange an array of the weight's shape in the order in which it is read; a view if possible."""
 
     @abstractmethod
     def evaluate(
@@ -151,21 +151,21 @@ class FitExecutable(Executable):
         Parameters
         ----------
         arrays : mapping of str to array
-            Parameters, frozen cores, and the base, arranged.
+            Parameters, frozen cores, and the base, arranged by :meth:`arrange`.
         target : array
-            Arranged.
+            The target, arranged by :meth:`arrange`.
         consume : callable
             ``(tile, number, carry) -> (carry, adjoint of the tile)``.
         start : callable
-            Makes the first carry.
+            A function that returns the initial carry.
         scale : float or array, optional
-            In place of that of the weighting.
+            The scale of the generated part; that of the weighting when not given.
         factor : float or array, optional
-            Of the weight that the consumer gets.
+            A factor of the weight that the consumer receives; 1 when not given.
 
         Returns
         -------
         tuple of any and dict of str to array
-            The last carry and the adjoints. Those that form no residuals give ``‖W - target‖² - ‖target‖²`` and half of
-            its gradient, whatever ``consume`` is.
+            The final carry and the adjoints. Executables that compute no residuals return
+            ``‖W - target‖² - ‖target‖²`` and half of its gradient, whatever ``consume`` is.
         """

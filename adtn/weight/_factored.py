@@ -26,20 +26,20 @@ _BATCH = "x/batch"
 class Factored(Layer):
     """The input as one more tensor of the last segment: the weight never exists.
 
-    What the way back reads again is held, as for any layer: intermediates of the batch's size.
+    The backward pass reads intermediates of the size of the batch, which are stored, as for any layer.
 
     Parameters
     ----------
     segments : tuple of Segment
-        Of the generator.
+        The segments of the generator.
     paths : tuple of path
-        Contraction orders, the last one of the segment :func:`with_input`.
+        Contraction orders of all segments; the last one is for the segment that :func:`with_input` returns.
     weighting : Weighting
-        The formula that makes a state a weight.
+        The formula that converts a state to a weight.
     batch : int
-        For how many rows of the input it was planned; it serves others, too.
+        The number of rows of the input for which it was planned; other numbers are possible as well.
     backend : Backend
-        Of the arrays.
+        The backend of the arrays.
     """
 
     mode: ClassVar[Mode] = "factored"
@@ -64,7 +64,7 @@ class Factored(Layer):
 
     @property
     def weighting(self) -> Weighting:
-        """The formula that makes a state a weight."""
+        """The formula that converts a state to a weight."""
         return self._weighting
 
     @property
@@ -73,13 +73,15 @@ class Factored(Layer):
         return self.mode
 
     def steps(self) -> Iterator[ListedStep]:
-        """List all contractions, which are done once."""
+        """List all contractions, each of which is computed once."""
         for t, stage in enumerate(self.program(self.batch).stages):
             yield from ((t, 1, step) for step in stage.steps)
 
     def program(self, batch: int, need_x: bool = True) -> Program:
         """Plan for ``batch`` rows of ``x``, which is trained like a core where its adjoint is wanted."""
-        return self._programs(batch, need_x)  # both always: or the cache takes the default for another program
+        return self._programs(
+            batch, need_x
+        )  # always both arguments: otherwise the cache treats the default as another program
 
     def _program(self, batch: int, need_x: bool) -> Program:
         segments = with_input(self.segments, self.weighting.layout, batch, trained=need_x)
@@ -91,7 +93,7 @@ class Factored(Layer):
         return self._weighting.product_from_state(state, arrays, x)
 
     def with_tape(self, arrays: Params, x: Float[Array, "batch n_in"]) -> tuple[Float[Array, "batch n_out"], Tape]:
-        """Give the product and what :meth:`pullback` needs."""
+        """Return the product and the tape of :meth:`pullback`."""
         state, tape = forward_tape(self.program(x.shape[0]), self._with_input(arrays, x), self.space)
         return self._weighting.product_from_state(state, arrays, x), tuple(_flat(tape))
 
@@ -107,7 +109,7 @@ class Factored(Layer):
         *,
         need_x: bool = True,
     ) -> tuple[dict[str, Float[Array, "..."]], Float[Array, "batch n_in"] | None]:
-        """Take the adjoint of the product to those of the parameters, and of ``x`` where it is wanted."""
+        """Compute the adjoints of the parameters from that of the product, and that of ``x`` if ``need_x``."""
         weighting, program = self.weighting, self.program(x.shape[0], need_x)
         cotangent = do("reshape", weighting.output_adjoint(ybar) * weighting.scale, program.stages[-1].out_shape)
         grads = pullback(program, _records(program, tape), cotangent, self.space)
@@ -121,7 +123,7 @@ class Factored(Layer):
 
 
 def _flat(tape: list[StageTape]) -> Iterator[Float[Array, "..."]]:
-    """The arrays of a tape one after the other: frameworks keep those, and nothing else."""
+    """Yield the arrays of a tape in order: frameworks store arrays, and nothing else."""
     for record in tape:
         for pair in record.matrices:
             yield from pair
@@ -130,7 +132,7 @@ def _flat(tape: list[StageTape]) -> Iterator[Float[Array, "..."]]:
 
 
 def _records(program: Program, arrays: Tape) -> list[StageTape]:
-    """The inverse of :func:`_flat`."""
+    """Invert :func:`_flat`."""
     rest = iter(arrays)
     return [
         StageTape(
@@ -144,7 +146,7 @@ def _records(program: Program, arrays: Tape) -> list[StageTape]:
 def with_input(
     segments: tuple[Segment, ...], layout: Layout, batch: int, *, trained: bool = True
 ) -> tuple[Segment, ...]:
-    """The segments with ``x``, of shape ``(batch, n_in)``, as one more tensor of the last one."""
+    """Add ``x``, of shape ``(batch, n_in)``, to the last segment as one more tensor."""
     last = segments[-1]
     by_axis: list[list[tuple[int, str]]] = [[], []]
     for name, (axis, k) in zip(last.outputs, layout.leg_axes, strict=True):

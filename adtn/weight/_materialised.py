@@ -1,4 +1,4 @@
-"""The weight as a whole, and what tiles of any number have in common."""
+"""The weight as a whole, and the common base of executables that generate it in tiles."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ._tiled import CACHED_BYTES
 
 
 class InTiles(Layer, OfTiles):
-    """A weight that is made tile by tile, dropped, and made again on the way back.
+    """A weight that is generated tile by tile, and again in the backward pass.
 
     Parameters
     ----------
     weight : TiledWeight
-        How it is made.
+        The weight in tiles.
     backend : Backend
-        Of the arrays.
+        The backend of the arrays.
     """
 
     def pullback(
@@ -36,7 +36,7 @@ class InTiles(Layer, OfTiles):
         *,
         need_x: bool = True,
     ) -> tuple[dict[str, Float[Array, "..."]], Float[Array, "batch n_in"] | None]:
-        """Take the adjoint of the product to those of the parameters, and of ``x`` where it is wanted."""
+        """Compute the adjoints of the parameters from that of the product, and that of ``x`` if ``need_x``."""
         backend, weight, weighting = self.backend, self.tiled_weight, self.weighting
         x, ybar = weighting.input(x), weighting.output_adjoint(ybar)
         by_tile = do("transpose", do("reshape", ybar, (x.shape[0], self.tiles, weight.rows)), (1, 0, 2))
@@ -67,17 +67,17 @@ class InTiles(Layer, OfTiles):
 
 
 class Materialised(InTiles):
-    """The weight as a whole: made for every call, or once for parameters that stay the same."""
+    """The weight as a whole: generated in every call, or once for parameters that stay the same."""
 
     mode: ClassVar[Mode] = "materialise"
     makes_weight: ClassVar[bool] = True
 
     def weight(self, arrays: Params) -> Float[Array, "*shape"]:
-        """Make the weight."""
+        """Compute the weight."""
         return self._made(arrays, self.backend.workspace(CACHED_BYTES))
 
     def weight_adjoint(self, arrays: Params, wbar: Float[Array, "*shape"]) -> dict[str, Float[Array, "..."]]:
-        """Take the adjoint of the weight to those of the parameters; what is between is made again."""
+        """Compute the adjoints of the parameters from that of the weight; intermediates are recomputed."""
         weight = self.tiled_weight
         tile_bar = weight.to_single(wbar)
         _, grads = weight.run(
@@ -99,9 +99,11 @@ class Materialised(InTiles):
     def fixed(
         self, arrays: Callable[[], Params], weight: Callable[[], Matrix], batch: int | None = None
     ) -> Callable[[Float[Array, "batch n_in"]], Float[Array, "batch n_out"]]:
-        """Give the product with a weight that is made once."""
+        """Return the product with a weight that is generated once."""
         made = weight()
-        if self.backend.compiles and batch == 1:  # XLA: one row by rows; more rows are faster with the other matrix
+        if (
+            self.backend.compiles and batch == 1
+        ):  # XLA is faster with the rows of the matrix for one row, with its columns for more
             product = self.backend.compile(lambda x, w: do("tensordot", x, w, axes=((1,), (1,))))
             return lambda x: product(x, made)
         transposed = do("transpose", made, (1, 0))

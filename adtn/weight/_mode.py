@@ -1,4 +1,4 @@
-"""The ways in which a weight is used."""
+"""The modes of execution."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from typing import Literal
 Mode = Literal["materialise", "stream", "factored"]
 MODES: tuple[Mode, ...] = ("materialise", "stream", "factored")
 ANY_BATCH: tuple[Mode, ...] = ("materialise", "stream")
-"""Those whose executables do not depend on the number of rows of an input."""
+"""The modes whose executables do not depend on the number of rows of an input."""

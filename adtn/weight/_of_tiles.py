@@ -17,9 +17,9 @@ class OfTiles(FitExecutable):
     Parameters
     ----------
     weight : TiledWeight
-        How it is made.
+        The weight in tiles.
     backend : Backend
-        Of the arrays.
+        The backend of the arrays.
     """
 
     def __init__(self, weight: TiledWeight, backend: Backend) -> None:
@@ -31,11 +31,11 @@ class OfTiles(FitExecutable):
 
     @property
     def weighting(self) -> Weighting:
-        """The formula that makes a state a weight."""
+        """The formula that converts a state to a weight."""
         return self.tiled_weight.weighting
 
     def steps(self) -> Iterator[ListedStep]:
-        """List what is done once, then what is done per tile."""
+        """List the steps that are computed once, then those of every tile."""
         tiled = self.tiled_weight.tiled
         stages = (*tiled.head.stages, tiled.last)
         for t, stage in enumerate(stages):

@@ -27,14 +27,14 @@ TRUSTED_ROUNDINGS = 1e4
 class Projected(OfTiles):
     """The target projected on the factors of the last product: no tile of the weight is made.
 
-    The difference of large sums loses digits: down to which error it is good says :func:`trusted_relative_square`.
+    The difference of large sums loses digits; :func:`trusted_relative_square` is the smallest error that it resolves.
 
     Parameters
     ----------
     weight : TiledWeight
-        From :func:`projecting`.
+        The weight, made by :func:`projecting`.
     backend : Backend
-        Of the arrays.
+        The backend of the arrays.
     """
 
     mode: ClassVar[Mode] = "factored"
@@ -47,7 +47,7 @@ class Projected(OfTiles):
         return self.mode if self.tiles == 1 else super().label
 
     def steps(self) -> Iterator[ListedStep]:
-        """List the steps; two products that project take the place of the last one."""
+        """List the steps, with two projections in place of the last product."""
         *others, (segment, times, root) = super().steps()
         yield from others
         yield segment, 2 * times, root
@@ -62,12 +62,12 @@ class Projected(OfTiles):
         scale: Factor | None = None,
         factor: Factor | None = None,
     ) -> tuple[Any, dict[str, Float[Array, "..."]]]:
-        """Give ``‖W - target‖² - ‖target‖²`` and half of its gradient; the target is without the base."""
+        """Return ``‖W - target‖² - ‖target‖²`` and half of its gradient; the target is that without the base."""
         return self.tiled_weight.project(self.backend, arrays, target, self.space, scale)
 
 
 def squared_distance(backend: Backend, arranged: Float[Array, " tiles *tile"]) -> Consumer:
-    """The consumer of a reconstruction: adds ``‖W - target‖²``, and half of its adjoint is the residual."""
+    """Return the consumer of a reconstruction, which adds ``‖W - target‖²``; half of its adjoint is the residual."""
 
     def consume(tile: Float[Array, "*tile"], i: Any, total: Any) -> tuple[Any, Float[Array, "*tile"]]:
         residual = backend.subtract(tile, backend.take(arranged, i))
@@ -78,9 +78,9 @@ def squared_distance(backend: Backend, arranged: Float[Array, " tiles *tile"]) -
 
 
 def trusted_relative_square(dtype: str) -> float:
-    """Down to which ``‖W - target‖² / ‖target‖²`` :meth:`TiledWeight.project` is as good as the residual itself.
+    """Return the smallest ``‖W - target‖² / ‖target‖²`` that :meth:`TiledWeight.project` resolves as residuals would.
 
-    Above 1 for half precisions: they cannot use it.
+    It is above 1 for half precisions, which cannot use the projection.
     """
     return TRUSTED_ROUNDINGS * (float(np.finfo(dtype).eps) if dtype in ("float64", "float32") else 1.0)
 
@@ -92,18 +92,18 @@ def projecting(
     tiles: int,
     norm_path: Path | None = None,
 ) -> TiledWeight:
-    """A weight in tiles on which a target is projected, see :meth:`TiledWeight.project`.
+    """Make a weight in tiles on which a target can be projected, see :meth:`TiledWeight.project`.
 
     Parameters
     ----------
     segments : tuple of Segment
-        Of the generator.
+        The segments of the generator.
     paths : tuple of (path or None)
         Contraction order of each segment; ``None`` for the default.
     weighting : Weighting
-        Without padding.
+        The formula of the weight; its layout has no padding.
     tiles : int
-        How many.
+        The number of tiles.
     norm_path : path, optional
         Contraction order of the last segment closed with its own copy.
     """

@@ -1,4 +1,4 @@
-"""The weight in many tiles: nothing of its size exists at any time."""
+"""The weight in many tiles: no array of its size exists at any time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Streamed(InTiles):
         def consume(w: Float[Array, "rows n_in"], i: Any, y: Any) -> tuple[Any, None]:
             return backend.put(y, i, x @ w.mT), None
 
-        some = next(iter(arrays.values()))  # not x, which may be empty
+        some = next(iter(arrays.values()))  # not x, which may have no rows
         zero = do("reshape", do("zeros_like", do("reshape", some, (-1,))[:1]), (1, 1, 1))
         y = zero + do("zeros_like", do("broadcast_to", zero, (self.tiles, x.shape[0], weight.rows)))
         y, _ = weight.run(backend, arrays, consume, y, adjoint=False, space=self.space)

@@ -15,7 +15,7 @@ from ..errors import ScheduleError
 from ..program import Stage, Tiled
 from ._weighting import BASE, BASE_SCALE, Weighting
 
-CACHED_BYTES = 32 << 20  # of memory that a function that makes weights holds between calls
+CACHED_BYTES = 32 << 20  # the memory that a function that generates weights holds between calls
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,9 +27,9 @@ class TiledWeight:
     tiled : Tiled
         The program.
     weighting : Weighting
-        What makes it a weight.
+        The formula that converts the state to a weight.
     positions : tuple of int
-        Where the layout has each of ``tiled.legs``.
+        Positions of ``tiled.legs`` in the layout.
     by_rows : bool
         Tiles are ``(rows, ...)`` of the weight; otherwise they are flat, in the order of ``tiled.legs``.
     norm : Stage or None
@@ -49,18 +49,18 @@ class TiledWeight:
 
     @property
     def tile_shape(self) -> Shape:
-        """The shape of the tiles that a consumer gets."""
+        """The shape of the tiles that a consumer receives."""
         layout = self.weighting.layout
         return (self.rows, *layout.shape[1:]) if self.by_rows else (math.prod(self.tiled.shape),)
 
     @property
     def masked(self) -> bool:
-        """Whether tiles hold entries that are not of the weight."""
+        """Whether tiles contain entries that do not belong to the weight."""
         layout = self.weighting.layout
         return layout.padded_shape[0] != layout.shape[0] if self.by_rows else layout.padding > 1
 
     def arrange(self, weight: Float[Array, "*shape"]) -> Float[Array, " tiles *tile"]:
-        """An array of the weight's shape as ``(tiles, *tile_shape)``; a view where that is possible."""
+        """Arrange an array of the weight's shape as ``(tiles, *tile_shape)``; a view if possible."""
         return self._cut(self.weighting.to_generated_order(weight))
 
     def _cut(self, ordered: Float[Array, "*shape"]) -> Float[Array, " tiles *tile"]:
@@ -71,16 +71,16 @@ class TiledWeight:
         return do("reshape", self.weighting.pad_rows(ordered), (tiles, *self.tile_shape))
 
     def from_single(self, tile: Float[Array, " padded_out *inner"]) -> Float[Array, " n_out *inner"]:
-        """The single tile as the weight."""
+        """Convert a single tile to the weight."""
         n = self.weighting.layout.shape[0]
         return self.weighting.to_weight_order(tile[:n] if self.masked else tile)
 
     def to_single(self, wbar: Float[Array, " n_out *inner"]) -> Float[Array, " padded_out *inner"]:
-        """An adjoint of the weight as one of the single tile."""
+        """Convert an adjoint of the weight to that of a single tile."""
         return self.weighting.pad_rows(self.weighting.to_generated_order(wbar))
 
     def mask(self, like: Float[Array, "..."]) -> Float[Array, "tiles ..."]:
-        """Make an array of ones where tiles hold entries of the weight; ``like`` is any array of the device."""
+        """Return ones at the entries of the weight and zeros elsewhere; ``like`` is any array on the device."""
         layout = self.weighting.layout
         one = do("reshape", do("zeros_like", do("reshape", like, (-1,))[:1]) + 1.0, (1,) * len(layout.shape))
         if not self.by_rows:
@@ -90,7 +90,7 @@ class TiledWeight:
         return do("reshape", column, (self.tiled.tiles, self.rows, *(1 for _ in layout.shape[1:])))
 
     def with_base(self, arrays: Params) -> Params:
-        """The arrays with the base as the tiles read it."""
+        """Replace the base in the arrays by one arranged in tiles."""
         if not self.weighting.has_base:
             return arrays
         return {**arrays, BASE: self.arrange(self.weighting.base(arrays))}
@@ -107,31 +107,31 @@ class TiledWeight:
         factor: Factor | None = None,
         space: Workspace | None = None,
     ) -> tuple[Any, dict[str, Float[Array, "..."]]]:
-        """Generate ``factor * W`` and hand every tile to ``consume``.
+        """Generate ``factor * W`` and pass every tile to ``consume``.
 
         Parameters
         ----------
         backend : Backend
-            Of the arrays.
+            The backend of the arrays.
         arrays : mapping of str to array
-            Parameters of the cores; ``"base"``, where there is one, arranged.
+            Parameters of the cores; the ``"base"``, if there is one, as :meth:`arrange` returns it.
         consume : callable
             ``(tile, number, carry) -> (carry, adjoint of the tile)``; it may overwrite the tile.
         carry : any
-            What it accumulates.
+            The initial value of what the consumer accumulates.
         adjoint : bool
-            Whether adjoints of the parameters are wanted.
+            Whether to compute adjoints of the parameters.
         scale : float or array, optional
-            In place of that of :attr:`weighting`.
+            The scale of the generated part; that of :attr:`weighting` when not given.
         factor : float or array, optional
-            Of the weight that the consumer gets; 1 when not given.
+            A factor of the weight that the consumer receives; 1 when not given.
         space : Workspace, optional
-            Where intermediates go; one for this call when not given.
+            Memory for intermediates; a new workspace when not given.
 
         Returns
         -------
         tuple of any and dict of str to array
-            The last carry, and the adjoints of the trained parameters.
+            The final carry, and the adjoints of the trained parameters.
         """
         space = space if space is not None else backend.workspace()
         tape = frontier(self.tiled, arrays, space)
@@ -186,20 +186,20 @@ class TiledWeight:
         space: Workspace,
         scale: Factor | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, "..."]]]:
-        """Compute ``‖W - target‖² - ‖target‖²`` and half of its gradient without any tile of W, see :func:`project`.
+        """Compute ``‖W - target‖² - ‖target‖²`` and half of its gradient without generating W, see :func:`project`.
 
         Parameters
         ----------
         backend : Backend
-            Of the arrays.
+            The backend of the arrays.
         arrays : mapping of str to array
             Parameters of the cores.
         arranged : array
-            The target, less the base where there is one.
+            The target, arranged, minus the base if there is one.
         space : Workspace
-            Where intermediates go.
+            Memory for intermediates.
         scale : float or array, optional
-            In place of that of :attr:`weighting`.
+            The scale of the generated part; that of :attr:`weighting` when not given.
         """
         if self.norm is None:
             raise ScheduleError("Got tiles without the norm of their weight; make them with adtn.weight.projecting.")

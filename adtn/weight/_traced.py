@@ -1,4 +1,4 @@
-"""The weight as a network that the input passes through, in operations that compilers know."""
+"""The input contracted with the network, in operations that compilers can trace."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class TracedApply:
     Parameters
     ----------
     segments : tuple of Segment
-        Of the generator.
+        The segments of the generator.
     weighting : Weighting
-        The formula that makes a state a weight.
+        The formula that converts a state to a weight.
     backend : Backend
-        Of the arrays.
+        The backend of the arrays.
     """
 
     def __init__(self, segments: tuple[Segment, ...], weighting: Weighting, backend: Backend) -> None:
         self.weighting = weighting
-        self.space = backend.workspace(0)  # holds nothing: modules are copied with it
+        self.space = backend.workspace(0)  # without memory: it is copied with the module
         *before, self.last = with_input(segments, weighting.layout, 1)
         if before:
             before[-1] = replace(before[-1], outputs=self.last.inputs)
@@ -41,7 +41,7 @@ class TracedApply:
         self.legs = weighting.layout.factors[1]
 
     def steps(self, path: Path) -> EinsumSteps | None:
-        """List the last segment as ``(slot, slot, equation)``; ``None`` if einsum runs out of letters for one."""
+        """List the last segment as ``(slot, slot, equation)``; ``None`` if a step has too many indices for einsum."""
         terms = self.last.terms
         nodes = contraction_nodes(terms, self.last.outputs, path)
         inds = [*terms, *(node.inds for node in nodes)]
@@ -62,7 +62,7 @@ class TracedApply:
 
 
 def _equation(a: Inds, b: Inds, c: Inds) -> str:
-    """Write the product of two tensors as an equation; empty when letters run out."""
+    """Write the product of two tensors as an equation; empty if there are not enough letters."""
     letter = dict(zip(dict.fromkeys((*a, *b)), ascii_letters, strict=False))
     if any(i not in letter for i in (*a, *b)):
         return ""

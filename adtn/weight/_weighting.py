@@ -36,13 +36,13 @@ class Weighting:
     Parameters
     ----------
     layout : Layout
-        Reads the state as a weight.
+        The layout of the weight.
     scale : float
-        Standard deviation that a generated state of unit variance gets.
+        The standard deviation of the weight of a state with unit variance.
     has_base : bool
         Whether there is a frozen ``"base"``.
     trains_base_scale : bool
-        Whether its factor ``"base.scale"`` is trained; it is 1 otherwise.
+        Whether the factor ``"base.scale"`` of the base is trained; otherwise it is 1.
     identity : float, optional
         The base of a matrix is this multiple of the identity, cropped to shape: batches need no product with it, and
         the arrays need not hold it.
@@ -88,7 +88,7 @@ class Weighting:
         return x
 
     def moment_to_generated_order(self, moment: Float[Array, "n_in n_in"]) -> Float[Array, "n_in n_in"]:
-        """Take a matrix over all axes but the first, such as a second moment of inputs, to generated order."""
+        """Convert a matrix over all axes but the first, such as a second moment of inputs, to generated order."""
         if not any(p is not None for p in self.permutations[1:]):
             return moment
         inner = self.layout.shape[1:]
@@ -101,14 +101,14 @@ class Weighting:
     # the whole weight
 
     def from_state(self, state: Float[Array, "*legs"], arrays: Params) -> Float[Array, "*shape"]:
-        """Make the weight.
+        """Compute the weight.
 
         Parameters
         ----------
         state : array
             ``layout.dims``.
         arrays : mapping of str to array
-            Holds the base, where there is one.
+            A mapping that contains the base, if there is one.
 
         Returns
         -------
@@ -119,19 +119,19 @@ class Weighting:
         return weight if not self.has_base else weight + self.scaled(self.base(arrays), arrays)
 
     def state_adjoint(self, wbar: Float[Array, "*shape"]) -> Float[Array, "*legs"]:
-        """Take the adjoint of the weight to that of the state."""
+        """Compute the adjoint of the state from that of the weight."""
         return self.layout.to_legs(self.to_generated_order(wbar)) * self.scale
 
     def base_scale_adjoint(self, wbar: Float[Array, "*shape"], arrays: Params) -> Float[Array, ""]:
-        """Take the adjoint of the weight to that of the base's factor."""
+        """Compute the adjoint of the factor of the base from that of the weight."""
         return do("sum", wbar * self.base(arrays))
 
     def to_state(self, weight: Float[Array, "*shape"]) -> Float[Array, "*legs"]:
-        """Find the state that becomes a weight, with zeros for padding; the base is not subtracted."""
+        """Compute the state of a weight, with zeros for padding; the base is not subtracted."""
         return self.layout.to_legs(self.to_generated_order(weight)) / self.scale
 
     def base(self, arrays: Params) -> Float[Array, "*shape"]:
-        """Give the base as a dense array; an identity that the arrays do not hold is made."""
+        """Return the base as a dense array; an identity is built if the arrays do not contain it."""
         if BASE in arrays or self.identity is None:
             return arrays[BASE]
         n_out, n_in = self.layout.shape
@@ -164,7 +164,7 @@ class Weighting:
         return pad(x, 0, self.layout.padded_shape[0] - self.layout.shape[0])
 
     def rows(self, state: Float[Array, "..."]) -> Float[Array, " rows *inner"]:
-        """Read chosen rows, made of the indices :meth:`generated_index`, as rows of the weight without its base.
+        """Convert the generated rows of :meth:`generated_index` to rows of the weight without its base.
 
         Parameters
         ----------
@@ -179,7 +179,7 @@ class Weighting:
     def tangent(
         self, changes: Float[Array, "parameters rows padded_entries"], *, whole_rows: bool
     ) -> Float[Array, "parameters rows entries"]:
-        """Take changes of the state to changes of the weight, in generated order and without the base.
+        """Convert changes of the state to changes of the weight, in generated order and without the base.
 
         Parameters
         ----------
@@ -198,12 +198,12 @@ class Weighting:
         return changes * self.scale
 
     def generated_index(self, index: Int[Array, " rows"]) -> Int[Array, " rows"]:
-        """Return which rows of the generated order are the rows ``index`` of the weight, ``(n,)``."""
+        """Return the indices in generated order of the rows ``index`` of the weight, ``(n,)``."""
         p = self.permutations[0] if self.permutations else None
         return index if p is None else do("index_on", index, p, False)[index]
 
     def base_rows(self, arrays: Params, index: Int[Array, " rows"], one_hot: OneHot) -> Float[Array, " rows *inner"]:
-        """Give rows of the base, ``(n, *shape[1:])``; those of an identity are made."""
+        """Return rows of the base, ``(n, *shape[1:])``; those of an identity are built."""
         width = self.layout.shape[-1]
         if self.identity is None:
             return do("reshape", arrays[BASE], self.layout.shape)[index]
@@ -212,43 +212,43 @@ class Weighting:
     # inputs and outputs of a layer
 
     def input(self, x: Float[Array, "batch n_in"]) -> Float[Array, "batch n_in"]:
-        """Take an input, ``(batch, n_in)``, to generated order."""
+        """Convert an input, ``(batch, n_in)``, to generated order."""
         p = self.permutations[1] if self.permutations else None
         return x if p is None else p.restore(x, 1)
 
     def input_adjoint(self, xbar: Float[Array, "batch n_in"]) -> Float[Array, "batch n_in"]:
-        """Take the adjoint of an input in generated order to weight order."""
+        """Convert the adjoint of an input from generated to weight order."""
         p = self.permutations[1] if self.permutations else None
         return xbar if p is None else p.permute(xbar, 1)
 
     def output(self, y: Float[Array, "batch padded_out"]) -> Float[Array, "batch n_out"]:
-        """Take an output in generated order, with its padding, to ``(batch, n_out)`` in weight order."""
+        """Convert an output in generated order, with its padding, to ``(batch, n_out)`` in weight order."""
         n, padded = self.layout.shape[0], self.layout.padded_shape[0]
         y = y if n == padded else y[:, :n]
         p = self.permutations[0] if self.permutations else None
         return y if p is None else p.permute(y, 1)
 
     def output_adjoint(self, ybar: Float[Array, "batch n_out"]) -> Float[Array, "batch padded_out"]:
-        """Take the adjoint of an output, ``(batch, n_out)``, to generated order, with zeros for padding."""
+        """Convert the adjoint of an output, ``(batch, n_out)``, to generated order, with zeros for padding."""
         p = self.permutations[0] if self.permutations else None
         ybar = ybar if p is None else p.restore(ybar, 1)
         return pad(ybar, 1, self.layout.padded_shape[0] - self.layout.shape[0])
 
     def pad_input(self, x: Float[Array, "batch n_in"]) -> Float[Array, "batch padded_in"]:
-        """Take an input to generated order and pad it for a contraction with the legs of the second axis."""
+        """Convert an input to generated order, and pad it for a contraction with the legs of the second axis."""
         return pad(self.input(x), 1, self.layout.padded_shape[1] - self.layout.shape[1])
 
     def pad_input_adjoint(self, xbar: Float[Array, "batch ..."]) -> Float[Array, "batch n_in"]:
-        """Take the adjoint of :meth:`pad_input`'s result, with any legs, to ``(batch, n_in)``."""
+        """Convert the adjoint of the result of :meth:`pad_input`, with any legs, to ``(batch, n_in)``."""
         rows = do("reshape", xbar, (xbar.shape[0], self.layout.padded_shape[1]))
         return self.input_adjoint(rows[:, : self.layout.shape[1]])
 
     def product_from_state(
         self, state: Float[Array, "..."], arrays: Params, x: Float[Array, "batch n_in"]
     ) -> Float[Array, "batch n_out"]:
-        """Take a contraction with :meth:`pad_input`'s result, with any legs, to ``y = x Wᵀ``."""
+        """Compute ``y = x Wᵀ`` from a contraction with the result of :meth:`pad_input`, with any legs."""
         y = self.output(do("reshape", state, (x.shape[0], self.layout.padded_shape[0])))
-        y = y * self.scale  # a new array: the state lies in the workspace
+        y = y * self.scale  # a new array: the state is in the workspace
         return y if not self.has_base else y + self.scaled(self.base_product(arrays, x), arrays)
 
     def base_product(self, arrays: Params, x: Float[Array, "batch n_in"]) -> Float[Array, "batch n_out"]:

@@ -27,14 +27,14 @@ from .._objective import Objective
 from .._optimizer import Evaluation, Iterate, Optimizer, Problem
 from ._vectors import flat, unflat
 
-_MOST = 2048  # parameters; beyond, a dense H costs more than it saves
+_MOST = 2048  # parameters; with more, a dense H costs more than it saves
 _PER_PARAMETER = 128  # entries of the sample
 _FEWEST = 1 << 13
 _LARGEST = 1 << 17
 _START = 1e-2  # of λ
 _ATTEMPTS = 10
 
-State = tuple[float, float]  # damping, and what it is multiplied by after a failure
+State = tuple[float, float]  # the damping, and its factor after the next failure
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -44,21 +44,21 @@ class Curvature:
     Parameters
     ----------
     jacobian : SampledJacobian
-        Of the generated state.
+        The derivatives of the generated state.
     generator : Generator
-        Its structure, scale and base.
+        A generator with the structure, scale and base.
     objective : Objective
-        Knows C.
+        The loss, which defines C.
     backend, device, dtype
-        Where.
+        The place and precision of the computation.
     constants : mapping of str to array
         Frozen parameters, unit directions, and the arrays of the objective.
     base : numpy.ndarray
         ``(n_out, n_in)``; empty where its factor is not trained.
     names : list of str
-        Of the parameters, in the order of H.
+        Names of the parameters, in the order of H.
     seed : int
-        Of the samples.
+        The seed of the samples.
     """
 
     jacobian: SampledJacobian
@@ -73,7 +73,7 @@ class Curvature:
     seed: int
 
     def __call__(self, params: Params, step: int) -> Float[np.ndarray, "parameters parameters"]:
-        """H at a step, float64 on the host."""
+        """Compute H at a step, in float64 on the host."""
         shape = self.generator.shape
         n_in = math.prod(shape[1:])
         rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, step], dtype=np.uint64)))
@@ -106,7 +106,7 @@ def plan_curvature(
     Raises
     ------
     FitError
-        For more than 2048 parameters, and for losses that are not sums of squares.
+        If there are more than 2048 parameters, or the loss is not a sum of squares.
     """
     shapes = {k: np.shape(generator.params[k]) for k in generator.params if k != BASE_SCALE}
     names = [*sorted(shapes), *([BASE_SCALE] if BASE_SCALE in generator.params else [])]
@@ -166,11 +166,11 @@ class LevenbergMarquardt(Optimizer):
             raise FitError("optimizer='lm' needs a weight to reconstruct; for tasks use 'adam' or 'lbfgs'.")
 
     def init(self, params: Params) -> State:
-        """Return little damping."""
+        """Return the initial damping."""
         return _START, 2.0
 
     def step(self, at: Iterate, state: State) -> tuple[Evaluation | None, State]:
-        """Raise the damping until a change lowers the loss."""
+        """Increase the damping until a step lowers the loss."""
         names = self._curvature.names
         matrix, slope = self._matrix(at), flat(at.grads, names)
         damping, growth = state
@@ -190,7 +190,7 @@ class LevenbergMarquardt(Optimizer):
         return {"lm": np.array(state)}
 
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> State:
-        """The inverse of :meth:`export_state`."""
+        """Invert :meth:`export_state`."""
         damping, growth = arrays["lm"]
         return float(damping), float(growth)
 
@@ -204,7 +204,7 @@ class LevenbergMarquardt(Optimizer):
 def _solve(
     matrix: Float[np.ndarray, "parameters parameters"], slope: Float[np.ndarray, " parameters"], damping: float
 ) -> Float[np.ndarray, " parameters"]:
-    """``(H + λ D) δ = -g``, scaled to a unit diagonal first."""
+    """Solve ``(H + λ D) δ = -g``, scaled to a unit diagonal first."""
     diagonal = np.diag(matrix)
     unit = np.sqrt(np.maximum(diagonal, 1e-6 * max(float(diagonal.max()), 1e-300)))
     scaled = matrix / np.outer(unit, unit)

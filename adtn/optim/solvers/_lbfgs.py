@@ -1,8 +1,8 @@
 """L-BFGS with the line search of L-BFGS-B, for every backend.
 
 A generator has hundreds to thousands of parameters: a float64 host vector costs nothing beside an evaluation, and
-all backends take the same steps. SciPy's own loop cannot be left and entered again without losing its curvature, hence
-the recursion here.
+all backends take the same steps. The recursion is here because the loop of SciPy cannot be interrupted and continued
+without losing its curvature.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class History:
     products : numpy.ndarray
         ``(_PAIRS + 1, _PAIRS + 1)``.
     rows : tuple of int
-        Where the steps are, oldest first.
+        The rows of the steps, oldest first.
     """
 
     changes: np.ndarray
@@ -55,7 +55,7 @@ class History:
         return cls(np.zeros((size, n)), np.zeros((size, n)), np.zeros((size, size)))
 
     def extended(self, change: Vector, bend: Vector) -> History:
-        """Add a step; the oldest one is forgotten where there is no room."""
+        """Add a step, in place of the oldest one if there is no room."""
         row = next(r for r in range(_PAIRS + 1) if r not in self.rows)
         self.changes[row], self.bends[row] = change, bend
         self.products[row] = self.bends @ change
@@ -113,7 +113,7 @@ class LBFGS(Optimizer):
         return History.empty(sum(np.size(x) for x in params.values()))
 
     def step(self, at: Iterate, state: State) -> tuple[Evaluation | None, State]:
-        """Search along the quasi-Newton direction, or down the gradient where that leads nowhere."""
+        """Search along the quasi-Newton direction, or along the negative gradient if that fails."""
         x, slope = self._vectors_of(at)
         if float(np.max(np.abs(slope), initial=0.0)) <= _LEAST_SLOPE:
             return None, state
@@ -136,21 +136,21 @@ class LBFGS(Optimizer):
         return {"changes": state.changes[at], "bends": state.bends[at]} if at else {}
 
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> State:
-        """The inverse of :meth:`export_state`."""
+        """Invert :meth:`export_state`."""
         state = self.init(params)
         for change, bend in zip(arrays["changes"], arrays["bends"], strict=True):
             state = state.extended(change, bend)
         return state
 
     def _vectors_of(self, at: Evaluation) -> tuple[Vector, Vector]:
-        """Give parameters and gradient as vectors; those of the last trial are at hand."""
+        """Return parameters and gradient as vectors; those of the last trial are cached."""
         if self._last is not None and self._last[0].params is at.params:
             return self._last[1:]
         names = sorted(at.params)
         return flat(at.params, names), flat(at.grads, names)
 
     def _search(self, at: Iterate, x: Vector, slope: Vector, state: State) -> Evaluation | None:
-        """A point with less loss and less slope, or one whose loss is not finite; ``None`` where there is neither."""
+        """Return a point with less loss and slope, or one whose loss is not finite; ``None`` if there is neither."""
         direction = state.direction(slope)
         steepness = -float(slope @ direction)
         if not 0.0 < steepness < math.inf:
@@ -167,11 +167,11 @@ class LBFGS(Optimizer):
 
 
 class _NotFiniteError(Exception):
-    """The loss is not finite somewhere on the line."""
+    """The loss is not finite at a trial."""
 
 
 class _Line:
-    """Loss along a direction, relative to that at the start and scaled to a slope of -1 there."""
+    """The loss along a direction, relative to that at the start and scaled to a slope of -1 there."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class _Line:
         self.last = at
 
     def __call__(self, distance: float) -> tuple[float, float]:
-        """Value and slope; those of the last distance are cached, and those of the start known."""
+        """Return value and slope; those of the last distance are cached, and those of the start are known."""
         if distance == 0.0:
             return 0.0, -1.0
         if distance != self._distance:

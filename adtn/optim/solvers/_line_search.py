@@ -5,9 +5,9 @@ looks for the strong Wolfe conditions
 
 .. math:: \phi(t) \le -\mu t, \qquad |\phi'(t)| \le \eta
 
-and holds an interval of which one end is the best point so far and the other, once there is one, the far side of a
-minimum. Written here because SciPy offers the search by a whole ``minimize`` alone, whose set-up costs more than the
-loss of a small generator.
+It maintains an interval between the best point so far and, as soon as there is one, a point beyond a minimum. It is
+written here because SciPy offers this search only as a part of ``minimize``, whose set-up costs more than the loss of a
+small generator.
 
 References
 ----------
@@ -24,12 +24,12 @@ _DECREASE, _FLATNESS = 1e-3, 0.9  # μ and η, as in L-BFGS-B
 _TRIALS = 20  # as in L-BFGS-B
 _RESOLUTION = 0.1  # an interval that is narrower than this share of its far end is not divided further
 _NEAREST, _FARTHEST = 1.1, 4.0  # extrapolation, in units of the last step
-_SHRINKAGE = 0.66  # what an interval must fall below in two trials
+_SHRINKAGE = 0.66  # the factor by which an interval must shrink in two trials
 _LONGEST = 1e10
 
 
 class Trial(NamedTuple):
-    """A distance with its value and slope."""
+    """A trial distance with its value and slope."""
 
     at: float
     value: float
@@ -41,7 +41,7 @@ class Trial(NamedTuple):
 
 
 def search(phi: Callable[[float], tuple[float, float]]) -> bool:
-    """Try distances, the first of them 1, until one fulfils the strong Wolfe conditions.
+    """Try distances, starting with 1, until one fulfils the strong Wolfe conditions.
 
     Parameters
     ----------
@@ -51,11 +51,11 @@ def search(phi: Callable[[float], tuple[float, float]]) -> bool:
     Returns
     -------
     bool
-        False where 20 trials were in vain. The last trial is the result; where the interval cannot be divided further,
-        it is the best one, and may miss the condition on the slope.
+        False if 20 trials failed. The last trial is the result; if the interval cannot be divided further, it is the
+        best one, and may violate the condition on the slope.
     """
     best = other = Trial(0.0, 0.0, -1.0)
-    bracketed, decreases = False, False  # the second: a point that fulfils the first condition with a slope upwards
+    bracketed, decreases = False, False  # decreases: a trial fulfilled the first condition, with a positive slope
     width, width_before = _LONGEST, 2.0 * _LONGEST
     low, high = 0.0, 1.0 + _FARTHEST
     distance = 1.0
@@ -67,7 +67,7 @@ def search(phi: Callable[[float], tuple[float, float]]) -> bool:
         at_end = distance == _LONGEST and enough and trial.slope <= -_DECREASE
         if stuck or at_end or (enough and abs(trial.slope) <= _FLATNESS):
             return True
-        # until the decrease is had, minimise the loss above the line that demands it
+        # until then, minimise the loss above the line of the first condition
         tilt = -_DECREASE if not decreases and not enough and trial.value <= best.value else 0.0
         ends = (best.tilted(tilt), other.tilted(tilt), trial.tilted(tilt))
         distance = _next_distance(*ends, bracketed, low, high)
@@ -88,15 +88,15 @@ def search(phi: Callable[[float], tuple[float, float]]) -> bool:
 
 
 def _next_distance(best: Trial, other: Trial, trial: Trial, bracketed: bool, low: float, high: float) -> float:
-    """Choose the next distance from cubic and quadratic interpolations; the four cases of the paper."""
-    if trial.value > best.value:  # a minimum lies between them
+    """Choose the next distance by cubic and quadratic interpolation, in the four cases of the paper."""
+    if trial.value > best.value:  # there is a minimum between them
         cubic, quadratic = _cubic(best, trial), _quadratic(best, trial)
         nearer = abs(cubic - best.at) < abs(quadratic - best.at)
         return cubic if nearer else cubic + 0.5 * (quadratic - cubic)
-    if trial.slope * math.copysign(1.0, best.slope) < 0.0:  # it was passed
+    if trial.slope * math.copysign(1.0, best.slope) < 0.0:  # the minimum was passed
         cubic, secant = _cubic(trial, best), _secant(best, trial)
         return cubic if abs(cubic - trial.at) > abs(secant - trial.at) else secant
-    if abs(trial.slope) < abs(best.slope):  # it comes nearer
+    if abs(trial.slope) < abs(best.slope):  # the minimum is nearer
         cubic, secant = _cubic_beyond(trial, best, low, high), _secant(best, trial)
         if not bracketed:
             far = cubic if abs(cubic - trial.at) > abs(secant - trial.at) else secant
@@ -110,7 +110,7 @@ def _next_distance(best: Trial, other: Trial, trial: Trial, bracketed: bool, low
 
 
 def _interval(best: Trial, other: Trial, trial: Trial, bracketed: bool) -> tuple[Trial, Trial, bool]:
-    """Replace one end of the interval by a trial, so that a minimum stays inside."""
+    """Replace one end of the interval by a trial, so that it still contains a minimum."""
     if trial.value > best.value:
         return best, trial, True
     if trial.slope * math.copysign(1.0, best.slope) < 0.0:
@@ -119,9 +119,9 @@ def _interval(best: Trial, other: Trial, trial: Trial, bracketed: bool) -> tuple
 
 
 def _cubic_step(a: Trial, b: Trial) -> tuple[float, bool]:
-    """Return the step from a to the minimum of their cubic, in units of their distance, and whether it is proper.
+    """Return the step from a to the minimum of their cubic, in units of their distance, and whether it exists.
 
-    It is not where the cubic has no minimum, or only rounding decides where it is.
+    It does not if the cubic has no minimum, or only rounding decides where it is.
     """
     theta = 3.0 * (a.value - b.value) / (b.at - a.at) + a.slope + b.slope
     scale = max(abs(theta), abs(a.slope), abs(b.slope))
@@ -136,9 +136,9 @@ def _cubic(a: Trial, b: Trial) -> float:
 
 
 def _cubic_beyond(trial: Trial, best: Trial, low: float, high: float) -> float:
-    """Return the minimum of the cubic beyond the trial; the farthest distance where there is none."""
-    step, proper = _cubic_step(trial, best)
-    if proper and step < 0.0:
+    """Return the minimum of the cubic beyond the trial, or the farthest distance if there is none."""
+    step, exists = _cubic_step(trial, best)
+    if exists and step < 0.0:
         return trial.at + step * (best.at - trial.at)
     return high if trial.at > best.at else low
 
