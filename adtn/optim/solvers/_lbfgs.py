@@ -21,6 +21,7 @@ from ._line_search import search
 from ._vectors import flat, unflat
 
 Vector: TypeAlias = Float[np.ndarray, " parameters"]
+Steps: TypeAlias = Float[np.ndarray, "steps parameters"]
 
 _PAIRS = 20
 _LEAST_SLOPE = 1e-12
@@ -31,36 +32,53 @@ _EPS = float(np.finfo(np.float64).eps)
 class History:
     r"""The last steps: changes :math:`s_i` of the parameters, :math:`y_i` of the gradient, and :math:`s_i^\top y_j`.
 
-    There is one row more than steps are remembered, so that a new step is written where no older history reads.
+    The arrays have room for twice as many steps as are remembered: they move to new arrays once in so many steps, and
+    a new step is written where no older history reads.
 
     Parameters
     ----------
     changes, bends : numpy.ndarray
-        ``(_PAIRS + 1, n)``, in any order.
+        ``(2 * _PAIRS, n)``.
     products : numpy.ndarray
-        ``(_PAIRS + 1, _PAIRS + 1)``.
-    rows : tuple of int
-        The rows of the steps, oldest first.
+        ``(2 * _PAIRS, 2 * _PAIRS)``, of which the upper triangle is read.
+    start, stop : int
+        The rows of the remembered steps, oldest first.
     """
 
     changes: np.ndarray
     bends: np.ndarray
     products: np.ndarray
-    rows: tuple[int, ...] = ()
+    start: int = 0
+    stop: int = 0
+
+    @classmethod
+    def of(cls, changes: Steps, bends: Steps, products: Float[np.ndarray, "steps steps"]) -> History:
+        """Return a history of given steps."""
+        k, n = changes.shape
+        size = 2 * _PAIRS
+        history = cls(np.zeros((size, n)), np.zeros((size, n)), np.zeros((size, size)), 0, k)
+        history.changes[:k], history.bends[:k], history.products[:k, :k] = changes, bends, products
+        return history
 
     @classmethod
     def empty(cls, n: int) -> History:
         """Return a history without curvature."""
-        size = _PAIRS + 1
-        return cls(np.zeros((size, n)), np.zeros((size, n)), np.zeros((size, size)))
+        return cls.of(np.zeros((0, n)), np.zeros((0, n)), np.zeros((0, 0)))
+
+    @property
+    def steps(self) -> tuple[Steps, Steps, Float[np.ndarray, "steps steps"]]:
+        """The remembered changes, bends and products."""
+        at = slice(self.start, self.stop)
+        return self.changes[at], self.bends[at], self.products[at, at]
 
     def extended(self, change: Vector, bend: Vector) -> History:
         """Add a step, in place of the oldest one if there is no room."""
-        row = next(r for r in range(_PAIRS + 1) if r not in self.rows)
+        if self.stop == len(self.changes):
+            return History.of(*self.steps).extended(change, bend)
+        row, start = self.stop, max(self.start, self.stop + 1 - _PAIRS)
         self.changes[row], self.bends[row] = change, bend
-        self.products[row] = self.bends @ change
-        self.products[:, row] = self.changes @ bend
-        return replace(self, rows=(*self.rows, row)[-_PAIRS:])
+        self.products[start : row + 1, row] = self.changes[start : row + 1] @ bend
+        return History(self.changes, self.bends, self.products, start, row + 1)
 
     def direction(self, slope: Vector) -> Vector:
         r"""Multiply the gradient :math:`g` by the approximate inverse Hessian, with a minus sign.
@@ -71,20 +89,14 @@ class History:
         """
         from scipy.linalg.lapack import dtrtrs  # pyright: ignore[reportAttributeAccessIssue]
 
-        if not self.rows:
+        if self.start == self.stop:
             return -slope / float(np.linalg.norm(slope))
-        at, last = list(self.rows), self.rows[-1]
-        triangle = self.products[np.ix_(at, at)]
-        alpha = dtrtrs(triangle, (self.changes @ slope)[at])[0]
-        gamma = self.products[last, last] / float(self.bends[last] @ self.bends[last])
-        q = gamma * (slope - self._combined(self.bends, alpha))
-        delta = dtrtrs(triangle, triangle.diagonal() * alpha - (self.bends @ q)[at], trans=1)[0]
-        return -q - self._combined(self.changes, delta)
-
-    def _combined(self, vectors: Float[np.ndarray, "steps parameters"], shares: Float[np.ndarray, " used"]) -> Vector:
-        by_row = np.zeros(_PAIRS + 1)
-        by_row[list(self.rows)] = shares
-        return by_row @ vectors
+        changes, bends, triangle = self.steps
+        alpha = dtrtrs(triangle, changes @ slope)[0]
+        gamma = float(triangle[-1, -1]) / float(bends[-1] @ bends[-1])
+        q = gamma * (slope - alpha @ bends)
+        delta = dtrtrs(triangle, triangle.diagonal() * alpha - bends @ q, trans=1)[0]
+        return -q - delta @ changes
 
 
 State = History
@@ -118,8 +130,8 @@ class LBFGS(Optimizer):
         if float(np.max(np.abs(slope), initial=0.0)) <= _LEAST_SLOPE:
             return None, state
         reached = self._search(at, x, slope, state)
-        if reached is None and state.rows:
-            state = replace(state, rows=())
+        if reached is None and state.start < state.stop:
+            state = replace(state, start=state.stop)
             reached = self._search(at, x, slope, state)
         if reached is None:
             return None, state
@@ -131,16 +143,17 @@ class LBFGS(Optimizer):
         return reached, state
 
     def export_state(self, state: State) -> dict[str, np.ndarray]:
-        """Return the changes of parameters and gradient, oldest first."""
-        at = list(state.rows)
-        return {"changes": state.changes[at], "bends": state.bends[at]} if at else {}
+        """Return the changes of parameters and gradient, oldest first, and their products, which are exact this way."""
+        if state.start == state.stop:
+            return {}
+        changes, bends, products = map(np.array, state.steps)
+        return {"changes": changes, "bends": bends, "products": products}
 
     def import_state(self, params: Params, arrays: dict[str, np.ndarray]) -> State:
         """Invert :meth:`export_state`."""
-        state = self.init(params)
-        for change, bend in zip(arrays["changes"], arrays["bends"], strict=True):
-            state = state.extended(change, bend)
-        return state
+        changes, bends = arrays["changes"], arrays["bends"]
+        products = arrays.get("products")
+        return History.of(changes, bends, np.triu(changes @ bends.T) if products is None else products)
 
     def _vectors_of(self, at: Evaluation) -> tuple[Vector, Vector]:
         """Return parameters and gradient as vectors; those of the last trial are cached."""
