@@ -1,14 +1,11 @@
 """adtn: neural-network layers as the output of small nonlinear tensor networks."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ._version import __version__ as __version__
-from .compression import Budget as Budget
-from .compression import CompressReport as CompressReport
-from .compression import Config as Config
-from .compression import compress as compress
-from .compression import load as load
-from .compression import load_model as load_model
-from .compression import load_pretrained as load_pretrained
-from .compression import save as save
 from .device import DeviceProfile as DeviceProfile
 from .device import devices as devices
 from .errors import ADTNError as ADTNError
@@ -48,3 +45,26 @@ from .topology import from_tensornetwork as from_tensornetwork
 from .topology import register_activation as register_activation
 from .topology import register_topology as register_topology
 from .topology import to_tensornetwork as to_tensornetwork
+
+if TYPE_CHECKING:
+    from .compression import Budget as Budget
+    from .compression import CompressReport as CompressReport
+    from .compression import Config as Config
+    from .compression import compress as compress
+    from .compression import load as load
+    from .compression import load_model as load_model
+    from .compression import load_pretrained as load_pretrained
+    from .compression import save as save
+
+_OF_MODELS = ("Budget", "CompressReport", "Config", "compress", "load", "load_model", "load_pretrained", "save")
+
+
+def __getattr__(name: str) -> Any:
+    # imported late, so that layers and fits need not wait for the compression of whole models
+    if name not in _OF_MODELS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(".compression", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_OF_MODELS]

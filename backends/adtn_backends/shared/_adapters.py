@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from adtn import Generator
-from adtn.compression import load_layers, save_layers
 from adtn.errors import CompressError
 
 M = TypeVar("M")
@@ -210,6 +209,8 @@ def adapter_generators(model: Any, name: str = "default") -> dict[str, Generator
 
 def save_adapter(model: Any, folder: str | Path, name: str = "default", dtype: Any = None) -> None:
     """Save an adapter as one small file per layer, without the dense model; for ``dtype`` see :func:`adtn.save`."""
+    from adtn.compression import save_layers  # late: layers alone need no whole models
+
     save_layers(folder, adapter_generators(model, name), dtype)
 
 
@@ -223,4 +224,6 @@ def load_adapter(model: M, folder: str | Path, name: str = "default") -> M:
     CompressError
         If the folder holds no adapter.
     """
+    from adtn.compression import load_layers  # late: layers alone need no whole models
+
     return add_adapter(model, load_layers(folder, "adapter; pass a folder that save_adapter wrote"), name)

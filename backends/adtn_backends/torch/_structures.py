@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from adtn import Generator
-from adtn.compression import STRUCTURES, structure_to_json
 from torch import nn
 
 
@@ -15,6 +14,8 @@ def note_structures(model: nn.Module, generators: Mapping[str, Generator]) -> No
     """Describe generated weights in the configuration of a transformers model, which ``save_pretrained`` writes."""
     config: Any = getattr(model, "config", None)
     if hasattr(config, "save_pretrained"):
+        from adtn.compression import STRUCTURES, structure_to_json  # late: layers alone need no whole models
+
         if generators:
             setattr(config, STRUCTURES, {name: structure_to_json(g) for name, g in generators.items()})
         elif STRUCTURES in vars(config):
