@@ -1,9 +1,4 @@
-"""Budgets: the choice of a topology, bond and layout for every layer, so that the model has the requested size.
-
-With the relative error e of a layer's outputs, the loss of the model grows about as ``Σ_layers s e²``: e is measured by
-quick local fits of candidates of several sizes, and the sensitivity s by installing one of them in the model. Then one
-candidate per layer is chosen such that the sum is smallest and the sizes are within the budget.
-"""
+"""Budgets: the size that a model may have, and its exact distribution over the layers."""
 
 from __future__ import annotations
 
@@ -15,11 +10,8 @@ from typing import Annotated, Any
 import numpy as np
 
 from .._checks import Count, NotNegative, Range, check_fields, checked
-from .._typing import Shape
 from ..errors import CompressError
-from ..layout import Layout
-from ..topology import Topology
-from ._sizes import largest_within, stored_params
+from ._choice import Unit
 
 _CELLS = 4000  # resolution of the allocation, in parts of the budget
 
@@ -78,59 +70,13 @@ class Budget:
             raise CompressError(f"Got {unknown} for a budget; expected one of {', '.join(sorted(names))}.")
         return cls(**values)
 
-    def most(self, params: int, size: int) -> tuple[int, str]:
+    def most(self, params: int, size: int) -> tuple[int, Unit]:
         """Return the largest cost of the whole model and its unit, for a model of that many parameters and bytes."""
         if self.bytes is not None:
             return int(self.bytes), "bytes"
         if self.params is not None:
             return int(self.params), "parameters"
         return int(params / (self.ratio or 1.0)), "parameters"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A topology and a layout by which one weight is generated."""
-
-    topology: Topology
-    layout: Layout
-    params: int
-
-
-def layouts_of(shape: Shape) -> list[Layout]:
-    """Return small, middle and large legs, by axis and interleaved."""
-    layouts: list[Layout] = []
-    for leg in (4, 8, 16):
-        for order in ("axis", "interleaved"):
-            one = Layout.of(shape, leg, order)
-            if one not in layouts:
-                layouts.append(one)
-    return layouts
-
-
-def rungs_of(entries: int, least: int) -> list[int]:
-    """Return sizes from half of the dense weight downwards, by factors of two."""
-    sizes = [entries >> k for k in range(1, entries.bit_length()) if entries >> k >= least]
-    return sizes[:: max(1, math.ceil(len(sizes) / 8))]
-
-
-def candidates(shape: Shape, topologies: Sequence[Topology], size: int) -> list[Choice]:
-    """Return the largest generators of at most ``size`` parameters, for topologies and layouts that can be so small."""
-    choices: dict[tuple[Topology, Layout], Choice] = {}
-    for topology in topologies:
-        for layout in layouts_of(shape) if not topology.exact else [topology.default_layout(shape)]:
-            grown = largest_within(topology, layout, size) if topology.grows else topology
-            if grown is not None and stored_params(grown, layout) <= size:
-                choices[grown, layout] = Choice(grown, layout, stored_params(grown, layout))
-    return list(choices.values())
-
-
-def smallest(shape: Shape, topologies: Sequence[Topology]) -> int:
-    """Return the number of parameters of the smallest candidate."""
-    entries = math.prod(shape)
-    sizes = [c.params for k in range(entries.bit_length()) for c in candidates(shape, topologies, 1 << k)[:1]]
-    if not sizes:
-        raise CompressError(f"No topology among {list(topologies)} is smaller than a weight of {shape}.")
-    return min(sizes)
 
 
 def allocate(

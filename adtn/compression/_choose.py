@@ -1,157 +1,238 @@
-"""The choice of one topology, bond and layout per weight: quick local fits, sensitivities, allocation."""
+"""The choice of a topology, a layout and a size for every weight within a budget.
+
+With the relative error e of the outputs of a weight, the outputs of the model change by about ``Σ s e²``. Errors are
+those of closed forms; the sensitivity s of a layer is measured by replacing that layer alone. One choice per weight is
+allocated such that the sum is smallest and the costs are within the budget. Then the chosen closed forms are computed,
+which corrects the expected errors, and the allocation is repeated until it chooses what was computed.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import CompressError
-from ._budget import Choice, allocate, candidates, rungs_of, smallest
+from ..topology import LowRank
+from ._budget import allocate
+from ._choice import Choice, Unit, dense_choice, families
 from ._config import Config
+from ._divergence import divergence
+from ._ladder import Curve, Ladder, low_rank_errors
 from ._local import Executor, LocalResult, LocalTask, run_local
 from ._model import Layer, Model
 
-_SCREEN_STEPS = 15  # steps of the fits that select two topologies and layouts per weight
-_LADDER_STEPS = 40  # steps of the fits of these two in every size
-_SAMPLE = 16  # batches with which sensitivities are measured
+_PROBES = (3.0, 1.2, 0.5, 0.2)  # sizes at which errors are computed, over those that the budget implies
+_FIT_STEPS = 40  # steps for topologies without a closed form
+_ROUNDS = 6  # allocations, each with the errors of what the previous one chose
+_SAMPLES = 256  # samples with which the outputs of models are compared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ladder:
-    """The candidates of one layer with all its weights, from large to small.
+class Search:
+    """The search for a choice per weight.
 
     Parameters
     ----------
-    layer : Layer
-    choices : list of mapping
-        The choice for every weight, per candidate.
-    errors : list of float
-        The relative errors of the outputs, root mean square over the weights.
-    middle : mapping of str to LocalResult
-        The generators of the candidate of medium size.
-    sensitivity : float
-        The growth of the model's loss per squared error.
+    layers : sequence of Layer
+    tasks : mapping of str to LocalTask
+        Of every weight, with any topology.
+    config : Config
+    adapter : Model
+        The dense model; it is the same afterwards.
+    sample : sequence
+        Batches with which outputs are compared; empty without data.
+    loss : callable, optional
+        The loss, for models whose outputs are not one array.
+    unit : {"parameters", "bytes"}
+    executor, folder, say
+        See :func:`adtn.compress`.
     """
 
-    layer: Layer
-    choices: list[Mapping[str, Choice]]
-    errors: list[float]
-    middle: Mapping[str, LocalResult]
-    sensitivity: float = 1.0
+    layers: Sequence[Layer]
+    tasks: Mapping[str, LocalTask]
+    config: Config
+    adapter: Model
+    sample: Sequence[Any]
+    loss: Callable[..., Any] | None
+    unit: Unit
+    executor: Executor | None
+    folder: Path | None
+    say: Callable[[str], None]
 
-    def options(self, bytes_each: int) -> list[tuple[int, float]]:
-        """Return the cost and the expected loss of every candidate."""
+    @property
+    def entries(self) -> int:
+        """The cost of the dense weights."""
+        return sum(dense_choice(s, y.itemsize).cost(self.unit) for y in self.layers for s in y.weights.values())
+
+    def ladders(self, most: int) -> list[Ladder]:
+        """Build the ladders of all weights for a budget, with the sensitivities of their layers."""
+        fraction = min(max(most, 1) / self.entries, 1.0)
+        wanted: list[tuple[str, Choice]] = []
+        curves: dict[str, list[Curve]] = {}
+        for layer in self.layers:
+            own = self.config.options_of(layer)
+            for name, shape in layer.weights.items():
+                entries = math.prod(shape)
+                curves[name] = []
+                for family in families(shape, own.candidates, layer.itemsize):
+                    if family.topology == LowRank(bond=1):
+                        curves[name].append(self._low_rank(name, family))
+                        continue
+                    probes = {family.within(int(entries * min(fraction * p, 0.9))) for p in _PROBES}
+                    wanted += [(name, choice) for choice in probes if choice is not None]
+                    curves[name].append(Curve(family=family, errors={}))
+        results = self.solve(wanted)
+        ladders: list[Ladder] = []
+        for layer in self.layers:
+            for name, shape in layer.weights.items():
+                found = curves[name]
+                for (weight, choice), result in results.items():
+                    if weight == name:
+                        found = [
+                            c.corrected(choice.params, result.relative_error**2) if c.family.holds(choice) else c
+                            for c in found
+                        ]
+                ladders.append(
+                    Ladder(
+                        name=name,
+                        layer=layer.name,
+                        entries=math.prod(shape),
+                        fixed={dense_choice(shape, layer.itemsize): 0.0},
+                        curves=[curve for curve in found if curve.errors],
+                    )
+                )
+        return self._with_sensitivities(ladders, fraction) if self.sample else ladders
+
+    def _low_rank(self, name: str, family: Any) -> Curve:
+        task = self.tasks[name]
+        errors = low_rank_errors(task.weight.reshape(task.weight.shape[0], -1), task.moment)
+        sizes = [family.sized(bond).params for bond in range(1, len(errors))]
+        return Curve(family=family, errors=dict(zip(sizes, errors[1:].tolist(), strict=True)))
+
+    def _with_sensitivities(self, ladders: Sequence[Ladder], fraction: float) -> list[Ladder]:
+        """Measure the sensitivity of every layer by replacing it by choices of about the size that is implied."""
+        tried = {ladder.name: self._near(ladder, fraction) for ladder in ladders}
+        return self.measured(ladders, {name: choice for name, choice in tried.items() if choice is not None})
+
+    def _near(self, ladder: Ladder, fraction: float) -> Choice | None:
+        options = [option for option in ladder.options(self.unit) if option[0].topology is not None]
+        dense = max(choice.cost(self.unit) for choice in ladder.fixed)
+        affordable = [choice for choice, _ in options if choice.cost(self.unit) <= fraction * dense]
+        return affordable[-1] if affordable else (options[0][0] if options else None)
+
+    def measured(self, ladders: Sequence[Ladder], choices: Mapping[str, Choice]) -> list[Ladder]:
+        """Return the ladders with sensitivities measured at these choices; layers without one have a typical value."""
+        results = self.solve([(name, choice) for name, choice in choices.items() if choice.topology is not None])
+        solved = {name: result for (name, _), result in results.items()}
+        compare = self._comparison()
+        found: dict[str, float] = {}
+        for layer in self.layers:
+            own = {name: solved[name] for name in layer.weights if name in solved}
+            error2 = sum(result.relative_error**2 for result in own.values())
+            if not own or error2 < 1e-10:
+                continue
+            self.adapter.install({name: result.generator for name, result in own.items()})
+            try:
+                found[layer.name] = max(compare(), 0.0) / error2
+            finally:
+                self.adapter.restore()
+            self.say(f"{layer.name}: sensitivity {found[layer.name]:.4g} at error {math.sqrt(error2):.3f}")
+        finite = [value for value in found.values() if math.isfinite(value)] or [1.0]
+        floor = 1e-3 * max(finite) or 1.0  # even if the outputs do not change, a smaller error is better
+        typical = float(np.median(finite))
+        largest = max(finite)
         return [
-            (bytes_each * sum(c.params for c in own.values()), self.sensitivity * error**2)
-            for own, error in zip(self.choices, self.errors, strict=True)
+            replace(
+                ladder,
+                sensitivity=max(min(found.get(ladder.layer, ladder.sensitivity if found == {} else typical), largest), floor),
+            )
+            for ladder in ladders
         ]
 
+    def _comparison(self) -> Callable[[], float]:
+        """Return a function that measures how far the model's outputs are from those of the dense one."""
+        dense = self.adapter.outputs(self.sample)
+        if dense is None:
+            before = self.adapter.loss_on(self.sample, self.loss)
+            return lambda: self.adapter.loss_on(self.sample, self.loss) - before
+        classes = self.adapter.has_classes(self.sample)
 
-def build_ladders(
-    layers: Sequence[Layer],
-    tasks: Mapping[str, LocalTask],
-    config: Config,
-    executor: Executor | None,
-    folder: Path | None,
-) -> list[Ladder]:
-    """Make the candidates of every layer with their errors.
+        def compare() -> float:
+            outputs = self.adapter.outputs(self.sample)
+            assert outputs is not None, "the dense model returned arrays"
+            return divergence(dense, outputs, classes=classes)
 
-    All topologies and layouts are fitted briefly in a medium size, and the best two of each weight in all sizes.
-    """
-    options = {layer.name: config.options_of(layer) for layer in layers}
-    sizes: dict[str, list[int]] = {}
-    screened: dict[str, list[Choice]] = {}
-    for layer in layers:
-        own = options[layer.name]
-        for name, shape in layer.weights.items():
-            sizes[name] = rungs_of(math.prod(shape), smallest(shape, own.candidates))
-            screened[name] = candidates(shape, own.candidates, sizes[name][len(sizes[name]) // 2])
-    first = _fits([(tasks[n], c) for n, own in screened.items() for c in own], _SCREEN_STEPS, executor, folder)
-    ladders: list[Ladder] = []
-    second: list[tuple[LocalTask, Choice]] = []
-    rungs: dict[str, list[list[Choice]]] = {}
-    for layer in layers:
-        for name, shape in layer.weights.items():
-            ranked = sorted(screened[name], key=lambda c, name=name: first[name, c].relative_error)[:2]
-            rungs[name] = []
-            for size in sizes[name]:
-                grown = [k for c in ranked for k in candidates(shape, [c.topology], size) if k.layout == c.layout]
-                grown = grown or candidates(shape, options[layer.name].candidates, size)[:2]
-                rungs[name].append(grown)
-                second += [(tasks[name], c) for c in grown]
-    fitted = _fits(second, _LADDER_STEPS, executor, folder)
-    for layer in layers:
-        depth = max(len(rungs[name]) for name in layer.weights)
-        choices: list[Mapping[str, Choice]] = []
-        results: list[dict[str, LocalResult]] = []
-        for at in range(depth):
-            rung = {n: [(c, fitted[n, c]) for c in rungs[n][min(at, len(rungs[n]) - 1)]] for n in layer.weights}
-            best = {n: min(own, key=lambda one: one[1].relative_error) for n, own in rung.items()}
-            choices.append({n: c for n, (c, _) in best.items()})
-            results.append({n: r for n, (_, r) in best.items()})
-        errors = [math.sqrt(float(np.mean([r.relative_error**2 for r in own.values()]))) for own in results]
-        ladders.append(Ladder(layer=layer, choices=choices, errors=errors, middle=results[depth // 2]))
-    return ladders
+        return compare
 
+    def choose(self, ladders: Sequence[Ladder], most: int) -> dict[str, LocalResult | None]:
+        """Choose within ``most``; ``None`` for weights that stay dense.
 
-def _fits(
-    wanted: Sequence[tuple[LocalTask, Choice]], steps: int, executor: Executor | None, folder: Path | None
-) -> dict[tuple[str, Choice], LocalResult]:
-    """Fit candidates briefly; a candidate that is the largest one for several sizes is fitted once."""
-    unique = {(task.name, c): task for task, c in wanted}
-    tasks = [
-        replace(task, topology=c.topology, layout=c.layout, steps=steps, label=f"{name}-try{n}")
-        for n, ((name, c), task) in enumerate(unique.items())
-    ]
-    return dict(zip(unique, run_local(tasks, executor, folder, lambda result: None), strict=True))
+        Raises
+        ------
+        CompressError
+            If even the smallest choices cost more in total.
+        """
+        by_name = {ladder.name: ladder for ladder in ladders}
+        results: dict[tuple[str, Choice], LocalResult] = {}
+        choices: dict[str, Choice] = {}
+        for _ in range(_ROUNDS):
+            choices = self._allocated(list(by_name.values()), most)
+            wanted = [(n, c) for n, c in choices.items() if c.topology is not None and (n, c) not in results]
+            if not wanted:
+                break
+            solved = self.solve(wanted)
+            results |= solved
+            for (name, choice), result in solved.items():
+                by_name[name] = _corrected(by_name[name], choice, result.relative_error**2)
+        for name, choice in choices.items():
+            error = f", error {results[name, choice].relative_error:.3f}" if (name, choice) in results else ""
+            self.say(f"{name}: {choice}{error}")
+        return {name: results.get((name, choice)) for name, choice in choices.items()}
 
+    def _allocated(self, ladders: Sequence[Ladder], most: int) -> dict[str, Choice]:
+        largest = math.inf if self.sample else self.config.largest_error
+        options = {ladder.name: ladder.options(self.unit, largest) for ladder in ladders}
+        picked = allocate(
+            {
+                ladder.name: [(c.cost(self.unit), ladder.sensitivity * e) for c, e in options[ladder.name]]
+                for ladder in ladders
+            },
+            most,
+            lambda n: f"{n:,} {self.unit}",
+        )
+        return {name: options[name][k][0] for name, k in picked.items()}
 
-def measure_sensitivities(
-    ladders: Sequence[Ladder],
-    adapter: Model,
-    data: Iterable[Any],
-    loss: Callable[..., Any] | None,
-    say: Callable[[str], None],
-) -> list[Ladder]:
-    """Measure sensitivities by replacing one layer after the other by its candidate of medium size."""
-    sample = list(islice(data, _SAMPLE))  # the same batches for every layer
-    before = adapter.loss_on(sample, loss)
-    growth: list[float] = []
-    for ladder in ladders:
-        error = ladder.errors[len(ladder.errors) // 2]
-        adapter.install({name: r.generator for name, r in ladder.middle.items()})
-        try:
-            growth.append(max(adapter.loss_on(sample, loss) - before, 0.0) / max(error, 1e-6) ** 2)
-        finally:
-            adapter.restore()
-        say(f"{ladder.layer.name}: sensitivity {growth[-1]:.4g}")
-    floor = 1e-3 * max(growth) or 1.0  # even if the loss does not grow, a smaller error is better
-    return [replace(ladder, sensitivity=max(g, floor)) for ladder, g in zip(ladders, growth, strict=True)]
+    def solve(self, wanted: Iterable[tuple[str, Choice]]) -> dict[tuple[str, Choice], LocalResult]:
+        """Compute closed forms; a choice that occurs several times is computed once."""
+        unique = list(dict.fromkeys(wanted))
+        tasks = [
+            replace(
+                self.tasks[name],
+                topology=choice.topology,
+                layout=choice.layout,
+                start="closed-form",
+                steps=0 if choice.topology is not None and choice.topology.has_decomposition else _FIT_STEPS,
+                label=f"{name}-try{n}",
+            )
+            for n, (name, choice) in enumerate(unique)
+        ]
+        return dict(zip(unique, run_local(tasks, self.executor, self.folder, lambda result: None), strict=True))
 
 
-def choose(ladders: Sequence[Ladder], most: int, bytes_each: int, unit: str) -> dict[str, Choice]:
-    """Choose a candidate for every weight within ``most``.
-
-    Raises
-    ------
-    CompressError
-        If even the smallest candidates are larger in total.
-    """
-    picked = allocate(
-        {ladder.layer.name: ladder.options(bytes_each) for ladder in ladders}, most, lambda n: f"{n:,} {unit}"
-    )
-    return {name: c for ladder in ladders for name, c in ladder.choices[picked[ladder.layer.name]].items()}
+def _corrected(ladder: Ladder, choice: Choice, error2: float) -> Ladder:
+    """Return the ladder with the computed error of a choice."""
+    curves = [c.corrected(choice.params, error2) if c.family.holds(choice) else c for c in ladder.curves]
+    return replace(ladder, curves=curves)
 
 
-def least_and_most(ladders: Sequence[Ladder]) -> tuple[int, int]:
-    """Return the total parameters of the smallest, and of the largest candidates."""
-    sizes = [[cost for cost, _ in ladder.options(1)] for ladder in ladders]
-    if not sizes:
-        raise CompressError("Got no layer to choose candidates for.")
-    return sum(map(min, sizes)), sum(map(max, sizes))
+def least_and_most(ladders: Sequence[Ladder], unit: Unit) -> tuple[int, int]:
+    """Return the total cost of the smallest, and of the largest choices."""
+    costs = [[choice.cost(unit) for choice, _ in ladder.options(unit)] for ladder in ladders]
+    if not costs:
+        raise CompressError("Got no layer to choose a size for.")
+    return sum(map(min, costs)), sum(map(max, costs))

@@ -133,8 +133,19 @@ class Model(Protocol):
         """Return a dense weight by its full name."""
         ...
 
-    def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
-        """Compute the mean of ``x xᵀ`` over the inputs of weights, for those weights that are applied to rows."""
+    def second_moments(self, names: Sequence[str], data: Iterable[Any], samples: int = 512) -> dict[str, np.ndarray]:
+        """Compute the mean of ``x xᵀ`` over the inputs of weights, for those weights that are applied to rows.
+
+        Batches are drawn until they contain ``samples`` samples.
+        """
+        ...
+
+    def outputs(self, data: Iterable[Any]) -> list[np.ndarray] | None:
+        """Compute the outputs of every batch in evaluation mode; ``None`` if the model does not return one array."""
+        ...
+
+    def normalise(self, data: Iterable[Any]) -> bool:
+        """Estimate the running statistics of batch normalisation anew; return whether there are any."""
         ...
 
     def install(self, generators: Mapping[str, Generator]) -> None:

@@ -113,17 +113,17 @@ class _Block(nn.Module):
         return torch.relu(x + y)
 
 
-class ResNet20(nn.Module):
-    """The ResNet-20 for CIFAR (He et al. 2016), with the names of the common PyTorch implementation."""
+class ResNet(nn.Module):
+    """A ResNet for CIFAR (He et al. 2016) of ``6 blocks + 2`` layers, with the names of the common implementation."""
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, classes: int = 10, blocks: int = 3) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         widths = (16, 16, 32, 64)
         for n in (1, 2, 3):
             a, b = widths[n - 1], widths[n]
-            setattr(self, f"layer{n}", nn.Sequential(_Block(a, b), _Block(b, b), _Block(b, b)))
+            setattr(self, f"layer{n}", nn.Sequential(_Block(a, b), *(_Block(b, b) for _ in range(blocks - 1))))
         self.linear = nn.Linear(64, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -148,5 +148,6 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "alexnet": alexnet,
     "zfnet": zfnet,
     "vgg16": vgg16,
-    "resnet20": ResNet20,
+    "resnet20": ResNet,
+    "resnet56": lambda classes: ResNet(classes, 9),
 }

@@ -20,9 +20,10 @@ from adtn.optim import fingerprint
 from flax import nnx
 
 from ..shared._batches import IGNORED, cycled
-from ..shared._model import LARGEST_MOMENT, NO_PARAMETERS, Moments, ReplacedModel, seen_by
+from ..shared._model import LARGEST_MOMENT, NO_PARAMETERS, Moments, ReplacedModel, first_samples, seen_by
 from ._distill import Seen, distill_layer, packed
 from ._loss import check_range, classes_of, loss_of, outputs_of
+from ._normalise import statistics_of
 from ._step import train
 from .layers import GeneratedWeight
 from .layers._adapted import MODULES
@@ -90,7 +91,7 @@ class NnxModel(ReplacedModel):
         weight, _ = weight_of(self._original(name))
         return np.asarray(weight, np.float64)
 
-    def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
+    def second_moments(self, names: Sequence[str], data: Iterable[Any], samples: int = 512) -> dict[str, np.ndarray]:
         """Compute second moments of the inputs of linear layers and ungrouped convolutions over images."""
         shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
         # before they are watched, as wrappers take their places then
@@ -102,10 +103,11 @@ class NnxModel(ReplacedModel):
             kind = kind_of(dense)
             rows = None if kind is None else kind.rows(dense, inputs[0])
             if rows is not None:
-                rows = replicated(rows)  # a sum over rows on several devices would have no device of its own
-                moments.add(name, np.asarray(rows.T @ rows, np.float64), rows.shape[0])
+                # a sum over rows on several devices would have no device of its own
+                moments.add(name, jnp.asarray(replicated(rows), jnp.promote_types(rows.dtype, jnp.float32)))
 
-        for _ in self._watched([n for n in names if math.prod(shapes[n][1:]) ** 2 <= LARGEST_MOMENT], data, look):
+        watched = [n for n in names if math.prod(shapes[n][1:]) ** 2 <= LARGEST_MOMENT]
+        for _ in self._watched(watched, first_samples(data, samples), look):
             pass
         return moments.means()
 
@@ -168,6 +170,23 @@ class NnxModel(ReplacedModel):
             return loss_of(model, batch, loss)
 
         return [float(x) for x in self._each(data, of_model, check=loss is None)]
+
+    def _outputs_on(self, data: Iterable[Any]) -> Iterator[Any]:
+        yield from self._each(data, outputs_of, check=False)
+
+    def normalise(self, data: Iterable[Any]) -> bool:
+        """Correct the running statistics of batch normalisation by how the statistics of the batches changed."""
+        batches = [_arrays(batch) for batch in data]
+        now = statistics_of(self.model, batches)
+        if not now or self._dense is None:
+            return False
+        dense = statistics_of(self._dense, batches)
+        norms = dict(modules_of(self.model))
+        for name, (mean, variance) in now.items():
+            norm: Any = norms[name]
+            norm.mean[...] += mean - dense[name][0]
+            norm.var[...] *= variance / jnp.maximum(dense[name][1], jnp.finfo(variance.dtype).tiny)
+        return True
 
     def _counted(self, data: Iterable[Any]) -> Iterator[tuple[int, int] | None]:
         def count(model: Any, batch: Any) -> Any:

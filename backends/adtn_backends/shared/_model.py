@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from adtn import Generator
+from adtn.backends import backend_of
 from adtn.compression import Layer, Tuning
 from adtn.errors import CompressError
 from adtn.schedule import decide
@@ -19,6 +20,8 @@ from ._adapters import Modules, add_adapter
 
 CACHED_BYTES = 1 << 30
 """The memory for the cached inputs and outputs of one layer."""
+ROWS_PER_COLUMN = 16
+"""Rows per column that one batch contributes to a second moment: more hardly change it and take as many products."""
 LARGEST_MOMENT = 1 << 26
 """The largest number of entries for which the second moment of a layer's inputs is computed."""
 NO_PARAMETERS = "Got a model without parameters; there is nothing to compress."
@@ -52,20 +55,48 @@ def refuse_nothing(trained: Any) -> None:
 
 
 class Moments:
-    """A running mean of ``x xᵀ`` over the rows of all batches, for every layer."""
+    """A running mean of ``x xᵀ`` over rows of all batches, for every layer.
+
+    Products are those of a framework in the dtype of its inputs; sums are in double precision on the host. Of a batch
+    with many more rows than columns, as in convolutions, evenly spaced rows are taken.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, np.ndarray] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, name: str, products: np.ndarray, rows: int) -> None:
-        """Add the sum over the rows of one batch."""
-        self._sums[name] = self._sums[name] + products if name in self._sums else products
-        self._counts[name] = self._counts.get(name, 0) + rows
+    def add(self, name: str, rows: Any) -> None:
+        """Add the rows of one batch, ``(rows, columns)``, an array of any framework."""
+        n, columns = rows.shape
+        rows = rows[:: max(n // (ROWS_PER_COLUMN * columns), 1)]
+        products = backend_of(rows).to_numpy(rows.T @ rows).astype(np.float64)
+        if name in self._sums:
+            self._sums[name] += products
+        else:
+            self._sums[name] = products
+        self._counts[name] = self._counts.get(name, 0) + rows.shape[0]
 
     def means(self) -> dict[str, np.ndarray]:
         """Return all means by name."""
         return {name: total / self._counts[name] for name, total in self._sums.items()}
+
+
+def first_samples(data: Iterable[Any], most: int) -> Iterator[Any]:
+    """Yield batches until they contain ``most`` samples; the last one is whole."""
+    seen = 0
+    for batch in data:
+        if seen >= most:
+            return
+        yield batch
+        seen += samples_in(batch)
+
+
+def samples_in(batch: Any) -> int:
+    """Return the number of samples of a batch: the length of the first axis of its first array."""
+    while isinstance(batch, Mapping | tuple | list) and len(batch):
+        batch = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
+    shape = tuple[int, ...](getattr(batch, "shape", ()))
+    return shape[0] if shape else 1
 
 
 class ReplacedModel(ABC):
@@ -112,6 +143,10 @@ class ReplacedModel(ABC):
     @abstractmethod
     def _losses(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> list[float]:
         """Return the loss of every batch."""
+
+    @abstractmethod
+    def _outputs_on(self, data: Iterable[Any]) -> Iterator[Any]:
+        """Yield the outputs of every batch in evaluation mode."""
 
     @abstractmethod
     def _counted(self, data: Iterable[Any]) -> Iterator[tuple[int, int] | None]:
@@ -230,6 +265,15 @@ class ReplacedModel(ABC):
         if not losses:
             raise CompressError("Got data without a batch; pass a list or a DataLoader.")
         return statistics.fmean(losses)
+
+    def outputs(self, data: Iterable[Any]) -> list[np.ndarray] | None:
+        """Compute the outputs of every batch in evaluation mode; ``None`` if the model does not return one array."""
+        outputs: list[np.ndarray] = []
+        for y in self._outputs_on(data):
+            if not hasattr(y, "shape"):
+                return None
+            outputs.append(backend_of(y).to_numpy(y).astype(np.float32))
+        return outputs
 
     def accuracy(self, data: Iterable[Any]) -> float | None:
         """Compute the percentage of labels that have the largest output."""

@@ -23,12 +23,22 @@ from adtn.optim import fingerprint
 from torch import nn
 
 from ..shared._batches import IGNORED, cycled
-from ..shared._model import LARGEST_MOMENT, NO_PARAMETERS, Moments, ReplacedModel, rate_of, refuse_nothing, seen_by
+from ..shared._model import (
+    LARGEST_MOMENT,
+    NO_PARAMETERS,
+    Moments,
+    ReplacedModel,
+    first_samples,
+    rate_of,
+    refuse_nothing,
+    seen_by,
+)
 from ..shared._training_file import run
 from ._checkpoint import Training
 from ._distill import Seen, distill_layer
-from ._loss import check_range, classes_of, loss_of, outputs_of
+from ._loss import check_range, classes_of, exact, loss_of, outputs_of
 from ._memory import PeakMemory
+from ._normalise import statistics_of
 from ._replacement import declare_tie, dense_of, generated_in_place_of, is_whole, owners_of, ties_of, weights_of
 from ._step import step_of
 from ._structures import note_structures
@@ -95,7 +105,7 @@ class TorchModel(ReplacedModel):
         kind = kind_of(dense)
         return kind.oriented(kind.parameter(dense, part)).detach().cpu().double().numpy()
 
-    def second_moments(self, names: Sequence[str], data: Iterable[Any]) -> dict[str, np.ndarray]:
+    def second_moments(self, names: Sequence[str], data: Iterable[Any], samples: int = 512) -> dict[str, np.ndarray]:
         """Compute second moments of the inputs of linear layers and ungrouped convolutions, and of no other layers."""
         shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
         moments = Moments()
@@ -103,8 +113,7 @@ class TorchModel(ReplacedModel):
         def look(name: str, rows_of: Any, module: Any, inputs: Any, _: Any) -> None:
             rows = rows_of(module, inputs[0].detach())
             if rows is not None:
-                rows = rows.double()
-                moments.add(name, (rows.T @ rows).cpu().numpy(), rows.shape[0])
+                moments.add(name, exact(rows))
 
         looks: list[tuple[nn.Module, Any]] = []
         for name in names:
@@ -112,7 +121,7 @@ class TorchModel(ReplacedModel):
             if not part and math.prod(shapes[name][1:]) ** 2 <= LARGEST_MOMENT:
                 looks.append((dense, partial(look, name, kind_of(dense).rows)))
         with self._watched(looks), self._evaluating():
-            for batch in data:
+            for batch in first_samples(data, samples):
                 outputs_of(self.model, self._to_device(batch))
         return moments.means()
 
@@ -245,6 +254,24 @@ class TorchModel(ReplacedModel):
     def _losses(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> list[float]:
         with self._evaluating():
             return [float(loss_of(self.model, self._to_device(batch), loss, None, 0.0)) for batch in data]
+
+    def _outputs_on(self, data: Iterable[Any]) -> Iterator[Any]:
+        with self._evaluating():
+            for batch in data:
+                yield outputs_of(self.model, self._to_device(batch))
+
+    def normalise(self, data: Iterable[Any]) -> bool:
+        """Correct the running statistics of batch normalisation by how the statistics of the batches changed."""
+        batches = [self._to_device(batch) for batch in data]
+        now = statistics_of(self.model, batches)
+        if not now or self._dense is None:
+            return False
+        dense = statistics_of(self._dense, batches)
+        for name, (mean, variance) in now.items():
+            norm: Any = self.model.get_submodule(name)
+            norm.running_mean.add_(mean - dense[name][0])
+            norm.running_var.mul_(variance / dense[name][1].clamp_min(torch.finfo(variance.dtype).tiny))
+        return True
 
     def _counted(self, data: Iterable[Any]) -> Iterator[tuple[int, int] | None]:
         with self._evaluating():

@@ -1,0 +1,137 @@
+"""The choices of one weight with their expected errors: a curve per family, corrected by what was computed.
+
+Errors of a family are computed at a few sizes, and interpolated between them: the logarithm of the squared error over
+the logarithm of the size. A low-rank pair needs one singular value decomposition for all sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .._typing import Float
+from ._choice import Choice, Family, Unit
+
+RATIO = 1.06
+"""The ratio of neighbouring sizes on a ladder."""
+_FLOOR = 1e-12  # squared errors below it are equal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The squared error of a family as a function of its number of parameters.
+
+    Parameters
+    ----------
+    family : Family
+    errors : mapping of int to float
+        Squared relative errors by number of parameters, where they are known.
+    """
+
+    family: Family
+    errors: Mapping[int, float]
+
+    def at(self, params: int) -> float:
+        """Return the known or interpolated squared error."""
+        if params in self.errors:
+            return self.errors[params]
+        sizes = sorted(self.errors)
+        known = [math.log(max(self.errors[n], _FLOOR)) for n in sizes]
+        logs = [math.log(n) for n in sizes]
+        x = math.log(params)
+        if len(sizes) == 1:
+            return min(self.errors[sizes[0]] * sizes[0] / params, 1.0)
+        k = min(max(int(np.searchsorted(logs, x)), 1), len(sizes) - 1)
+        slope = min((known[k] - known[k - 1]) / (logs[k] - logs[k - 1]), 0.0)  # a larger member is not worse
+        return min(math.exp(known[k - 1] + slope * (x - logs[k - 1])), 1.0)
+
+    def corrected(self, params: int, error2: float) -> Curve:
+        """Return the curve with one more known error."""
+        return Curve(family=self.family, errors={**self.errors, params: error2})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """The choices of one weight.
+
+    Parameters
+    ----------
+    name : str
+        Of the weight.
+    layer : str
+        The name of its layer.
+    entries : int
+    fixed : mapping of Choice to float
+        Squared errors of choices without a size, such as the dense weight.
+    curves : sequence of Curve
+    sensitivity : float
+        The growth of the model's loss per squared error.
+    """
+
+    name: str
+    layer: str
+    entries: int
+    fixed: Mapping[Choice, float] = field(default_factory=dict)
+    curves: Sequence[Curve] = ()
+    sensitivity: float = 1.0
+
+    def options(self, unit: Unit, largest_error: float = math.inf) -> list[tuple[Choice, float]]:
+        """Return choices with their expected squared errors, without those that cost more than a better one."""
+        found = list(self.fixed.items())
+        for curve in self.curves:
+            for params in self._sizes():
+                choice = curve.family.within(params)
+                if choice is not None:
+                    found.append((choice, curve.at(choice.params)))
+        found = sorted(
+            ((c, e) for c, e in found if e <= largest_error**2), key=lambda option: (option[0].cost(unit), option[1])
+        )
+        best: list[tuple[Choice, float]] = []
+        for choice, error2 in found:
+            if not best or error2 < best[-1][1]:
+                best.append((choice, error2))
+        return best
+
+    def expected(self, choice: Choice) -> float:
+        """Return the squared error of a choice."""
+        if choice in self.fixed:
+            return self.fixed[choice]
+        return next(curve.at(choice.params) for curve in self.curves if curve.family.holds(choice))
+
+    def is_known(self, choice: Choice) -> bool:
+        """Return whether the error of a choice was computed."""
+        return choice in self.fixed or any(
+            curve.family.holds(choice) and choice.params in curve.errors for curve in self.curves
+        )
+
+    def _sizes(self) -> list[int]:
+        """Return sizes from the dense weight downwards."""
+        steps = int(math.log(self.entries) / math.log(RATIO))
+        return sorted({math.floor(self.entries / RATIO**k) for k in range(1, steps)})
+
+
+def low_rank_errors(
+    weight: Float[np.ndarray, "n_out columns"], moment: Float[np.ndarray, "columns columns"] | None
+) -> Float[np.ndarray, " ranks"]:
+    """Compute the squared relative error of the outputs for every rank, from 0 on.
+
+    Parameters
+    ----------
+    weight : numpy.ndarray
+    moment : numpy.ndarray or None
+        The second moment of the inputs.
+
+    Examples
+    --------
+    >>> low_rank_errors(np.diag([2.0, 1.0]), None).round(12).tolist()
+    [1.0, 0.2, 0.0]
+    """
+    if moment is not None:
+        values, vectors = np.linalg.eigh(moment)
+        weight = weight @ (vectors * np.sqrt(np.maximum(values, 0.0)))
+    powers = np.linalg.svd(weight, compute_uv=False) ** 2
+    left = np.cumsum(powers[::-1])[::-1]
+    return np.append(left, 0.0) / max(left[0], np.finfo(float).tiny)
