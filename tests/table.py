@@ -35,7 +35,7 @@ class Row:
 
     topology: adtn.Topology
     shape: tuple[int, ...]
-    leg: int = 4
+    leg: int | tuple[int, ...] = 4
     order: str = "axis"
 
     @property
@@ -67,9 +67,17 @@ TOPOLOGIES = {
     "brickwall-mixed": Row(adtn.BrickWall(layers=2, boundary="random", activation="tanh"), (6, 10), 3),
     "brickwall-near": Row(adtn.BrickWall(layers=2, near_identity=True, boundary="trainable"), (9, 9), 3),
     "tt": Row(adtn.TT(bond=3), (12, 15), 3),
+    "tt-bonds": Row(adtn.TT(bond=(2, 5, 3)), (12, 15), 3),
     "mpo": Row(adtn.MPO(bond=3), (16, 12), order="interleaved"),
+    "mpo-bonds": Row(adtn.MPO(bond=(4, 2)), (27, 18), 3, order="interleaved"),
     "ring": Row(adtn.TensorRing(bond=2), (16, 16)),
+    "ring-bonds": Row(adtn.TensorRing(bond=(2, 4, 1, 3)), (16, 16)),
+    "low-rank": Row(adtn.LowRank(bond=3), (13, 20), (13, 20)),
+    "low-rank-legs": Row(adtn.LowRank(bond=2), (12, 16), order="interleaved"),
+    "low-rank-spatial": Row(adtn.LowRank(bond=4, split="spatial"), (8, 6, 3, 3), (8, 6, 3, 3)),
     "tucker": Row(adtn.Tucker(bond=2), (16, 15)),
+    "tucker-2": Row(adtn.Tucker(bond=(4, 3, None, None)), (8, 6, 3, 3), (8, 6, 3, 3)),
+    "tucker-uncut": Row(adtn.Tucker(bond=(2, None, 3, 2), activation="tanh"), (16, 15)),
     "tucker-nonlinear": Row(adtn.Tucker(bond=2, activation="silu"), (16, 16)),
     "cp": Row(adtn.CP(bond=3), (16, 16)),
     "random-features": Row(adtn.RandomFeatures(bond=3), (16, 25), 5),

@@ -30,6 +30,7 @@ NAMES = {  # listed by hand, so that public names change only on purpose
     "Generator",
     "IdentityBase",
     "Layout",
+    "LowRank",
     "MERA",
     "MPO",
     "Objective",

@@ -54,9 +54,35 @@ def test_linear_counts_by_hand() -> None:
     assert of(adtn.TT(bond=100)) == 2 * (4 * 4 + 4 * 4 * 16 + 16 * 4 * 64), "no more than what is left and right"
     assert of(adtn.MPO(bond=3)) == 2 * 16 * 3 + 3 * 16 * 3
     assert of(adtn.TensorRing(bond=3)) == 6 * 3 * 4 * 3
+    assert of(adtn.MPO(bond=(2, 5))) == 16 * 2 + 2 * 16 * 5 + 5 * 16
+    assert of(adtn.TT(bond=(100, 2, 3, 3, 3))) == 4 * 4 + 4 * 4 * 2 + (2 + 3 + 3) * 4 * 3 + 3 * 4
+    assert of(adtn.TensorRing(bond=(1, 2, 3, 4, 5, 6))) == 4 * (6 * 1 + 1 * 2 + 2 * 3 + 3 * 4 + 4 * 5 + 5 * 6)
     assert of(adtn.CP(bond=5)) == 6 * 5 * 4
     assert of(adtn.Tucker(bond=3)) == 3**6 + 6 * 3 * 4
     assert of(adtn.Tucker(bond=9)) == 4**6 + 6 * 4 * 4, "no more than the leg"
+
+
+def test_pairs_of_factors_have_whole_axes() -> None:
+    gen = adtn.Generator((1536, 1009), adtn.LowRank(bond=8))
+    assert gen.layout.dims == (1536, 1009)
+    assert {name: x.shape for name, x in gen.params.items()} == {"left": (1536, 8), "right": (8, 1009)}
+    assert Layout.of((1536, 1009), (1536, 1009)) == gen.layout
+    conv = adtn.Generator((10, 6, 3, 5), adtn.LowRank(bond=7, split="spatial"))
+    assert {name: x.shape for name, x in conv.params.items()} == {"left": (10, 3, 7), "right": (7, 6, 5)}
+    assert adtn.Generator((10, 6, 1, 1), adtn.LowRank(bond=99, split="spatial")).params["left"].shape == (10, 6)
+
+
+def test_ranks_of_chosen_legs() -> None:
+    gen = adtn.Generator((8, 6, 3, 3), adtn.Tucker(bond=(4, 99, None, None)))
+    assert {k: x.shape for k, x in gen.params.items()} == {"core": (4, 6, 3, 3), "factor0": (4, 8), "factor1": (6, 6)}
+    pointwise = adtn.Generator((8, 6, 1, 1), adtn.Tucker(bond=(4, 3, None, None)))
+    assert {k: x.shape for k, x in pointwise.params.items()} == {"core": (4, 3), "factor0": (4, 8), "factor1": (3, 6)}
+
+
+def test_given_bonds_grow_in_proportion() -> None:
+    assert adtn.Tucker(bond=(64, 32, None, None)).grown(16) == adtn.Tucker(bond=(16, 8, None, None))
+    assert adtn.MPO(bond=(3, 9)).grown(1) == adtn.MPO(bond=(1, 1))
+    assert adtn.TT(bond=3).grown(5) == adtn.TT(bond=5)
 
 
 @pytest.mark.parametrize(("shape", "legs"), [((4096, 4096), 24), ((512, 4096), 21)])
@@ -212,6 +238,10 @@ def test_json_round_trip(key: str) -> None:
         (lambda: adtn.BrickWall(boundary="open"), "'fixed', 'trainable' or 'random'"),  # type: ignore[arg-type]
         (lambda: adtn.Tucker(bond=-1), "from 1 to"),
         (lambda: adtn.CP(bond=2.5), "from 1 to"),  # type: ignore[arg-type]
+        (lambda: adtn.Generator((8, 8), adtn.TT(bond=(2, 2))), "Got 2 bonds .* needs 1"),
+        (lambda: adtn.Generator((8, 8), adtn.Tucker(bond=(2, 2, 2))), "Got 3 ranks .* Layout.whole"),
+        (lambda: adtn.Generator((8, 8), adtn.LowRank(split="spatial")), "expected a convolution"),
+        (lambda: adtn.LowRank(split="kernel"), "'axes' or 'spatial'"),  # type: ignore[arg-type]
         (lambda: adtn.Generator((2,), adtn.BrickWall(), layout=Layout.of((2,), 2)), "at least 2 legs"),
         (
             lambda: adtn.Generator((4, 4), adtn.ATTN(pairs=((0, 9),)), layout=Layout.of((4, 4), 2)),

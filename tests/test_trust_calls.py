@@ -89,6 +89,7 @@ CALLS: dict[str, Call] = {
             "BrickWall",
             "CP",
             "Dense",
+            "LowRank",
             "MERA",
             "MPO",
             "RandomFeatures",

@@ -258,12 +258,14 @@ def test_invalid_batches_and_losses_are_refused(framework: str, options: Any, me
 # weights with one entry
 
 NEED_LEGS = (adtn.BrickWall, adtn.TT, adtn.MPO, adtn.TensorRing, adtn.CP, adtn.RandomFeatures)
+NEED_FOUR_AXES = ("low-rank-spatial", "tucker-2", "tucker-uncut")
 ONE_ENTRY = [(1,), (1, 1), (1, 1, 1, 1)]
 
 
 @pytest.mark.parametrize("shape", ONE_ENTRY, ids=str)
 def test_one_entry_works_or_is_refused(row: Row, shape: tuple[int, ...], device: str, tmp_path: Path) -> None:
     refused = isinstance(row.topology, NEED_LEGS) or row in (TOPOLOGIES["ttn-ternary"], TOPOLOGIES["attn-pairs"])
+    refused |= row in [TOPOLOGIES[name] for name in NEED_FOUR_AXES] and len(shape) != 4
     if refused or row is TOPOLOGIES["ttn-some"]:
         with pytest.raises(TopologyError, match="single entry without legs" if refused else "has levels 0..0"):
             adtn.Generator(shape, row.topology)

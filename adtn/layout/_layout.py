@@ -150,6 +150,19 @@ class Layout:
         frozen = tuple(map(tuple, factors))
         return cls(tuple(shape), frozen, _resolve_order(order, frozen), max_padding)
 
+    @classmethod
+    @checked(LayoutError)
+    def whole(cls, shape: Sequence[int]) -> Layout:
+        """Make every axis a single leg, without padding, as factors of a matrix or of a convolution need.
+
+        Examples
+        --------
+        >>> Layout.whole((1536, 127)).dims
+        (1536, 127)
+        """
+        shape = tuple(shape)
+        return cls.from_factors(shape, tuple((n,) if n > 1 else () for n in shape))
+
     @property
     def ndim_legs(self) -> int:
         """The number of physical legs."""

@@ -151,8 +151,8 @@ def tile_program(
     """
     sizes = sizes_of(segments)
     paths = tuple(p if p is not None else default_path(s, sizes) for s, p in zip(segments, paths, strict=True))
-    last, sliced = _cut(replace(segments[-1], outputs=order), sizes, tiles)
-    legs, sizes, order = order, sizes | sizes_of([last]), last.outputs
+    last, sliced, parts = _cut(replace(segments[-1], outputs=order), sizes, tiles)
+    legs, sizes, order = order, sizes | parts, last.outputs
     unsliced = tuple(i for i in order if i not in sliced)
     terms = last.terms
     nodes = contraction_nodes(terms, order, paths[-1])
@@ -291,18 +291,20 @@ def cut_legs(legs: Inds, sizes: dict[str, int], tiles: int) -> dict[str, int]:
     return inside
 
 
-def _cut(segment: Segment, sizes: dict[str, int], tiles: int) -> tuple[Segment, frozenset[str]]:
-    """Find the sliced legs; a leg that is sliced in part is split into two."""
+def _cut(segment: Segment, sizes: dict[str, int], tiles: int) -> tuple[Segment, frozenset[str], dict[str, int]]:
+    """Find the sliced legs; a leg that is sliced in part is split into two, whose dimensions are returned as well."""
     inside = cut_legs(segment.outputs, sizes, tiles)
     sliced: set[str] = set()
+    parts: dict[str, int] = {}  # a leg may be that of the state, without a core that has it
     for name, rest in inside.items():
         if rest == 1:
             sliced.add(name)
         else:
             first, second = f"{name}/0", f"{name}/1"
+            parts |= {first: sizes[name] // rest, second: rest}
             segment = _split(segment, name, (first, second), (sizes[name] // rest, rest))
             sliced.add(first)
-    return segment, frozenset(sliced)
+    return segment, frozenset(sliced), parts
 
 
 def _split(segment: Segment, name: str, names: tuple[str, str], dims: tuple[int, int]) -> Segment:

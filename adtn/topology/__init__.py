@@ -17,6 +17,7 @@ from ._linear import MPO as MPO
 from ._linear import TT as TT
 from ._linear import TensorRing as TensorRing
 from ._linear import Tucker as Tucker
+from ._low_rank import LowRank as LowRank
 from ._networks import Networks as Networks
 from ._networks import as_networks as as_networks
 from ._networks import read_networks as read_networks

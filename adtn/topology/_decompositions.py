@@ -6,6 +6,7 @@ MPS has neither float64 nor QR, and a decomposition is computed only once.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +16,7 @@ _ALS_SWEEPS = 50
 
 
 def tt_svd(
-    tensor: Float[np.ndarray, "*legs"], sites: list[tuple[int, ...]], bond: int
+    tensor: Float[np.ndarray, "*legs"], sites: list[tuple[int, ...]], bonds: Sequence[int]
 ) -> list[Float[np.ndarray, "..."]]:
     """Decompose a tensor into a tensor train by truncated SVDs from left to right.
 
@@ -25,8 +26,8 @@ def tt_svd(
         The tensor.
     sites : list of tuple of int
         Axes on each site.
-    bond : int
-        Largest bond dimension.
+    bonds : sequence of int
+        Largest bond dimension between each site and the next.
 
     Returns
     -------
@@ -47,40 +48,51 @@ def tt_svd(
             cores.append(rest.reshape(*ends, *axes))
             break
         u, s, vt = np.linalg.svd(rest.reshape(left * math.prod(axes), -1), full_matrices=False)
-        chi = min(bond, s.size)
+        chi = min(bonds[k], s.size)
         cores.append(np.moveaxis(u[:, :chi].reshape(left, *axes, chi), -1, 1).reshape(*ends, chi, *axes))
         rest = s[:chi, None] * vt[:chi]
         left = chi
     return cores
 
 
+def truncated_svd(
+    matrix: Float[np.ndarray, "m n"], bond: int
+) -> tuple[Float[np.ndarray, "m rank"], Float[np.ndarray, "rank n"]]:
+    """Return the best factors of a matrix; each singular value is divided equally between both."""
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    root = np.sqrt(s[:bond])
+    return u[:, :bond] * root, root[:, None] * vt[:bond]
+
+
 def hosvd(
-    tensor: Float[np.ndarray, "*legs"], ranks: list[int]
-) -> tuple[Float[np.ndarray, "*ranks"], list[Float[np.ndarray, "..."]]]:
+    tensor: Float[np.ndarray, "*legs"], ranks: Sequence[int | None]
+) -> tuple[Float[np.ndarray, "*ranks"], dict[int, Float[np.ndarray, "..."]]]:
     """Project a tensor onto the leading left singular vectors of every unfolding.
 
     Parameters
     ----------
     tensor : numpy.ndarray
         The tensor.
-    ranks : list of int
-        One rank per axis.
+    ranks : sequence of (int or None)
+        One rank per axis, ``None`` for an axis that is not projected.
 
     Returns
     -------
-    tuple of numpy.ndarray and list of numpy.ndarray
-        The core, of shape ``ranks``, and the factors, of shape ``(rank, dimension)``.
+    tuple of numpy.ndarray and dict of int to numpy.ndarray
+        The core, and the factor ``(rank, dimension)`` of every projected axis.
 
     References
     ----------
     L. De Lathauwer, B. De Moor, J. Vandewalle (2000), SIAM J. Matrix Anal. Appl. 21, 1253.
     """
-    core, factors = tensor, list[np.ndarray]()
+    core, factors = tensor, dict[int, np.ndarray]()
     for q, (d, r) in enumerate(zip(tensor.shape, ranks, strict=True)):
+        if r is None:
+            continue
         unfolding = np.moveaxis(tensor, q, 0).reshape(d, -1)
         # use eigenvectors of the small Gram matrix: an unfolding has few rows and many columns
         _, vectors = np.linalg.eigh(unfolding @ unfolding.T)
-        factors.append(vectors[:, ::-1][:, :r].T)
+        factors[q] = vectors[:, ::-1][:, :r].T
         core = np.moveaxis(np.tensordot(factors[q], core, axes=(1, q)), 0, q)
     return core, factors
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 
+from .._checks import Range
 from .._typing import Float
 from ..errors import TopologyError
 from ..layout import Layout
@@ -16,11 +17,25 @@ from ._decompositions import cp_als, hosvd, tt_svd
 from ._segment import Core, Segment
 from ._topology import Bond, Topology, register_topology
 
+Bonds = Annotated[
+    Bond | Annotated[tuple[Bond, ...], Range(1)],
+    "a whole number from 1 to 2**20, or a tuple of them, one per bond",
+]
+Ranks = Annotated[
+    Bond | Annotated[tuple[Bond | None, ...], Range(1)],
+    "a whole number from 1 to 2**20, or a tuple with one per leg, None for a leg without a factor",
+]
 
-def chain_bonds(dims: list[int], bond: int) -> list[int]:
+
+def chain_bonds(dims: list[int], bonds: Sequence[int]) -> list[int]:
     """Return the bond dimensions of an open chain, clipped to the dimension of either side."""
-    n = len(dims)
-    return [min(bond, math.prod(dims[: k + 1]), math.prod(dims[k + 1 :])) for k in range(n - 1)]
+    return [min(b, math.prod(dims[: k + 1]), math.prod(dims[k + 1 :])) for k, b in enumerate(bonds)]
+
+
+def in_proportion(bonds: tuple[int | None, ...], size: int) -> tuple[int | None, ...]:
+    """Scale bond dimensions so that the largest is ``size`` and their proportions are kept."""
+    largest = max((b for b in bonds if b is not None), default=1)
+    return tuple(None if b is None else max(1, round(b * size / largest)) for b in bonds)
 
 
 def _chain(sites: list[tuple[int, ...]], layout: Layout, bonds: list[int]) -> list[Core]:
@@ -47,8 +62,8 @@ class TT(Topology):
 
     Parameters
     ----------
-    bond : int
-        Bond dimension, clipped to the dimension of either side of a bond.
+    bond : int or tuple of int
+        Bond dimension, or one per bond from the first site to the last, clipped to the dimension of either side.
     activation, where, share
         See :class:`Topology`.
 
@@ -63,10 +78,26 @@ class TT(Topology):
     192
     """
 
-    bond: Bond = 4
+    bond: Bonds = 4
 
     grows: ClassVar[str | None] = "bond"
     has_decomposition: ClassVar[bool] = True
+
+    def grown(self, size: int) -> Self:
+        """Return this topology with ``size`` as its largest bond; the proportions of given bonds are kept."""
+        return replace(self, bond=size if isinstance(self.bond, int) else in_proportion(self.bond, size))
+
+    def bonds(self, layout: Layout) -> list[int]:
+        """Return the bond dimensions from the first site to the last."""
+        dims = [math.prod(layout.dims[q] for q in legs) for legs in self.sites(layout)]
+        return chain_bonds(dims, self._given(len(dims) - 1))
+
+    def _given(self, n: int) -> tuple[int, ...]:
+        if isinstance(self.bond, int):
+            return (self.bond,) * n
+        if len(self.bond) != n:
+            raise TopologyError(f"Got {len(self.bond)} bonds {self.bond}; this layout needs {n}, one per bond.")
+        return self.bond
 
     def sites(self, layout: Layout) -> list[tuple[int, ...]]:
         """Return the positions of the legs on each site."""
@@ -77,15 +108,13 @@ class TT(Topology):
         sites = self.sites(layout)
         if not sites:
             raise TopologyError("Got a layout without legs; a tensor train needs at least one site.")
-        dims = [math.prod(layout.dims[q] for q in legs) for legs in sites]
-        cores = _chain(sites, layout, chain_bonds(dims, self.bond))
-        return [Segment((), tuple(cores), layout.leg_names)]
+        return [Segment((), tuple(_chain(sites, layout, self.bonds(layout))), layout.leg_names)]
 
     def decompose(
         self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
     ) -> dict[str, Float[np.ndarray, "..."]]:
         """Compute the cores by truncated SVDs from left to right (TT-SVD)."""
-        cores = tt_svd(state, self.sites(layout), self.bond)
+        cores = tt_svd(state, self.sites(layout), self.bonds(layout))
         return {f"site{k}": core for k, core in enumerate(cores)}
 
 
@@ -96,8 +125,8 @@ class MPO(TT):
 
     Parameters
     ----------
-    bond : int
-        Bond dimension, clipped to the dimension of either side of a bond.
+    bond : int or tuple of int
+        Bond dimension, or one per bond from the first site to the last, clipped to the dimension of either side.
     activation, where, share
         See :class:`Topology`.
 
@@ -127,8 +156,8 @@ class TensorRing(TT):
 
     Parameters
     ----------
-    bond : int
-        Bond dimension, the same on every bond.
+    bond : int or tuple of int
+        Bond dimension, or one per bond: those after each site, so that the last one closes the ring.
     activation, where, share
         See :class:`Topology`.
 
@@ -147,10 +176,14 @@ class TensorRing(TT):
 
     def levels(self, layout: Layout) -> list[Segment]:
         """Build a single level."""
-        sites = self.sites(layout)
-        if len(sites) < 3:
+        if len(self.sites(layout)) < 3:
             return super().levels(layout)  # two sites connected twice are a tensor train with a larger bond
-        return [Segment((), tuple(_chain(sites, layout, [self.bond] * len(sites))), layout.leg_names)]
+        return [Segment((), tuple(_chain(self.sites(layout), layout, self.bonds(layout))), layout.leg_names)]
+
+    def bonds(self, layout: Layout) -> list[int]:
+        """Return the bond dimensions, the last of which closes the ring."""
+        n = len(self.sites(layout))
+        return super().bonds(layout) if n < 3 else list(self._given(n))
 
     def decompose(
         self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
@@ -166,8 +199,10 @@ class Tucker(Topology):
 
     Parameters
     ----------
-    bond : int
-        Multilinear rank, clipped to the dimension of each leg.
+    bond : int or tuple of (int or None)
+        Multilinear rank, clipped to the dimension of each leg, or one per leg. ``None`` is a leg without a factor,
+        which is a leg of the core itself: ``(r_out, r_in, None, None)`` is the Tucker-2 form of a convolution, a
+        1x1 convolution before and after a small one. With a tuple, the default layout has one leg per axis.
     activation, where, share
         See :class:`Topology`.
 
@@ -180,18 +215,43 @@ class Tucker(Topology):
     >>> import adtn
     >>> adtn.Generator((64, 64), adtn.Tucker(bond=3)).num_params
     177
+    >>> adtn.Generator((64, 32, 3, 3), adtn.Tucker(bond=(16, 8, None, None))).num_params
+    2432
     """
 
-    bond: Bond = 4
+    bond: Ranks = 4
 
     grows: ClassVar[str | None] = "bond"
     has_decomposition: ClassVar[bool] = True
 
+    def grown(self, size: int) -> Self:
+        """Return this topology with ``size`` as its largest rank; the proportions of given ranks are kept."""
+        return replace(self, bond=size if isinstance(self.bond, int) else in_proportion(self.bond, size))
+
+    def default_layout(self, shape: tuple[int, ...]) -> Layout:
+        """Choose the layout used when none is given: one leg per axis if ranks are given one by one."""
+        return super().default_layout(shape) if isinstance(self.bond, int) else Layout.whole(shape)
+
+    def ranks(self, layout: Layout) -> list[int | None]:
+        """Return the rank of every leg, ``None`` for those without a factor."""
+        bonds = self.bond
+        if isinstance(bonds, int):
+            bonds = (bonds,) * layout.ndim_legs
+        elif len(bonds) == len(layout.shape) and all(len(legs) < 2 for legs in layout.factors):
+            bonds = tuple(bonds[axis] for axis, _ in layout.leg_axes)  # axes of length 1 have no leg
+        if len(bonds) != layout.ndim_legs:
+            raise TopologyError(
+                f"Got {len(bonds)} ranks {bonds}; this layout has {layout.ndim_legs} legs {layout.dims}. Give one per "
+                "leg, or use a layout with one leg per axis, Layout.whole(shape)."
+            )
+        return [None if b is None else min(b, d) for b, d in zip(bonds, layout.dims, strict=True)]
+
     def levels(self, layout: Layout) -> list[Segment]:
         """Build two levels: the core, then the factors."""
-        ranks = tuple(min(self.bond, d) for d in layout.dims)
-        bonds = tuple(f"b{q}" for q in range(layout.ndim_legs))
-        core = Core(name="core", inds=bonds, shape=ranks, param="core", kind="core")
+        legs = list(enumerate(zip(layout.leg_names, layout.dims, self.ranks(layout), strict=True)))
+        bonds = tuple(name if r is None else f"b{q}" for q, (name, _, r) in legs)
+        shape = tuple(d if r is None else r for _, (_, d, r) in legs)
+        core = Core(name="core", inds=bonds, shape=shape, param="core", kind="core")
         factors = tuple(
             Core(
                 name=f"factor{q}",
@@ -202,7 +262,8 @@ class Tucker(Topology):
                 level=q,
                 fan_in=r,
             )
-            for q, (name, r, d) in enumerate(zip(layout.leg_names, ranks, layout.dims, strict=True))
+            for q, (name, d, r) in legs
+            if r is not None
         )
         return [Segment((), (core,), bonds), Segment(bonds, factors, layout.leg_names)]
 
@@ -210,8 +271,8 @@ class Tucker(Topology):
         self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
     ) -> dict[str, Float[np.ndarray, "..."]]:
         """Project onto the leading singular vectors of every unfolding (HOSVD)."""
-        core, factors = hosvd(state, [min(self.bond, d) for d in layout.dims])
-        return {"core": core, **{f"factor{q}": factor for q, factor in enumerate(factors)}}
+        core, factors = hosvd(state, self.ranks(layout))
+        return {"core": core, **{f"factor{q}": factor for q, factor in factors.items()}}
 
 
 @register_topology
