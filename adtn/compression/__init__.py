@@ -16,6 +16,7 @@ from ._model import Tuning as Tuning
 from ._report import CompressReport as CompressReport
 from ._rows import LayerRow as LayerRow
 from ._rows import ModelCost as ModelCost
+from ._samples import first_samples as first_samples
 from ._sizes import largest_within as largest_within
 from ._sizes import stored_params as stored_params
 from ._storage import STRUCTURES as STRUCTURES

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ._model import Layer, Model
 _PROBES = (3.0, 1.2, 0.5, 0.2)  # sizes at which errors are computed, over those that the budget implies
 _FIT_STEPS = 40  # steps for topologies without a closed form
 _ROUNDS = 6  # allocations, each with the errors of what the previous one chose
-_SAMPLES = 256  # samples with which the outputs of models are compared
+SAMPLES = 256  # samples with which the outputs of models are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,7 @@ class Search:
     executor: Executor | None
     folder: Path | None
     say: Callable[[str], None]
+    solved: dict[tuple[str, Choice], LocalResult] = field(default_factory=dict)
 
     @property
     def entries(self) -> int:
@@ -80,33 +81,27 @@ class Search:
                 entries = math.prod(shape)
                 curves[name] = []
                 for family in families(shape, own.candidates, layer.itemsize):
-                    if family.topology == LowRank(bond=1):
+                    if family.topology == LowRank(bond=1):  # one decomposition has the errors of all ranks
                         curves[name].append(self._low_rank(name, family))
                         continue
                     probes = {family.within(int(entries * min(fraction * p, 0.9))) for p in _PROBES}
                     wanted += [(name, choice) for choice in probes if choice is not None]
                     curves[name].append(Curve(family=family, errors={}))
-        results = self.solve(wanted)
-        ladders: list[Ladder] = []
-        for layer in self.layers:
-            for name, shape in layer.weights.items():
-                found = curves[name]
-                for (weight, choice), result in results.items():
-                    if weight == name:
-                        found = [
-                            c.corrected(choice.params, result.relative_error**2) if c.family.holds(choice) else c
-                            for c in found
-                        ]
-                ladders.append(
-                    Ladder(
-                        name=name,
-                        layer=layer.name,
-                        entries=math.prod(shape),
-                        fixed={dense_choice(shape, layer.itemsize): 0.0},
-                        curves=[curve for curve in found if curve.errors],
-                    )
-                )
-        return self._with_sensitivities(ladders, fraction) if self.sample else ladders
+        ladders = {
+            name: Ladder(
+                name=name,
+                layer=layer.name,
+                entries=math.prod(shape),
+                fixed={dense_choice(shape, layer.itemsize): 0.0},
+                curves=curves[name],
+            )
+            for layer in self.layers
+            for name, shape in layer.weights.items()
+        }
+        for (name, choice), result in self.solve(wanted).items():
+            ladders[name] = ladders[name].corrected(choice, result.relative_error**2)
+        built = [replace(ladder, curves=[c for c in ladder.curves if c.errors]) for ladder in ladders.values()]
+        return self._with_sensitivities(built, fraction) if self.sample else built
 
     def _low_rank(self, name: str, family: Any) -> Curve:
         task = self.tasks[name]
@@ -149,7 +144,9 @@ class Search:
         return [
             replace(
                 ladder,
-                sensitivity=max(min(found.get(ladder.layer, ladder.sensitivity if found == {} else typical), largest), floor),
+                sensitivity=max(
+                    min(found.get(ladder.layer, ladder.sensitivity if found == {} else typical), largest), floor
+                ),
             )
             for ladder in ladders
         ]
@@ -188,7 +185,7 @@ class Search:
             solved = self.solve(wanted)
             results |= solved
             for (name, choice), result in solved.items():
-                by_name[name] = _corrected(by_name[name], choice, result.relative_error**2)
+                by_name[name] = by_name[name].corrected(choice, result.relative_error**2)
         for name, choice in choices.items():
             error = f", error {results[name, choice].relative_error:.3f}" if (name, choice) in results else ""
             self.say(f"{name}: {choice}{error}")
@@ -209,7 +206,8 @@ class Search:
 
     def solve(self, wanted: Iterable[tuple[str, Choice]]) -> dict[tuple[str, Choice], LocalResult]:
         """Compute closed forms; a choice that occurs several times is computed once."""
-        unique = list(dict.fromkeys(wanted))
+        asked = list(dict.fromkeys(wanted))
+        unique = [one for one in asked if one not in self.solved]
         tasks = [
             replace(
                 self.tasks[name],
@@ -219,15 +217,11 @@ class Search:
                 steps=0 if choice.topology is not None and choice.topology.has_decomposition else _FIT_STEPS,
                 label=f"{name}-try{n}",
             )
-            for n, (name, choice) in enumerate(unique)
+            for n, (name, choice) in enumerate(unique, len(self.solved))
         ]
-        return dict(zip(unique, run_local(tasks, self.executor, self.folder, lambda result: None), strict=True))
-
-
-def _corrected(ladder: Ladder, choice: Choice, error2: float) -> Ladder:
-    """Return the ladder with the computed error of a choice."""
-    curves = [c.corrected(choice.params, error2) if c.family.holds(choice) else c for c in ladder.curves]
-    return replace(ladder, curves=curves)
+        new = run_local(tasks, self.executor, self.folder, lambda result: None)
+        self.solved.update(zip(unique, new, strict=True))
+        return {one: self.solved[one] for one in asked}
 
 
 def least_and_most(ladders: Sequence[Ladder], unit: Unit) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from ._report import CompressReport
 from ._rows import LayerRow, ModelCost
 from ._run import CompressionRun, Outcome
 
+_BEST_DENSE = "best left dense within this budget"
 _CORNER = 96  # rows and columns of a weight that the report shows
 
 
@@ -136,14 +137,14 @@ def compress(
     run.remove_checkpoints()
     return CompressReport(
         config=config,
-        layers=[_row(layer, outcome, generators, predicted) for layer in run.layers],
-        dense=dense,
+        layers=[_row(layer, outcome, generators, predicted) for layer in run.layers if _is_replaced(layer, generators)],
+        dense=dense | {y.name: _BEST_DENSE for y in run.layers if not _is_replaced(y, generators)},
         before=before,
         after=after,
         losses=outcome.losses,
         seconds=time.monotonic() - began,
         generators=generators,
-        corners={name: (_corner(task.weight), _corner(generators[name])) for name, task in tasks.items()},
+        corners={n: (_corner(task.weight), _corner(generators[n])) for n, task in tasks.items() if n in generators},
     )
 
 
@@ -196,10 +197,11 @@ def _tasks(
 ) -> dict[str, LocalTask]:
     """Make one task per weight; layouts are checked before anything is fitted."""
     fits = any(stage.startswith("reconstruct") for stage in stages) and config.steps > 0
-    by_data = "reconstruct-data" in stages and data is not None and fits
+    closed = "closed-form" in stages
+    by_data = data is not None and (closed or ("reconstruct-data" in stages and fits))
     planned = [(name, weight, config.options_of(layer)) for layer, own in chosen for name, weight in own.items()]
     layouts = {name: own.layout(weight.shape) for name, weight, own in planned}
-    moments = adapter.second_moments(list(layouts), data) if by_data and data is not None else {}
+    moments = adapter.second_moments(list(layouts), data, config.samples) if by_data and data is not None else {}
     return {
         name: LocalTask(
             name=name,
@@ -215,6 +217,7 @@ def _tasks(
             device=device,
             restarts=own.restarts if fits else 1,
             silent=config.mode == "adapter",
+            start="closed-form" if closed else "random",
         )
         for name, weight, own in planned
     }
@@ -280,6 +283,10 @@ def _corner(weight: np.ndarray | Generator) -> np.ndarray:
     else:
         rows = weight[:_CORNER]
     return np.asarray(rows, np.float32).reshape(len(rows), -1)[:, :_CORNER]
+
+
+def _is_replaced(layer: Layer, generators: Mapping[str, Any]) -> bool:
+    return not generators.keys().isdisjoint(layer.weights)
 
 
 def _row(layer: Layer, outcome: Outcome, generators: dict[str, Any], predicted: dict[str, float]) -> LayerRow:

@@ -18,6 +18,7 @@ from ..topology import (
     MPO,
     TTN,
     IdentityBase,
+    LowRank,
     RuleBase,
     SeededBase,
     Topology,
@@ -29,10 +30,19 @@ from ..topology import (
 from ._budget import Budget
 from ._model import Layer, Tuning
 
-Stage = Literal["reconstruct", "reconstruct-data", "distill-local", "finetune"]
-STAGES: tuple[Stage, ...] = ("reconstruct", "reconstruct-data", "distill-local", "finetune")
+Stage = Literal["closed-form", "normalise", "reconstruct", "reconstruct-data", "distill-local", "finetune"]
+STAGES: tuple[Stage, ...] = (
+    "closed-form",
+    "normalise",
+    "reconstruct",
+    "reconstruct-data",
+    "distill-local",
+    "finetune",
+)
 RECIPES = (*STAGES, "local-then-global")
-Recipe = Literal["reconstruct", "reconstruct-data", "distill-local", "finetune", "local-then-global"]
+Recipe = Literal[
+    "closed-form", "normalise", "reconstruct", "reconstruct-data", "distill-local", "finetune", "local-then-global"
+]
 Names = Annotated[Sequence[str], "a list of names, such as ['fc1']"]
 Whole = Annotated[int, Range(0)]
 
@@ -63,19 +73,28 @@ class Config:
         The size of the model, or the loss of quality that is allowed. Topology, bond and layout of every layer are
         then chosen among the candidates, and ``topology``, ``leg`` and ``order`` are ignored.
     candidates : sequence of Topology
-        The topologies to choose from for a budget; their bonds are ignored.
+        The topologies to choose from for a budget; their bonds are ignored. A weight may stay dense as well.
+    largest_error : float
+        The largest relative error of a weight that is allowed for a budget without data, as nothing else shows then
+        what the model loses.
+    samples : int
+        The number of samples from which second moments of inputs are computed.
     restarts : int
         The number of seeds with which the fit of every generator starts; the worse half is dropped repeatedly
         (successive halving).
     recipe : str or sequence of str
         One of these stages, or several, in this order:
 
+        - ``"closed-form"``: decompose every weight, in the metric of the second moments of its inputs where there are
+          data
+        - ``"normalise"``: correct the running statistics of batch normalisation, by data without labels
         - ``"reconstruct"``: fit every weight, without data
         - ``"reconstruct-data"``: fit every layer's outputs, by the second moments of its inputs
         - ``"distill-local"``: train every layer with Adam to reproduce its outputs on cached batches; without an
           earlier stage, from random generators with the weights' standard deviation
         - ``"finetune"``: train by the model's own loss, starting from the result of the other stages
-        - ``"local-then-global"``: the second stage if there are data, else the first; then the last
+        - ``"local-then-global"``: within a budget, closed forms, statistics and fine-tuning; without one,
+          ``"reconstruct-data"`` and fine-tuning. Without data, closed forms or ``"reconstruct"`` alone
     mode : {"replace", "adapter"}
         Whether generated weights replace the dense ones, or are added to them while they are frozen. An adapter starts
         at zero and is trained by ``"finetune"``.
@@ -127,12 +146,14 @@ class Config:
     )
     base: Annotated[RuleBase | None, "adtn.SeededBase(seed=0), adtn.IdentityBase(), or None"] = None
     budget: Annotated[Budget | None, "adtn.Budget(ratio=20), or None"] = None
-    candidates: Annotated[Sequence[Topology], "topologies, such as (adtn.TTN(), adtn.MPO())"] = (
-        TTN(),
-        TTN(activation="identity"),
-        MPO(),
+    candidates: Annotated[Sequence[Topology], "topologies, such as (adtn.LowRank(), adtn.MPO())"] = (
+        LowRank(),
+        LowRank(split="spatial"),
         Tucker(),
+        MPO(),
     )
+    largest_error: Annotated[float, Range(0.0, 1.0)] = 0.3
+    samples: Count = 512
     restarts: Count = 1
     recipe: Annotated[Recipe | Annotated[Sequence[Recipe], Range(1)], f"one or several of {', '.join(RECIPES)}"] = (
         "local-then-global"
@@ -262,12 +283,16 @@ class Config:
         if self.mode == "adapter":
             recipes: tuple[str, ...] = ("finetune",)
         elif self.recipe == "local-then-global":
-            return ("reconstruct-data", "finetune") if has_data else ("reconstruct",)
+            with_data = ("closed-form", "normalise") if self.budget is not None else ("reconstruct-data",)
+            without = "closed-form" if self.budget is not None else "reconstruct"
+            return (*with_data, "finetune") if has_data else (without,)
         else:
             recipes = (self.recipe,) if isinstance(self.recipe, str) else tuple(self.recipe)
-        with_data = [recipe for recipe in recipes if recipe != "reconstruct"]
-        if with_data and not has_data:
-            raise CompressError(f"Got {with_data[0]!r} without data; pass data=, or use recipe='reconstruct'.")
+        needing = [recipe for recipe in recipes if recipe not in ("reconstruct", "closed-form")]
+        if needing and not has_data:
+            raise CompressError(
+                f"Got {needing[0]!r} without data; pass data=, or use recipe='closed-form' or 'reconstruct'."
+            )
         both = ("reconstruct-data", "finetune")
         return tuple(stage for name in recipes for stage in (both if name == "local-then-global" else (name,)))
 

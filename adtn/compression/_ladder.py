@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -99,13 +99,12 @@ class Ladder:
         """Return the squared error of a choice."""
         if choice in self.fixed:
             return self.fixed[choice]
-        return next(curve.at(choice.params) for curve in self.curves if curve.family.holds(choice))
+        return next(curve.at(choice.params) for curve in self.curves if curve.family == choice.family)
 
-    def is_known(self, choice: Choice) -> bool:
-        """Return whether the error of a choice was computed."""
-        return choice in self.fixed or any(
-            curve.family.holds(choice) and choice.params in curve.errors for curve in self.curves
-        )
+    def corrected(self, choice: Choice, error2: float) -> Ladder:
+        """Return the ladder with the computed squared error of a choice."""
+        curves = [c.corrected(choice.params, error2) if c.family == choice.family else c for c in self.curves]
+        return replace(self, curves=curves)
 
     def _sizes(self) -> list[int]:
         """Return sizes from the dense weight downwards."""

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -44,6 +44,8 @@ class LocalTask:
         The name of its file, if it differs from that of the weight.
     silent : bool
         Whether the generated weight starts at zero, for an adapter.
+    start : {"closed-form", "random"}
+        Where the fit starts; without a closed form, and unless there are steps, at random.
     """
 
     name: str
@@ -60,6 +62,7 @@ class LocalTask:
     restarts: int = 1
     label: str = ""
     silent: bool = False
+    start: Literal["closed-form", "random"] = "random"
 
     def mark(self) -> str:
         """Return everything that the result depends on, except the device."""
@@ -74,6 +77,7 @@ class LocalTask:
             self.lr,
             self.restarts,
             self.silent,
+            self.start,
         )
         digest = hashlib.sha256(repr(parts).encode())
         for x in (self.weight, self.moment):
@@ -139,7 +143,11 @@ def _first(task: LocalTask, seed: int) -> Generator:
         generator = Generator(task.weight.shape, task.topology, base=task.base, **like)
         # measured on convolutions of ResNet-20: from random Tucker cores, L-BFGS stays at an error of 0.98 where HOSVD
         # is exact, and never ends below the error of a decomposition
-        return decompose(generator, task.weight) if task.steps and has_decomposition(generator) else generator
+        if has_decomposition(generator):
+            if task.start == "closed-form":
+                return decompose(generator, task.weight, moment=task.moment)
+            return decompose(generator, task.weight) if task.steps else generator
+        return generator
     return starting_at_zero(task.weight.shape, task.topology, **like)
 
 

@@ -141,7 +141,11 @@ class Model(Protocol):
         ...
 
     def outputs(self, data: Iterable[Any]) -> list[np.ndarray] | None:
-        """Compute the outputs of every batch in evaluation mode; ``None`` if the model does not return one array."""
+        """Compute ``(rows, columns)`` of outputs by batch in evaluation mode; ``None`` if they are not one array."""
+        ...
+
+    def has_classes(self, data: Iterable[Any]) -> bool:
+        """Return whether labels are indices of classes that the outputs score."""
         ...
 
     def normalise(self, data: Iterable[Any]) -> bool:

@@ -11,16 +11,19 @@ from typing import Any
 from ..errors import CompressError
 from ..generator import Generator
 from ..optim import fingerprint
-from ._budget import Budget, Choice
-from ._choose import Ladder, build_ladders, choose, least_and_most, measure_sensitivities
+from ._budget import Budget
+from ._choose import SAMPLES, Search, least_and_most
 from ._config import Config
+from ._ladder import Ladder
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
 from ._rows import ModelCost
+from ._samples import first_samples
 from ._storage import to_bytes
 
 _BATCHES = 64  # batches of a list that are compared when a training continues
 _TRIALS = 6  # number of sizes that are tried for a largest loss of accuracy
+_NORMALISED = 3072  # samples by which running statistics are corrected
 
 
 @dataclass(frozen=True)
@@ -70,20 +73,22 @@ class CompressionRun:
         for path in self.checkpoints:
             path.unlink(missing_ok=True)
 
-    def run_stages(self, tasks: Mapping[str, LocalTask]) -> Outcome:
-        """Run all stages, starting with local fits."""
+    def run_stages(self, tasks: Mapping[str, LocalTask], found: Mapping[str, LocalResult] | None = None) -> Outcome:
+        """Run all stages, starting with local fits unless their results are given."""
         config = self.config
 
         def done(result: LocalResult) -> None:
             self.say(f"{result.name}: relative error {result.relative_error:.4f}")
 
-        results = {r.name: r for r in run_local(list(tasks.values()), self.executor, self.folder, done)}
+        results = dict(found or {r.name: r for r in run_local(list(tasks.values()), self.executor, self.folder, done)})
         generators = {name: r.generator for name, r in results.items()}
         if config.restarts > 1 and not any(task.steps for task in tasks.values()) and "finetune" in self.stages:
             generators = self._best_seed(tasks)
         self._install(generators)
         losses: list[float] = []
         for n, stage in enumerate(self.stages):
+            if stage == "normalise":
+                self._normalise()
             if stage == "distill-local" and config.tune_steps:
                 self.adapter.distill(
                     self._training_data, self.config.tuning(config.tune_steps), self.executor, self.say
@@ -92,39 +97,63 @@ class CompressionRun:
                 losses += self._tune(config.tune_steps, stage=n)
         return Outcome(results, losses)
 
-    def run_within(self, budget: Budget, before: ModelCost) -> Outcome:
-        """Run all stages with the topologies, bonds and layouts chosen for a budget."""
-        ladders = build_ladders(self.layers, self.tasks, self.config, self.executor, self.folder)
-        if self.data is not None:
-            ladders = measure_sensitivities(ladders, self.adapter, self.data, self.loss, self.say)
-        sensitivities = {ladder.layer.name: ladder.sensitivity for ladder in ladders}
-        if budget.accuracy_loss is not None:
-            outcome = self._smallest(ladders, budget.accuracy_loss, before)
-        else:
-            most, unit = budget.most(before.params, before.bytes)
-            each = max(layer.itemsize for layer in self.layers) if unit == "bytes" else 1
-            total = before.bytes if unit == "bytes" else before.params
-            own = sum(
-                math.prod(s) * (layer.itemsize if unit == "bytes" else 1)
-                for layer in self.layers
-                for s in layer.weights.values()
-            )
-            outcome = self.run_stages(self._chosen(choose(ladders, most - (total - own), each, unit)))
-            params, size = self.adapter.numbers()
-            measured = size if unit == "bytes" else params
-            if measured > most:
-                raise CompressError(f"Got {measured:,} {unit} for a budget of {most:,}; this is a bug of adtn.")
-        return replace(outcome, sensitivities=sensitivities)
+    def _normalise(self) -> None:
+        if self.adapter.normalise(first_samples(self._training_data, _NORMALISED)):
+            self.say("running statistics of batch normalisation corrected")
 
-    def _smallest(self, ladders: Sequence[Ladder], loss: float, before: ModelCost) -> Outcome:
+    def run_within(self, budget: Budget, before: ModelCost) -> Outcome:
+        """Run all stages with the topology, layout and size of every weight chosen for a budget."""
+        unit = "bytes" if budget.bytes is not None else "parameters"
+        search = Search(
+            layers=self.layers,
+            tasks=self.tasks,
+            config=self.config,
+            adapter=self.adapter,
+            sample=list(first_samples(self.data, SAMPLES)) if self.data is not None else [],
+            loss=self.loss,
+            unit=unit,
+            executor=self.executor,
+            folder=self.folder,
+            say=self.say,
+        )
+        if budget.accuracy_loss is not None:
+            return self._smallest(search, budget.accuracy_loss, before)
+        most, _ = budget.most(before.params, before.bytes)
+        rest = (before.bytes if unit == "bytes" else before.params) - search.entries
+        ladders = search.ladders(most - rest)
+        outcome = self._run_chosen(search, ladders, most - rest)
+        params, size = self.adapter.numbers()
+        measured = size if unit == "bytes" else params
+        if measured > most:
+            raise CompressError(f"Got {measured:,} {unit} for a budget of {most:,}; this is a bug of adtn.")
+        return outcome
+
+    def _run_chosen(self, search: Search, ladders: Sequence[Ladder], most: int) -> Outcome:
+        """Choose within ``most``, and run all stages."""
+        chosen = search.choose(ladders, most)
+        results = {name: result for name, result in chosen.items() if result is not None}
+        if not results:
+            raise CompressError(
+                "Every weight stays dense within this budget; allow less, so that something is replaced."
+            )
+        local = any(stage.startswith("reconstruct") for stage in self.stages) and self.config.steps > 0
+        tasks = {
+            name: replace(self.tasks[name], topology=r.generator.topology, layout=r.generator.layout)
+            for name, r in results.items()
+        }
+        outcome = self.run_stages(tasks, None if local else results)
+        return replace(outcome, sensitivities={ladder.layer: ladder.sensitivity for ladder in ladders})
+
+    def _smallest(self, search: Search, loss: float, before: ModelCost) -> Outcome:
         """Find the smallest size by bisection on a logarithmic scale, with all stages for every size."""
         quality = _measured(before.quality)
-        low, high = least_and_most(ladders)
+        ladders = search.ladders(search.entries // 4)
+        low, high = least_and_most(ladders, search.unit)
         best: tuple[Outcome, dict[str, Generator], Any] | None = None
         lost = math.inf
         for _ in range(_TRIALS):
             size = round(math.sqrt(low * high))
-            outcome = self.run_stages(self._chosen(choose(ladders, max(size, low), 1, "parameters")))
+            outcome = self._run_chosen(search, ladders, max(size, low))
             lost = quality - self._quality()
             self.say(f"{size:,} parameters in the chosen layers lose {lost:.2f} points")
             if lost <= loss:
@@ -156,14 +185,6 @@ class CompressionRun:
         if self.data is None:
             raise CompressError(f"Got stages {', '.join(self.stages)} without data; expected batches. Pass data=.")
         return self.data
-
-    def _chosen(self, choices: Mapping[str, Choice]) -> dict[str, LocalTask]:
-        for name, choice in choices.items():
-            self.say(f"{name}: {choice.topology}, legs {choice.layout.dims}, {choice.params:,} parameters")
-        return {
-            name: replace(task, topology=choices[name].topology, layout=choices[name].layout)
-            for name, task in self.tasks.items()
-        }
 
     def _best_seed(self, tasks: Mapping[str, LocalTask]) -> dict[str, Generator]:
         """Choose a seed by successive halving of seeds, with twice the steps per rung, by the model's own loss."""

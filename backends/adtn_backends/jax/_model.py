@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from adtn._files import sealed, write_bytes
 from adtn.bench import median_seconds
-from adtn.compression import Layer, Tuning
+from adtn.compression import Layer, Tuning, first_samples
 from adtn.errors import CompressError, DeviceError
 from adtn.optim import fingerprint
 from flax import nnx
 
 from ..shared._batches import IGNORED, cycled
-from ..shared._model import LARGEST_MOMENT, NO_PARAMETERS, Moments, ReplacedModel, first_samples, seen_by
+from ..shared._model import LARGEST_MOMENT, NO_PARAMETERS, Moments, ReplacedModel, seen_by
 from ._distill import Seen, distill_layer, packed
 from ._loss import check_range, classes_of, loss_of, outputs_of
 from ._normalise import statistics_of

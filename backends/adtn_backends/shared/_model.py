@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +26,8 @@ ROWS_PER_COLUMN = 16
 """Rows per column that one batch contributes to a second moment: more hardly change it and take as many products."""
 LARGEST_MOMENT = 1 << 26
 """The largest number of entries for which the second moment of a layer's inputs is computed."""
+LARGEST_OUTPUT = 1 << 23
+"""Entries of the outputs of one batch that are compared."""
 NO_PARAMETERS = "Got a model without parameters; there is nothing to compress."
 
 
@@ -79,24 +83,6 @@ class Moments:
     def means(self) -> dict[str, np.ndarray]:
         """Return all means by name."""
         return {name: total / self._counts[name] for name, total in self._sums.items()}
-
-
-def first_samples(data: Iterable[Any], most: int) -> Iterator[Any]:
-    """Yield batches until they contain ``most`` samples; the last one is whole."""
-    seen = 0
-    for batch in data:
-        if seen >= most:
-            return
-        yield batch
-        seen += samples_in(batch)
-
-
-def samples_in(batch: Any) -> int:
-    """Return the number of samples of a batch: the length of the first axis of its first array."""
-    while isinstance(batch, Mapping | tuple | list) and len(batch):
-        batch = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
-    shape = tuple[int, ...](getattr(batch, "shape", ()))
-    return shape[0] if shape else 1
 
 
 class ReplacedModel(ABC):
@@ -267,13 +253,25 @@ class ReplacedModel(ABC):
         return statistics.fmean(losses)
 
     def outputs(self, data: Iterable[Any]) -> list[np.ndarray] | None:
-        """Compute the outputs of every batch in evaluation mode; ``None`` if the model does not return one array."""
+        """Compute the outputs of every batch in evaluation mode; ``None`` if the model does not return one array.
+
+        They are ``(rows, columns)``; of a batch with very many entries, evenly spaced rows.
+        """
         outputs: list[np.ndarray] = []
         for y in self._outputs_on(data):
-            if not hasattr(y, "shape"):
+            if not hasattr(y, "shape") or not len(y.shape):
                 return None
-            outputs.append(backend_of(y).to_numpy(y).astype(np.float32))
+            rows = y.reshape(-1, y.shape[-1])
+            rows = rows[:: max(math.prod(rows.shape) // LARGEST_OUTPUT, 1)]
+            outputs.append(backend_of(rows).to_numpy(rows).astype(np.float32))
         return outputs
+
+    def has_classes(self, data: Iterable[Any]) -> bool:
+        """Return whether labels are indices of classes that the outputs score."""
+        try:
+            return next(self._counted(islice(data, 1)), None) is not None
+        except CompressError:  # there are no labels
+            return False
 
     def accuracy(self, data: Iterable[Any]) -> float | None:
         """Compute the percentage of labels that have the largest output."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from adtn import Generator
 from adtn._files import sealed, write_bytes
-from adtn.compression import Layer, Tuning
+from adtn.compression import Layer, Tuning, first_samples
 from adtn.errors import CompressError, DeviceError
 from adtn.optim import fingerprint
 from torch import nn
@@ -28,7 +28,6 @@ from ..shared._model import (
     NO_PARAMETERS,
     Moments,
     ReplacedModel,
-    first_samples,
     rate_of,
     refuse_nothing,
     seen_by,
