@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,14 @@ class Codes:
 
     def __repr__(self) -> str:
         return f"Codes({'x'.join(map(str, self.shape))}, {self.precision}, {self.nbytes:,} bytes)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Codes, (self.shape, self.precision, self.data)  # copies are read-only as well
+
+    @classmethod
+    def blank(cls, shape: Shape, precision: Precision) -> Codes:
+        """Make the codes of an array of zeros."""
+        return cls(shape, precision, np.zeros(parts_of(shape, precision).nbytes, np.uint8))
 
     @property
     def nbytes(self) -> int:

@@ -13,6 +13,7 @@ from ..errors import PrecisionError
 from ._packing import packed_bytes
 
 Format = Literal["float32", "float16", "bfloat16", "int8", "int4", "int3", "int2"]
+_SMALL = 64
 _FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -56,6 +57,9 @@ class Precision:
                 f"Got group={self.group} for {self.format}, which has no scales; pass an integer format."
             )
 
+    def __str__(self) -> str:
+        return self.format if self.group is None else f"{self.format}/{self.group}"
+
     @property
     def is_integer(self) -> bool:
         """Whether entries are integers with scales."""
@@ -65,6 +69,17 @@ class Precision:
     def bits(self) -> int:
         """The number of bits of an entry, without those of the scales."""
         return int(self.format[3:]) if self.is_integer else 8 * _FLOAT_BYTES[self.format]
+
+    def of(self, shape: Shape) -> Precision:
+        """Return the precision of a core of this shape in a generator of this precision.
+
+        Cores of fewer than 64 entries are stored as float16, as their scales would need as much, and errors in them
+        reach the whole weight; a single entry is stored as float32.
+        """
+        size = math.prod(shape)
+        if size == 1:
+            return Precision("float32")
+        return Precision("float16") if size < _SMALL and self.bits < 16 else self
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for :meth:`from_json`."""
