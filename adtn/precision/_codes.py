@@ -10,14 +10,14 @@ import numpy as np
 from .._checks import shown
 from .._typing import Float, Int, Shape
 from ..errors import PrecisionError
-from ._decode import Bits, decoded, unpacked
+from ._decode import Bits, decoded, scales_of, unpacked
 from ._precision import Parts, Precision, parts_of
 
 NUMPY = Bits(
-    lambda x, dtype: np.ascontiguousarray(x).view(np.dtype(dtype).newbyteorder("<")),
-    lambda x, dtype: x.astype(dtype),
-    lambda arrays, axis: np.concatenate(arrays, axis),
-    lambda arrays, axis: np.stack(arrays, axis),
+    view=lambda x, dtype: x.view(dtype),
+    cast=lambda x, dtype: x.astype(dtype),
+    join=lambda arrays, axis: np.concatenate(arrays, axis),
+    stack=lambda arrays, axis: np.stack(arrays, axis),
 )
 
 
@@ -53,26 +53,31 @@ class Codes:
     data: Int[np.ndarray, " bytes"]
 
     def __post_init__(self) -> None:
-        data = np.array(self.data)
+        data = np.asarray(self.data)
         expected = parts_of(self.shape, self.precision).nbytes
         if data.dtype != np.uint8 or data.shape != (expected,):
             raise PrecisionError(
                 f"Got {shown(self.data)} as {self.precision.format} codes of the shape {self.shape}; "
                 f"expected {expected} bytes. Pass the data that round_to made."
             )
-        data.setflags(write=False)
+        if data.flags.writeable:
+            data = data.copy()
+            data.setflags(write=False)
         object.__setattr__(self, "data", data)
 
     def __repr__(self) -> str:
         return f"Codes({'x'.join(map(str, self.shape))}, {self.precision}, {self.nbytes:,} bytes)"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Codes, (self.shape, self.precision, self.data)  # copies are read-only as well
+        return Codes, (self.shape, self.precision, np.array(self.data))  # which makes it read-only again
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Codes:
+        return self  # nothing in it can change
 
     @classmethod
     def blank(cls, shape: Shape, precision: Precision) -> Codes:
-        """Make the codes of an array of zeros."""
-        return cls(shape, precision, np.zeros(parts_of(shape, precision).nbytes, np.uint8))
+        """Make the codes of an array of zeros, which take no memory."""
+        return cls(shape, precision, np.broadcast_to(np.uint8(0), parts_of(shape, precision).nbytes))
 
     @property
     def nbytes(self) -> int:
@@ -97,10 +102,7 @@ class Codes:
     def scales(self) -> Float[np.ndarray, "rows groups"]:
         """The steps between neighbouring integers, as float32."""
         parts = self._parts()
-        assert parts.exponent is not None
-        scales = NUMPY.view(self.data[parts.scales], "float16").astype(np.float32)
-        exponent = int(self.data[parts.exponent]) - 127
-        return np.ldexp(scales, exponent).reshape(parts.rows, parts.groups)
+        return scales_of(self.data, parts, NUMPY)
 
     def _parts(self) -> Parts:
         if not self.precision.is_integer:
@@ -109,4 +111,4 @@ class Codes:
 
     def decode(self) -> Float[np.ndarray, "..."]:
         """Return the array as float32."""
-        return decoded(self.data, self.shape, self.precision, NUMPY)
+        return decoded(self.data, parts_of(self.shape, self.precision), NUMPY)

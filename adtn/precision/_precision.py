@@ -107,6 +107,10 @@ class Parts:
 
     Parameters
     ----------
+    shape : tuple of int
+        The shape of the array.
+    precision : Precision
+        Its precision.
     rows, columns : int
         The array as a matrix.
     group : int
@@ -122,6 +126,8 @@ class Parts:
         The number of all bytes.
     """
 
+    shape: Shape
+    precision: Precision
     rows: int
     columns: int
     group: int
@@ -136,8 +142,7 @@ class Parts:
 def parts_of(shape: Shape, precision: Precision) -> Parts:
     """Compute where the parts of an array of this shape are.
 
-    The scales are first, so that they are aligned; a float16 cannot hold scales of every size, so that a power of two
-    is common to all of an array.
+    As float16 cannot hold scales of every size, they have a common power of two.
     """
     rows = shape[0] if len(shape) > 1 else 1
     size = math.prod(shape)
@@ -153,6 +158,8 @@ def parts_of(shape: Shape, precision: Precision) -> Parts:
         entries = size * _FLOAT_BYTES[precision.format]
     has_exponent = precision.is_integer or precision.format == "float16"
     return Parts(
+        shape=tuple(shape),
+        precision=precision,
         rows=rows,
         columns=columns,
         group=group,
