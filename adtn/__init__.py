@@ -22,6 +22,7 @@ from .optim import Task as Task
 from .optim import decompose as decompose
 from .optim import fit as fit
 from .optim import register_optimizer as register_optimizer
+from .precision import Precision as Precision
 from .schedule import Plan as Plan
 from .schedule import calibrate as calibrate
 from .schedule import plan as plan

@@ -216,7 +216,10 @@ def inspect(
             print(f"{name:40s} {x.dtype!s:8s} {'x'.join(map(str, x.shape)):20s} {_spectrum(x)}")
         return
     print(gen)
-    print(f"scale {gen.scale:.6g}   base {_base(gen.base)}   dtype {gen.dtype}   active {gen.num_active_params:,}")
+    stored = gen.dtype if gen.precision is None else f"{gen.precision}, decoded to {gen.dtype}"
+    print(f"scale {gen.scale:.6g}   base {_base(gen.base)}   dtype {stored}   active {gen.num_active_params:,}")
+    bits = 8 * gen.nbytes / max(gen.num_params, 1)
+    print(f"parameters {gen.nbytes:,} bytes   {bits:.2f} bits each   {8 * gen.nbytes / gen.layout.size:.3f} per entry")
     for t, (segment, stage) in enumerate(zip(gen.segments, gen.program.stages, strict=True), start=1):
         print(
             f"segment {t}: {len(segment.cores)} cores -> {stage.out_shape}, "
@@ -224,7 +227,8 @@ def inspect(
         )
         for core in segment.cores:
             frozen = "" if core.trainable else "  frozen"
-            print(f"  {core.name:16s} {core.kind:14s} {core.shape!s:20s} {' '.join(core.inds)}{frozen}")
+            codes = f"  {gen.codes[core.param].precision}" if core.param in gen.codes else ""
+            print(f"  {core.name:16s} {core.kind:14s} {core.shape!s:20s} {' '.join(core.inds)}{frozen}{codes}")
 
 
 @app.command()

@@ -22,6 +22,10 @@ class GeneratorError(ADTNError, ValueError):
     """An error for a seed, scale, base, dtype or parameter that a generator cannot have."""
 
 
+class PrecisionError(ADTNError, ValueError):
+    """An error for a precision that does not exist, or for an array that cannot be rounded to it."""
+
+
 class BackendError(ADTNError, TypeError):
     """An error for an array that no registered backend owns, or an incomplete backend."""
 

@@ -47,6 +47,7 @@ PLANTS = [
     Plant(module="adtn.generator._generator", imported="adtn_backends", contract=NEVER),
     Plant(module="adtn.layout._layout", imported="jax", contract=NEVER),
     Plant(module="adtn.layout._layout", imported="adtn.generator", contract="layers of adtn"),
+    Plant(module="adtn.precision._round", imported="adtn.layout", contract="layers of adtn"),
     Plant(
         module="adtn.optim._objective",
         imported="adtn.optim._fit",

@@ -37,6 +37,7 @@ NAMES = {  # listed by hand, so that public names change only on purpose
     "Optimizer",
     "Permutation",
     "Plan",
+    "Precision",
     "RandomFeatures",
     "Reconstruction",
     "ScaledIdentity",

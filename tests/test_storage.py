@@ -11,10 +11,11 @@ from pathlib import Path
 import adtn
 import numpy as np
 import pytest
-from adtn import Layout
+from adtn import Layout, Precision
 from adtn.compression import read_header
-from adtn.compression._storage import from_bytes, to_bytes
+from adtn.compression._storage import from_bytes, structure_from_json, structure_to_json, to_bytes
 from adtn.errors import FileFormatError
+from adtn.precision import Codes
 from safetensors.numpy import save as save_plain
 
 from table import to_numpy
@@ -74,7 +75,7 @@ def test_a_parameter_that_does_not_fit_is_refused() -> None:
     with pytest.raises(FileFormatError, match="not finite in float16"):
         to_bytes(big, "float16")
     with pytest.raises(FileFormatError, match="expected one of float64"):
-        to_bytes(GEN, "int4")  # type: ignore[arg-type]
+        to_bytes(GEN, "float8")  # type: ignore[arg-type]
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -123,9 +124,9 @@ def test_every_single_bit_is_guarded() -> None:
             from_bytes(bytes(bad))
 
 
-def forged(change) -> bytes:
+def forged(change, gen: adtn.Generator = GEN) -> bytes:
     """Make a file with a changed header and a correct digest, as a careless or hostile writer might."""
-    data = to_bytes(GEN)
+    data = to_bytes(gen)
     header = read_header(data)
     change(header)
     end = 8 + int.from_bytes(data[:8], "little")
@@ -153,7 +154,7 @@ def test_forging_works() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (setter("format", value=2), "version 2; this adtn reads up to 1. Upgrade"),
+        (setter("format", value=3), "version 3; this adtn reads up to 2. Upgrade"),
         (setter("format", value="x"), "version x"),
         (setter("layout", "shape", value=[10**9, 10**9]), "does not describe|fewer than"),
         (setter("layout", "factors", value=[[2] * 40, [2] * 40]), "does not describe"),
@@ -222,26 +223,75 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == old
 
 
-@pytest.mark.parametrize("base", [None, adtn.SeededBase(3)])
-def test_int8_storage_rounds_to_127ths_of_the_largest_entry(base, tmp_path: Path) -> None:
-    gen = adtn.Generator((64, 64), adtn.TTN(bond=4), base=base)
-    adtn.save(tmp_path / "q.safetensors", gen, "int8")
-    adtn.save(tmp_path / "f.safetensors", gen)
-    back = adtn.load(tmp_path / "q.safetensors")
-    for name, x in gen.params.items():
-        step = np.abs(x).max() / 127
-        assert np.abs(back.params[name] - x).max() <= 0.5001 * step
-        assert np.abs(back.params[name]).max() == pytest.approx(np.abs(x).max(), rel=1e-6)
-    assert (tmp_path / "f.safetensors").stat().st_size - (tmp_path / "q.safetensors").stat().st_size > gen.num_params
-    away = back.weight() - gen.weight()
+PRECISIONS = [Precision("int8"), Precision("int4", 32), Precision("int3", 10), Precision("int2"), Precision("bfloat16")]
+
+
+@pytest.mark.parametrize("precision", [*PRECISIONS, Precision("float16"), Precision("float32")], ids=str)
+@pytest.mark.parametrize(
+    "base", [None, adtn.SeededBase(3), np.arange(4096.0).reshape(64, 64)], ids=["", "seeded", "given"]
+)
+def test_codes_are_stored_as_they_are(base, precision: Precision, tmp_path: Path) -> None:
+    gen = adtn.Generator((64, 64), adtn.TTN(bond=4), base=base).rounded(precision)
+    adtn.save(tmp_path / "q", gen)
+    back = adtn.load(tmp_path / "q")
+    assert back.precision == precision and back.nbytes == gen.nbytes
+    assert {name: codes.data.tobytes() for name, codes in back.codes.items()} == {
+        name: codes.data.tobytes() for name, codes in gen.codes.items()
+    }
+    assert back.weight().tobytes() == gen.weight().tobytes()
+    assert to_bytes(back) == to_bytes(gen)
+    again = structure_from_json(json.loads(json.dumps(structure_to_json(gen))))
+    assert again.precision == precision and not any(x.any() for x in again.params.values())
+
+
+def test_files_of_codes_are_small() -> None:
+    layout = Layout((256, 512), ((256,), (512,)), (0, 1))
+    gen = adtn.Generator((256, 512), adtn.Dense(), layout=layout).rounded(Precision("int4", 64))
+    assert gen.nbytes == 256 * 512 // 2 + 256 * 8 * 2 + 256 * 8 // 2 + 1
+    assert len(to_bytes(gen)) - gen.nbytes < 800, "the header"
+
+
+def test_saving_in_a_precision_rounds(tmp_path: Path) -> None:
+    gen = adtn.Generator((64, 64), adtn.TTN(bond=4))
+    adtn.save(tmp_path / "a", gen, "int8")
+    adtn.save(tmp_path / "b", gen, Precision("int8"))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == to_bytes(gen.rounded(Precision("int8")))
+    away = adtn.load(tmp_path / "a").weight() - gen.weight()
     assert 0 < np.linalg.norm(away) < 0.1 * np.linalg.norm(gen.weight())
-    # values that were rounded once are not rounded again
-    adtn.save(tmp_path / "again.safetensors", back, "int8")
-    np.testing.assert_allclose(adtn.load(tmp_path / "again.safetensors").weight(), back.weight(), rtol=1e-4, atol=1e-6)
+    # as floats, decoded values are stored, and the generator is not a rounded one
+    back = from_bytes(to_bytes(gen.rounded(Precision("int8")), "float32"))
+    assert back.precision is None
+    assert np.array_equal(back.weight(), gen.rounded(Precision("int8")).weight())
 
 
-def test_int8_of_zeros(tmp_path: Path) -> None:
+def test_codes_of_zeros() -> None:
     gen = adtn.Generator((8, 8), adtn.TTN(bond=2))
     zero = gen.with_params({name: np.zeros_like(x) for name, x in gen.params.items()})
-    adtn.save(tmp_path / "z.safetensors", zero, "int8")
-    assert not adtn.load(tmp_path / "z.safetensors").weight().any()
+    assert not from_bytes(to_bytes(zero, "int8")).weight().any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (setter("precision", value={"format": "int9"}), "does not describe"),
+        (setter("precision", value={"format": "int4", "group": 7}), "does not describe.*expected"),
+        (setter("precision", value=None), "does not describe"),
+        (lambda header: header.pop("precision"), "U8"),
+        (setter("layout", "shape", value=[32, 64]), "does not describe"),
+    ],
+)
+def test_absurd_headers_of_codes(change, message: str) -> None:
+    with pytest.raises(FileFormatError, match=message):
+        from_bytes(forged(change, GEN.rounded(Precision("int4"))))
+
+
+def test_scales_that_are_not_finite_are_refused() -> None:
+    rounded = adtn.Generator((64, 64), adtn.TTN(bond=4)).rounded(Precision("int4"))
+    name = next(name for name, codes in rounded.codes.items() if codes.precision.is_integer)
+    data = np.array(rounded.codes[name].data)
+    data[:2] = 0xFF  # NaN in float16
+    bad = rounded.with_codes(
+        Precision("int4"), {**rounded.codes, name: Codes(rounded.codes[name].shape, Precision("int4"), data)}
+    )
+    with pytest.raises(FileFormatError, match="NaN or infinite"):
+        from_bytes(to_bytes(bad))

@@ -328,7 +328,7 @@ def test_a_state_is_a_plain_safetensors_file(tmp_path: Path) -> None:
 
 FORMATS = {
     "generator": 1,
-    "generator-int8": 1,
+    "generator-int8": 2,
     "torch-layer": 1,
     "jax-layer": 1,
     "finished-layer": 1,

@@ -13,6 +13,7 @@ from .._atomic import locked_folder, write_atomic
 from .._files import check_writable, read_json, read_whole, sealed_json
 from ..errors import CompressError, FileFormatError, ModelFileError, OutputError
 from ..generator import Generator
+from ..precision import Precision
 from ._storage import StoreDtype, from_bytes, load, read_header, to_bytes
 
 INDEX = "index.json"
@@ -25,7 +26,9 @@ Entries = Mapping[str, Mapping[str, str]]
 """The ``file`` of each layer and its ``sha256``, by name of the layer."""
 
 
-def save_layers(folder: str | Path, generators: Mapping[str, Generator], dtype: StoreDtype | None = None) -> None:
+def save_layers(
+    folder: str | Path, generators: Mapping[str, Generator], dtype: StoreDtype | Precision | None = None
+) -> None:
     """Write generators of several layers to a folder, replacing the layers that it contained.
 
     The names of layers are stored in the index only, and not used as file names. The index is replaced atomically when
@@ -91,7 +94,7 @@ def load_layers(folder: str | Path, what: str) -> dict[str, Generator]:
 
 
 def write_files(
-    folder: Path, generators: Mapping[str, Generator], dtype: StoreDtype | None = None
+    folder: Path, generators: Mapping[str, Generator], dtype: StoreDtype | Precision | None = None
 ) -> dict[str, dict[str, str]]:
     """Write a file for every layer beside the existing files, and return the entries of an index."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,23 +13,24 @@ import numpy as np
 from .. import _files
 from .._checks import checked
 from .._plugins import UnregisteredError
-from ..errors import FileFormatError
+from ..errors import ADTNError, FileFormatError
 from ..generator import Generator
 from ..layout import Layout
+from ..precision import Codes, Precision
 from ..topology import IdentityBase, SeededBase, topology_from_json, topology_to_json
 from ..weight import BASE, BASE_SCALE
 
-FORMAT = 1
+FORMAT = 2
+_WITHOUT_CODES = 1  # the format of generators that are not rounded, which an older adtn can read
 
-StoreDtype = Literal["float64", "float32", "bfloat16", "float16", "int8"]
-_CODES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
-_LEVELS = 127
+StoreDtype = Literal["float64", "float32", "bfloat16", "float16", "int8", "int4", "int3", "int2"]
+_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 STRUCTURES = "adtn_generators"
 """The entry of a Hugging Face configuration that holds the structures of generators by name of the weight."""
 
 
 @checked(FileFormatError)
-def save(path: str | os.PathLike[str], generator: Generator, dtype: StoreDtype | None = None) -> None:
+def save(path: str | os.PathLike[str], generator: Generator, dtype: StoreDtype | Precision | None = None) -> None:
     """Write a generator to a file, atomically.
 
     Parameters
@@ -38,9 +39,9 @@ def save(path: str | os.PathLike[str], generator: Generator, dtype: StoreDtype |
         The path of the file, which by convention ends in ``.safetensors``.
     generator : Generator
         The generator.
-    dtype : {"float64", "float32", "bfloat16", "float16", "int8"}, optional
-        The dtype of the stored parameters; by default, that of the generator. Half precisions round to nearest even;
-        int8 rounds to the nearest multiple of a step, which for every core is 1/127 of its largest entry.
+    dtype : {"float64", "float32", "bfloat16", "float16", "int8", "int4", "int3", "int2"} or Precision, optional
+        The dtype of the stored parameters; by default, that of the generator, or the codes of a rounded one. Half
+        precisions round to nearest even; integers and a :class:`Precision` are those of :meth:`Generator.rounded`.
 
     Raises
     ------
@@ -61,26 +62,38 @@ def save(path: str | os.PathLike[str], generator: Generator, dtype: StoreDtype |
     _files.write_bytes(path, to_bytes(generator, dtype))
 
 
-def to_bytes(generator: Generator, dtype: StoreDtype | None = None) -> bytes:
+def to_bytes(generator: Generator, dtype: StoreDtype | Precision | None = None) -> bytes:
     """Return the content of the file that :func:`save` writes."""
     from safetensors import TensorSpec, serialize
 
+    if isinstance(dtype, Precision) or (dtype is not None and dtype.startswith("int")):
+        generator, dtype = _rounded(generator, dtype), None
     store = dtype or generator.dtype
-    if store not in _CODES:
-        raise FileFormatError(f"Got dtype={store!r}; expected one of {', '.join(_CODES)}.")
-    steps = {name: _step(x) for name, x in generator.stored.items()} if store == "int8" else {}
-    tensors = {name: (_packed(name, x, store, steps.get(name)), store) for name, x in generator.stored.items()}
+    if store not in _DTYPES:
+        raise FileFormatError(f"Got dtype={store!r}; expected one of {', '.join(_DTYPES)}.")
+    header = {"format": _WITHOUT_CODES, **structure_to_json(generator), "sha256": _files.NO_DIGEST}
+    if generator.codes and dtype is None:
+        header["format"] = FORMAT
+        tensors = {name: (np.array(codes.data), "uint8") for name, codes in generator.codes.items()}
+    else:
+        header.pop("precision", None)
+        header["stored"] = store
+        tensors = {name: (_packed(name, x, store), store) for name, x in generator.stored.items()}
     if isinstance(generator.base, np.ndarray):
         tensors[BASE] = np.ascontiguousarray(generator.base, dtype="<f8"), "float64"
-    header = {"format": FORMAT, **structure_to_json(generator), "stored": store, "sha256": _files.NO_DIGEST}
-    if steps:
-        header["steps"] = {name: step.hex() for name, step in steps.items()}
     # the specs point to the arrays in ``tensors``, which must live until serialize is done
     specs = {
         name: TensorSpec(dtype=kind, shape=x.shape, data_ptr=x.ctypes.data, data_len=x.nbytes)
         for name, (x, kind) in tensors.items()
     }
     return _files.sealed(serialize(specs, {_files.KEY: json.dumps(header, sort_keys=True)}))
+
+
+def _rounded(generator: Generator, dtype: str | Precision) -> Generator:
+    try:
+        return generator.rounded(dtype if isinstance(dtype, Precision) else Precision(dtype))  # type: ignore[arg-type]
+    except ADTNError as error:
+        raise FileFormatError(str(error)) from error
 
 
 def structure_to_json(generator: Generator) -> dict[str, Any]:
@@ -105,6 +118,7 @@ def structure_to_json(generator: Generator) -> dict[str, Any]:
         "scale": generator.scale.hex(),
         "base": base,
         **({"permutations": permutations} if permutations else {}),
+        **({} if generator.precision is None else {"precision": generator.precision.to_json()}),
     }
 
 
@@ -164,12 +178,11 @@ def from_bytes(data: bytes) -> Generator:
     """Read a generator from the content of a file; see :func:`load`."""
     header = read_header(data)
     try:
-        steps = {name: float.fromhex(step) for name, step in header.get("steps", {}).items()}
-        tensors = read_tensors(data, steps)
-        for name, x in tensors.items():
+        generator = _generator(header, read_tensors(data, codes="precision" in header))
+        for name, x in generator.stored.items():
             if not np.isfinite(x).all():
                 raise FileFormatError(f"Got NaN or infinite entries in parameter {name!r}; expected finite ones.")
-        return _generator(header, tensors)
+        return generator
     except FileFormatError:
         raise
     except UnregisteredError as error:
@@ -204,9 +217,17 @@ def _generator(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | No
     )
     topology = topology_from_json(header["topology"])
     needed = {c.param: c.shape for s in topology.segments(lay) for c in s.cores if c.trainable or c.init == "given"}
+    if (header["base"] or {}).get("kind") in ("seeded", "identity"):
+        needed[BASE_SCALE] = ()
+    precision = Precision.from_json(header["precision"]) if "precision" in header else None
+    codes: dict[str, Codes] = {}
     if tensors is None:
-        scale = {BASE_SCALE: np.zeros(())} if (header["base"] or {}).get("kind") in ("seeded", "identity") else {}
-        tensors = {BASE: np.zeros(lay.shape), **{name: np.zeros(shape) for name, shape in needed.items()}, **scale}
+        tensors = {BASE: np.zeros(lay.shape), **{name: np.zeros(shape) for name, shape in needed.items()}}
+        if precision is not None:
+            codes = {name: Codes.blank(shape, precision.of(shape)) for name, shape in needed.items()}
+    elif precision is not None:
+        codes = {name: Codes(shape, precision.of(shape), tensors[name]) for name, shape in needed.items()}
+        tensors = {**tensors, **{name: np.zeros(shape) for name, shape in needed.items()}}
     for name, shape in needed.items():
         stored_shape = tensors[name].shape if name in tensors else None
         if stored_shape != shape:
@@ -222,7 +243,7 @@ def _generator(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | No
         }
         base = read[base["kind"]]()
     orders = header.get("permutations")
-    return Generator(
+    generator = Generator(
         lay.shape,
         topology,
         layout=lay,
@@ -232,6 +253,7 @@ def _generator(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | No
         params={name: x for name, x in tensors.items() if name != BASE},
         permutations=[None if p is None else _ints(p) for p in orders] if orders else None,
     )
+    return generator if precision is None else generator.with_codes(precision, codes)
 
 
 def read_header(data: bytes) -> dict[str, Any]:
@@ -254,20 +276,12 @@ def _ints(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _step(x: np.ndarray) -> float:
-    """Return the step between neighbouring values of a core that is stored as int8."""
-    return float(np.abs(x).max(initial=0.0)) / _LEVELS or 1.0
-
-
-def _packed(name: str, x: np.ndarray, store: str, step: float | None) -> np.ndarray:
+def _packed(name: str, x: np.ndarray, store: str) -> np.ndarray:
     with np.errstate(over="ignore"):
-        wide = np.asarray(x, dtype=np.float32 if store in ("bfloat16", "int8") else store)
+        wide = np.asarray(x, dtype=np.float32 if store == "bfloat16" else store)
     if not np.isfinite(wide).all():
         raise FileFormatError(f"Parameter {name!r} is not finite in {store}; repair it, or store float32.")
-    if step is not None:
-        raw = np.rint(np.asarray(x, np.float64) / step).astype(np.int8)
-    else:
-        raw = _to_bfloat16(wide).reshape(x.shape) if store == "bfloat16" else wide.astype(wide.dtype.newbyteorder("<"))
+    raw = _to_bfloat16(wide).reshape(x.shape) if store == "bfloat16" else wide.astype(wide.dtype.newbyteorder("<"))
     return np.array(raw, order="C")
 
 
@@ -277,8 +291,8 @@ def _to_bfloat16(x: np.ndarray) -> np.ndarray:
     return ((words + 0x7FFF + ((words >> 16) & 1)) >> 16).astype("<u2")
 
 
-def read_tensors(data: bytes, steps: Mapping[str, float] | None = None) -> dict[str, np.ndarray]:
-    """Read all tensors of a safetensors file; bfloat16, and int8 with a step, are converted to float32.
+def read_tensors(data: bytes, *, codes: bool = False) -> dict[str, np.ndarray]:
+    """Read all tensors of a safetensors file; bfloat16 is converted to float32, and bytes are read if they are codes.
 
     Raises
     ------
@@ -296,13 +310,13 @@ def read_tensors(data: bytes, steps: Mapping[str, float] | None = None) -> dict[
         raw, shape, code = bytes(info["data"]), tuple(info["shape"]), info["dtype"]
         if code == "BF16":
             x = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
-        elif code == "I8" and name in (steps or {}):
-            x = (np.frombuffer(raw, np.int8) * (steps or {})[name]).astype("<f4")
+        elif code == "U8" and codes:
+            x = np.frombuffer(raw, np.uint8)
         elif code in ("F64", "F32", "F16"):
             x = np.frombuffer(raw, f"<f{int(code[1:]) // 8}")
         else:
             raise FileFormatError(
-                f"Got dtype {code} for tensor {name!r}; expected one of {', '.join(_CODES.values())}."
+                f"Got dtype {code} for tensor {name!r}; expected one of {', '.join(_DTYPES.values())}."
             )
         out[name] = x.reshape(shape)
     return out

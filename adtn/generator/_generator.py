@@ -17,8 +17,9 @@ from .._typing import Array, Float, Params, Shape
 from ..backends import DTYPES, Backend, backend_of, check_device
 from ..calculus import active_parameters, degrees_of_freedom, forward_stage, frozen_values, initial_values
 from ..device import Memory
-from ..errors import DeviceError, GeneratorError, LayoutError, ScheduleError, TopologyError
+from ..errors import DeviceError, GeneratorError, LayoutError, PrecisionError, ScheduleError, TopologyError
 from ..layout import Layout, Permutation
+from ..precision import Codes, Precision, round_to
 from ..program import Program, cached_program
 from ..schedule import decide
 from ..topology import (
@@ -34,6 +35,7 @@ from ..topology import (
     read_networks,
 )
 from ..weight import ANY_BATCH, BASE, BASE_SCALE, Mode, WeightFunction, Weighting
+from ._decoded import Decoded
 from ._values import Base, as_permutations, checked_base, kaiming, readonly, silence, spread
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ Dtype = Literal["float32", "float64"]
 class Generator:
     r"""A weight as the output of a small network: ``W = base + scale * crop(reshape(X_T))``.
 
-    A generator is immutable: :meth:`with_params` returns another one with other parameters.
+    A generator is immutable: :meth:`with_params` returns another one with other parameters, and :meth:`rounded` one
+    whose parameters are stored in fewer bits.
 
     Parameters
     ----------
@@ -140,10 +143,13 @@ class Generator:
                 silence(self.program, trained)
         if isinstance(base, RuleBase):
             trained[BASE_SCALE] = passed.get(BASE_SCALE, np.asarray(self._scale))
-        self._params = readonly(trained, trainable | {BASE_SCALE: ()}, dtype)
+        self._params: Mapping[str, np.ndarray] = readonly(trained, trainable | {BASE_SCALE: ()}, dtype)
         if missing := sorted(c.param for c in cores if c.init == "given" and c.param not in passed):
             raise GeneratorError(f"Cores {missing} have no rule for their values; pass params that contain them.")
-        self._given = readonly({k: passed[k] for k in set(shapes) - set(trainable) if k in passed}, shapes, dtype)
+        given = {k: passed[k] for k in set(shapes) - set(trainable) if k in passed}
+        self._given: Mapping[str, np.ndarray] = readonly(given, shapes, dtype)
+        self._precision: Precision | None = None
+        self._codes: Mapping[str, Codes] = MappingProxyType({})
         self._made: dict[str, Mapping[str, np.ndarray]] = {}  # values that follow from rules, shared by copies
         self._compiled: Recent[tuple[str, str], Callable[[Params], Array]] = Recent(_PLACES)
         self._forget()
@@ -231,19 +237,27 @@ class Generator:
 
     def __getstate__(self) -> dict[str, Any]:
         # caches of values that are computed from the parameters are not copied
-        return {**self.__dict__, "_params": dict(self._params), "_given": dict(self._given), "_made": {}}
+        plain = {
+            name: x if isinstance(x, Decoded) else dict(x)
+            for name, x in (("_params", self._params), ("_given", self._given), ("_codes", self._codes))
+        }
+        return {**self.__dict__, **plain, "_made": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        for name in ("_params", "_given"):
+        for name in ("_params", "_given", "_codes"):
+            if isinstance(state[name], Decoded):
+                continue
             for x in state[name].values():
-                x.setflags(write=False)
+                if isinstance(x, np.ndarray):
+                    x.setflags(write=False)
             self.__dict__[name] = MappingProxyType(state[name])
 
     def __repr__(self) -> str:
         return (
             f"Generator({'x'.join(map(str, self.shape))}, {self.topology}, legs={self.layout.dims}, "
             f"params={self.num_params}, ratio={self.compression_ratio:.0f}x"
+            f"{'' if self._precision is None else f', {self._precision}'}"
             f"{'' if self._spread_is_exact else ', spread estimated'})"
         )
 
@@ -293,8 +307,18 @@ class Generator:
 
     @property
     def params(self) -> Mapping[str, Float[np.ndarray, "..."]]:
-        """The trained parameters by name, read-only."""
+        """The trained parameters by name, read-only; those of a rounded generator are decoded at each access."""
         return self._params
+
+    @property
+    def precision(self) -> Precision | None:
+        """The precision to which the stored parameters were rounded; ``None`` if they have that of :attr:`dtype`."""
+        return self._precision
+
+    @property
+    def codes(self) -> Mapping[str, Codes]:
+        """The codes of the stored parameters by name; empty if the generator is not rounded."""
+        return self._codes
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -310,9 +334,9 @@ class Generator:
     def _frozen(self) -> Mapping[str, Float[np.ndarray, "..."]]:
         """The values of cores that are not trained; those that follow from a rule are made when first needed."""
         if "frozen" not in self._made:
-            values = frozen_values(cores_of(self.segments), self._given)
+            values = frozen_values([core for core in cores_of(self.segments) if core.param not in self._given], {})
             self._made["frozen"] = readonly(values, {name: np.shape(x) for name, x in values.items()}, self._dtype)
-        return self._made["frozen"]
+        return dict(sorted({**self._made["frozen"], **self._given}.items()))
 
     @property
     def function(self) -> WeightFunction:
@@ -327,13 +351,27 @@ class Generator:
     @property
     def stored(self) -> Mapping[str, Float[np.ndarray, "..."]]:
         """The parameters that a file must contain: trained ones, and frozen ones that have no rule."""
-        rules = {core.param for core in cores_of(self.segments) if core.init != "given"}
-        return {**self._params, **{name: x for name, x in self._given.items() if name not in rules}}
+        if self._codes:
+            return Decoded(self._codes, self._dtype)
+        return {**self._params, **{name: self._given[name] for name in self._stored_shapes if name in self._given}}
+
+    @property
+    def _stored_shapes(self) -> dict[str, Shape]:
+        """The shapes of :attr:`stored`, for which nothing is decoded."""
+        cores = [core for core in cores_of(self.segments) if core.trainable or core.init == "given"]
+        return {core.param: core.shape for core in cores} | {k: () for k in (BASE_SCALE,) if k in self._params}
 
     @property
     def num_params(self) -> int:
         """The number of stored parameters (an adapter's frozen base is not counted)."""
-        return sum(x.size for x in self.stored.values())
+        return sum(map(math.prod, self._stored_shapes.values()))
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes of the stored parameters, without an adapter's frozen base."""
+        if self._codes:
+            return sum(codes.nbytes for codes in self._codes.values())
+        return self.num_params * np.dtype(self._dtype).itemsize
 
     @cached_property
     def num_active_params(self) -> int:
@@ -353,7 +391,7 @@ class Generator:
 
     @checked(GeneratorError)
     def with_params(self, params: Mapping[str, Any]) -> Generator:
-        """Return the same generator with other parameters.
+        """Return the same generator with other parameters, which are not rounded.
 
         Raises
         ------
@@ -362,12 +400,88 @@ class Generator:
         """
         if set(params) != set(self._params):
             raise GeneratorError(f"Got params of {sorted(params)}; expected those of {sorted(self._params)}.")
+        new = self._copied()
+        new._params = readonly(params, self._stored_shapes, self._dtype)
+        new._given = MappingProxyType(dict(self._given))
+        new._precision, new._codes = None, MappingProxyType({})
+        return new
+
+    def _copied(self) -> Generator:
         new = object.__new__(Generator)
         new.__dict__.update(
             {k: v for k, v in self.__dict__.items() if k not in ("num_active_params", "degrees_of_freedom")}
         )
-        new._params = readonly(params, {name: x.shape for name, x in self._params.items()}, self._dtype)
         new._forget()
+        return new
+
+    @checked(GeneratorError)
+    def rounded(self, precision: Precision, hessians: Mapping[str, Any] | None = None) -> Generator:
+        """Return the same generator with parameters that are stored in fewer bits.
+
+        The axes of a core in its equation (see :attr:`segments`) are those of its array: the first one is the rows, the
+        others are the columns. Cores of fewer than 64 entries are stored as float16, and single entries as float32.
+        A fit of the result, like :meth:`with_params`, returns a generator that is not rounded.
+
+        Parameters
+        ----------
+        precision : Precision
+            The precision of the cores.
+        hessians : mapping of str to array, optional
+            Second moments ``(columns, columns)`` of what cores are multiplied with, by name of the core; these cores
+            are rounded with error feedback, see :func:`adtn.precision.round_to`. That of ``adtn.Dense`` on whole axes
+            is the second moment of the inputs.
+
+        Returns
+        -------
+        Generator
+
+        Raises
+        ------
+        GeneratorError
+            If a core cannot be rounded, or a moment belongs to no core or does not fit.
+
+        Examples
+        --------
+        >>> import adtn
+        >>> layout = adtn.Layout((64, 128), ((64,), (128,)), (0, 1))
+        >>> small = adtn.Generator((64, 128), adtn.Dense(), layout=layout).rounded(adtn.Precision("int4", group=64))
+        >>> small, small.nbytes
+        (Generator(64x128, Dense(), legs=(64, 128), params=8192, ratio=1x, int4/64), 4417)
+        """
+        moments = {} if hessians is None else dict(hessians)
+        if unknown := sorted(set(moments) - set(self._stored_shapes)):
+            raise GeneratorError(f"Got hessians of {unknown}; expected some of {sorted(self._stored_shapes)}.")
+        if precision == self._precision and not moments:
+            return self
+        codes: dict[str, Codes] = {}
+        for name, x in self.stored.items():
+            try:
+                codes[name] = round_to(x, precision.of(x.shape), moments.get(name))
+            except PrecisionError as error:
+                raise GeneratorError(f"Cannot round the core {name!r}: {error}") from error
+        return self.with_codes(precision, codes)
+
+    @checked(GeneratorError)
+    def with_codes(self, precision: Precision, codes: Mapping[str, Codes]) -> Generator:
+        """Return the same generator with parameters that are stored as these codes, such as those of a file.
+
+        Raises
+        ------
+        GeneratorError
+            If a name is missing or unknown, or a shape or precision differs.
+        """
+        shapes = self._stored_shapes
+        if set(codes) != set(shapes):
+            raise GeneratorError(f"Got codes of {sorted(codes)}; expected those of {sorted(shapes)}.")
+        for name, x in codes.items():
+            if (x.shape, x.precision) != (shapes[name], precision.of(shapes[name])):
+                raise GeneratorError(
+                    f"Got {x!r} for {name!r}; expected the shape {shapes[name]} in {precision.of(shapes[name])}."
+                )
+        new = self._copied()
+        new._precision, new._codes = precision, MappingProxyType(dict(sorted(codes.items())))
+        new._params = Decoded({name: codes[name] for name in self._params}, self._dtype)
+        new._given = Decoded({name: codes.get(name, self._given[name]) for name in self._given}, self._dtype)
         return new
 
     def constants(self, implied: bool = True) -> dict[str, Float[np.ndarray, "..."]]:
@@ -435,7 +549,8 @@ class Generator:
         mode : {"materialise", "stream", "factored"}, optional
             The mode of execution; by default, the scheduler chooses it.
 
-            - ``"materialise"``: the weight is generated at the first call and cached in this generator
+            - ``"materialise"``: the weight is generated at the first call and cached in this generator; that of a
+              rounded generator is generated in every call, so that only codes stay in memory
             - ``"stream"``: one block of rows of the weight after the other is generated and discarded
             - ``"factored"``: ``x`` is contracted with the network, which must not end with an activation
         memory : str or int, optional
@@ -478,6 +593,10 @@ class Generator:
         self, backend: Backend, device: str, dtype: str, batch: int, mode: Mode | None, memory: Memory
     ) -> Callable[[Array], Array]:
         """Plan ``apply`` for one device, dtype and batch size."""
+        if self._codes:  # a weight that is generated in every call costs as much as in training
+            plan = decide(self, "train", device=device, dtype=dtype, batch=batch, mode=mode, memory=memory)
+            apply = backend.with_vjp(plan.layer.on(backend))
+            return lambda x: apply(self.arrays(device, dtype), x)
         plan = decide(self, "apply", device=device, dtype=dtype, batch=batch, mode=mode, memory=memory)
         place = (device, dtype)
         return plan.layer.on(backend).fixed(

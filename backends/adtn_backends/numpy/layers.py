@@ -1,4 +1,7 @@
-"""Layers for inference with NumPy, without training; they give the same results as with PyTorch and JAX."""
+"""Layers for inference with NumPy, without training; they give the same results as with PyTorch and JAX.
+
+Weights are generated once; those of rounded generators in every call, so that only codes stay in memory.
+"""
 
 from __future__ import annotations
 
@@ -68,8 +71,11 @@ class ADTNEmbedding:
     def __init__(self, generator: Generator) -> None:
         self.generator = _checked(generator, 2, "an embedding (num_embeddings, embedding_dim)")
 
-    @cached_property
     def _table(self) -> Float[np.ndarray, "num_embeddings embedding_dim"]:
+        return self._cached if self.generator.precision is None else self.generator.weight()
+
+    @cached_property
+    def _cached(self) -> Float[np.ndarray, "num_embeddings embedding_dim"]:
         return self.generator.weight()
 
     def __call__(self, indices: Int[np.ndarray, "*batch"]) -> Float[np.ndarray, "*batch embedding_dim"]:
@@ -88,7 +94,7 @@ class ADTNEmbedding:
         outside = index[(index < 0) | (index >= n)]
         if outside.size:
             raise IndexError(f"Got the index {outside[0]}; expected 0 to {n - 1}, the rows of this embedding.")
-        return self._table[index.astype(np.intp)]
+        return self._table()[index.astype(np.intp)]
 
 
 class _ADTNConv:
@@ -112,9 +118,15 @@ class _ADTNConv:
         self.geometry = Geometry.of(generator.shape, stride, padding, dilation, groups, padding_mode)
         self.bias = _bias(bias, generator)
 
-    @cached_property
     def _weight(self) -> Float[np.ndarray, "groups out_per_group columns"]:
-        """The weight of each group, ``(groups, out / groups, in / groups * kernel)``."""
+        return self._cached if self.generator.precision is None else self._generated()
+
+    @cached_property
+    def _cached(self) -> Float[np.ndarray, "groups out_per_group columns"]:
+        return self._generated()
+
+    def _generated(self) -> Float[np.ndarray, "groups out_per_group columns"]:
+        """Generate the weight of each group, ``(groups, out / groups, in / groups * kernel)``."""
         g = self.geometry
         return self.generator.weight().reshape(g.groups, g.out_channels // g.groups, -1)
 
@@ -136,7 +148,7 @@ class _ADTNConv:
         # (batch, positions, groups, in / groups * kernel), then one product per group
         n_columns = g.in_channels // g.groups * math.prod(g.kernel_size)
         columns = np.moveaxis(windows, 1, 1 + axes).reshape(batch, math.prod(size), g.groups, n_columns)
-        y = np.matmul(columns.transpose(2, 0, 1, 3), self._weight.transpose(0, 2, 1)[:, None])
+        y = np.matmul(columns.transpose(2, 0, 1, 3), self._weight().transpose(0, 2, 1)[:, None])
         y = y.transpose(1, 0, 3, 2).reshape(batch, g.out_channels, *size)
         return y if self.bias is None else y + self.bias.reshape(-1, *(1,) * axes)
 

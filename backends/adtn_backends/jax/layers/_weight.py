@@ -14,6 +14,7 @@ from adtn._typing import Float, Int, Params
 from adtn.backends import get_backend
 from adtn.errors import LayoutError
 from adtn.generator import generated_rows
+from adtn.precision import Codes, Parts, parts_of
 from adtn.schedule import decide
 from adtn.weight import ANY_BATCH, Layer, Materialised, Mode
 from flax import nnx
@@ -21,6 +22,7 @@ from flax import nnx
 from ...shared._cache import remember
 from ...shared._from_dense import Fit
 from ...shared._geometry import check_axes, check_bias
+from ._codes import Coded, array_of, codes_of, decoder
 from ._shards import replicated
 
 _BACKEND = get_backend("jax")
@@ -36,6 +38,9 @@ class GeneratedWeight(nnx.Module):
 
     Layers that use the same module share their weight.
 
+    The parameters of a rounded generator are variables of bytes, one for each core, which are decoded in every call and
+    not trained. :meth:`astype` changes the dtype of the decoded cores only.
+
     Parameters
     ----------
     generator : Generator
@@ -50,11 +55,20 @@ class GeneratedWeight(nnx.Module):
 
     @checked(LayoutError)
     def __init__(self, generator: Generator) -> None:
-        self.structure = _Static(generator)
-        self.names = {name: name.replace(".", "_") for name in generator.params}
+        self.codes = {name: f"codes_{name.replace('.', '_')}" for name in generator.codes}
+        for name, key in self.codes.items():
+            setattr(self, key, Coded(array_of(generator.codes[name])))
+        structure = generator
+        if generator.precision is not None:  # only the variables hold the codes
+            blank = {name: Codes.blank(x.shape, x.precision) for name, x in generator.codes.items()}
+            structure = generator.with_codes(generator.precision, blank)
+        self.structure = _Static(structure)
+        self.decoded_dtype = jnp.zeros(0, generator.dtype).dtype.name
+        self.names = {name: name.replace(".", "_") for name in generator.params if name not in self.codes}
         for name, key in self.names.items():
             setattr(self, key, nnx.Param(jnp.asarray(generator.params[name])))
-        constants = {name: x for name, x in generator.constants(implied=False).items() if name not in generator.params}
+        known = self.codes | self.names
+        constants = {name: x for name, x in generator.constants(implied=False).items() if name not in known}
         self.constants = {name: f"frozen_{name.replace('.', '_')}" for name in constants}
         for name, key in self.constants.items():
             setattr(self, key, Frozen(jnp.asarray(np.asarray(constants[name]), dtype=generator.dtype)))
@@ -66,22 +80,35 @@ class GeneratedWeight(nnx.Module):
 
     @property
     def dtype(self) -> Any:
-        """The dtype of the parameters and of the weight."""
+        """The dtype of the cores and of the weight."""
+        if self.codes:
+            return jnp.dtype(self.decoded_dtype)
         first = next(iter((self.names | self.constants).values()))
         return getattr(self, first)[...].dtype
 
     def arrays(self) -> dict[str, jax.Array]:
         """Return trained and frozen cores by their names in the generator."""
-        return {name: replicated(getattr(self, key)[...]) for name, key in (self.names | self.constants).items()}
+        arrays = {name: replicated(getattr(self, key)[...]) for name, key in (self.names | self.constants).items()}
+        if self.codes:
+            data = {name: replicated(getattr(self, key)[...]) for name, key in self.codes.items()}
+            arrays |= self.structure.decode()(data, self.decoded_dtype)
+        return arrays
 
     def generator(self) -> Generator:
-        """Make a generator with the present parameters."""
+        """Make a generator with the present parameters; one with the present codes is rounded, as before."""
+        structure = self.structure.generator
+        if structure.precision is not None:
+            parts = self.structure.parts
+            codes = {name: codes_of(getattr(self, key)[...], parts[name]) for name, key in self.codes.items()}
+            return structure.with_codes(structure.precision, codes)
         values = {name: np.asarray(getattr(self, key)[...], np.float64) for name, key in self.names.items()}
-        return self.structure.generator.with_params(values)
+        return structure.with_params(values)
 
     def astype(self, dtype: Any) -> GeneratedWeight:
         """Convert the parameters to another dtype in place, and return the module."""
-        nnx.update(self, jax.tree.map(lambda x: x.astype(dtype), nnx.state(self)))
+        state = nnx.state(self)
+        nnx.update(self, jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x, jnp.floating) else x, state))
+        self.decoded_dtype = jnp.zeros(0, dtype).dtype.name
         return self
 
     def __call__(self, arrays: Params | None = None) -> Float[jax.Array, "*shape"]:
@@ -108,6 +135,8 @@ class _Static:
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
+        self.parts: dict[str, Parts] = {name: parts_of(x.shape, x.precision) for name, x in generator.codes.items()}
+        self._decode: Any = None
         self._weight: Any = None
         self._layers: dict[tuple[Any, ...], tuple[Layer, Any]] = {}
 
@@ -116,6 +145,11 @@ class _Static:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["generator"])
+
+    def decode(self) -> Any:
+        if self._decode is None:
+            self._decode = decoder(self.parts)
+        return self._decode
 
     def weight(self) -> Any:
         if self._weight is None:

@@ -138,7 +138,7 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
                     to.requires_grad_(bias.requires_grad)
             output: Any = self.out_proj
             for to, weight in ((dense.in_proj_weight, self.generated), (dense.out_proj.weight, output.generated)):
-                to.requires_grad_(any(x.requires_grad for x in weight.arrays().values()))
+                to.requires_grad_(weight.trains)
         return dense.train(self.training)
 
 

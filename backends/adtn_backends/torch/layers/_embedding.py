@@ -87,7 +87,7 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
         """Make an ordinary embedding with the present table."""
         dense = nn.Embedding.from_pretrained(
             self.weight.detach(),
-            freeze=not any(x.requires_grad for x in self.generated.arrays().values()),
+            freeze=not self.generated.trains,
             padding_idx=self.padding_idx,
             scale_grad_by_freq=self.scale_grad_by_freq,
         )

@@ -56,7 +56,7 @@ class Mergeable(nn.Module):
         weight = layer._parameters.get("weight")  # pruned and normed weights are computed in every call
         if weight is None or is_traced() or type(weight) not in PLAIN or torch._C._len_torch_dispatch_stack():  # pyright: ignore[reportPrivateUsage]
             return None
-        if torch.is_grad_enabled() and (weight.requires_grad or any(differentiable(w.arrays()) for w in self.inside())):
+        if torch.is_grad_enabled() and (weight.requires_grad or any(w.trains for w in self.inside())):
             return None
         stamp, total = self._stamp(weight), self._sum
         if total is None or total.stamp != stamp:
@@ -120,7 +120,7 @@ def _stamp_of(weight: GeneratedWeight) -> Any:
     """Make a function that stamps cores: by their entries, or on accelerators, without waiting, by their versions."""
 
     def stamp(arrays: dict[str, torch.Tensor]) -> Any:
-        return weight.stamp(arrays) or [(x.data_ptr(), x._version, x.dtype) for x in arrays.values()]
+        return weight.stamp(arrays) or [(x.data_ptr(), x._version, x.dtype) for x in weight.sources(arrays).values()]
 
     return stamp
 

@@ -82,7 +82,7 @@ class Parametrized(nn.Module):
         generated: Any = self.generated
         for name, weight in generated.items():
             if id(weight) not in weights:
-                trains = any(x.requires_grad for x in weight.arrays().values())
+                trains = weight.trains
                 weights[id(weight)] = nn.Parameter(weight.own().detach().clone(), trains)
             dense._parameters[name] = weights[id(weight)]
         refresh_weight_list(dense)

@@ -71,5 +71,5 @@ def filled(dense: Any, layer: Any) -> Any:
         if layer.bias is not None:
             dense.bias.copy_(layer.bias)
             dense.bias.requires_grad_(layer.bias.requires_grad)
-    dense.weight.requires_grad_(any(x.requires_grad for x in layer.generated.arrays().values()))
+    dense.weight.requires_grad_(layer.generated.trains)
     return dense.train(layer.training)

@@ -18,6 +18,7 @@ from adtn._typing import Float, Int
 from adtn.backends import get_backend
 from adtn.errors import DeviceError, LayoutError
 from adtn.generator import generated_rows
+from adtn.precision import Codes, parts_of
 from adtn.schedule import decide
 from adtn.topology import get_activation
 from adtn.weight import BASE, EinsumSteps, Factored, Layer, Materialised, Mode, TracedApply
@@ -26,6 +27,7 @@ from torch import nn
 from ...shared._cache import remember
 from .._vjp import differentiable_vjp, must_differentiate
 from ._calls import PLAIN, differentiable, in_own_precision, is_traced
+from ._codes import codes_of, decode, tensor_of
 
 _BACKEND = get_backend("torch")
 _TRACED_BATCH = 64  # one graph serves all batch sizes, so it is planned for a medium one
@@ -39,6 +41,9 @@ class GeneratedWeight(nn.Module):
     """The parameters of a generator as a module, which computes the weight.
 
     Layers that use the same module are tied: they train, move and save the same parameters.
+
+    The parameters of a rounded generator are buffers of bytes, one for each core, which are decoded in every call and
+    not trained. Conversions to another dtype change that of the decoded cores only.
 
     Parameters
     ----------
@@ -57,10 +62,20 @@ class GeneratedWeight(nn.Module):
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         self._structure = generator
-        self._names = {name: name.replace(".", "_") for name in generator.params}
+        self._codes = {name: f"codes_{name.replace('.', '_')}" for name in generator.codes}
+        self._parts = {name: parts_of(x.shape, x.precision) for name, x in generator.codes.items()}
+        for name, key in self._codes.items():
+            self.register_buffer(key, tensor_of(generator.codes[name]))
+        if generator.precision is not None:
+            # only the buffers hold the codes; the dtype of decoded cores is that of an empty tensor
+            blank = {name: Codes.blank(x.shape, x.precision) for name, x in generator.codes.items()}
+            self._structure = generator.with_codes(generator.precision, blank)
+            self.register_buffer("_decoded", torch.empty(0, dtype=getattr(torch, generator.dtype)), persistent=False)
+        self._names = {name: name.replace(".", "_") for name in generator.params if name not in self._codes}
         for name, key in self._names.items():
             self.register_parameter(key, nn.Parameter(torch.tensor(generator.params[name])))
-        constants = {name: x for name, x in generator.constants(implied=False).items() if name not in generator.params}
+        known = self._codes | self._names
+        constants = {name: x for name, x in generator.constants(implied=False).items() if name not in known}
         self._constants = {name: f"frozen_{name.replace('.', '_')}" for name in constants}
         stored = {name for name in constants if name in generator.stored}
         if isinstance(generator.base, np.ndarray):
@@ -89,19 +104,22 @@ class GeneratedWeight(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the parameters and of the weight."""
-        return self._first().dtype
+        """The dtype of the cores and of the weight."""
+        return self._decoded.dtype if self._codes else self._first().dtype  # type: ignore[return-value]
 
     @property
     def device(self) -> torch.device:
-        """The device of the parameters and of the weight."""
+        """The device of the cores and of the weight."""
         return self._first().device
 
     def _first(self) -> torch.Tensor:
-        return getattr(self, next(iter((self._names | self._constants).values())))
+        return getattr(self, next(iter((self._codes | self._names | self._constants).values())))
 
     def generator(self) -> Generator:
-        """Make a generator with the present parameters."""
+        """Make a generator with the present parameters; one with the present codes is rounded, as before."""
+        if self._structure.precision is not None:
+            codes = {name: codes_of(getattr(self, key), self._parts[name]) for name, key in self._codes.items()}
+            return self._structure.with_codes(self._structure.precision, codes)
         values: dict[str, np.ndarray] = {}
         for name, key in self._names.items():
             x: Any = getattr(self, key).detach()
@@ -111,7 +129,19 @@ class GeneratedWeight(nn.Module):
 
     def arrays(self) -> dict[str, torch.Tensor]:
         """Return trained and frozen cores by their names in the generator, with pruning, replicas and FSDP as well."""
-        return {name: getattr(self, key) for name, key in (self._names | self._constants).items()}
+        arrays = {name: getattr(self, key) for name, key in (self._names | self._constants).items()}
+        for name, key in self._codes.items():
+            arrays[name] = decode(getattr(self, key), self._parts[name], self.dtype)
+        return arrays
+
+    def sources(self, arrays: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return cores as they are stored: the bytes of those that are codes."""
+        return {name: getattr(self, self._codes[name]) if name in self._codes else x for name, x in arrays.items()}
+
+    @property
+    def trains(self) -> bool:
+        """Whether a core is trained; those that are stored as codes are not."""
+        return any(getattr(self, key).requires_grad for key in (self._names | self._constants).values())
 
     def forward(self, use: Use | None = None) -> torch.Tensor:
         """Compute the weight, or ``use(arrays)``, which a layer computes from the cores; both differentiable.
@@ -160,7 +190,7 @@ class GeneratedWeight(nn.Module):
         if is_traced():
             return self()
         weight = _MADE.get().get(self)
-        if weight is None or (not weight.requires_grad and differentiable(self.arrays())):
+        if weight is None or (not weight.requires_grad and torch.is_grad_enabled() and self.trains):
             return self(self._now)
         return weight
 
@@ -171,9 +201,10 @@ class GeneratedWeight(nn.Module):
         """Return the cached weight for inference, recomputed if a core has changed in any way.
 
         On the CPU, the entries of the cores are compared, which costs less than the product that follows. Where this
-        would wait for a device, the weight is generated in every call; see :func:`cached_weights`.
+        would wait for a device, and where cores are codes, which are there to save memory, the weight is generated in
+        every call; see :func:`cached_weights`.
         """
-        stamp = self.stamp(arrays)
+        stamp = None if self._codes else self.stamp(arrays)
         cache = self._cache
         if cache is None or stamp is None or cache.stamp != stamp or cache.weight._version != cache.version:
             # an ordinary tensor even in inference mode, as later calls may need gradients through it
@@ -197,15 +228,15 @@ class GeneratedWeight(nn.Module):
 
     @property
     def caches(self) -> bool:
-        """Whether :meth:`cached` caches the weight, which it does on the CPU."""
-        return self._first().device.type == "cpu"
+        """Whether :meth:`cached` caches the weight, which it does on the CPU unless cores are codes."""
+        return not self._codes and self._first().device.type == "cpu"
 
     def stamp(self, arrays: dict[str, torch.Tensor]) -> list[Any] | None:
         """Return a stamp that changes with the cores; ``None`` if reading them would wait, or is not possible."""
         stamp: list[Any] = []
         if torch._C._len_torch_dispatch_stack():  # pyright: ignore[reportPrivateUsage] # modes that replace real tensors by others
             return None
-        for name, x in arrays.items():
+        for name, x in self.sources(arrays).items():
             if type(x) not in PLAIN or x.device.type != "cpu":
                 return None
             if name == BASE:  # as large as the weight
@@ -261,8 +292,8 @@ class GeneratedWeight(nn.Module):
         """
         if self.without is None or mode not in (None, Factored.mode):
             return None
-        core = next(iter(self.arrays().values()))
-        device, dtype = f"torch:{_BACKEND.device_of(core)}", _BACKEND.dtype_of(core)
+        device = f"torch:{_BACKEND.device_of(self._first())}"
+        dtype = _BACKEND.dtype_of(self._decoded if self._codes else self._first())  # type: ignore[arg-type]
         key = (device, dtype, mode)
         if key in self._traced:  # function transforms call this every time
             return self._traced[key]
@@ -294,7 +325,7 @@ class GeneratedWeight(nn.Module):
 
     def _follow_rules(self) -> None:
         """Recompute frozen cores and bases that are not saved from their rules, on the device of the parameters."""
-        like = next((getattr(self, key) for key in self._names.values()), None)
+        like = next((getattr(self, key) for key in (self._codes | self._names).values()), None)
         constants = self._structure.constants(implied=False)
         for name in self._ruled:
             key = self._constants[name]

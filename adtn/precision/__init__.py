@@ -1,0 +1,11 @@
+"""Precisions of stored arrays: formats, codes, and how an array is rounded to them."""
+
+from ._codes import Codes as Codes
+from ._decode import Bits as Bits
+from ._decode import decoded as decoded
+from ._precision import Format as Format
+from ._precision import Parts as Parts
+from ._precision import Precision as Precision
+from ._precision import parts_of as parts_of
+from ._precision import stored_bytes as stored_bytes
+from ._round import round_to as round_to

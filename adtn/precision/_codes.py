@@ -1,0 +1,114 @@
+"""An array in a precision: its bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._checks import shown
+from .._typing import Float, Int, Shape
+from ..errors import PrecisionError
+from ._decode import Bits, decoded, scales_of, unpacked
+from ._precision import Parts, Precision, parts_of
+
+NUMPY = Bits(
+    view=lambda x, dtype: x.view(dtype),
+    cast=lambda x, dtype: x.astype(dtype),
+    join=lambda arrays, axis: np.concatenate(arrays, axis),
+    stack=lambda arrays, axis: np.stack(arrays, axis),
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Codes:
+    """An array in a precision.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The shape of the array.
+    precision : Precision
+        Its precision.
+    data : array of uint8
+        All its bytes: the scales, the zero points, the entries and a common exponent.
+
+    Raises
+    ------
+    PrecisionError
+        If the bytes are not those of an array of this shape and precision.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adtn.precision import Precision, round_to
+    >>> codes = round_to(np.eye(8), Precision("int4"))
+    >>> codes.nbytes, codes.decode().dtype
+    (53, dtype('float32'))
+    """
+
+    shape: Shape
+    precision: Precision
+    data: Int[np.ndarray, " bytes"]
+
+    def __post_init__(self) -> None:
+        data = np.asarray(self.data)
+        expected = parts_of(self.shape, self.precision).nbytes
+        if data.dtype != np.uint8 or data.shape != (expected,):
+            raise PrecisionError(
+                f"Got {shown(self.data)} as {self.precision.format} codes of the shape {self.shape}; "
+                f"expected {expected} bytes. Pass the data that round_to made."
+            )
+        if data.flags.writeable:
+            data = data.copy()
+            data.setflags(write=False)
+        object.__setattr__(self, "data", data)
+
+    def __repr__(self) -> str:
+        return f"Codes({'x'.join(map(str, self.shape))}, {self.precision}, {self.nbytes:,} bytes)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Codes, (self.shape, self.precision, np.array(self.data))  # which makes it read-only again
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Codes:
+        return self  # nothing in it can change
+
+    @classmethod
+    def blank(cls, shape: Shape, precision: Precision) -> Codes:
+        """Make the codes of an array of zeros, which take no memory."""
+        return cls(shape, precision, np.broadcast_to(np.uint8(0), parts_of(shape, precision).nbytes))
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes."""
+        return self.data.size
+
+    @property
+    def integers(self) -> Int[np.ndarray, "rows columns"]:
+        """The integers, from 0 to ``2**bits - 1``; none for floating-point formats."""
+        parts = self._parts()
+        n = parts.rows * parts.columns
+        return unpacked(self.data[parts.entries], n, self.precision.bits, NUMPY).reshape(parts.rows, parts.columns)
+
+    @property
+    def zeros(self) -> Int[np.ndarray, "rows groups"]:
+        """The zero points: the integers that stand for zero."""
+        parts = self._parts()
+        n = parts.rows * parts.groups
+        return unpacked(self.data[parts.zeros], n, self.precision.bits, NUMPY).reshape(parts.rows, parts.groups)
+
+    @property
+    def scales(self) -> Float[np.ndarray, "rows groups"]:
+        """The steps between neighbouring integers, as float32."""
+        parts = self._parts()
+        return scales_of(self.data, parts, NUMPY)
+
+    def _parts(self) -> Parts:
+        if not self.precision.is_integer:
+            raise PrecisionError(f"Got codes of {self.precision.format}, which have no integers; call decode instead.")
+        return parts_of(self.shape, self.precision)
+
+    def decode(self) -> Float[np.ndarray, "..."]:
+        """Return the array as float32."""
+        return decoded(self.data, parts_of(self.shape, self.precision), NUMPY)

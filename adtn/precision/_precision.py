@@ -1,0 +1,183 @@
+"""The precision of a stored array: its format, and how many entries share a scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from .._checks import Range, check_fields, shown
+from .._typing import Shape
+from ..errors import PrecisionError
+from ._packing import packed_bytes
+
+Format = Literal["float32", "float16", "bfloat16", "int8", "int4", "int3", "int2"]
+_SMALL = 64
+_FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A format in which the entries of an array are stored: floating-point numbers, or integers with a scale per group.
+
+    An array is viewed as a matrix: its first axis is the rows, the others are the columns; an array of one axis is one
+    row. A group is a run of columns within a row, and the last one of a row may be shorter.
+
+    Parameters
+    ----------
+    format : {"float32", "float16", "bfloat16", "int8", "int4", "int3", "int2"}
+        The format of an entry. Integers of ``b`` bits have a scale in float16 and a zero point of ``b`` bits per group,
+        which are ``b + (16 + b) / group`` bits per entry.
+    group : int, optional
+        The number of entries of a group, for integers only; by default, a whole row.
+
+    Raises
+    ------
+    PrecisionError
+        If the format is unknown, or the group is not a positive number, or given for floating-point numbers.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> precision = adtn.Precision("int4", group=64)
+    >>> precision, precision.bits
+    (Precision(format='int4', group=64), 4)
+    >>> adtn.Precision.from_json(precision.to_json()) == precision
+    True
+    """
+
+    format: Format
+    group: Annotated[int, Range(1)] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, PrecisionError)
+        if self.group is not None and not self.is_integer:
+            raise PrecisionError(
+                f"Got group={self.group} for {self.format}, which has no scales; pass an integer format."
+            )
+
+    def __str__(self) -> str:
+        return self.format if self.group is None else f"{self.format}/{self.group}"
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether entries are integers with scales."""
+        return self.format not in _FLOAT_BYTES
+
+    @property
+    def bits(self) -> int:
+        """The number of bits of an entry, without those of the scales."""
+        return int(self.format[3:]) if self.is_integer else 8 * _FLOAT_BYTES[self.format]
+
+    def of(self, shape: Shape) -> Precision:
+        """Return the precision of a core of this shape in a generator of this precision.
+
+        Cores of fewer than 64 entries are stored as float16, as their scales would need as much, and errors in them
+        reach the whole weight; a single entry is stored as float32.
+        """
+        size = math.prod(shape)
+        if size == 1:
+            return Precision("float32")
+        return Precision("float16") if size < _SMALL and self.bits < 16 else self
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, for :meth:`from_json`."""
+        return {"format": self.format, **({} if self.group is None else {"group": self.group})}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Precision:
+        """Make the precision that :meth:`to_json` described.
+
+        Raises
+        ------
+        PrecisionError
+            If the values describe none.
+        """
+        if not isinstance(values, Mapping) or not {"format"} <= set(values) <= {"format", "group"}:
+            raise PrecisionError(
+                f"Got {shown(values)}; expected a format ({', '.join(get_args(Format))}) and possibly a group."
+            )
+        return cls(values["format"], values.get("group"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The places of the parts of a stored array among its bytes.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The shape of the array.
+    precision : Precision
+        Its precision.
+    rows, columns : int
+        The array as a matrix.
+    group : int
+        The number of columns of a group.
+    groups : int
+        The number of groups of a row.
+    scales, zeros, entries : slice
+        The bytes of the scales (float16), of the zero points, and of the entries; the first two are empty for
+        floating-point formats.
+    exponent : int or None
+        The place of the byte with the exponent of a common power of two, as in the bits of a float32.
+    nbytes : int
+        The number of all bytes.
+    """
+
+    shape: Shape
+    precision: Precision
+    rows: int
+    columns: int
+    group: int
+    groups: int
+    scales: slice
+    zeros: slice
+    entries: slice
+    exponent: int | None
+    nbytes: int
+
+
+def parts_of(shape: Shape, precision: Precision) -> Parts:
+    """Compute where the parts of an array of this shape are.
+
+    As float16 cannot hold scales of every size, they have a common power of two.
+    """
+    rows = shape[0] if len(shape) > 1 else 1
+    size = math.prod(shape)
+    columns = math.prod(shape[1:]) if len(shape) > 1 else size
+    group = min(precision.group or columns, columns) or 1
+    groups = -(-columns // group)
+    scales = zeros = 0
+    if precision.is_integer:
+        scales = 2 * rows * groups
+        zeros = scales + packed_bytes(rows * groups, precision.bits)
+        entries = zeros + packed_bytes(size, precision.bits)
+    else:
+        entries = size * _FLOAT_BYTES[precision.format]
+    has_exponent = precision.is_integer or precision.format == "float16"
+    return Parts(
+        shape=tuple(shape),
+        precision=precision,
+        rows=rows,
+        columns=columns,
+        group=group,
+        groups=groups,
+        scales=slice(0, scales),
+        zeros=slice(scales, zeros),
+        entries=slice(zeros, entries),
+        exponent=entries if has_exponent else None,
+        nbytes=entries + has_exponent,
+    )
+
+
+def stored_bytes(shape: Shape, precision: Precision) -> int:
+    """Return the number of bytes of an array of this shape, without making one.
+
+    Examples
+    --------
+    >>> stored_bytes((64, 128), Precision("int4", group=64)) * 8 / (64 * 128)
+    4.3134765625
+    """
+    return parts_of(shape, precision).nbytes

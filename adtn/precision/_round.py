@@ -1,0 +1,145 @@
+"""Arrays are rounded to a precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .._checks import shown
+from .._typing import Float, Int
+from ..errors import PrecisionError
+from ._codes import Codes
+from ._feedback import Rounded, nearest, with_feedback
+from ._packing import packed
+from ._precision import Precision, parts_of
+from ._scales import UNIT
+
+_LARGEST = float(np.finfo(np.float32).max)
+_BIAS = 127  # of the exponent of a float32
+
+
+def round_to(
+    x: Float[np.ndarray, "..."], precision: Precision, hessian: Float[np.ndarray, "columns columns"] | None = None
+) -> Codes:
+    """Round an array to a precision.
+
+    Integers have the scale and the zero point for which the squared error of their group is smallest among several
+    fractions of its range; those of 8 bits hold the whole range.
+
+    Parameters
+    ----------
+    x : array
+        The array; its first axis is the rows of a matrix, the others its columns.
+    precision : Precision
+        The precision.
+    hessian : array, optional
+        The second moment ``(columns, columns)`` of what the columns are multiplied with, up to a factor. Integers are
+        then found with error feedback (GPTQ), in each row in which that has a smaller error in this metric than the
+        nearest ones.
+
+    Returns
+    -------
+    Codes
+
+    Raises
+    ------
+    PrecisionError
+        If an entry is not finite, or too large for float32, or the moment does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adtn.precision import Precision, round_to
+    >>> x = np.random.default_rng(0).standard_normal((64, 128)).astype("float32")
+    >>> codes = round_to(x, Precision("int4", group=64))
+    >>> bool(np.linalg.norm(codes.decode() - x) < 0.1 * np.linalg.norm(x))
+    True
+    """
+    x = _checked("x", x)
+    largest = float(np.abs(x).max())
+    if largest > _LARGEST:
+        raise PrecisionError(
+            f"Got an array with an entry of {largest:.3g}; expected at most {_LARGEST:.3g}. Divide it."
+        )
+    if not precision.is_integer:
+        return Codes(x.shape, precision, _floats(x, precision.format, largest))
+    parts = parts_of(x.shape, precision)
+    # in units in which the largest entry is from 1/2 to 1, nothing overflows
+    unit = int(np.frexp(largest)[1]) if largest else 0
+    matrix = np.ldexp(x, -unit).reshape(parts.rows, parts.columns)
+    moment = None if hessian is None else _moment(hessian, parts.columns)
+    matrix = np.asarray(matrix, np.float32)
+    rounded = nearest(matrix, parts.group, precision.bits)
+    if moment is not None and moment.any():
+        rounded = _better(matrix, moment, rounded, with_feedback(matrix, moment, parts.group, precision.bits))
+    exponent = max(unit - int(np.log2(UNIT)), 1 - _BIAS)
+    scales = np.ldexp(rounded.scales * np.float32(UNIT), unit - int(np.log2(UNIT)) - exponent)
+    data = np.concatenate(
+        [
+            np.ascontiguousarray(scales, "<f2").reshape(-1).view(np.uint8),
+            packed(rounded.zeros.astype(np.uint8), precision.bits),
+            packed(rounded.integers.astype(np.uint8), precision.bits),
+            np.array([exponent + _BIAS], np.uint8),
+        ]
+    )
+    return Codes(x.shape, precision, data)
+
+
+def _better(x: np.ndarray, moment: np.ndarray, one: Rounded, other: Rounded) -> Rounded:
+    """Take each row from the one that has the smaller error in the metric."""
+    metric = moment.astype(np.float32)
+
+    def errors(rounded: Rounded) -> np.ndarray:
+        away = rounded.decode() - x
+        return np.einsum("rc,rc->r", away @ metric, away)
+
+    first = (errors(one) <= errors(other))[:, None]
+    return Rounded(
+        integers=np.where(first, one.integers, other.integers),
+        scales=np.where(first, one.scales, other.scales),
+        zeros=np.where(first, one.zeros, other.zeros),
+        group=one.group,
+    )
+
+
+def _floats(x: np.ndarray, format: str, largest: float) -> Int[np.ndarray, " bytes"]:
+    flat = np.ascontiguousarray(x, np.float64).reshape(-1)
+    if format == "float32":
+        return flat.astype("<f4").view(np.uint8)
+    if format == "bfloat16":
+        words = flat.astype("<f4").view("<u4")
+        halves = (words + 0x7FFF + ((words >> 16) & 1)) >> 16  # to nearest even
+        # the largest numbers would become infinite
+        halves = np.where((halves & 0x7FFF) == 0x7F80, halves - 1, halves)
+        return halves.astype("<u2").view(np.uint8)
+    exponent = min(max((int(np.frexp(largest)[1]) if largest else 0) - 15, 1 - _BIAS), _BIAS)
+    halves = np.minimum(np.maximum(np.ldexp(flat, -exponent), -65504.0), 65504.0).astype("<f2")
+    return np.concatenate([halves.view(np.uint8), np.array([exponent + _BIAS], np.uint8)])
+
+
+def _moment(hessian: Any, columns: int) -> Float[np.ndarray, "columns columns"]:
+    moment = _checked("hessian", hessian).astype(np.float64)
+    if moment.shape != (columns, columns):
+        raise PrecisionError(
+            f"Got a hessian of shape {moment.shape} for {columns} columns; expected ({columns}, {columns}), the second "
+            "moment of what the columns are multiplied with."
+        )
+    diagonal = np.diagonal(moment)
+    if not np.allclose(moment, moment.T, rtol=1e-3, atol=1e-5 * float(np.abs(moment).max())):
+        raise PrecisionError("Got a hessian that is not symmetric; expected the second moment of inputs.")
+    if (diagonal < 0).any():
+        raise PrecisionError("Got a hessian with negative diagonal entries; expected the second moment of inputs.")
+    largest = float(diagonal.max())
+    return (moment + moment.T) * (0.5 / largest) if largest else np.zeros_like(moment)
+
+
+def _checked(name: str, x: Any) -> np.ndarray:
+    array = np.asarray(x)
+    if array.dtype.kind not in "fiub":
+        raise PrecisionError(f"Got {name}={shown(x)} of dtype {array.dtype}; expected an array of real numbers.")
+    if not array.size:
+        raise PrecisionError(f"Got {name}={shown(x)}, which has no entries; expected some.")
+    if not np.isfinite(array).all():
+        raise PrecisionError(f"Got {name}={shown(x)} with entries that are NaN or infinite; expected finite numbers.")
+    return array if array.dtype.kind == "f" else array.astype(np.float64)
