@@ -10,8 +10,9 @@ from typing import Literal
 from .._typing import Shape
 from ..errors import LayoutError, TopologyError
 from ..layout import Layout
-from ..topology import Topology, Tucker
-from ._sizes import largest_within, stored_params
+from ..precision import Precision, stored_bytes
+from ..topology import Dense, Topology, Tucker
+from ._sizes import largest_within, stored_params, stored_shapes
 
 Unit = Literal["parameters", "bytes"]
 
@@ -25,12 +26,15 @@ class Family:
     topology : Topology
         A member of the family; its size is ignored.
     layout : Layout
+    precision : Precision or None
+        The precision to which cores are rounded.
     itemsize : int
-        Bytes of one parameter.
+        Bytes of one parameter that is not rounded.
     """
 
     topology: Topology
     layout: Layout
+    precision: Precision | None
     itemsize: int
 
     def within(self, params: int) -> Choice | None:
@@ -46,7 +50,10 @@ class Family:
         return self._member(grown, stored_params(grown, self.layout))
 
     def _member(self, topology: Topology, params: int) -> Choice:
-        return Choice(family=self, topology=topology, params=params, bytes=params * self.itemsize)
+        size = params * self.itemsize
+        if self.precision is not None:
+            size = sum(stored_bytes(shape, self.precision.of(shape)) for shape in stored_shapes(topology, self.layout))
+        return Choice(family=self, topology=topology, params=params, bytes=size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +85,8 @@ class Choice:
 
     def __str__(self) -> str:
         legs = "" if self.layout is None else f", legs {self.layout.dims}"
-        return f"{self.topology or 'dense'}{legs}, {self.params:,} parameters"
+        precision = "" if self.family is None or self.family.precision is None else f", {self.family.precision}"
+        return f"{self.topology or 'dense'}{precision}{legs}, {self.params:,} parameters, {self.bytes:,} bytes"
 
 
 def dense_choice(shape: Shape, itemsize: int) -> Choice:
@@ -87,8 +95,20 @@ def dense_choice(shape: Shape, itemsize: int) -> Choice:
     return Choice(family=None, topology=None, params=entries, bytes=entries * itemsize)
 
 
-def families(shape: Shape, topologies: Sequence[Topology], itemsize: int) -> list[Family]:
-    """Return the families of these topologies that can generate a weight, on their usual layouts."""
+def families(
+    shape: Shape, topologies: Sequence[Topology], precisions: Sequence[Precision], itemsize: int
+) -> list[Family]:
+    """Return the families of these topologies that can generate a weight, on their usual layouts.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    topologies : sequence of Topology
+    precisions : sequence of Precision
+        The precisions to which cores may be rounded; with any, the dense weight may be rounded as well.
+    itemsize : int
+        Bytes of one parameter that is not rounded.
+    """
     found: dict[Family, None] = {}
     for given in topologies:
         topology = _for_shape(given, shape)
@@ -97,7 +117,10 @@ def families(shape: Shape, topologies: Sequence[Topology], itemsize: int) -> lis
                 topology.segments(layout)
             except (LayoutError, TopologyError):
                 continue
-            found[Family(topology=topology, layout=layout, itemsize=itemsize)] = None
+            for precision in (None, *(p for p in precisions if p.bits in (4, 8))):
+                found[Family(topology=topology, layout=layout, precision=precision, itemsize=itemsize)] = None
+    for precision in precisions:
+        found[Family(topology=Dense(), layout=Layout.whole(shape), precision=precision, itemsize=itemsize)] = None
     return list(found)
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import CompressError
-from ..topology import LowRank
+from ..precision import Precision
+from ..topology import Dense, LowRank, Topology
 from ._budget import allocate
 from ._choice import Choice, Unit, dense_choice, families
 from ._config import Config
@@ -80,9 +81,15 @@ class Search:
             for name, shape in layer.weights.items():
                 entries = math.prod(shape)
                 curves[name] = []
-                for family in families(shape, own.candidates, layer.itemsize):
-                    if family.topology == LowRank(bond=1):  # one decomposition has the errors of all ranks
+                for family in families(shape, own.candidates, self._precisions, layer.itemsize):
+                    if (
+                        family.topology == LowRank(bond=1) and family.precision is None
+                    ):  # one decomposition has the errors of all ranks
                         curves[name].append(self._low_rank(name, family))
+                        continue
+                    if family.topology.grows is None:
+                        wanted += [(name, choice) for choice in (family.within(entries),) if choice is not None]
+                        curves[name].append(Curve(family=family, errors={}))
                         continue
                     probes = {family.within(int(entries * min(fraction * p, 0.9))) for p in _PROBES}
                     wanted += [(name, choice) for choice in probes if choice is not None]
@@ -102,6 +109,10 @@ class Search:
             ladders[name] = ladders[name].corrected(choice, result.relative_error**2)
         built = [replace(ladder, curves=[c for c in ladder.curves if c.errors]) for ladder in ladders.values()]
         return self._with_sensitivities(built, fraction) if self.sample else built
+
+    @property
+    def _precisions(self) -> Sequence[Precision]:
+        return self.config.precisions if self.unit == "bytes" else ()
 
     def _low_rank(self, name: str, family: Any) -> Curve:
         task = self.tasks[name]
@@ -214,7 +225,8 @@ class Search:
                 topology=choice.topology,
                 layout=choice.layout,
                 start="closed-form",
-                steps=0 if choice.topology is not None and choice.topology.has_decomposition else _FIT_STEPS,
+                precision=None if choice.family is None else choice.family.precision,
+                steps=0 if has_closed_form(choice.topology) else _FIT_STEPS,
                 label=f"{name}-try{n}",
             )
             for n, (name, choice) in enumerate(unique, len(self.solved))
@@ -222,6 +234,11 @@ class Search:
         new = run_local(tasks, self.executor, self.folder, lambda result: None)
         self.solved.update(zip(unique, new, strict=True))
         return {one: self.solved[one] for one in asked}
+
+
+def has_closed_form(topology: Topology | None) -> bool:
+    """Return whether parameters for a given weight are computed without a fit."""
+    return topology is not None and (topology.has_decomposition or isinstance(topology, Dense))
 
 
 def least_and_most(ladders: Sequence[Ladder], unit: Unit) -> tuple[int, int]:

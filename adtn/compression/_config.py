@@ -14,6 +14,7 @@ from .._typing import Shape
 from ..errors import CompressError, missing
 from ..layout import Layout
 from ..optim import OptimizerName
+from ..precision import Precision
 from ..topology import (
     MPO,
     TTN,
@@ -74,6 +75,8 @@ class Config:
         then chosen among the candidates, and ``topology``, ``leg`` and ``order`` are ignored.
     candidates : sequence of Topology
         The topologies to choose from for a budget; their bonds are ignored. A weight may stay dense as well.
+    precisions : sequence of Precision
+        The precisions to choose from for a budget in bytes, for dense weights and for cores (of 4 and 8 bits).
     largest_error : float
         The largest relative error of a weight that is allowed for a budget without data, as nothing else shows then
         what the model loses.
@@ -151,6 +154,15 @@ class Config:
         LowRank(split="spatial"),
         Tucker(),
         MPO(),
+    )
+    precisions: Annotated[Sequence[Precision], "precisions, such as (adtn.Precision('int4', 64),)"] = (
+        Precision("float16"),
+        Precision("int8"),
+        Precision("int4", 32),
+        Precision("int4", 128),
+        Precision("int3", 32),
+        Precision("int3", 128),
+        Precision("int2", 32),
     )
     largest_error: Annotated[float, Range(0.0, 1.0)] = 0.3
     samples: Count = 512

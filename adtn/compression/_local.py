@@ -16,8 +16,10 @@ from ..errors import FileFormatError, OutputWarning
 from ..generator import Generator
 from ..layout import Layout
 from ..optim import DataAwareReconstruction, OptimizerName, Reconstruction, decompose, fit, has_decomposition
-from ..topology import RuleBase, Topology
+from ..precision import Precision
+from ..topology import Dense, RuleBase, Topology
 from ._layer_files import file_name
+from ._rounding import rounded_in_metric
 from ._storage import from_bytes, load, to_bytes
 
 
@@ -46,6 +48,8 @@ class LocalTask:
         Whether the generated weight starts at zero, for an adapter.
     start : {"closed-form", "random"}
         Where the fit starts; without a closed form, and unless there are steps, at random.
+    precision : Precision or None
+        The precision to which cores are rounded at the end.
     """
 
     name: str
@@ -63,6 +67,7 @@ class LocalTask:
     label: str = ""
     silent: bool = False
     start: Literal["closed-form", "random"] = "random"
+    precision: Precision | None = None
 
     def mark(self) -> str:
         """Return everything that the result depends on, except the device."""
@@ -78,6 +83,7 @@ class LocalTask:
             self.restarts,
             self.silent,
             self.start,
+            self.precision,
         )
         digest = hashlib.sha256(repr(parts).encode())
         for x in (self.weight, self.moment):
@@ -133,7 +139,10 @@ def solve(task: LocalTask) -> LocalResult:
         if steps:
             running = [_continued(generator, target, task, steps) for generator in running]
         if len(running) == 1:
-            return LocalResult(task.name, to_bytes(running[0]), _error(running[0], task))
+            last = running[0]
+            if task.precision is not None:
+                last = rounded_in_metric(last, task.precision, task.weight, task.moment)
+            return LocalResult(task.name, to_bytes(last), _error(last, task))
         running = sorted(running, key=lambda generator: _error(generator, task))[: (len(running) + 1) // 2]
 
 
@@ -143,12 +152,21 @@ def _first(task: LocalTask, seed: int) -> Generator:
         generator = Generator(task.weight.shape, task.topology, base=task.base, **like)
         # measured on convolutions of ResNet-20: from random Tucker cores, L-BFGS stays at an error of 0.98 where HOSVD
         # is exact, and never ends below the error of a decomposition
+        if isinstance(task.topology, Dense) and task.start == "closed-form":
+            return dense_generator(task.weight)
         if has_decomposition(generator):
             if task.start == "closed-form":
                 return decompose(generator, task.weight, moment=task.moment)
             return decompose(generator, task.weight) if task.steps else generator
         return generator
     return starting_at_zero(task.weight.shape, task.topology, **like)
+
+
+def dense_generator(weight: np.ndarray) -> Generator:
+    """Make a generator whose only core is the weight."""
+    return Generator(
+        weight.shape, Dense(), layout=Layout.whole(weight.shape), scale=1.0, params={"weight": np.asarray(weight)}
+    )
 
 
 def starting_at_zero(shape: tuple[int, ...], topology: Topology, **options: Any) -> Generator:

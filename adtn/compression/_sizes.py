@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
-from math import inf
 
+from .._typing import Shape
 from ..errors import ADTNError
 from ..layout import Layout
 from ..topology import Topology
@@ -21,7 +22,20 @@ def stored_params(topology: Topology, layout: Layout) -> int:
     >>> stored_params(adtn.TTN(bond=3), adtn.Layout.of((64, 64), leg=8))
     159
     """
-    return sum({c.param: c.size for s in topology.segments(layout) for c in s.cores if c.trainable}.values())
+    return sum(math.prod(shape) for shape in stored_shapes(topology, layout))
+
+
+def stored_shapes(topology: Topology, layout: Layout) -> list[Shape]:
+    """Return the shapes of the parameters that a generator stores.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> stored_shapes(adtn.LowRank(bond=3), adtn.Layout.whole((64, 32)))
+    [(64, 3), (3, 32)]
+    """
+    cores = {c.param: c.shape for s in topology.segments(layout) for c in s.cores if c.trainable}
+    return list(cores.values())
 
 
 def largest_within(topology: Topology, layout: Layout, most: int) -> Topology | None:
@@ -45,7 +59,7 @@ def largest_within(topology: Topology, layout: Layout, most: int) -> Topology | 
         try:
             return stored_params(topology.grown(bond), layout)
         except ADTNError:
-            return inf
+            return math.inf
 
     topology.grown(1)  # refuses topologies without a size
     # sizes grow with the bond until it is clipped to the legs: find the last one that fits, then the first of that size
