@@ -1,4 +1,4 @@
-"""Truncated decompositions of a weight, as a start for linear topologies.
+"""Decompositions of a weight, in the Frobenius norm or in the metric of its inputs.
 
 They run in NumPy float64 on the host, as MPS has neither float64 nor QR.
 """
@@ -14,19 +14,29 @@ from .._checks import checked
 from .._typing import Float
 from ..errors import TopologyError
 from ..generator import Generator
+from ..topology import LowRank
+from ._alternating import alternate
+from ._metric import InputMetric, along, checked_moment
 
 
 @checked(TopologyError)
-def decompose(generator: Generator, target: Any) -> Generator:
-    """Compute the parameters of a generator by a truncated decomposition of a weight.
+def decompose(generator: Generator, target: Any, *, moment: Any = None) -> Generator:
+    r"""Compute the parameters of a generator by a decomposition of a weight.
+
+    Without a moment, this is a truncated decomposition. With the second moment M of the inputs, it minimises the error
+    of the outputs, :math:`\mathrm{tr}((\hat W - W) M (\hat W - W)^\top)`: in closed form for a pair of factors, else by
+    alternating least squares that start from the truncated decomposition.
 
     Parameters
     ----------
     generator : Generator
-        A generator with a TT or MPO (TT-SVD), Tucker (HOSVD) or CP (alternating least squares) topology, no activation
-        and no base.
+        A generator with a linear topology and no base: LowRank (SVD), TT or MPO (TT-SVD), TensorRing (TR-SVD), Tucker
+        (HOSVD), CP (alternating least squares), or a TTN, ATTN or MERA (SVDs from the legs to the root).
     target : array
         The weight, of the generator's shape, as an array of any framework.
+    moment : array, optional
+        ``(n_in, n_in)``, the mean of ``x xᵀ`` over the layer's inputs, with all axes of the weight but the first
+        flattened to ``n_in``. It may be singular.
 
     Returns
     -------
@@ -35,12 +45,14 @@ def decompose(generator: Generator, target: Any) -> Generator:
     Raises
     ------
     TopologyError
-        If the topology has no decomposition.
+        If the topology has no decomposition, or the moment does not fit the weight.
 
     References
     ----------
-    TT-SVD: I. Oseledets (2011), SIAM J. Sci. Comput. 33, 2295. HOSVD: L. De Lathauwer, B. De Moor, J. Vandewalle
-    (2000), SIAM J. Matrix Anal. Appl. 21, 1253. ALS: T. Kolda, B. Bader (2009), SIAM Review 51, 455.
+    TT-SVD: I. Oseledets (2011), SIAM J. Sci. Comput. 33, 2295. TR-SVD: Q. Zhao, G. Zhou, S. Xie, L. Zhang, A. Cichocki
+    (2016), arXiv:1606.05535. HOSVD: L. De Lathauwer, B. De Moor, J. Vandewalle (2000), SIAM J. Matrix Anal. Appl. 21,
+    1253. Trees: L. Grasedyck (2010), SIAM J. Matrix Anal. Appl. 31, 2029. ALS: T. Kolda, B. Bader (2009), SIAM Review
+    51, 455.
 
     Examples
     --------
@@ -49,13 +61,49 @@ def decompose(generator: Generator, target: Any) -> Generator:
     >>> gen = adtn.decompose(adtn.Generator((8, 8), adtn.TT(bond=1), dtype="float64"), W)
     >>> bool(np.allclose(gen.weight(), W))
     True
+
+    Of two rows, that of large inputs is kept:
+
+    >>> pair = adtn.Generator((2, 2), adtn.LowRank(bond=1), dtype="float64")
+    >>> adtn.decompose(pair, np.diag([1.0, 2.0]), moment=np.diag([9.0, 1.0])).weight().round(6)
+    array([[1., 0.],
+           [0., 0.]])
     """
     if not _is_plain(generator):
         raise TopologyError(
             "A decomposition needs a linear topology without shared cores and without a base; train it instead."
         )
-    state = generator.weighting.to_state(_weight(generator, target))
-    return generator.with_params(generator.topology.decompose(generator.layout, state, generator.params))
+    topology, layout, initial = generator.topology, generator.layout, generator.params
+    state = np.asarray(generator.weighting.to_state(_weight(generator, target)))
+    second = None if moment is None else checked_moment(moment, generator.shape)
+    if second is None or len(second) == 1:
+        return generator.with_params(topology.decompose(layout, state, initial))
+    metric = InputMetric(generator.weighting, second)
+    if isinstance(topology, LowRank) and topology.split == "axes":
+        return generator.with_params(_whitened_svd(generator, topology, metric, state))
+    white = metric.whiten(state)
+    start = topology.decompose(layout, white, initial)
+    (segment,) = generator.segments
+    params = alternate(segment, layout, metric, white, start)
+    legs = {layout.leg_names[q]: inverse for q, inverse in metric.inverse_roots.items()}
+    for core in segment.cores:
+        for axis, ind in enumerate(core.inds):
+            if ind in legs:
+                params[core.param] = along(legs[ind], params[core.param], axis)
+    return generator.with_params({name: params[name] for name in start})
+
+
+def _whitened_svd(
+    generator: Generator, topology: LowRank, metric: InputMetric, state: Float[np.ndarray, "*legs"]
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """Compute the best pair of factors, by an SVD of the weight times the square root of the moment."""
+    root, inverse = metric.roots_of_all()
+    order = (*metric.outer, *metric.inner)
+    rows = np.transpose(state, order)
+    white = np.transpose((rows.reshape(-1, len(root)) @ root).reshape(rows.shape), np.argsort(order))
+    params = topology.decompose(generator.layout, white, generator.params)
+    right = params["right"]
+    return {**params, "right": (right.reshape(len(right), -1) @ inverse).reshape(right.shape)}
 
 
 def _weight(generator: Generator, target: Any) -> Float[np.ndarray, "*shape"]:

@@ -55,6 +55,99 @@ def tt_svd(
     return cores
 
 
+def tr_svd(
+    tensor: Float[np.ndarray, "*legs"],
+    sites: list[tuple[int, ...]],
+    bonds: Sequence[int],
+    initial: Sequence[Float[np.ndarray, "..."]],
+) -> list[Float[np.ndarray, "..."]]:
+    """Decompose a tensor into a tensor ring: the rank of the first site is divided between both of its bonds.
+
+    Parameters
+    ----------
+    tensor : numpy.ndarray
+        The tensor.
+    sites : list of tuple of int
+        Axes on each site.
+    bonds : sequence of int
+        Largest bond dimension after each site; the last one closes the ring.
+    initial : sequence of numpy.ndarray
+        Cores of the full size. Where the ranks are smaller than the bonds, the rest of the cores is taken from these,
+        made small, as a bond with zeros on both sides could not be trained.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        Cores ``(left, right, *axes)``.
+
+    References
+    ----------
+    Q. Zhao, G. Zhou, S. Xie, L. Zhang, A. Cichocki (2016), arXiv:1606.05535.
+    """
+    dims = [tuple(tensor.shape[q] for q in site) for site in sites]
+    unfolding = np.transpose(tensor, [q for site in sites for q in site]).reshape(math.prod(dims[0]), -1)
+    u, s, vt = np.linalg.svd(unfolding, full_matrices=False)
+    # the best pair of bonds whose product the rank permits; of two, that with the larger first bond
+    first, last = max(
+        ((a, min(bonds[-1], s.size // a)) for a in range(1, min(bonds[0], s.size) + 1)),
+        key=lambda pair: pair[0] * pair[1],
+    )
+    rank = first * last
+    rest = (s[:rank, None] * vt[:rank]).reshape(first, last, -1)
+    # the closing bond is carried along as an axis of the last site
+    train = np.moveaxis(rest, 1, 2).reshape(first, *(d for site in dims[1:] for d in site), last)
+    chained = [
+        tuple(range(1 + sum(map(len, dims[1:k])), 1 + sum(map(len, dims[1 : k + 1])))) for k in range(1, len(dims))
+    ]
+    chained = [(0,), *chained[:-1], (*chained[-1], train.ndim - 1)]
+    head, *cores = tt_svd(train, chained, [first, *bonds[1:-1]])
+    cores[0] = np.tensordot(head, cores[0], axes=(0, 0))  # the bond of the first site, whose core is square
+    cores[-1] = np.moveaxis(cores[-1], -1, 1)
+    cores = [np.moveaxis(u[:, :rank].reshape(*dims[0], first, last), (-1, -2), (0, 1)), *cores]
+    return [_filled(core, full) for core, full in zip(cores, initial, strict=True)]
+
+
+def _filled(core: Float[np.ndarray, "..."], initial: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Put a core into the corner of a larger one, whose other entries are small."""
+    scale = 0.01 * np.linalg.norm(core) / max(float(np.linalg.norm(initial)), 1e-300)
+    full = np.array(initial, dtype=np.float64) * scale
+    full[tuple(slice(0, n) for n in core.shape)] = core
+    return full
+
+
+def tree_svd(
+    tensor: Float[np.ndarray, "*legs"], groups: Sequence[Sequence[tuple[int, ...]]], bonds: Sequence[Sequence[int]]
+) -> tuple[Float[np.ndarray, "..."], list[list[Float[np.ndarray, "..."]]]]:
+    """Decompose a tensor into a tree by truncated SVDs of the legs of every subtree, from the legs to the root.
+
+    Parameters
+    ----------
+    tensor : numpy.ndarray
+        The tensor.
+    groups : sequence of sequence of tuple of int
+        For every rank from the legs to the root, the positions of the legs that each of its bonds joins.
+    bonds : sequence of sequence of int
+        The dimension of each of these bonds.
+
+    Returns
+    -------
+    tuple of numpy.ndarray and list of list of numpy.ndarray
+        The root, and the isometries ``(bond, *children)`` of every rank.
+
+    References
+    ----------
+    L. Grasedyck (2010), SIAM J. Matrix Anal. Appl. 31, 2029.
+    """
+    levels: list[list[np.ndarray]] = []
+    for joined, dims in zip(groups, bonds, strict=True):
+        # merge first, so that every group is one axis
+        axes = [tuple(tensor.shape[c] for c in group) for group in joined]
+        tensor = tensor.reshape([math.prod(axis) for axis in axes])
+        tensor, factors = hosvd(tensor, dims)
+        levels.append([factors[p].reshape(-1, *axis) for p, axis in enumerate(axes)])
+    return tensor, levels
+
+
 def truncated_svd(
     matrix: Float[np.ndarray, "m n"], bond: int
 ) -> tuple[Float[np.ndarray, "m rank"], Float[np.ndarray, "rank n"]]:

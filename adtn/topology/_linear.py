@@ -13,7 +13,7 @@ from .._checks import Range
 from .._typing import Float
 from ..errors import TopologyError
 from ..layout import Layout
-from ._decompositions import cp_als, hosvd, tt_svd
+from ._decompositions import cp_als, hosvd, tr_svd, tt_svd
 from ._segment import Core, Segment
 from ._topology import Bond, Topology, register_topology
 
@@ -172,8 +172,6 @@ class TensorRing(TT):
     288
     """
 
-    has_decomposition: ClassVar[bool] = False
-
     def levels(self, layout: Layout) -> list[Segment]:
         """Build a single level."""
         if len(self.sites(layout)) < 3:
@@ -188,8 +186,13 @@ class TensorRing(TT):
     def decompose(
         self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
     ) -> dict[str, Float[np.ndarray, "..."]]:
-        """Refuse to decompose, because a truncated tensor train does not close to a ring."""
-        return Topology.decompose(self, layout, state, initial)
+        """Compute the cores by truncated SVDs around the ring (TR-SVD)."""
+        sites = self.sites(layout)
+        if len(sites) < 3:
+            return super().decompose(layout, state, initial)
+        names = [f"site{k}" for k in range(len(sites))]
+        cores = tr_svd(state, sites, self.bonds(layout), [initial[name] for name in names])
+        return dict(zip(names, cores, strict=True))
 
 
 @register_topology

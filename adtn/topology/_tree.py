@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
+
 from .._checks import NotNegative, Range
-from .._typing import Inds, Shape
+from .._typing import Float, Inds, Shape
 from ..errors import TopologyError
 from ..layout import Layout
+from ._decompositions import tree_svd
 from ._segment import Core, Segment
 from ._topology import Bond, Topology, register_topology
 
@@ -198,6 +202,24 @@ class TTN(Topology):
     # neighbouring legs share a parent, and with one row leg and one column leg the matrix can have full rank
     order: ClassVar[Literal["axis", "interleaved"]] = "interleaved"
     grows: ClassVar[str | None] = "bond"
+    has_decomposition: ClassVar[bool] = True
+
+    def decompose(
+        self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
+    ) -> dict[str, Float[np.ndarray, "..."]]:
+        """Compute the cores by SVDs from the legs to the root; disentanglers are identities."""
+        ranks = build_ranks(layout, self.bond, self.arity, self.leaves)
+        upwards = list(pairwise(ranks[::-1]))
+        root, isometries = tree_svd(state, [upper.groups for _, upper in upwards], [upper.dims for _, upper in upwards])
+        params = {"root": root}
+        for level in self.levels(layout)[1:]:
+            for core in level.cores:
+                if core.kind == "disentangler":
+                    params[core.param] = np.eye(math.prod(core.shape[:2])).reshape(core.shape)
+                else:  # named by its level and its position in it
+                    position = int(core.name.rpartition("_")[2])
+                    params[core.param] = isometries[-core.level][position]
+        return params
 
     def levels(self, layout: Layout) -> list[Segment]:
         """Build the levels from the root to the legs."""

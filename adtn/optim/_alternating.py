@@ -1,0 +1,100 @@
+"""Alternating least squares for linear networks, in the metric of a layer's inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from .._typing import Float
+from ..layout import Layout
+from ..topology import Segment
+from ._block import Block
+from ._metric import InputMetric
+
+_SWEEPS = 40
+_LEAST_GAIN = 1e-3  # of the error in one sweep, below which the sweeps end
+
+
+def alternate(
+    segment: Segment,
+    layout: Layout,
+    metric: InputMetric,
+    target: Float[np.ndarray, "*legs"],
+    params: Mapping[str, Float[np.ndarray, "..."]],
+    *,
+    sweeps: int = _SWEEPS,
+    least_gain: float = _LEAST_GAIN,
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """Improve the cores one after the other, each to its best value, until a sweep no longer gains.
+
+    Parameters
+    ----------
+    segment : Segment
+        The network.
+    layout : Layout
+        The layout of the weight.
+    metric : InputMetric
+        The metric.
+    target : numpy.ndarray
+        The whitened state to approximate.
+    params : mapping of str to numpy.ndarray
+        Cores to start from, in whitened coordinates, and frozen ones.
+    sweeps : int
+        The largest number of sweeps.
+    least_gain : float
+        The relative decrease of the error that a further sweep needs.
+
+    Notes
+    -----
+    Between two sweeps, the cores are extrapolated along their last change, by a factor that grows as in Nesterov's
+    method. If this makes the next sweep worse, it is repeated without. On matrix product operators, this halves the
+    number of sweeps.
+    """
+    outer, inner = (tuple(layout.leg_names[q] for q in side) for side in (metric.outer, metric.inner))
+    moment = metric.moment.reshape(metric.inner_dims * 2)
+    if len(inner) == 1:  # whitened as a whole
+        outer, inner, moment = (*outer, *inner), (), np.ones(())
+    legs = dict(zip(layout.leg_names, layout.dims, strict=True))
+    trained = [core for core in segment.cores if core.trainable]
+    blocks = [Block(segment.cores, core, outer, inner, legs) for core in trained]
+    pulled = metric.times_moment(target)
+    power = float(np.vdot(pulled, target))
+    now = {name: np.asarray(x, dtype=np.float64) for name, x in params.items()}
+    before, error, age = None, math.inf, 0
+    order = blocks[::-1]  # a decomposition leaves the norm to the last core
+    for _ in range(sweeps):
+        start = now
+        if before is not None and age > 1:
+            factor = 2.0 * (age - 1) / (age + 2)
+            start = {name: x + factor * (x - before[name]) for name, x in now.items()}
+        found, reached = _swept(order, dict(start), pulled, moment, power, error)
+        if not reached <= error and start is not now:
+            age = 0
+            found, reached = _swept(order, dict(now), pulled, moment, power, math.inf)
+        if not reached < error:
+            break
+        before, now, age = now, found, age + 1
+        gain, error = (1.0 - reached / error if math.isfinite(error) else 1.0), reached
+        if gain < least_gain:
+            break
+    return now
+
+
+def _swept(
+    blocks: list[Block],
+    params: dict[str, Float[np.ndarray, "..."]],
+    pulled: Float[np.ndarray, "*legs"],
+    moment: Float[np.ndarray, "..."],
+    power: float,
+    most: float,
+) -> tuple[dict[str, Float[np.ndarray, "..."]], float]:
+    """Solve for all cores in order; give up if the error after the first exceeds ``most``."""
+    error = math.inf
+    for k, block in enumerate(blocks):
+        params[block.core.param], decrease = block.solve(params, pulled, moment)
+        error = math.sqrt(max(power - decrease, 0.0) / power)
+        if k == 0 and error > most:
+            break
+    return params, error

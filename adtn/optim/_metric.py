@@ -1,0 +1,124 @@
+"""The metric of a layer's inputs on the legs of a layout."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .._arrays import finite_array
+from .._typing import Float, Shape
+from ..errors import TopologyError
+from ..layout import Layout
+from ..weight import Weighting
+
+_LEAST_OF_LEG = 1e-6  # least eigenvalue of the moment of one leg, relative to the largest
+_LEAST = 1e-10  # the same of the whole moment
+
+
+def checked_moment(moment: Any, shape: Shape) -> Float[np.ndarray, "n_in n_in"]:
+    """Convert a second moment of the inputs of a weight of that shape to float64.
+
+    Raises
+    ------
+    TopologyError
+        If its shape does not fit, or it is not symmetric, or zero.
+    """
+    n_in = math.prod(shape[1:])
+    found = np.asarray(finite_array("moment", moment, TopologyError), dtype=np.float64)
+    if found.shape != (n_in, n_in):
+        raise TopologyError(
+            f"Got a moment of shape {found.shape} for a weight of {shape}; expected {(n_in, n_in)}, the mean of x xᵀ "
+            "over the inputs."
+        )
+    largest = float(np.abs(found).max())
+    if not np.trace(found) > 0.0:
+        raise TopologyError("Got a moment of inputs that are all zero; check that they were collected.")
+    if not np.allclose(found, found.T, rtol=1e-4, atol=1e-6 * largest):
+        raise TopologyError("Got a moment that is not symmetric; expected x.T @ x / n of the layer's inputs.")
+    return (found + found.T) * (0.5 / largest)
+
+
+class InputMetric:
+    """The second moment of inputs on the input legs of a layout, and square roots of its marginals.
+
+    A linear change of coordinates on every input leg, ``whiten``, makes the marginal of the moment on that leg the
+    identity. What is left is the ``moment`` in these coordinates, which is the identity where the moment is a product
+    over the legs.
+
+    Parameters
+    ----------
+    weighting : Weighting
+        The layout, with the permutations of the axes.
+    moment : numpy.ndarray
+        ``(n_in, n_in)`` in weight order, symmetric.
+    """
+
+    def __init__(self, weighting: Weighting, moment: Float[np.ndarray, "n_in n_in"]) -> None:
+        layout = weighting.layout
+        legs = sorted(range(layout.ndim_legs), key=lambda q: layout.leg_axes[q])
+        self.outer = [q for q in legs if layout.leg_axes[q][0] == 0]
+        self.inner = [q for q in legs if layout.leg_axes[q][0] > 0]
+        self.dims = layout.dims
+        moment = _padded(layout, np.asarray(weighting.moment_to_generated_order(moment)))
+        self.roots: dict[int, np.ndarray] = {}
+        self.inverse_roots: dict[int, np.ndarray] = {}
+        for position, q in enumerate(self.inner):
+            self.roots[q], self.inverse_roots[q] = roots(self._marginal(moment, position), _LEAST_OF_LEG)
+        self.raw = moment
+        self.moment = self._whitened(moment)
+
+    @property
+    def inner_dims(self) -> Shape:
+        """The dimensions of the input legs, in the order of the axes."""
+        return tuple(self.dims[q] for q in self.inner)
+
+    def roots_of_all(self) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, "n n"]]:
+        """Return the square root of the moment over all input legs, before whitening, and its inverse."""
+        return roots(self.raw, _LEAST)
+
+    def whiten(self, state: Float[np.ndarray, "*legs"]) -> Float[np.ndarray, "*legs"]:
+        """Convert a state to the coordinates of :attr:`moment`."""
+        for q, root in self.roots.items():
+            state = along(root, state, q)
+        return state
+
+    def times_moment(self, state: Float[np.ndarray, "*legs"]) -> Float[np.ndarray, "*legs"]:
+        """Multiply a whitened state by the moment over its input legs."""
+        order = (*self.outer, *self.inner)
+        rows = np.transpose(state, order)
+        product = (rows.reshape(-1, len(self.moment)) @ self.moment).reshape(rows.shape)
+        return np.transpose(product, np.argsort(order))
+
+    def _marginal(self, moment: Float[np.ndarray, "n n"], position: int) -> Float[np.ndarray, "leg leg"]:
+        before, d = math.prod(self.inner_dims[:position]), self.inner_dims[position]
+        split = moment.reshape(before, d, -1, before, d, len(moment) // (before * d))
+        return np.einsum("aibajb->ij", split) * (d / np.trace(moment))
+
+    def _whitened(self, moment: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+        tensor = moment.reshape(self.inner_dims * 2)
+        for position, q in enumerate(self.inner):
+            for side in (0, len(self.inner)):
+                tensor = along(self.inverse_roots[q], tensor, side + position)
+        matrix = tensor.reshape(moment.shape)
+        spread = np.trace(matrix) / len(matrix)
+        return (matrix + matrix.T) * (0.5 / spread) + _LEAST * np.eye(len(matrix))
+
+
+def _padded(layout: Layout, moment: Float[np.ndarray, "n_in n_in"]) -> Float[np.ndarray, "padded_in padded_in"]:
+    inner, padded = layout.shape[1:], layout.padded_shape[1:]
+    thickness = [(0, p - n) for n, p in zip(inner * 2, padded * 2, strict=True)]
+    return np.pad(moment.reshape(inner * 2), thickness).reshape(math.prod(padded), -1)
+
+
+def along(matrix: Float[np.ndarray, "m n"], tensor: Float[np.ndarray, "..."], axis: int) -> Float[np.ndarray, "..."]:
+    """Multiply a matrix with one axis of a tensor."""
+    return np.moveaxis(np.tensordot(matrix, tensor, axes=(1, axis)), 0, axis)
+
+
+def roots(moment: Float[np.ndarray, "n n"], least: float) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, "n n"]]:
+    """Return the square root of a moment and its inverse, with eigenvalues of at least ``least`` times the largest."""
+    values, vectors = np.linalg.eigh(moment)
+    scale = np.sqrt(np.maximum(values, least * values[-1]))
+    return (vectors * scale) @ vectors.T, (vectors / scale) @ vectors.T
