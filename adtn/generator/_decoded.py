@@ -11,7 +11,7 @@ from ..precision import Codes
 
 
 class Decoded(Mapping[str, np.ndarray]):
-    """Arrays by name, of which codes are decoded at each access: nothing decoded stays in memory.
+    """A mapping of arrays by name, of which codes are decoded at each access: nothing decoded stays in memory.
 
     Parameters
     ----------

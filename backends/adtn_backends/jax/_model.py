@@ -239,9 +239,14 @@ class NnxModel(ReplacedModel):
         write_bytes(path, sealed(save(tensors, dict(metadata))))
 
     def numbers(self) -> tuple[int, int]:
-        """Count the parameters and their bytes."""
+        """Count the parameters and their bytes; cores that are stored as codes count as well."""
         params = [v[...] for v in variables_of(self.model).values() if isinstance(v, nnx.Param)]
-        return sum(x.size for x in params), sum(x.nbytes for x in params)
+        weights = {id(m): m for _, m in modules_of(self.model) if isinstance(m, GeneratedWeight)}
+        coded = [weight.coded for weight in weights.values()]
+        return (
+            sum(x.size for x in params) + sum(entries for entries, _ in coded),
+            sum(x.nbytes for x in params) + sum(nbytes for _, nbytes in coded),
+        )
 
     def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
         """Measure seconds and bytes of compiled inference on the first batch."""

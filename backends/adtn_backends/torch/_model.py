@@ -320,9 +320,13 @@ class TorchModel(ReplacedModel):
         write_bytes(path, sealed(save(tensors, {**shared, **metadata})))
 
     def numbers(self) -> tuple[int, int]:
-        """Count the parameters and their bytes."""
+        """Count the parameters and their bytes; cores that are stored as codes count as well."""
         params = list(self.model.parameters())
-        return sum(p.numel() for p in params), sum(p.numel() * p.element_size() for p in params)
+        coded = [m.coded for m in self.model.modules() if isinstance(m, GeneratedWeight)]
+        return (
+            sum(p.numel() for p in params) + sum(entries for entries, _ in coded),
+            sum(p.numel() * p.element_size() for p in params) + sum(nbytes for _, nbytes in coded),
+        )
 
     def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
         """Measure seconds and bytes of inference on the first batch, including the generation of cached weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -63,7 +64,7 @@ class GeneratedWeight(nnx.Module):
             blank = {name: Codes.blank(x.shape, x.precision) for name, x in generator.codes.items()}
             structure = generator.with_codes(generator.precision, blank)
         self.structure = _Static(structure)
-        self.decoded_dtype = jnp.zeros(0, generator.dtype).dtype.name
+        self.decoded_dtype = jax.dtypes.canonicalize_dtype(generator.dtype).name
         self.names = {name: name.replace(".", "_") for name in generator.params if name not in self.codes}
         for name, key in self.names.items():
             setattr(self, key, nnx.Param(jnp.asarray(generator.params[name])))
@@ -104,11 +105,17 @@ class GeneratedWeight(nnx.Module):
         values = {name: np.asarray(getattr(self, key)[...], np.float64) for name, key in self.names.items()}
         return structure.with_params(values)
 
+    @property
+    def coded(self) -> tuple[int, int]:
+        """The number of entries that are stored as codes, and their bytes."""
+        parts = self.structure.parts.values()
+        return sum(math.prod(x.shape) for x in parts), sum(x.nbytes for x in parts)
+
     def astype(self, dtype: Any) -> GeneratedWeight:
         """Convert the parameters to another dtype in place, and return the module."""
         state = nnx.state(self)
-        nnx.update(self, jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x, jnp.floating) else x, state))
-        self.decoded_dtype = jnp.zeros(0, dtype).dtype.name
+        nnx.update(self, jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state))
+        self.decoded_dtype = jax.dtypes.canonicalize_dtype(dtype).name
         return self
 
     def __call__(self, arrays: Params | None = None) -> Float[jax.Array, "*shape"]:

@@ -11,7 +11,7 @@ import torch
 from adtn.errors import CompressError
 from torch import nn
 
-from ._calls import PLAIN, differentiable, is_traced
+from ._calls import PLAIN, is_traced
 from ._kinds import kind_of
 from ._weight import GeneratedWeight
 

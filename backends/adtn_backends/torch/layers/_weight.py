@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import ctypes
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -133,6 +134,12 @@ class GeneratedWeight(nn.Module):
         for name, key in self._codes.items():
             arrays[name] = decode(getattr(self, key), self._parts[name], self.dtype)
         return arrays
+
+    @property
+    def coded(self) -> tuple[int, int]:
+        """The number of entries that are stored as codes, and their bytes."""
+        parts = self._parts.values()
+        return sum(math.prod(x.shape) for x in parts), sum(x.nbytes for x in parts)
 
     def sources(self, arrays: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return cores as they are stored: the bytes of those that are codes."""
