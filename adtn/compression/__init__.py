@@ -4,6 +4,7 @@ from ._budget import Budget as Budget
 from ._compress import compress as compress
 from ._config import RECIPES as RECIPES
 from ._config import Config as Config
+from ._divergence import divergence as divergence
 from ._folder import load_model as load_model
 from ._folder import load_pretrained as load_pretrained
 from ._folder import run_folder as run_folder

@@ -31,6 +31,7 @@ def compress(
     config: Config | None = None,
     *,
     data: Iterable[Any] | None = None,
+    validation: Iterable[Any] | None = None,
     test: Iterable[Any] | None = None,
     loss: Callable[..., Any] | None = None,
     score: Callable[[Any], Any] | None = None,
@@ -50,6 +51,9 @@ def compress(
     data : iterable, optional
         Batches: ``(inputs, labels)``, or mappings with ``"labels"`` for models that take keywords. They are read more
         than once: pass a list or a data loader, not a generator. A single batch needs no list around it.
+    validation : iterable, optional
+        Batches that are not trained on: a training whose loss on them does not fall is discarded. By default, the first
+        batches of the data.
     test : iterable, optional
         Test batches, for the loss before and after, and for the accuracy if labels are indices of classes.
     loss : callable, optional
@@ -90,7 +94,7 @@ def compress(
     True
     """
     config = config or Config()
-    data, test = _batches("data", data), _batches("test", test)
+    data, validation, test = _batches("data", data), _batches("validation", validation), _batches("test", test)
     folder = check_writable(folder, "folder", "folder") if folder is not None else None
     stages = config.stages(data is not None)
     device = "numpy:cpu" if device is None else device
@@ -119,6 +123,7 @@ def compress(
         tasks=tasks,
         data=data,
         test=test,
+        validation=validation,
         loss=loss,
         score=score,
         executor=executor,

@@ -110,7 +110,9 @@ class Config:
     tune_steps, tune_lr, tune_optimizer, distill, train, clip
         Options of the training of the whole model: ``distill`` is the share of the dense model's outputs in the loss
         (the divergence of the classes' probabilities, or the squared error if labels are real numbers), and ``train``
-        says whether other parameters are fine-tuned as well (``"generated"`` or ``"all"``).
+        says whether other parameters are fine-tuned as well (``"generated"`` or ``"all"``). After closed forms, which
+        are close to the dense weights, the default is to train all parameters with a rate of 1e-3 and a share of 0.5
+        (1 if labels are not indices of classes and there is no loss); otherwise, generated ones with 5e-3 and 0.
     dropout : float, optional
         The rate of all dropouts in that training, instead of their own: a few hundred parameters need less dropout
         than the layers that they replace.
@@ -177,10 +179,10 @@ class Config:
     lr: Positive = 2e-2
     optimizer: OptimizerName = "lbfgs"
     tune_steps: Whole = 500
-    tune_lr: Positive = 5e-3
+    tune_lr: Positive | None = None
     tune_optimizer: Literal["adam", "sgd"] = "adam"
-    distill: Annotated[float, Range(0.0, 1.0)] = 0.0
-    train: Literal["generated", "all"] = "generated"
+    distill: Annotated[float, Range(0.0, 1.0)] | None = None
+    train: Literal["generated", "all"] | None = None
     clip: Positive | None = 1.0
     dropout: Annotated[float, Range(0.0, 1.0, below=True)] | None = None
     capture: bool = False
@@ -308,13 +310,22 @@ class Config:
         both = ("reconstruct-data", "finetune")
         return tuple(stage for name in recipes for stage in (both if name == "local-then-global" else (name,)))
 
-    def tuning(self, steps: int) -> Tuning:
-        """Return the options of training the whole model for that many steps."""
+    def tuning(self, steps: int, labelled: bool = True) -> Tuning:
+        """Return the options of training the whole model for that many steps.
+
+        Parameters
+        ----------
+        steps : int
+        labelled : bool
+            Whether there is a loss without a teacher.
+        """
+        is_close = self.budget is not None
+        share = (0.5 if labelled else 1.0) if is_close else 0.0
         return Tuning(
             steps=steps,
-            lr=self.tune_lr,
-            distill=self.distill,
-            train=self.train,
+            lr=self.tune_lr if self.tune_lr is not None else (1e-3 if is_close else 5e-3),
+            distill=self.distill if self.distill is not None else share,
+            train=self.train or ("all" if is_close else "generated"),
             clip=self.clip,
             rates=self.rates,
             seed=self.seed,

@@ -144,6 +144,10 @@ class Model(Protocol):
         """Compute ``(rows, columns)`` of outputs by batch in evaluation mode; ``None`` if they are not one array."""
         ...
 
+    def distance_from_dense(self, data: Iterable[Any]) -> float:
+        """Compute the squared distance of the outputs from those of the dense model, over their variance."""
+        ...
+
     def has_classes(self, data: Iterable[Any]) -> bool:
         """Return whether labels are indices of classes that the outputs score."""
         ...

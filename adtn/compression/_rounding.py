@@ -71,7 +71,7 @@ def _pair(
 
 
 def _rows(right: Float[np.ndarray, "..."], shape: tuple[int, ...], spatial: bool) -> Float[np.ndarray, "k columns"]:
-    """Return the matrix that ``left`` multiplies; for a spatial pair, it has a row per height of the kernel and rank."""
+    """Return the matrix that ``left`` multiplies; for a spatial pair, with a row per kernel height and rank."""
     if not spatial:
         return right.reshape(len(right), -1)
     r, n_in, kw = right.shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Outcome:
     sensitivities: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class CompressionRun:
     """A call of :func:`adtn.compress`, with its arguments."""
 
@@ -56,6 +57,7 @@ class CompressionRun:
     tasks: Mapping[str, LocalTask]
     data: Iterable[Any] | None
     test: Iterable[Any] | None
+    validation: Iterable[Any] | None
     loss: Callable[..., Any] | None
     score: Callable[[Any], Any] | None
     executor: Executor | None
@@ -214,7 +216,7 @@ class CompressionRun:
 
     def _tune(self, steps: int, stage: int | None = None) -> list[float]:
         """Train the model in a stage, with progress and checkpoints; a rung has neither."""
-        data, tuning = self._training_data, self.config.tuning(steps)
+        data, tuning = self._training_data, self.config.tuning(steps, self._is_labelled)
         if stage is not None and self.folder is not None:
             # other data are compared when the training continues, as they are drawn again anyway
             first = data[:_BATCHES] if isinstance(data, list | tuple) else None
@@ -230,7 +232,27 @@ class CompressionRun:
             if step % tuning.every == 0 and stage is not None:
                 self.say(f"step {step} of {steps}: loss {value:.4f}")
 
-        return self.adapter.tune(data, self.loss, tuning, report)
+        if stage is None:
+            return self.adapter.tune(data, self.loss, tuning, report)
+        held = list(first_samples(data if self.validation is None else self.validation, SAMPLES))
+        before, state = self._measured_on(held), self.adapter.state()
+        losses = self.adapter.tune(data, self.loss, tuning, report)
+        after = self._measured_on(held)
+        if not after <= before:
+            self.say(f"training ended at {after:.4f}, above {before:.4f} where it began; its result is discarded")
+            self.adapter.set_state(state)
+        return losses
+
+    @cached_property
+    def _is_labelled(self) -> bool:
+        """Whether the model has a loss without a teacher: the user's, or the cross entropy."""
+        return self.loss is not None or self.adapter.has_classes(self._training_data)
+
+    def _measured_on(self, batches: Sequence[Any]) -> float:
+        """Measure the loss, or without labels how far the outputs are from those of the dense model."""
+        if self._is_labelled:
+            return self.adapter.loss_on(batches, self.loss)
+        return self.adapter.distance_from_dense(batches)
 
 
 def _measured(quality: float | None) -> float:

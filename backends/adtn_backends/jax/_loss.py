@@ -59,6 +59,8 @@ def loss_of(model: Any, batch: Any, loss: Callable[..., Any] | None, teacher: An
     if loss is not None and teacher is None:
         return check_loss(loss(model, batch))
     outputs = outputs_of(model, batch)
+    if loss is None and teacher is not None and distill == 1.0:  # labels are not needed
+        return _distance(outputs, outputs_of(teacher, batch), batch)
     value = _cross_entropy(outputs, batch) if loss is None else check_loss(loss(model, batch))
     if teacher is None:
         return value

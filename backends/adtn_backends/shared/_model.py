@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from adtn import Generator
 from adtn.backends import backend_of
-from adtn.compression import Layer, Tuning
+from adtn.compression import Layer, Tuning, divergence
 from adtn.errors import CompressError
 from adtn.schedule import decide
 
@@ -251,6 +251,22 @@ class ReplacedModel(ABC):
         if not losses:
             raise CompressError("Got data without a batch; pass a list or a DataLoader.")
         return statistics.fmean(losses)
+
+    def distance_from_dense(self, data: Iterable[Any]) -> float:
+        """Compute the squared distance of the outputs from those of the dense model, over their variance."""
+        batches = list(data)
+        now, dense = self.outputs(batches), self._outputs_of_dense(batches)
+        if now is None or dense is None:
+            raise CompressError("Got data without labels for a model that does not return one array; pass loss=.")
+        return divergence(dense, now, classes=False)
+
+    def _outputs_of_dense(self, data: Iterable[Any]) -> list[np.ndarray] | None:
+        """Compute the outputs of the dense model."""
+        model, self.model = self.model, self._dense
+        try:
+            return self.outputs(data)
+        finally:
+            self.model = model
 
     def outputs(self, data: Iterable[Any]) -> list[np.ndarray] | None:
         """Compute the outputs of every batch in evaluation mode; ``None`` if the model does not return one array.
