@@ -1,5 +1,7 @@
 """Fits: objectives, optimizers, schedules, decompositions, and the loop."""
 
+from ._balance import balanced as balanced
+from ._best_within import best_within as best_within
 from ._decompose import decompose as decompose
 from ._decompose import has_decomposition as has_decomposition
 from ._fingerprint import fingerprint as fingerprint

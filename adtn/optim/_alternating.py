@@ -10,7 +10,7 @@ import numpy as np
 from .._typing import Float
 from ..layout import Layout
 from ..topology import Segment
-from ._block import Block
+from ._block import MOMENT, PULLED, Block
 from ._metric import InputMetric
 
 _SWEEPS = 40
@@ -93,7 +93,7 @@ def _swept(
     """Solve for all cores in order; give up if the error after the first exceeds ``most``."""
     error = math.inf
     for k, block in enumerate(blocks):
-        params[block.core.param], decrease = block.solve(params, pulled, moment)
+        params[block.core.param], decrease = block.solve({**params, PULLED: pulled, MOMENT: moment})
         error = math.sqrt(max(power - decrease, 0.0) / power)
         if k == 0 and error > most:
             break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +13,14 @@ from .._typing import Float, Inds
 from ..calculus import forward
 from ..program import Program, cached_program
 from ..topology import Core, Segment
+from ._conjugate import conjugate_gradients
 from ._metric import along
 
 _RIDGE = 1e-11  # of the mean eigenvalue of a Gram matrix, as gauges make it singular
-_LARGEST = 2100  # unknowns for each output up to which a Gram matrix is made and factored
-_STEPS = 16  # of conjugate gradients, where it is not
+_LARGEST = 4096  # unknowns for each output up to which a Gram matrix may be made and factored
+_STEPS = 8  # of conjugate gradients, where it is not
+# how many products with the moment the factorisation may cost: an exact solution is worth more than as many steps
+_WORTH = 30
 
 MOMENT, PULLED, UNKNOWN = "moment", "pulled", "unknown"
 
@@ -85,100 +88,96 @@ class Block:
         copies = [_copied(one, {*outer}) for one in behind]
         pulled = _given(PULLED, tuple(legs), tuple(legs.values()))
         self.right = _program((pulled, *others), self.order)
-        self.is_direct = self.unknowns <= _LARGEST
-        self.own: Group | None = None  # the moment on the input legs of the core alone
-        if self.is_direct:
-            self.gram = _program((moment, *behind, *copies), (*self.mixed, *map(_copy, self.mixed)))
-        else:
-            own = tuple(i for i in core.inds if i in inner)
-            traced = tuple(_copy(i) if i in own else i for i in inner)
-            alone = replace(moment, inds=(*inner, *traced))
-            self.own = Group(own, _program((alone,), (*own, *map(_copy, own)))) if len(own) > 1 else None
-            rest = tuple(i for i in self.order if i not in self.mixed)
-            unknown = _given(UNKNOWN, self.order, self.shape)
-            out = (*rest, *map(_copy, self.mixed))
-            self.gram = _program((unknown, moment, *behind, *copies), out)
+        rest = tuple(i for i in self.order if i not in self.mixed)
+        unknown = _given(UNKNOWN, self.order, self.shape)
+        product = _program((unknown, moment, *behind, *copies), (*rest, *map(_copy, self.mixed)))
+        gram = _program((moment, *behind, *copies), (*self.mixed, *map(_copy, self.mixed)))
+        dense = gram.flops + self.unknowns**3 / 3
+        self.is_direct = self.unknowns <= _LARGEST and dense <= _WORTH * product.flops
+        self.gram = gram if self.is_direct else product
+        own = tuple(i for i in core.inds if i in inner)
+        traced = tuple(_copy(i) if i in own else i for i in inner)
+        alone = replace(moment, inds=(*inner, *traced))
+        # the moment on the input legs of the core alone; on one leg it is the identity
+        self.own = _program((alone,), (*own, *map(_copy, own))) if len(own) > 1 else None
 
     def solve(
-        self, params: dict[str, Float[np.ndarray, "..."]], pulled: Float[np.ndarray, "*legs"], moment: Any
+        self, arrays: Mapping[str, Float[np.ndarray, "..."]]
     ) -> tuple[Float[np.ndarray, "..."], float]:
-        """Find the best core.
+        """Find the best core, or a better one where the Gram matrix is too large.
 
         Parameters
         ----------
-        params : dict of str to numpy.ndarray
-            The parameters of all cores.
-        pulled : numpy.ndarray
-            The target, times the moment.
-        moment : numpy.ndarray
-            The moment, of shape ``(*inner, *inner)``.
+        arrays : mapping of str to numpy.ndarray
+            The parameters of all cores, ``"moment"`` of shape ``(*inner, *inner)`` and ``"pulled"``, the target times
+            the moment.
 
         Returns
         -------
         tuple of numpy.ndarray and float
             The core, and the decrease of the squared error below that of zero.
         """
-        arrays = {**params, PULLED: pulled, MOMENT: moment}
         right = np.asarray(forward(self.right, arrays)).reshape(self.shape)
-        factors = [_factored(forward(group.gram, arrays)) if group.gram else None for group in self.groups]
-        kept = [math.prod(self._dim(i) for i in group.inds) for group in self.groups]
+        divide = self._inverse(arrays)
         if self.is_direct:
-            factors.append(_factored(forward(self.gram, arrays)))
-            solution = _divided(right.reshape(*kept, -1), factors).reshape(self.shape)
-            decrease = float(np.vdot(right, solution))
-        else:
-            start = np.transpose(params[self.core.param], [self.core.inds.index(i) for i in self.order])
-            solution, decrease = self._iterated(arrays, right, start, factors, kept)
-        back = np.transpose(solution, [self.order.index(i) for i in self.core.inds])
-        return np.ascontiguousarray(back), decrease
+            solution = divide(right)
+            return self._to_core(solution), float(np.vdot(right, solution))
+        solution, decrease = self._iterated(arrays, right, self._from_core(arrays[self.core.param]), divide)
+        return self._to_core(solution), decrease
 
-    def _dim(self, ind: str) -> int:
-        return self.shape[self.order.index(ind)]
+    def inverse(
+        self, arrays: Mapping[str, Float[np.ndarray, "..."]]
+    ) -> Callable[[Float[np.ndarray, "..."]], Float[np.ndarray, "..."]]:
+        """Return the function that divides a gradient by the Gram matrix, or by an estimate where it is too large."""
+        divide = self._inverse(arrays)
+        return lambda gradient: self._to_core(divide(self._from_core(gradient)))
+
+    def _from_core(self, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        return np.ascontiguousarray(np.transpose(x, [self.core.inds.index(i) for i in self.order]))
+
+    def _to_core(self, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        return np.ascontiguousarray(np.transpose(x, [self.order.index(i) for i in self.core.inds]))
+
+    def _size(self, inds: Inds) -> int:
+        return math.prod(self.shape[self.order.index(i)] for i in inds)
+
+    def _inverse(
+        self, arrays: Mapping[str, Float[np.ndarray, "..."]]
+    ) -> Callable[[Float[np.ndarray, "..."]], Float[np.ndarray, "..."]]:
+        """Factor the Gram matrix, or what it would be if inputs were not correlated between cores."""
+        groups = [(self._size(group.inds), group.gram) for group in self.groups]
+        if self.is_direct:
+            groups.append((self.unknowns, self.gram))
+        else:  # the mixed indices are in this order: own legs, then those of each cluster
+            sides = [(self._size(group.inds), group.gram) for group in self.nearly]
+            own = self.unknowns // math.prod(n for n, _ in sides)
+            groups += [(own, self.own), *sides]
+        factors = [None if gram is None else _factored(forward(gram, arrays)) for _, gram in groups]
+        shape = tuple(n for n, _ in groups)
+        return lambda x: _divided(x.reshape(shape), factors).reshape(self.shape)
 
     def _iterated(
         self,
-        arrays: dict[str, Float[np.ndarray, "..."]],
+        arrays: Mapping[str, Float[np.ndarray, "..."]],
         right: Float[np.ndarray, "..."],
         x: Float[np.ndarray, "..."],
-        factors: list[Any],
-        kept: list[int],
+        divide: Callable[[Float[np.ndarray, "..."]], Float[np.ndarray, "..."]],
     ) -> tuple[Float[np.ndarray, "..."], float]:
-        """Improve the core by conjugate gradients, with the Gram matrix for inputs without correlations to start."""
-        near = [_factored(forward(group.gram, arrays)) for group in self.nearly if group.gram]
-        sides = [math.prod(self._dim(i) for i in group.inds) for group in self.nearly]
-        # the mixed indices are in this order: own legs, then the groups
-        shape = (*kept, self.unknowns // math.prod(sides), *sides)
-        own = _factored(forward(self.own.gram, arrays)) if self.own and self.own.gram else None
+        kept = [self._size(group.inds) for group in self.groups]
         grams = [
-            forward(group.gram, arrays).reshape(n, n) if group.gram else None
+            None if group.gram is None else np.asarray(forward(group.gram, arrays)).reshape(n, n)
             for group, n in zip(self.groups, kept, strict=True)
         ]
 
-        def times(v: np.ndarray) -> np.ndarray:
+        def times(v: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
             product = np.asarray(forward(self.gram, {**arrays, UNKNOWN: v})).reshape(*kept, -1)
             for axis, gram in enumerate(grams):
                 product = product if gram is None else along(gram, product, axis)
             return product.reshape(self.shape)
 
-        def divide(v: np.ndarray) -> np.ndarray:
-            return _divided(v.reshape(shape), [*factors, own, *near]).reshape(self.shape)
-
-        x = np.ascontiguousarray(x)
         bent = times(x)
-        residual = right - bent
-        z = divide(residual)
-        p, rz = z, float(np.vdot(residual, z))
-        first = rz
-        for _ in range(_STEPS):
-            if not rz > 1e-6 * first or rz <= 0.0:
-                break
-            image = times(p)
-            step = rz / float(np.vdot(p, image))
-            x, bent = x + step * p, bent + step * image
-            residual = residual - step * image
-            z = divide(residual)
-            rz, old = float(np.vdot(residual, z)), rz
-            p = z + (rz / old) * p
+        change, image = conjugate_gradients(times, divide, right - bent, _STEPS)
+        x, bent = x + change, bent + image
         return x, 2.0 * float(np.vdot(right, x)) - float(np.vdot(x, bent))
 
 

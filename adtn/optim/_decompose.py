@@ -5,22 +5,25 @@ They run in NumPy float64 on the host, as MPS has neither float64 nor QR.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Annotated, Any
 
 import numpy as np
 
 from .._arrays import finite_array
-from .._checks import checked
+from .._checks import Range, checked
 from .._typing import Float
 from ..errors import TopologyError
 from ..generator import Generator
-from ..topology import LowRank
+from ..topology import LowRank, TensorRing
 from ._alternating import alternate
 from ._metric import InputMetric, along, checked_moment
 
 
 @checked(TopologyError)
-def decompose(generator: Generator, target: Any, *, moment: Any = None) -> Generator:
+def decompose(
+    generator: Generator, target: Any, *, moment: Any = None, sweeps: Annotated[int, Range(0)] = 40
+) -> Generator:
     r"""Compute the parameters of a generator by a decomposition of a weight.
 
     Without a moment, this is a truncated decomposition. With the second moment M of the inputs, it minimises the error
@@ -37,6 +40,9 @@ def decompose(generator: Generator, target: Any, *, moment: Any = None) -> Gener
     moment : array, optional
         ``(n_in, n_in)``, the mean of ``x xᵀ`` over the layer's inputs, with all axes of the weight but the first
         flattened to ``n_in``. It may be singular.
+    sweeps : int
+        The largest number of sweeps of alternating least squares over the cores; they end when the error no longer
+        decreases. A few are enough to compare topologies.
 
     Returns
     -------
@@ -76,6 +82,8 @@ def decompose(generator: Generator, target: Any, *, moment: Any = None) -> Gener
     topology, layout, initial = generator.topology, generator.layout, generator.params
     state = np.asarray(generator.weighting.to_state(_weight(generator, target)))
     second = None if moment is None else checked_moment(moment, generator.shape)
+    if second is None and isinstance(topology, TensorRing):  # SVDs do not find exact rings
+        second = np.eye(math.prod(generator.shape[1:]))
     if second is None or len(second) == 1:
         return generator.with_params(topology.decompose(layout, state, initial))
     metric = InputMetric(generator.weighting, second)
@@ -84,7 +92,7 @@ def decompose(generator: Generator, target: Any, *, moment: Any = None) -> Gener
     white = metric.whiten(state)
     start = topology.decompose(layout, white, initial)
     (segment,) = generator.segments
-    params = alternate(segment, layout, metric, white, start)
+    params = alternate(segment, layout, metric, white, start, sweeps=sweeps)
     legs = {layout.leg_names[q]: inverse for q, inverse in metric.inverse_roots.items()}
     for core in segment.cores:
         for axis, ind in enumerate(core.inds):

@@ -67,7 +67,8 @@ class InputMetric:
         for position, q in enumerate(self.inner):
             self.roots[q], self.inverse_roots[q] = roots(self._marginal(moment, position), _LEAST_OF_LEG)
         self.raw = moment
-        self.moment = self._whitened(moment)
+        # a single leg is whitened as a whole, up to what the least eigenvalue adds
+        self.moment = self._whitened(moment) if len(self.inner) > 1 else np.eye(len(moment))
 
     @property
     def inner_dims(self) -> Shape:

@@ -1,0 +1,149 @@
+"""Unequal ranks and bonds for a number of parameters, from the spectra of a weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+import numpy as np
+
+from .._arrays import finite_array
+from .._checks import Range, checked
+from .._typing import Float
+from ..errors import TopologyError
+from ..layout import Layout
+from ..topology import TT, LowRank, TensorRing, Topology, TopologyArgument, Tucker, hosvd
+from ..weight import Weighting
+from ._metric import InputMetric, checked_moment
+
+
+@checked(TopologyError)
+def best_within(
+    topology: TopologyArgument,
+    layout: Layout,
+    weight: Any,
+    moment: Any,
+    most_params: Annotated[int, Range(0)],
+) -> Topology | None:
+    """Choose the ranks with which a topology of at most ``most_params`` parameters approximates a weight best.
+
+    The error is estimated from spectra, so no decomposition is computed: for Tucker, all combinations of ranks are
+    compared by what truncating the HOSVD leaves; for TT and MPO, bonds are lowered from full size, that with the
+    smallest increase of the error for each saved parameter first.
+
+    Parameters
+    ----------
+    topology : Topology
+        LowRank, Tucker, TT or MPO. Its size is ignored, but legs to which Tucker gives ``None`` keep their dimension.
+        In the result, ``None`` also stands for legs whose best rank is their dimension.
+    layout : Layout
+        The layout of the weight.
+    weight : array
+        The weight.
+    moment : array or None
+        The second moment of the inputs, see :func:`adtn.decompose`; it is used on each input leg alone.
+    most_params : int
+        The largest number of parameters.
+
+    Returns
+    -------
+    Topology or None
+        The topology, ``None`` if even the smallest has more parameters.
+
+    Raises
+    ------
+    TopologyError
+        If the topology has no ranks to choose, or arrays do not fit.
+
+    Examples
+    --------
+    >>> import adtn, numpy as np
+    >>> weight = np.random.default_rng(0).standard_normal((16, 2, 3, 3)) * np.arange(16).reshape(-1, 1, 1, 1) ** 4
+    >>> shape = adtn.Layout.whole(weight.shape)
+    >>> best_within(adtn.Tucker(bond=(1, 1, None, None)), shape, weight, None, 150)
+    Tucker(bond=(4, None, None, None))
+    """
+    state = np.asarray(finite_array("weight", weight, TopologyError), dtype=np.float64)
+    if state.shape != layout.shape:
+        raise TopologyError(f"Got a weight of shape {state.shape} for a layout of {layout.shape}; expected that.")
+    if isinstance(topology, LowRank):
+        size = sum(math.prod(layout.dims[q] for q in side) for side in topology.sides(layout))
+        rank = min(most_params // size, topology.grown(2**20).rank(layout))
+        return topology.grown(rank) if rank else None
+    state = layout.to_legs(state)
+    if moment is not None and math.prod(layout.shape[1:]) > 1:
+        state = InputMetric(Weighting(layout=layout, scale=1.0), checked_moment(moment, layout.shape)).whiten(state)
+    if isinstance(topology, Tucker):
+        return _best_tucker(topology, layout, state, most_params)
+    if isinstance(topology, TT) and not isinstance(topology, TensorRing):
+        return _best_chain(topology, layout, state, most_params)
+    raise TopologyError(f"Got {topology}; expected LowRank, Tucker, TT or MPO, whose ranks follow from spectra.")
+
+
+def _best_tucker(topology: Tucker, layout: Layout, state: Float[np.ndarray, "*legs"], most: int) -> Tucker | None:
+    cut = [rank is not None for rank in topology.ranks(layout)]
+    core, _ = hosvd(state, [d if one else None for one, d in zip(cut, layout.dims, strict=True)])
+    kept = core**2
+    for axis in range(kept.ndim):
+        kept = np.cumsum(kept, axis=axis)
+    params = np.ones((1,) * kept.ndim)
+    factors = np.zeros((1,) * kept.ndim)
+    for axis, (one, d) in enumerate(zip(cut, layout.dims, strict=True)):
+        sizes = np.arange(1, d + 1)
+        along = tuple(-1 if k == axis else 1 for k in range(kept.ndim))
+        params = params * sizes.reshape(along)
+        # a leg that keeps its dimension needs no factor
+        factors = factors + np.where(sizes < d, sizes * d, 0).reshape(along)
+        if not one:
+            kept = np.where((sizes == d).reshape(along), kept, -1.0)
+    kept = np.where(params + factors <= most, kept, -1.0)
+    best = np.unravel_index(int(np.argmax(kept)), kept.shape)
+    if kept[best] < 0.0:
+        return None
+    chosen = {q: None if r + 1 == d else int(r) + 1 for q, (r, d) in enumerate(zip(best, layout.dims, strict=True))}
+    bonds: list[int | None] = list(chosen.values())
+    if not isinstance(topology.bond, int) and len(topology.bond) > layout.ndim_legs:  # one per axis, of any length
+        position = {axis: q for q, (axis, _) in enumerate(layout.leg_axes)}
+        bonds = [chosen[position[axis]] if axis in position else None for axis in range(len(layout.shape))]
+    return replace(topology, bond=tuple(bonds))
+
+
+def _best_chain(topology: TT, layout: Layout, state: Float[np.ndarray, "*legs"], most: int) -> TT | None:
+    sites = topology.sites(layout)
+    dims = [math.prod(layout.dims[q] for q in site) for site in sites]
+    flat = np.transpose(state, [q for site in sites for q in site]).reshape(-1)
+    tails = [_tail(flat.reshape(math.prod(dims[: k + 1]), -1)) for k in range(len(dims) - 1)]
+
+    def size(bonds: Sequence[int]) -> int:
+        return sum(a * d * b for a, d, b in zip((1, *bonds), dims, (*bonds, 1), strict=True))
+
+    bonds = [len(tail) - 1 for tail in tails]
+    while (total := size(bonds)) > most:
+        steps: list[tuple[float, int, int]] = []
+        for k, bond in enumerate(bonds):
+            if bond > 1:
+                less = bond - max(1, bond // 16)  # large bonds in large steps
+                saved = total - size([*bonds[:k], less, *bonds[k + 1 :]])
+                steps.append(((tails[k][less] - tails[k][bond]) / saved, k, less))
+        if not steps:
+            return None
+        _, k, less = min(steps)
+        bonds[k] = less
+    while True:  # what the large steps left
+        fitting = [
+            (tails[k][b] - tails[k][b + 1], k)
+            for k, b in enumerate(bonds)
+            if b + 1 < len(tails[k]) and size([*bonds[:k], b + 1, *bonds[k + 1 :]]) <= most
+        ]
+        if not fitting:
+            return topology.grown(1) if not bonds else replace(topology, bond=tuple(bonds))
+        bonds[max(fitting)[1]] += 1
+
+
+def _tail(matrix: Float[np.ndarray, "m n"]) -> Float[np.ndarray, " rank"]:
+    """Return the squared error of every rank, from 0 to the smaller dimension."""
+    small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    values = np.maximum(np.linalg.eigvalsh(small @ small.T), 0.0)
+    return np.concatenate([[0.0], np.cumsum(values)])[::-1]
