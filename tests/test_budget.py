@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import adtn
+import numpy as np
 import pytest
 from adtn.compression import Budget, Config, largest_within, stored_params
-from adtn.compression._budget import allocate, candidates, smallest
+from adtn.compression._budget import allocate
+from adtn.compression._choice import dense_choice, families
+from adtn.compression._ladder import Curve, Ladder, low_rank_errors
 from adtn.errors import CompressError, TopologyError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,11 +78,66 @@ def test_allocation_of_large_costs_never_exceeds_the_budget() -> None:
     assert 0.98 * 12_345_678 < total <= 12_345_678
 
 
-def test_candidates_are_within_their_size() -> None:
-    found = candidates((64, 36, 3, 3), TOPOLOGIES, 1500)
-    assert {type(c.topology) for c in found} == {type(t) for t in TOPOLOGIES}
-    assert all(c.params == stored_params(c.topology, c.layout) <= 1500 for c in found)
-    assert smallest((64, 64), (adtn.CP(),)) == 6 * 4 + 0 * 6
+@pytest.mark.parametrize("shape", [(64, 36, 3, 3), (96, 50), (10, 64)])
+@pytest.mark.parametrize("precision", [None, adtn.Precision("int8"), adtn.Precision("int4", 32)], ids=str)
+def test_members_of_families_cost_what_their_generators_do(
+    shape: tuple[int, ...], precision: adtn.Precision | None
+) -> None:
+    found = [f for f in families(shape, (*TOPOLOGIES, adtn.LowRank()), [], 4)]
+    kinds = {type(t) for t in TOPOLOGIES} | {adtn.LowRank}
+    assert {type(f.topology) for f in found} == kinds
+    for family in found:
+        choice = replace(family, precision=precision).within(1500)
+        if choice is None:
+            continue
+        generator = adtn.Generator(shape, choice.topology, layout=choice.layout)
+        assert choice.params == generator.num_params <= 1500
+        if precision is None:
+            assert choice.bytes == 4 * choice.params
+        else:
+            assert choice.bytes == generator.rounded(precision).nbytes
+
+
+def test_convolutions_have_the_tucker_2_form_and_rounded_dense_weights() -> None:
+    found = families((8, 6, 3, 3), (adtn.Tucker(),), [adtn.Precision("int3", 32)], 4)
+    assert [(f.topology, f.precision) for f in found] == [
+        (adtn.Tucker(bond=(8, 6, None, None)), None),
+        (adtn.Dense(), adtn.Precision("int3", 32)),
+    ]
+
+
+def test_errors_of_all_ranks_are_those_of_truncated_decompositions() -> None:
+    rng = np.random.default_rng(0)
+    weight, inputs = rng.standard_normal((12, 9)), rng.standard_normal((50, 9)) * np.arange(1, 10)
+    moment = inputs.T @ inputs / 50
+    errors = low_rank_errors(weight, moment)
+    for rank in (1, 4, 8):
+        generator = adtn.Generator((12, 9), adtn.LowRank(bond=rank), dtype="float64")
+        away = adtn.decompose(generator, weight, moment=moment).weight() - weight
+        want = np.trace(away @ moment @ away.T) / np.trace(weight @ moment @ weight.T)
+        assert errors[rank] == pytest.approx(want, rel=1e-6)
+    assert errors[0] == pytest.approx(1.0)
+
+
+def test_curves_interpolate_between_what_is_known() -> None:
+    (family,) = families((64, 64), (adtn.LowRank(),), [], 4)
+    curve = Curve(family=family, errors={1000: 0.1, 100: 0.5})
+    assert (curve.at(100), curve.at(1000)) == (0.5, 0.1)
+    assert 0.1 < curve.at(300) < 0.5
+    assert curve.at(4000) < 0.1
+    assert curve.at(1) == 1.0
+    assert curve.corrected(300, 0.05).at(300) == 0.05
+
+
+def test_a_ladder_has_no_choice_that_is_dearer_and_worse() -> None:
+    dense = dense_choice((64, 64), 4)
+    own = families((64, 64), (adtn.LowRank(), adtn.MPO()), [], 4)
+    curves = [Curve(family=f, errors={200: 0.9 - 0.1 * k, 2000: 0.01}) for k, f in enumerate(own)]
+    options = Ladder(name="a", layer="a", entries=4096, fixed={dense: 0.0}, curves=curves).options("parameters")
+    costs, errors = zip(*((c.cost("parameters"), e) for c, e in options), strict=True)
+    assert list(costs) == sorted(costs)
+    assert list(errors) == sorted(errors, reverse=True)
+    assert options[-1] == (dense, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +200,13 @@ def test_sensitivities_need_a_sample_of_the_data() -> None:
 
 def test_a_budget_works_without_data() -> None:
     model = net()
-    config = Config(targets=["0", "4"], steps=5, recipe="reconstruct", budget=Budget(ratio=5.0))
+    config = Config(targets=["0", "4"], budget=Budget(ratio=5.0), largest_error=1.0)
     report = adtn.compress(model, config)
     assert report.ratio >= 5.0
+    state = state_of(net())
+    with pytest.raises(CompressError, match="smallest candidates together have"):
+        adtn.compress(model := net(), replace(config, largest_error=0.3))  # weights are random
+    assert same(model, state)
 
 
 def test_a_largest_loss_of_accuracy() -> None:

@@ -132,13 +132,8 @@ def _for_shape(topology: Topology, shape: Shape) -> Topology:
 
 
 def _layouts(shape: Shape, topology: Topology) -> list[Layout]:
-    """Return the usual layout of a topology, and others unless its legs are whole axes or of a required size."""
+    """Return the usual layout of a topology, and one with larger legs unless its legs are whole axes or fixed."""
     usual = topology.default_layout(shape)
-    if topology.exact or usual == Layout.whole(shape):
+    if topology.exact or usual == Layout.whole(shape) or len(shape) > 2:
         return [usual]
-    layouts = [usual]
-    for leg in (4, 16, 32):
-        one = Layout.of(shape, leg, topology.order)
-        if one not in layouts:
-            layouts.append(one)
-    return layouts
+    return list(dict.fromkeys([usual, Layout.of(shape, 32, topology.order)]))

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import CompressError
+from ..optim import best_within
 from ..precision import Precision
-from ..topology import Dense, LowRank, Topology
+from ..topology import MPO, Dense, LowRank, Topology, Tucker
 from ._budget import allocate
 from ._choice import Choice, Unit, dense_choice, families
 from ._config import Config
@@ -29,6 +30,7 @@ from ._model import Layer, Model
 
 _PROBES = (3.0, 1.2, 0.5, 0.2)  # sizes at which errors are computed, over those that the budget implies
 _FIT_STEPS = 40  # steps for topologies without a closed form
+_SWEEPS = 2  # of alternating least squares, for errors; chosen closed forms have all
 _ROUNDS = 6  # allocations, each with the errors of what the previous one chose
 SAMPLES = 256  # samples with which the outputs of models are compared
 
@@ -64,7 +66,7 @@ class Search:
     executor: Executor | None
     folder: Path | None
     say: Callable[[str], None]
-    solved: dict[tuple[str, Choice], LocalResult] = field(default_factory=dict)
+    solved: dict[tuple[str, Choice, int], LocalResult] = field(default_factory=dict)
 
     @property
     def entries(self) -> int:
@@ -200,7 +202,8 @@ class Search:
         for name, choice in choices.items():
             error = f", error {results[name, choice].relative_error:.3f}" if (name, choice) in results else ""
             self.say(f"{name}: {choice}{error}")
-        return {name: results.get((name, choice)) for name, choice in choices.items()}
+        last = self.solve([one for one in choices.items() if one in results], LocalTask.sweeps)
+        return {name: last.get((name, choice)) for name, choice in choices.items()}
 
     def _allocated(self, ladders: Sequence[Ladder], most: int) -> dict[str, Choice]:
         largest = math.inf if self.sample else self.config.largest_error
@@ -215,14 +218,17 @@ class Search:
         )
         return {name: options[name][k][0] for name, k in picked.items()}
 
-    def solve(self, wanted: Iterable[tuple[str, Choice]]) -> dict[tuple[str, Choice], LocalResult]:
+    def solve(
+        self, wanted: Iterable[tuple[str, Choice]], sweeps: int = _SWEEPS
+    ) -> dict[tuple[str, Choice], LocalResult]:
         """Compute closed forms; a choice that occurs several times is computed once."""
         asked = list(dict.fromkeys(wanted))
-        unique = [one for one in asked if one not in self.solved]
+        unique = [one for one in asked if (*one, sweeps) not in self.solved]
         tasks = [
             replace(
                 self.tasks[name],
-                topology=choice.topology,
+                topology=self._with_best_ranks(name, choice),
+                sweeps=sweeps,
                 layout=choice.layout,
                 start="closed-form",
                 precision=None if choice.family is None else choice.family.precision,
@@ -232,8 +238,16 @@ class Search:
             for n, (name, choice) in enumerate(unique, len(self.solved))
         ]
         new = run_local(tasks, self.executor, self.folder, lambda result: None)
-        self.solved.update(zip(unique, new, strict=True))
-        return {one: self.solved[one] for one in asked}
+        self.solved.update({(*one, sweeps): result for one, result in zip(unique, new, strict=True)})
+        return {one: self.solved[*one, sweeps] for one in asked}
+
+    def _with_best_ranks(self, name: str, choice: Choice) -> Topology | None:
+        """Return the topology of a choice, with unequal ranks of the same size where these are better."""
+        task = self.tasks[name]
+        if choice.layout is None or not isinstance(choice.topology, MPO | Tucker):
+            return choice.topology
+        best = best_within(choice.topology, choice.layout, task.weight, task.moment, choice.params)
+        return best or choice.topology
 
 
 def has_closed_form(topology: Topology | None) -> bool:

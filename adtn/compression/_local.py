@@ -50,6 +50,8 @@ class LocalTask:
         Where the fit starts; without a closed form, and unless there are steps, at random.
     precision : Precision or None
         The precision to which cores are rounded at the end.
+    sweeps : int
+        The largest number of sweeps of a closed form, see :func:`adtn.decompose`.
     """
 
     name: str
@@ -68,6 +70,7 @@ class LocalTask:
     silent: bool = False
     start: Literal["closed-form", "random"] = "random"
     precision: Precision | None = None
+    sweeps: int = 40
 
     def mark(self) -> str:
         """Return everything that the result depends on, except the device."""
@@ -84,6 +87,7 @@ class LocalTask:
             self.silent,
             self.start,
             self.precision,
+            self.sweeps,
         )
         digest = hashlib.sha256(repr(parts).encode())
         for x in (self.weight, self.moment):
@@ -156,7 +160,7 @@ def _first(task: LocalTask, seed: int) -> Generator:
             return dense_generator(task.weight)
         if has_decomposition(generator):
             if task.start == "closed-form":
-                return decompose(generator, task.weight, moment=task.moment)
+                return decompose(generator, task.weight, moment=task.moment, sweeps=task.sweeps)
             return decompose(generator, task.weight) if task.steps else generator
         return generator
     return starting_at_zero(task.weight.shape, task.topology, **like)

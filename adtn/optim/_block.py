@@ -101,9 +101,7 @@ class Block:
         # the moment on the input legs of the core alone; on one leg it is the identity
         self.own = _program((alone,), (*own, *map(_copy, own))) if len(own) > 1 else None
 
-    def solve(
-        self, arrays: Mapping[str, Float[np.ndarray, "..."]]
-    ) -> tuple[Float[np.ndarray, "..."], float]:
+    def solve(self, arrays: Mapping[str, Float[np.ndarray, "..."]]) -> tuple[Float[np.ndarray, "..."], float]:
         """Find the best core, or a better one where the Gram matrix is too large.
 
         Parameters
@@ -222,8 +220,16 @@ def _factored(gram: Float[np.ndarray, "..."]) -> Any:
 
     n = math.isqrt(gram.size)
     matrix = np.array(gram, dtype=np.float64).reshape(n, n)
-    matrix.flat[:: n + 1] += _RIDGE * np.trace(matrix) / n + 1e-300
-    return cho_factor(matrix.T, overwrite_a=True, check_finite=False)  # LAPACK stores columns
+    ridge = _RIDGE * np.trace(matrix) / n + 1e-300
+    while True:
+        matrix.flat[:: n + 1] += ridge
+        try:
+            return cho_factor(matrix.T, check_finite=False)  # LAPACK stores columns
+        except np.linalg.LinAlgError:  # the moment is singular, as of fewer inputs than columns
+            if ridge > np.trace(matrix) / n:
+                raise
+            ridge *= 100.0
+
 
 
 def _divided(x: Float[np.ndarray, "..."], factors: Sequence[Any]) -> Float[np.ndarray, "..."]:
