@@ -169,3 +169,26 @@ def test_an_older_result_is_replaced(tmp_path: Path) -> None:
     run_folder(torch_net, QUICK, tmp_path)
     assert [p.name for p in (tmp_path / "generators").iterdir()] == ["mine.txt"]
     assert np.array_equal(outputs(adtn.load_model(torch_net(), tmp_path)), want)
+
+
+def test_hugging_face_models_hold_codes(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=32, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "dense")
+    report = adtn.compress(
+        transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "dense"),
+        Config(targets=["Conv1D"], topology=adtn.MPO(bond=4), steps=2),
+    )
+    small = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "dense").eval()
+    adapter = model_of(small, None)
+    adapter.install({name: gen.rounded(Precision("int4", 32)) for name, gen in report.generators.items()})
+    small.save_pretrained(tmp_path / "saved")
+    report.generators.update(adapter.generators())
+    (tmp_path / "small").mkdir()
+    _write(tmp_path / "small", small, report, tmp_path / "dense", None)
+    tokens = torch.arange(8)[None]
+    for folder in ("saved", "small"):
+        back = adtn.load_pretrained(tmp_path / folder)
+        assert torch.equal(back(tokens).logits, small(tokens).logits)
+        found = model_of(back, None)
+        assert any("int4/32" in repr(module) for module in found.model.modules())

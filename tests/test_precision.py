@@ -14,7 +14,7 @@ from adtn.errors import PrecisionError
 from adtn.precision import Codes, round_to, stored_bytes
 from adtn.precision._codes import NUMPY
 from adtn.precision._decode import unpacked
-from adtn.precision._feedback import inverse_factor, with_feedback
+from adtn.precision._feedback import Rounded, inverse_factor, with_feedback, with_row_feedback
 from adtn.precision._packing import packed, packed_bytes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -158,6 +158,46 @@ def test_feedback_is_that_of_a_plain_loop(format, group: int) -> None:
     np.testing.assert_allclose(fast.decode(), slow, atol=1e-5)
 
 
+@pytest.mark.parametrize(("format", "group"), [("int4", 8), ("int3", None)])
+def test_feedback_over_rows(format, group) -> None:
+    precision, hessian = Precision(format, group), moment(200)
+    x = weights((200, 96))
+    plain, fed = round_to(x, precision), round_to(x, precision, row_hessian=hessian)
+    assert np.array_equal(plain.scales, fed.scales) and np.array_equal(plain.zeros, fed.zeros)
+    before, after = (error_in(hessian, (codes.decode() - x).T) for codes in (plain, fed))
+    assert (after <= before * 1.0001).all() and after.sum() < 0.3 * before.sum()
+    # with one scale for everything, rows are columns
+    one = np.tile(weights((1, 24)) / 4, (5, 1))
+    square = moment(24) / moment(24).diagonal().max()
+    wide = with_feedback(one, square, 24, 4)
+    tall = with_row_feedback(
+        one.T,
+        square,
+        Rounded(
+            integers=wide.integers.T,
+            scales=np.full((24, 1), wide.scales[0, 0]),
+            zeros=np.full((24, 1), wide.zeros[0, 0]),
+            group=5,
+        ),
+        4,
+    )
+    assert np.array_equal(tall.integers.T, wide.integers)
+
+
+def test_low_rank_factors_with_feedback() -> None:
+    rng = np.random.default_rng(0)
+    left, right, hessian = rng.standard_normal((96, 16)), rng.standard_normal((16, 120)), moment(120)
+    weight, precision = left @ right, Precision("int4", 32)
+
+    def error(a: np.ndarray, b: np.ndarray) -> float:
+        return float(error_in(hessian, a @ b - weight).sum())
+
+    plain = error(round_to(left.T, precision).decode().T, round_to(right, precision).decode())
+    inner = round_to(right, precision, hessian).decode()
+    outer = round_to(left.T, precision, row_hessian=inner @ hessian @ inner.T).decode()
+    assert error(outer.T, inner) < 0.6 * plain
+
+
 def test_the_factor_of_the_inverse() -> None:
     for n in (3, 130, 300):
         hessian = moment(n)
@@ -283,6 +323,8 @@ def test_other_frameworks_and_dtypes() -> None:
         (lambda: round_to(np.ones((0, 3)), Precision("int4")), "has no entries"),
         (lambda: round_to(np.array([1e300]), Precision("int4")), "an entry of 1e\\+300"),
         (lambda: round_to(np.ones((2, 3)), Precision("int4"), np.eye(2)), r"shape \(2, 2\) for 3 columns"),
+        (lambda: round_to(np.ones((2, 3)), Precision("int4"), row_hessian=np.eye(3)), r"shape \(3, 3\) for 2 rows"),
+        (lambda: round_to(np.eye(2), Precision("int4"), np.eye(2), row_hessian=np.eye(2)), "expected one of them"),
         (lambda: round_to(np.ones((2, 2)), Precision("int4"), np.triu(np.ones((2, 2)))), "not symmetric"),
         (lambda: round_to(np.ones((2, 2)), Precision("int4"), -np.eye(2)), "negative diagonal"),
         (lambda: round_to(np.ones((2, 2)), Precision("int4"), np.full((2, 2), np.inf)), "NaN or infinite"),

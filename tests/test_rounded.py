@@ -13,6 +13,7 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Layout, Precision
+from adtn.compression._sizes import rounded_bytes
 from adtn.compression._storage import from_bytes, to_bytes
 from adtn.errors import ADTNError, GeneratorError
 from adtn.precision import Codes, stored_bytes
@@ -146,6 +147,19 @@ def test_hessians_make_products_better() -> None:
     better = plain.with_params(gen.params).rounded(precision, {"weight": x.T @ x})
     assert relative_error(x @ better.weight().T, want) < 0.5 * relative_error(x @ plain.weight().T, want)
     assert better.nbytes == plain.nbytes
+
+
+def test_row_hessians_make_low_rank_products_better() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 8)) @ rng.standard_normal((8, 50)) + 0.1 * rng.standard_normal((400, 50))
+    gen, precision = adtn.Generator((40, 50), adtn.TT(bond=12), layout=WHOLE), Precision("int4", 25)
+    want = x @ gen.weight().T
+    inner = gen.rounded(precision, {"site1": x.T @ x})
+    kernel = inner.params["site1"]
+    outer = gen.rounded(precision, {"site1": x.T @ x}, row_hessians={"site0": kernel @ (x.T @ x) @ kernel.T})
+    errors = [relative_error(x @ g.weight().T, want) for g in (gen.rounded(precision), inner, outer)]
+    assert errors[2] < 0.95 * errors[1] < 0.9 * errors[0]
+    assert rounded_bytes(gen.topology, gen.layout, precision) == outer.nbytes
 
 
 def test_fits_start_from_decoded_values() -> None:
