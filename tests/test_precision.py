@@ -84,7 +84,7 @@ def test_entries_inside_the_range_are_within_half_a_step(format, group) -> None:
     x = weights((48, 130))
     codes = round_to(x, Precision(format, group))
     place = np.arange(130) // min(group or 130, 130)
-    step = codes.scales[:, place]
+    step = np.abs(codes.scales[:, place])
     inside = (codes.integers > 0) & (codes.integers < 2**codes.precision.bits - 1)
     away = np.abs(codes.decode() - x)
     assert (away[inside] <= 0.5001 * step[inside]).all()
@@ -92,7 +92,7 @@ def test_entries_inside_the_range_are_within_half_a_step(format, group) -> None:
         assert (away <= 0.6 * step).all()
 
 
-@pytest.mark.parametrize(("format", "most"), [("int8", 0.006), ("int4", 0.097), ("int3", 0.19), ("int2", 0.38)])
+@pytest.mark.parametrize(("format", "most"), [("int8", 0.006), ("int4", 0.097), ("int3", 0.19), ("int2", 0.345)])
 def test_errors_of_normal_weights(format, most: float) -> None:
     x = weights((256, 256))
     assert np.linalg.norm(round_to(x, Precision(format, 128)).decode() - x) < most * np.linalg.norm(x)
@@ -150,7 +150,7 @@ def test_feedback_is_that_of_a_plain_loop(format, group: int) -> None:
 
     def quantise(value: float, r: int, g: int) -> float:
         scale, zero = float(fast.scales[r, g]), float(fast.zeros[r, g])
-        return (np.clip(np.rint(value / scale) + zero, 0, 2**bits - 1) - zero) * scale
+        return (np.clip(np.rint(value / scale + zero), 0, 2**bits - 1) - zero) * scale
 
     damped = hessian + 0.01 * hessian.diagonal().mean() * np.eye(columns)
     order = np.argsort(-hessian.diagonal(), kind="stable")

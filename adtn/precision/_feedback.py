@@ -57,8 +57,7 @@ def nearest(x: Float[np.ndarray, "rows columns"], group: int, n_bits: int) -> Ro
         padded[:, :columns] = x
     grouped = padded.reshape(rows * groups, group)
     scales, zeros = group_scales(grouped, None, n_bits)
-    integers = np.rint(grouped * inverse(scales)[:, None])
-    integers += zeros[:, None]
+    integers = np.rint(grouped * inverse(scales)[:, None] + zeros[:, None])
     np.clip(integers, 0, 2**n_bits - 1, out=integers)
     return Rounded(
         integers=integers.reshape(rows, -1)[:, :columns],
@@ -142,7 +141,7 @@ def _one_by_one(
         errors = np.empty((stop - start, width), np.float32)
         for i in range(start, stop):
             k = order[i]
-            q = np.clip(np.rint(left[i] * inverse(scales[k])) + zeros[k], 0, top)
+            q = np.clip(np.rint(left[i] * inverse(scales[k]) + zeros[k]), 0, top)
             error = np.subtract(left[i], (q - zeros[k]) * scales[k], out=errors[i - start])
             left[i + 1 : stop] -= relative[i, i + 1 : stop, None] * error
             integers[k] = q

@@ -94,7 +94,7 @@ def round_to(
     data = np.concatenate(
         [
             np.ascontiguousarray(scales, "<f2").reshape(-1).view(np.uint8),
-            packed(rounded.zeros.astype(np.uint8), precision.bits),
+            packed((rounded.zeros / precision.zero_step).astype(np.uint8), precision.bits),
             packed(rounded.integers.astype(np.uint8), precision.bits),
             np.array([exponent + _BIAS], np.uint8),
         ]
