@@ -334,6 +334,27 @@ def test_what_trains_is_what_is_left() -> None:
     assert torch.allclose(x.grad, before.sum(0).expand(16, -1), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["linear", "mpo", "conv"])
+def test_autograd_keeps_nothing_decoded(kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    from adtn_backends import torch as layers
+
+    if kind == "conv":
+        layer = layers.ADTNConv2d(adtn.Generator((8, 4, 3, 3), adtn.TTN(bond=4)).rounded(INT4), padding=1)
+        x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    else:
+        layer = layers.ADTNLinear(rounded("dense" if kind == "linear" else kind, INT4))
+        x = torch.randn(2, layer.in_features, requires_grad=True)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        y = layer(x)
+    assert sum(kept) <= 2 * x.numel(), "the input, but no weight"
+    y.square().sum().backward()
+    got, x.grad = x.grad, None
+    layer.to_dense()(x).square().sum().backward()
+    assert torch.allclose(got, x.grad, atol=1e-3)
+
+
 def test_a_training_without_anything_to_train_says_so() -> None:
     torch = pytest.importorskip("torch")
     from adtn.compression import Tuning
