@@ -513,9 +513,11 @@ class Generator:
         DeviceError, MissingDependencyError
             If the device or dtype is not available.
         """
+        return self._on(device, dtype, {**self._params, **self.constants()})
+
+    def _on(self, device: str, dtype: str, values: Mapping[str, Any]) -> dict[str, Float[Array, "..."]]:
         backend, where = check_device(device, dtype)
-        numbers = {**self._params, **self.constants()}
-        return {name: backend.asarray(np.asarray(x), where, dtype) for name, x in numbers.items()}
+        return {name: backend.asarray(np.asarray(x), where, dtype) for name, x in values.items()}
 
     @checked(DeviceError)
     def weight(self, device: str = "numpy:cpu", dtype: str | None = None) -> Float[Array, "*shape"]:
@@ -605,7 +607,14 @@ class Generator:
         if self._codes:  # a weight that is generated in every call costs as much as in training
             plan = decide(self, "train", device=device, dtype=dtype, batch=batch, mode=mode, memory=memory)
             apply = backend.with_vjp(plan.layer.on(backend))
-            return lambda x: apply(self.arrays(device, dtype), x)
+
+            def others() -> dict[str, Float[Array, "..."]]:
+                return self._on(device, dtype, {k: x for k, x in self.constants().items() if k not in self._codes})
+
+            # only what follows from rules is cached
+            return lambda x: apply(
+                {**self._placed.get((device, dtype), others), **self._on(device, dtype, self.stored)}, x
+            )
         plan = decide(self, "apply", device=device, dtype=dtype, batch=batch, mode=mode, memory=memory)
         place = (device, dtype)
         return plan.layer.on(backend).fixed(
