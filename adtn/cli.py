@@ -310,11 +310,16 @@ def compress(
     ] = None,
     score: Annotated[str | None, typer.Option(help="MODULE:FUNCTION of (model); larger is better.")] = None,
     device: Annotated[str | None, typer.Option(help="Device of the local fits.")] = None,
-    out: Annotated[Path, typer.Option(help="Output folder for generators, state and report.")] = Path("compressed"),
+    out: Annotated[Path, typer.Option(help="Output folder for state and report.")] = Path("compressed"),
+    rest: Annotated[
+        str | None,
+        typer.Option(help="Precision of what is not generated in the file: float16 or bfloat16; by default, as it is."),
+    ] = None,
     modules: Imports = None,
 ) -> None:
-    """Compress a PyTorch model and save its generators, its state and a report."""
+    """Compress a PyTorch model and save its state, with its generators, and a report."""
     from .compression import Config, run_folder
+    from .precision import Precision
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -333,9 +338,10 @@ def compress(
         score=_find(score),
         device=device,
         progress=say,
+        rest=None if rest is None else Precision(cast(Any, rest)),
     )
     print(report)
-    print(f"Generators, state and report are in {out}/")
+    print(f"State and report are in {out}/")
 
 
 def _module(name: str, argument: str) -> Any:

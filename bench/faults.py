@@ -133,6 +133,12 @@ def saved(folder: Path) -> Path:
     return folder / "x.safetensors"
 
 
+def saved_codes(folder: Path) -> Path:
+    """Write a generator with codes."""
+    adtn.save(folder / "x.safetensors", GEN, adtn.Precision("int4"))
+    return folder / "x.safetensors"
+
+
 def layers(part: str) -> Callable[[Path], Path]:
     """Make a function that writes a folder of layers, such as an adapter, and returns one of its files."""
 
@@ -186,7 +192,7 @@ KINDS = {
     "checkpoint of a training, PyTorch": Kind(stopped(train_torch), train_torch),
     "checkpoint of a training, JAX": Kind(stopped(train_jax), train_jax),
     "state of a compressed model": Kind(compressed("state.safetensors"), lambda path: outputs(path.parent)),
-    "layer of a compressed model": Kind(compressed("generators/0*"), lambda path: outputs(path.parent.parent)),
+    "rounded generator": Kind(saved_codes, lambda path: parameters({"": adtn.load(path)})),
     "layer of an adapter": Kind(layers("a-*"), lambda path: parameters(load_layers(path.parent, "adapter"))),
     "index of an adapter": Kind(layers("index.json"), lambda path: parameters(load_layers(path.parent, "adapter"))),
     "device profile": Kind(profile, lambda path: adtn.DeviceProfile.load(path)),

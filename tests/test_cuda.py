@@ -173,3 +173,15 @@ def test_batches_are_copied_into_a_captured_step(monkeypatch: pytest.MonkeyPatch
         losses.append(adapter.tune(data, cross_entropy, tuning, lambda step, value: None))
     assert losses[0] == losses[1]
     assert replayed == [8] * 6  # eleven, except three before the capture and two of another shape
+
+
+@pytest.mark.parametrize("precision", [adtn.Precision("int4", 16), adtn.Precision("int3"), adtn.Precision("bfloat16")])
+def test_codes_decode_to_the_same_bits_there(precision: adtn.Precision, cuda: str) -> None:
+    gen = adtn.Generator((96, 128), adtn.MPO(bond=4), seed=1).rounded(precision)
+    layer = layers.ADTNLinear(gen)
+    there = copy.deepcopy(layer).to(cuda)
+    for name, x in there.generated.arrays().items():
+        assert x.device.type == "cuda" and np.array_equal(x.cpu().numpy(), gen.params[name])
+    x = torch.randn(37, 128)
+    assert relative_error(there(x.to(cuda)).detach().cpu(), layer(x).detach().numpy()) < 1e-4
+    assert there.half().generated.generator().codes.keys() == gen.codes.keys()

@@ -13,6 +13,7 @@ import adtn
 import numpy as np
 import pytest
 from adtn import Layout, Precision
+from adtn.compression._sizes import rounded_bytes
 from adtn.compression._storage import from_bytes, to_bytes
 from adtn.errors import ADTNError, GeneratorError
 from adtn.precision import Codes, stored_bytes
@@ -116,7 +117,7 @@ def test_nothing_decoded_is_cached() -> None:
     x = np.ones((3, 50), np.float32)
     for mode in (None, "materialise"):
         gen.apply(x, mode=mode)  # type: ignore[arg-type]
-    assert not len(gen._weights) and not len(gen._placed)
+    assert not len(gen._weights) and not gen._placed.get(("numpy:cpu", "float32"), lambda: {"nothing": x})
     assert gen.params["weight"] is not gen.params["weight"]
 
 
@@ -146,6 +147,19 @@ def test_hessians_make_products_better() -> None:
     better = plain.with_params(gen.params).rounded(precision, {"weight": x.T @ x})
     assert relative_error(x @ better.weight().T, want) < 0.5 * relative_error(x @ plain.weight().T, want)
     assert better.nbytes == plain.nbytes
+
+
+def test_row_hessians_make_low_rank_products_better() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 8)) @ rng.standard_normal((8, 50)) + 0.1 * rng.standard_normal((400, 50))
+    gen, precision = adtn.Generator((40, 50), adtn.TT(bond=12), layout=WHOLE), Precision("int4", 25)
+    want = x @ gen.weight().T
+    inner = gen.rounded(precision, {"site1": x.T @ x})
+    kernel = inner.params["site1"]
+    outer = gen.rounded(precision, {"site1": x.T @ x}, row_hessians={"site0": kernel @ (x.T @ x) @ kernel.T})
+    errors = [relative_error(x @ g.weight().T, want) for g in (gen.rounded(precision), inner, outer)]
+    assert errors[2] < 0.95 * errors[1] < 0.9 * errors[0]
+    assert rounded_bytes(gen.topology, gen.layout, precision) == outer.nbytes
 
 
 def test_fits_start_from_decoded_values() -> None:
@@ -318,6 +332,27 @@ def test_what_trains_is_what_is_left() -> None:
     x.requires_grad_()
     layer(x).sum().backward()
     assert torch.allclose(x.grad, before.sum(0).expand(16, -1), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mpo", "conv"])
+def test_autograd_keeps_nothing_decoded(kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    from adtn_backends import torch as layers
+
+    if kind == "conv":
+        layer = layers.ADTNConv2d(adtn.Generator((8, 4, 3, 3), adtn.TTN(bond=4)).rounded(INT4), padding=1)
+        x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    else:
+        layer = layers.ADTNLinear(rounded("dense" if kind == "linear" else kind, INT4))
+        x = torch.randn(2, layer.in_features, requires_grad=True)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        y = layer(x)
+    assert sum(kept) <= 2 * x.numel(), "the input, but no weight"
+    y.square().sum().backward()
+    got, x.grad = x.grad, None
+    layer.to_dense()(x).square().sum().backward()
+    assert torch.allclose(got, x.grad, atol=1e-3)
 
 
 def test_a_training_without_anything_to_train_says_so() -> None:

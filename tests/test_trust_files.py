@@ -24,10 +24,11 @@ import numpy as np
 import pytest
 from adtn import Config, Layout
 from adtn._atomic import write_atomic
-from adtn._files import metadata_of, sealed, sealed_json
+from adtn._files import header_text, metadata_of, sealed, sealed_json
 from adtn.backends import get_backend
 from adtn.cli import app
 from adtn.compression import Tuning, load_layers, read_header, run_folder, save_layers
+from adtn.compression._layer_files import write_files, write_index
 from adtn.compression._storage import from_bytes, to_bytes
 from adtn.device._profile_store import find_profile, profile_path
 from adtn.errors import ADTNError, CompressError, FileFormatError, FitError
@@ -147,6 +148,25 @@ def make_compressed(net: Callable[[], Any], part: str) -> Callable[[Path], Path]
     return make
 
 
+def as_format_2(state: Path, generators: Any) -> None:
+    """Write the folder of a compressed model as before format 3, with a file for every generator."""
+    place = state.parent / "generators"
+    layers = write_files(place, generators)
+    write_index(place, layers)
+    header = header_text("state of a compressed model", 2, layers=layers, beside={})
+    state.write_bytes(sealed(save_plain(load_plain(state.read_bytes()), {"adtn": header})))
+
+
+def make_older(net: Callable[[], Any]) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        targets = ["layers.0"] if net is jax_net else ["0"]
+        report = run_folder(net, replace(QUICK, targets=targets), folder / "small")
+        as_format_2(folder / "small" / "state.safetensors", report.generators)
+        return next((folder / "small" / "generators").glob(f"{targets[0]}*"))
+
+    return make
+
+
 def read_compressed(net: Callable[[], Any]) -> Callable[[Path], Any]:
     def read(path: Path) -> Any:
         folder = path.parent if path.name == "state.safetensors" else path.parent.parent
@@ -227,9 +247,9 @@ KINDS = {
     "torch-training": Kind(make_training(tune_torch), tune_torch),
     "jax-training": Kind(make_training(tune_jax), tune_jax),
     "torch-state": Kind(make_compressed(torch_net, "state.safetensors"), read_compressed(torch_net)),
-    "torch-layer": Kind(make_compressed(torch_net, "generators/0*"), read_compressed(torch_net)),
+    "torch-layer": Kind(make_older(torch_net), read_compressed(torch_net)),
     "jax-state": Kind(make_compressed(jax_net, "state.safetensors"), read_compressed(jax_net)),
-    "jax-layer": Kind(make_compressed(jax_net, "generators/layers.0*"), read_compressed(jax_net)),
+    "jax-layer": Kind(make_older(jax_net), read_compressed(jax_net)),
     "adapter-index": Kind(make_adapter("index.json"), read_torch_adapter),
     "adapter-layer": Kind(make_adapter("0*.safetensors"), read_torch_adapter),
     "adapter-in-jax": Kind(make_adapter("0*.safetensors"), read_jax_adapter),
@@ -331,6 +351,8 @@ FORMATS = {
     "generator-int8": 2,
     "torch-layer": 1,
     "jax-layer": 1,
+    "torch-state": 3,
+    "jax-state": 3,
     "finished-layer": 1,
     "adapter-layer": 1,
     "adapter-in-jax": 1,
@@ -388,7 +410,8 @@ def test_a_training_continues_from_an_older_checkpoint(name: str, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["torch-state", "jax-state"])
 def test_an_older_folder_is_read(name: str, tmp_path: Path) -> None:
-    state = KINDS[name].make(tmp_path)
+    layer = KINDS[name.replace("state", "layer")].make(tmp_path)
+    state = layer.parent.parent / "state.safetensors"
     want = KINDS[name].read(state)
     as_format_1(state)
     (layer,) = (state.parent / "generators").glob("*.safetensors")
@@ -614,7 +637,8 @@ def test_a_smaller_result_replaces_a_larger_one(framework: str, tmp_path: Path) 
     for targets in ([first, last], [first]):
         run_folder(net, replace(QUICK, targets=targets), tmp_path / "c")
     (state,) = (tmp_path / "c").glob("state*")
-    (_,) = (tmp_path / "c/generators").glob("*.safetensors")
+    names = [name.partition(".generated.") for name in load_plain(state.read_bytes())]
+    assert {layer for layer, found, _ in names if found} == {first}
     assert read_compressed(net)(state) is not None
 
 

@@ -1,4 +1,4 @@
-"""Compressed models in folders: generators, the rest of the state, and the report."""
+"""Compressed models in folders: the state, with the structures of its generators, and the report."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from .._checks import PathArgument, checked
 from .._files import KEY, check_writable, header_text, read_header, read_whole, write_or_rescue
 from ..errors import CompressError, FileFormatError, ModelFileError
 from ..generator import Generator
+from ..precision import Precision
 from ._compress import compress
 from ._config import Config
-from ._layer_files import load_layers, read_files, write_files, write_index
+from ._layer_files import load_layers, read_files, remove_layers
 from ._model import Model, model_of
 from ._report import CompressReport
 from ._storage import STRUCTURES
+from ._structures import structures_from_text, structures_to_text
 
-FORMAT = 2  # the first format has no header
+FORMAT = 3  # the first format has no header, and both older ones a folder with a file for every generator
 _KIND = "state of a compressed model"
 _STATE = "state.safetensors"
+_GENERATORS = "generators"
+_HALVES = ("float16", "bfloat16")
 # files of a Hugging Face folder that the new folder needs as well, and files that it must not have
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "merges.*", "vocab.*")
 _WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -42,6 +46,7 @@ def run_folder(
     score: Callable[[Any], Any] | None = None,
     device: str | None = None,
     progress: Callable[[str], None] | None = None,
+    rest: Precision | None = None,
 ) -> CompressReport:
     """Make a model, load its dense weights, compress it, and save the result.
 
@@ -51,22 +56,28 @@ def run_folder(
         A function that returns the dense model, or a Hugging Face folder (``config.json`` and safetensors).
     config : Config
     out : path
-        A folder with ``layers/``, one file per finished local fit, ``generators/``, the final ones and their index,
-        ``state.safetensors`` with the state of the model, ``report.json`` and ``report.html``; configuration and
-        tokenizer are copied from a Hugging Face folder. An older result in it is replaced as a whole.
+        A folder with ``layers/``, one file per finished local fit, ``state.safetensors`` with the state of the model
+        and the structures of its generators, ``report.json`` and ``report.html``; configuration and tokenizer are
+        copied from a Hugging Face folder. An older result in it is replaced as a whole.
     weights : path, optional
         A file with the state of the dense model, ``.safetensors``.
     data, test, loss, score, device, progress
         See :func:`compress`.
+    rest : Precision, optional
+        The precision of what is not generated (biases, norms, dense weights) in the file: ``"float16"`` or
+        ``"bfloat16"``; by default, that of the model. Tensors with entries that are too large for it, and integers, are
+        stored as they are.
 
     Raises
     ------
     CompressError
-        If the weights do not match the model.
+        If the weights do not match the model, or ``rest`` is another precision.
     OutputError
         If ``out`` cannot be written to: before any work, or afterwards, with the folder where the result is instead.
     """
     out = check_writable(out, "out", "folder")
+    if rest is not None and rest.format not in _HALVES:
+        raise CompressError(f"Got rest={rest}; expected the precision float16 or bfloat16.")
     if isinstance(source, Path) and out.resolve() == source.resolve():
         raise CompressError(f"Got out={out}, the folder of the dense model; pass another folder.")
     model = model_of(source, None).model if isinstance(source, Path) else source()
@@ -87,16 +98,15 @@ def run_folder(
     def write(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         with locked_folder(place):
-            _write(place, model, report, source if isinstance(source, Path) else None)
+            _write(place, model, report, source if isinstance(source, Path) else None, rest)
 
     write_or_rescue(out, write)
     return report
 
 
-def _write(out: Path, model: Any, report: CompressReport, source: Path | None) -> None:
+def _write(out: Path, model: Any, report: CompressReport, source: Path | None, rest: Precision | None) -> None:
     """Write the state last, as it refers to the other files; until then, the folder contains the old model."""
     older = _older(out)
-    layers = write_files(out / "generators", report.generators)
     beside = {
         file.name: file.read_bytes()
         for pattern in _BESIDE
@@ -106,9 +116,9 @@ def _write(out: Path, model: Any, report: CompressReport, source: Path | None) -
     for name, content in beside.items():
         write_atomic(out / name, content)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(beside.items())}
-    header = header_text(_KIND, FORMAT, layers=layers, beside=digests)
-    model_of(model, None).save(out / _STATE, {KEY: header})
-    write_index(out / "generators", layers)
+    header = header_text(_KIND, FORMAT, structures=structures_to_text(report.generators), beside=digests)
+    model_of(model, None).save(out / _STATE, {KEY: header}, None if rest is None else rest.format)
+    remove_layers(out / _GENERATORS)
     for name in older - set(beside):
         (out / Path(name).name).unlink(missing_ok=True)
     for name in ("report.json", "report.html"):
@@ -193,10 +203,15 @@ def load_pretrained(folder: PathArgument) -> Any:
     'ADTNLinear'
     """
     with locked_folder(Path(folder), shared=True):
-        if not (Path(folder) / "generators").exists() and _says_how(Path(folder)):
+        if not _is_result(Path(folder)) and _says_how(Path(folder)):
             return model_of(Path(folder), None).model
         generators = _generators(Path(folder))
         return _loaded(model_of(Path(folder), None).model, Path(folder), generators)
+
+
+def _is_result(folder: Path) -> bool:
+    """Return whether :func:`run_folder` wrote this folder, in any format."""
+    return any((folder / name).exists() for name in (_STATE, _GENERATORS))
 
 
 def _says_how(folder: Path) -> bool:
@@ -266,13 +281,20 @@ def _loaded(model: Any, folder: Path, generators: Mapping[str, Generator]) -> An
 def _generators(folder: Path) -> dict[str, Generator]:
     """Read the generators to which the state belongs."""
     what = "generators; pass a folder that 'adtn compress' wrote"
-    if not (folder / "generators").is_dir():
+    if not _is_result(folder):
         raise CompressError(f"Got {folder}, which holds no {what}.")
     header = _state_header(folder / _STATE)
     if header is None:
-        return load_layers(folder / "generators", what)
+        if not (folder / _GENERATORS).is_dir():
+            raise ModelFileError(f"Got {folder / _STATE}, which adtn did not write; get the folder again.")
+        return load_layers(folder / _GENERATORS, what)
     wanted = dict(header.get("beside", {})).get("config.json")
     config = folder / "config.json"
     if wanted and hashlib.sha256(read_whole(config, "that of the model", ModelFileError)).hexdigest() != wanted:
         raise ModelFileError(f"{config} is not the file that was written with the model; compress again.")
-    return read_files(folder / "generators", header.get("layers"))
+    if "layers" in header:
+        return read_files(folder / _GENERATORS, header["layers"])
+    try:
+        return structures_from_text(header.get("structures"))
+    except FileFormatError as error:
+        raise ModelFileError(f"Cannot load {folder / _STATE}: {error}") from error

@@ -144,6 +144,16 @@ def write_index(folder: Path, entries: Entries) -> None:
                 file.unlink()
 
 
+def remove_layers(folder: Path) -> None:
+    """Delete the layers in a folder and their index, and the folder if nothing else is in it."""
+    for file in folder.glob(f"*{_SUFFIX}"):
+        if _is_generator(file):
+            file.unlink(missing_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)
+    with suppress(OSError):  # it does not exist, or has files of the user
+        folder.rmdir()
+
+
 def _is_generator(file: Path) -> bool:
     """Return whether this library wrote a file, even if it is damaged."""
     try:

@@ -212,8 +212,11 @@ class Model(Protocol):
         """Load the state from a file."""
         ...
 
-    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """Save the state, including parameters of generators, to a file; the metadata leave room for a digest."""
+    def save(self, path: Path, metadata: Mapping[str, str], rest: str | None = None) -> None:
+        """Save the state, including parameters of generators, to a file; the metadata leave room for a digest.
+
+        With ``rest``, a dtype, floating-point numbers outside of generators are stored in it where that holds them.
+        """
         ...
 
     def numbers(self) -> tuple[int, int]:

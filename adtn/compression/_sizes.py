@@ -8,6 +8,7 @@ from bisect import bisect_left, bisect_right
 from .._typing import Shape
 from ..errors import ADTNError
 from ..layout import Layout
+from ..precision import Precision, stored_bytes
 from ..topology import Topology
 
 _LARGEST_BOND = 4096
@@ -36,6 +37,20 @@ def stored_shapes(topology: Topology, layout: Layout) -> list[Shape]:
     """
     cores = {c.param: c.shape for s in topology.segments(layout) for c in s.cores if c.trainable}
     return list(cores.values())
+
+
+def rounded_bytes(topology: Topology, layout: Layout, precision: Precision) -> int:
+    """Return the number of bytes of the parameters of a rounded generator without a base; nothing is computed.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> layout = adtn.Layout.of((64, 64), leg=8)
+    >>> rounded_bytes(adtn.MPO(bond=4), layout, adtn.Precision("int4"))
+    278
+    """
+    cores = {c.param: c.shape for s in topology.segments(layout) for c in s.cores if c.trainable or c.init == "given"}
+    return sum(stored_bytes(shape, precision.of(shape)) for shape in cores.values())
 
 
 def largest_within(topology: Topology, layout: Layout, most: int) -> Topology | None:

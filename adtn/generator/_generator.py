@@ -415,7 +415,13 @@ class Generator:
         return new
 
     @checked(GeneratorError)
-    def rounded(self, precision: Precision, hessians: Mapping[str, Any] | None = None) -> Generator:
+    def rounded(
+        self,
+        precision: Precision,
+        hessians: Mapping[str, Any] | None = None,
+        *,
+        row_hessians: Mapping[str, Any] | None = None,
+    ) -> Generator:
         """Return the same generator with parameters that are stored in fewer bits.
 
         The axes of a core in its equation (see :attr:`segments`) are those of its array: the first one is the rows, the
@@ -429,7 +435,9 @@ class Generator:
         hessians : mapping of str to array, optional
             Second moments ``(columns, columns)`` of what cores are multiplied with, by name of the core; these cores
             are rounded with error feedback, see :func:`adtn.precision.round_to`. That of ``adtn.Dense`` on whole axes
-            is the second moment of the inputs.
+            is the second moment of the inputs, in the order that ``permutations`` give them.
+        row_hessians : mapping of str to array, optional
+            Second moments ``(rows, rows)`` of what the rows of cores are multiplied with, for other cores.
 
         Returns
         -------
@@ -448,15 +456,16 @@ class Generator:
         >>> small, small.nbytes
         (Generator(64x128, Dense(), legs=(64, 128), params=8192, ratio=1x, int4/64), 4417)
         """
-        moments = {} if hessians is None else dict(hessians)
-        if unknown := sorted(set(moments) - set(self._stored_shapes)):
+        moments, row_moments = dict(hessians or {}), dict(row_hessians or {})
+        if unknown := sorted({*moments, *row_moments} - set(self._stored_shapes)):
             raise GeneratorError(f"Got hessians of {unknown}; expected some of {sorted(self._stored_shapes)}.")
-        if precision == self._precision and not moments:
+        if precision == self._precision and not moments and not row_moments:
             return self
         codes: dict[str, Codes] = {}
         for name, x in self.stored.items():
             try:
-                codes[name] = round_to(x, precision.of(x.shape), moments.get(name))
+                of_rows = row_moments.get(name)
+                codes[name] = round_to(x, precision.of(x.shape), moments.get(name), row_hessian=of_rows)
             except PrecisionError as error:
                 raise GeneratorError(f"Cannot round the core {name!r}: {error}") from error
         return self.with_codes(precision, codes)
@@ -504,9 +513,11 @@ class Generator:
         DeviceError, MissingDependencyError
             If the device or dtype is not available.
         """
+        return self._on(device, dtype, {**self._params, **self.constants()})
+
+    def _on(self, device: str, dtype: str, values: Mapping[str, Any]) -> dict[str, Float[Array, "..."]]:
         backend, where = check_device(device, dtype)
-        numbers = {**self._params, **self.constants()}
-        return {name: backend.asarray(np.asarray(x), where, dtype) for name, x in numbers.items()}
+        return {name: backend.asarray(np.asarray(x), where, dtype) for name, x in values.items()}
 
     @checked(DeviceError)
     def weight(self, device: str = "numpy:cpu", dtype: str | None = None) -> Float[Array, "*shape"]:
@@ -596,7 +607,14 @@ class Generator:
         if self._codes:  # a weight that is generated in every call costs as much as in training
             plan = decide(self, "train", device=device, dtype=dtype, batch=batch, mode=mode, memory=memory)
             apply = backend.with_vjp(plan.layer.on(backend))
-            return lambda x: apply(self.arrays(device, dtype), x)
+
+            def others() -> dict[str, Float[Array, "..."]]:
+                return self._on(device, dtype, {k: x for k, x in self.constants().items() if k not in self._codes})
+
+            # only what follows from rules is cached
+            return lambda x: apply(
+                {**self._placed.get((device, dtype), others), **self._on(device, dtype, self.stored)}, x
+            )
         plan = decide(self, "apply", device=device, dtype=dtype, batch=batch, mode=mode, memory=memory)
         place = (device, dtype)
         return plan.layer.on(backend).fixed(

@@ -92,15 +92,16 @@ class Codes:
         return unpacked(self.data[parts.entries], n, self.precision.bits, NUMPY).reshape(parts.rows, parts.columns)
 
     @property
-    def zeros(self) -> Int[np.ndarray, "rows groups"]:
-        """The zero points: the integers that stand for zero."""
+    def zeros(self) -> Float[np.ndarray, "rows groups"]:
+        """The zero points: the integers that stand for zero; between two of them with half steps."""
         parts = self._parts()
         n = parts.rows * parts.groups
-        return unpacked(self.data[parts.zeros], n, self.precision.bits, NUMPY).reshape(parts.rows, parts.groups)
+        zeros = unpacked(self.data[parts.zeros], n, self.precision.bits, NUMPY).reshape(parts.rows, parts.groups)
+        return zeros.astype(np.float32) * np.float32(self.precision.zero_step)
 
     @property
     def scales(self) -> Float[np.ndarray, "rows groups"]:
-        """The steps between neighbouring integers, as float32."""
+        """The steps between neighbouring integers, as float32; negative ones reverse the order of the values."""
         parts = self._parts()
         return scales_of(self.data, parts, NUMPY)
 

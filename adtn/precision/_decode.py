@@ -1,6 +1,6 @@
 """Decoding of bytes, with operations that NumPy, PyTorch and JAX share.
 
-An integer minus its zero point has at most 9 bits and a scale in float16 has 11, so that their product is exact in
+An integer minus its zero point has at most 8 bits and a scale in float16 has 11, so that their product is exact in
 float32: every framework and device decodes to the same bits.
 """
 
@@ -66,6 +66,7 @@ def _times_scales(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float
     rows, groups, group, n_bits = parts.rows, parts.groups, parts.group, parts.precision.bits
     scales = scales_of(data, parts, bits)
     zeros = bits.cast(unpacked(data[parts.zeros], rows * groups, n_bits, bits), "float32").reshape(rows, groups)
+    zeros = zeros * parts.precision.zero_step
     integers = unpacked(data[parts.entries], rows * parts.columns, n_bits, bits).reshape(rows, parts.columns)
     whole = parts.columns // group
     full = bits.cast(integers[:, : whole * group], "float32").reshape(rows, whole, group)

@@ -57,8 +57,7 @@ def nearest(x: Float[np.ndarray, "rows columns"], group: int, n_bits: int) -> Ro
         padded[:, :columns] = x
     grouped = padded.reshape(rows * groups, group)
     scales, zeros = group_scales(grouped, None, n_bits)
-    integers = np.rint(grouped * inverse(scales)[:, None])
-    integers += zeros[:, None]
+    integers = np.rint(grouped * inverse(scales)[:, None] + zeros[:, None])
     np.clip(integers, 0, 2**n_bits - 1, out=integers)
     return Rounded(
         integers=integers.reshape(rows, -1)[:, :columns],
@@ -84,30 +83,70 @@ def with_feedback(
     n_bits : int
         The number of bits of an entry.
     """
-    rows, columns = x.shape
-    # those that matter most first, as the others, which can make up for them, are then still free
-    order = np.argsort(-np.diagonal(moment), kind="stable")
-    factor = inverse_factor(moment[np.ix_(order, order)])
+    order, factor = _factored(moment)
     diagonal = np.diagonal(factor)
-    importance = np.empty(columns)
+    importance = np.empty(len(order))
     importance[order] = (diagonal.min() / diagonal) ** 2  # what an error costs after the best answer to it
     scales, zeros = _scales_of(x, importance, group, n_bits)
-    inverted = inverse(scales)
-    relative = (factor / diagonal[:, None]).astype(np.float32)
-    left = np.array(x.T[order], np.float32)  # (columns, rows): a column is contiguous
-    integers = np.empty((columns, rows), np.float32)
-    top = np.float32(2**n_bits - 1)
-    for start in range(0, columns, _BLOCK):
-        stop = min(start + _BLOCK, columns)
-        errors = np.empty((stop - start, rows), np.float32)
-        for i in range(start, stop):
-            g = order[i] // group
-            q = np.clip(np.rint(left[i] * inverted[g]) + zeros[g], 0, top)
-            error = np.subtract(left[i], (q - zeros[g]) * scales[g], out=errors[i - start])
-            left[i + 1 : stop] -= relative[i, i + 1 : stop, None] * error
-            integers[order[i]] = q
-        left[stop:] -= relative[start:stop, stop:].T @ errors
+    place = np.arange(x.shape[1]) // group
+    integers = _one_by_one(x.T, order, factor, scales[place], zeros[place], n_bits)
     return Rounded(integers=integers.T, scales=scales.T, zeros=zeros.T, group=group)
+
+
+def with_row_feedback(
+    x: Float[np.ndarray, "rows columns"], moment: Float[np.ndarray, "rows rows"], rounded: Rounded, n_bits: int
+) -> Rounded:
+    """Round the rows one after the other with error feedback, with the scales of ``rounded``.
+
+    Parameters
+    ----------
+    x : array
+        The matrix, with entries of at most 1.
+    moment : array
+        The second moment of what its rows are multiplied with.
+    rounded : Rounded
+        The nearest integers and their scales.
+    n_bits : int
+        The number of bits of an entry.
+    """
+    order, factor = _factored(moment)
+    place = np.arange(x.shape[1]) // rounded.group
+    integers = _one_by_one(x, order, factor, rounded.scales[:, place], rounded.zeros[:, place], n_bits)
+    return Rounded(integers=integers, scales=rounded.scales, zeros=rounded.zeros, group=rounded.group)
+
+
+def _factored(moment: Float[np.ndarray, "n n"]) -> tuple[np.ndarray, Float[np.ndarray, "n n"]]:
+    """Return the order of rounding, and the factor of the inverse in this order."""
+    # those that matter most first, as the others, which can make up for them, are then still free
+    order = np.argsort(-np.diagonal(moment), kind="stable")
+    return order, inverse_factor(moment[np.ix_(order, order)])
+
+
+def _one_by_one(
+    x: Float[np.ndarray, "n width"],
+    order: np.ndarray,
+    factor: Float[np.ndarray, "n n"],
+    scales: Float[np.ndarray, "n width"],
+    zeros: Float[np.ndarray, "n width"],
+    n_bits: int,
+) -> Float[np.ndarray, "n width"]:
+    """Round ``x[order[0]]``, change the others by the best answer to its error, round ``x[order[1]]``, and so on."""
+    n, width = x.shape
+    relative = (factor / np.diagonal(factor)[:, None]).astype(np.float32)
+    left = np.array(x[order], np.float32, order="C")
+    integers = np.empty((n, width), np.float32)
+    top = np.float32(2**n_bits - 1)
+    for start in range(0, n, _BLOCK):
+        stop = min(start + _BLOCK, n)
+        errors = np.empty((stop - start, width), np.float32)
+        for i in range(start, stop):
+            k = order[i]
+            q = np.clip(np.rint(left[i] * inverse(scales[k]) + zeros[k]), 0, top)
+            error = np.subtract(left[i], (q - zeros[k]) * scales[k], out=errors[i - start])
+            left[i + 1 : stop] -= relative[i, i + 1 : stop, None] * error
+            integers[k] = q
+        left[stop:] -= relative[start:stop, stop:].T @ errors
+    return integers
 
 
 def _scales_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from .._checks import shown
 from .._typing import Float, Int
 from ..errors import PrecisionError
 from ._codes import Codes
-from ._feedback import Rounded, nearest, with_feedback
+from ._feedback import Rounded, nearest, with_feedback, with_row_feedback
 from ._packing import packed
 from ._precision import Precision, parts_of
 from ._scales import UNIT
@@ -20,7 +21,11 @@ _BIAS = 127  # of the exponent of a float32
 
 
 def round_to(
-    x: Float[np.ndarray, "..."], precision: Precision, hessian: Float[np.ndarray, "columns columns"] | None = None
+    x: Float[np.ndarray, "..."],
+    precision: Precision,
+    hessian: Float[np.ndarray, "columns columns"] | None = None,
+    *,
+    row_hessian: Float[np.ndarray, "rows rows"] | None = None,
 ) -> Codes:
     """Round an array to a precision.
 
@@ -37,6 +42,9 @@ def round_to(
         The second moment ``(columns, columns)`` of what the columns are multiplied with, up to a factor. Integers are
         then found with error feedback (GPTQ), in each row in which that has a smaller error in this metric than the
         nearest ones.
+    row_hessian : array, optional
+        The second moment ``(rows, rows)`` of what the rows are multiplied with instead, such as that of the output
+        factor of a product of two matrices, whose rows are the rank.
 
     Returns
     -------
@@ -45,7 +53,7 @@ def round_to(
     Raises
     ------
     PrecisionError
-        If an entry is not finite, or too large for float32, or the moment does not fit.
+        If an entry is not finite, or too large for float32, or a moment does not fit, or both are given.
 
     Examples
     --------
@@ -68,17 +76,25 @@ def round_to(
     # in units in which the largest entry is from 1/2 to 1, nothing overflows
     unit = int(np.frexp(largest)[1]) if largest else 0
     matrix = np.ldexp(x, -unit).reshape(parts.rows, parts.columns)
-    moment = None if hessian is None else _moment(hessian, parts.columns)
     matrix = np.asarray(matrix, np.float32)
     rounded = nearest(matrix, parts.group, precision.bits)
-    if moment is not None and moment.any():
-        rounded = _better(matrix, moment, rounded, with_feedback(matrix, moment, parts.group, precision.bits))
+    if hessian is not None and row_hessian is not None:
+        raise PrecisionError("Got a hessian and a row_hessian; expected one of them.")
+    if hessian is not None:
+        moment = _moment("hessian", hessian, parts.columns, "columns")
+        if moment.any():
+            rounded = _better(matrix, moment, rounded, with_feedback(matrix, moment, parts.group, precision.bits))
+    elif row_hessian is not None:
+        moment = _moment("row_hessian", row_hessian, parts.rows, "rows")
+        if moment.any():
+            fed = with_row_feedback(matrix, moment, rounded, precision.bits)
+            rounded = _better_columns(matrix, moment, rounded, fed)
     exponent = max(unit - int(np.log2(UNIT)), 1 - _BIAS)
     scales = np.ldexp(rounded.scales * np.float32(UNIT), unit - int(np.log2(UNIT)) - exponent)
     data = np.concatenate(
         [
             np.ascontiguousarray(scales, "<f2").reshape(-1).view(np.uint8),
-            packed(rounded.zeros.astype(np.uint8), precision.bits),
+            packed((rounded.zeros / precision.zero_step).astype(np.uint8), precision.bits),
             packed(rounded.integers.astype(np.uint8), precision.bits),
             np.array([exponent + _BIAS], np.uint8),
         ]
@@ -103,6 +119,17 @@ def _better(x: np.ndarray, moment: np.ndarray, one: Rounded, other: Rounded) -> 
     )
 
 
+def _better_columns(x: np.ndarray, moment: np.ndarray, one: Rounded, other: Rounded) -> Rounded:
+    """Take each column from the one that has the smaller error in the metric; both have the same scales."""
+    metric = moment.astype(np.float32)
+
+    def errors(rounded: Rounded) -> np.ndarray:
+        away = rounded.decode() - x
+        return np.einsum("rc,rc->c", metric @ away, away)
+
+    return replace(one, integers=np.where(errors(one) <= errors(other), one.integers, other.integers))
+
+
 def _floats(x: np.ndarray, format: str, largest: float) -> Int[np.ndarray, " bytes"]:
     flat = np.ascontiguousarray(x, np.float64).reshape(-1)
     if format == "float32":
@@ -118,18 +145,18 @@ def _floats(x: np.ndarray, format: str, largest: float) -> Int[np.ndarray, " byt
     return np.concatenate([halves.view(np.uint8), np.array([exponent + _BIAS], np.uint8)])
 
 
-def _moment(hessian: Any, columns: int) -> Float[np.ndarray, "columns columns"]:
-    moment = _checked("hessian", hessian).astype(np.float64)
-    if moment.shape != (columns, columns):
+def _moment(name: str, hessian: Any, n: int, what: str) -> Float[np.ndarray, "n n"]:
+    moment = _checked(name, hessian).astype(np.float64)
+    if moment.shape != (n, n):
         raise PrecisionError(
-            f"Got a hessian of shape {moment.shape} for {columns} columns; expected ({columns}, {columns}), the second "
-            "moment of what the columns are multiplied with."
+            f"Got a {name} of shape {moment.shape} for {n} {what}; expected ({n}, {n}), the second moment of what the "
+            f"{what} are multiplied with."
         )
     diagonal = np.diagonal(moment)
     if not np.allclose(moment, moment.T, rtol=1e-3, atol=1e-5 * float(np.abs(moment).max())):
-        raise PrecisionError("Got a hessian that is not symmetric; expected the second moment of inputs.")
+        raise PrecisionError(f"Got a {name} that is not symmetric; expected a second moment.")
     if (diagonal < 0).any():
-        raise PrecisionError("Got a hessian with negative diagonal entries; expected the second moment of inputs.")
+        raise PrecisionError(f"Got a {name} with negative diagonal entries; expected a second moment.")
     largest = float(diagonal.max())
     return (moment + moment.T) * (0.5 / largest) if largest else np.zeros_like(moment)
 

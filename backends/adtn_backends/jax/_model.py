@@ -231,11 +231,16 @@ class NnxModel(ReplacedModel):
         for name, v in variables.items():
             v[...] = jnp.asarray(loaded[name], v[...].dtype)
 
-    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+    def save(self, path: Path, metadata: Mapping[str, str], rest: str | None = None) -> None:
         """Save the state to a safetensors file, shared variables once, and without the states of random numbers."""
         from safetensors.numpy import save
 
-        tensors = {name: np.asarray(v[...]) for name, v in _stored(self.model).items()}
+        weights = [m for _, m in modules_of(self.model) if isinstance(m, GeneratedWeight)]
+        generated = {id(v) for weight in weights for v in vars(weight).values()}
+        tensors = {
+            name: np.asarray(v[...] if id(v) in generated or rest is None else _narrowed(v[...], rest))
+            for name, v in _stored(self.model).items()
+        }
         write_bytes(path, sealed(save(tensors, dict(metadata))))
 
     def numbers(self) -> tuple[int, int]:
@@ -355,6 +360,12 @@ class _Watched(nnx.Module):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "layer"), name)
+
+
+def _narrowed(x: jax.Array, rest: str) -> jax.Array:
+    """Convert numbers to a narrower dtype, unless one would become infinite."""
+    narrow = x.astype(rest) if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize > 2 else x
+    return x if bool((jnp.isinf(narrow) & jnp.isfinite(x)).any()) else narrow
 
 
 def _stored(model: nnx.Module) -> dict[str, Any]:

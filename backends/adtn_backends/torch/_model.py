@@ -303,18 +303,20 @@ class TorchModel(ReplacedModel):
 
         load_model(self.model, path)
 
-    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+    def save(self, path: Path, metadata: Mapping[str, str], rest: str | None = None) -> None:
         """Save the state to a safetensors file; shared tensors are stored once, and their names in the metadata."""
         from safetensors.torch import save
 
         tensors: dict[str, torch.Tensor] = {}
         names: dict[Any, str] = {}
         shared: dict[str, str] = {}
+        weights = [(name, m) for name, m in self.model.named_modules() if isinstance(m, GeneratedWeight)]
+        generated = {f"{name}.{key}" for name, m in weights for key in m.state_dict()}
         for name, x in self.model.state_dict().items():
             place = (x.device, x.untyped_storage().data_ptr(), x.storage_offset(), x.shape, x.stride())
             first = names.setdefault(place if x.numel() else name, name)
             if first == name:
-                tensors[name] = x.contiguous()
+                tensors[name] = x.contiguous() if name in generated or rest is None else _narrowed(x, rest)
             else:
                 shared[name] = first
         write_bytes(path, sealed(save(tensors, {**shared, **metadata})))
@@ -401,3 +403,9 @@ def _copy(model: nn.Module) -> nn.Module:
             f"Cannot copy the model ({error}); the copy serves as teacher and to undo the compression. Make pruning "
             "and weight norms permanent first (torch.nn.utils.prune.remove, remove_weight_norm)."
         ) from error
+
+
+def _narrowed(x: torch.Tensor, rest: str) -> torch.Tensor:
+    """Convert numbers to a narrower dtype, unless one would become infinite."""
+    narrow = x.to(getattr(torch, rest)) if x.is_floating_point() and x.element_size() > 2 else x
+    return (x if bool((narrow.isinf() & x.isfinite()).any()) else narrow).contiguous()

@@ -243,9 +243,9 @@ class TorchBackend(InPlace):
         from ._model import TorchModel
 
         if isinstance(model, Path):
-            from .huggingface import pretrained
+            from .huggingface import RESULT, pretrained
 
-            model = pretrained(model, weights=not (model / "generators").exists())
+            model = pretrained(model, weights=not any((model / name).exists() for name in RESULT))
         if not isinstance(model, torch.nn.Module):
             return None
 

@@ -13,6 +13,8 @@ from adtn.errors import CompressError, missing
 from torch import nn
 
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+RESULT = ("state.safetensors", "generators")
+"""Names in a folder that ``adtn compress`` wrote, in the present and the older format: the weights are there."""
 _NAMED = 5  # the most names in a list of a message
 
 

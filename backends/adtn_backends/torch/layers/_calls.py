@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from adtn.errors import LayoutError
 from torch import nn
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 PLAIN = (torch.Tensor, nn.Parameter)
 """Types of tensors whose entries are in the memory they point to."""
@@ -27,6 +29,13 @@ def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:
 def differentiable(arrays: dict[str, torch.Tensor]) -> bool:
     """Return whether the gradient with respect to one of these arrays is needed."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in arrays.values())
+
+
+def recomputed(fn: Callable[..., Any], *inputs: Any) -> Any:
+    """Compute ``fn(*inputs)`` so that autograd keeps the inputs only, and computes the rest again to go back."""
+    if not torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack():  # pyright: ignore[reportPrivateUsage]
+        return fn(*inputs)
+    return checkpoint(fn, *inputs, use_reentrant=False)
 
 
 def refuse_tracers(layer: nn.Module, *inputs: Any) -> None:

@@ -14,7 +14,7 @@ from torch.nn.utils import skip_init
 
 from ...shared._from_dense import Fit, FromConv
 from ...shared._geometry import Geometry, PaddingMode, Size
-from ._calls import refuse_tracers
+from ._calls import is_traced, recomputed, refuse_tracers
 from ._kind import Kind, Weights
 from ._parts import as_weight, bias_parameter, filled, fitted_weight, refuse_subclass
 from ._weight import GeneratedWeight
@@ -97,7 +97,13 @@ class _ADTNConv(FromConv, nn.Module):
     def forward(self, x: Float[torch.Tensor, "*batch_in_size"]) -> Float[torch.Tensor, "*batch_out_size"]:
         """Map ``(batch, in, *size)`` to ``(batch, out, *size)``; the axis of the batch may be missing."""
         refuse_tracers(self, x)
-        weight = self.generated.now()
+        if self.generated.is_coded and not is_traced() and not self.generated.made:
+            return recomputed(lambda x: self._with(self.generated.now(), x), x)
+        return self._with(self.generated.now(), x)
+
+    def _with(
+        self, weight: Float[torch.Tensor, "n_out in_per_group *kernel"], x: Float[torch.Tensor, "*batch_in_size"]
+    ) -> Float[torch.Tensor, "*batch_out_size"]:
         g = self.geometry
         padding: Any = tuple(before for before, _ in g.padding)
         if g.padding_mode != "zeros" or any(before != after for before, after in g.padding):

@@ -15,7 +15,7 @@ from torch.nn.utils import skip_init
 
 from ...shared._from_dense import Fit, FromLinear
 from ...shared._geometry import check_input
-from ._calls import autocasts, differentiable, in_own_precision, is_traced, refuse_tracers
+from ._calls import autocasts, differentiable, in_own_precision, is_traced, recomputed, refuse_tracers
 from ._kind import Kind, Weights
 from ._parts import as_weight, bias_parameter, filled, fitted_weight, refuse_subclass
 from ._weight import GeneratedWeight, Mode
@@ -88,6 +88,8 @@ class ADTNLinear(FromLinear, nn.Module):
             check_input(x.shape, self.in_features)
         if self.generated.made or x.is_meta or x.is_nested:
             return nn.functional.linear(x, self.generated.now(), self.bias)
+        if self.generated.is_coded:
+            return recomputed(lambda x: self.generated(lambda arrays: self._eager(arrays, x)), x)
         return self.generated(lambda arrays: self._eager(arrays, x))
 
     def _traced(

@@ -136,6 +136,11 @@ class GeneratedWeight(nn.Module):
         return arrays
 
     @property
+    def is_coded(self) -> bool:
+        """Whether cores are stored as codes, so that nothing decoded should stay in memory."""
+        return bool(self._codes)
+
+    @property
     def coded(self) -> tuple[int, int]:
         """The number of entries that are stored as codes, and their bytes."""
         parts = self._parts.values()
