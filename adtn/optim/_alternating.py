@@ -13,7 +13,7 @@ from ..topology import Segment
 from ._block import MOMENT, PULLED, Block
 from ._metric import InputMetric
 
-_SWEEPS = 40
+_REACH = 2.0  # largest factor of an extrapolation
 _LEAST_GAIN = 1e-3  # of the error in one sweep, below which the sweeps end
 
 
@@ -24,7 +24,7 @@ def alternate(
     target: Float[np.ndarray, "*legs"],
     params: Mapping[str, Float[np.ndarray, "..."]],
     *,
-    sweeps: int = _SWEEPS,
+    sweeps: int,
     least_gain: float = _LEAST_GAIN,
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """Improve the cores one after the other, each to its best value, until a sweep no longer gains.
@@ -62,20 +62,20 @@ def alternate(
     pulled = metric.times_moment(target)
     power = float(np.vdot(pulled, target))
     now = {name: np.asarray(x, dtype=np.float64) for name, x in params.items()}
-    before, error, age = None, math.inf, 0
+    before, error, age, reach = None, math.inf, 0, _REACH
     order = blocks[::-1]  # a decomposition leaves the norm to the last core
     for _ in range(sweeps):
         start = now
         if before is not None and age > 1:
-            factor = 2.0 * (age - 1) / (age + 2)
+            factor = min(2.0 * (age - 1) / (age + 2), reach)
             start = {name: x + factor * (x - before[name]) for name, x in now.items()}
         found, reached = _swept(order, dict(start), pulled, moment, power, error)
         if not reached <= error and start is not now:
-            age = 0
+            age, reach = 0, 0.5 * reach
             found, reached = _swept(order, dict(now), pulled, moment, power, math.inf)
         if not reached < error:
             break
-        before, now, age = now, found, age + 1
+        before, now, age, reach = now, found, age + 1, min(1.2 * reach, _REACH)
         gain, error = (1.0 - reached / error if math.isfinite(error) else 1.0), reached
         if gain < least_gain:
             break

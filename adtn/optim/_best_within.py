@@ -83,30 +83,29 @@ def best_within(
 
 
 def _best_tucker(topology: Tucker, layout: Layout, state: Float[np.ndarray, "*legs"], most: int) -> Tucker | None:
-    cut = [rank is not None for rank in topology.ranks(layout)]
-    core, _ = hosvd(state, [d if one else None for one, d in zip(cut, layout.dims, strict=True)])
-    kept = core**2
-    for axis in range(kept.ndim):
-        kept = np.cumsum(kept, axis=axis)
-    params = np.ones((1,) * kept.ndim)
-    factors = np.zeros((1,) * kept.ndim)
-    for axis, (one, d) in enumerate(zip(cut, layout.dims, strict=True)):
-        sizes = np.arange(1, d + 1)
-        along = tuple(-1 if k == axis else 1 for k in range(kept.ndim))
-        params = params * sizes.reshape(along)
-        # a leg that keeps its dimension needs no factor
-        factors = factors + np.where(sizes < d, sizes * d, 0).reshape(along)
-        if not one:
-            kept = np.where((sizes == d).reshape(along), kept, -1.0)
-    kept = np.where(params + factors <= most, kept, -1.0)
+    dims = layout.dims
+    options = [
+        [(None, d)] if rank is None else [*((r, r) for r in range(1, min(d, state.size // d) + 1) if r < d), (None, d)]
+        for rank, d in zip(topology.ranks(layout), dims, strict=True)
+    ]
+    core, _ = hosvd(
+        state, [None if own[:-1] == [] else min(d, state.size // d) for own, d in zip(options, dims, strict=True)]
+    )
+    kept, sizes, factors = core**2, np.ones((1,) * core.ndim), np.zeros((1,) * core.ndim)
+    for axis, (own, d) in enumerate(zip(options, dims, strict=True)):
+        last = kept.shape[axis] - 1
+        kept = np.take(np.cumsum(kept, axis=axis), [last if r is None else r - 1 for r, _ in own], axis=axis)
+        side = tuple(-1 if k == axis else 1 for k in range(core.ndim))
+        sizes = sizes * np.reshape([size for _, size in own], side)
+        factors = factors + np.reshape([0 if r is None else r * d for r, _ in own], side)
+    kept = np.where(sizes + factors <= most, kept, -1.0)
     best = np.unravel_index(int(np.argmax(kept)), kept.shape)
     if kept[best] < 0.0:
         return None
-    chosen = {q: None if r + 1 == d else int(r) + 1 for q, (r, d) in enumerate(zip(best, layout.dims, strict=True))}
-    bonds: list[int | None] = list(chosen.values())
-    if not isinstance(topology.bond, int) and len(topology.bond) > layout.ndim_legs:  # one per axis, of any length
+    bonds = [own[k][0] for own, k in zip(options, best, strict=True)]
+    if not isinstance(topology.bond, int) and len(topology.bond) > len(bonds):  # one per axis, of any length
         position = {axis: q for q, (axis, _) in enumerate(layout.leg_axes)}
-        bonds = [chosen[position[axis]] if axis in position else None for axis in range(len(layout.shape))]
+        bonds = [bonds[position[axis]] if axis in position else None for axis in range(len(layout.shape))]
     return replace(topology, bond=tuple(bonds))
 
 

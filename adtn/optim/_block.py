@@ -101,9 +101,7 @@ class Block:
         # the moment on the input legs of the core alone; on one leg it is the identity
         self.own = _program((alone,), (*own, *map(_copy, own))) if len(own) > 1 else None
 
-    def solve(
-        self, arrays: Mapping[str, Float[np.ndarray, "..."]]
-    ) -> tuple[Float[np.ndarray, "..."], float]:
+    def solve(self, arrays: Mapping[str, Float[np.ndarray, "..."]]) -> tuple[Float[np.ndarray, "..."], float]:
         """Find the best core, or a better one where the Gram matrix is too large.
 
         Parameters
