@@ -8,7 +8,7 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn import Generator, Layout, Permutation
+from adtn import Generator, Layout
 from adtn.errors import TopologyError
 from adtn.optim import balanced, best_within, has_decomposition
 
@@ -53,9 +53,10 @@ def test_a_pair_of_factors_is_the_whitened_svd(shape: tuple[int, ...], singular:
     gen = adtn.decompose(Generator(shape, adtn.LowRank(bond=rank), dtype="float64"), weight, moment=moment)
     want = best_pair(weight.reshape(shape[0], -1), moment, rank)
     rows = weight.reshape(shape[0], -1)
-    # both are the same on inputs that occur
+    values, vectors = np.linalg.eigh(moment)
+    occurring = vectors * np.sqrt(np.where(values > 1e-12 * values[-1], values, 0.0))
     away = gen.weight().reshape(rows.shape) - want
-    assert np.vdot(away @ moment, away) <= 1e-18 * np.vdot(rows @ moment, rows)
+    assert np.linalg.norm(away @ occurring) <= 1e-10 * np.linalg.norm(rows @ occurring)
     left, right = gen.params["left"].reshape(shape[0], -1), gen.params["right"].reshape(len(gen.params["right"]), -1)
     np.testing.assert_allclose(np.linalg.norm(left, axis=0), np.linalg.norm(right, axis=1), atol=1e-9)
 
@@ -64,8 +65,7 @@ CASES = {
     "mpo": (adtn.MPO(bond=(5,)), Layout.of((24, 30), 6, "interleaved"), 1.02),
     "mpo-three-sites": (adtn.MPO(bond=(4, 7)), Layout.of((24, 30), 3, "interleaved"), 1.03),
     "tt": (adtn.TT(bond=6), Layout.of((24, 30), 5), 1.02),
-    "tt-conv": (adtn.TT(bond=(9, 3, 3)), Layout.whole((16, 12, 3, 3)), 1.02),
-    "ring": (adtn.TensorRing(bond=3), Layout.of((24, 30), 5), 1.02),
+    "tt-conv": (adtn.TT(bond=(9, 3, 3)), Layout.whole((16, 12, 3, 3)), 1.03),
     "tucker-matrix": (adtn.Tucker(bond=(7, 9)), Layout.whole((23, 29)), 1.001),
     "tucker": (adtn.Tucker(bond=3), Layout.of((24, 30), 5), 1.02),
     "tucker-2": (adtn.Tucker(bond=(6, 5, None, None)), Layout.whole((16, 12, 3, 3)), 1.02),
@@ -73,6 +73,7 @@ CASES = {
     "spatial-prime": (adtn.LowRank(bond=11, split="spatial"), Layout.whole((17, 13, 3, 5)), 1.03),
     "ttn": (adtn.TTN(bond=4, activation=None), Layout.of((24, 32), 4, "interleaved"), 1.02),
     # local minima differ where cores do not form a tree
+    "ring": (adtn.TensorRing(bond=3), Layout.of((24, 30), 5), 1.05),
     "cp": (adtn.CP(bond=12), Layout.of((24, 30), 5), 1.15),
     "attn": (adtn.ATTN(bond=3, activation=None), Layout.of((24, 32), 3, "interleaved"), 1.10),
     "mera": (adtn.MERA(bond=2, activation=None), Layout.of((16, 16), 2, "interleaved"), 1.10),
@@ -86,7 +87,8 @@ def test_the_metric_is_used_as_well_as_by_many_steps_of_lbfgs(name: str) -> None
     start = adtn.decompose(Generator(layout.shape, topology, layout=layout, dtype="float64"), weight)
     gen = adtn.decompose(start, weight, moment=moment)
     objective = adtn.DataAwareReconstruction(weight, moment)
-    oracle = adtn.fit(start, objective, optimizer="lbfgs", steps=2000, dtype="float64", progress=False)
+    there = adtn.decompose(start, weight, moment=moment, sweeps=0)
+    oracle = adtn.fit(there, objective, optimizer="lbfgs", steps=2000, dtype="float64", progress=False)
     assert error(gen, weight, moment) <= within * oracle.relative_error
     assert error(gen, weight, moment) < 0.8 * error(start, weight, moment)
 
@@ -128,9 +130,7 @@ def test_permutations_padding_and_scale_are_respected() -> None:
         found = adtn.decompose(gen, weight, moment=moment)
         plain = adtn.decompose(gen, weight)
         assert error(found, weight, moment) <= error(plain, weight, moment) + 1e-9
-    # the permuted problem is the same problem
-    order = [Permutation(p) for p in options["permutations"]]
-    del order
+    # a permuted problem is the same problem
     direct = Generator(shape, adtn.LowRank(bond=3), dtype="float64")
     pair = adtn.decompose(Generator(shape, adtn.LowRank(bond=3), **options), weight, moment=moment)
     np.testing.assert_allclose(pair.weight(), adtn.decompose(direct, weight, moment=moment).weight(), atol=1e-9)
@@ -191,10 +191,12 @@ def test_unequal_ranks_are_at_least_as_good_as_equal_ones(name: str, part: float
     weight, moment = problem(layout.shape, seed=5)
     most = int(part * weight.size)
     chosen = best_within(topology, layout, weight, moment, most)
-    assert chosen is not None
-    assert params_of(chosen, layout) <= most
     equal = [topology.grown(n) for n in range(1, 30)]
     equal = [one for one in equal if params_of(one, layout) <= most]
+    if chosen is None:
+        assert not equal
+        return
+    assert params_of(chosen, layout) <= most
     errors = []
     for one in (chosen, *equal[-1:]):
         gen = Generator(layout.shape, one, layout=layout, dtype="float64")

@@ -14,7 +14,8 @@ from ._block import MOMENT, PULLED, Block
 from ._metric import InputMetric
 
 _REACH = 2.0  # largest factor of an extrapolation
-_LEAST_GAIN = 1e-3  # of the error in one sweep, below which the sweeps end
+_WINDOW = 3  # sweeps over which the gain is measured, as one without extrapolation gains less
+_LEAST_GAIN = 1.5e-3  # relative decrease of the error in that many sweeps, below which they end
 
 
 def alternate(
@@ -44,7 +45,7 @@ def alternate(
     sweeps : int
         The largest number of sweeps.
     least_gain : float
-        The relative decrease of the error that a further sweep needs.
+        The relative decrease of the error in three sweeps, below which they end.
 
     Notes
     -----
@@ -62,22 +63,22 @@ def alternate(
     pulled = metric.times_moment(target)
     power = float(np.vdot(pulled, target))
     now = {name: np.asarray(x, dtype=np.float64) for name, x in params.items()}
-    before, error, age, reach = None, math.inf, 0, _REACH
+    before, errors, age, reach = None, [math.inf], 0, _REACH
     order = blocks[::-1]  # a decomposition leaves the norm to the last core
     for _ in range(sweeps):
         start = now
         if before is not None and age > 1:
             factor = min(2.0 * (age - 1) / (age + 2), reach)
             start = {name: x + factor * (x - before[name]) for name, x in now.items()}
-        found, reached = _swept(order, dict(start), pulled, moment, power, error)
-        if not reached <= error and start is not now:
+        found, reached = _swept(order, dict(start), pulled, moment, power, errors[-1])
+        if not reached <= errors[-1] and start is not now:
             age, reach = 0, 0.5 * reach
             found, reached = _swept(order, dict(now), pulled, moment, power, math.inf)
-        if not reached < error:
+        if not reached < errors[-1]:
             break
         before, now, age, reach = now, found, age + 1, min(1.2 * reach, _REACH)
-        gain, error = (1.0 - reached / error if math.isfinite(error) else 1.0), reached
-        if gain < least_gain:
+        errors.append(reached)
+        if len(errors) > _WINDOW + 1 and reached > (1.0 - least_gain) * errors[-1 - _WINDOW]:
             break
     return now
 

@@ -27,7 +27,7 @@ MOMENT, PULLED, UNKNOWN = "moment", "pulled", "unknown"
 
 @dataclass(frozen=True)
 class Group:
-    """Indices of a core between which and the others its Gram matrix is a Kronecker product.
+    """A group of indices of a core that is one factor of the Kronecker product that is its Gram matrix.
 
     Parameters
     ----------
