@@ -159,6 +159,38 @@ def test_invalid_moments_are_refused(moment: np.ndarray, message: str) -> None:
         adtn.decompose(Generator((8, 8), adtn.MPO(bond=2)), np.ones((8, 8)), moment=moment)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_weights_without_outputs_are_decomposed_as_well(name: str) -> None:
+    topology, layout, _ = CASES[name]
+    weight, moment = problem(layout.shape)
+    gen = Generator(layout.shape, topology, layout=layout, dtype="float64")
+    zero = adtn.decompose(gen, np.zeros(layout.shape), moment=moment).weight()
+    assert np.isfinite(zero).all() and np.abs(zero).max() < 1e-3
+    unseen = np.zeros_like(moment)
+    unseen[0, 0] = 1.0
+    rows = weight.reshape(len(weight), -1).copy()
+    rows[:, 0] = 0.0
+    found = adtn.decompose(gen, rows.reshape(weight.shape), moment=unseen)
+    assert np.isfinite(found.weight()).all()
+
+
+def test_fits_start_in_the_metric_of_their_objective() -> None:
+    topology, layout, _ = CASES["mpo"]
+    weight, moment = problem(layout.shape)
+    gen = Generator(layout.shape, topology, layout=layout, dtype="float64")
+    objective = adtn.DataAwareReconstruction(weight, moment)
+    solution = adtn.fit(gen, objective, start="decomposition", steps=1, lr=1e-9, dtype="float64")
+    assert solution.relative_error <= error(adtn.decompose(gen, weight, moment=moment), weight, moment) * (1 + 1e-6)
+
+
+def test_cores_have_equal_norms() -> None:
+    topology, layout, _ = CASES["mpo"]
+    weight, moment = problem(layout.shape)
+    gen = Generator(layout.shape, topology, layout=layout, dtype="float64")
+    norms = [np.linalg.norm(x) for x in adtn.decompose(gen, weight, moment=moment).params.values()]
+    np.testing.assert_allclose(norms, norms[0], rtol=1e-9)
+
+
 def test_vectors_have_no_metric() -> None:
     gen = Generator((12,), adtn.TT(bond=2), layout=Layout.of((12,), 3), dtype="float64")
     target = np.arange(12.0)

@@ -62,6 +62,8 @@ def alternate(
     blocks = [Block(segment.cores, core, outer, inner, legs) for core in trained]
     pulled = metric.times_moment(target)
     power = float(np.vdot(pulled, target))
+    if not power > 0.0:
+        return dict(params)  # no input that occurs has an output
     now = {name: np.asarray(x, dtype=np.float64) for name, x in params.items()}
     before, errors, age, reach = None, [math.inf], 0, _REACH
     order = blocks[::-1]  # a decomposition leaves the norm to the last core

@@ -216,12 +216,19 @@ def _program(cores: tuple[Core, ...], outputs: Inds) -> Program:
 
 
 def _factored(gram: Float[np.ndarray, "..."]) -> Any:
-    from scipy.linalg import cho_factor
+    from scipy.linalg import LinAlgError, cho_factor
 
     n = math.isqrt(gram.size)
-    matrix = np.array(gram, dtype=np.float64).reshape(n, n)
-    matrix.flat[:: n + 1] += _RIDGE * np.trace(matrix) / n + 1e-300
-    return cho_factor(matrix.T, overwrite_a=True, check_finite=False)  # LAPACK stores columns
+    ridge = _RIDGE
+    while True:
+        matrix = np.array(gram, dtype=np.float64).reshape(n, n)
+        matrix.flat[:: n + 1] += ridge * np.trace(matrix) / n + 1e-300
+        try:
+            return cho_factor(matrix.T, overwrite_a=True, check_finite=False)  # LAPACK stores columns
+        except LinAlgError:  # rounding in a large matrix with few large eigenvalues exceeds the ridge
+            ridge *= 100.0
+            if ridge > 1.0:
+                raise
 
 
 def _divided(x: Float[np.ndarray, "..."], factors: Sequence[Any]) -> Float[np.ndarray, "..."]:

@@ -17,6 +17,7 @@ from ..errors import TopologyError
 from ..generator import Generator
 from ..topology import LowRank, TensorRing
 from ._alternating import alternate
+from ._balance import balanced
 from ._metric import InputMetric, along, checked_moment, padded_moment
 from ._whitened_svd import whitened_svd
 
@@ -99,7 +100,7 @@ def decompose(
         for axis, ind in enumerate(core.inds):
             if ind in legs:
                 params[core.param] = along(legs[ind], params[core.param], axis)
-    return generator.with_params({name: params[name] for name in start})
+    return balanced(generator.with_params({name: params[name] for name in start}))
 
 
 def _best_pair(
