@@ -23,6 +23,7 @@ from adtn.calculus._moments import entries_at_random
 from adtn.errors import ScheduleError
 from adtn.generator import generated_rows
 from adtn.layout import Permutation
+from adtn.optim import best_within
 from adtn.weight import MODES
 
 from table import TOPOLOGIES, Row
@@ -131,9 +132,14 @@ def main(out: Path) -> None:
             for gen in generators(row):
                 use(gen, device)
             fit(next(generators(row)), device)
-    for name in ("tt", "mpo", "tucker", "cp"):
+    for name in ("tt", "mpo", "ring", "tucker", "cp", "ttn-linear", "low-rank", "low-rank-spatial"):
         row = TOPOLOGIES[name]
-        adtn.decompose(row.generator(), np.random.default_rng(0).standard_normal(row.shape))
+        weight = np.random.default_rng(0).standard_normal(row.shape)
+        inputs = np.random.default_rng(1).standard_normal((50, weight.size // len(weight)))
+        adtn.decompose(row.generator(), weight)
+        adtn.decompose(row.generator(), weight, moment=inputs.T @ inputs, sweeps=2)
+        if name in ("tt", "tucker"):
+            best_within(row.topology, row.layout, weight, inputs.T @ inputs, 100)
     # weights and states that are too large to be looked at
     adtn.Generator((513, 700), adtn.MPO(bond=2))
     adtn.Generator((2048, 2048), adtn.BrickWall(layers=2), layout=adtn.Layout.of((2048, 2048), 2))

@@ -83,7 +83,7 @@ def test_allocation_of_large_costs_never_exceeds_the_budget() -> None:
 def test_members_of_families_cost_what_their_generators_do(
     shape: tuple[int, ...], precision: adtn.Precision | None
 ) -> None:
-    found = [f for f in families(shape, (*TOPOLOGIES, adtn.LowRank()), [], 4)]
+    found = families(shape, (*TOPOLOGIES, adtn.LowRank()), [], 4)
     kinds = {type(t) for t in TOPOLOGIES} | {adtn.LowRank}
     assert {type(f.topology) for f in found} == kinds
     for family in found:

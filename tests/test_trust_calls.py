@@ -175,7 +175,11 @@ CALLS: dict[str, Call] = {
     "make_schedule": Call(
         make_schedule, {"schedule": "cosine", "lr": 0.1, "steps": 3}, {"lr": "1.5 10**30", "schedule": "function"}
     ),
-    "decompose": Call(adtn.decompose, {"generator": adtn.Generator((8, 8), adtn.TT(bond=2)), "target": W}),
+    "decompose": Call(
+        adtn.decompose,
+        {"generator": adtn.Generator((8, 8), adtn.TT(bond=2)), "target": W, "sweeps": 2},
+        {"sweeps": "0"},
+    ),
     "plan": Call(adtn.plan, {"generator": GEN}, {"memory": "0"}),
     "decide": Call(
         decide, {"generator": GEN, "task": "fit", "device": "numpy:cpu"}, {"memory": "0"}, skip="modes only_rows"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from .._typing import Shape
 from ..errors import LayoutError, TopologyError
 from ..layout import Layout
-from ..precision import Precision, stored_bytes
+from ..precision import Precision
 from ..topology import Dense, Topology, Tucker
-from ._sizes import largest_within, stored_params, stored_shapes
+from ._sizes import rounded_bytes, stored_params
 
 Unit = Literal["parameters", "bytes"]
+_LARGEST_BOND = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +41,23 @@ class Family:
 
     def within(self, params: int) -> Choice | None:
         """Return the largest member of at most ``params`` parameters, or ``None``."""
-        grown = largest_within(self.topology, self.layout, params) if self.topology.grows else self.topology
-        if grown is None or (size := stored_params(grown, self.layout)) > params:
-            return None
-        return self._member(grown, size)
+        members = self.members(params)
+        return members[-1] if members else None
+
+    def members(self, most: int) -> list[Choice]:
+        """Return all members of at most ``most`` parameters, from small to large."""
+        return [choice for choice in _members(self, 1 << max(most - 1, 0).bit_length()) if choice.params <= most]
 
     def sized(self, bond: int) -> Choice:
         """Return the member of a given bond dimension."""
         grown = self.topology.grown(bond)
-        return self._member(grown, stored_params(grown, self.layout))
+        return self.member(grown, stored_params(grown, self.layout))
 
-    def _member(self, topology: Topology, params: int) -> Choice:
+    def member(self, topology: Topology, params: int) -> Choice:
+        """Return the choice of one of its topologies."""
         size = params * self.itemsize
         if self.precision is not None:
-            size = sum(stored_bytes(shape, self.precision.of(shape)) for shape in stored_shapes(topology, self.layout))
+            size = rounded_bytes(topology, self.layout, self.precision)
         return Choice(family=self, topology=topology, params=params, bytes=size)
 
 
@@ -87,6 +92,21 @@ class Choice:
         legs = "" if self.layout is None else f", legs {self.layout.dims}"
         precision = "" if self.family is None or self.family.precision is None else f", {self.family.precision}"
         return f"{self.topology or 'dense'}{precision}{legs}, {self.params:,} parameters, {self.bytes:,} bytes"
+
+
+@lru_cache(maxsize=1024)
+def _members(family: Family, most: int) -> tuple[Choice, ...]:
+    """Return the members of at most ``most`` parameters, each with the smallest bond dimension of its size."""
+    if not family.topology.grows:
+        size = stored_params(family.topology, family.layout)
+        return (family.member(family.topology, size),) if size <= most else ()
+    found: list[Choice] = []
+    for bond in range(1, _LARGEST_BOND):
+        choice = family.sized(bond)
+        if choice.params > most or (found and choice.params == found[-1].params):
+            break
+        found.append(choice)
+    return tuple(found)
 
 
 def dense_choice(shape: Shape, itemsize: int) -> Choice:

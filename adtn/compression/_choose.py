@@ -30,7 +30,8 @@ from ._model import Layer, Model
 
 _PROBES = (3.0, 1.2, 0.5, 0.2)  # sizes at which errors are computed, over those that the budget implies
 _FIT_STEPS = 40  # steps for topologies without a closed form
-_SWEEPS = 2  # of alternating least squares, for errors; chosen closed forms have all
+_SWEEPS = 2  # of alternating least squares, for errors
+_ALL_SWEEPS = 12  # of those that are chosen
 _ROUNDS = 6  # allocations, each with the errors of what the previous one chose
 SAMPLES = 256  # samples with which the outputs of models are compared
 
@@ -202,7 +203,7 @@ class Search:
         for name, choice in choices.items():
             error = f", error {results[name, choice].relative_error:.3f}" if (name, choice) in results else ""
             self.say(f"{name}: {choice}{error}")
-        last = self.solve([one for one in choices.items() if one in results], LocalTask.sweeps)
+        last = self.solve([one for one in choices.items() if one in results], _ALL_SWEEPS)
         return {name: last.get((name, choice)) for name, choice in choices.items()}
 
     def _allocated(self, ladders: Sequence[Ladder], most: int) -> dict[str, Choice]:

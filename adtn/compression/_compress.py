@@ -14,6 +14,7 @@ from .._files import check_writable
 from ..backends import check_device
 from ..errors import CompressError, LayoutError, TopologyError
 from ..generator import Generator, generated_rows
+from ._choose import has_closed_form
 from ._config import Config
 from ._local import Executor, LocalTask
 from ._model import Layer, Model, model_of
@@ -304,7 +305,7 @@ def _row(layer: Layer, outcome: Outcome, generators: dict[str, Any], predicted: 
         topology=str(parts[0].topology),
         dense=dense,
         params=sum(g.num_params for g in parts),
-        active=sum(g.num_active_params for g in parts),
+        active=sum(g.num_params if has_closed_form(g.topology) else g.num_active_params for g in parts),
         local_errors=[outcome.results[name].relative_error for name in layer.weights],
         tied=layer.tied,
         sensitivity=outcome.sensitivities.get(layer.name),

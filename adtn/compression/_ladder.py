@@ -15,8 +15,8 @@ import numpy as np
 from .._typing import Float
 from ._choice import Choice, Family, Unit
 
-RATIO = 1.06
-"""The ratio of neighbouring sizes on a ladder."""
+RATIO = 1.02
+"""The least ratio of neighbouring sizes on a ladder."""
 _FLOOR = 1e-12  # squared errors below it are equal
 
 
@@ -82,10 +82,8 @@ class Ladder:
         """Return choices with their expected squared errors, without those that cost more than a better one."""
         found = list(self.fixed.items())
         for curve in self.curves:
-            for params in self._sizes():
-                choice = curve.family.within(params)
-                if choice is not None:
-                    found.append((choice, curve.at(choice.params)))
+            for choice in thinned(curve.family.members(self.entries)):
+                found.append((choice, curve.at(choice.params)))
         found = sorted(
             ((c, e) for c, e in found if e <= largest_error**2), key=lambda option: (option[0].cost(unit), option[1])
         )
@@ -106,10 +104,14 @@ class Ladder:
         curves = [c.corrected(choice.params, error2) if c.family == choice.family else c for c in self.curves]
         return replace(self, curves=curves)
 
-    def _sizes(self) -> list[int]:
-        """Return sizes from the dense weight downwards."""
-        steps = int(math.log(self.entries) / math.log(RATIO))
-        return sorted({math.floor(self.entries / RATIO**k) for k in range(1, steps)})
+
+def thinned(choices: Sequence[Choice]) -> list[Choice]:
+    """Return choices of which each is at least 1.02 times as large as the one before."""
+    found: list[Choice] = []
+    for choice in choices:
+        if not found or choice.params >= RATIO * found[-1].params:
+            found.append(choice)
+    return found
 
 
 def low_rank_errors(

@@ -13,8 +13,9 @@ from ..topology import Segment
 from ._block import MOMENT, PULLED, Block
 from ._metric import InputMetric
 
-_SWEEPS = 40
-_LEAST_GAIN = 1e-3  # of the error in one sweep, below which the sweeps end
+_REACH = 2.0  # largest factor of an extrapolation
+_WINDOW = 3  # sweeps over which the gain is measured, as one without extrapolation gains less
+_LEAST_GAIN = 1.5e-3  # relative decrease of the error in that many sweeps, below which they end
 
 
 def alternate(
@@ -24,7 +25,7 @@ def alternate(
     target: Float[np.ndarray, "*legs"],
     params: Mapping[str, Float[np.ndarray, "..."]],
     *,
-    sweeps: int = _SWEEPS,
+    sweeps: int,
     least_gain: float = _LEAST_GAIN,
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """Improve the cores one after the other, each to its best value, until a sweep no longer gains.
@@ -44,7 +45,7 @@ def alternate(
     sweeps : int
         The largest number of sweeps.
     least_gain : float
-        The relative decrease of the error that a further sweep needs.
+        The relative decrease of the error in three sweeps, below which they end.
 
     Notes
     -----
@@ -61,23 +62,25 @@ def alternate(
     blocks = [Block(segment.cores, core, outer, inner, legs) for core in trained]
     pulled = metric.times_moment(target)
     power = float(np.vdot(pulled, target))
+    if not power > 0.0:
+        return dict(params)  # no input that occurs has an output
     now = {name: np.asarray(x, dtype=np.float64) for name, x in params.items()}
-    before, error, age = None, math.inf, 0
+    before, errors, age, reach = None, [math.inf], 0, _REACH
     order = blocks[::-1]  # a decomposition leaves the norm to the last core
     for _ in range(sweeps):
         start = now
         if before is not None and age > 1:
-            factor = 2.0 * (age - 1) / (age + 2)
+            factor = min(2.0 * (age - 1) / (age + 2), reach)
             start = {name: x + factor * (x - before[name]) for name, x in now.items()}
-        found, reached = _swept(order, dict(start), pulled, moment, power, error)
-        if not reached <= error and start is not now:
-            age = 0
+        found, reached = _swept(order, dict(start), pulled, moment, power, errors[-1])
+        if not reached <= errors[-1] and start is not now:
+            age, reach = 0, 0.5 * reach
             found, reached = _swept(order, dict(now), pulled, moment, power, math.inf)
-        if not reached < error:
+        if not reached < errors[-1]:
             break
-        before, now, age = now, found, age + 1
-        gain, error = (1.0 - reached / error if math.isfinite(error) else 1.0), reached
-        if gain < least_gain:
+        before, now, age, reach = now, found, age + 1, min(1.2 * reach, _REACH)
+        errors.append(reached)
+        if len(errors) > _WINDOW + 1 and reached > (1.0 - least_gain) * errors[-1 - _WINDOW]:
             break
     return now
 

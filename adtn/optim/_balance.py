@@ -31,7 +31,8 @@ def balanced(generator: Generator) -> Generator:
     Examples
     --------
     >>> import adtn, numpy as np
-    >>> pair = adtn.Generator((2, 2), adtn.LowRank(bond=1), scale=1.0, params={"left": [[8.0], [0.0]], "right": [[0.0, 2.0]]})
+    >>> params = {"left": [[8.0], [0.0]], "right": [[0.0, 2.0]]}
+    >>> pair = adtn.Generator((2, 2), adtn.LowRank(bond=1), scale=1.0, params=params)
     >>> even = balanced(pair)
     >>> even.params["left"].ravel(), even.params["right"].ravel()
     (array([4., 0.], dtype=float32), array([0., 4.], dtype=float32))

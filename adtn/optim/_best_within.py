@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
@@ -13,10 +14,15 @@ from .._arrays import finite_array
 from .._checks import Range, checked
 from .._typing import Float
 from ..errors import TopologyError
+from ..generator import Generator
 from ..layout import Layout
 from ..topology import TT, LowRank, TensorRing, Topology, TopologyArgument, Tucker, hosvd
 from ..weight import Weighting
-from ._metric import InputMetric, checked_moment
+from ._decompose import decompose
+from ._metric import InputMetric, checked_moment, roots
+
+_LEAST = 1e-10  # least eigenvalue of a moment, relative to the largest
+_TRIAL = 2  # sweeps to compare choices by
 
 
 @checked(TopologyError)
@@ -29,21 +35,23 @@ def best_within(
 ) -> Topology | None:
     """Choose the ranks with which a topology of at most ``most_params`` parameters approximates a weight best.
 
-    The error is estimated from spectra, so no decomposition is computed: for Tucker, all combinations of ranks are
-    compared by what truncating the HOSVD leaves; for TT and MPO, bonds are lowered from full size, that with the
-    smallest increase of the error for each saved parameter first.
+    Ranks follow from spectra: for Tucker, all combinations are compared by what truncating the HOSVD leaves; for TT and
+    MPO, bonds are lowered from full size, that with the smallest increase of the error for each saved parameter first.
+    With a moment, the spectra are those of the weight that is whitened leg by leg, and of that times the square root of
+    the moment. Neither is exact, so both choices and the one with ranks in the given proportions are tried in a few
+    sweeps of :func:`adtn.decompose`.
 
     Parameters
     ----------
     topology : Topology
-        LowRank, Tucker, TT or MPO. Its size is ignored, but legs to which Tucker gives ``None`` keep their dimension.
-        In the result, ``None`` also stands for legs whose best rank is their dimension.
+        LowRank, Tucker, TT or MPO. Only the proportions of its ranks matter; legs to which Tucker gives ``None`` keep
+        their dimension. In the result, ``None`` also stands for legs whose best rank is their dimension.
     layout : Layout
         The layout of the weight.
     weight : array
         The weight.
     moment : array or None
-        The second moment of the inputs, see :func:`adtn.decompose`; it is used on each input leg alone.
+        The second moment of the inputs, see :func:`adtn.decompose`.
     most_params : int
         The largest number of parameters.
 
@@ -72,41 +80,76 @@ def best_within(
         size = sum(math.prod(layout.dims[q] for q in side) for side in topology.sides(layout))
         rank = min(most_params // size, topology.grown(2**20).rank(layout))
         return topology.grown(rank) if rank else None
-    state = layout.to_legs(state)
-    if moment is not None and math.prod(layout.shape[1:]) > 1:
-        state = InputMetric(Weighting(layout=layout, scale=1.0), checked_moment(moment, layout.shape)).whiten(state)
+    if not isinstance(topology, Tucker | TT) or isinstance(topology, TensorRing):
+        raise TopologyError(f"Got {topology}; expected LowRank, Tucker, TT or MPO, whose ranks follow from spectra.")
+    if moment is None or math.prod(layout.shape[1:]) == 1:
+        return _from_spectra(topology, layout, layout.to_legs(state), most_params)
+    second = checked_moment(moment, layout.shape)
+    rows = state.reshape(len(state), -1) @ roots(second, _LEAST)[0]
+    whitened = (
+        InputMetric(Weighting(layout=layout, scale=1.0), second).whiten(layout.to_legs(state)),
+        layout.to_legs(rows.reshape(state.shape)),
+    )
+    choices = [_from_spectra(topology, layout, one, most_params) for one in whitened]
+    found = list(dict.fromkeys(one for one in (*choices, _equal(topology, layout, most_params)) if one is not None))
+    if len(found) < 2:
+        return found[0] if found else None
+    return min(found, key=lambda one: _error(one, layout, state, second))
+
+
+def _from_spectra(
+    topology: Tucker | TT, layout: Layout, state: Float[np.ndarray, "*legs"], most: int
+) -> Topology | None:
     if isinstance(topology, Tucker):
-        return _best_tucker(topology, layout, state, most_params)
-    if isinstance(topology, TT) and not isinstance(topology, TensorRing):
-        return _best_chain(topology, layout, state, most_params)
-    raise TopologyError(f"Got {topology}; expected LowRank, Tucker, TT or MPO, whose ranks follow from spectra.")
+        return _best_tucker(topology, layout, state, most)
+    return _best_chain(topology, layout, state, most)
+
+
+def _equal(topology: Tucker | TT, layout: Layout, most: int) -> Topology | None:
+    """Return the largest with ranks in the given proportions."""
+
+    def size(rank: int) -> int:
+        return sum(core.size for segment in topology.grown(rank).segments(layout) for core in segment.cores)
+
+    sizes = range(1, max(layout.padded_shape) + 1)
+    rank = bisect_right(sizes, most, key=size)
+    return topology.grown(rank) if rank else None
+
+
+def _error(
+    topology: Topology, layout: Layout, weight: Float[np.ndarray, "*shape"], moment: Float[np.ndarray, "n_in n_in"]
+) -> float:
+    """Compute the squared error of the outputs after a few sweeps."""
+    gen = Generator(layout.shape, topology, layout=layout, scale=1.0, dtype="float64")
+    away = decompose(gen, weight, moment=moment, sweeps=_TRIAL).weight() - weight
+    rows = np.asarray(away).reshape(len(away), -1)
+    return float(np.vdot(rows @ moment, rows))
 
 
 def _best_tucker(topology: Tucker, layout: Layout, state: Float[np.ndarray, "*legs"], most: int) -> Tucker | None:
-    cut = [rank is not None for rank in topology.ranks(layout)]
-    core, _ = hosvd(state, [d if one else None for one, d in zip(cut, layout.dims, strict=True)])
-    kept = core**2
-    for axis in range(kept.ndim):
-        kept = np.cumsum(kept, axis=axis)
-    params = np.ones((1,) * kept.ndim)
-    factors = np.zeros((1,) * kept.ndim)
-    for axis, (one, d) in enumerate(zip(cut, layout.dims, strict=True)):
-        sizes = np.arange(1, d + 1)
-        along = tuple(-1 if k == axis else 1 for k in range(kept.ndim))
-        params = params * sizes.reshape(along)
-        # a leg that keeps its dimension needs no factor
-        factors = factors + np.where(sizes < d, sizes * d, 0).reshape(along)
-        if not one:
-            kept = np.where((sizes == d).reshape(along), kept, -1.0)
-    kept = np.where(params + factors <= most, kept, -1.0)
+    dims = layout.dims
+    options = [
+        [(None, d)] if rank is None else [*((r, r) for r in range(1, min(d, state.size // d) + 1) if r < d), (None, d)]
+        for rank, d in zip(topology.ranks(layout), dims, strict=True)
+    ]
+    core, _ = hosvd(
+        state, [None if own[:-1] == [] else min(d, state.size // d) for own, d in zip(options, dims, strict=True)]
+    )
+    kept, sizes, factors = core**2, np.ones((1,) * core.ndim), np.zeros((1,) * core.ndim)
+    for axis, (own, d) in enumerate(zip(options, dims, strict=True)):
+        last = kept.shape[axis] - 1
+        kept = np.take(np.cumsum(kept, axis=axis), [last if r is None else r - 1 for r, _ in own], axis=axis)
+        side = tuple(-1 if k == axis else 1 for k in range(core.ndim))
+        sizes = sizes * np.reshape([size for _, size in own], side)
+        factors = factors + np.reshape([0 if r is None else r * d for r, _ in own], side)
+    kept = np.where(sizes + factors <= most, kept, -1.0)
     best = np.unravel_index(int(np.argmax(kept)), kept.shape)
     if kept[best] < 0.0:
         return None
-    chosen = {q: None if r + 1 == d else int(r) + 1 for q, (r, d) in enumerate(zip(best, layout.dims, strict=True))}
-    bonds: list[int | None] = list(chosen.values())
-    if not isinstance(topology.bond, int) and len(topology.bond) > layout.ndim_legs:  # one per axis, of any length
+    bonds = [own[k][0] for own, k in zip(options, best, strict=True)]
+    if not isinstance(topology.bond, int) and len(topology.bond) > len(bonds):  # one per axis, of any length
         position = {axis: q for q, (axis, _) in enumerate(layout.leg_axes)}
-        bonds = [chosen[position[axis]] if axis in position else None for axis in range(len(layout.shape))]
+        bonds = [bonds[position[axis]] if axis in position else None for axis in range(len(layout.shape))]
     return replace(topology, bond=tuple(bonds))
 
 

@@ -27,7 +27,7 @@ MOMENT, PULLED, UNKNOWN = "moment", "pulled", "unknown"
 
 @dataclass(frozen=True)
 class Group:
-    """Indices of a core between which and the others its Gram matrix is a Kronecker product.
+    """A group of indices of a core that is one factor of the Kronecker product that is its Gram matrix.
 
     Parameters
     ----------
@@ -216,20 +216,19 @@ def _program(cores: tuple[Core, ...], outputs: Inds) -> Program:
 
 
 def _factored(gram: Float[np.ndarray, "..."]) -> Any:
-    from scipy.linalg import cho_factor
+    from scipy.linalg import LinAlgError, cho_factor
 
     n = math.isqrt(gram.size)
-    matrix = np.array(gram, dtype=np.float64).reshape(n, n)
-    ridge = _RIDGE * np.trace(matrix) / n + 1e-300
+    ridge = _RIDGE
     while True:
-        matrix.flat[:: n + 1] += ridge
+        matrix = np.array(gram, dtype=np.float64).reshape(n, n)
+        matrix.flat[:: n + 1] += ridge * np.trace(matrix) / n + 1e-300
         try:
-            return cho_factor(matrix.T, check_finite=False)  # LAPACK stores columns
-        except np.linalg.LinAlgError:  # the moment is singular, as of fewer inputs than columns
-            if ridge > np.trace(matrix) / n:
-                raise
+            return cho_factor(matrix.T, overwrite_a=True, check_finite=False)  # LAPACK stores columns
+        except LinAlgError:  # rounding in a large matrix with few large eigenvalues exceeds the ridge
             ridge *= 100.0
-
+            if ridge > 1.0:
+                raise
 
 
 def _divided(x: Float[np.ndarray, "..."], factors: Sequence[Any]) -> Float[np.ndarray, "..."]:

@@ -17,7 +17,9 @@ from ..errors import TopologyError
 from ..generator import Generator
 from ..topology import LowRank, TensorRing
 from ._alternating import alternate
-from ._metric import InputMetric, along, checked_moment
+from ._balance import balanced
+from ._metric import InputMetric, along, checked_moment, padded_moment
+from ._whitened_svd import whitened_svd
 
 
 @checked(TopologyError)
@@ -86,9 +88,9 @@ def decompose(
         second = np.eye(math.prod(generator.shape[1:]))
     if second is None or len(second) == 1:
         return generator.with_params(topology.decompose(layout, state, initial))
-    metric = InputMetric(generator.weighting, second)
     if isinstance(topology, LowRank) and topology.split == "axes":
-        return generator.with_params(_whitened_svd(generator, topology, metric, state))
+        return generator.with_params(_best_pair(generator, topology, state, second))
+    metric = InputMetric(generator.weighting, second)
     white = metric.whiten(state)
     start = topology.decompose(layout, white, initial)
     (segment,) = generator.segments
@@ -98,20 +100,19 @@ def decompose(
         for axis, ind in enumerate(core.inds):
             if ind in legs:
                 params[core.param] = along(legs[ind], params[core.param], axis)
-    return generator.with_params({name: params[name] for name in start})
+    return balanced(generator.with_params({name: params[name] for name in start}))
 
 
-def _whitened_svd(
-    generator: Generator, topology: LowRank, metric: InputMetric, state: Float[np.ndarray, "*legs"]
+def _best_pair(
+    generator: Generator, topology: LowRank, state: Float[np.ndarray, "*legs"], moment: Float[np.ndarray, "n_in n_in"]
 ) -> dict[str, Float[np.ndarray, "..."]]:
-    """Compute the best pair of factors, by an SVD of the weight times the square root of the moment."""
-    root, inverse = metric.roots_of_all()
-    order = (*metric.outer, *metric.inner)
-    rows = np.transpose(state, order)
-    white = np.transpose((rows.reshape(-1, len(root)) @ root).reshape(rows.shape), np.argsort(order))
-    params = topology.decompose(generator.layout, white, generator.params)
-    right = params["right"]
-    return {**params, "right": (right.reshape(len(right), -1) @ inverse).reshape(right.shape)}
+    layout = generator.layout
+    outer, inner = topology.sides(layout)
+    rows = np.transpose(state, (*outer, *inner)).reshape(layout.padded_shape[0], -1)
+    moment = padded_moment(layout, np.asarray(generator.weighting.moment_to_generated_order(moment)))
+    left, right = whitened_svd(rows, moment, topology.rank(layout))
+    shapes = {name: x.shape for name, x in generator.params.items()}
+    return {"left": left.reshape(shapes["left"]), "right": right.reshape(shapes["right"])}
 
 
 def _weight(generator: Generator, target: Any) -> Float[np.ndarray, "*shape"]:

@@ -23,7 +23,7 @@ from ._fingerprint import FORMER
 from ._loop import Loop
 from ._loss import TASK, Loss, plan_loss
 from ._mark import mark_of, old_mark_of
-from ._objective import Objective, Reconstruction, as_objective
+from ._objective import DataAwareReconstruction, Objective, Reconstruction, as_objective
 from ._optimizer import Optimizer, OptimizerName, Problem, get_optimizer
 from ._options import Callback, FitOptions, Momentum
 from ._progress import ProgressBar
@@ -100,7 +100,7 @@ def fit(
     seed : int
         The seed of the order of a task's data; step ``i`` always has the same data.
     start : {"generator", "decomposition"}
-        The start: the generator's own parameters, or a truncated decomposition of the target.
+        The start: the generator's own parameters, or a decomposition of the target, in the metric of the objective.
     tolerance : float
         The relative error of a reconstruction at which to stop.
     patience : int, optional
@@ -182,7 +182,8 @@ def fit(
     if start == "decomposition":
         if not isinstance(objective, Reconstruction):
             raise FitError("start='decomposition' needs a weight to decompose; pass an array or a Reconstruction.")
-        generator = decompose(generator, objective.target)
+        moment = objective.second_moment if isinstance(objective, DataAwareReconstruction) else None
+        generator = decompose(generator, objective.target, moment=moment)
     return run_fit(generator, objective, options)
 
 

@@ -14,7 +14,7 @@ from ..layout import Layout
 from ..weight import Weighting
 
 _LEAST_OF_LEG = 1e-6  # least eigenvalue of the moment of one leg, relative to the largest
-_LEAST = 1e-10  # the same of the whole moment
+_LEAST = 1e-10  # added to the whitened moment, so that no direction is free
 
 
 def checked_moment(moment: Any, shape: Shape) -> Float[np.ndarray, "n_in n_in"]:
@@ -61,12 +61,11 @@ class InputMetric:
         self.outer = [q for q in legs if layout.leg_axes[q][0] == 0]
         self.inner = [q for q in legs if layout.leg_axes[q][0] > 0]
         self.dims = layout.dims
-        moment = _padded(layout, np.asarray(weighting.moment_to_generated_order(moment)))
+        moment = padded_moment(layout, np.asarray(weighting.moment_to_generated_order(moment)))
         self.roots: dict[int, np.ndarray] = {}
         self.inverse_roots: dict[int, np.ndarray] = {}
         for position, q in enumerate(self.inner):
             self.roots[q], self.inverse_roots[q] = roots(self._marginal(moment, position), _LEAST_OF_LEG)
-        self.raw = moment
         # a single leg is whitened as a whole, up to what the least eigenvalue adds
         self.moment = self._whitened(moment) if len(self.inner) > 1 else np.eye(len(moment))
 
@@ -74,10 +73,6 @@ class InputMetric:
     def inner_dims(self) -> Shape:
         """The dimensions of the input legs, in the order of the axes."""
         return tuple(self.dims[q] for q in self.inner)
-
-    def roots_of_all(self) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, "n n"]]:
-        """Return the square root of the moment over all input legs, before whitening, and its inverse."""
-        return roots(self.raw, _LEAST)
 
     def whiten(self, state: Float[np.ndarray, "*legs"]) -> Float[np.ndarray, "*legs"]:
         """Convert a state to the coordinates of :attr:`moment`."""
@@ -107,7 +102,8 @@ class InputMetric:
         return (matrix + matrix.T) * (0.5 / spread) + _LEAST * np.eye(len(matrix))
 
 
-def _padded(layout: Layout, moment: Float[np.ndarray, "n_in n_in"]) -> Float[np.ndarray, "padded_in padded_in"]:
+def padded_moment(layout: Layout, moment: Float[np.ndarray, "n_in n_in"]) -> Float[np.ndarray, "padded_in padded_in"]:
+    """Append zeros to a moment in generated order for the padding of the input axes."""
     inner, padded = layout.shape[1:], layout.padded_shape[1:]
     thickness = [(0, p - n) for n, p in zip(inner * 2, padded * 2, strict=True)]
     return np.pad(moment.reshape(inner * 2), thickness).reshape(math.prod(padded), -1)

@@ -183,9 +183,11 @@ def hosvd(
         if r is None:
             continue
         unfolding = np.moveaxis(tensor, q, 0).reshape(d, -1)
-        # use eigenvectors of the small Gram matrix: an unfolding has few rows and many columns
-        _, vectors = np.linalg.eigh(unfolding @ unfolding.T)
-        factors[q] = vectors[:, ::-1][:, :r].T
+        if r <= unfolding.shape[1] < d:
+            factors[q] = np.linalg.svd(unfolding, full_matrices=False)[0][:, :r].T
+        else:  # use eigenvectors of the small Gram matrix: an unfolding has few rows and many columns
+            _, vectors = np.linalg.eigh(unfolding @ unfolding.T)
+            factors[q] = vectors[:, ::-1][:, :r].T
         core = np.moveaxis(np.tensordot(factors[q], core, axes=(1, q)), 0, q)
     return core, factors
 
