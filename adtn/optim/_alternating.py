@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 
-from .._typing import Float
+from .._typing import Float, Inds
 from ..layout import Layout
 from ..topology import Segment
 from ._block import MOMENT, PULLED, Block
@@ -57,9 +58,7 @@ def alternate(
     moment = metric.moment.reshape(metric.inner_dims * 2)
     if len(inner) == 1:  # whitened as a whole
         outer, inner, moment = (*outer, *inner), (), np.ones(())
-    legs = dict(zip(layout.leg_names, layout.dims, strict=True))
-    trained = [core for core in segment.cores if core.trainable]
-    blocks = [Block(segment.cores, core, outer, inner, legs) for core in trained]
+    blocks = _blocks(segment, outer, inner, tuple(zip(layout.leg_names, layout.dims, strict=True)))
     pulled = metric.times_moment(target)
     power = float(np.vdot(pulled, target))
     if not power > 0.0:
@@ -85,8 +84,14 @@ def alternate(
     return now
 
 
+@lru_cache(maxsize=64)
+def _blocks(segment: Segment, outer: Inds, inner: Inds, legs: tuple[tuple[str, int], ...]) -> tuple[Block, ...]:
+    """Plan the problems of all trained cores, once per structure; they hold no arrays."""
+    return tuple(Block(segment.cores, core, outer, inner, dict(legs)) for core in segment.cores if core.trainable)
+
+
 def _swept(
-    blocks: list[Block],
+    blocks: tuple[Block, ...],
     params: dict[str, Float[np.ndarray, "..."]],
     pulled: Float[np.ndarray, "*legs"],
     moment: Float[np.ndarray, "..."],

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._typing import Float, Inds
 from ..calculus import forward
-from ..program import Program, cached_program
+from ..program import Program, compile_program
 from ..topology import Core, Segment
 from ._conjugate import conjugate_gradients
 from ._metric import along
@@ -212,7 +212,7 @@ def _given(name: str, inds: Inds, shape: tuple[int, ...]) -> Core:
 
 
 def _program(cores: tuple[Core, ...], outputs: Inds) -> Program:
-    return cached_program((Segment((), cores, outputs),))
+    return compile_program((Segment((), cores, outputs),))
 
 
 def _factored(gram: Float[np.ndarray, "..."]) -> Any:
