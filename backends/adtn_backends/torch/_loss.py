@@ -53,9 +53,9 @@ def loss_of(
     if loss is not None and teacher is None:
         return check_loss(loss(model, batch))
     if loss is None and teacher is not None and distill == 1.0:  # labels are not needed
-        outputs = outputs_of(model, batch)
         with torch.no_grad():
-            return _distance(model, outputs, outputs_of(teacher, batch), batch)
+            targets = outputs_of(teacher, batch)
+        return _distance(model, outputs_of(model, batch), targets, batch)
     takes_batch = isinstance(batch, Mapping) and (_takes_labels(model) or "labels" not in batch)
     result = model(**batch) if takes_batch else None
     outputs = logits_of(result) if result is not None else outputs_of(model, batch)
