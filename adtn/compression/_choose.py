@@ -33,8 +33,9 @@ _FIT_STEPS = 40  # steps for topologies without a closed form
 _SWEEPS = 1  # of alternating least squares, for errors
 _ALL_SWEEPS = 12  # of those that are chosen
 _MEASURES = 2  # times that losses are measured for what was chosen
+_NEAR = 0.3  # difference of logarithms of squared errors within which losses are not measured again
 _ROUNDS = 4  # allocations, each with the errors of what the previous one chose
-SAMPLES = 256  # samples with which the outputs of models are compared
+SAMPLES = 128  # samples with which the outputs of models are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,8 @@ class Search:
         for layer in self.layers:
             own = {name: solved[name] for name in layer.weights if name in solved}
             error2 = sum(result.relative_error**2 for result in own.values())
-            if not own or error2 < 1e-10:
+            known = next(ladder.measured for ladder in ladders if ladder.layer == layer.name)
+            if error2 < 1e-10 or any(abs(math.log(error2 / at)) < _NEAR for at in known):
                 continue
             self.adapter.install({name: result.generator for name, result in own.items()})
             try:
