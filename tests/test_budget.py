@@ -21,6 +21,9 @@ from hypothesis import strategies as st
 
 from models import batches, net, same, state_of
 
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
+
 TOPOLOGIES = (adtn.TTN(), adtn.MERA(), adtn.MPO(), adtn.TensorRing(), adtn.Tucker(), adtn.CP(), adtn.BrickWall())
 QUICK: dict[str, Any] = {"targets": ["0", "4"], "steps": 5, "tune_steps": 3}
 

@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import re
+import warnings
 from collections import OrderedDict
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
@@ -18,14 +19,18 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn.compression import Config, Layer, _local
+from adtn.compression import Config, Layer, LayerRow, ModelCost, _local
 from adtn.compression._page import _png
-from adtn.errors import CompressError, DeviceError
+from adtn.compression._quality import faults_of
+from adtn.errors import CompressError, DeviceError, QualityWarning
 
 from models import Language, batches, net, same, state_of, texts
 
 torch = pytest.importorskip("torch")
 layers = pytest.importorskip("adtn_backends.torch.layers")
+
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
 nn = torch.nn
 
 TTN = adtn.TTN(bond=2)
@@ -523,7 +528,7 @@ def test_the_memory_of_a_forward_pass_is_counted_to_the_byte() -> None:
     report = adtn.compress(model, config, data=data)
     assert report.before.forward_peak_bytes == 4 * 32 * (128 + 128)
     assert report.after.forward_peak_bytes >= report.before.forward_peak_bytes
-    assert "its memory beside the parameters 0.03 MiB" in str(report)
+    assert "memory of a forward pass beside them 32 KiB" in str(report)
 
 
 def test_the_report_shortens_long_names_and_lists() -> None:
@@ -536,6 +541,86 @@ def test_the_report_shortens_long_names_and_lists() -> None:
     assert f">…{name[-39:]}</text>" in page
     assert f"<td>{name}</td>" in page
     assert "<td>norm5</td>" in page
+
+
+# --- warnings ---
+
+
+def cost(**options: Any) -> ModelCost:
+    return ModelCost(
+        **({"params": 9, "bytes": 9, "accuracy": None, "forward_seconds": None, "forward_peak_bytes": None} | options)
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ({"accuracy": 90.0}, {"accuracy": 88.1}, ""),
+        ({"accuracy": 90.0}, {"accuracy": 87.9}, "The accuracy falls by 2.10, from 90.00 to 87.90"),
+        ({"accuracy": 90.0}, {"accuracy": float("nan")}, "The accuracy falls"),
+        ({"score": 0.8}, {"score": 0.77}, ""),
+        ({"score": 0.8}, {"score": 0.75}, "The score falls by 0.05"),
+        ({"score": -40.0, "accuracy": 90.0}, {"score": -39.0, "accuracy": 10.0}, ""),
+        ({"loss": 2.0}, {"loss": 2.19}, ""),
+        ({"loss": 2.0}, {"loss": 2.21}, "The loss on the test data grows from 2.0000 to 2.2100"),
+        ({"loss": -2.0}, {"loss": -1.7}, "grows"),
+        ({"loss": 1.0}, {"loss": float("nan")}, "grows"),
+        ({"loss": 0.01, "accuracy": 99.0}, {"loss": 0.1, "accuracy": 99.0}, ""),
+        ({"loss": 0.5, "accuracy": 80.0}, {"loss": 0.7, "accuracy": 80.0}, "grows"),
+        ({"loss": 0.5, "accuracy": 80.0}, {"loss": 0.7, "accuracy": 70.0}, "accuracy"),
+    ],
+)
+def test_a_model_that_loses_much_is_noticed(before: dict[str, Any], after: dict[str, Any], message: str) -> None:
+    faults = faults_of([], cost(**before), cost(**after), trained=True)
+    assert len(faults) == bool(message)
+    assert message in "".join(faults)
+
+
+def test_one_warning_names_all_layers_with_large_errors() -> None:
+    def row(name: str, *errors: float) -> LayerRow:
+        return LayerRow(
+            name=name, kind="Linear", shapes=(), topology="", dense=9, params=3, active=3, local_errors=list(errors)
+        )
+
+    rows = [row(f"l{n}", 0.2, 0.5 + n / 10) for n in range(7)]
+    (fault,) = faults_of(rows, cost(), cost(), trained=False)
+    assert fault.startswith("6 of 7 layers have a relative error above 0.5, and nothing was trained: l6 (1.10), l5 ")
+    assert "l2 (0.70) and 1 more" in fault
+    assert not faults_of(rows, cost(), cost(), trained=True)
+    assert len(faults_of([row("a", float("nan"))], cost(), cost(), trained=False)) == 1
+
+
+def test_a_ruined_model_causes_warnings_that_the_report_repeats_in_red() -> None:
+    with pytest.warns(QualityWarning, match="2 of 2 layers have a relative error above 0.5") as caught:
+        report = adtn.compress(net(), Config(**QUICK))
+    assert [str(w.message) for w in caught] == report.warnings == json.loads(report.to_json())["warnings"]
+    assert caught[0].filename == __file__, "the warning points at the call"
+    assert report.summary()[0] == f"warning: {report.warnings[0]}"
+    assert f"<p class='alarm'>warning: {report.warnings[0]}</p>" in report.to_html()
+    assert ".alarm{color:#c62828" in report.to_html()
+    scores = iter([50.0, 47.0])
+    with pytest.warns(QualityWarning, match="The score falls by 3, from 50 to 47"):
+        adtn.compress(net(), Config(**QUICK), data=batches(), score=lambda model: next(scores))
+
+
+def test_a_warning_that_is_an_error_leaves_the_model_unchanged() -> None:
+    model = net()
+    state, modules = state_of(model), dict(model.named_modules())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", QualityWarning)
+        with pytest.raises(QualityWarning):
+            adtn.compress(model, Config(**QUICK))
+    assert same(model, state)
+    assert dict(model.named_modules()) == modules
+
+
+def test_good_results_and_adapters_cause_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", QualityWarning)
+        report = adtn.compress(net(), Config(targets=["4"], topology=adtn.LowRank(bond=28), recipe="closed-form"))
+        adtn.compress(net(), Config(**QUICK, mode="adapter"), data=batches())
+    assert report.warnings == []
+    assert "alarm'>" not in report.to_html()
 
 
 # --- configs ---

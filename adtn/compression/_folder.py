@@ -195,7 +195,8 @@ def load_pretrained(folder: PathArgument) -> Any:
     ...     dense, small = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp()) / "small"
     ...     config = GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
     ...     GPT2LMHeadModel(config).save_pretrained(dense)
-    ...     _ = run_folder(dense, adtn.Config(targets=["Conv1D"], topology=adtn.TTN(bond=2), steps=5), small)
+    ...     config = adtn.Config(targets=["Conv1D"], topology=adtn.LowRank(bond=12), recipe="closed-form")
+    ...     _ = run_folder(dense, config, small)
     ...     name = type(adtn.load_pretrained(small).transformer.h[0].mlp.c_fc).__name__
     ... except ImportError:
     ...     name = "ADTNLinear"
@@ -254,7 +255,8 @@ def load_model(model: Any, folder: PathArgument) -> Any:
     >>> def make():
     ...     return torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
     >>> folder = Path(tempfile.mkdtemp()) / "small"
-    >>> _ = run_folder(make, adtn.Config(targets=["0"], topology=adtn.TTN(bond=2), steps=5), folder)
+    >>> config = adtn.Config(targets=["0"], topology=adtn.LowRank(bond=24), recipe="closed-form")
+    >>> _ = run_folder(make, config, folder)
     >>> type(adtn.load_model(make(), folder)[0]).__name__
     'ADTNLinear'
     """
