@@ -15,10 +15,12 @@ from .._files import check_writable
 from ..backends import check_device
 from ..errors import CompressError, LayoutError, QualityWarning, TopologyError
 from ..generator import Generator, generated_rows
+from ._baselines import Baselines
 from ._choose import has_closed_form
 from ._config import Config
 from ._local import Executor, LocalTask
 from ._model import Layer, Model, model_of
+from ._progress import Progress
 from ._quality import faults_of
 from ._report import CompressReport
 from ._rows import LayerRow, ModelCost
@@ -41,7 +43,8 @@ def compress(
     device: str | None = None,
     executor: Executor | None = None,
     folder: PathArgument | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | bool | None = None,
+    baselines: bool = False,
 ) -> CompressReport:
     """Replace layers of a model by generated ones, in place.
 
@@ -73,8 +76,13 @@ def compress(
         A folder where finished layers are cached and found when the call is repeated. An interrupted training continues
         from its last checkpoint, with the same sequence of data. With other data, this is refused; with
         another config, loss or model, training starts from the beginning.
-    progress : callable, optional
-        A function that is called with a line for every layer, and regularly during training.
+    progress : callable or bool, optional
+        A function that is called with a line for every layer, and regularly during training; or whether to show the
+        stages with the time left on standard error. By default they are shown on a terminal only.
+    baselines : bool
+        Whether to measure other ways to make the model as small, for the report: low-rank pairs of the same bytes
+        (also after the same training), all layers as integers, a scaled identity and frozen random weights, and the
+        dense model after the same training. This takes several times as long, and needs ``test`` or ``score``.
 
     Returns
     -------
@@ -116,6 +124,10 @@ def compress(
     for name, batches in (("data", data), ("validation", validation), ("test", test)):
         if batches is not None and next(iter(batches), None) is None:
             raise CompressError(f"Got {name} without a batch, or exhausted; pass a list or a DataLoader.")
+    if baselines and test is None and score is None:
+        raise CompressError("Got baselines=True without test=; pass the data that compare them, or score=.")
+    if baselines and config.mode == "adapter":
+        raise CompressError("Got baselines=True with mode='adapter'; baselines replace weights. Leave it out.")
     adapter = model_of(model, None)
     began = time.monotonic()
     chosen, dense = _choose_layers(adapter, config)
@@ -142,17 +154,24 @@ def compress(
         score=score,
         executor=executor,
         folder=folder,
-        say=progress or (lambda line: None),
+        say=Progress(progress),
     )
     try:
-        outcome = run.compress(before)
-        after = _cost(adapter, test, loss, score)
-        generators = adapter.generators()
-        sample = test if test is not None else data
-        predicted = adapter.predicted_seconds(sample) if sample is not None else {}
-        if sample is not None:
-            dense_pass, own_pass = adapter.forward_costs(sample)
-            before, after = before.with_forward(dense_pass), after.with_forward(own_pass)
+        with run.say:
+            outcome = run.compress(before)
+            after = _cost(adapter, test, loss, score)
+            generators = adapter.generators()
+            run.say.stage("measurements")
+            sample = test if test is not None else data
+            predicted = adapter.predicted_seconds(sample) if sample is not None else {}
+            if sample is not None:
+                dense_pass, own_pass = adapter.forward_costs(sample)
+                before, after = before.with_forward(dense_pass), after.with_forward(own_pass)
+            compared = (
+                Baselines(run=run, replaced=frozenset(generators), before=before, result=after).measure()
+                if baselines
+                else []
+            )
         rows = [_row(layer, outcome, generators, predicted) for layer in run.layers if _is_replaced(layer, generators)]
         trained = bool(outcome.losses) or ("distill-local" in stages and config.tune_steps > 0)
         # an adapter starts at zero, beside the dense weight: its local error says nothing
@@ -175,6 +194,7 @@ def compress(
         corners={n: (_corner(task.weight), _corner(generators[n])) for n, task in tasks.items() if n in generators},
         title=type(model).__name__,
         warnings=faults,
+        baselines=compared,
     )
 
 

@@ -45,8 +45,9 @@ def run_folder(
     loss: Callable[..., Any] | None = None,
     score: Callable[[Any], Any] | None = None,
     device: str | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | bool | None = None,
     rest: Precision | None = None,
+    baselines: bool = False,
 ) -> CompressReport:
     """Make a model, load its dense weights, compress it, and save the result.
 
@@ -61,7 +62,7 @@ def run_folder(
         copied from a Hugging Face folder. An older result in it is replaced as a whole.
     weights : path, optional
         A file with the state of the dense model, ``.safetensors``.
-    data, test, loss, score, device, progress
+    data, test, loss, score, device, progress, baselines
         See :func:`compress`.
     rest : Precision, optional
         The precision of what is not generated (biases, norms, dense weights) in the file: ``"float16"`` or
@@ -93,6 +94,7 @@ def run_folder(
         device=device,
         folder=out / "layers",
         progress=progress,
+        baselines=baselines,
     )
 
     def write(place: Path) -> None:

@@ -104,8 +104,8 @@ class CompressReport:
         table = Table(title="baselines", title_justify="left", title_style="bold")
         for n, column in enumerate(("model", "params", "bytes", "quality", "test loss")):
             table.add_column(column, justify="right" if n else "left")
-        for cells in baseline_cells(self.before, self.after, self.baselines):
-            table.add_row(*cells)
+        for row in baseline_cells(self.before, self.after, self.baselines):
+            table.add_row(*row)
         return table
 
     def alarms(self) -> list[str]:

@@ -114,7 +114,7 @@ class ModelCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """Another way to make the same model small, or the dense model after the same training.
+    """A different way to make the same model small, or the dense model after the same training.
 
     Parameters
     ----------
@@ -133,12 +133,15 @@ class Baseline:
     loss: float | None
 
     def beats(self, result: ModelCost) -> bool:
-        """Return whether it is better than a result, and not larger."""
+        """Return whether it is better than a result of no fewer bytes, or as good and smaller."""
         if self.bytes > result.bytes:
             return False
+        smaller = self.bytes < result.bytes
         if self.quality is not None and result.quality is not None:
-            return self.quality > result.quality
-        return self.loss is not None and result.loss is not None and self.loss < result.loss
+            return self.quality > result.quality or (smaller and self.quality == result.quality)
+        if self.loss is None or result.loss is None:
+            return False
+        return self.loss < result.loss or (smaller and self.loss == result.loss)
 
 
 def times(ratio: float) -> str:
