@@ -312,6 +312,9 @@ def compress(
         Path | None, typer.Option(help="TOML or YAML file with the configuration; see adtn.Config.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="MODULE:FACTORY that returns the training batches.")] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="MODULE:FACTORY that returns batches that decide whether training has helped.")
+    ] = None,
     test: Annotated[str | None, typer.Option(help="MODULE:FACTORY that returns the test batches.")] = None,
     loss: Annotated[
         str | None, typer.Option(help="MODULE:FUNCTION of (model, batch); by default the cross-entropy.")
@@ -357,6 +360,7 @@ def compress(
             out,
             weights=weights,
             data=_call(data),
+            validation=_call(validation),
             test=_call(test),
             loss=_find(loss),
             score=_find(score),

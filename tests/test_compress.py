@@ -12,6 +12,7 @@ import warnings
 from collections import OrderedDict
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -470,13 +471,21 @@ def test_the_report_counts_what_is_there_and_saves_whole_pages(tmp_path: Path) -
     for row in report.layers:
         assert row.name in str(report)
     assert "dense, no generated form of BatchNorm2d: 1" in str(report)
+    assert f"adtn {adtn.__version__}, {report.date}, seed 0" in str(report)
+    first, third = report.after.forward_quartiles
+    assert 0 < first <= report.after.forward_seconds <= third
     content = json.loads(report.to_json())
+    assert (content["title"], content["version"]) == ("Sequential", adtn.__version__)
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(content["date"])) < timedelta(minutes=10)
     assert content["layers"][1]["dense"] == 8 * 16 * 32
     assert content["config"]["topology"]["name"] == "TTN"
     for name in ("report.json", "report.html"):
         report.save(tmp_path / name)
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 2
+    assert "<title>adtn: Sequential, compressed</title>" in page
+    assert "<td>tune_steps</td><td>3</td>" in page and "<td>seed</td><td>0</td>" in page
+    assert "<td>restarts</td>" not in page, "only what differs from the defaults"
     widths = [float(w) for w in re.findall(r"<rect [^>]*width='([\d.]+)'", page)]
     counts = [n for row in report.layers for n in (row.dense, row.params)]
     spread = max(counts) / min(counts)
@@ -541,6 +550,22 @@ def test_the_report_shortens_long_names_and_lists() -> None:
     assert f">…{name[-39:]}</text>" in page
     assert f"<td>{name}</td>" in page
     assert "<td>norm5</td>" in page
+
+
+def test_the_memory_of_parameters_and_buffers_counts_shared_ones_once() -> None:
+    from adtn_backends.torch._model import TorchModel
+
+    model = net()
+    twice = nn.Sequential(model, model)
+    parts = [*model.parameters(), *model.buffers()]
+    size = sum(x.numel() * x.element_size() for x in parts)
+    assert TorchModel(model, None).resident_bytes() == TorchModel(twice, None).resident_bytes() == size
+    config = Config(targets=["4"], topology=adtn.ScaledRandom(), recipe="closed-form", steps=1)
+    report = adtn.compress(model, config)
+    assert report.before.resident_bytes == size
+    assert report.after.resident_bytes > report.after.bytes + 4 * 4096, (
+        "the random weight is in memory, not in the file"
+    )
 
 
 # --- warnings ---
@@ -783,6 +808,29 @@ def test_the_command_line_writes_a_folder_that_loads_back(here: Path) -> None:
     accuracy = json.loads((here / "small/report.json").read_text())["after"]["accuracy"]
     right = [(model(x).argmax(-1) == y).float().mean() for x, y in somenet.data()]
     assert accuracy == pytest.approx(100 * float(torch.stack(right).mean()))
+
+
+def test_the_command_line_takes_a_budget_and_compares(here: Path) -> None:
+    arguments = ["somenet:build", "--config", "c.toml", "--test", "somenet:data", "--out", "small"]
+    sources = ["--data", "somenet:data", "--validation", "somenet:data"]
+    done = command(*arguments, *sources, "--budget", "2x", "--baselines")
+    assert done.exit_code == 0, done.output
+    report = json.loads((here / "small/report.json").read_text())
+    assert report["config"]["budget"]["ratio"] == 2.0
+    assert report["after"]["params"] <= report["before"]["params"] / 2
+    assert "int8, all layers" in [x["name"] for x in report["baselines"]]
+    assert "whitened SVD" in done.stdout
+    done = command(*arguments, "--budget", "half")
+    assert "Got the budget 'half'; expected a ratio such as '4x'" in str(done.exception)
+
+
+def test_the_command_line_shows_warnings_once_and_without_the_source(here: Path) -> None:
+    done = command("somenet:build", "--config", "c.toml", "--out", "small")
+    assert done.exit_code == 0, done.output
+    (warning,) = json.loads((here / "small/report.json").read_text())["warnings"]
+    assert warning.startswith("1 of 1 layers have a relative error above 0.5")
+    assert done.stderr == f"warning: {warning}\n"
+    assert f"warning: {warning}" in done.stdout
 
 
 def test_folders_and_names_that_do_not_fit_are_refused(here: Path) -> None:

@@ -41,6 +41,7 @@ def run_folder(
     *,
     weights: Path | None = None,
     data: Iterable[Any] | None = None,
+    validation: Iterable[Any] | None = None,
     test: Iterable[Any] | None = None,
     loss: Callable[..., Any] | None = None,
     score: Callable[[Any], Any] | None = None,
@@ -62,7 +63,7 @@ def run_folder(
         copied from a Hugging Face folder. An older result in it is replaced as a whole.
     weights : path, optional
         A file with the state of the dense model, ``.safetensors``.
-    data, test, loss, score, device, progress, baselines
+    data, validation, test, loss, score, device, progress, baselines
         See :func:`compress`.
     rest : Precision, optional
         The precision of what is not generated (biases, norms, dense weights) in the file: ``"float16"`` or
@@ -88,6 +89,7 @@ def run_folder(
         model,
         config,
         data=data,
+        validation=validation,
         test=test,
         loss=loss,
         score=score,
