@@ -133,15 +133,17 @@ class Baseline:
     loss: float | None
 
     def beats(self, result: ModelCost) -> bool:
-        """Return whether it is better than a result of no fewer bytes, or as good and smaller."""
+        """Return whether it is better than a result of no fewer bytes, or as good and smaller.
+
+        The quality decides, and where that is equal the loss.
+        """
         if self.bytes > result.bytes:
             return False
-        smaller = self.bytes < result.bytes
-        if self.quality is not None and result.quality is not None:
-            return self.quality > result.quality or (smaller and self.quality == result.quality)
-        if self.loss is None or result.loss is None:
-            return False
-        return self.loss < result.loss or (smaller and self.loss == result.loss)
+        if self.quality is not None and result.quality is not None and self.quality != result.quality:
+            return self.quality > result.quality
+        if self.loss is None or result.loss is None:  # equal where it is known, so the size decides
+            return self.quality is not None and self.bytes < result.bytes
+        return self.loss < result.loss or (self.loss == result.loss and self.bytes < result.bytes)
 
 
 def times(ratio: float) -> str:
