@@ -187,8 +187,8 @@ def fit(
     content = to_bytes(gen)
     print(f"{name} {weight.shape} -> {type(top).__name__}, legs {gen.layout.dims}, on {device}")
     print(
-        f"relative error {solution.relative_error:.4f}   parameters {gen.num_params:,} "
-        f"(active {gen.num_active_params:,})   "
+        f"relative error {solution.relative_error:.4f}{_beside(weight, gen.num_params)}   "
+        f"parameters {gen.num_params:,} (active {gen.num_active_params:,})   "
         f"ratio {gen.compression_ratio:,.0f}x   {len(content):,} bytes   {solution.seconds:.1f} s"
     )
     print(f"{solution.status.name}: {solution.status.value}")
@@ -201,10 +201,15 @@ def fit(
 @app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A file written by adtn.save, or any .npy, .npz or .safetensors file.")],
+    weight: Annotated[
+        Path | None,
+        typer.Option(help="File with the weight that it replaces, to show the error beside that of an SVD."),
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Name of that weight in a file with several.")] = None,
     modules: Imports = None,
 ) -> None:
     """Show the content of a file: a generator with its segments, or plain weights with their spectra."""
-    from .compression import load, read_weights
+    from .compression import load, pick_weight, read_weights
     from .errors import FileFormatError
 
     try:
@@ -215,10 +220,13 @@ def inspect(
         for name, x in read_weights(file).items():
             print(f"{name:40s} {x.dtype!s:8s} {'x'.join(map(str, x.shape)):20s} {_spectrum(x)}")
         return
+    error = "" if weight is None else _error_of(gen, *pick_weight(weight, key))
     print(gen)
     stored = gen.dtype if gen.precision is None else f"{gen.precision}, decoded to {gen.dtype}"
     print(f"scale {gen.scale:.6g}   base {_base(gen.base)}   dtype {stored}   active {gen.num_active_params:,}")
     bits = 8 * gen.nbytes / max(gen.num_params, 1)
+    if error:
+        print(error)
     print(f"parameters {gen.nbytes:,} bytes   {bits:.2f} bits each   {8 * gen.nbytes / gen.layout.size:.3f} per entry")
     for t, (segment, stage) in enumerate(zip(gen.segments, gen.program.stages, strict=True), start=1):
         print(
@@ -304,11 +312,20 @@ def compress(
         Path | None, typer.Option(help="TOML or YAML file with the configuration; see adtn.Config.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="MODULE:FACTORY that returns the training batches.")] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="MODULE:FACTORY that returns batches that decide whether training has helped.")
+    ] = None,
     test: Annotated[str | None, typer.Option(help="MODULE:FACTORY that returns the test batches.")] = None,
     loss: Annotated[
         str | None, typer.Option(help="MODULE:FUNCTION of (model, batch); by default the cross-entropy.")
     ] = None,
     score: Annotated[str | None, typer.Option(help="MODULE:FUNCTION of (model); larger is better.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Size of the whole model, instead of that of the config: 4x, 25% or 2MB.")
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also measure integers, an SVD, controls and more training beside it.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="Device of the local fits.")] = None,
     out: Annotated[Path, typer.Option(help="Output folder for state and report.")] = Path("compressed"),
     rest: Annotated[
@@ -318,7 +335,13 @@ def compress(
     modules: Imports = None,
 ) -> None:
     """Compress a PyTorch model and save its state, with its generators, and a report."""
-    from .compression import Config, run_folder
+    import warnings
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from .compression import Budget, Config, run_folder
+    from .errors import QualityWarning
     from .precision import Precision
 
     def say(line: str) -> None:
@@ -326,21 +349,29 @@ def compress(
 
     check_writable(out, "--out", "folder")
     settings = Config.load(config) if config is not None else Config()
+    if budget is not None:
+        settings = replace(settings, budget=Budget.parse(budget))
     source = Path(model) if Path(model).is_dir() else _function(model)
-    report = run_folder(
-        source,
-        settings,
-        out,
-        weights=weights,
-        data=_call(data),
-        test=_call(test),
-        loss=_find(loss),
-        score=_find(score),
-        device=device,
-        progress=say,
-        rest=None if rest is None else Precision(cast(Any, rest)),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", QualityWarning)  # the report has them, and they follow in red
+        report = run_folder(
+            source,
+            settings,
+            out,
+            weights=weights,
+            data=_call(data),
+            validation=_call(validation),
+            test=_call(test),
+            loss=_find(loss),
+            score=_find(score),
+            device=device,
+            progress=None if sys.stderr.isatty() else say,
+            rest=None if rest is None else Precision(cast(Any, rest)),
+            baselines=baselines,
+        )
     print(report)
+    for line in report.alarms():
+        Console(stderr=True).print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
     print(f"State and report are in {out}/")
 
 
@@ -453,6 +484,24 @@ def _layout(shape: tuple[int, ...], topology: Any, leg: int | None, order: str |
     return Layout.of(
         shape, leg or topology.leg, topology.order if order is None else cast(Any, order), exact=topology.exact
     )
+
+
+def _error_of(generator: Any, name: str, weight: np.ndarray) -> str:
+    """Describe how far a generator is from the weight that it replaces."""
+    if weight.shape != generator.shape:
+        raise ADTNError(f"Got {name!r} of shape {weight.shape}; expected {generator.shape}, that of the generator.")
+    dense = np.asarray(weight, np.float64)
+    error = float(np.linalg.norm(generator.weight() - dense) / (np.linalg.norm(dense) or 1.0))
+    return f"relative error {error:.4f} of {name}{_beside(dense, generator.num_params)}"
+
+
+def _beside(weight: np.ndarray, params: int) -> str:
+    """Describe the error of a singular value decomposition of as many parameters; empty for vectors."""
+    from .optim import svd_error
+
+    if weight.ndim < 2 or weight.size > 2**24:
+        return ""
+    return f" (a truncated SVD of equal size {svd_error(weight, params):.4f})"
 
 
 def _spectrum(x: np.ndarray) -> str:

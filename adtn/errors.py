@@ -54,6 +54,10 @@ class OutputWarning(UserWarning):
     """A warning that an additional file could not be written; the work continues."""
 
 
+class QualityWarning(UserWarning):
+    """A warning that a compressed model is finished but much worse than the dense one."""
+
+
 class FitError(ADTNError, ValueError):
     """An error for a fit that cannot run as requested."""
 

@@ -15,6 +15,9 @@ from models import Language, batches, net, same, state_of
 
 torch = pytest.importorskip("torch")
 layers = pytest.importorskip("adtn_backends.torch.layers")
+
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
 nn = torch.nn
 X = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(3))
 

@@ -16,10 +16,14 @@ from adtn.compression._budget import allocate
 from adtn.compression._choice import dense_choice, families
 from adtn.compression._ladder import Curve, Ladder, low_rank_errors
 from adtn.errors import CompressError, TopologyError
+from adtn.optim import svd_error
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models import batches, net, same, state_of
+
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
 
 TOPOLOGIES = (adtn.TTN(), adtn.MERA(), adtn.MPO(), adtn.TensorRing(), adtn.Tucker(), adtn.CP(), adtn.BrickWall())
 QUICK: dict[str, Any] = {"targets": ["0", "4"], "steps": 5, "tune_steps": 3}
@@ -120,6 +124,20 @@ def test_errors_of_all_ranks_are_those_of_truncated_decompositions() -> None:
     assert errors[0] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("shape", [(12, 9), (8, 3, 2, 2)])
+def test_the_error_of_an_svd_is_that_of_the_largest_rank_within_a_size(shape: tuple[int, ...]) -> None:
+    weight = np.random.default_rng(1).standard_normal(shape)
+    matrix = weight.reshape(shape[0], -1)
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    total = sum(matrix.shape)
+    for params, rank in ((total - 1, 0), (total, 1), (3 * total + 1, 3)):
+        away = (left[:, :rank] * values[:rank]) @ right[:rank] - matrix
+        want = np.linalg.norm(away) / np.linalg.norm(matrix)
+        assert svd_error(weight, params) == pytest.approx(want)
+    assert svd_error(weight, matrix.size) == 0.0, "the weight itself fits"
+    assert svd_error(weight, total, np.zeros((matrix.shape[1],) * 2)) == 0.0, "no input, no error"
+
+
 def test_curves_interpolate_between_what_is_known() -> None:
     (family,) = families((64, 64), (adtn.LowRank(),), [], 4)
     curve = Curve(family=family, errors={1000: 0.1, 100: 0.5})
@@ -153,6 +171,27 @@ def test_a_ladder_has_no_choice_that_is_dearer_and_worse() -> None:
 def test_invalid_budgets_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(CompressError, match=message):
         Budget(**values)
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("4x", Budget(ratio=4.0)),
+        ("2.5 X", Budget(ratio=2.5)),
+        ("25%", Budget(ratio=4.0)),
+        ("2MB", Budget(bytes=2_000_000)),
+        ("1.5KiB", Budget(bytes=1536)),
+        ("900B", Budget(bytes=900)),
+    ],
+)
+def test_budgets_are_read_as_one_writes_them(text: str, want: Budget) -> None:
+    assert Budget.parse(text) == want
+
+
+@pytest.mark.parametrize("text", ["", "4", "x", "4y", "-1x", "0.5x", "0%", "120%", "4x 2MB", "1e3x"])
+def test_budgets_that_mean_nothing_are_refused(text: str) -> None:
+    with pytest.raises(CompressError, match="expected a"):
+        Budget.parse(text)
 
 
 @pytest.mark.parametrize("budget", [{"params": 700}, {"bytes": 2400}, {"ratio": 6.0}])

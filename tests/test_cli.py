@@ -10,6 +10,7 @@ from pathlib import Path
 import adtn
 import numpy as np
 import pytest
+from adtn.optim import svd_error
 from safetensors.numpy import save_file
 
 WEIGHT = np.add.outer(np.sin(np.arange(24) / 5), np.cos(np.arange(36) / 7))
@@ -59,6 +60,12 @@ def test_fit_and_inspect(tmp_path: Path, kind: str) -> None:
     assert "relative error 0.0" in shown and "FINISHED" in shown
     target = tmp_path / "w.adtn.safetensors"
     gen = adtn.load(target)
+    beside = f"(a truncated SVD of equal size {svd_error(WEIGHT, gen.num_params):.4f})"
+    assert beside in shown
+    error = np.linalg.norm(gen.weight() - WEIGHT) / np.linalg.norm(WEIGHT)
+    key = () if kind == "npy" else ("--key", "fc")
+    told = run("inspect", target, "--weight", path, *key).stdout
+    assert f"relative error {error:.4f} of {'w' if kind == 'npy' else 'fc'} {beside}" in told
     assert np.linalg.norm(gen.weight() - WEIGHT) < 0.05 * np.linalg.norm(WEIGHT)
     text = run("inspect", target).stdout
     assert "MPO" in text and "site0" in text
@@ -111,6 +118,7 @@ def test_fit_on_another_device_gives_the_same(tmp_path: Path) -> None:
         (["fit", "w.npy", "--topology", "tt", "--layers", "2"], "TT has no option --layers"),
         (["fit", "w.npy", "--device", "tpu:0"], "registered are"),
         (["fit", "objects.npy"], "without pickled objects"),
+        (["inspect", "g.safetensors", "--weight", "w.npy"], "expected (8, 8), that of the generator"),
         (["inspect", "broken.safetensors"], "is not an adtn file"),
         (["demo", "--data", "letters"], "'digits' or 'mnist'"),
         (["demo", "--data", "mnist"], "ADTN_DATA"),
@@ -123,6 +131,7 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ar
     np.savez("two.npz", a=WEIGHT, b=WEIGHT)
     np.save("objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     Path("w.txt").write_text("1 2 3")
+    adtn.save("g.safetensors", adtn.Generator((8, 8), adtn.TTN(bond=2)))
     Path("broken.safetensors").write_bytes(b"\xff" * 100)
     done = run(*args, code=1)
     assert message in done.stderr

@@ -8,9 +8,11 @@ import io
 import json
 import pickle
 import re
+import warnings
 from collections import OrderedDict
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,18 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn.compression import Config, Layer, _local
+from adtn.compression import Config, Layer, LayerRow, ModelCost, _local
 from adtn.compression._page import _png
-from adtn.errors import CompressError, DeviceError
+from adtn.compression._quality import faults_of
+from adtn.errors import CompressError, DeviceError, QualityWarning
 
 from models import Language, batches, net, same, state_of, texts
 
 torch = pytest.importorskip("torch")
 layers = pytest.importorskip("adtn_backends.torch.layers")
+
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
 nn = torch.nn
 
 TTN = adtn.TTN(bond=2)
@@ -465,13 +471,21 @@ def test_the_report_counts_what_is_there_and_saves_whole_pages(tmp_path: Path) -
     for row in report.layers:
         assert row.name in str(report)
     assert "dense, no generated form of BatchNorm2d: 1" in str(report)
+    assert f"adtn {adtn.__version__}, {report.date}, seed 0" in str(report)
+    first, third = report.after.forward_quartiles
+    assert 0 < first <= report.after.forward_seconds <= third
     content = json.loads(report.to_json())
+    assert (content["title"], content["version"]) == ("Sequential", adtn.__version__)
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(content["date"])) < timedelta(minutes=10)
     assert content["layers"][1]["dense"] == 8 * 16 * 32
     assert content["config"]["topology"]["name"] == "TTN"
     for name in ("report.json", "report.html"):
         report.save(tmp_path / name)
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 2
+    assert "<title>adtn: Sequential, compressed</title>" in page
+    assert "<td>tune_steps</td><td>3</td>" in page and "<td>seed</td><td>0</td>" in page
+    assert "<td>restarts</td>" not in page, "only what differs from the defaults"
     widths = [float(w) for w in re.findall(r"<rect [^>]*width='([\d.]+)'", page)]
     counts = [n for row in report.layers for n in (row.dense, row.params)]
     spread = max(counts) / min(counts)
@@ -523,7 +537,7 @@ def test_the_memory_of_a_forward_pass_is_counted_to_the_byte() -> None:
     report = adtn.compress(model, config, data=data)
     assert report.before.forward_peak_bytes == 4 * 32 * (128 + 128)
     assert report.after.forward_peak_bytes >= report.before.forward_peak_bytes
-    assert "its memory beside the parameters 0.03 MiB" in str(report)
+    assert "memory of a forward pass beside them 32 KiB" in str(report)
 
 
 def test_the_report_shortens_long_names_and_lists() -> None:
@@ -536,6 +550,102 @@ def test_the_report_shortens_long_names_and_lists() -> None:
     assert f">…{name[-39:]}</text>" in page
     assert f"<td>{name}</td>" in page
     assert "<td>norm5</td>" in page
+
+
+def test_the_memory_of_parameters_and_buffers_counts_shared_ones_once() -> None:
+    from adtn_backends.torch._model import TorchModel
+
+    model = net()
+    twice = nn.Sequential(model, model)
+    parts = [*model.parameters(), *model.buffers()]
+    size = sum(x.numel() * x.element_size() for x in parts)
+    assert TorchModel(model, None).resident_bytes() == TorchModel(twice, None).resident_bytes() == size
+    config = Config(targets=["4"], topology=adtn.ScaledRandom(), recipe="closed-form", steps=1)
+    report = adtn.compress(model, config)
+    assert report.before.resident_bytes == size
+    assert report.after.resident_bytes > report.after.bytes + 4 * 4096, (
+        "the random weight is in memory, not in the file"
+    )
+
+
+# --- warnings ---
+
+
+def cost(**options: Any) -> ModelCost:
+    return ModelCost(
+        **({"params": 9, "bytes": 9, "accuracy": None, "forward_seconds": None, "forward_peak_bytes": None} | options)
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ({"accuracy": 90.0}, {"accuracy": 88.1}, ""),
+        ({"accuracy": 90.0}, {"accuracy": 87.9}, "The accuracy falls by 2.10, from 90.00 to 87.90"),
+        ({"accuracy": 90.0}, {"accuracy": float("nan")}, "The accuracy falls"),
+        ({"score": 0.8}, {"score": 0.77}, ""),
+        ({"score": 0.8}, {"score": 0.75}, "The score falls by 0.05"),
+        ({"score": -40.0, "accuracy": 90.0}, {"score": -39.0, "accuracy": 10.0}, ""),
+        ({"loss": 2.0}, {"loss": 2.19}, ""),
+        ({"loss": 2.0}, {"loss": 2.21}, "The loss on the test data grows from 2.0000 to 2.2100"),
+        ({"loss": -2.0}, {"loss": -1.7}, "grows"),
+        ({"loss": 1.0}, {"loss": float("nan")}, "grows"),
+        ({"loss": 0.01, "accuracy": 99.0}, {"loss": 0.1, "accuracy": 99.0}, ""),
+        ({"loss": 0.5, "accuracy": 80.0}, {"loss": 0.7, "accuracy": 80.0}, "grows"),
+        ({"loss": 0.5, "accuracy": 80.0}, {"loss": 0.7, "accuracy": 70.0}, "accuracy"),
+    ],
+)
+def test_a_model_that_loses_much_is_noticed(before: dict[str, Any], after: dict[str, Any], message: str) -> None:
+    faults = faults_of([], cost(**before), cost(**after), trained=True)
+    assert len(faults) == bool(message)
+    assert message in "".join(faults)
+
+
+def test_one_warning_names_all_layers_with_large_errors() -> None:
+    def row(name: str, *errors: float) -> LayerRow:
+        return LayerRow(
+            name=name, kind="Linear", shapes=(), topology="", dense=9, params=3, active=3, local_errors=list(errors)
+        )
+
+    rows = [row(f"l{n}", 0.2, 0.5 + n / 10) for n in range(7)]
+    (fault,) = faults_of(rows, cost(), cost(), trained=False)
+    assert fault.startswith("6 of 7 layers have a relative error above 0.5, and nothing was trained: l6 (1.10), l5 ")
+    assert "l2 (0.70) and 1 more" in fault
+    assert not faults_of(rows, cost(), cost(), trained=True)
+    assert len(faults_of([row("a", float("nan"))], cost(), cost(), trained=False)) == 1
+
+
+def test_a_ruined_model_causes_warnings_that_the_report_repeats_in_red() -> None:
+    with pytest.warns(QualityWarning, match="2 of 2 layers have a relative error above 0.5") as caught:
+        report = adtn.compress(net(), Config(**QUICK))
+    assert [str(w.message) for w in caught] == report.warnings == json.loads(report.to_json())["warnings"]
+    assert caught[0].filename == __file__, "the warning points at the call"
+    assert report.summary()[0] == f"warning: {report.warnings[0]}"
+    assert f"<p class='alarm'>warning: {report.warnings[0]}</p>" in report.to_html()
+    assert ".alarm{color:#c62828" in report.to_html()
+    scores = iter([50.0, 47.0])
+    with pytest.warns(QualityWarning, match="The score falls by 3, from 50 to 47"):
+        adtn.compress(net(), Config(**QUICK), data=batches(), score=lambda model: next(scores))
+
+
+def test_a_warning_that_is_an_error_leaves_the_model_unchanged() -> None:
+    model = net()
+    state, modules = state_of(model), dict(model.named_modules())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", QualityWarning)
+        with pytest.raises(QualityWarning):
+            adtn.compress(model, Config(**QUICK))
+    assert same(model, state)
+    assert dict(model.named_modules()) == modules
+
+
+def test_good_results_and_adapters_cause_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", QualityWarning)
+        report = adtn.compress(net(), Config(targets=["4"], topology=adtn.LowRank(bond=28), recipe="closed-form"))
+        adtn.compress(net(), Config(**QUICK, mode="adapter"), data=batches())
+    assert report.warnings == []
+    assert "alarm'>" not in report.to_html()
 
 
 # --- configs ---
@@ -698,6 +808,29 @@ def test_the_command_line_writes_a_folder_that_loads_back(here: Path) -> None:
     accuracy = json.loads((here / "small/report.json").read_text())["after"]["accuracy"]
     right = [(model(x).argmax(-1) == y).float().mean() for x, y in somenet.data()]
     assert accuracy == pytest.approx(100 * float(torch.stack(right).mean()))
+
+
+def test_the_command_line_takes_a_budget_and_compares(here: Path) -> None:
+    arguments = ["somenet:build", "--config", "c.toml", "--test", "somenet:data", "--out", "small"]
+    sources = ["--data", "somenet:data", "--validation", "somenet:data"]
+    done = command(*arguments, *sources, "--budget", "2x", "--baselines")
+    assert done.exit_code == 0, done.output
+    report = json.loads((here / "small/report.json").read_text())
+    assert report["config"]["budget"]["ratio"] == 2.0
+    assert report["after"]["params"] <= report["before"]["params"] / 2
+    assert "int8, all layers" in [x["name"] for x in report["baselines"]]
+    assert "whitened SVD" in done.stdout
+    done = command(*arguments, "--budget", "half")
+    assert "Got the budget 'half'; expected a ratio such as '4x'" in str(done.exception)
+
+
+def test_the_command_line_shows_warnings_once_and_without_the_source(here: Path) -> None:
+    done = command("somenet:build", "--config", "c.toml", "--out", "small")
+    assert done.exit_code == 0, done.output
+    (warning,) = json.loads((here / "small/report.json").read_text())["warnings"]
+    assert warning.startswith("1 of 1 layers have a relative error above 0.5")
+    assert done.stderr == f"warning: {warning}\n"
+    assert f"warning: {warning}" in done.stdout
 
 
 def test_folders_and_names_that_do_not_fit_are_refused(here: Path) -> None:

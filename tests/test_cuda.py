@@ -17,6 +17,9 @@ from table import relative_error, usable
 
 torch = pytest.importorskip("torch")
 layers = pytest.importorskip("adtn_backends.torch.layers")
+
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
 nn = torch.nn
 
 QUICK: dict[str, Any] = {"topology": adtn.TTN(bond=2), "steps": 5, "smallest": 64}

@@ -20,6 +20,9 @@ from safetensors.numpy import load as load_plain
 from safetensors.numpy import save as save_plain
 
 torch = pytest.importorskip("torch")
+
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
 QUICK = Config(topology=adtn.TTN(bond=4), smallest=8, steps=3, targets=["0"])
 JAX = Config(topology=adtn.TTN(bond=4), smallest=8, steps=3, targets=["layers.0"])
 

@@ -15,6 +15,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 layers = pytest.importorskip("adtn_backends.torch.layers")
 
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
+
 IDS = torch.arange(24).reshape(2, 12) % 32
 
 

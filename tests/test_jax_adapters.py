@@ -16,6 +16,9 @@ from flax_models import Language, Net, batches, numbers, same
 nnx = pytest.importorskip("flax.nnx")
 layers = pytest.importorskip("adtn_backends.jax.layers")
 jnp = pytest.importorskip("jax.numpy")
+
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
 X = np.random.default_rng(3).standard_normal((6, 4, 4, 4)).astype(np.float32)
 
 

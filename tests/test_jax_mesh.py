@@ -10,6 +10,9 @@ import pytest
 
 pytest.importorskip("flax.nnx")
 
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
+
 # in a separate process, as the number of devices is fixed at first use
 PROGRAM = """
 import sys

@@ -19,6 +19,9 @@ jax = pytest.importorskip("jax")
 nnx = pytest.importorskip("flax.nnx")
 layers = pytest.importorskip("adtn_backends.jax.layers")
 kinds = pytest.importorskip("adtn_backends.jax.layers._kinds")
+
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
 jnp = jax.numpy
 
 QUICK: dict[str, Any] = {"topology": adtn.TTN(bond=2), "steps": 5, "tune_steps": 3}

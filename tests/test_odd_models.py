@@ -20,6 +20,9 @@ from torch.nn.utils import parametrizations
 
 from adtn_backends.torch._model import TorchModel
 
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
+
 QUICK: dict[str, Any] = {"topology": adtn.TTN(bond=2), "steps": 5, "tune_steps": 3}
 
 

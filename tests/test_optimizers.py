@@ -18,6 +18,9 @@ from adtn.optim._objective import as_objective
 from adtn.optim._run import Run
 from autoray import do
 
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
+
 W = np.add.outer(np.sin(np.arange(16) / 3), np.cos(np.arange(16) / 2)) + 0.1 * np.eye(16)
 OWN = "sign-momentum"
 

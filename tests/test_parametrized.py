@@ -16,6 +16,9 @@ from models import batches, same, state_of
 
 torch = pytest.importorskip("torch")
 layers = pytest.importorskip("adtn_backends.torch.layers")
+
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
 nn = torch.nn
 
 QUICK: dict[str, Any] = {"topology": adtn.TTN(bond=2), "steps": 2, "tune_steps": 2, "smallest": 64}

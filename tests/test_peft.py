@@ -15,6 +15,9 @@ from models import net
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 layers = pytest.importorskip("adtn_backends.torch.peft")
+
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
 nn = torch.nn
 
 X = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(3))

@@ -17,6 +17,9 @@ from adtn.errors import CompressError
 from flax import nnx
 from torch import nn
 
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
+
 QUICK: dict[str, Any] = {"topology": adtn.TTN(bond=2), "steps": 5, "tune_steps": 3}
 FRAMEWORKS = ("torch", "flax")
 

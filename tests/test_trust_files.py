@@ -37,6 +37,9 @@ from safetensors.numpy import load as load_plain
 from safetensors.numpy import save as save_plain
 from typer.testing import CliRunner
 
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
+
 OutputError, OutputWarning = errors.OutputError, errors.OutputWarning
 GEN = adtn.Generator((8, 12), adtn.TTN(bond=2), layout=Layout.of((8, 12), 4))
 OTHER = adtn.Generator((12, 8), adtn.MPO(bond=2), layout=Layout.of((12, 8), 4, "interleaved"))

@@ -14,6 +14,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 layers = pytest.importorskip("adtn_backends.torch.layers")
 
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
+
 SMALL = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2}
 
 

@@ -16,6 +16,9 @@ from adtn.weight import Materialised
 
 from trust_torch import ADAPTERS, EMBEDDINGS, LAYERS, MERGED, TTN, Case, cores_of, gen, layers, nn, torch
 
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
+
 
 @pytest.fixture(params=LAYERS)
 def case(request: pytest.FixtureRequest) -> Case:

@@ -19,6 +19,9 @@ from autoray import do
 
 from table import TOPOLOGIES, Row, to_numpy
 
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
+
 W = np.add.outer(np.sin(np.arange(16) / 3), np.cos(np.arange(16) / 2))
 
 

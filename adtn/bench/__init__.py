@@ -11,5 +11,6 @@ from ._measure import Work as Work
 from ._measure import median_seconds as median_seconds
 from ._measure import paired_seconds as paired_seconds
 from ._measure import peak_bytes as peak_bytes
+from ._measure import seconds_in_turns as seconds_in_turns
 from ._report import BenchReport as BenchReport
 from ._run import run_bench as run_bench

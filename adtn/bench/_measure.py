@@ -99,7 +99,15 @@ def median_seconds(run: Callable[[], Any], seconds: float = 0.3, least: int = 3,
 def paired_seconds(
     runs: Mapping[Name, Callable[[], Any]], seconds: float = 0.3, least: int = 3, most: int = 200, turns: int = 3
 ) -> dict[Name, float]:
-    """Measure the medians of several functions in turns.
+    """Measure the medians of several functions in turns; see :func:`seconds_in_turns`."""
+    measured = seconds_in_turns(runs, seconds, least, most, turns)
+    return {name: statistics.median(times) for name, times in measured.items()}
+
+
+def seconds_in_turns(
+    runs: Mapping[Name, Callable[[], Any]], seconds: float = 0.3, least: int = 3, most: int = 200, turns: int = 3
+) -> dict[Name, list[float]]:
+    """Measure several functions in turns, and return the times of all repetitions.
 
     A turn is a block of repetitions of one function, of which the first is ignored: threads of one framework keep
     spinning for a moment after it finishes, which would be counted as time of the next one.
@@ -118,7 +126,7 @@ def paired_seconds(
                 start = time.perf_counter()
                 run()
                 measured[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in measured.items()}
+    return measured
 
 
 def peak_bytes(run: Callable[[], Any]) -> int | None:

@@ -15,6 +15,8 @@ from ._model import Layer as Layer
 from ._model import Model as Model
 from ._model import Tuning as Tuning
 from ._report import CompressReport as CompressReport
+from ._rows import Baseline as Baseline
+from ._rows import ForwardCost as ForwardCost
 from ._rows import LayerRow as LayerRow
 from ._rows import ModelCost as ModelCost
 from ._samples import first_samples as first_samples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from .._checks import Count, NotNegative, Range, check_fields, checked
+from ..device import parse_bytes
 from ..errors import CompressError
 from ._choice import Unit
 
@@ -69,6 +71,34 @@ class Budget:
         if unknown := sorted(set(values) - names):
             raise CompressError(f"Got {unknown} for a budget; expected one of {', '.join(sorted(names))}.")
         return cls(**values)
+
+    @classmethod
+    @checked(CompressError)
+    def parse(cls, text: str) -> Budget:
+        """Read a budget as one writes it: ``"4x"``, ``"25%"`` (both of the parameters), or ``"2MB"``.
+
+        Raises
+        ------
+        CompressError
+            If it is none of these.
+
+        Examples
+        --------
+        >>> Budget.parse("25%").ratio, Budget.parse("1.5 MiB").bytes
+        (4.0, 1572864)
+        """
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(x|%|[KMGT]?i?B)\s*", text, re.IGNORECASE)
+        if match is None:
+            raise CompressError(
+                f"Got the budget {text!r}; expected a ratio such as '4x', a share such as '25%', or a "
+                "size such as '2MB' or '512KiB'."
+            )
+        number, unit = float(match[1]), match[2].lower()
+        if unit == "%":
+            if not 0.0 < number <= 100.0:
+                raise CompressError(f"Got the budget {text!r}; expected a share above 0 and up to 100%.")
+            return cls(ratio=100.0 / number)
+        return cls(ratio=number) if unit == "x" else cls(bytes=parse_bytes(text))
 
     def most(self, params: int, size: int) -> tuple[int, Unit]:
         """Return the largest cost of the whole model and its unit, for a model of that many parameters and bytes."""

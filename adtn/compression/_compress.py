@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,12 +13,15 @@ import numpy as np
 from .._checks import PathArgument, checked, shown
 from .._files import check_writable
 from ..backends import check_device
-from ..errors import CompressError, LayoutError, TopologyError
+from ..errors import CompressError, LayoutError, QualityWarning, TopologyError
 from ..generator import Generator, generated_rows
+from ._baselines import Baselines
 from ._choose import has_closed_form
 from ._config import Config
 from ._local import Executor, LocalTask
 from ._model import Layer, Model, model_of
+from ._progress import Progress
+from ._quality import faults_of
 from ._report import CompressReport
 from ._rows import LayerRow, ModelCost
 from ._run import CompressionRun, Outcome
@@ -39,7 +43,8 @@ def compress(
     device: str | None = None,
     executor: Executor | None = None,
     folder: PathArgument | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | bool | None = None,
+    baselines: bool = False,
 ) -> CompressReport:
     """Replace layers of a model by generated ones, in place.
 
@@ -71,8 +76,13 @@ def compress(
         A folder where finished layers are cached and found when the call is repeated. An interrupted training continues
         from its last checkpoint, with the same sequence of data. With other data, this is refused; with
         another config, loss or model, training starts from the beginning.
-    progress : callable, optional
-        A function that is called with a line for every layer, and regularly during training.
+    progress : callable or bool, optional
+        A function that is called with a line for every layer, and regularly during training; or whether to show the
+        stages with the time left on standard error. By default they are shown on a terminal only.
+    baselines : bool
+        Whether to measure other ways to make the model as small, for the report: low-rank pairs of the same bytes
+        (also after the same training), all layers as integers, a scaled identity and frozen random weights, and the
+        dense model after the same training. This takes several times as long, and needs ``test`` or ``score``.
 
     Returns
     -------
@@ -86,11 +96,19 @@ def compress(
     OutputError
         If the folder cannot be written to; a disk that becomes full later only causes a warning.
 
+    Warns
+    -----
+    QualityWarning
+        If a layer has a relative error above 0.5 and nothing was trained, or if the model loses more than 2 points of
+        accuracy (of a score also 5 %), or if its loss on the test data grows by more than 10 %.
+
     Examples
     --------
     >>> import adtn, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
-    >>> report = adtn.compress(model, adtn.Config(targets=["0"], topology=adtn.TTN(bond=2), steps=20))
+    >>> data = [(torch.randn(32, 64), torch.arange(32) % 10)]
+    >>> config = adtn.Config(targets=["0"], topology=adtn.TTN(bond=2), steps=20, tune_steps=20)
+    >>> report = adtn.compress(model, config, data=data)
     >>> report.layers[0].ratio > 10
     True
     """
@@ -103,12 +121,19 @@ def compress(
     measured = config.budget is not None and config.budget.accuracy_loss is not None
     if measured and test is None and score is None:
         raise CompressError("Got a budget of accuracy_loss without test=; pass the data that measure it, or score=.")
+    for name, batches in (("data", data), ("validation", validation), ("test", test)):
+        if batches is not None and next(iter(batches), None) is None:
+            raise CompressError(f"Got {name} without a batch, or exhausted; pass a list or a DataLoader.")
+    if baselines and test is None and score is None:
+        raise CompressError("Got baselines=True without test=; pass the data that compare them, or score=.")
+    if baselines and config.mode == "adapter":
+        raise CompressError("Got baselines=True with mode='adapter'; baselines replace weights. Leave it out.")
     adapter = model_of(model, None)
     began = time.monotonic()
     chosen, dense = _choose_layers(adapter, config)
     if config.tune_steps and not {"finetune", "distill-local"}.isdisjoint(stages):
         adapter.check(config.tuning(config.tune_steps))
-    before = _cost(adapter, test, data, loss, score)
+    before = _cost(adapter, test, loss, score)
     if measured and before.quality is None:
         raise CompressError(
             "Got a budget of accuracy_loss for labels that are not indices of classes; pass score= as well."
@@ -129,21 +154,37 @@ def compress(
         score=score,
         executor=executor,
         folder=folder,
-        say=progress or (lambda line: None),
+        say=Progress(progress),
     )
     try:
-        outcome = run.compress(before)
-        after = _cost(adapter, test, data, loss, score)
-        generators = adapter.generators()
-        sample = test if test is not None else data
-        predicted = adapter.predicted_seconds(sample) if sample is not None else {}
+        with run.say:
+            outcome = run.compress(before)
+            after = _cost(adapter, test, loss, score)
+            generators = adapter.generators()
+            run.say.stage("measurements")
+            sample = test if test is not None else data
+            predicted = adapter.predicted_seconds(sample) if sample is not None else {}
+            if sample is not None:
+                dense_pass, own_pass = adapter.forward_costs(sample)
+                before, after = before.with_forward(dense_pass), after.with_forward(own_pass)
+            compared = (
+                Baselines(run=run, replaced=frozenset(generators), before=before, result=after).measure()
+                if baselines
+                else []
+            )
+        rows = [_row(layer, outcome, generators, predicted) for layer in run.layers if _is_replaced(layer, generators)]
+        trained = bool(outcome.losses) or ("distill-local" in stages and config.tune_steps > 0)
+        # an adapter starts at zero, beside the dense weight: its local error says nothing
+        faults = faults_of(rows, before, after, trained=trained or config.mode == "adapter")
+        for fault in faults:
+            warnings.warn(fault, QualityWarning, stacklevel=3)  # the caller of the checked function
     except BaseException:
         adapter.restore()
         raise
     run.remove_checkpoints()
     return CompressReport(
         config=config,
-        layers=[_row(layer, outcome, generators, predicted) for layer in run.layers if _is_replaced(layer, generators)],
+        layers=rows,
         dense=dense | {y.name: _BEST_DENSE for y in run.layers if not _is_replaced(y, generators)},
         before=before,
         after=after,
@@ -151,6 +192,9 @@ def compress(
         seconds=time.monotonic() - began,
         generators=generators,
         corners={n: (_corner(task.weight), _corner(generators[n])) for n, task in tasks.items() if n in generators},
+        title=type(model).__name__,
+        warnings=faults,
+        baselines=compared,
     )
 
 
@@ -261,22 +305,20 @@ def _usable(moment: np.ndarray | None) -> np.ndarray | None:
 def _cost(
     adapter: Model,
     test: Iterable[Any] | None,
-    data: Iterable[Any] | None,
     loss: Callable[..., Any] | None,
     score: Callable[[Any], Any] | None,
 ) -> ModelCost:
     params, size = adapter.numbers()
-    sample = test if test is not None else data
-    seconds, peak = adapter.forward_cost(sample) if sample is not None else (None, None)
     accuracy, mean = (None, None) if test is None else (adapter.accuracy(test), adapter.loss_on(test, loss))
     return ModelCost(
         params=params,
         bytes=size,
         accuracy=accuracy,
-        forward_seconds=seconds,
-        forward_peak_bytes=peak,
+        forward_seconds=None,
+        forward_peak_bytes=None,
         loss=mean,
         score=adapter.score(score) if score is not None else None,
+        resident_bytes=adapter.resident_bytes(),
     )
 
 

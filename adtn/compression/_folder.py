@@ -41,12 +41,14 @@ def run_folder(
     *,
     weights: Path | None = None,
     data: Iterable[Any] | None = None,
+    validation: Iterable[Any] | None = None,
     test: Iterable[Any] | None = None,
     loss: Callable[..., Any] | None = None,
     score: Callable[[Any], Any] | None = None,
     device: str | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | bool | None = None,
     rest: Precision | None = None,
+    baselines: bool = False,
 ) -> CompressReport:
     """Make a model, load its dense weights, compress it, and save the result.
 
@@ -61,7 +63,7 @@ def run_folder(
         copied from a Hugging Face folder. An older result in it is replaced as a whole.
     weights : path, optional
         A file with the state of the dense model, ``.safetensors``.
-    data, test, loss, score, device, progress
+    data, validation, test, loss, score, device, progress, baselines
         See :func:`compress`.
     rest : Precision, optional
         The precision of what is not generated (biases, norms, dense weights) in the file: ``"float16"`` or
@@ -87,12 +89,14 @@ def run_folder(
         model,
         config,
         data=data,
+        validation=validation,
         test=test,
         loss=loss,
         score=score,
         device=device,
         folder=out / "layers",
         progress=progress,
+        baselines=baselines,
     )
 
     def write(place: Path) -> None:
@@ -195,7 +199,8 @@ def load_pretrained(folder: PathArgument) -> Any:
     ...     dense, small = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp()) / "small"
     ...     config = GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
     ...     GPT2LMHeadModel(config).save_pretrained(dense)
-    ...     _ = run_folder(dense, adtn.Config(targets=["Conv1D"], topology=adtn.TTN(bond=2), steps=5), small)
+    ...     config = adtn.Config(targets=["Conv1D"], topology=adtn.LowRank(bond=12), recipe="closed-form")
+    ...     _ = run_folder(dense, config, small)
     ...     name = type(adtn.load_pretrained(small).transformer.h[0].mlp.c_fc).__name__
     ... except ImportError:
     ...     name = "ADTNLinear"
@@ -254,7 +259,8 @@ def load_model(model: Any, folder: PathArgument) -> Any:
     >>> def make():
     ...     return torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
     >>> folder = Path(tempfile.mkdtemp()) / "small"
-    >>> _ = run_folder(make, adtn.Config(targets=["0"], topology=adtn.TTN(bond=2), steps=5), folder)
+    >>> config = adtn.Config(targets=["0"], topology=adtn.LowRank(bond=24), recipe="closed-form")
+    >>> _ = run_folder(make, config, folder)
     >>> type(adtn.load_model(make(), folder)[0]).__name__
     'ADTNLinear'
     """

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .._typing import Float
+from ..optim import low_rank_errors as low_rank_errors
 from ._choice import Choice, Family, Unit
 
 RATIO = 1.02
@@ -132,27 +132,3 @@ def thinned(choices: Sequence[Choice]) -> list[Choice]:
         if not found or choice.params >= RATIO * found[-1].params:
             found.append(choice)
     return found
-
-
-def low_rank_errors(
-    weight: Float[np.ndarray, "n_out columns"], moment: Float[np.ndarray, "columns columns"] | None
-) -> Float[np.ndarray, " ranks"]:
-    """Compute the squared relative error of the outputs for every rank, from 0 on.
-
-    Parameters
-    ----------
-    weight : numpy.ndarray
-    moment : numpy.ndarray or None
-        The second moment of the inputs.
-
-    Examples
-    --------
-    >>> low_rank_errors(np.diag([2.0, 1.0]), None).round(12).tolist()
-    [1.0, 0.2, 0.0]
-    """
-    if moment is not None:
-        values, vectors = np.linalg.eigh(moment)
-        weight = weight @ (vectors * np.sqrt(np.maximum(values, 0.0)))
-    powers = np.linalg.svd(weight, compute_uv=False) ** 2
-    left = np.cumsum(powers[::-1])[::-1]
-    return np.append(left, 0.0) / max(left[0], np.finfo(float).tiny)

@@ -14,6 +14,7 @@ from .._typing import Shape
 from ..backends import backend_names, get_backend
 from ..errors import CompressError, MissingDependencyError
 from ..generator import Generator
+from ._rows import ForwardCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,8 +224,12 @@ class Model(Protocol):
         """Count the parameters and their bytes; shared parameters count once."""
         ...
 
-    def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
-        """Measure the median seconds and the peak bytes of a forward pass of the first batch."""
+    def resident_bytes(self) -> int:
+        """Count the bytes of parameters, buffers and frozen values; shared ones count once."""
+        ...
+
+    def forward_costs(self, data: Iterable[Any]) -> tuple[ForwardCost, ForwardCost]:
+        """Measure forward passes of the first batch, of the dense model and of this one in turns."""
         ...
 
     def predicted_seconds(self, data: Iterable[Any]) -> dict[str, float]:

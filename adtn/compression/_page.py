@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ._rows import LayerRow, ModelCost, cells, times
+from ._rows import Baseline, LayerRow, ModelCost, baseline_cells, cells, times
 
 _PICTURES = 12  # number of weights that are shown
 _VISIBLE = 60  # below this ratio of the most to the fewest parameters, bars are linear
@@ -23,6 +23,8 @@ _STYLE = (
     "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}"
     "th,td{padding:.25em .6em;border-bottom:1px solid #8884;text-align:right;white-space:nowrap}"
     "th:nth-child(-n+4),td:nth-child(-n+4){text-align:left}"
+    ".baselines th:nth-child(n+2),.baselines td:nth-child(n+2){text-align:right}"
+    ".alarm{color:#c62828;font-weight:600}p.alarm{padding:.4em .8em;border-left:.3em solid #c62828}"
     "svg{max-width:100%;height:auto}svg text{font:13px system-ui,sans-serif;fill:currentColor}"
     ".tiles{display:flex;flex-wrap:wrap;gap:1em;margin:1.5em 0}"
     ".tile{flex:1 1 11em;padding:1em;border-radius:.6em;background:#2f6f4f18}"
@@ -50,6 +52,12 @@ class Content(Protocol):
     def corners(self) -> dict[str, tuple[np.ndarray, np.ndarray]]: ...
     @property
     def ratio(self) -> float: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def baselines(self) -> list[Baseline]: ...
+    def alarms(self) -> list[str]: ...
+    def settings(self) -> dict[str, str]: ...
     def summary(self) -> list[str]: ...
 
 
@@ -57,17 +65,37 @@ def page(report: Content) -> str:
     """Render a report as one string of HTML."""
     head = ("layer", "kind", "weight", "topology", "dense", "parameters", "active", "ratio", "local error")
     rows = "".join(_row("td", cells(r)) for r in report.layers)
-    lines = "".join(f"<li>{html.escape(line)}</li>" for line in report.summary() if not line.startswith("dense, "))
+    alarms = report.alarms()
+    alarm = "".join(f"<p class='alarm'>{html.escape(line)}</p>" for line in alarms)
+    shown = [line for line in report.summary() if line not in alarms and not line.startswith("dense, ")]
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in shown)
     dense = "".join(_row("td", item) for item in report.dense.items())
     kept = f"<h2>Dense layers</h2><table>{_row('th', ('layer', 'why'))}{dense}</table>" if dense else ""
+    settings = "".join(_row("td", item) for item in report.settings().items())
     curve = f"<h2>Training</h2>{_curve(report.losses)}" if len(report.losses) > 1 else ""
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width'><title>adtn: compressed model</title>"
-        f"<style>{_STYLE}</style><h1>Compressed model</h1>{_tiles(report)}<ul>{lines}</ul>"
+        "<meta name='viewport' content='width=device-width'>"
+        f"<title>adtn: {html.escape(report.title)}, compressed</title>"
+        f"<style>{_STYLE}</style><h1>{html.escape(report.title)}, compressed</h1>"
+        f"{alarm}{_tiles(report)}<ul>{lines}</ul>{_baselines(report)}"
         f"<h2>Layers</h2>{_bars(report.layers)}<table>{_row('th', head)}{rows}</table>"
-        f"{_pictures(report)}{curve}{kept}</html>\n"
+        f"{_pictures(report)}{curve}{kept}<h2>Configuration</h2><table>{settings}</table></html>\n"
     )
+
+
+def _baselines(report: Content) -> str:
+    """Draw the table of baselines; better ones of no more bytes are red."""
+    if not report.baselines:
+        return ""
+    rows = baseline_cells(report.before, report.after, report.baselines)
+    better = [False, False, *(x.beats(report.after) for x in report.baselines)]
+    body = "".join(
+        _row("td", cells).replace("<tr>", "<tr class='alarm'>" if worse else "<tr>", 1)
+        for cells, worse in zip(rows, better, strict=True)
+    )
+    head = _row("th", ("model", "parameters", "bytes", "quality", "test loss"))
+    return f"<h2>Baselines</h2><table class='baselines'>{head}{body}</table>"
 
 
 def _row(tag: str, entries: Any) -> str:

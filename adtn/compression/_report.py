@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._files import write_bytes
+from .._version import __version__
+from ..device import format_bytes
 from ..generator import Generator
 from ..topology import topology_to_json
 from ._config import Config
-from ._rows import LayerRow, ModelCost, cells
+from ._rows import Baseline, LayerRow, ModelCost, baseline_cells, cells, describe, own_row
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,12 +42,21 @@ class CompressReport:
         Generators of the replaced weights, with their final parameters.
     corners : dict of str to (numpy.ndarray, numpy.ndarray)
         First rows and columns of each weight, dense and generated, for the page.
+    title : str
+        The class of the model.
+    warnings : list of str
+        What is bad about the result, as far as it can be told; :func:`adtn.compress` warns of the same.
+    baselines : list of Baseline
+        Other ways to make the model small, if they were requested.
+    version, date : str
+        The version of adtn, and the time in UTC.
 
     Examples
     --------
     >>> import adtn, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
-    >>> report = adtn.compress(model, adtn.Config(targets=["0"], topology=adtn.TTN(bond=2), steps=20))
+    >>> config = adtn.Config(targets=["0"], topology=adtn.LowRank(bond=24), recipe="closed-form")
+    >>> report = adtn.compress(model, config)
     >>> sorted(report.generators), report.after.params < report.before.params
     (['0'], True)
     """
@@ -58,6 +70,11 @@ class CompressReport:
     seconds: float
     generators: dict[str, Generator] = field(default_factory=dict, repr=False)
     corners: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
+    title: str = "model"
+    warnings: list[str] = field(default_factory=list)
+    baselines: list[Baseline] = field(default_factory=list)
+    version: str = __version__
+    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @property
     def ratio(self) -> float:
@@ -68,7 +85,7 @@ class CompressReport:
         """Build a table with one row per replaced layer, and one for the model."""
         from rich.table import Table
 
-        table = Table(title="compressed layers", title_justify="left", title_style="bold")
+        table = Table(title=f"{self.title}: compressed layers", title_justify="left", title_style="bold")
         for n, column in enumerate(
             ("layer", "kind", "weight", "topology", "dense", "params", "active", "ratio", "error")
         ):
@@ -80,10 +97,42 @@ class CompressReport:
         table.add_row("whole model", "", "", "", *model)
         return table
 
-    def summary(self) -> list[str]:
-        """Return sentences about the model before and after."""
+    def baseline_table(self) -> Table:
+        """Build a table of the baselines beside the dense model and the result."""
+        from rich.table import Table
+
+        table = Table(title="baselines", title_justify="left", title_style="bold")
+        for n, column in enumerate(("model", "params", "bytes", "quality", "test loss")):
+            table.add_column(column, justify="right" if n else "left")
+        for row in baseline_cells(self.before, self.after, self.baselines):
+            table.add_row(*row)
+        return table
+
+    def alarms(self) -> list[str]:
+        """Return what a reader must know first: warnings, better baselines of no more bytes, and a slower result."""
+        better = [x for x in self.baselines if x.beats(self.after)]
+        lines = [f"warning: {line}" for line in self.warnings]
+        if better:
+            names = ", ".join(f"{x.name} ({describe(x, self.after)})" for x in better)
+            lines.append(
+                f"better than this result ({describe(own_row(self.after), self.after)}) with no more bytes: {names}"
+            )
         b, a = self.before, self.after
-        lines = [f"parameters {b.params:,} -> {a.params:,} ({self.ratio:,.1f}x), {b.bytes:,} -> {a.bytes:,} bytes"]
+        # quartiles that overlap do not tell which one is slower
+        if b.forward_quartiles and a.forward_quartiles and a.forward_quartiles[0] > b.forward_quartiles[1]:
+            lines.append(
+                f"slower than the dense model on this device: {(a.forward_seconds or 0) * 1e3:.2f} ms against "
+                f"{(b.forward_seconds or 0) * 1e3:.2f} ms for a forward pass"
+            )
+        return lines
+
+    def summary(self) -> list[str]:
+        """Return sentences about the model before and after, alarms first."""
+        b, a = self.before, self.after
+        lines = [
+            *self.alarms(),
+            f"parameters {b.params:,} -> {a.params:,} ({self.ratio:,.1f}x), {b.bytes:,} -> {a.bytes:,} bytes",
+        ]
         if b.score is not None and a.score is not None:
             lines.append(f"score {b.score:.4g} -> {a.score:.4g}")
         if b.accuracy is not None and a.accuracy is not None:
@@ -92,27 +141,37 @@ class CompressReport:
             lines.append(f"loss on the test data {b.loss:.4f} -> {a.loss:.4f}")
         if b.forward_seconds and a.forward_seconds:
             lines.append(
-                f"forward pass {b.forward_seconds * 1e3:.2f} ms -> {a.forward_seconds * 1e3:.2f} ms "
-                f"({a.forward_seconds / b.forward_seconds:.2f}x the time)"
+                f"forward pass {_time(b)} -> {_time(a)} ({a.forward_seconds / b.forward_seconds:.2f}x the time; "
+                "median and quartiles, measured in turns)"
             )
         expected = [r.predicted_seconds for r in self.layers]
         if all(expected) and a.forward_seconds:
             lines.append(
                 f"the scheduler expected {sum(filter(None, expected)) * 1e3:.2f} ms of it for the generated weights"
             )
+        if b.resident_bytes and a.resident_bytes:
+            lines.append(
+                f"memory of parameters and buffers {format_bytes(b.resident_bytes)} -> {format_bytes(a.resident_bytes)}"
+            )
         if b.forward_peak_bytes and a.forward_peak_bytes:
             lines.append(
-                f"its memory beside the parameters {b.forward_peak_bytes / 2**20:.2f} MiB -> "
-                f"{a.forward_peak_bytes / 2**20:.2f} MiB"
+                f"memory of a forward pass beside them {format_bytes(b.forward_peak_bytes)} -> "
+                f"{format_bytes(a.forward_peak_bytes)}"
             )
         if self.losses:
             lines.append(f"loss {self.losses[0]:.4f} -> {self.losses[-1]:.4f} in {len(self.losses)} steps")
-        lines.append(f"{self.seconds:.1f} s in all")
+        lines.append(f"{self.seconds:.1f} s in all; adtn {self.version}, {self.date}, seed {self.config.seed}")
         for why in dict.fromkeys(self.dense.values()):
             names = [name or "the model itself" for name, reason in self.dense.items() if reason == why]
             more = f" and {len(names) - 3} more" if len(names) > 4 else ""
             lines.append(f"dense, {why}: {', '.join(names[: 3 if more else 4])}{more}")
         return lines
+
+    def settings(self) -> dict[str, str]:
+        """Return the options of the config that differ from the defaults, and always the seed."""
+        usual = Config()
+        found = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
+        return {k: str(v) for k, v in found.items() if k == "seed" or v != getattr(usual, k)}
 
     def __str__(self) -> str:
         from io import StringIO
@@ -120,7 +179,10 @@ class CompressReport:
         from rich.console import Console
 
         text = StringIO()
-        Console(file=text, width=160).print(self.table())
+        console = Console(file=text, width=160)
+        console.print(self.table())
+        if self.baselines:
+            console.print(self.baseline_table())
         return text.getvalue() + "\n".join(self.summary())
 
     def to_json(self) -> str:
@@ -130,11 +192,16 @@ class CompressReport:
             "candidates": [topology_to_json(one) for one in self.config.candidates or ()],
         }
         content: dict[str, Any] = {
+            "title": self.title,
+            "version": self.version,
+            "date": self.date,
+            "warnings": self.warnings,
             "config": config,
             "layers": [asdict(r) | {"ratio": r.ratio} for r in self.layers],
             "dense": self.dense,
             "before": asdict(self.before),
             "after": asdict(self.after),
+            "baselines": [asdict(x) | {"beats": x.beats(self.after)} for x in self.baselines],
             "losses": self.losses,
             "seconds": self.seconds,
         }
@@ -150,6 +217,15 @@ class CompressReport:
         from ._page import page  # imported late, so that importing adtn is fast
 
         return page(self)
+
+
+def _time(cost: ModelCost) -> str:
+    """Format the median time with its quartiles."""
+    median = f"{(cost.forward_seconds or 0.0) * 1e3:.2f} ms"
+    if cost.forward_quartiles is None:
+        return median
+    first, third = cost.forward_quartiles
+    return f"{median} [{first * 1e3:.2f}, {third * 1e3:.2f}]"
 
 
 def _plain(value: Any) -> Any:

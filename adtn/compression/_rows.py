@@ -1,8 +1,11 @@
-"""The rows of a report: one replaced layer, and the model as a whole."""
+"""The rows of a report: one replaced layer, the model as a whole, and another way to make it as small."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +50,41 @@ class LayerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForwardCost:
+    """The time and memory of a forward pass of the first batch.
+
+    Parameters
+    ----------
+    seconds : sequence of float
+        Of every repetition.
+    peak_bytes : int or None
+        The peak of the memory beside the parameters, where it can be measured.
+    """
+
+    seconds: Sequence[float]
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCost:
-    """The costs of the whole model, with time and memory of a forward pass, as a smaller model need not be faster."""
+    """The costs of the whole model, with time and memory of a forward pass, as a smaller model need not be faster.
+
+    Parameters
+    ----------
+    params, bytes : int
+        Its parameters, and their bytes; cores that are stored as codes count as such.
+    accuracy : float or None
+        In percent, on the test data.
+    forward_seconds : float or None
+        The median time of a forward pass; the dense and the compressed model are measured in turns.
+    forward_peak_bytes : int or None
+    loss, score : float or None
+        On the test data, and by the user's function.
+    forward_quartiles : tuple of float or None
+        The first and the third quartile of the times.
+    resident_bytes : int or None
+        The memory of parameters and buffers; seeded and other frozen values count, unlike in ``bytes``.
+    """
 
     params: int
     bytes: int
@@ -57,11 +93,57 @@ class ModelCost:
     forward_peak_bytes: int | None
     loss: float | None = None
     score: float | None = None
+    forward_quartiles: tuple[float, float] | None = None
+    resident_bytes: int | None = None
 
     @property
     def quality(self) -> float | None:
         """The user's score, or the accuracy if there is no score."""
         return self.accuracy if self.score is None else self.score
+
+    def with_forward(self, cost: ForwardCost) -> ModelCost:
+        """Return these costs with measured forward passes."""
+        first, median, third = (float(x) for x in np.quantile(cost.seconds, (0.25, 0.5, 0.75)))
+        return replace(
+            self,
+            forward_seconds=median,
+            forward_quartiles=(first, third),
+            forward_peak_bytes=cost.peak_bytes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """A different way to make the same model small, or the dense model after the same training.
+
+    Parameters
+    ----------
+    name : str
+    params, bytes : int
+    quality : float or None
+        The score, or the accuracy in percent.
+    loss : float or None
+        On the test data.
+    """
+
+    name: str
+    params: int
+    bytes: int
+    quality: float | None
+    loss: float | None
+
+    def beats(self, result: ModelCost) -> bool:
+        """Return whether it is better than a result of no fewer bytes, or as good and smaller.
+
+        The quality decides, and where that is equal the loss.
+        """
+        if self.bytes > result.bytes:
+            return False
+        if self.quality is not None and result.quality is not None and self.quality != result.quality:
+            return self.quality > result.quality
+        if self.loss is None or result.loss is None:  # equal where it is known, so the size decides
+            return self.quality is not None and self.bytes < result.bytes
+        return self.loss < result.loss or (self.loss == result.loss and self.bytes < result.bytes)
 
 
 def times(ratio: float) -> str:
@@ -84,4 +166,35 @@ def cells(r: LayerRow) -> list[str]:
         f"{r.active:,}",
         times(r.ratio),
         errors,
+    ]
+
+
+def own_row(result: ModelCost, name: str = "this result") -> Baseline:
+    """Return a result as a row among its baselines."""
+    return Baseline(name=name, params=result.params, bytes=result.bytes, quality=result.quality, loss=result.loss)
+
+
+def describe(row: Baseline, result: ModelCost) -> str:
+    """Describe a row among baselines by the number that decides, and its size."""
+    if row.quality is None:
+        value = "no loss known" if row.loss is None else f"loss {row.loss:.4f}"
+    else:
+        value = f"{row.quality:.2f} %" if result.score is None else f"score {row.quality:.4g}"
+    return f"{value}, {row.bytes:,} bytes"
+
+
+def baseline_cells(before: ModelCost, after: ModelCost, baselines: Sequence[Baseline]) -> list[list[str]]:
+    """Return the cells of the table of baselines, with the dense model and the result first."""
+    rows = [own_row(before, "the dense model"), own_row(after), *baselines]
+    return [
+        [
+            row.name,
+            f"{row.params:,}",
+            f"{row.bytes:,}",
+            ""
+            if row.quality is None
+            else (f"{row.quality:.4g}" if after.score is not None else f"{row.quality:.2f} %"),
+            "" if row.loss is None else f"{row.loss:.4f}",
+        ]
+        for row in rows
     ]

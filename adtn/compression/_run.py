@@ -18,6 +18,7 @@ from ._config import Config
 from ._ladder import Ladder
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
+from ._progress import Progress
 from ._rows import ModelCost
 from ._samples import first_samples
 from ._storage import to_bytes
@@ -62,7 +63,7 @@ class CompressionRun:
     score: Callable[[Any], Any] | None
     executor: Executor | None
     folder: Path | None
-    say: Callable[[str], None]
+    say: Progress
     checkpoints: set[Path] = field(default_factory=set)
 
     def compress(self, before: ModelCost) -> Outcome:
@@ -79,7 +80,11 @@ class CompressionRun:
         """Run all stages, starting with local fits unless their results are given."""
         config = self.config
 
+        if found is None:
+            self.say.stage("local fits", len(tasks))
+
         def done(result: LocalResult) -> None:
+            self.say.advance()
             self.say(f"{result.name}: relative error {result.relative_error:.4f}")
 
         results = dict(found or {r.name: r for r in run_local(list(tasks.values()), self.executor, self.folder, done)})
@@ -90,8 +95,9 @@ class CompressionRun:
         losses: list[float] = []
         for n, stage in enumerate(self.stages):
             if stage == "normalise":
-                self._normalise()
+                self.normalise()
             if stage == "distill-local" and config.tune_steps:
+                self.say.stage("distillation of layers")
                 self.adapter.distill(
                     self._training_data, self.config.tuning(config.tune_steps), self.executor, self.say
                 )
@@ -99,13 +105,15 @@ class CompressionRun:
                 losses += self._tune(config.tune_steps, stage=n)
         return Outcome(results, losses)
 
-    def _normalise(self) -> None:
+    def normalise(self) -> None:
+        """Correct the running statistics of batch normalisation, if there are any."""
         if self.adapter.normalise(first_samples(self._training_data, _NORMALISED)):
             self.say("running statistics of batch normalisation corrected")
 
     def run_within(self, budget: Budget, before: ModelCost) -> Outcome:
         """Run all stages with the topology, layout and size of every weight chosen for a budget."""
         unit = "bytes" if budget.bytes is not None else "parameters"
+        self.say.stage("choice of formats")
         search = Search(
             layers=self.layers,
             tasks=self.tasks,
@@ -229,6 +237,8 @@ class CompressionRun:
             self.checkpoints.add(path)
 
         def report(step: int, value: float) -> None:
+            if stage is not None:
+                self.say.advance(step)
             if step % tuning.every == 0 and stage is not None:
                 self.say(f"step {step} of {steps}: loss {value:.4f}")
 
@@ -236,6 +246,7 @@ class CompressionRun:
             return self.adapter.tune(data, self.loss, tuning, report)
         held = list(first_samples(data if self.validation is None else self.validation, SAMPLES))
         before, state = self._measured_on(held), self.adapter.state()
+        self.say.stage("training", steps)
         losses = self.adapter.tune(data, self.loss, tuning, report)
         after = self._measured_on(held)
         if not after <= before:

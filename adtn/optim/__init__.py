@@ -22,6 +22,8 @@ from ._options import FitOptions as FitOptions
 from ._schedules import make_schedule as make_schedule
 from ._solution import Solution as Solution
 from ._solution import Status as Status
+from ._svd_error import low_rank_errors as low_rank_errors
+from ._svd_error import svd_error as svd_error
 from .solvers import LBFGS as LBFGS
 from .solvers import SGD as SGD
 from .solvers import Adam as Adam

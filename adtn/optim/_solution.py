@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import numpy as np
 
 from ..generator import Generator
+from ._svd_error import svd_error
 
 
 class Status(Enum):
@@ -67,6 +69,8 @@ class Solution:
     >>> solution = adtn.fit(adtn.Generator((8, 8), adtn.TTN(bond=2)), np.eye(8), steps=5)
     >>> solution.steps, solution.history.shape, solution.status.name
     (5, (5,), 'FINISHED')
+    >>> round(solution.svd_error(np.eye(8)), 4)  # 36 parameters are rank 2 of 8
+    0.866
     """
 
     generator: Generator
@@ -82,6 +86,18 @@ class Solution:
     def relative_error(self) -> float:
         """The square root of the loss of a reconstruction; NaN for a task."""
         return math.sqrt(max(self.loss, 0.0)) if self.is_relative_square else math.nan
+
+    def svd_error(self, weight: Any, moment: Any = None) -> float:
+        """Compute the relative error of a truncated singular value decomposition of equal size, for comparison.
+
+        Parameters
+        ----------
+        weight : numpy.ndarray
+            The target of the fit.
+        moment : numpy.ndarray, optional
+            The second moment of the inputs, if outputs were reconstructed.
+        """
+        return svd_error(weight, self.generator.num_params, moment)
 
     def uninterrupted(self) -> Solution:
         """Return this solution, for callers that are part of a larger task, which an interruption ends as a whole.

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from adtn._files import sealed, write_bytes
-from adtn.bench import median_seconds
-from adtn.compression import Layer, Tuning, first_samples
+from adtn.bench import seconds_in_turns
+from adtn.compression import ForwardCost, Layer, Tuning, first_samples
 from adtn.errors import CompressError, DeviceError
 from adtn.optim import fingerprint
 from flax import nnx
@@ -253,20 +253,27 @@ class NnxModel(ReplacedModel):
             sum(x.nbytes for x in params) + sum(nbytes for _, nbytes in coded),
         )
 
-    def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
-        """Measure seconds and bytes of compiled inference on the first batch."""
+    def resident_bytes(self) -> int:
+        """Count the bytes of all variables except random numbers."""
+        arrays = {id(v): v[...] for v in variables_of(self.model).values() if not isinstance(v, nnx.RngState)}
+        return sum(x.nbytes for x in arrays.values())
+
+    def forward_costs(self, data: Iterable[Any]) -> tuple[ForwardCost, ForwardCost]:
+        """Measure compiled inference on the first batch."""
         batch = _arrays(next(cycled(data, 1)))
-        with _mode(self.model, training=False):
-            graph, state = nnx.split(self.model)
-            jitted = jax.jit(lambda state, batch: outputs_of(nnx.merge(graph, state, copy=True), batch))
-            forward = jitted.lower(state, batch).compile()
-
-            def run() -> None:
-                jax.block_until_ready(forward(state, batch))
-
+        runs: dict[str, Callable[[], Any]] = {}
+        peaks: dict[str, int | None] = {}
+        for name, model in (("dense", self._dense), ("now", self.model)):
+            with _mode(model, training=False):
+                graph, state = nnx.split(model)
+                jitted = jax.jit(lambda s, b, graph=graph: outputs_of(nnx.merge(graph, s, copy=True), b))
+                forward = jitted.lower(state, batch).compile()
+            runs[name] = lambda forward=forward, state=state: jax.block_until_ready(forward(state, batch))
             needs = forward.memory_analysis()
-            peak = None if needs is None else needs.temp_size_in_bytes + needs.output_size_in_bytes
-            return median_seconds(run, most=50), peak
+            peaks[name] = None if needs is None else needs.temp_size_in_bytes + needs.output_size_in_bytes
+        times = seconds_in_turns(runs, most=50)
+        dense, now = (ForwardCost(seconds=times[name], peak_bytes=peaks[name]) for name in runs)
+        return dense, now
 
     def _rows(self, data: Iterable[Any]) -> dict[str, int]:
         rows: dict[str, int] = {}

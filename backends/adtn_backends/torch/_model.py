@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Generated
 from contextlib import contextmanager
@@ -17,7 +15,8 @@ import numpy as np
 import torch
 from adtn import Generator
 from adtn._files import sealed, write_bytes
-from adtn.compression import Layer, Tuning, first_samples
+from adtn.bench import seconds_in_turns
+from adtn.compression import ForwardCost, Layer, Tuning, first_samples
 from adtn.errors import CompressError, DeviceError
 from adtn.optim import fingerprint
 from torch import nn
@@ -330,24 +329,34 @@ class TorchModel(ReplacedModel):
             sum(p.numel() * p.element_size() for p in params) + sum(nbytes for _, nbytes in coded),
         )
 
-    def forward_cost(self, data: Iterable[Any]) -> tuple[float, int | None]:
-        """Measure seconds and bytes of inference on the first batch, including the generation of cached weights."""
-        batch = self._to_device(next(cycled(data, 1)))
-        with self._evaluating():
+    def resident_bytes(self) -> int:
+        """Count the bytes of parameters and buffers; several that share memory count once."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
 
+    def forward_costs(self, data: Iterable[Any]) -> tuple[ForwardCost, ForwardCost]:
+        """Measure inference on the first batch; the memory includes what is generated and then cached."""
+        batch = self._to_device(next(cycled(data, 1)))
+
+        def run_of(model: nn.Module) -> Callable[[], None]:
             def run() -> None:
-                outputs_of(self.model, batch)
+                outputs_of(model, batch)
                 if self._where.startswith("cuda"):
                     torch.cuda.synchronize(self._where)
 
-            with PeakMemory() as memory:
-                run()
-            times: list[float] = []
-            while len(times) < 5 or (sum(times) < 0.3 and len(times) < 50):
-                start = time.perf_counter()
-                run()
-                times.append(time.perf_counter() - start)
-        return statistics.median(times), memory.peak_bytes
+            return run
+
+        self._dense.eval()
+        runs = {"dense": run_of(self._dense), "now": run_of(self.model)}
+        peaks: dict[str, int] = {}
+        with self._evaluating():
+            for name, run in runs.items():
+                with PeakMemory() as memory:
+                    run()
+                peaks[name] = memory.peak_bytes
+            times = seconds_in_turns(runs, most=50)
+        dense, now = (ForwardCost(seconds=times[name], peak_bytes=peaks[name]) for name in runs)
+        return dense, now
 
     def _rows(self, data: Iterable[Any]) -> dict[str, int]:
         rows: dict[str, int] = {}

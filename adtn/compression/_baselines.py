@@ -1,0 +1,201 @@
+"""Baselines of a result: what else one could do with the same bytes, the same data and the same training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import ADTNError, CompressError
+from ..generator import Generator
+from ..precision import Precision
+from ..topology import LowRank, ScaledIdentity, ScaledRandom, Topology
+from ._budget import Budget
+from ._choose import SAMPLES, Search
+from ._config import Config
+from ._local import LocalTask, dense_generator
+from ._model import Model
+from ._rounding import rounded_in_metric
+from ._rows import Baseline, ModelCost
+from ._run import CompressionRun
+from ._samples import first_samples
+
+_INTEGERS = (Precision("int8"), Precision("int4", 32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baselines:
+    """The baselines of a finished run.
+
+    Parameters
+    ----------
+    run : CompressionRun
+        A run whose model holds the result; afterwards it holds it again.
+    replaced : frozenset of str
+        The weights that the result generates.
+    before, result : ModelCost
+    """
+
+    run: CompressionRun
+    replaced: frozenset[str]
+    before: ModelCost
+    result: ModelCost
+
+    def measure(self) -> list[Baseline]:
+        """Measure all baselines; one that is not possible is left out, with a line that says why."""
+        adapter = self._adapter
+        generators, state = adapter.generators(), adapter.state()
+        makers: dict[str, Callable[[], list[Baseline]]] = {
+            "the dense model": self._dense,
+            "scaled identity": lambda: self._control("scaled identity", ScaledIdentity()),
+            "frozen random": lambda: self._control("frozen random", ScaledRandom(seed=self.run.config.seed)),
+            "SVD": self._svd,
+        }
+        makers |= {str(p): lambda p=p: self._integers(p) for p in _INTEGERS}
+        found: list[Baseline] = []
+        self.run.say.stage("baselines", len(makers))
+        try:
+            for name, make in makers.items():
+                adapter.restore()
+                try:
+                    rows = make()
+                except ADTNError as error:
+                    self.run.say(f"no baseline {name}: {error}")
+                    rows = []
+                for row in rows:
+                    quality = "" if row.quality is None else f", quality {row.quality:.4g}"
+                    self.run.say(f"baseline {row.name}: {row.bytes:,} bytes{quality}")
+                found += rows
+                self.run.say.advance()
+        finally:
+            adapter.restore()
+            adapter.install(generators)
+            adapter.set_state(state)
+        return found
+
+    @property
+    def _adapter(self) -> Model:
+        return self.run.adapter
+
+    def _dense(self) -> list[Baseline]:
+        """Train the dense model as long as the result was; without training it is the model before."""
+        self._adapter.install({})  # nothing is replaced, but the teacher and the original values are kept
+        # a dense model has no generators: all its parameters are trained, each with the same rate
+        return [self._row("dense, same training")] if self._train(train="all", rates={}) else []
+
+    def _control(self, name: str, topology: Topology) -> list[Baseline]:
+        """Replace the same weights by a control with its best factor."""
+        own = {
+            weight: scaled(topology, task.weight, task.moment)
+            for weight, task in self.run.tasks.items()
+            if weight in self.replaced
+        }
+        self._adapter.install(own)
+        self._normalise()
+        return [self._row(name)]
+
+    def _svd(self) -> list[Baseline]:
+        """Replace weights by low-rank pairs within the bytes of the result, and then train as long."""
+        search = self._search()
+        most = self.result.bytes - (self.before.bytes - search.entries)
+        chosen = search.choose(search.ladders(most), most)
+        own = {name: result.generator for name, result in chosen.items() if result is not None}
+        if not own:
+            raise CompressError("Every weight stays dense within these bytes.")
+        self._adapter.install(own)
+        self._normalise()
+        name = "SVD" if all(task.moment is None for task in self.run.tasks.values()) else "whitened SVD"
+        rows = [self._row(name)]
+        return [*rows, self._row(f"{name}, same training")] if self._train() else rows
+
+    def _search(self) -> Search:
+        run = self.run
+        config = replace(
+            run.config,
+            budget=Budget(bytes=self.result.bytes),
+            candidates=(LowRank(),),
+            precisions=(),
+            largest_error=1.0,  # it is shown however bad it is
+            layers={},
+            base=None,
+        )
+        tasks: Mapping[str, LocalTask] = {n: replace(t, base=None, restarts=1) for n, t in run.tasks.items()}
+        return Search(
+            layers=run.layers,
+            tasks=tasks,
+            config=config,
+            adapter=run.adapter,
+            sample=list(first_samples(run.data, SAMPLES)) if run.data is not None else [],
+            loss=run.loss,
+            unit="bytes",
+            executor=run.executor,
+            folder=None,
+            say=lambda line: None,
+        )
+
+    def _integers(self, precision: Precision) -> list[Baseline]:
+        """Round all layers of the model, those that the result leaves dense as well."""
+        layers, _ = Config(targets=("*",), smallest=self.run.config.smallest).select(self._adapter.layers())
+        own: dict[str, Generator] = {}
+        for name in (name for layer in layers for name in layer.weights):
+            weight = self._adapter.weight(name)
+            if np.isfinite(weight).all() and weight.any():
+                task = self.run.tasks.get(name)
+                moment = None if task is None else task.moment
+                own[name] = rounded_in_metric(dense_generator(weight), precision, weight, moment)
+        self._adapter.install(own)
+        self._normalise()
+        return [self._row(f"{precision}, all layers")]
+
+    def _normalise(self) -> None:
+        if "normalise" in self.run.stages:
+            self.run.normalise()
+
+    def _train(self, **options: Any) -> bool:
+        """Train with the options of the result; return whether there is any such training."""
+        run = self.run
+        rounds = sum(stage == "finetune" for stage in run.stages) if run.config.tune_steps else 0
+        if not rounds or run.data is None:
+            return False
+        labelled = run.loss is not None or self._adapter.has_classes(run.data)
+        tuning = replace(run.config.tuning(run.config.tune_steps, labelled), **options)
+        held = list(first_samples(run.data if run.validation is None else run.validation, SAMPLES))
+        for _ in range(rounds):
+            before, state = self._distance(held, labelled), self._adapter.state()
+            self._adapter.tune(run.data, run.loss, tuning, lambda step, value: None)
+            if not self._distance(held, labelled) <= before:  # as in the run itself
+                self._adapter.set_state(state)
+        return True
+
+    def _distance(self, batches: Sequence[Any], labelled: bool) -> float:
+        if labelled:
+            return self._adapter.loss_on(batches, self.run.loss)
+        return self._adapter.distance_from_dense(batches)
+
+    def _row(self, name: str) -> Baseline:
+        run, quality = self.run, None
+        if run.score is not None:
+            quality = self._adapter.score(run.score)
+        elif run.test is not None:
+            quality = self._adapter.accuracy(run.test)
+        params, size = self._adapter.numbers()
+        loss = None if run.test is None else self._adapter.loss_on(run.test, run.loss)
+        return Baseline(name=name, params=params, bytes=size, quality=quality, loss=loss)
+
+
+def scaled(topology: Topology, weight: np.ndarray, moment: np.ndarray | None) -> Generator:
+    """Make a control whose one factor is the best: least squares of the outputs, or without a moment of the weight.
+
+    Examples
+    --------
+    >>> float(scaled(ScaledIdentity(), np.diag([1.0, 3.0]), None).weight()[0, 0])
+    2.0
+    """
+    generator = Generator(weight.shape, topology, scale=1.0)
+    unit = generator.with_params({"factor": np.ones_like(generator.params["factor"])})
+    rows, dense = (np.asarray(x, np.float64).reshape(len(weight), -1) for x in (unit.weight(), weight))
+    inner = rows if moment is None else rows @ moment
+    factor = float(np.vdot(inner, dense)) / max(float(np.vdot(inner, rows)), np.finfo(float).tiny)
+    return generator.with_params({"factor": np.full_like(generator.params["factor"], factor)})
