@@ -255,3 +255,13 @@ def test_json_round_trip(key: str) -> None:
 def test_errors_say_what_to_do(make, message: str) -> None:
     with pytest.raises(TopologyError, match=message):
         make()
+
+
+@pytest.mark.parametrize("bonds", [(1, 5, 1), (4, 20, 9), (3, 2, 20)])
+def test_bonds_of_a_chain_are_clipped_to_what_their_neighbours_can_use(bonds: tuple[int, ...]) -> None:
+    weight = np.random.default_rng(0).standard_normal((16, 3, 3, 3))
+    generator = adtn.Generator(weight.shape, adtn.TT(bond=bonds), layout=adtn.Layout.whole(weight.shape))
+    ends = [1, *(generator.params[f"site{k}"].shape[min(k, 1)] for k in range(3)), 1]
+    assert all(b <= a * d and a <= b * d for a, b, d in zip(ends, ends[1:], weight.shape, strict=False))
+    found = adtn.decompose(generator, weight)  # the cores of the decomposition have these shapes
+    assert np.linalg.norm(found.weight() - weight) < np.linalg.norm(weight)

@@ -12,11 +12,15 @@ from .._typing import Shape
 from ..errors import LayoutError, TopologyError
 from ..layout import Layout
 from ..precision import Precision
-from ..topology import Dense, Topology, Tucker
+from ..topology import TT, Dense, LowRank, Topology, Tucker
 from ._sizes import rounded_bytes, stored_params
 
 Unit = Literal["parameters", "bytes"]
 _LARGEST_BOND = 4096
+_BEST = {  # for matrices, and for convolutions; measured in bench/compress
+    False: (LowRank(),),
+    True: (LowRank(), LowRank(split="spatial"), Tucker(), TT()),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,21 +120,22 @@ def dense_choice(shape: Shape, itemsize: int) -> Choice:
 
 
 def families(
-    shape: Shape, topologies: Sequence[Topology], precisions: Sequence[Precision], itemsize: int
+    shape: Shape, topologies: Sequence[Topology] | None, precisions: Sequence[Precision], itemsize: int
 ) -> list[Family]:
     """Return the families of these topologies that can generate a weight, on their usual layouts.
 
     Parameters
     ----------
     shape : tuple of int
-    topologies : sequence of Topology
+    topologies : sequence of Topology or None
+        By default, those that are best on trained weights.
     precisions : sequence of Precision
         The precisions to which cores may be rounded; with any, the dense weight may be rounded as well.
     itemsize : int
         Bytes of one parameter that is not rounded.
     """
     found: dict[Family, None] = {}
-    for given in topologies:
+    for given in _BEST[len(shape) > 2] if topologies is None else topologies:
         topology = _for_shape(given, shape)
         for layout in _layouts(shape, topology):
             try:
@@ -152,8 +157,10 @@ def _for_shape(topology: Topology, shape: Shape) -> Topology:
 
 
 def _layouts(shape: Shape, topology: Topology) -> list[Layout]:
-    """Return the usual layout of a topology, and one with larger legs unless its legs are whole axes or fixed."""
+    """Return the usual layout of a topology, whole axes for trains over convolutions, and larger legs for matrices."""
     usual = topology.default_layout(shape)
-    if topology.exact or usual == Layout.whole(shape) or len(shape) > 2:
+    if topology.exact or usual == Layout.whole(shape):
         return [usual]
-    return list(dict.fromkeys([usual, Layout.of(shape, 32, topology.order)]))
+    if len(shape) > 2:
+        return [Layout.whole(shape)] if type(topology) is TT else [usual]
+    return [Layout.of(shape, 32, topology.order)]

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import CompressError
 from ..optim import best_within
 from ..precision import Precision
-from ..topology import MPO, Dense, LowRank, Topology, Tucker
+from ..topology import TT, Dense, LowRank, Topology, Tucker
 from ._budget import allocate
 from ._choice import Choice, Unit, dense_choice, families
 from ._config import Config
@@ -28,11 +28,11 @@ from ._ladder import Curve, Ladder, low_rank_errors
 from ._local import Executor, LocalResult, LocalTask, run_local
 from ._model import Layer, Model
 
-_PROBES = (3.0, 1.2, 0.5, 0.2)  # sizes at which errors are computed, over those that the budget implies
+_PROBES = (1.2, 0.4)  # sizes at which errors are computed, over those that the budget implies
 _FIT_STEPS = 40  # steps for topologies without a closed form
-_SWEEPS = 2  # of alternating least squares, for errors
+_SWEEPS = 1  # of alternating least squares, for errors
 _ALL_SWEEPS = 12  # of those that are chosen
-_ROUNDS = 6  # allocations, each with the errors of what the previous one chose
+_ROUNDS = 4  # allocations, each with the errors of what the previous one chose
 SAMPLES = 256  # samples with which the outputs of models are compared
 
 
@@ -228,7 +228,7 @@ class Search:
         tasks = [
             replace(
                 self.tasks[name],
-                topology=self._with_best_ranks(name, choice),
+                topology=self._with_best_ranks(name, choice) if sweeps == _ALL_SWEEPS else choice.topology,
                 sweeps=sweeps,
                 layout=choice.layout,
                 start="closed-form",
@@ -245,7 +245,7 @@ class Search:
     def _with_best_ranks(self, name: str, choice: Choice) -> Topology | None:
         """Return the topology of a choice, with unequal ranks of the same size where these are better."""
         task = self.tasks[name]
-        if choice.layout is None or not isinstance(choice.topology, MPO | Tucker):
+        if choice.layout is None or not isinstance(choice.topology, TT | Tucker):
             return choice.topology
         best = best_within(choice.topology, choice.layout, task.weight, task.moment, choice.params)
         return best or choice.topology

@@ -16,15 +16,12 @@ from ..layout import Layout
 from ..optim import OptimizerName
 from ..precision import Precision
 from ..topology import (
-    MPO,
     TTN,
     IdentityBase,
-    LowRank,
     RuleBase,
     SeededBase,
     Topology,
     TopologyArgument,
-    Tucker,
     get_topology,
     topology_from_json,
 )
@@ -74,7 +71,9 @@ class Config:
         The size of the model, or the loss of quality that is allowed. Topology, bond and layout of every layer are
         then chosen among the candidates, and ``topology``, ``leg`` and ``order`` are ignored.
     candidates : sequence of Topology
-        The topologies to choose from for a budget; their bonds are ignored. A weight may stay dense as well.
+        The topologies to choose from for a budget; their bonds are ignored. By default, those that are best on trained
+        weights: low-rank pairs, and for convolutions also spatial pairs, Tucker-2 and tensor trains over whole axes. A
+        weight may stay dense as well.
     precisions : sequence of Precision
         The precisions to choose from for a budget in bytes, for dense weights and for cores (of 4 and 8 bits).
     largest_error : float
@@ -151,12 +150,7 @@ class Config:
     )
     base: Annotated[RuleBase | None, "adtn.SeededBase(seed=0), adtn.IdentityBase(), or None"] = None
     budget: Annotated[Budget | None, "adtn.Budget(ratio=20), or None"] = None
-    candidates: Annotated[Sequence[Topology], "topologies, such as (adtn.LowRank(), adtn.MPO())"] = (
-        LowRank(),
-        LowRank(split="spatial"),
-        Tucker(),
-        MPO(),
-    )
+    candidates: Annotated[Sequence[Topology] | None, "topologies, such as (adtn.LowRank(), adtn.MPO()), or None"] = None
     precisions: Annotated[Sequence[Precision], "precisions, such as (adtn.Precision('int4', 64),)"] = (
         Precision("float16"),
         Precision("int8"),
@@ -196,7 +190,7 @@ class Config:
         check_fields(self, CompressError)
         if self.mode == "adapter" and (self.budget is not None or self.base is not None):
             raise CompressError("Got mode='adapter' with a budget or base; an adapter's base is the dense weight.")
-        if self.budget is not None and not self.candidates:
+        if self.budget is not None and self.candidates is not None and not self.candidates:
             raise CompressError("Got a budget without candidates; pass some topologies.")
         for pattern, options in self.layers.items():
             unknown = set(options) - {"topology", "leg", "order", "base", "candidates"}

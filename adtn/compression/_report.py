@@ -127,7 +127,7 @@ class CompressReport:
         """Convert to a dictionary, without the parameters of generators."""
         config = asdict(self.config) | {
             "topology": topology_to_json(self.config.topology),
-            "candidates": [topology_to_json(one) for one in self.config.candidates],
+            "candidates": [topology_to_json(one) for one in self.config.candidates or ()],
         }
         content: dict[str, Any] = {
             "config": config,

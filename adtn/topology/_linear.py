@@ -28,8 +28,13 @@ Ranks = Annotated[
 
 
 def chain_bonds(dims: list[int], bonds: Sequence[int]) -> list[int]:
-    """Return the bond dimensions of an open chain, clipped to the dimension of either side."""
-    return [min(b, math.prod(dims[: k + 1]), math.prod(dims[k + 1 :])) for k, b in enumerate(bonds)]
+    """Return the bond dimensions of an open chain, clipped to what the sites and bonds of either side can use."""
+    clipped = [1, *bonds, 1]
+    for k, d in enumerate(dims[:-1], 1):
+        clipped[k] = min(clipped[k], clipped[k - 1] * d)
+    for k, d in reversed(list(enumerate(dims[1:], 1))):
+        clipped[k] = min(clipped[k], clipped[k + 1] * d)
+    return clipped[1:-1]
 
 
 def in_proportion(bonds: tuple[int | None, ...], size: int) -> tuple[int | None, ...]:
