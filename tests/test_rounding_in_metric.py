@@ -43,8 +43,8 @@ def data(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 def closed_form(name: str) -> Generator:
     shape, topology, layout = CASES[name]
     weight, moment = data(shape)
-    options = {} if layout is None else {"layout": layout}
-    return adtn.decompose(Generator(shape, topology, scale=1.0, **options), weight, moment=moment, sweeps=10)
+    gen = Generator(shape, topology, layout=layout, scale=1.0)
+    return adtn.decompose(gen, weight, moment=moment, sweeps=10)
 
 
 def error(gen: Generator, weight: np.ndarray, moment: np.ndarray | None) -> float:

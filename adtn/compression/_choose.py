@@ -94,7 +94,9 @@ class Search:
                         wanted += [(name, choice) for choice in (family.within(entries),) if choice is not None]
                         curves[name].append(Curve(family=family, errors={}))
                         continue
-                    probes = {family.within(int(entries * min(fraction * p, 0.9))) for p in _PROBES}
+                    stored = 8 * family.itemsize if family.precision is None else family.precision.bits
+                    implied = fraction * (8 * layer.itemsize / stored if self.unit == "bytes" else 1.0)
+                    probes = {family.within(int(entries * min(implied * p, 0.9))) for p in _PROBES}
                     wanted += [(name, choice) for choice in probes if choice is not None]
                     curves[name].append(Curve(family=family, errors={}))
         ladders = {

@@ -105,7 +105,9 @@ class _Problem:
         sides = [tuple(layout.leg_names[q] for q in side) for side in (outer, inner)]
         dims = dict(zip(layout.leg_names, layout.dims, strict=True))
         # from the inputs to the outputs, as later cores make up for the errors of earlier ones
-        self.blocks = [Block(segment.cores, core, *sides, dims, exact=_LARGEST) for core in reversed(segment.cores)]
+        self.blocks = [
+            Block(segment.cores, core, sides[0], sides[1], dims, exact=_LARGEST) for core in reversed(segment.cores)
+        ]
 
     def pulled(self, state: Float[np.ndarray, "*legs"]) -> Float[np.ndarray, "*legs"]:
         """Multiply a state by the moment over its input legs."""
