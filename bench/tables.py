@@ -267,8 +267,8 @@ def compress_layers_table(content: dict) -> list[str]:
     """Tabulate the errors of methods by size, with one table per layer, and the goals."""
     points = content["compress_layers"]
     lines = [
-        "Relative errors of the outputs of single layers, by bytes of float32 over bytes that are stored (codes, scales",
-        "and zero points). Nothing is trained. Integers are `format/group`; *dense + pair* is a dense weight of a few",
+        "Relative errors of the outputs of single layers, by bytes of float32 over stored bytes (codes, scales and",
+        "zero points). Nothing is trained. Integers are `format/group`; *dense + pair* is a dense weight of a few",
         "bits corrected by a low-rank pair, which adtn does not have; *automatic* is the choice of `adtn.compress`.",
         "",
     ]

@@ -99,10 +99,19 @@ def test_members_of_families_cost_what_their_generators_do(
             assert choice.bytes == generator.rounded(precision).nbytes
 
 
+def test_cores_have_the_largest_groups_of_each_number_of_bits() -> None:
+    given = [adtn.Precision(f, g) for f, g in (("int4", 32), ("int4", 128), ("int3", None), ("int3", 64))]  # type: ignore[arg-type]
+    found = families((64, 64), (adtn.LowRank(),), [adtn.Precision("float16"), *given], 4)
+    of_cores = [f.precision for f in found if isinstance(f.topology, adtn.LowRank)]
+    assert of_cores == [None, adtn.Precision("int4", 128), adtn.Precision("int3")]
+    assert len(found) == len(of_cores) + 5
+
+
 def test_convolutions_have_the_tucker_2_form_and_rounded_dense_weights() -> None:
     found = families((8, 6, 3, 3), (adtn.Tucker(),), [adtn.Precision("int3", 32)], 4)
     assert [(f.topology, f.precision) for f in found] == [
         (adtn.Tucker(bond=(8, 6, None, None)), None),
+        (adtn.Tucker(bond=(8, 6, None, None)), adtn.Precision("int3", 32)),
         (adtn.Dense(), adtn.Precision("int3", 32)),
     ]
 
