@@ -32,6 +32,7 @@ _PROBES = (1.2, 0.4)  # sizes at which errors are computed, over those that the 
 _FIT_STEPS = 40  # steps for topologies without a closed form
 _SWEEPS = 1  # of alternating least squares, for errors
 _ALL_SWEEPS = 12  # of those that are chosen
+_MEASURES = 2  # times that losses are measured for what was chosen
 _ROUNDS = 4  # allocations, each with the errors of what the previous one chose
 SAMPLES = 256  # samples with which the outputs of models are compared
 
@@ -141,7 +142,7 @@ class Search:
         results = self.solve([(name, choice) for name, choice in choices.items() if choice.topology is not None])
         solved = {name: result for (name, _), result in results.items()}
         compare = self._comparison()
-        found: dict[str, float] = {}
+        found: dict[str, tuple[float, float]] = {}
         for layer in self.layers:
             own = {name: solved[name] for name in layer.weights if name in solved}
             error2 = sum(result.relative_error**2 for result in own.values())
@@ -149,23 +150,11 @@ class Search:
                 continue
             self.adapter.install({name: result.generator for name, result in own.items()})
             try:
-                found[layer.name] = max(compare(), 0.0) / error2
+                found[layer.name] = error2, compare()
             finally:
                 self.adapter.restore()
-            self.say(f"{layer.name}: sensitivity {found[layer.name]:.4g} at error {math.sqrt(error2):.3f}")
-        finite = [value for value in found.values() if math.isfinite(value)] or [1.0]
-        floor = 1e-3 * max(finite) or 1.0  # even if the outputs do not change, a smaller error is better
-        typical = float(np.median(finite))
-        largest = max(finite)
-        return [
-            replace(
-                ladder,
-                sensitivity=max(
-                    min(found.get(ladder.layer, ladder.sensitivity if found == {} else typical), largest), floor
-                ),
-            )
-            for ladder in ladders
-        ]
+            self.say(f"{layer.name}: error {math.sqrt(error2):.3f} costs {found[layer.name][1]:.4g}")
+        return _with_points(ladders, found)
 
     def _comparison(self) -> Callable[[], float]:
         """Return a function that measures how far the model's outputs are from those of the dense one."""
@@ -190,8 +179,23 @@ class Search:
         CompressError
             If even the smallest choices cost more in total.
         """
-        by_name = {ladder.name: ladder for ladder in ladders}
         results: dict[tuple[str, Choice], LocalResult] = {}
+        choices: dict[str, Choice] = {}
+        for measures in range(_MEASURES + 1):
+            ladders, choices = self._settled(ladders, most, results)
+            if measures < _MEASURES and self.sample:
+                ladders = self.measured(ladders, choices)
+        for name, choice in choices.items():
+            error = f", error {results[name, choice].relative_error:.3f}" if (name, choice) in results else ""
+            self.say(f"{name}: {choice}{error}")
+        last = self.solve([one for one in choices.items() if one in results], _ALL_SWEEPS)
+        return {name: last.get((name, choice)) for name, choice in choices.items()}
+
+    def _settled(
+        self, ladders: Sequence[Ladder], most: int, results: dict[tuple[str, Choice], LocalResult]
+    ) -> tuple[list[Ladder], dict[str, Choice]]:
+        """Allocate and compute what is chosen until the errors of all choices are known."""
+        by_name = {ladder.name: ladder for ladder in ladders}
         choices: dict[str, Choice] = {}
         for _ in range(_ROUNDS):
             choices = self._allocated(list(by_name.values()), most)
@@ -202,20 +206,13 @@ class Search:
             results |= solved
             for (name, choice), result in solved.items():
                 by_name[name] = by_name[name].corrected(choice, result.relative_error**2)
-        for name, choice in choices.items():
-            error = f", error {results[name, choice].relative_error:.3f}" if (name, choice) in results else ""
-            self.say(f"{name}: {choice}{error}")
-        last = self.solve([one for one in choices.items() if one in results], _ALL_SWEEPS)
-        return {name: last.get((name, choice)) for name, choice in choices.items()}
+        return list(by_name.values()), choices
 
     def _allocated(self, ladders: Sequence[Ladder], most: int) -> dict[str, Choice]:
         largest = math.inf if self.sample else self.config.largest_error
         options = {ladder.name: ladder.options(self.unit, largest) for ladder in ladders}
         picked = allocate(
-            {
-                ladder.name: [(c.cost(self.unit), ladder.sensitivity * e) for c, e in options[ladder.name]]
-                for ladder in ladders
-            },
+            {ladder.name: [(c.cost(self.unit), ladder.loss(e)) for c, e in options[ladder.name]] for ladder in ladders},
             most,
             lambda n: f"{n:,} {self.unit}",
         )
@@ -251,6 +248,25 @@ class Search:
             return choice.topology
         best = best_within(choice.topology, choice.layout, task.weight, task.moment, choice.params)
         return best or choice.topology
+
+
+def _with_points(ladders: Sequence[Ladder], found: Mapping[str, tuple[float, float]]) -> list[Ladder]:
+    """Add measured points to ladders; layers without any have a typical sensitivity."""
+    finite = [loss for _, loss in found.values() if math.isfinite(loss)]
+    most = max(finite, default=1.0)
+    floor = 1e-3 * max((loss / error2 for error2, loss in found.values() if math.isfinite(loss)), default=1.0)
+    points = {  # even if the outputs do not change, a smaller error is better
+        layer: (error2, min(max(loss, floor * error2, 1e-12), 10.0 * most)) for layer, (error2, loss) in found.items()
+    }
+    typical = float(np.median([loss / error2 for error2, loss in points.values()])) if points else 1.0
+    added: list[Ladder] = []
+    for ladder in ladders:
+        if ladder.layer in points:
+            error2, loss = points[ladder.layer]
+            added.append(replace(ladder, measured={**ladder.measured, error2: loss}))
+        else:
+            added.append(ladder if ladder.measured else replace(ladder, measured={1.0: typical}))
+    return added
 
 
 def has_closed_form(topology: Topology | None) -> bool:

@@ -7,6 +7,7 @@ the logarithm of the size. A low-rank pair needs one singular value decompositio
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -67,8 +68,9 @@ class Ladder:
     fixed : mapping of Choice to float
         Squared errors of choices without a size, such as the dense weight.
     curves : sequence of Curve
-    sensitivity : float
-        The growth of the model's loss per squared error.
+    measured : mapping of float to float
+        What the model's outputs lose by squared error of this weight's layer, where that was measured; otherwise it is
+        interpolated, and proportional to the squared error beyond.
     """
 
     name: str
@@ -76,7 +78,25 @@ class Ladder:
     entries: int
     fixed: Mapping[Choice, float] = field(default_factory=dict)
     curves: Sequence[Curve] = ()
-    sensitivity: float = 1.0
+    measured: Mapping[float, float] = field(default_factory=dict)
+
+    @property
+    def sensitivity(self) -> float:
+        """What the model's outputs lose per squared error, at the smallest error for which it was measured."""
+        return min(self.measured.items())[1] / min(self.measured) if self.measured else 1.0
+
+    def loss(self, error2: float) -> float:
+        """Return what the model's outputs are expected to lose."""
+        if error2 <= 0.0 or not self.measured:
+            return error2
+        known = sorted(self.measured)
+        k = bisect_left(known, error2)
+        if k == 0 or k == len(known):
+            at = known[min(k, len(known) - 1)]
+            return self.measured[at] * error2 / at
+        low, high = known[k - 1], known[k]
+        share = math.log(error2 / low) / math.log(high / low)
+        return math.exp((1.0 - share) * math.log(self.measured[low]) + share * math.log(self.measured[high]))
 
     def options(self, unit: Unit, largest_error: float = math.inf) -> list[tuple[Choice, float]]:
         """Return choices with their expected squared errors, without those that cost more than a better one."""
