@@ -14,7 +14,9 @@ import pytest
 from adtn.compression import Budget, Config, largest_within, stored_params
 from adtn.compression._budget import allocate
 from adtn.compression._choice import dense_choice, families
+from adtn.compression._choose import Search
 from adtn.compression._ladder import Curve, Ladder, low_rank_errors
+from adtn.compression._local import LocalTask
 from adtn.errors import CompressError, TopologyError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,6 +107,42 @@ def test_cores_have_the_largest_groups_of_each_number_of_bits() -> None:
     of_cores = [f.precision for f in found if isinstance(f.topology, adtn.LowRank)]
     assert of_cores == [None, adtn.Precision("int4", 128), adtn.Precision("int3")]
     assert len(found) == len(of_cores) + 5
+
+
+@pytest.mark.parametrize("topology", [adtn.Tucker(), adtn.TT()], ids=str)
+def test_unequal_ranks_need_no_more_bytes(topology: adtn.Topology) -> None:
+    rng = np.random.default_rng(3)
+    shape = (16, 12, 3, 3)
+    weight = rng.standard_normal(shape) * np.exp(-0.3 * np.arange(16)).reshape(-1, 1, 1, 1)
+    task = LocalTask(
+        name="w",
+        weight=weight,
+        moment=None,
+        topology=topology,
+        layout=adtn.Layout.whole(shape),
+        base=None,
+        seed=0,
+        steps=0,
+        optimizer="lbfgs",
+        lr=0.1,
+        device="numpy:cpu",
+    )
+    search = Search(
+        layers=[],
+        tasks={"w": task},
+        config=Config(),
+        adapter=None,  # type: ignore[arg-type]
+        sample=(),
+        loss=None,
+        unit="bytes",
+        executor=None,
+        folder=None,
+        say=print,
+    )
+    for family in families(shape, (topology,), [adtn.Precision("int4", 32)], 4):
+        for choice in family.members(weight.size)[2:12:3]:
+            found = search.solve([("w", choice)], 12)["w", choice]  # as many sweeps as in the end
+            assert found.generator.nbytes <= choice.bytes
 
 
 def test_convolutions_have_the_tucker_2_form_and_rounded_dense_weights() -> None:
