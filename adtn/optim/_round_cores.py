@@ -2,7 +2,7 @@
 
 One core after the other is rounded, with error feedback, and the others are changed so that they make up for its error.
 This is repeated, so that the cores that are rounded first answer to the errors of the last ones as well: with few bits,
-one pass leaves up to twice the error of several ones.
+one pass left up to 1.6 times the error of several ones.
 """
 
 from __future__ import annotations
