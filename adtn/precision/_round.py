@@ -43,7 +43,7 @@ def round_to(
     hessian : array, optional
         The second moment ``(columns, columns)`` of what the columns are multiplied with, up to a factor. Integers are
         then found with error feedback (GPTQ), in each row in which that has a smaller error in this metric than the
-        nearest ones.
+        nearest ones; those of less than 8 bits are rounded again twice, each with all others as they are.
     row_hessian : array, optional
         The second moment ``(rows, rows)`` of what the rows are multiplied with instead, such as that of the output
         factor of a product of two matrices, whose rows are the rank.
