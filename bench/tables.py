@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -258,6 +259,65 @@ def house_table(content: dict) -> list[str]:
     return [*lines, ""]
 
 
+_GOALS = {9.6: 0.177, 12.8: 0.221, 26: 0.326}  # of a query matrix: errors in the issue, by ratio in bytes
+_OF_ISSUE = {"whitened SVD": 0.347, "spatial": 0.208, "Tucker-2": 0.253, "MPO": 0.223}  # a convolution at 2x
+
+
+def compress_layers_table(content: dict) -> list[str]:
+    """Tabulate the errors of methods by size, with one table per layer, and the goals."""
+    points = content["compress_layers"]
+    lines = [
+        "Relative errors of the outputs of single layers, by bytes of float32 over stored bytes (codes, scales and",
+        "zero points). Nothing is trained. Integers are `format/group`; *dense + pair* is a dense weight of a few",
+        "bits corrected by a low-rank pair, which adtn does not have; *automatic* is the choice of `adtn.compress`.",
+        "",
+    ]
+    for layer in dict.fromkeys(p["layer"] for p in points):
+        own = [p for p in points if p["layer"] == layer]
+        ratios = sorted({p["wanted"] for p in own if p["wanted"]})
+        rows: dict[str, list[dict]] = {}
+        for p in own:
+            row = p["method"]
+            if row != "automatic" and p["wanted"] is not None:
+                row = f"{row}, {p['format']}"
+            rows.setdefault(row, []).append(p)
+        lines += [f"**{layer}**", "", f"| method | {' | '.join(f'{r:g}x' for r in ratios)} |"]
+        lines.append("|---" * (1 + len(ratios)) + "|")
+        for row, found in rows.items():
+            lines.append(f"| {row} | {' | '.join(_error_within(found, r, row == 'automatic') for r in ratios)} |")
+        lines.append("")
+    lines += ["| goal | ratio | wanted below | automatic | best method | |", "|---|---|---|---|---|---|"]
+    queries = dict.fromkeys(p["layer"] for p in points if "query" in p["layer"])
+    for layer, (ratio, wanted) in product(queries, _GOALS.items()):
+        fitting = [p for p in points if p["layer"] == layer and p["ratio"] >= ratio and "pair" not in p["method"]]
+        best, chosen = (
+            min((p for p in fitting if (p["method"] == "automatic") == automatic), key=lambda p: p["error"])
+            for automatic in (False, True)
+        )
+        lines.append(
+            f"| {layer} | {ratio:g}x | {wanted} | {chosen['error']:.3f} | {best['error']:.3f}, {best['method']}, "
+            f"{best['format']} | {'met' if chosen['error'] < wanted else 'missed'} |"
+        )
+    lines += ["", "| convolution 64x64x3x3 in float32, 2x | in the issue | here | |", "|---|---|---|---|"]
+    for method, wanted in _OF_ISSUE.items():
+        found = [p for p in points if "layer3.1" in p["layer"] and (p["method"], p["format"]) == (method, "float32")]
+        errors = [p["error"] for p in found if p["ratio"] >= 2.0]
+        if errors:
+            verdict = "not larger" if round(min(errors), 3) <= wanted else "larger"
+            lines.append(f"| {method} | {wanted} | {min(errors):.3f} | {verdict} |")
+    return [*lines, ""]
+
+
+def _error_within(points: list[dict], ratio: float, with_format: bool) -> str:
+    """Return the smallest error within a size, with its format if that differs along the row."""
+    fitting = [p for p in points if p["ratio"] >= ratio]
+    if not fitting:
+        return "-"
+    best = min(fitting, key=lambda p: p["error"])
+    of_dense = best["wanted"] is None
+    return f"{best['error']:.3f}" + (f" ({best['format']})" if with_format or of_dense else "")
+
+
 def table_of(content: dict) -> list[str]:
     """Choose the table that fits the content."""
     for key, make in {
@@ -273,6 +333,7 @@ def table_of(content: dict) -> list[str]:
         "faults": faults_table,
         "costs": costs_table,
         "house": house_table,
+        "compress_layers": compress_layers_table,
         "config": side_by_side_table,
         "results": accuracy_table,
     }.items():

@@ -14,9 +14,11 @@ import pytest
 from adtn.compression import Budget, Config, largest_within, stored_params
 from adtn.compression._budget import allocate
 from adtn.compression._choice import dense_choice, families
+from adtn.compression._choose import Search
 from adtn.compression._ladder import Curve, Ladder, low_rank_errors
+from adtn.compression._local import LocalTask
 from adtn.errors import CompressError, TopologyError
-from adtn.optim import svd_error
+from adtn.optim import best_within, svd_error
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,10 +105,58 @@ def test_members_of_families_cost_what_their_generators_do(
             assert choice.bytes == generator.rounded(precision).nbytes
 
 
+def test_cores_have_the_largest_groups_of_each_number_of_bits() -> None:
+    given = [adtn.Precision(f, g) for f, g in (("int4", 32), ("int4", 128), ("int3", None), ("int3", 64))]  # type: ignore[arg-type]
+    found = families((64, 64), (adtn.LowRank(),), [adtn.Precision("float16"), *given], 4)
+    of_cores = [f.precision for f in found if isinstance(f.topology, adtn.LowRank)]
+    assert of_cores == [None, adtn.Precision("int4", 128), adtn.Precision("int3")]
+    assert len(found) == len(of_cores) + 5
+
+
+def test_unequal_ranks_need_no_more_bytes() -> None:
+    rng = np.random.default_rng(3)
+    shape = (16, 12, 3, 3)
+    weight = rng.standard_normal(shape) * np.exp(-0.3 * np.arange(12)).reshape(-1, 1, 1)
+    topology = adtn.Tucker()
+    task = LocalTask(
+        name="w",
+        weight=weight,
+        moment=None,
+        topology=topology,
+        layout=adtn.Layout.whole(shape),
+        base=None,
+        seed=0,
+        steps=0,
+        optimizer="lbfgs",
+        lr=0.1,
+        device="numpy:cpu",
+    )
+    search = Search(
+        layers=[],
+        tasks={"w": task},
+        config=Config(),
+        adapter=None,  # type: ignore[arg-type]
+        sample=(),
+        loss=None,
+        unit="bytes",
+        executor=None,
+        folder=None,
+        say=print,
+    )
+    family = next(f for f in families(shape, (topology,), [adtn.Precision("int4", 32)], 4) if f.precision is not None)
+    choice = family.members(weight.size)[8]
+    best = best_within(choice.topology, family.layout, weight, None, choice.params)  # type: ignore[arg-type]
+    assert best is not None and family.member(best, choice.params).bytes > choice.bytes
+    for choice in family.members(weight.size)[4:10]:
+        found = search.solve([("w", choice)], 12)["w", choice]  # as many sweeps as in the end
+        assert found.generator.nbytes <= choice.bytes
+
+
 def test_convolutions_have_the_tucker_2_form_and_rounded_dense_weights() -> None:
     found = families((8, 6, 3, 3), (adtn.Tucker(),), [adtn.Precision("int3", 32)], 4)
     assert [(f.topology, f.precision) for f in found] == [
         (adtn.Tucker(bond=(8, 6, None, None)), None),
+        (adtn.Tucker(bond=(8, 6, None, None)), adtn.Precision("int3", 32)),
         (adtn.Dense(), adtn.Precision("int3", 32)),
     ]
 

@@ -6,6 +6,7 @@ import json
 import time
 import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from adtn.errors import PrecisionError
 from adtn.precision import Codes, round_to, stored_bytes
 from adtn.precision._codes import NUMPY
 from adtn.precision._decode import unpacked
+from adtn.precision._descent import descend
 from adtn.precision._feedback import Rounded, inverse_factor, with_feedback, with_row_feedback
 from adtn.precision._packing import packed, packed_bytes
 from hypothesis import given
@@ -341,3 +343,35 @@ def test_precisions_are_values() -> None:
     for precision in (Precision("int4", 64), Precision("bfloat16"), Precision("int3")):
         assert Precision.from_json(json.loads(json.dumps(precision.to_json()))) == precision
     assert len({Precision("int4", 64), Precision("int4", np.int64(64)), Precision("int4")}) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_descent_never_loses_and_ends_where_no_single_change_gains(bits: int) -> None:
+    x, hessian = weights((40, 150)) / 4, moment(150)
+    hessian /= hessian.diagonal().max()
+    start = with_feedback(x, hessian, 32, bits)
+    place = np.arange(150) // 32
+    scales, zeros = start.scales[:, place].T, start.zeros[:, place].T
+    errors, integers = [error_in(hessian, start.decode() - x)], start.integers.T
+    for _ in range(30):
+        integers = descend(x.T, hessian, integers, scales, zeros, bits, 1)
+        errors.append(error_in(hessian, ((integers - zeros) * scales).T - x))
+    for before, after in pairwise(errors):
+        assert (after <= before * 1.0001).all()
+    assert errors[2].sum() < {2: 0.97, 3: 0.98, 4: 0.99}[bits] * errors[0].sum()
+    assert set(np.unique(integers)) <= set(range(2**bits))
+    for change in (-1, 1):
+        changed = np.clip(integers + change, 0, 2**bits - 1)
+        for k in range(0, 150, 30):
+            one = integers.copy()
+            one[k] = changed[k]
+            assert (error_in(hessian, ((one - zeros) * scales).T - x) >= errors[-1] * 0.9999).all()
+
+
+def test_descent_leaves_what_is_never_used() -> None:
+    x, hessian = weights((6, 20)) / 4, moment(20)
+    hessian[3], hessian[:, 3] = 0.0, 0.0
+    start = with_feedback(x, hessian, 20, 3)
+    place = np.zeros(20, int)
+    found = descend(x.T, hessian, start.integers.T, start.scales[:, place].T, start.zeros[:, place].T, 3, 4)
+    assert np.isfinite(found).all() and np.array_equal(found[3], start.integers.T[3])

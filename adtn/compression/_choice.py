@@ -130,7 +130,7 @@ def families(
     topologies : sequence of Topology or None
         By default, those that are best on trained weights.
     precisions : sequence of Precision
-        The precisions to which cores may be rounded; with any, the dense weight may be rounded as well.
+        The precisions to which the dense weight may be rounded, and cores to the integers among them.
     itemsize : int
         Bytes of one parameter that is not rounded.
     """
@@ -142,11 +142,22 @@ def families(
                 topology.segments(layout)
             except (LayoutError, TopologyError):
                 continue
-            for precision in (None, *(p for p in precisions if p.bits in (4, 8))):
+            for precision in (None, *_of_cores(precisions)):
                 found[Family(topology=topology, layout=layout, precision=precision, itemsize=itemsize)] = None
     for precision in precisions:
         found[Family(topology=Dense(), layout=Layout.whole(shape), precision=precision, itemsize=itemsize)] = None
     return list(found)
+
+
+def _of_cores(precisions: Sequence[Precision]) -> list[Precision]:
+    """Return the integers of each number of bits with the largest groups: more ranks are better than more scales."""
+    found: dict[int, Precision] = {}
+    for precision in precisions:
+        best = found.get(precision.bits)
+        larger = best is None or (best.group is not None and (precision.group or math.inf) > best.group)
+        if precision.is_integer and larger:
+            found[precision.bits] = precision
+    return list(found.values())
 
 
 def _for_shape(topology: Topology, shape: Shape) -> Topology:

@@ -31,6 +31,7 @@ from ._model import Layer, Model
 _PROBES = (1.2, 0.4)  # sizes at which errors are computed, over those that the budget implies
 _FIT_STEPS = 40  # steps for topologies without a closed form
 _SWEEPS = 1  # of alternating least squares, for errors
+_PARTS = (1.0, 0.98, 0.95, 0.9)  # of the parameters of equal ranks: unequal ones may have more scales
 _ALL_SWEEPS = 12  # of those that are chosen
 _MEASURES = 2  # times that losses are measured for what was chosen
 _NEAR = 0.3  # difference of logarithms of squared errors within which losses are not measured again
@@ -96,7 +97,9 @@ class Search:
                         wanted += [(name, choice) for choice in (family.within(entries),) if choice is not None]
                         curves[name].append(Curve(family=family, errors={}))
                         continue
-                    probes = {family.within(int(entries * min(fraction * p, 0.9))) for p in _PROBES}
+                    stored = 8 * family.itemsize if family.precision is None else family.precision.bits
+                    implied = fraction * (8 * layer.itemsize / stored if self.unit == "bytes" else 1.0)
+                    probes = {family.within(int(entries * min(implied * p, 0.9))) for p in _PROBES}
                     wanted += [(name, choice) for choice in probes if choice is not None]
                     curves[name].append(Curve(family=family, errors={}))
         ladders = {
@@ -244,10 +247,14 @@ class Search:
     def _with_best_ranks(self, name: str, choice: Choice) -> Topology | None:
         """Return the topology of a choice, with unequal ranks of the same size where these are better."""
         task = self.tasks[name]
-        if choice.layout is None or not isinstance(choice.topology, TT | Tucker):
+        if choice.family is None or choice.layout is None or not isinstance(choice.topology, TT | Tucker):
             return choice.topology
-        best = best_within(choice.topology, choice.layout, task.weight, task.moment, choice.params)
-        return best or choice.topology
+        for part in _PARTS:
+            most = int(part * choice.params)
+            best = best_within(choice.topology, choice.layout, task.weight, task.moment, most)
+            if best is not None and choice.family.member(best, most).bytes <= choice.bytes:
+                return best
+        return choice.topology
 
 
 def _with_points(ladders: Sequence[Ladder], found: Mapping[str, tuple[float, float]]) -> list[Ladder]:

@@ -75,7 +75,8 @@ class Config:
         weights: low-rank pairs, and for convolutions also spatial pairs, Tucker-2 and tensor trains over whole axes. A
         weight may stay dense as well.
     precisions : sequence of Precision
-        The precisions to choose from for a budget in bytes, for dense weights and for cores (of 4 and 8 bits).
+        The precisions to choose from for a budget in bytes: all for dense weights, and for cores the integers, of each
+        number of bits those with the largest groups.
     largest_error : float
         The largest relative error of a weight that is allowed for a budget without data, as nothing else shows then
         what the model loses.
@@ -159,6 +160,7 @@ class Config:
         Precision("int3", 32),
         Precision("int3", 128),
         Precision("int2", 32),
+        Precision("int2", 128),
     )
     largest_error: Annotated[float, Range(0.0, 1.0)] = 0.3
     samples: Count = 512

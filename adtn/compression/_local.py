@@ -19,7 +19,7 @@ from ..optim import DataAwareReconstruction, OptimizerName, Reconstruction, deco
 from ..precision import Precision
 from ..topology import Dense, RuleBase, Topology
 from ._layer_files import file_name
-from ._rounding import rounded_in_metric
+from ._rounding import PASSES, rounded_in_metric
 from ._storage import from_bytes, load, to_bytes
 
 
@@ -51,7 +51,8 @@ class LocalTask:
     precision : Precision or None
         The precision to which cores are rounded at the end.
     sweeps : int
-        The largest number of sweeps of a closed form, see :func:`adtn.decompose`.
+        The largest number of sweeps of a closed form, see :func:`adtn.decompose`; with one or two, it is
+        rounded in fewer passes as well.
     """
 
     name: str
@@ -145,7 +146,8 @@ def solve(task: LocalTask) -> LocalResult:
         if len(running) == 1:
             last = running[0]
             if task.precision is not None:
-                last = rounded_in_metric(last, task.precision, task.weight, task.moment)
+                passes = PASSES if task.sweeps > 2 else 8 // task.precision.bits  # fewer bits take more
+                last = rounded_in_metric(last, task.precision, task.weight, task.moment, passes)
             return LocalResult(task.name, to_bytes(last), _error(last, task))
         running = sorted(running, key=lambda generator: _error(generator, task))[: (len(running) + 1) // 2]
 

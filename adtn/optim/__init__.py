@@ -19,6 +19,7 @@ from ._optimizer import Problem as Problem
 from ._optimizer import optimizer_names as optimizer_names
 from ._optimizer import register_optimizer as register_optimizer
 from ._options import FitOptions as FitOptions
+from ._round_cores import round_cores as round_cores
 from ._schedules import make_schedule as make_schedule
 from ._solution import Solution as Solution
 from ._solution import Status as Status

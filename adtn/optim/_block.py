@@ -57,9 +57,13 @@ class Block:
         Output legs and input legs.
     legs : dict of str to int
         The dimensions of all legs, in the order of the state.
+    exact : int
+        The number of unknowns up to which the Gram matrix is made whatever it costs.
     """
 
-    def __init__(self, cores: Sequence[Core], core: Core, outer: Inds, inner: Inds, legs: Mapping[str, int]) -> None:
+    def __init__(
+        self, cores: Sequence[Core], core: Core, outer: Inds, inner: Inds, legs: Mapping[str, int], *, exact: int = 0
+    ) -> None:
         self.core = core
         others = [one for one in cores if one is not core]
         clusters = _connected(others)
@@ -93,13 +97,14 @@ class Block:
         product = _program((unknown, moment, *behind, *copies), (*rest, *map(_copy, self.mixed)))
         gram = _program((moment, *behind, *copies), (*self.mixed, *map(_copy, self.mixed)))
         dense = gram.flops + self.unknowns**3 / 3
-        self.is_direct = self.unknowns <= _LARGEST and dense <= _WORTH * product.flops
+        affordable = self.unknowns <= _LARGEST and dense <= _WORTH * product.flops
+        self.is_direct = affordable or self.unknowns <= exact
         self.gram = gram if self.is_direct else product
         own = tuple(i for i in core.inds if i in inner)
         traced = tuple(_copy(i) if i in own else i for i in inner)
         alone = replace(moment, inds=(*inner, *traced))
-        # the moment on the input legs of the core alone; on one leg it is the identity
-        self.own = _program((alone,), (*own, *map(_copy, own))) if len(own) > 1 else None
+        # the moment on the input legs of the core alone
+        self.own = _program((alone,), (*own, *map(_copy, own))) if own else None
 
     def solve(self, arrays: Mapping[str, Float[np.ndarray, "..."]]) -> tuple[Float[np.ndarray, "..."], float]:
         """Find the best core, or a better one where the Gram matrix is too large.
@@ -123,12 +128,39 @@ class Block:
         solution, decrease = self._iterated(arrays, right, self._from_core(arrays[self.core.param]), divide)
         return self._to_core(solution), decrease
 
-    def inverse(
+    def gram_factors(
         self, arrays: Mapping[str, Float[np.ndarray, "..."]]
-    ) -> Callable[[Float[np.ndarray, "..."]], Float[np.ndarray, "..."]]:
-        """Return the function that divides a gradient by the Gram matrix, or by an estimate where it is too large."""
-        divide = self._inverse(arrays)
-        return lambda gradient: self._to_core(divide(self._from_core(gradient)))
+    ) -> list[tuple[Inds, Float[np.ndarray, "n n"] | None]]:
+        """Return the factors of the Gram matrix, or of an estimate where it is too large, with the indices of each.
+
+        ``None`` stands for the identity.
+        """
+        grams = [(group.inds, group.gram) for group in self.groups]
+        if self.is_direct:
+            grams.append((self.mixed, self.gram))
+        else:  # the mixed indices are in this order: own legs, then those of each cluster
+            behind = [(group.inds, group.gram) for group in self.nearly]
+            own = self.mixed[: len(self.mixed) - sum(len(inds) for inds, _ in behind)]
+            grams += [(own, self.own), *behind]
+        return [
+            (inds, None if gram is None else np.asarray(forward(gram, arrays)).reshape(self._size(inds), -1))
+            for inds, gram in grams
+        ]
+
+    def divided(
+        self,
+        gradient: Float[np.ndarray, "..."],
+        factors: Sequence[tuple[Inds, Float[np.ndarray, "n n"] | None]],
+        damping: float,
+    ) -> Float[np.ndarray, "..."]:
+        """Divide a core by the damped product of the factors."""
+        shape = tuple(self._size(inds) for inds, _ in factors)
+        ready = [None if gram is None else _factored(gram, damping) for _, gram in factors]
+        return self._to_core(_divided(self._from_core(gradient).reshape(shape), ready).reshape(self.shape))
+
+    def gradient(self, arrays: Mapping[str, Float[np.ndarray, "..."]]) -> Float[np.ndarray, "..."]:
+        """Contract ``"pulled"`` with all other cores."""
+        return self._to_core(np.asarray(forward(self.right, arrays)).reshape(self.shape))
 
     def _from_core(self, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         return np.ascontiguousarray(np.transpose(x, [self.core.inds.index(i) for i in self.order]))
@@ -143,16 +175,10 @@ class Block:
         self, arrays: Mapping[str, Float[np.ndarray, "..."]]
     ) -> Callable[[Float[np.ndarray, "..."]], Float[np.ndarray, "..."]]:
         """Factor the Gram matrix, or what it would be if inputs were not correlated between cores."""
-        groups = [(self._size(group.inds), group.gram) for group in self.groups]
-        if self.is_direct:
-            groups.append((self.unknowns, self.gram))
-        else:  # the mixed indices are in this order: own legs, then those of each cluster
-            sides = [(self._size(group.inds), group.gram) for group in self.nearly]
-            own = self.unknowns // math.prod(n for n, _ in sides)
-            groups += [(own, self.own), *sides]
-        factors = [None if gram is None else _factored(forward(gram, arrays)) for _, gram in groups]
-        shape = tuple(n for n, _ in groups)
-        return lambda x: _divided(x.reshape(shape), factors).reshape(self.shape)
+        factors = self.gram_factors(arrays)
+        shape = tuple(self._size(inds) for inds, _ in factors)
+        ready = [None if gram is None else _factored(gram) for _, gram in factors]
+        return lambda x: _divided(x.reshape(shape), ready).reshape(self.shape)
 
     def _iterated(
         self,
@@ -215,11 +241,10 @@ def _program(cores: tuple[Core, ...], outputs: Inds) -> Program:
     return compile_program((Segment((), cores, outputs),))
 
 
-def _factored(gram: Float[np.ndarray, "..."]) -> Any:
+def _factored(gram: Float[np.ndarray, "..."], ridge: float = _RIDGE) -> Any:
     from scipy.linalg import LinAlgError, cho_factor
 
     n = math.isqrt(gram.size)
-    ridge = _RIDGE
     while True:
         matrix = np.array(gram, dtype=np.float64).reshape(n, n)
         matrix.flat[:: n + 1] += ridge * np.trace(matrix) / n + 1e-300

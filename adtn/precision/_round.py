@@ -11,12 +11,14 @@ from .._checks import shown
 from .._typing import Float, Int
 from ..errors import PrecisionError
 from ._codes import Codes
+from ._descent import descend
 from ._feedback import Rounded, nearest, with_feedback, with_row_feedback
 from ._packing import packed
 from ._precision import Precision, parts_of
 from ._scales import UNIT
 
 _LARGEST = float(np.finfo(np.float32).max)
+_SWEEPS = 2  # of descent after error feedback
 _BIAS = 127  # of the exponent of a float32
 
 
@@ -41,7 +43,7 @@ def round_to(
     hessian : array, optional
         The second moment ``(columns, columns)`` of what the columns are multiplied with, up to a factor. Integers are
         then found with error feedback (GPTQ), in each row in which that has a smaller error in this metric than the
-        nearest ones.
+        nearest ones; those of less than 8 bits are rounded again twice, each with all others as they are.
     row_hessian : array, optional
         The second moment ``(rows, rows)`` of what the rows are multiplied with instead, such as that of the output
         factor of a product of two matrices, whose rows are the rank.
@@ -84,6 +86,7 @@ def round_to(
         moment = _moment("hessian", hessian, parts.columns, "columns")
         if moment.any():
             rounded = _better(matrix, moment, rounded, with_feedback(matrix, moment, parts.group, precision.bits))
+            rounded = _descended(matrix, moment, rounded, precision.bits)
     elif row_hessian is not None:
         moment = _moment("row_hessian", row_hessian, parts.rows, "rows")
         if moment.any():
@@ -117,6 +120,15 @@ def _better(x: np.ndarray, moment: np.ndarray, one: Rounded, other: Rounded) -> 
         zeros=np.where(first, one.zeros, other.zeros),
         group=one.group,
     )
+
+
+def _descended(x: np.ndarray, moment: np.ndarray, rounded: Rounded, n_bits: int) -> Rounded:
+    if n_bits == 8:  # where nearly nothing is left to gain
+        return rounded
+    place = np.arange(x.shape[1]) // rounded.group
+    scales, zeros = (np.ascontiguousarray(every[:, place].T) for every in (rounded.scales, rounded.zeros))
+    found = descend(x.T, moment, rounded.integers.T, scales, zeros, n_bits, _SWEEPS)
+    return replace(rounded, integers=found.T)
 
 
 def _better_columns(x: np.ndarray, moment: np.ndarray, one: Rounded, other: Rounded) -> Rounded:
