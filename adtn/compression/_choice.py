@@ -1,4 +1,4 @@
-"""How one weight is stored: a topology on a layout, or dense, with what it costs."""
+"""The ways to store one weight: a topology on a layout, or dense, with its costs."""
 
 from __future__ import annotations
 
@@ -174,4 +174,4 @@ def _layouts(shape: Shape, topology: Topology) -> list[Layout]:
         return [usual]
     if len(shape) > 2:
         return [Layout.whole(shape)] if type(topology) is TT else [usual]
-    return [Layout.of(shape, 32, topology.order)]
+    return list(dict.fromkeys([usual, *(Layout.of(shape, leg, topology.order) for leg in (4, 32))]))

@@ -1,4 +1,4 @@
-"""How far the outputs of a compressed model are from those of the dense one, without labels."""
+"""The distance between the outputs of a compressed model and those of the dense one, without labels."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class Ladder:
 
     @property
     def sensitivity(self) -> float:
-        """What the model's outputs lose per squared error, at the smallest error for which it was measured."""
+        """The loss of the model's outputs per squared error, at the smallest error for which it was measured."""
         return min(self.measured.items())[1] / min(self.measured) if self.measured else 1.0
 
     def loss(self, error2: float) -> float:

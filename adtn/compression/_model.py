@@ -154,7 +154,7 @@ class Model(Protocol):
         ...
 
     def normalise(self, data: Iterable[Any]) -> bool:
-        """Estimate the running statistics of batch normalisation anew; return whether there are any."""
+        """Correct the running statistics of batch normalisation; return whether there are any."""
         ...
 
     def install(self, generators: Mapping[str, Generator]) -> None:

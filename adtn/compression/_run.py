@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -256,8 +257,14 @@ class CompressionRun:
 
     @cached_property
     def _is_labelled(self) -> bool:
-        """Whether the model has a loss without a teacher: the user's, or the cross entropy."""
-        return self.loss is not None or self.adapter.has_classes(self._training_data)
+        """Whether there is a loss without a teacher: the user's, the model's own, or the cross entropy."""
+        try:
+            self.adapter.loss_on(islice(self._training_data, 1), self.loss)
+        except CompressError as error:  # there are no labels, or they are real numbers
+            if self.config.budget is not None and self.config.distill is None:
+                self.say(f"trained by the outputs of the dense model alone: {error}")
+            return False
+        return True
 
     def _measured_on(self, batches: Sequence[Any]) -> float:
         """Measure the loss, or without labels how far the outputs are from those of the dense model."""

@@ -99,7 +99,7 @@ def resnet(depth: int) -> Case:
 
 
 class SentenceModel(nn.Module):
-    """MiniLM-L6: mean of the last hidden states over the tokens of a sentence, normalised."""
+    """The sentence model MiniLM-L6: mean of the last hidden states over the tokens of a sentence, normalised."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
