@@ -292,7 +292,7 @@ def test_a_budget_works_without_data() -> None:
     report = adtn.compress(model, config)
     assert report.ratio >= 5.0
     state = state_of(net())
-    with pytest.raises(CompressError, match="smallest candidates together have"):
+    with pytest.raises(CompressError, match=r"and no data; with relative errors of at most 0.3, they need at least \d"):
         adtn.compress(model := net(), replace(config, largest_error=0.3))  # weights are random
     assert same(model, state)
 
@@ -326,3 +326,23 @@ def test_configs_hold_budgets_as_plain_values() -> None:
     config = Config.from_dict({"budget": {"ratio": 20}, "candidates": ["mpo", {"name": "ttn", "activation": "tanh"}]})
     assert config.budget == Budget(ratio=20)
     assert config.candidates == (adtn.MPO(), adtn.TTN(activation="tanh"))
+
+
+def test_a_budget_is_passed_beside_the_config_or_in_it() -> None:
+    config = Config(**QUICK)
+    found = [
+        adtn.compress(net(), config, budget="2x", data=batches()),
+        adtn.compress(net(), replace(config, budget=Budget(ratio=2.0)), data=batches()),
+    ]
+    assert found[0].after.params == found[1].after.params
+    with pytest.raises(CompressError, match="pass one of them"):
+        adtn.compress(net(), replace(config, budget=Budget(ratio=2.0)), budget="2x", data=batches())
+
+
+def test_weights_that_matter_little_are_not_compressed_beyond_what_was_measured() -> None:
+    ladder = Ladder(name="a", layer="a", entries=100, measured={0.01: 1e-4, 0.81: 1.0})
+    assert ladder.loss(0.0) == 0.0
+    assert ladder.loss(0.001) == pytest.approx(1e-5)
+    assert ladder.loss(0.01) == pytest.approx(1e-4)
+    assert 1e-4 < ladder.loss(0.09) < 1.0
+    assert ladder.loss(0.9) > 1.0

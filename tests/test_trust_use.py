@@ -301,7 +301,12 @@ def test_a_layer_with_one_entry_stays_dense(framework: str, topology: adtn.Topol
 def test_a_budget_leaves_one_entry_alone(framework: str) -> None:
     m = Models(framework)
     names = (m.names[0], m.names[2])
-    config = {"targets": names, "budget": adtn.Budget(ratio=1.5), "candidates": (adtn.TTN(), adtn.CP())}
+    config = {
+        "targets": names,
+        "budget": adtn.Budget(ratio=1.5),
+        "candidates": (adtn.TTN(), adtn.CP()),
+        "largest_error": 1.0,
+    }
     assert "single entry" in m.compress(config=config).dense[names[1]]
 
 

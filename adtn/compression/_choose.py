@@ -214,6 +214,13 @@ class Search:
     def _allocated(self, ladders: Sequence[Ladder], most: int) -> dict[str, Choice]:
         largest = math.inf if self.sample else self.config.largest_error
         options = {ladder.name: ladder.options(self.unit, largest) for ladder in ladders}
+        least = sum(own[0][0].cost(self.unit) for own in options.values())
+        if least > most and not self.sample and least > least_and_most(ladders, self.unit)[0]:
+            raise CompressError(
+                f"Got a budget that leaves {most:,} {self.unit} for the chosen layers, and no data; with relative "
+                f"errors of at most {largest}, they need at least {least:,}. Pass data=, by which what the model loses "
+                "is measured, allow more, or pass a larger largest_error."
+            )
         picked = allocate(
             {ladder.name: [(c.cost(self.unit), ladder.loss(e)) for c, e in options[ladder.name]] for ladder in ladders},
             most,

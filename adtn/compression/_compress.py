@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..backends import check_device
 from ..errors import CompressError, LayoutError, QualityWarning, TopologyError
 from ..generator import Generator, generated_rows
 from ._baselines import Baselines
+from ._budget import Budget
 from ._choose import has_closed_form
 from ._config import Config
 from ._local import Executor, LocalTask
@@ -35,6 +37,7 @@ def compress(
     model: Any,
     config: Config | None = None,
     *,
+    budget: Budget | str | None = None,
     data: Iterable[Any] | None = None,
     validation: Iterable[Any] | None = None,
     test: Iterable[Any] | None = None,
@@ -54,6 +57,9 @@ def compress(
         The model, which is changed in place; if an error occurs, it is restored.
     config : Config, optional
         The layers to compress, their topologies, and the recipe.
+    budget : Budget or str, optional
+        The budget, instead of the config's, also as ``"4x"``, ``"25%"`` (of the parameters) or ``"2MB"``: see
+        :meth:`Budget.parse`.
     data : iterable, optional
         Batches: ``(inputs, labels)``, or mappings with ``"labels"`` for models that take keywords. They are read more
         than once: pass a list or a data loader, not a generator. A single batch needs no list around it.
@@ -112,7 +118,7 @@ def compress(
     >>> report.layers[0].ratio > 10
     True
     """
-    config = config or Config()
+    config = _with_budget(config or Config(), budget)
     data, validation, test = _batches("data", data), _batches("validation", validation), _batches("test", test)
     folder = check_writable(folder, "folder", "folder") if folder is not None else None
     stages = config.stages(data is not None)
@@ -196,6 +202,15 @@ def compress(
         warnings=faults,
         baselines=compared,
     )
+
+
+def _with_budget(config: Config, budget: Budget | str | None) -> Config:
+    """Return the config with a budget that was passed beside it."""
+    if budget is None:
+        return config
+    if config.budget is not None:
+        raise CompressError(f"Got budget={shown(budget)} beside a config with {config.budget}; pass one of them.")
+    return replace(config, budget=Budget.parse(budget) if isinstance(budget, str) else budget)
 
 
 Chosen = Sequence[tuple[Layer, Mapping[str, np.ndarray]]]

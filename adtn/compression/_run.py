@@ -246,10 +246,10 @@ class CompressionRun:
         if stage is None:
             return self.adapter.tune(data, self.loss, tuning, report)
         held = list(first_samples(data if self.validation is None else self.validation, SAMPLES))
-        before, state = self._measured_on(held), self.adapter.state()
+        before, state = self._measured_on(held, tuning.distill), self.adapter.state()
         self.say.stage("training", steps)
         losses = self.adapter.tune(data, self.loss, tuning, report)
-        after = self._measured_on(held)
+        after = self._measured_on(held, tuning.distill)
         if not after <= before:
             self.say(f"training ended at {after:.4f}, above {before:.4f} where it began; its result is discarded")
             self.adapter.set_state(state)
@@ -266,9 +266,9 @@ class CompressionRun:
             return False
         return True
 
-    def _measured_on(self, batches: Sequence[Any]) -> float:
+    def _measured_on(self, batches: Sequence[Any], distill: float) -> float:
         """Measure the loss, or without labels how far the outputs are from those of the dense model."""
-        if self._is_labelled:
+        if self._is_labelled or distill < 1.0:
             return self.adapter.loss_on(batches, self.loss)
         return self.adapter.distance_from_dense(batches)
 
