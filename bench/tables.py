@@ -318,6 +318,43 @@ def _error_within(points: list[dict], ratio: float, with_format: bool) -> str:
     return f"{best['error']:.3f}" + (f" ({best['format']})" if with_format or of_dense else "")
 
 
+def compress_models_table(content: dict) -> list[str]:
+    """Tabulate the quality of whole compressed models, means over seeds."""
+    rows = content["compress_models"]
+    lines = [
+        "Ratios are those of the layers that are compressed, as numbers of parameters or as bytes of codes, scales and",
+        "zero points, without file headers. Means over seeds, with the standard deviation where there are several.",
+        "",
+    ]
+    for case in dict.fromkeys(r["case"] for r in rows):
+        own = [r for r in rows if r["case"] == case]
+        measures = list(own[0]["quality"])
+        lines += [f"**{case}**", "", f"| method | steps | parameters | bytes | {' | '.join(measures)} | CPU seconds |"]
+        lines.append("|---" * (5 + len(measures)) + "|")
+        groups: dict[tuple, list[dict]] = {}
+        for r in own:
+            groups.setdefault((r["method"], r["unit"], r["ratio"] or 0.0, r["steps"]), []).append(r)
+        for (method, _, _, steps), found in sorted(groups.items(), key=lambda item: (item[0][3], _ratio(item[1]))):
+            params = mean(r.get("ratio of parameters", 1.0) for r in found)
+            cells = [_spread([r["quality"][m] for r in found]) for m in measures]
+            lines.append(
+                f"| {method} | {steps} | {params:.2f}x | {_ratio(found):.2f}x | {' | '.join(cells)} "
+                f"| {mean(r['cpu_seconds'] for r in found):.0f} |"
+            )
+        lines.append("")
+    return lines
+
+
+def _ratio(rows: list[dict]) -> float:
+    return mean(r["ratio of bytes"] for r in rows)
+
+
+def _spread(values: list[float]) -> str:
+    digits = 2 if max(values) > 1.0 else 3
+    more = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{more}"
+
+
 def table_of(content: dict) -> list[str]:
     """Choose the table that fits the content."""
     for key, make in {
@@ -334,6 +371,7 @@ def table_of(content: dict) -> list[str]:
         "costs": costs_table,
         "house": house_table,
         "compress_layers": compress_layers_table,
+        "compress_models": compress_models_table,
         "config": side_by_side_table,
         "results": accuracy_table,
     }.items():

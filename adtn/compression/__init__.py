@@ -10,11 +10,14 @@ from ._folder import load_pretrained as load_pretrained
 from ._folder import run_folder as run_folder
 from ._layer_files import load_layers as load_layers
 from ._layer_files import save_layers as save_layers
+from ._local import dense_generator as dense_generator
 from ._local import starting_at_zero as starting_at_zero
 from ._model import Layer as Layer
 from ._model import Model as Model
 from ._model import Tuning as Tuning
+from ._model import model_of as model_of
 from ._report import CompressReport as CompressReport
+from ._rounding import rounded_in_metric as rounded_in_metric
 from ._rows import Baseline as Baseline
 from ._rows import ForwardCost as ForwardCost
 from ._rows import LayerRow as LayerRow

@@ -46,8 +46,8 @@ class Case:
         ``train(seed)`` yields batches for training, without end; seeds are at least -1.
     quality : callable
         ``quality(model)`` returns measures of quality on test data by name; larger is better.
-    exclude : tuple of str
-        Layers that are compressed only if named.
+    targets, exclude : tuple of str
+        The layers that are compressed, see :class:`adtn.Config`.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Case:
     validation: Batches
     train: Callable[[int], Any]
     quality: Callable[[nn.Module], Mapping[str, float]]
+    targets: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
 
@@ -173,7 +174,8 @@ def minilm(length: int = 48) -> Case:
         validation=[with_labels(part) for part in valid[order[:256]].split(32)],
         train=train,
         quality=quality,
-        exclude=("*embeddings*",),
+        targets=("Linear",),
+        exclude=("*pooler*",),  # is not used
     )
 
 
