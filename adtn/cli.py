@@ -210,8 +210,10 @@ def inspect(
 ) -> None:
     """Show the content of a file: a generator with its segments, or plain weights with their spectra."""
     from .compression import load, pick_weight, read_weights
-    from .errors import FileFormatError
+    from .errors import CompressError, FileFormatError
 
+    if key is not None and weight is None:
+        raise CompressError(f"Got --key {key!r} without --weight; pass the file that has this weight, or leave it out.")
     try:
         gen = load(file)
     except FileFormatError as error:

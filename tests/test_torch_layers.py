@@ -233,6 +233,7 @@ def test_one_graph_for_every_batch_without_the_weight(mode: str | None) -> None:
         graphs.append(graph)
         return graph.forward
 
+    torch.compiler.reset()  # other tests compile layers as well, and the number of their graphs is limited
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=count)
     for batch in (3, 20, 70):
         x = torch.randn(batch, 256)

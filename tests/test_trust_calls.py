@@ -201,6 +201,8 @@ CALLS: dict[str, Call] = {
             "layers": "{}",
             "rates": "{}",
             "candidates": "[]",
+            "precisions": "[]",
+            "largest_error": "0",
             "smallest": "0",
             "steps": "0",
             "tune_steps": "0",
@@ -263,7 +265,7 @@ def models() -> dict[str, Call]:
         "loss": "function",
         "score": "function",
         "folder": "'no'",
-        "progress": "function",
+        "progress": "function True False",
     }
     good = {"model": model, "config": config, "data": batches}
     return {"compress": Call(adtn.compress, good, takes, skip="executor")}
