@@ -355,23 +355,6 @@ def test_autograd_keeps_nothing_decoded(kind: str) -> None:
     assert torch.allclose(got, x.grad, atol=1e-3)
 
 
-def test_a_training_without_anything_to_train_says_so() -> None:
-    torch = pytest.importorskip("torch")
-    from adtn.compression import Tuning
-
-    from adtn_backends.torch._model import TorchModel
-
-    model = torch.nn.Sequential(torch.nn.Linear(50, 40), torch.nn.Linear(40, 3))
-    adapter = TorchModel(model, None)
-    adapter.install({"0": rounded("dense", INT4)})
-    assert adapter.numbers() == (40 * 50 + 40 + 123, rounded("dense", INT4).nbytes + 4 * 163)
-    data = [(torch.randn(4, 50), torch.arange(4) % 3)]
-    with pytest.raises(ADTNError):
-        adapter.tune(data, None, Tuning(steps=2, train="generated"), lambda *_: None)
-    adapter.tune(data, None, Tuning(steps=2, train="all"), lambda *_: None)
-    assert same_codes(adapter.generators()["0"], rounded("dense", INT4))
-
-
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
 @pytest.mark.parametrize(("kind", "precision"), [("dense", Precision("int3", 20)), ("mpo", INT4)])
 def test_compilers_make_one_graph(kind: str, precision: Precision) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from .._checks import shown
-from .._typing import Float, Int
+from .._typing import Float, Int, Shape
 from ..errors import PrecisionError
 from ._codes import Codes
 from ._descent import descend
 from ._feedback import Rounded, nearest, with_feedback, with_row_feedback
 from ._packing import packed
 from ._precision import Precision, parts_of
-from ._scales import UNIT
+from ._scales import UNIT, inverse
 
 _LARGEST = float(np.finfo(np.float32).max)
 _SWEEPS = 2  # of descent after error feedback
@@ -94,15 +94,57 @@ def round_to(
             rounded = _better_columns(matrix, moment, rounded, fed)
     exponent = max(unit - int(np.log2(UNIT)), 1 - _BIAS)
     scales = np.ldexp(rounded.scales * np.float32(UNIT), unit - int(np.log2(UNIT)) - exponent)
+    return _encoded(x.shape, precision, rounded.integers, rounded.zeros, scales, exponent)
+
+
+def with_scales(x: Float[np.ndarray, "..."], start: Codes, scales: Float[np.ndarray, "rows groups"]) -> Codes:
+    """Round an array to the nearest integers with given scales, and with the zero points of other codes.
+
+    Parameters
+    ----------
+    x : array
+        The array.
+    start : Codes
+        Codes of an array of this shape, in an integer format.
+    scales : array
+        The scale of every group.
+
+    Raises
+    ------
+    PrecisionError
+        If an entry or a scale is not finite.
+    """
+    x, scales = _checked("x", x), _checked("scales", scales)
+    precision, zeros, parts = start.precision, start.zeros, parts_of(x.shape, start.precision)
+    # the same unit, unless float16 cannot hold the largest scale in it
+    largest = int(np.frexp(np.abs(scales).max())[1])
+    exponent = max(int(start.data[parts.exponent]) - _BIAS, largest - 15)
+    halves = np.ldexp(scales.astype(np.float64), -exponent).astype(np.float16).astype(np.float32)
+    place = np.arange(parts.columns) // parts.group
+    steps = np.ldexp(halves, exponent)[:, place]
+    levels = np.asarray(x, np.float32).reshape(parts.rows, parts.columns) * inverse(steps) + zeros[:, place]
+    integers = np.clip(np.rint(levels), 0, 2**precision.bits - 1)
+    return _encoded(x.shape, precision, integers, zeros, halves, exponent)
+
+
+def _encoded(
+    shape: Shape,
+    precision: Precision,
+    integers: np.ndarray,
+    zeros: np.ndarray,
+    scales: np.ndarray,
+    exponent: int,
+) -> Codes:
+    """Return the codes of integers, with scales in units of a power of two."""
     data = np.concatenate(
         [
             np.ascontiguousarray(scales, "<f2").reshape(-1).view(np.uint8),
-            packed((rounded.zeros / precision.zero_step).astype(np.uint8), precision.bits),
-            packed(rounded.integers.astype(np.uint8), precision.bits),
+            packed((zeros / precision.zero_step).astype(np.uint8), precision.bits),
+            packed(integers.astype(np.uint8), precision.bits),
             np.array([exponent + _BIAS], np.uint8),
         ]
     )
-    return Codes(x.shape, precision, data)
+    return Codes(shape, precision, data)
 
 
 def _better(x: np.ndarray, moment: np.ndarray, one: Rounded, other: Rounded) -> Rounded:

@@ -132,12 +132,10 @@ class NnxModel(ReplacedModel):
         if tuning.capture:
             raise CompressError("Got capture=True for a model of Flax, whose steps are compiled anyway; leave it out.")
 
-    def tune(
+    def _tune(
         self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
     ) -> list[float]:
-        """Train in training mode, with a cosine schedule of the learning rate, cycling through the batches."""
-        self.check(tuning)
-        cores = {id(v) for weight in self._weights.values() for v in params_of(weight)}
+        cores = {id(v) for weight in self._weights.values() for v in variables_of(weight).values()}
         chosen = {
             path: v
             for path, v in variables_of(self.model).items()

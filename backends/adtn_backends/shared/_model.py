@@ -6,7 +6,8 @@ import math
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator as Generated
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, ClassVar
@@ -166,7 +167,42 @@ class ReplacedModel(ABC):
         """Record that these weights are now generated, where the framework stores that."""
         return
 
+    @abstractmethod
+    def check(self, tuning: Tuning) -> None:
+        """Refuse options of a training that this framework, device or dtype does not have."""
+
+    @abstractmethod
+    def _tune(
+        self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
+    ) -> list[float]:
+        """Train in training mode."""
+
     # common to all frameworks
+
+    def tune(
+        self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
+    ) -> list[float]:
+        """Train in training mode, with a cosine schedule of the learning rate, cycling through the batches.
+
+        Cores that are stored as codes are trained with the values that are stored.
+        """
+        self.check(tuning)
+        with self._codes_opened():
+            return self._tune(data, loss, tuning, report)
+
+    @contextmanager
+    def _codes_opened(self) -> Generated[None, None, None]:
+        """Train what is stored as codes inside this block; after an error, the codes are what they were."""
+        weights = list({id(weight): weight for weight in self._weights.values()}.values())
+        for weight in weights:
+            weight.open_codes()
+        trained = False
+        try:
+            yield
+            trained = True
+        finally:
+            for weight in weights:
+                weight.close_codes(store=trained)
 
     def install(self, generators: Mapping[str, Generator]) -> None:
         """Make all generated layers, and only then replace modules, so that an error changes nothing."""
@@ -236,14 +272,15 @@ class ReplacedModel(ABC):
     def distill(self, data: Iterable[Any], tuning: Tuning, executor: Any, say: Callable[[str], None]) -> None:
         """Train each layer to reproduce the outputs of the dense one: their mean squared error over their variance."""
         jobs: dict[str, Any] = {}
-        with self._own_random(tuning.seed):
-            for name in self._distilled():
-                work, *arguments = self._job(name, data, tuning)
-                jobs[name] = work(*arguments) if executor is None else executor.submit(work, *arguments)
-        for name, job in jobs.items():
-            values, first, last = job if executor is None else job.result()
-            self._take_layer(name, values)
-            say(f"{name}: error of the outputs {first:.4f} -> {last:.4f}")
+        with self._codes_opened():
+            with self._own_random(tuning.seed):
+                for name in self._distilled():
+                    work, *arguments = self._job(name, data, tuning)
+                    jobs[name] = work(*arguments) if executor is None else executor.submit(work, *arguments)
+            for name, job in jobs.items():
+                values, first, last = job if executor is None else job.result()
+                self._take_layer(name, values)
+                say(f"{name}: error of the outputs {first:.4f} -> {last:.4f}")
 
     def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
         """Compute the mean loss in evaluation mode."""

@@ -154,11 +154,9 @@ class TorchModel(ReplacedModel):
         if tuning.capture and not self._where.startswith("cuda"):
             raise CompressError(f"Got capture=True on '{self._where}'; only CUDA can capture graphs. Leave it out.")
 
-    def tune(
+    def _tune(
         self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
     ) -> list[float]:
-        """Train in training mode, with a cosine schedule of the learning rate, cycling through the batches."""
-        self.check(tuning)
         groups = self._groups(tuning)
         frozen = [p for p in groups.pop(0.0, []) if p.requires_grad]
         refuse_nothing(groups)

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from adtn._typing import Int
-from adtn.precision import Bits, Codes, Parts, decoded
+from adtn._typing import Float, Int
+from adtn.precision import Bits, Codes, Parts, Straight, decoded, parts_of, rounded_again, rounded_through
 from flax import nnx
 
 _BITS = Bits(
@@ -17,6 +17,12 @@ _BITS = Bits(
     cast=lambda x, dtype: x.astype(dtype),
     join=lambda arrays, axis: jnp.concatenate(arrays, axis),
     stack=lambda arrays, axis: jnp.stack(arrays, axis),
+)
+_STRAIGHT = Straight(
+    clip=jnp.clip,
+    round=jnp.round,
+    stop=jax.lax.stop_gradient,
+    repeat=lambda x, n: jnp.repeat(x, n, axis=1),
 )
 
 
@@ -32,6 +38,37 @@ def array_of(codes: Codes) -> Int[jax.Array, " bytes"]:
 def codes_of(data: Int[jax.Array, " bytes"], parts: Parts) -> Codes:
     """Copy an array of bytes to codes on the host."""
     return Codes(parts.shape, parts.precision, np.array(data))
+
+
+class TrainedCodes(nnx.Module):
+    """An array that is trained with the values that would be stored; see :func:`adtn.precision.rounded_through`.
+
+    Floating-point formats are so exact that they are rounded at the end only.
+
+    Parameters
+    ----------
+    codes : Codes
+        The codes at the start.
+    """
+
+    def __init__(self, codes: Codes) -> None:
+        self.parts = parts_of(codes.shape, codes.precision)
+        self.values = nnx.Param(jnp.asarray(codes.decode()))
+        if codes.precision.is_integer:
+            self.gains = nnx.Param(jnp.ones((self.parts.rows, self.parts.groups), jnp.float32))
+            self.scales, self.zeros = Coded(jnp.asarray(codes.scales)), Coded(jnp.asarray(codes.zeros))
+
+    def __call__(self) -> Float[jax.Array, "..."]:
+        """Return the values."""
+        if not self.parts.precision.is_integer:
+            return self.values[...]
+        scales = self.gains[...] * self.scales[...]
+        return rounded_through(self.values[...], scales, self.zeros[...], self.parts, _STRAIGHT)
+
+    def rounded(self, start: Codes) -> Codes:
+        """Return the codes, given those at the start."""
+        gains = np.asarray(self.gains[...]) if self.parts.precision.is_integer else None
+        return rounded_again(start, np.asarray(self.values[...]), gains)
 
 
 def decoder(parts: Mapping[str, Parts]) -> Callable[[dict[str, jax.Array], Any], dict[str, jax.Array]]:

@@ -23,7 +23,7 @@ from flax import nnx
 from ...shared._cache import remember
 from ...shared._from_dense import Fit
 from ...shared._geometry import check_axes, check_bias
-from ._codes import Coded, array_of, codes_of, decoder
+from ._codes import Coded, TrainedCodes, array_of, codes_of, decoder
 from ._shards import replicated
 
 _BACKEND = get_backend("jax")
@@ -40,7 +40,8 @@ class GeneratedWeight(nnx.Module):
     Layers that use the same module share their weight.
 
     The parameters of a rounded generator are variables of bytes, one for each core, which are decoded in every call and
-    not trained. :meth:`astype` changes the dtype of the decoded cores only.
+    not trained, except between :meth:`open_codes` and :meth:`close_codes`. :meth:`astype` changes the dtype of the
+    decoded cores only.
 
     Parameters
     ----------
@@ -73,6 +74,27 @@ class GeneratedWeight(nnx.Module):
         self.constants = {name: f"frozen_{name.replace('.', '_')}" for name in constants}
         for name, key in self.constants.items():
             setattr(self, key, Frozen(jnp.asarray(np.asarray(constants[name]), dtype=generator.dtype)))
+        self.opened = False  # whether codes are trained
+        self.trained: Any = nnx.Dict() if self.codes else None  # by names of variables
+
+    def open_codes(self) -> None:
+        """Train the entries and scales of codes from now on: the module computes with what would be stored."""
+        if self.codes and not self.opened:
+            self.trained = nnx.Dict({self.codes[name]: TrainedCodes(codes) for name, codes in self._present().items()})
+            self.opened = True
+
+    def close_codes(self, *, store: bool = True) -> None:
+        """Store what was trained since :meth:`open_codes` as codes, or discard it."""
+        if not self.opened:
+            return
+        trained, self.trained, self.opened = self.trained, nnx.Dict(), False
+        for name, codes in self._present().items() if store else ():
+            getattr(self, self.codes[name])[...] = array_of(trained[self.codes[name]].rounded(codes))
+
+    def _present(self) -> dict[str, Codes]:
+        """Return the present codes by name."""
+        parts = self.structure.parts
+        return {name: codes_of(getattr(self, key)[...], parts[name]) for name, key in self.codes.items()}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -90,7 +112,9 @@ class GeneratedWeight(nnx.Module):
     def arrays(self) -> dict[str, jax.Array]:
         """Return trained and frozen cores by their names in the generator."""
         arrays = {name: replicated(getattr(self, key)[...]) for name, key in (self.names | self.constants).items()}
-        if self.codes:
+        if self.opened:
+            arrays |= {name: self.trained[key]().astype(self.decoded_dtype) for name, key in self.codes.items()}
+        elif self.codes:
             data = {name: replicated(getattr(self, key)[...]) for name, key in self.codes.items()}
             arrays |= self.structure.decode()(data, self.decoded_dtype)
         return arrays
@@ -99,9 +123,7 @@ class GeneratedWeight(nnx.Module):
         """Make a generator with the present parameters; one with the present codes is rounded, as before."""
         structure = self.structure.generator
         if structure.precision is not None:
-            parts = self.structure.parts
-            codes = {name: codes_of(getattr(self, key)[...], parts[name]) for name, key in self.codes.items()}
-            return structure.with_codes(structure.precision, codes)
+            return structure.with_codes(structure.precision, self._present())
         values = {name: np.asarray(getattr(self, key)[...], np.float64) for name, key in self.names.items()}
         return structure.with_params(values)
 

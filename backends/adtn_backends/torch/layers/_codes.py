@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from adtn._typing import Float, Int
-from adtn.precision import Bits, Codes, Parts, decoded
+from adtn.precision import Bits, Codes, Parts, Straight, decoded, rounded_again, rounded_through
+from torch import nn
 
 _DTYPES = {
     "uint8": torch.uint8,
@@ -19,6 +20,12 @@ _BITS = Bits(
     cast=lambda x, dtype: x.to(_DTYPES[dtype]),
     join=lambda arrays, axis: torch.cat(arrays, axis),
     stack=lambda arrays, axis: torch.stack(arrays, axis),
+)
+_STRAIGHT = Straight(
+    clip=torch.clamp,
+    round=torch.round,
+    stop=lambda x: x.detach(),
+    repeat=lambda x, n: x.repeat_interleave(n, 1),
 )
 
 
@@ -35,3 +42,39 @@ def codes_of(data: Int[torch.Tensor, " bytes"], parts: Parts) -> Codes:
 def decode(data: Int[torch.Tensor, " bytes"], parts: Parts, dtype: torch.dtype) -> Float[torch.Tensor, "..."]:
     """Decode a tensor of bytes on its device, without float64, which some devices lack."""
     return decoded(data, parts, _BITS).to(dtype)
+
+
+class TrainedCodes(nn.Module):
+    """An array that is trained with the values that would be stored; see :func:`adtn.precision.rounded_through`.
+
+    Floating-point formats are so exact that they are rounded at the end only.
+
+    Parameters
+    ----------
+    data : torch.Tensor
+        The bytes of the codes at the start.
+    parts : Parts
+        The places of their parts.
+    """
+
+    def __init__(self, data: Int[torch.Tensor, " bytes"], parts: Parts) -> None:
+        super().__init__()
+        self.start, self.parts, device = codes_of(data, parts), parts, data.device
+        self.values = nn.Parameter(decode(data, parts, torch.float32))
+        if parts.precision.is_integer:
+            self.gains = nn.Parameter(torch.ones(parts.rows, parts.groups, device=device))
+            self.scales: torch.Tensor
+            self.zeros: torch.Tensor
+            self.register_buffer("scales", torch.tensor(self.start.scales, device=device))
+            self.register_buffer("zeros", torch.tensor(self.start.zeros, device=device))
+
+    def forward(self) -> Float[torch.Tensor, "..."]:
+        """Return the values."""
+        if not self.parts.precision.is_integer:
+            return self.values
+        return rounded_through(self.values, self.gains * self.scales, self.zeros, self.parts, _STRAIGHT)
+
+    def rounded(self) -> Int[torch.Tensor, " bytes"]:
+        """Return the bytes of the codes."""
+        gains = self.gains.detach().cpu().numpy() if self.parts.precision.is_integer else None
+        return tensor_of(rounded_again(self.start, self.values.detach().cpu().numpy(), gains)).to(self.values.device)

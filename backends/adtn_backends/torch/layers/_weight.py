@@ -28,7 +28,7 @@ from torch import nn
 from ...shared._cache import remember
 from .._vjp import differentiable_vjp, must_differentiate
 from ._calls import PLAIN, differentiable, in_own_precision, is_traced
-from ._codes import codes_of, decode, tensor_of
+from ._codes import TrainedCodes, codes_of, decode, tensor_of
 
 _BACKEND = get_backend("torch")
 _TRACED_BATCH = 64  # one graph serves all batch sizes, so it is planned for a medium one
@@ -44,7 +44,8 @@ class GeneratedWeight(nn.Module):
     Layers that use the same module are tied: they train, move and save the same parameters.
 
     The parameters of a rounded generator are buffers of bytes, one for each core, which are decoded in every call and
-    not trained. Conversions to another dtype change that of the decoded cores only.
+    not trained, except between :meth:`open_codes` and :meth:`close_codes`. Conversions to another dtype change that of
+    the decoded cores only.
 
     Parameters
     ----------
@@ -90,6 +91,7 @@ class GeneratedWeight(nn.Module):
             get_activation(segment.activation).value(torch.zeros(1))
         linear = len(generator.shape) == 2 and generator.segments[-1].activation == "identity"
         self.without = TracedApply(generator.segments, generator.weighting, _BACKEND) if linear else None
+        self._trained: nn.ModuleDict | None = None  # by names of buffers
         self._cache: _Cached | None = None
         self._layers: dict[tuple[Any, ...], Any] = {}
         self._traced: dict[tuple[str | None, ...], EinsumSteps | None] = {}
@@ -132,13 +134,32 @@ class GeneratedWeight(nn.Module):
         """Return trained and frozen cores by their names in the generator, with pruning, replicas and FSDP as well."""
         arrays = {name: getattr(self, key) for name, key in (self._names | self._constants).items()}
         for name, key in self._codes.items():
-            arrays[name] = decode(getattr(self, key), self._parts[name], self.dtype)
+            if self._trained is None:
+                arrays[name] = decode(getattr(self, key), self._parts[name], self.dtype)
+            else:
+                arrays[name] = self._trained[key]().to(self.dtype)
         return arrays
+
+    def open_codes(self) -> None:
+        """Train the entries and scales of codes from now on: the module computes with what would be stored."""
+        if self._codes and self._trained is None:
+            coded = {key: TrainedCodes(getattr(self, key), self._parts[name]) for name, key in self._codes.items()}
+            self._trained = nn.ModuleDict(coded)
+
+    def close_codes(self, *, store: bool = True) -> None:
+        """Store what was trained since :meth:`open_codes` as codes, or discard it."""
+        if self._trained is None:
+            return
+        trained = self._trained
+        del self._trained
+        self._trained = None
+        for key in self._codes.values() if store else ():
+            getattr(self, key).copy_(trained[key].rounded())  # type: ignore[operator]
 
     @property
     def is_coded(self) -> bool:
         """Whether cores are stored as codes, so that nothing decoded should stay in memory."""
-        return bool(self._codes)
+        return bool(self._codes) and self._trained is None
 
     @property
     def coded(self) -> tuple[int, int]:
@@ -153,7 +174,9 @@ class GeneratedWeight(nn.Module):
     @property
     def trains(self) -> bool:
         """Whether a core is trained; those that are stored as codes are not."""
-        return any(getattr(self, key).requires_grad for key in (self._names | self._constants).values())
+        return self._trained is not None or any(
+            getattr(self, key).requires_grad for key in (self._names | self._constants).values()
+        )
 
     def forward(self, use: Use | None = None) -> torch.Tensor:
         """Compute the weight, or ``use(arrays)``, which a layer computes from the cores; both differentiable.
