@@ -19,9 +19,9 @@ from typing import Any
 import adtn
 import torch
 from adtn.bench import machine
+from pareto import sizes
 
 from models import CASES
-from pareto import sizes
 
 RESULTS = Path(__file__).parents[1] / "results"
 
