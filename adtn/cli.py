@@ -332,7 +332,9 @@ def compress(
     out: Annotated[Path, typer.Option(help="Output folder for state and report.")] = Path("compressed"),
     rest: Annotated[
         str | None,
-        typer.Option(help="Precision of what is not generated in the file: float16 or bfloat16; by default, as it is."),
+        typer.Option(
+            help="Precision of what is not generated: float16, bfloat16 or int8; by default, a budget chooses it."
+        ),
     ] = None,
     modules: Imports = None,
 ) -> None:

@@ -244,7 +244,7 @@ def test_budgets_that_mean_nothing_are_refused(text: str) -> None:
         Budget.parse(text)
 
 
-@pytest.mark.parametrize("budget", [{"params": 700}, {"bytes": 2400}, {"ratio": 6.0}])
+@pytest.mark.parametrize("budget", [{"params": 700}, {"bytes": 3600}, {"ratio": 6.0}])
 def test_a_model_stays_within_its_budget(budget: dict[str, Any], tmp_path: Path) -> None:
     model = net()
     dense = sum(p.numel() for p in model.parameters())
@@ -253,7 +253,7 @@ def test_a_model_stays_within_its_budget(budget: dict[str, Any], tmp_path: Path)
     size = 4 * sum(p.numel() for p in model.parameters()) + sum(b.numel() for b in codes)
     assert report.after.bytes == size
     most = min(budget.get("bytes", math.inf), 4 * budget.get("params", math.inf), 4 * dense / budget.get("ratio", 1.0))
-    assert 0.85 * most < size <= most
+    assert 0.85 * most < (report.file_bytes or size) <= most
     assert bool(codes) == ("bytes" in budget)
     assert all(row.sensitivity is not None and row.sensitivity > 0 for row in report.layers)
 

@@ -603,9 +603,8 @@ def test_a_model_that_loses_much_is_noticed(before: dict[str, Any], after: dict[
 
 def test_one_warning_names_all_layers_with_large_errors() -> None:
     def row(name: str, *errors: float) -> LayerRow:
-        return LayerRow(
-            name=name, kind="Linear", shapes=(), topology="", dense=9, params=3, active=3, local_errors=list(errors)
-        )
+        sizes = {"dense": 9, "params": 3, "active": 3, "dense_bytes": 36, "bytes": 12}
+        return LayerRow(name=name, kind="Linear", shapes=(), topology="", local_errors=list(errors), **sizes)
 
     rows = [row(f"l{n}", 0.2, 0.5 + n / 10) for n in range(7)]
     (fault,) = faults_of(rows, cost(), cost(), trained=False)

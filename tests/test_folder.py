@@ -116,8 +116,8 @@ def test_tensors_that_float16_cannot_hold_stay(tmp_path: Path) -> None:
     assert adtn.load_model(torch_net(), tmp_path)[2].bias[0].item() == 1e6
 
 
-def test_the_rest_is_no_integer(tmp_path: Path) -> None:
-    with pytest.raises(CompressError, match="Got rest=int4; expected the precision float16 or bfloat16"):
+def test_the_rest_has_no_4_bits(tmp_path: Path) -> None:
+    with pytest.raises(CompressError, match="Got rest=int4; expected the precision float16, bfloat16 or int8"):
         run_folder(torch_net, QUICK, tmp_path, rest=Precision("int4"))
 
 

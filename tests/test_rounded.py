@@ -15,7 +15,7 @@ import pytest
 from adtn import Layout, Precision
 from adtn.compression._sizes import rounded_bytes
 from adtn.compression._storage import from_bytes, to_bytes
-from adtn.errors import ADTNError, GeneratorError
+from adtn.errors import GeneratorError
 from adtn.precision import Codes, stored_bytes
 
 from table import relative_error, to_numpy

@@ -100,7 +100,7 @@ class Baselines:
         """Replace weights by low-rank pairs within the bytes of the result, and then train as long."""
         search = self._search()
         most = self.result.bytes - (self.before.bytes - search.entries)
-        chosen = search.choose(search.ladders(most), most)
+        chosen = search.choose(search.ladders(most), most).results
         own = {name: result.generator for name, result in chosen.items() if result is not None}
         if not own:
             raise CompressError("Every weight stays dense within these bytes.")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .._typing import Shape
 from ..errors import CompressError
 from ..optim import best_within
 from ..precision import Precision
@@ -24,19 +25,47 @@ from ._budget import allocate
 from ._choice import Choice, Unit, dense_choice, families
 from ._config import Config
 from ._divergence import divergence
-from ._ladder import Curve, Ladder, low_rank_errors
+from ._errors import rounding_errors
+from ._ladder import Curve, Ladder, low_rank_errors, with_exact
 from ._local import Executor, LocalResult, LocalTask, run_local
 from ._model import Layer, Model
+from ._samples import first_samples
+from ._state import Rest
 
 _PROBES = (1.2, 0.4)  # sizes at which errors are computed, over those that the budget implies
+_ROUNDED_PROBES = (0.7,)  # of families that are rounded
 _FIT_STEPS = 40  # steps for topologies without a closed form
 _SWEEPS = 1  # of alternating least squares, for errors
 _PARTS = (1.0, 0.98, 0.95, 0.9)  # of the parameters of equal ranks: unequal ones may have more scales
 _ALL_SWEEPS = 12  # of those that are chosen
 _MEASURES = 2  # times that losses are measured for what was chosen
-_NEAR = 0.3  # difference of logarithms of squared errors within which losses are not measured again
+_NEAR = 0.5  # difference of logarithms of squared errors within which losses are not measured again
 _ROUNDS = 4  # allocations, each with the errors of what the previous one chose
-SAMPLES = 128  # samples with which the outputs of models are compared
+_REST = ""  # no weight has this name
+SAMPLES = 128  # samples with which the outputs of models are compared, if they are classes
+_VECTORS = 64  # otherwise, as distances vary less from sample to sample
+_ROWS = 2048  # of all outputs that are compared, at most, and at least one batch: a text has many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What was chosen.
+
+    Parameters
+    ----------
+    results : mapping of str to LocalResult or None
+        ``None`` for weights that stay dense.
+    rest : Rest or None
+        The way to store everything else, if there was a choice.
+    ladders : sequence of Ladder
+        With what was measured.
+    cost : int
+    """
+
+    results: Mapping[str, LocalResult | None]
+    rest: Rest | None
+    ladders: Sequence[Ladder]
+    cost: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +87,8 @@ class Search:
     unit : {"parameters", "bytes"}
     executor, folder, say
         See :func:`adtn.compress`.
+    rests : sequence of Rest
+        The ways to store what is not among the layers, one of which is chosen as well; none if its cost is fixed.
     """
 
     layers: Sequence[Layer]
@@ -70,6 +101,7 @@ class Search:
     executor: Executor | None
     folder: Path | None
     say: Callable[[str], None]
+    rests: Sequence[Rest] = ()
     solved: dict[tuple[str, Choice, int], LocalResult] = field(default_factory=dict)
 
     @property
@@ -81,42 +113,43 @@ class Search:
         """Build the ladders of all weights for a budget, with the sensitivities of their layers."""
         fraction = min(max(most, 1) / self.entries, 1.0)
         wanted: list[tuple[str, Choice]] = []
-        curves: dict[str, list[Curve]] = {}
+        ladders: dict[str, Ladder] = {}
         for layer in self.layers:
-            own = self.config.options_of(layer)
             for name, shape in layer.weights.items():
+                curves, probes = self._curves(name, shape, layer, fraction)
+                fixed = {dense_choice(shape, layer.itemsize): 0.0}
                 entries = math.prod(shape)
-                curves[name] = []
-                for family in families(shape, own.candidates, self._precisions, layer.itemsize):
-                    if (
-                        family.topology == LowRank(bond=1) and family.precision is None
-                    ):  # one decomposition has the errors of all ranks
-                        curves[name].append(self._low_rank(name, family))
-                        continue
-                    if family.topology.grows is None:
-                        wanted += [(name, choice) for choice in (family.within(entries),) if choice is not None]
-                        curves[name].append(Curve(family=family, errors={}))
-                        continue
-                    stored = 8 * family.itemsize if family.precision is None else family.precision.bits
-                    implied = fraction * (8 * layer.itemsize / stored if self.unit == "bytes" else 1.0)
-                    probes = {family.within(int(entries * min(implied * p, 0.9))) for p in _PROBES}
-                    wanted += [(name, choice) for choice in probes if choice is not None]
-                    curves[name].append(Curve(family=family, errors={}))
-        ladders = {
-            name: Ladder(
-                name=name,
-                layer=layer.name,
-                entries=math.prod(shape),
-                fixed={dense_choice(shape, layer.itemsize): 0.0},
-                curves=curves[name],
-            )
-            for layer in self.layers
-            for name, shape in layer.weights.items()
-        }
+                ladders[name] = Ladder(name=name, layer=layer.name, entries=entries, fixed=fixed, curves=curves)
+                wanted += [(name, probe) for probe in probes]
         for (name, choice), result in self.solve(wanted).items():
             ladders[name] = ladders[name].corrected(choice, result.relative_error**2)
-        built = [replace(ladder, curves=[c for c in ladder.curves if c.errors]) for ladder in ladders.values()]
+        built = [with_exact(ladder) for ladder in ladders.values()]
         return self._with_sensitivities(built, fraction) if self.sample else built
+
+    def _curves(self, name: str, shape: Shape, layer: Layer, fraction: float) -> tuple[list[Curve], list[Choice]]:
+        """Return the curves of a weight, and the choices whose errors they need."""
+        entries, own, task = math.prod(shape), self.config.options_of(layer), self.tasks[name]
+        found = families(shape, own.candidates, self._precisions, layer.itemsize)
+        rounded = [f for f in found if isinstance(f.topology, Dense) and f.precision is not None]
+        errors = rounding_errors(task.weight, task.moment, [f.precision for f in rounded if f.precision is not None])
+        curves = [Curve(family=f, errors={entries: e}) for f, e in zip(rounded, errors, strict=True)]
+        probes: list[Choice] = []
+        for family in found:
+            if family in rounded:
+                continue
+            if family.topology == LowRank(bond=1) and family.precision is None:
+                curves.append(self._low_rank(name, family))  # one decomposition has the errors of all ranks
+                continue
+            curves.append(Curve(family=family, errors={}))
+            if not family.topology.grows:
+                probes += [choice for choice in (family.within(entries),) if choice is not None]
+                continue
+            stored = 8 * family.itemsize if family.precision is None else family.precision.bits
+            implied = fraction * (8 * layer.itemsize / stored if self.unit == "bytes" else 1.0)
+            sizes = _PROBES if family.precision is None else _ROUNDED_PROBES
+            members = {family.within(int(entries * min(implied * p, 0.9))) for p in sizes}
+            probes += [choice for choice in members if choice is not None]
+        return curves, probes
 
     @property
     def _precisions(self) -> Sequence[Precision]:
@@ -161,21 +194,25 @@ class Search:
 
     def _comparison(self) -> Callable[[], float]:
         """Return a function that measures how far the model's outputs are from those of the dense one."""
-        dense = self.adapter.outputs(self.sample)
-        if dense is None:
-            before = self.adapter.loss_on(self.sample, self.loss)
-            return lambda: self.adapter.loss_on(self.sample, self.loss) - before
         classes = self.adapter.has_classes(self.sample)
+        sample = self.sample if classes else list(first_samples(self.sample, _VECTORS))
+        dense = self.adapter.outputs(sample)
+        if dense is None:
+            before = self.adapter.loss_on(sample, self.loss)
+            return lambda: self.adapter.loss_on(sample, self.loss) - before
+        rows = np.cumsum([len(y) for y in dense])
+        count = max(int(np.searchsorted(rows, _ROWS, side="right")), 1)
+        sample, dense = sample[:count], dense[:count]
 
         def compare() -> float:
-            outputs = self.adapter.outputs(self.sample)
+            outputs = self.adapter.outputs(sample)
             assert outputs is not None, "the dense model returned arrays"
             return divergence(dense, outputs, classes=classes)
 
         return compare
 
-    def choose(self, ladders: Sequence[Ladder], most: int) -> dict[str, LocalResult | None]:
-        """Choose within ``most``; ``None`` for weights that stay dense.
+    def choose(self, ladders: Sequence[Ladder], most: int) -> Selection:
+        """Choose within ``most``.
 
         Raises
         ------
@@ -184,24 +221,33 @@ class Search:
         """
         results: dict[tuple[str, Choice], LocalResult] = {}
         choices: dict[str, Choice] = {}
+        rest: Rest | None = None
         for measures in range(_MEASURES + 1):
-            ladders, choices = self._settled(ladders, most, results)
+            ladders, choices, rest = self._settled(ladders, most, results)
             if measures < _MEASURES and self.sample:
                 ladders = self.measured(ladders, choices)
         for name, choice in choices.items():
             error = f", error {results[name, choice].relative_error:.3f}" if (name, choice) in results else ""
             self.say(f"{name}: {choice}{error}")
+        if rest is not None:
+            self.say(f"everything else: {rest.precision or 'as it is'}, {rest.bytes:,} bytes")
         last = self.solve([one for one in choices.items() if one in results], _ALL_SWEEPS)
-        return {name: last.get((name, choice)) for name, choice in choices.items()}
+        return Selection(
+            results={name: last.get((name, choice)) for name, choice in choices.items()},
+            rest=rest,
+            ladders=ladders,
+            cost=sum(choice.cost(self.unit) for choice in choices.values()) + (0 if rest is None else rest.bytes),
+        )
 
     def _settled(
         self, ladders: Sequence[Ladder], most: int, results: dict[tuple[str, Choice], LocalResult]
-    ) -> tuple[list[Ladder], dict[str, Choice]]:
+    ) -> tuple[list[Ladder], dict[str, Choice], Rest | None]:
         """Allocate and compute what is chosen until the errors of all choices are known."""
         by_name = {ladder.name: ladder for ladder in ladders}
         choices: dict[str, Choice] = {}
+        rest: Rest | None = None
         for _ in range(_ROUNDS):
-            choices = self._allocated(list(by_name.values()), most)
+            choices, rest = self._allocated(list(by_name.values()), most)
             wanted = [(n, c) for n, c in choices.items() if c.topology is not None and (n, c) not in results]
             if not wanted:
                 break
@@ -209,24 +255,36 @@ class Search:
             results |= solved
             for (name, choice), result in solved.items():
                 by_name[name] = by_name[name].corrected(choice, result.relative_error**2)
-        return list(by_name.values()), choices
+        return list(by_name.values()), choices, rest
 
-    def _allocated(self, ladders: Sequence[Ladder], most: int) -> dict[str, Choice]:
+    def _allocated(self, ladders: Sequence[Ladder], most: int) -> tuple[dict[str, Choice], Rest | None]:
         largest = math.inf if self.sample else self.config.largest_error
         options = {ladder.name: ladder.options(self.unit, largest) for ladder in ladders}
+        rest_least = min((rest.bytes for rest in self.rests), default=0)
         least = sum(own[0][0].cost(self.unit) for own in options.values())
-        if least > most and not self.sample and least > least_and_most(ladders, self.unit)[0]:
+        if least + rest_least > most and not self.sample and least > least_and_most(ladders, self.unit)[0]:
             raise CompressError(
-                f"Got a budget that leaves {most:,} {self.unit} for the chosen layers, and no data; with relative "
-                f"errors of at most {largest}, they need at least {least:,}. Pass data=, by which what the model loses "
-                "is measured, allow more, or pass a larger largest_error."
+                f"Got a budget that leaves {most - rest_least:,} {self.unit} for the chosen layers, and no data; with "
+                f"relative errors of at most {largest}, they need at least {least:,}. Pass data=, by which what the "
+                "model loses is measured, allow more, or pass a larger largest_error."
             )
-        picked = allocate(
-            {ladder.name: [(c.cost(self.unit), ladder.loss(e)) for c, e in options[ladder.name]] for ladder in ladders},
-            most,
-            lambda n: f"{n:,} {self.unit}",
-        )
-        return {name: options[name][k][0] for name, k in picked.items()}
+        items = {
+            ladder.name: [(c.cost(self.unit), ladder.loss(e)) for c, e in options[ladder.name]] for ladder in ladders
+        }
+        if self.rests:
+            items[_REST] = [(rest.bytes, rest.loss) for rest in self.rests]
+        picked = allocate(items, most, lambda n: f"{n:,} {self.unit}")
+        rest = self.rests[picked.pop(_REST)] if self.rests else None
+        return {name: options[name][k][0] for name, k in picked.items()}, rest
+
+    def loss_after(self, change: Callable[[], None]) -> float:
+        """Measure what the outputs of the dense model lose by a change of its parameters, which is undone."""
+        compare, state = self._comparison(), self.adapter.state()
+        try:
+            change()
+            return compare()
+        finally:
+            self.adapter.set_state(state)
 
     def solve(
         self, wanted: Iterable[tuple[str, Choice]], sweeps: int = _SWEEPS

@@ -16,6 +16,7 @@ from .._files import check_writable
 from ..backends import check_device
 from ..errors import CompressError, LayoutError, QualityWarning, TopologyError
 from ..generator import Generator, generated_rows
+from ..topology import Dense
 from ._baselines import Baselines
 from ._budget import Budget
 from ._choose import has_closed_form
@@ -201,6 +202,8 @@ def compress(
         title=type(model).__name__,
         warnings=faults,
         baselines=compared,
+        rest=outcome.rest,
+        file_bytes=outcome.file_bytes,
     )
 
 
@@ -359,12 +362,23 @@ def _row(layer: Layer, outcome: Outcome, generators: dict[str, Any], predicted: 
         name=layer.name,
         kind=layer.kind,
         shapes=tuple(tuple(s) for s in layer.weights.values()),
-        topology=str(parts[0].topology),
+        topology=_described(parts[0]),
         dense=dense,
         params=sum(g.num_params for g in parts),
+        dense_bytes=dense * layer.itemsize,
+        bytes=sum(g.nbytes if g.precision is not None else g.num_params * layer.itemsize for g in parts),
         active=sum(g.num_params if has_closed_form(g.topology) else g.num_active_params for g in parts),
         local_errors=[outcome.results[name].relative_error for name in layer.weights],
         tied=layer.tied,
         sensitivity=outcome.sensitivities.get(layer.name),
         predicted_seconds=sum(predicted[n] for n in layer.weights) if predicted else None,
     )
+
+
+def _described(generator: Generator) -> str:
+    """Describe how a weight is stored."""
+    if generator.precision is None:
+        return str(generator.topology)
+    if isinstance(generator.topology, Dense):
+        return str(generator.precision)
+    return f"{generator.topology}, {generator.precision}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,23 @@ import numpy as np
 
 from .._atomic import locked_folder, write_atomic
 from .._checks import PathArgument, checked
-from .._files import KEY, check_writable, header_text, read_header, read_whole, write_or_rescue
+from .._files import check_writable, read_header, read_whole, write_or_rescue
 from ..errors import CompressError, FileFormatError, ModelFileError
 from ..generator import Generator
 from ..precision import Precision
+from ._budget import Budget
 from ._compress import compress
 from ._config import Config
 from ._layer_files import load_layers, read_files, remove_layers
 from ._model import Model, model_of
 from ._report import CompressReport
+from ._state import FORMAT, KIND, metadata_of_state
 from ._storage import STRUCTURES
-from ._structures import structures_from_text, structures_to_text
+from ._structures import structures_from_text
 
-FORMAT = 3  # the first format has no header, and both older ones a folder with a file for every generator
-_KIND = "state of a compressed model"
 _STATE = "state.safetensors"
 _GENERATORS = "generators"
-_HALVES = ("float16", "bfloat16")
+_RESTS = ("float16", "bfloat16", "int8")
 # files of a Hugging Face folder that the new folder needs as well, and files that it must not have
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "merges.*", "vocab.*")
 _WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -66,9 +67,10 @@ def run_folder(
     data, validation, test, loss, score, device, progress, baselines
         See :func:`compress`.
     rest : Precision, optional
-        The precision of what is not generated (biases, norms, dense weights) in the file: ``"float16"`` or
-        ``"bfloat16"``; by default, that of the model. Tensors with entries that are too large for it, and integers, are
-        stored as they are.
+        The precision of what is not generated (biases, norms, dense weights) in the file: ``"float16"``,
+        ``"bfloat16"``, or ``"int8"`` for matrices beside float16 for vectors; by default, the one that was chosen for a
+        budget in bytes, or that of the model. Tensors with entries that are too large for it, and integers, are stored
+        as they are.
 
     Raises
     ------
@@ -78,16 +80,18 @@ def run_folder(
         If ``out`` cannot be written to: before any work, or afterwards, with the folder where the result is instead.
     """
     out = check_writable(out, "out", "folder")
-    if rest is not None and rest.format not in _HALVES:
-        raise CompressError(f"Got rest={rest}; expected the precision float16 or bfloat16.")
+    if rest is not None and (rest.format not in _RESTS or rest.group is not None):
+        raise CompressError(f"Got rest={rest}; expected the precision float16, bfloat16 or int8.")
     if isinstance(source, Path) and out.resolve() == source.resolve():
         raise CompressError(f"Got out={out}, the folder of the dense model; pass another folder.")
     model = model_of(source, None).model if isinstance(source, Path) else source()
     if weights is not None:
         _load(model_of(model, None), weights)
+    # a budget in bytes is that of the file, which lists other files as well
+    listed = len(json.dumps(json.dumps(_digests(_beside(source if isinstance(source, Path) else None)))))
     report = compress(
         model,
-        config,
+        _with_less(config, listed),
         data=data,
         validation=validation,
         test=test,
@@ -98,6 +102,7 @@ def run_folder(
         progress=progress,
         baselines=baselines,
     )
+    report = replace(report, config=config)
 
     def write(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
@@ -110,23 +115,38 @@ def run_folder(
 
 def _write(out: Path, model: Any, report: CompressReport, source: Path | None, rest: Precision | None) -> None:
     """Write the state last, as it refers to the other files; until then, the folder contains the old model."""
-    older = _older(out)
-    beside = {
-        file.name: file.read_bytes()
-        for pattern in _BESIDE
-        for file in (source.glob(pattern) if source else ())
-        if file.name not in _WEIGHTS
-    }
+    older, beside = _older(out), _beside(source)
     for name, content in beside.items():
         write_atomic(out / name, content)
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(beside.items())}
-    header = header_text(_KIND, FORMAT, structures=structures_to_text(report.generators), beside=digests)
-    model_of(model, None).save(out / _STATE, {KEY: header}, None if rest is None else rest.format)
+    rest = report.rest if rest is None else rest
+    adapter = model_of(model, None)
+    adapter.save(out / _STATE, metadata_of_state(report.generators, rest, _digests(beside)), rest)
     remove_layers(out / _GENERATORS)
     for name in older - set(beside):
         (out / Path(name).name).unlink(missing_ok=True)
     for name in ("report.json", "report.html"):
         report.save(out / name)
+
+
+def _with_less(config: Config, nbytes: int) -> Config:
+    """Return the config with a smaller budget in bytes, if it has one."""
+    if config.budget is None or config.budget.bytes is None:
+        return config
+    return replace(config, budget=Budget(bytes=max(config.budget.bytes - nbytes, 1)))
+
+
+def _beside(source: Path | None) -> dict[str, bytes]:
+    """Read the files of a Hugging Face folder that the new folder needs as well."""
+    return {
+        file.name: file.read_bytes()
+        for pattern in _BESIDE
+        for file in (source.glob(pattern) if source else ())
+        if file.name not in _WEIGHTS
+    }
+
+
+def _digests(beside: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(beside.items())}
 
 
 def _older(out: Path) -> set[str]:
@@ -146,7 +166,7 @@ def _state_header(path: Path) -> dict[str, Any] | None:
         If the file is damaged.
     """
     try:
-        return read_header(read_whole(path, "the state of a model"), _KIND, FORMAT)
+        return read_header(read_whole(path, "the state of a model"), KIND, FORMAT)
     except FileFormatError as error:
         raise ModelFileError(f"Cannot load {path}: {error} Get the file again, or compress again.") from error
 

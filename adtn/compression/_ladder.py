@@ -1,7 +1,8 @@
 """The choices of one weight with their expected errors: a curve per family, corrected by what was computed.
 
 Errors of a family are computed at a few sizes, and interpolated between them: the logarithm of the squared error over
-the logarithm of the size. A low-rank pair needs one singular value decomposition for all sizes.
+the logarithm of the size. A low-rank pair needs one singular value decomposition for all sizes, and rounding adds about
+the same squared error to all sizes of a family.
 """
 
 from __future__ import annotations
@@ -30,15 +31,22 @@ class Curve:
     family : Family
     errors : mapping of int to float
         Squared relative errors by number of parameters, where they are known.
+    exact : Curve, optional
+        The curve of the same family without rounding.
     """
 
     family: Family
     errors: Mapping[int, float]
+    exact: Curve | None = None
 
     def at(self, params: int) -> float:
         """Return the known or interpolated squared error."""
         if params in self.errors:
             return self.errors[params]
+        if self.exact is not None:
+            nearest = min(self.errors, key=lambda n: abs(math.log(n / params)))
+            added = max(self.errors[nearest] - self.exact.at(nearest), 0.0)
+            return min(self.exact.at(params) + added, 1.0)
         sizes = sorted(self.errors)
         known = [math.log(max(self.errors[n], _FLOOR)) for n in sizes]
         logs = [math.log(n) for n in sizes]
@@ -51,7 +59,7 @@ class Curve:
 
     def corrected(self, params: int, error2: float) -> Curve:
         """Return the curve with one more known error."""
-        return Curve(family=self.family, errors={**self.errors, params: error2})
+        return replace(self, errors={**self.errors, params: error2})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +131,18 @@ class Ladder:
         """Return the ladder with the computed squared error of a choice."""
         curves = [c.corrected(choice.params, error2) if c.family == choice.family else c for c in self.curves]
         return replace(self, curves=curves)
+
+
+def with_exact(ladder: Ladder) -> Ladder:
+    """Return the ladder without curves of which nothing is known; rounded ones refer to those that are not."""
+    known = [curve for curve in ladder.curves if curve.errors]
+    exact = {replace(c.family, precision=None): c for c in known if c.family.precision is None}
+
+    def referring(curve: Curve) -> Curve:
+        unrounded = exact.get(replace(curve.family, precision=None))
+        return curve if curve.family.precision is None else replace(curve, exact=unrounded)
+
+    return replace(ladder, curves=[referring(curve) for curve in known])
 
 
 def thinned(choices: Sequence[Choice]) -> list[Choice]:

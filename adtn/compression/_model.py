@@ -14,6 +14,7 @@ from .._typing import Shape
 from ..backends import backend_names, get_backend
 from ..errors import CompressError, MissingDependencyError
 from ..generator import Generator
+from ..precision import Precision
 from ._rows import ForwardCost
 
 
@@ -213,11 +214,20 @@ class Model(Protocol):
         """Load the state from a file."""
         ...
 
-    def save(self, path: Path, metadata: Mapping[str, str], rest: str | None = None) -> None:
-        """Save the state, including parameters of generators, to a file; the metadata leave room for a digest.
+    def content(self, metadata: Mapping[str, str], rest: Precision | None = None) -> bytes:
+        """Return the state, including parameters of generators, as the content of a file without a digest.
 
-        With ``rest``, a dtype, floating-point numbers outside of generators are stored in it where that holds them.
+        With ``rest``, real numbers outside of generators are stored in it where it holds them: as float16 or bfloat16,
+        or matrices in 8 bits with a scale per row.
         """
+        ...
+
+    def save(self, path: Path, metadata: Mapping[str, str], rest: Precision | None = None) -> None:
+        """Save the content of the state to a file; the metadata leave room for a digest."""
+        ...
+
+    def narrow(self, rest: Precision) -> None:
+        """Round what is outside of generators to the values that :meth:`content` stores."""
         ...
 
     def numbers(self) -> tuple[int, int]:

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ._rows import Baseline, LayerRow, ModelCost, baseline_cells, cells, times
+from ._rows import COLUMNS, Baseline, LayerRow, ModelCost, baseline_cells, cells, times
 
 _PICTURES = 12  # number of weights that are shown
-_VISIBLE = 60  # below this ratio of the most to the fewest parameters, bars are linear
+_VISIBLE = 60  # below this ratio of the most to the fewest bytes, bars are linear
 _NAME = 40  # characters of a layer's name next to its bars
 _STYLE = (
     ":root{color-scheme:light dark}"
@@ -56,6 +56,8 @@ class Content(Protocol):
     def title(self) -> str: ...
     @property
     def baselines(self) -> list[Baseline]: ...
+    @property
+    def file_bytes(self) -> int | None: ...
     def alarms(self) -> list[str]: ...
     def settings(self) -> dict[str, str]: ...
     def summary(self) -> list[str]: ...
@@ -63,7 +65,6 @@ class Content(Protocol):
 
 def page(report: Content) -> str:
     """Render a report as one string of HTML."""
-    head = ("layer", "kind", "weight", "topology", "dense", "parameters", "active", "ratio", "local error")
     rows = "".join(_row("td", cells(r)) for r in report.layers)
     alarms = report.alarms()
     alarm = "".join(f"<p class='alarm'>{html.escape(line)}</p>" for line in alarms)
@@ -79,7 +80,7 @@ def page(report: Content) -> str:
         f"<title>adtn: {html.escape(report.title)}, compressed</title>"
         f"<style>{_STYLE}</style><h1>{html.escape(report.title)}, compressed</h1>"
         f"{alarm}{_tiles(report)}<ul>{lines}</ul>{_baselines(report)}"
-        f"<h2>Layers</h2>{_bars(report.layers)}<table>{_row('th', head)}{rows}</table>"
+        f"<h2>Layers</h2>{_bars(report.layers) if report.layers else ''}<table>{_row('th', COLUMNS)}{rows}</table>"
         f"{_pictures(report)}{curve}{kept}<h2>Configuration</h2><table>{settings}</table></html>\n"
     )
 
@@ -105,11 +106,16 @@ def _row(tag: str, entries: Any) -> str:
 def _tiles(report: Content) -> str:
     """Render the main figures as tiles."""
     b, a = report.before, report.after
-    own, left = sum(r.dense for r in report.layers), sum(r.params for r in report.layers)
+    own, left = sum(r.dense_bytes for r in report.layers), sum(r.bytes for r in report.layers)
     tiles = [
-        (times(own / max(left, 1)), f"{own:,} entries of the replaced layers from {left:,} numbers"),
+        (times(own / max(left, 1)), f"{own:,} bytes of the replaced layers, now {left:,}"),
         (f"{report.ratio:,.1f}x", f"the whole model: {b.params:,} parameters, now {a.params:,}"),
     ]
+    if report.file_bytes is not None:
+        tiles[1] = (
+            f"{b.bytes / report.file_bytes:,.1f}x",
+            f"{b.bytes:,} bytes of parameters, in a file of " + (f"{report.file_bytes:,}"),
+        )
     if b.score is not None and a.score is not None:
         tiles.append((f"{a.score:.4g}", f"score, was {b.score:.4g}"))
     elif b.accuracy is not None and a.accuracy is not None:
@@ -127,8 +133,8 @@ def _tiles(report: Content) -> str:
 
 
 def _bars(layers: list[LayerRow]) -> str:
-    """Draw bars of parameters per layer before and after; logarithmic if small ones would not be visible."""
-    counts = [max(n, 1) for r in layers for n in (r.dense, r.params)]
+    """Draw bars of bytes per layer before and after; logarithmic if small ones would not be visible."""
+    counts = [max(n, 1) for r in layers for n in (r.dense_bytes, r.bytes)]
     most, least = max(counts), min(counts)
     linear = most < _VISIBLE * least
     top = most if linear else max(log10(most), 1.0)
@@ -138,13 +144,13 @@ def _bars(layers: list[LayerRow]) -> str:
     for n, r in enumerate(layers):
         y = 44 * n
         parts.append(f"<text x='0' y='{y + 22}'>{html.escape(names[n])}</text>")
-        for k, (value, color) in enumerate(((r.dense, "#8d9bb0"), (r.params, "#2f8f5f"))):
+        for k, (value, color) in enumerate(((r.dense_bytes, "#8d9bb0"), (r.bytes, "#2f8f5f"))):
             width = (810 - left) * (value if linear else log10(max(value, 1))) / top
             parts.append(f"<rect x='{left}' y='{y + 4 + 18 * k}' width='{width:.1f}' height='15' fill='{color}'/>")
             parts.append(f"<text x='{left + 6 + width:.1f}' y='{y + 16 + 18 * k}'>{value:,}</text>")
     return (
-        f"<p>Numbers of each layer before (grey) and after (green){'' if linear else ', on a logarithmic scale'}.</p>"
-        f"<svg viewBox='0 0 900 {height}' role='img' aria-label='parameters before and after'>{''.join(parts)}</svg>"
+        f"<p>Bytes of each layer before (grey) and after (green){'' if linear else ', on a logarithmic scale'}.</p>"
+        f"<svg viewBox='0 0 900 {height}' role='img' aria-label='bytes before and after'>{''.join(parts)}</svg>"
     )
 
 

@@ -14,9 +14,10 @@ from .._files import write_bytes
 from .._version import __version__
 from ..device import format_bytes
 from ..generator import Generator
+from ..precision import Precision
 from ..topology import topology_to_json
 from ._config import Config
-from ._rows import Baseline, LayerRow, ModelCost, baseline_cells, cells, describe, own_row
+from ._rows import COLUMNS, Baseline, LayerRow, ModelCost, baseline_cells, cells, describe, own_row
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,6 +49,10 @@ class CompressReport:
         What is bad about the result, as far as it can be told; :func:`adtn.compress` warns of the same.
     baselines : list of Baseline
         Other ways to make the model small, if they were requested.
+    rest : Precision or None
+        The precision that was chosen for everything else within a budget in bytes.
+    file_bytes : int or None
+        The size of the file of the state, headers included, for a budget in bytes.
     version, date : str
         The version of adtn, and the time in UTC.
 
@@ -73,6 +78,8 @@ class CompressReport:
     title: str = "model"
     warnings: list[str] = field(default_factory=list)
     baselines: list[Baseline] = field(default_factory=list)
+    rest: Precision | None = None
+    file_bytes: int | None = None
     version: str = __version__
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -86,15 +93,14 @@ class CompressReport:
         from rich.table import Table
 
         table = Table(title=f"{self.title}: compressed layers", title_justify="left", title_style="bold")
-        for n, column in enumerate(
-            ("layer", "kind", "weight", "topology", "dense", "params", "active", "ratio", "error")
-        ):
+        for n, column in enumerate(COLUMNS):
             table.add_column(column, justify="left" if n < 4 else "right")
         for r in self.layers:
             table.add_row(*cells(r))
         table.add_section()
-        model = f"{self.before.params:,}", f"{self.after.params:,}", "", f"{self.ratio:,.1f}x", ""
-        table.add_row("whole model", "", "", "", *model)
+        b, a = self.before, self.after
+        smaller = f"{b.bytes / max(a.bytes, 1):,.1f}x"
+        table.add_row("whole model", "", "", "", f"{b.params:,}", f"{a.params:,}", "", f"{a.bytes:,}", smaller, "")
         return table
 
     def baseline_table(self) -> Table:
@@ -133,6 +139,9 @@ class CompressReport:
             *self.alarms(),
             f"parameters {b.params:,} -> {a.params:,} ({self.ratio:,.1f}x), {b.bytes:,} -> {a.bytes:,} bytes",
         ]
+        if self.file_bytes is not None:
+            kept = "as it is" if self.rest is None else f"as {self.rest}"
+            lines.append(f"file of the state {self.file_bytes:,} bytes with its headers; what is not listed {kept}")
         if b.score is not None and a.score is not None:
             lines.append(f"score {b.score:.4g} -> {a.score:.4g}")
         if b.accuracy is not None and a.accuracy is not None:
@@ -202,6 +211,8 @@ class CompressReport:
             "before": asdict(self.before),
             "after": asdict(self.after),
             "baselines": [asdict(x) | {"beats": x.beats(self.after)} for x in self.baselines],
+            "rest": None if self.rest is None else self.rest.to_json(),
+            "file_bytes": self.file_bytes,
             "losses": self.losses,
             "seconds": self.seconds,
         }

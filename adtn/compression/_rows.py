@@ -18,8 +18,11 @@ class LayerRow:
     shapes : tuple of tuple of int
         The shapes of its weights.
     topology : str
+        With the precision of the parameters, if they are rounded.
     dense, params, active : int
         Entries of the dense weights, parameters of the generators, and those that can influence the weights.
+    dense_bytes, bytes : int
+        The bytes of the dense weights, and of the parameters as they are stored.
     local_errors : list of float
         Relative errors after the local fit, before the model is trained as a whole: of the layer's outputs if there are
         data, or else of its weights.
@@ -38,6 +41,8 @@ class LayerRow:
     dense: int
     params: int
     active: int
+    dense_bytes: int
+    bytes: int
     local_errors: list[float]
     tied: tuple[str, ...] = ()
     sensitivity: float | None = None
@@ -146,6 +151,10 @@ class Baseline:
         return self.loss < result.loss or (self.loss == result.loss and self.bytes < result.bytes)
 
 
+COLUMNS = ("layer", "kind", "weight", "stored as", "dense", "params", "active", "bytes", "smaller", "error")
+"""The columns of the table of layers."""
+
+
 def times(ratio: float) -> str:
     """Format a ratio, with one decimal if it is small."""
     return f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
@@ -164,7 +173,8 @@ def cells(r: LayerRow) -> list[str]:
         f"{r.dense:,}",
         f"{r.params:,}",
         f"{r.active:,}",
-        times(r.ratio),
+        f"{r.bytes:,}",
+        times(r.dense_bytes / max(r.bytes, 1)),
         errors,
     ]
 

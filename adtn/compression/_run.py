@@ -13,8 +13,9 @@ from typing import Any
 from ..errors import CompressError
 from ..generator import Generator
 from ..optim import fingerprint
+from ..precision import Precision, stored_bytes
 from ._budget import Budget
-from ._choose import SAMPLES, Search, least_and_most
+from ._choose import SAMPLES, Search, Selection, least_and_most
 from ._config import Config
 from ._ladder import Ladder
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
@@ -22,10 +23,13 @@ from ._model import Layer, Model
 from ._progress import Progress
 from ._rows import ModelCost
 from ._samples import first_samples
+from ._state import RESTS, Rest, state_bytes
 from ._storage import to_bytes
 
 _BATCHES = 64  # batches of a list that are compared when a training continues
 _TRIALS = 6  # number of sizes that are tried for a largest loss of accuracy
+_HEADER = 120  # bytes of the header per weight, as a first estimate
+_FITS = 6  # choices until the file is small enough
 _NORMALISED = 3072  # samples by which running statistics are corrected
 
 
@@ -41,11 +45,17 @@ class Outcome:
         Losses of the training of the whole model.
     sensitivities : mapping of str to float
         Sensitivities by layer, if there is a budget.
+    rest : Precision or None
+        The precision that was chosen for what is not generated, to whose values it is rounded.
+    file_bytes : int or None
+        The size of the file of the state, where the budget is one in bytes.
     """
 
     results: Mapping[str, LocalResult]
     losses: list[float]
     sensitivities: Mapping[str, float] = field(default_factory=dict)
+    rest: Precision | None = None
+    file_bytes: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -130,20 +140,65 @@ class CompressionRun:
         if budget.accuracy_loss is not None:
             return self._smallest(search, budget.accuracy_loss, before)
         most, _ = budget.most(before.params, before.bytes)
-        rest = (before.bytes if unit == "bytes" else before.params) - search.entries
-        ladders = search.ladders(most - rest)
-        outcome = self._run_chosen(search, ladders, most - rest)
-        params, size = self.adapter.numbers()
-        measured = size if unit == "bytes" else params
-        if measured > most:
-            raise CompressError(f"Got {measured:,} {unit} for a budget of {most:,}; this is a bug of adtn.")
+        if unit == "bytes":
+            return self._within_file(replace(search, rests=self._rests(search)), most)
+        rest = before.params - search.entries
+        outcome = self._run_chosen(search.choose(search.ladders(most - rest), most - rest))
+        params, _ = self.adapter.numbers()
+        if params > most:
+            raise CompressError(f"Got {params:,} parameters for a budget of {most:,}; this is a bug of adtn.")
         return outcome
 
-    def _run_chosen(self, search: Search, ladders: Sequence[Ladder], most: int) -> Outcome:
-        """Choose within ``most``, and run all stages."""
-        chosen = search.choose(ladders, most)
-        results = {name: result for name, result in chosen.items() if result is not None}
-        if not results:
+    def _rests(self, search: Search) -> list[Rest]:
+        """Return the ways to store what is not among the layers, with their sizes and losses."""
+        shapes = [shape for layer in self.layers for shape in layer.weights.values()]
+        itemsize = max(layer.itemsize for layer in self.layers)
+        found: list[Rest] = []
+        for rest in RESTS:
+            stored = sum(math.prod(s) * itemsize if rest is None else stored_bytes(s, rest) for s in shapes)
+            loss = 0.0
+            if rest is not None and self.data is not None:
+                loss = search.loss_after(lambda rest=rest: self.adapter.narrow(rest))
+            elif rest is not None:  # then losses are squared relative errors
+                loss = 4.0 ** (1 - rest.bits) if rest.is_integer else 1e-7
+            size = max(state_bytes(self.adapter, {}, rest) - stored, 0)
+            if not found or size < found[-1].bytes:
+                found.append(Rest(precision=rest, bytes=size, loss=loss))
+        return found
+
+    def _within_file(self, search: Search, most: int) -> Outcome:
+        """Choose such that the file of the state, headers included, has at most that many bytes."""
+        own = _HEADER * (1 + len(search.tasks))
+        ladders: Sequence[Ladder] = search.ladders(most - own - search.rests[-1].bytes)
+        selection = search.choose(ladders, most - own)
+        precision, size = self._stored(selection)
+        for _ in range(_FITS):
+            if size <= most:
+                break
+            own += max(size - most, size - selection.cost - own)
+            selection = search.choose(selection.ladders, most - own)
+            precision, size = self._stored(selection)
+        if size > most:
+            raise CompressError(f"Got a file of {size:,} bytes for a budget of {most:,}; this is a bug of adtn.")
+        outcome = self._run_chosen(selection)
+        if precision is not None:
+            self.adapter.narrow(precision)
+        return replace(outcome, rest=precision, file_bytes=size)
+
+    def _stored(self, selection: Selection) -> tuple[Precision | None, int]:
+        """Return the precision of everything else, and the size of the file of a model with what was chosen."""
+        rest = None if selection.rest is None else selection.rest.precision
+        generators = {name: r.generator for name, r in selection.results.items() if r is not None}
+        self._install(generators)
+        try:
+            return rest, state_bytes(self.adapter, generators, rest)
+        finally:
+            self.adapter.restore()
+
+    def _run_chosen(self, selection: Selection) -> Outcome:
+        """Run all stages with what was chosen."""
+        results = {name: result for name, result in selection.results.items() if result is not None}
+        if not results and (selection.rest is None or selection.rest.precision is None):
             raise CompressError(
                 "Every weight stays dense within this budget; allow less, so that something is replaced."
             )
@@ -153,7 +208,7 @@ class CompressionRun:
             for name, r in results.items()
         }
         outcome = self.run_stages(tasks, None if local else results)
-        return replace(outcome, sensitivities={ladder.layer: ladder.sensitivity for ladder in ladders})
+        return replace(outcome, sensitivities={ladder.layer: ladder.sensitivity for ladder in selection.ladders})
 
     def _smallest(self, search: Search, loss: float, before: ModelCost) -> Outcome:
         """Find the smallest size by bisection on a logarithmic scale, with all stages for every size."""
@@ -164,7 +219,7 @@ class CompressionRun:
         lost = math.inf
         for _ in range(_TRIALS):
             size = round(math.sqrt(low * high))
-            outcome = self._run_chosen(search, ladders, max(size, low))
+            outcome = self._run_chosen(search.choose(ladders, max(size, low)))
             lost = quality - self._quality()
             self.say(f"{size:,} parameters in the chosen layers lose {lost:.2f} points")
             if lost <= loss:

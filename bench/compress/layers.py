@@ -208,7 +208,7 @@ def automatic_points(task: Task, ratios: tuple[float, ...]) -> Iterator[dict[str
         )
         most = int(task.nbytes / ratio)
         start = time.perf_counter()
-        result = search.choose(search.ladders(most), most)[task.name]
+        result = search.choose(search.ladders(most), most).results[task.name]
         seconds = time.perf_counter() - start
         if result is None:
             continue

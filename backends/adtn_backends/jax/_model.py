@@ -17,10 +17,12 @@ from adtn.bench import seconds_in_turns
 from adtn.compression import ForwardCost, Layer, Tuning, first_samples
 from adtn.errors import CompressError, DeviceError
 from adtn.optim import fingerprint
+from adtn.precision import Codes, Precision
 from flax import nnx
 
 from ..shared._batches import IGNORED, cycled
 from ..shared._model import LARGEST_MOMENT, NO_PARAMETERS, Moments, ReplacedModel, seen_by
+from ..shared._rest import CodedArrays, coded, decoded_arrays, half_of, is_coded
 from ._distill import Seen, distill_layer, packed
 from ._loss import check_range, classes_of, loss_of, outputs_of
 from ._normalise import statistics_of
@@ -216,9 +218,13 @@ class NnxModel(ReplacedModel):
 
     def load(self, path: Path) -> None:
         """Load the state from a safetensors file."""
+        from safetensors import safe_open
         from safetensors.numpy import load_file
 
+        with safe_open(path, "np") as file:
+            metadata: dict[str, str] = dict(file.metadata() or {})
         loaded, variables = load_file(path), _stored(self.model)
+        loaded |= {name: x for name, (x, _) in decoded_arrays(metadata, loaded, np.asarray).items()}
         shapes = [{name: tuple(x.shape) for name, x in tensors.items()} for tensors in (loaded, variables)]
         if shapes[0] != shapes[1]:
             different = ", ".join(sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})[:5])
@@ -229,17 +235,35 @@ class NnxModel(ReplacedModel):
         for name, v in variables.items():
             v[...] = jnp.asarray(loaded[name], v[...].dtype)
 
-    def save(self, path: Path, metadata: Mapping[str, str], rest: str | None = None) -> None:
-        """Save the state to a safetensors file, shared variables once, and without the states of random numbers."""
+    def content(self, metadata: Mapping[str, str], rest: Precision | None = None) -> bytes:
+        """Return the state as a safetensors file, shared variables once, and without the states of random numbers."""
         from safetensors.numpy import save
 
+        codes, generated, tensors = CodedArrays(), self._generated_ids(), dict[str, np.ndarray]()
+        for name, v in _stored(self.model).items():
+            if id(v) in generated or rest is None:
+                tensors[name] = np.asarray(v[...])
+            elif (own := _coded(v[...], rest)) is not None:
+                tensors[name] = codes.add(name, own, v[...].dtype.name)
+            else:
+                tensors[name] = np.asarray(_narrowed(v[...], half_of(rest)))
+        return save(tensors, {**codes.metadata(), **metadata})
+
+    def save(self, path: Path, metadata: Mapping[str, str], rest: Precision | None = None) -> None:
+        """Save the state to a safetensors file; see :meth:`content`."""
+        write_bytes(path, sealed(self.content(metadata, rest)))
+
+    def narrow(self, rest: Precision) -> None:
+        """Round what is not generated to the values that are stored."""
+        generated = self._generated_ids()
+        for v in _stored(self.model).values():
+            if id(v) not in generated:
+                x, own = v[...], _coded(v[...], rest)
+                v[...] = (_narrowed(x, half_of(rest)) if own is None else jnp.asarray(own.decode())).astype(x.dtype)
+
+    def _generated_ids(self) -> set[int]:
         weights = [m for _, m in modules_of(self.model) if isinstance(m, GeneratedWeight)]
-        generated = {id(v) for weight in weights for v in vars(weight).values()}
-        tensors = {
-            name: np.asarray(v[...] if id(v) in generated or rest is None else _narrowed(v[...], rest))
-            for name, v in _stored(self.model).items()
-        }
-        write_bytes(path, sealed(save(tensors, dict(metadata))))
+        return {id(v) for weight in weights for v in vars(weight).values()}
 
     def numbers(self) -> tuple[int, int]:
         """Count the parameters and their bytes; cores that are stored as codes count as well."""
@@ -365,6 +389,13 @@ class _Watched(nnx.Module):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "layer"), name)
+
+
+def _coded(x: jax.Array, rest: Precision) -> Codes | None:
+    """Return the codes of an array that is stored as such."""
+    if not jnp.issubdtype(x.dtype, jnp.floating) or not is_coded(x.shape, rest):
+        return None
+    return coded(np.asarray(x, np.float32))
 
 
 def _narrowed(x: jax.Array, rest: str) -> jax.Array:

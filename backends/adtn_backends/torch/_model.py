@@ -19,6 +19,7 @@ from adtn.bench import seconds_in_turns
 from adtn.compression import ForwardCost, Layer, Tuning, first_samples
 from adtn.errors import CompressError, DeviceError
 from adtn.optim import fingerprint
+from adtn.precision import Codes, Precision
 from torch import nn
 
 from ..shared._batches import IGNORED, cycled
@@ -31,6 +32,7 @@ from ..shared._model import (
     refuse_nothing,
     seen_by,
 )
+from ..shared._rest import KEY, CodedArrays, coded, decoded_arrays, half_of, is_coded
 from ..shared._training_file import run
 from ._checkpoint import Training
 from ._distill import Seen, distill_layer
@@ -296,27 +298,57 @@ class TorchModel(ReplacedModel):
 
     def load(self, path: Path) -> None:
         """Load the state from a safetensors file."""
-        from safetensors.torch import load_model
+        from safetensors import safe_open
+        from safetensors.torch import load_file, load_model
 
-        load_model(self.model, path)
+        with safe_open(path, "pt") as file:
+            metadata: dict[str, str] = dict(file.metadata() or {})
+        if KEY not in metadata:
+            load_model(self.model, path)
+            return
+        state = load_file(path)
+        for name, (x, dtype) in decoded_arrays(metadata, state, lambda x: x.numpy()).items():
+            state[name] = torch.tensor(x, dtype=getattr(torch, dtype))
+        state |= {name: state[first] for name, first in metadata.items() if first in state and name not in state}
+        self.model.load_state_dict(state)
 
-    def save(self, path: Path, metadata: Mapping[str, str], rest: str | None = None) -> None:
-        """Save the state to a safetensors file; shared tensors are stored once, and their names in the metadata."""
+    def content(self, metadata: Mapping[str, str], rest: Precision | None = None) -> bytes:
+        """Return the state as a safetensors file; shared tensors are stored once, and their names in the metadata."""
         from safetensors.torch import save
 
         tensors: dict[str, torch.Tensor] = {}
         names: dict[Any, str] = {}
         shared: dict[str, str] = {}
-        weights = [(name, m) for name, m in self.model.named_modules() if isinstance(m, GeneratedWeight)]
-        generated = {f"{name}.{key}" for name, m in weights for key in m.state_dict()}
+        codes = CodedArrays()
+        generated = self._generated_names()
         for name, x in self.model.state_dict().items():
             place = (x.device, x.untyped_storage().data_ptr(), x.storage_offset(), x.shape, x.stride())
             first = names.setdefault(place if x.numel() else name, name)
-            if first == name:
-                tensors[name] = x.contiguous() if name in generated or rest is None else _narrowed(x, rest)
-            else:
+            if first != name:
                 shared[name] = first
-        write_bytes(path, sealed(save(tensors, {**shared, **metadata})))
+            elif name in generated or rest is None:
+                tensors[name] = x.contiguous()
+            elif (own := _coded(x, rest)) is not None:
+                tensors[name] = torch.from_numpy(codes.add(name, own, str(x.dtype).removeprefix("torch.")))
+            else:
+                tensors[name] = _narrowed(x, half_of(rest))
+        return save(tensors, {**shared, **codes.metadata(), **metadata})
+
+    def save(self, path: Path, metadata: Mapping[str, str], rest: Precision | None = None) -> None:
+        """Save the state to a safetensors file; see :meth:`content`."""
+        write_bytes(path, sealed(self.content(metadata, rest)))
+
+    def narrow(self, rest: Precision) -> None:
+        """Round what is not generated to the values that are stored."""
+        generated = self._generated_names()
+        for name, x in self.model.state_dict().items():
+            if name not in generated:
+                own = _coded(x, rest)
+                x.copy_(_narrowed(x, half_of(rest)) if own is None else torch.from_numpy(own.decode()))
+
+    def _generated_names(self) -> set[str]:
+        weights = [(name, m) for name, m in self.model.named_modules() if isinstance(m, GeneratedWeight)]
+        return {f"{name}.{key}" for name, m in weights for key in m.state_dict()}
 
     def numbers(self) -> tuple[int, int]:
         """Count the parameters and their bytes; cores that are stored as codes count as well."""
@@ -410,6 +442,13 @@ def _copy(model: nn.Module) -> nn.Module:
             f"Cannot copy the model ({error}); the copy serves as teacher and to undo the compression. Make pruning "
             "and weight norms permanent first (torch.nn.utils.prune.remove, remove_weight_norm)."
         ) from error
+
+
+def _coded(x: torch.Tensor, rest: Precision) -> Codes | None:
+    """Return the codes of a tensor that is stored as such."""
+    if not x.is_floating_point() or not is_coded(tuple(x.shape), rest):
+        return None
+    return coded(x.detach().cpu().float().numpy())
 
 
 def _narrowed(x: torch.Tensor, rest: str) -> torch.Tensor:

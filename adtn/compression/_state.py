@@ -1,0 +1,61 @@
+"""The state of a compressed model as one file: its metadata, its size, and the precisions of what is not generated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .._files import KEY, header_text
+from ..generator import Generator
+from ..precision import Precision
+from ._model import Model
+from ._structures import structures_to_text
+
+FORMAT = 4
+"""The newest format. The first has no header, and the first two a folder with a file for every generator."""
+KIND = "state of a compressed model"
+RESTS = (None, Precision("float16"), Precision("int8"))
+"""The precisions to choose from for what is not generated; ``None`` leaves it as it is."""
+_WITHOUT_CODES = 3  # the format of files in which what is not generated has no codes, which an older adtn can read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rest:
+    """A way to store what is not generated.
+
+    Parameters
+    ----------
+    precision : Precision or None
+    bytes : int
+    loss : float
+        What the model's outputs lose.
+    """
+
+    precision: Precision | None
+    bytes: int
+    loss: float
+
+
+def metadata_of_state(
+    generators: Mapping[str, Generator], rest: Precision | None = None, beside: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the metadata of the file of a state.
+
+    Parameters
+    ----------
+    generators : mapping of str to Generator
+        Their structures are stored.
+    rest : Precision, optional
+        The precision of what is not generated.
+    beside : mapping of str to str, optional
+        The digests of other files of the model by name.
+    """
+    version = FORMAT if rest is not None and rest.is_integer else _WITHOUT_CODES
+    return {
+        KEY: header_text(KIND, version, structures=structures_to_text(generators), beside=dict(beside or {})),
+    }
+
+
+def state_bytes(model: Model, generators: Mapping[str, Generator], rest: Precision | None) -> int:
+    """Return the size of the file of a model that holds these generators, headers included."""
+    return len(model.content(metadata_of_state(generators, rest), rest))
