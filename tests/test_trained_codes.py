@@ -97,7 +97,7 @@ def test_what_is_trained_is_what_is_stored(framework: str) -> None:
 
 
 def shift(framework: str, weight: Any) -> None:
-    """Change entries and scales."""
+    """Move entries and scales a little."""
     if framework == "torch":
         import torch
 
@@ -227,3 +227,41 @@ def test_an_error_in_training_discards_it(framework: str) -> None:
     assert {k: c.data.tobytes() for k, c in after.codes.items()} == {
         k: c.data.tobytes() for k, c in before.codes.items()
     }
+
+
+def test_codes_that_are_decoded_once_give_the_same(framework: str, gen: adtn.Generator) -> None:
+    weight = weight_of(framework, gen)
+    wanted, before = to_numpy(weight()), codes_of(weight)
+    weight.decode_once()
+    assert np.array_equal(to_numpy(weight()), wanted)
+    assert codes_of(weight) == before
+    weight.decode_once(False)
+    assert np.array_equal(to_numpy(weight()), wanted)
+
+
+def test_decoded_values_follow_the_codes(framework: str, tmp_path: Any) -> None:
+    adapter, data = adapter_with_codes(framework)
+    untouched, _ = adapter_with_codes(framework)
+    before = adapter.state()
+    outputs = adapter.outputs(data)
+    adapter.tune(data, None, TUNING, lambda *_: None)
+    (after,) = adapter.generators().values()
+    trained = adapter.outputs(data)
+    assert any(not np.array_equal(x, y) for x, y in zip(outputs, trained, strict=True))
+    # what a file holds is what was decoded
+    adapter.save(tmp_path / "state", {"adtn": '{"sha256": "' + "0" * 64 + '"}'})
+    untouched.load(tmp_path / "state")
+    assert all(np.array_equal(x, y) for x, y in zip(untouched.outputs(data), trained, strict=True))
+    adapter.set_state(before)
+    assert all(np.array_equal(x, y) for x, y in zip(adapter.outputs(data), outputs, strict=True))
+    assert after.precision == Precision("int2", 8)
+
+
+def test_decoded_values_are_in_no_file(framework: str) -> None:
+    adapter, _ = adapter_with_codes(framework)
+    metadata = {"adtn": '{"sha256": "' + "0" * 64 + '"}'}
+    decoded = adapter.content(metadata)
+    held = adapter.resident_bytes()
+    adapter.decode_once(False)
+    assert adapter.content(metadata) == decoded
+    assert adapter.resident_bytes() < held

@@ -166,6 +166,7 @@ def compress(
     try:
         with run.say:
             outcome = run.compress(before)
+            adapter.decode_once(not config.allow_slower)
             after = _cost(adapter, test, loss, score)
             generators = adapter.generators()
             run.say.stage("measurements")

@@ -80,6 +80,10 @@ class Config:
     largest_error : float
         The largest relative error of a weight that is allowed for a budget without data, as nothing else shows then
         what the model loses.
+    allow_slower : bool
+        Whether layers hold their codes only and decode them in every call, which takes less memory and more time than
+        the dense layer. By default, codes are decoded once: files are as small, but the memory of what is stored as
+        integers is that of its decoded values. Without adtn's own files, such as ``torch.save``, only codes are saved.
     samples : int
         The number of samples from which second moments of inputs are computed.
     restarts : int
@@ -163,6 +167,7 @@ class Config:
         Precision("int2", 128),
     )
     largest_error: Annotated[float, Range(0.0, 1.0)] = 0.3
+    allow_slower: bool = False
     samples: Count = 512
     restarts: Count = 1
     recipe: Annotated[Recipe | Annotated[Sequence[Recipe], Range(1)], f"one or several of {', '.join(RECIPES)}"] = (

@@ -187,7 +187,7 @@ def _load(adapter: Model, path: Path) -> None:
 
 
 @checked(CompressError)
-def load_pretrained(folder: PathArgument) -> Any:
+def load_pretrained(folder: PathArgument, *, allow_slower: bool = False) -> Any:
     """Load the compressed model in a folder.
 
     Parameters
@@ -195,6 +195,8 @@ def load_pretrained(folder: PathArgument) -> Any:
     folder : path
         A folder that ``adtn compress`` made of a Hugging Face folder, or that ``save_pretrained`` of a compressed model
         (and so a Trainer) wrote.
+    allow_slower : bool
+        See :func:`load_model`.
 
     Returns
     -------
@@ -231,7 +233,7 @@ def load_pretrained(folder: PathArgument) -> Any:
         if not _is_result(Path(folder)) and _says_how(Path(folder)):
             return model_of(Path(folder), None).model
         generators = _generators(Path(folder))
-        return _loaded(model_of(Path(folder), None).model, Path(folder), generators)
+        return _loaded(model_of(Path(folder), None).model, Path(folder), generators, not allow_slower)
 
 
 def _is_result(folder: Path) -> bool:
@@ -248,7 +250,7 @@ def _says_how(folder: Path) -> bool:
 
 
 @checked(CompressError)
-def load_model(model: Any, folder: PathArgument) -> Any:
+def load_model(model: Any, folder: PathArgument, *, allow_slower: bool = False) -> Any:
     """Turn a dense model into the compressed one that :func:`run_folder` or ``adtn compress`` saved.
 
     Parameters
@@ -257,6 +259,9 @@ def load_model(model: Any, folder: PathArgument) -> Any:
         The dense model with any parameters, which is changed in place.
     folder : path
         A folder that ``adtn compress`` wrote.
+    allow_slower : bool
+        Whether layers that are stored as integers hold these only and decode them in every call. It takes less memory
+        and more time; by default, they are decoded once.
 
     Returns
     -------
@@ -285,10 +290,10 @@ def load_model(model: Any, folder: PathArgument) -> Any:
     'ADTNLinear'
     """
     with locked_folder(Path(folder), shared=True):
-        return _loaded(model, Path(folder), _generators(Path(folder)))
+        return _loaded(model, Path(folder), _generators(Path(folder)), not allow_slower)
 
 
-def _loaded(model: Any, folder: Path, generators: Mapping[str, Generator]) -> Any:
+def _loaded(model: Any, folder: Path, generators: Mapping[str, Generator], decode_once: bool) -> Any:
     adapter = model_of(model, None)
     try:
         adapter.install(generators)
@@ -296,6 +301,7 @@ def _loaded(model: Any, folder: Path, generators: Mapping[str, Generator]) -> An
         bad = [n for n, g in adapter.generators().items() if not all(np.isfinite(x).all() for x in g.params.values())]
         if bad:
             raise ModelFileError(f"{folder} has parameters that are NaN or infinite, in {bad[:5]}; expected none.")
+        adapter.decode_once(decode_once)
     except BaseException as error:
         adapter.restore()
         if isinstance(error, OSError | RuntimeError | KeyError | AttributeError):

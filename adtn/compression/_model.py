@@ -170,6 +170,10 @@ class Model(Protocol):
         """Restore the original model."""
         ...
 
+    def decode_once(self, once: bool) -> None:
+        """Decode codes once, or in every call, which takes less memory."""
+        ...
+
     def distill(self, data: Iterable[Any], tuning: Tuning, executor: Any, say: Callable[[str], None]) -> None:
         """Train every installed layer separately, on the inputs and outputs of the dense one."""
         ...

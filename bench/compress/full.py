@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 @dataclass(frozen=True)
 class Stream:
-    """Batches that are made when they are needed, the same ones every time."""
+    """A sequence of batches that are made when they are needed, the same ones every time."""
 
     batches: Callable[[], Iterator[Any]]
     size: int

@@ -234,6 +234,8 @@ class NnxModel(ReplacedModel):
             )
         for name, v in variables.items():
             v[...] = jnp.asarray(loaded[name], v[...].dtype)
+        for weight in (m for _, m in modules_of(self.model) if isinstance(m, GeneratedWeight)):
+            weight.decode_held()
 
     def content(self, metadata: Mapping[str, str], rest: Precision | None = None) -> bytes:
         """Return the state as a safetensors file, shared variables once, and without the states of random numbers."""

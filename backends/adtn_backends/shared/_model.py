@@ -190,10 +190,18 @@ class ReplacedModel(ABC):
         with self._codes_opened():
             return self._tune(data, loss, tuning, report)
 
+    def decode_once(self, once: bool) -> None:
+        """Decode codes once, or in every call, which takes less memory."""
+        for weight in self._unique_weights():
+            weight.decode_once(once)
+
+    def _unique_weights(self) -> list[Any]:
+        return list({id(weight): weight for weight in self._weights.values()}.values())
+
     @contextmanager
     def _codes_opened(self) -> Generated[None, None, None]:
         """Train what is stored as codes inside this block; after an error, the codes are what they were."""
-        weights = list({id(weight): weight for weight in self._weights.values()}.values())
+        weights = self._unique_weights()
         for weight in weights:
             weight.open_codes()
         trained = False
@@ -219,6 +227,7 @@ class ReplacedModel(ABC):
         self._dense = self._copied()
         self._originals = {place: places[place] for place in replacements}
         self._weights = weights
+        self.decode_once(True)
         for place, module in replacements.items():
             self.modules.put(self.model, place, module)
         self._changed(generators)

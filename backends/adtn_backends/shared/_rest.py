@@ -1,4 +1,4 @@
-"""What is not generated, in the precision of a file: half precision, or 8 bits for matrices."""
+"""The precision of what is not generated in a file: half precision, or 8 bits for matrices."""
 
 from __future__ import annotations
 

@@ -39,9 +39,9 @@ class GeneratedWeight(nnx.Module):
 
     Layers that use the same module share their weight.
 
-    The parameters of a rounded generator are variables of bytes, one for each core, which are decoded in every call and
-    not trained, except between :meth:`open_codes` and :meth:`close_codes`. :meth:`astype` changes the dtype of the
-    decoded cores only.
+    The parameters of a rounded generator are variables of bytes, one for each core, which are decoded in every call, or
+    once after :meth:`decode_once`. They are not trained, except between :meth:`open_codes` and :meth:`close_codes`.
+    :meth:`astype` changes the dtype of the decoded cores only.
 
     Parameters
     ----------
@@ -75,7 +75,32 @@ class GeneratedWeight(nnx.Module):
         for name, key in self.constants.items():
             setattr(self, key, Frozen(jnp.asarray(np.asarray(constants[name]), dtype=generator.dtype)))
         self.opened = False  # whether codes are trained
+        self.held: dict[str, str] = {}  # variables of decoded cores by name, if codes are decoded once
         self.trained: Any = nnx.Dict() if self.codes else None  # by names of variables
+
+    def decode_once(self, once: bool = True) -> None:
+        """Hold decoded cores beside the codes, so that calls decode nothing; or decode in every call, for less memory.
+
+        Examples
+        --------
+        >>> import adtn
+        >>> gen = adtn.Generator((64, 32), adtn.LowRank(bond=8)).rounded(adtn.Precision("int4"))
+        >>> weight = GeneratedWeight(gen)
+        >>> weight.decode_once()
+        >>> sum(x.nbytes for x in jax.tree.leaves(nnx.state(weight)))
+        3684
+        """
+        for key in self.held.values():
+            delattr(self, key)
+        self.held = {name: f"decoded_{key}" for name, key in self.codes.items()} if once else {}
+        self.decode_held()
+
+    def decode_held(self) -> None:
+        """Decode the codes again, after they have changed."""
+        if self.held:
+            data = {name: getattr(self, key)[...] for name, key in self.codes.items()}
+            for name, x in self.structure.decode()(data, self.decoded_dtype).items():
+                setattr(self, self.held[name], Frozen(x))
 
     def open_codes(self) -> None:
         """Train the entries and scales of codes from now on: the module computes with what would be stored."""
@@ -90,6 +115,7 @@ class GeneratedWeight(nnx.Module):
         trained, self.trained, self.opened = self.trained, nnx.Dict(), False
         for name, codes in self._present().items() if store else ():
             getattr(self, self.codes[name])[...] = array_of(trained[self.codes[name]].rounded(codes))
+        self.decode_held()
 
     def _present(self) -> dict[str, Codes]:
         """Return the present codes by name."""
@@ -114,6 +140,8 @@ class GeneratedWeight(nnx.Module):
         arrays = {name: replicated(getattr(self, key)[...]) for name, key in (self.names | self.constants).items()}
         if self.opened:
             arrays |= {name: self.trained[key]().astype(self.decoded_dtype) for name, key in self.codes.items()}
+        elif self.held:
+            arrays |= {name: replicated(getattr(self, key)[...]) for name, key in self.held.items()}
         elif self.codes:
             data = {name: replicated(getattr(self, key)[...]) for name, key in self.codes.items()}
             arrays |= self.structure.decode()(data, self.decoded_dtype)

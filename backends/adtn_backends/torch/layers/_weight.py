@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from adtn import Generator
+from adtn import Generator, Layout
 from adtn._checks import checked
 from adtn._typing import Float, Int
 from adtn.backends import get_backend
@@ -21,7 +21,7 @@ from adtn.errors import DeviceError, LayoutError
 from adtn.generator import generated_rows
 from adtn.precision import Codes, parts_of
 from adtn.schedule import decide
-from adtn.topology import get_activation
+from adtn.topology import Dense, get_activation
 from adtn.weight import BASE, EinsumSteps, Factored, Layer, Materialised, Mode, TracedApply
 from torch import nn
 
@@ -43,9 +43,9 @@ class GeneratedWeight(nn.Module):
 
     Layers that use the same module are tied: they train, move and save the same parameters.
 
-    The parameters of a rounded generator are buffers of bytes, one for each core, which are decoded in every call and
-    not trained, except between :meth:`open_codes` and :meth:`close_codes`. Conversions to another dtype change that of
-    the decoded cores only.
+    The parameters of a rounded generator are buffers of bytes, one for each core, which are decoded in every call, or
+    once after :meth:`decode_once`. They are not trained, except between :meth:`open_codes` and :meth:`close_codes`.
+    Conversions to another dtype change that of the decoded cores only.
 
     Parameters
     ----------
@@ -91,7 +91,10 @@ class GeneratedWeight(nn.Module):
             get_activation(segment.activation).value(torch.zeros(1))
         linear = len(generator.shape) == 2 and generator.segments[-1].activation == "identity"
         self.without = TracedApply(generator.segments, generator.weighting, _BACKEND) if linear else None
+        # a decoded core that is the weight itself
+        self._is_weight = bool(self._codes) and _is_core(generator)
         self._trained: nn.ModuleDict | None = None  # by names of buffers
+        self._held: dict[str, str] = {}  # buffers of decoded cores by name, if codes are decoded once
         self._cache: _Cached | None = None
         self._layers: dict[tuple[Any, ...], Any] = {}
         self._traced: dict[tuple[str | None, ...], EinsumSteps | None] = {}
@@ -134,11 +137,37 @@ class GeneratedWeight(nn.Module):
         """Return trained and frozen cores by their names in the generator, with pruning, replicas and FSDP as well."""
         arrays = {name: getattr(self, key) for name, key in (self._names | self._constants).items()}
         for name, key in self._codes.items():
-            if self._trained is None:
+            if self._trained is None and self._held:
+                arrays[name] = getattr(self, self._held[name])
+            elif self._trained is None:
                 arrays[name] = decode(getattr(self, key), self._parts[name], self.dtype)
             else:
                 arrays[name] = self._trained[key]().to(self.dtype)
         return arrays
+
+    def decode_once(self, once: bool = True) -> None:
+        """Hold decoded cores beside the codes, so that calls decode nothing; or decode in every call, for less memory.
+
+        Examples
+        --------
+        >>> import adtn
+        >>> gen = adtn.Generator((64, 32), adtn.LowRank(bond=8)).rounded(adtn.Precision("int4"))
+        >>> weight = GeneratedWeight(gen)
+        >>> weight.decode_once()
+        >>> sum(b.nbytes for b in weight.buffers()), weight.is_coded
+        (3684, False)
+        """
+        for key in self._held.values():
+            delattr(self, key)
+        self._held = {name: f"decoded_{key}" for name, key in self._codes.items()} if once else {}
+        for key in self._held.values():
+            self.register_buffer(key, None, persistent=False)
+        self._decode_held()
+        self._cache = None
+
+    def _decode_held(self) -> None:
+        for name, key in self._held.items():
+            setattr(self, key, decode(getattr(self, self._codes[name]), self._parts[name], self.dtype))
 
     def open_codes(self) -> None:
         """Train the entries and scales of codes from now on: the module computes with what would be stored."""
@@ -155,11 +184,12 @@ class GeneratedWeight(nn.Module):
         self._trained = None
         for key in self._codes.values() if store else ():
             getattr(self, key).copy_(trained[key].rounded())  # type: ignore[operator]
+        self._decode_held()
 
     @property
     def is_coded(self) -> bool:
-        """Whether cores are stored as codes, so that nothing decoded should stay in memory."""
-        return bool(self._codes) and self._trained is None
+        """Whether cores are stored as codes only, so that nothing decoded should stay in memory."""
+        return bool(self._codes) and self._trained is None and not self._held
 
     @property
     def coded(self) -> tuple[int, int]:
@@ -236,10 +266,12 @@ class GeneratedWeight(nn.Module):
         """Return the cached weight for inference, recomputed if a core has changed in any way.
 
         On the CPU, the entries of the cores are compared, which costs less than the product that follows. Where this
-        would wait for a device, and where cores are codes, which are there to save memory, the weight is generated in
-        every call; see :func:`cached_weights`.
+        would wait for a device, and where cores are codes only, which saves memory, the weight is generated in every
+        call; see :func:`cached_weights`.
         """
-        stamp = None if self._codes else self.stamp(arrays)
+        if self._is_weight:
+            return next(iter(arrays.values()))
+        stamp = None if self._codes and not self._held else self.stamp(arrays)
         cache = self._cache
         if cache is None or stamp is None or cache.stamp != stamp or cache.weight._version != cache.version:
             # an ordinary tensor even in inference mode, as later calls may need gradients through it
@@ -263,8 +295,8 @@ class GeneratedWeight(nn.Module):
 
     @property
     def caches(self) -> bool:
-        """Whether :meth:`cached` caches the weight, which it does on the CPU unless cores are codes."""
-        return not self._codes and self._first().device.type == "cpu"
+        """Whether :meth:`cached` caches the weight, which it does on the CPU unless cores are codes only."""
+        return (not self._codes or bool(self._held)) and self._first().device.type == "cpu"
 
     def stamp(self, arrays: dict[str, torch.Tensor]) -> list[Any] | None:
         """Return a stamp that changes with the cores; ``None`` if reading them would wait, or is not possible."""
@@ -354,6 +386,7 @@ class GeneratedWeight(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        self._decode_held()
         self._cache = None
         if any(self._buffers[self._constants[name]].is_meta for name in self._ruled):  # type: ignore[union-attr]
             self._follow_rules()
@@ -433,6 +466,13 @@ def cached_weights(model: nn.Module) -> collections.abc.Generator[None, None, No
             if isinstance(module, GeneratedWeight) and not module.made:
                 stack.enter_context(module.once())
         yield
+
+
+def _is_core(generator: Generator) -> bool:
+    """Return whether the only core of a generator is the weight."""
+    has_own_order = bool(generator.permutations) or generator.layout != Layout.whole(generator.shape)
+    changed = generator.scale != 1.0 or generator.base is not None
+    return isinstance(generator.topology, Dense) and not has_own_order and not changed
 
 
 def _preserves(fn: Callable[..., Any]) -> bool:
