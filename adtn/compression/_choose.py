@@ -22,7 +22,7 @@ from ..optim import best_within
 from ..precision import Precision
 from ..topology import TT, Dense, LowRank, Topology, Tucker
 from ._budget import allocate
-from ._choice import Choice, Unit, dense_choice, families
+from ._choice import Choice, Family, Unit, dense_choice, families
 from ._config import Config
 from ._divergence import divergence
 from ._errors import rounding_errors
@@ -49,7 +49,7 @@ _ROWS = 2048  # of all outputs that are compared, at most, and at least one batc
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What was chosen.
+    """A choice for every weight and for everything else.
 
     Parameters
     ----------
@@ -141,6 +141,8 @@ class Search:
                 curves.append(self._low_rank(name, family))  # one decomposition has the errors of all ranks
                 continue
             curves.append(Curve(family=family, errors={}))
+            if family.precision is not None and family.precision != _probed(found):
+                continue  # the errors follow from those of another precision
             if not family.topology.grows:
                 probes += [choice for choice in (family.within(entries),) if choice is not None]
                 continue
@@ -320,6 +322,15 @@ class Search:
             if best is not None and choice.family.member(best, most).bytes <= choice.bytes:
                 return best
         return choice.topology
+
+
+def _probed(found: Sequence[Family]) -> Precision | None:
+    """Return the precision of cores with which rounded families are probed: the one in the middle."""
+    own = {
+        f.precision.bits: f.precision for f in found if f.precision is not None and not isinstance(f.topology, Dense)
+    }
+    bits = sorted(own)
+    return own[bits[(len(bits) - 1) // 2]] if bits else None
 
 
 def _with_points(ladders: Sequence[Ladder], found: Mapping[str, tuple[float, float]]) -> list[Ladder]:

@@ -19,6 +19,7 @@ from ._choice import Choice, Family, Unit
 
 RATIO = 1.02
 """The least ratio of neighbouring sizes on a ladder."""
+_PER_BIT = 4.5  # growth of the squared error of rounding per bit less, measured from 4 to 2 bits
 _FLOOR = 1e-12  # squared errors below it are equal
 
 
@@ -134,15 +135,28 @@ class Ladder:
 
 
 def with_exact(ladder: Ladder) -> Ladder:
-    """Return the ladder without curves of which nothing is known; rounded ones refer to those that are not."""
+    """Return the ladder with curves of rounded families that refer to those of the same families without rounding.
+
+    Where no error of a rounded family is known, those of another precision are taken, times ``4.5`` per bit; curves of
+    which still nothing is known are left out.
+    """
     known = [curve for curve in ladder.curves if curve.errors]
     exact = {replace(c.family, precision=None): c for c in known if c.family.precision is None}
+    rounded = {replace(c.family, precision=None): c for c in known if c.family.precision is not None}
 
     def referring(curve: Curve) -> Curve:
-        unrounded = exact.get(replace(curve.family, precision=None))
-        return curve if curve.family.precision is None else replace(curve, exact=unrounded)
+        kind = replace(curve.family, precision=None)
+        own, other, precision = exact.get(kind), rounded.get(kind), curve.family.precision
+        if precision is None or own is None:
+            return curve
+        if not curve.errors and other is not None and other.family.precision is not None:
+            factor = _PER_BIT ** (other.family.precision.bits - precision.bits)
+            added = {n: factor * max(e - own.at(n), 0.0) for n, e in other.errors.items()}
+            return replace(curve, exact=own, errors={n: min(own.at(n) + e, 1.0) for n, e in added.items()})
+        return replace(curve, exact=own)
 
-    return replace(ladder, curves=[referring(curve) for curve in known])
+    curves = [referring(curve) for curve in ladder.curves]
+    return replace(ladder, curves=[curve for curve in curves if curve.errors])
 
 
 def thinned(choices: Sequence[Choice]) -> list[Choice]:
