@@ -138,6 +138,62 @@ def test_pruning_is_made_permanent_first() -> None:
         one(batches(1)[0][0])
 
 
+# --- the default: a quarter of the bytes ---
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_without_a_topology_the_chosen_layers_have_a_quarter_of_their_bytes(with_data: bool) -> None:
+    model, data = net(), batches() if with_data else None
+    before = {name: p.numel() for name, p in model.named_parameters()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", QualityWarning)
+        report = adtn.compress(model, Config(tune_steps=3), data=data)
+    chosen = 4 * (before["0.weight"] + before["4.weight"])
+    assert {r.name for r in report.layers} <= {"0", "4"}
+    assert report.config.budget == adtn.Budget(bytes=report.before.bytes - chosen + chosen // 4)
+    assert report.before.bytes - chosen < report.after.bytes <= report.config.budget.bytes
+    assert max(error for r in report.layers for error in r.local_errors) < 0.1
+    assert (len(report.losses) == 3) == with_data
+
+
+def test_the_default_counts_only_the_chosen_layers() -> None:
+    report = adtn.compress(net(), Config(targets=["4"]))
+    assert report.config.budget == adtn.Budget(bytes=report.before.bytes - 3 * 32 * 128)
+    with pytest.raises(CompressError, match=r"leaves 4,\d+ bytes for the chosen layers, and no data; .* at least"):
+        adtn.compress(net(), Config(targets=["4"], precisions=()))
+
+
+@pytest.mark.parametrize("recipe", ["reconstruct", "distill-local", ["reconstruct-data", "finetune"]])
+def test_the_default_goes_with_every_recipe(recipe: Any) -> None:
+    report = adtn.compress(net(), Config(recipe=recipe, steps=2, tune_steps=2), data=batches())
+    assert report.after.bytes <= report.config.budget.bytes
+    assert any(g.precision is not None for g in report.generators.values())
+
+
+def test_topologies_of_some_layers_leave_the_others_dense() -> None:
+    report = adtn.compress(net(), Config(layers={"Conv2d": {"topology": TTN}}, recipe="reconstruct", steps=2))
+    assert [r.name for r in report.layers] == ["0"]
+    assert report.config.budget is None
+    assert report.dense["4"] == "has no topology, unlike other layers"
+
+
+@pytest.mark.parametrize(("name", "value"), [("leg", 4), ("order", "axis"), ("base", adtn.IdentityBase())])
+def test_options_of_a_topology_need_one(name: str, value: Any) -> None:
+    with pytest.raises(CompressError, match=f"Got {name}=.* without a topology to use it; pass topology="):
+        Config(**{name: value})
+    with pytest.raises(CompressError, match="without a topology"):
+        Config(layers={"4": {name: value}})
+    assert Config(**{name: value}, topology=TTN)
+    assert name == "base" or Config(**{name: value}, mode="adapter")
+
+
+def test_an_adapter_without_a_topology_is_a_tree() -> None:
+    report = adtn.compress(net(), Config(mode="adapter", targets=["4"], tune_steps=1), data=batches())
+    assert report.generators["4"].topology == adtn.TTN(bond=4)
+    config = Config(mode="adapter", layers={"4": {"topology": adtn.MPO(bond=2)}}, tune_steps=1)
+    assert str(adtn.compress(net(), config, data=batches()).generators["4"].topology) == "MPO(bond=2)"
+
+
 # --- failures ---
 
 
@@ -824,6 +880,14 @@ def test_the_command_line_takes_a_budget_and_compares(here: Path) -> None:
     assert "Got the budget 'half'; expected a ratio such as '4x'" in str(done.exception)
 
 
+def test_the_command_line_without_options_keeps_the_model_usable(here: Path) -> None:
+    done = command("somenet:build", "--out", "small")
+    assert done.exit_code == 0, done.output
+    report = json.loads((here / "small/report.json").read_text())
+    assert report["config"]["topology"] is None and report["warnings"] == []
+    assert report["after"]["bytes"] <= report["config"]["budget"]["bytes"] < report["before"]["bytes"] / 2
+
+
 def test_the_command_line_shows_warnings_once_and_without_the_source(here: Path) -> None:
     done = command("somenet:build", "--config", "c.toml", "--out", "small")
     assert done.exit_code == 0, done.output
@@ -874,8 +938,10 @@ def test_the_report_has_predicted_times() -> None:
 
 
 def test_stages_are_composed_and_need_data() -> None:
-    assert Config().stages(True) == ("reconstruct-data", "finetune")
-    assert Config().stages(False) == ("reconstruct",)
+    assert Config(topology=TTN).stages(True) == ("reconstruct-data", "finetune")
+    assert Config(topology=TTN).stages(False) == ("reconstruct",)
+    assert Config().stages(True) == ("closed-form", "normalise", "finetune")
+    assert Config().stages(False) == ("closed-form",)
     assert Config(recipe=["reconstruct", "distill-local"]).stages(True) == ("reconstruct", "distill-local")
     assert Config(mode="adapter").stages(True) == ("finetune",)
     for recipe in ("distill-local", ["reconstruct", "finetune"]):

@@ -2,6 +2,7 @@
 
 from ._budget import Budget as Budget
 from ._compress import compress as compress
+from ._config import ADAPTER_TOPOLOGY as ADAPTER_TOPOLOGY
 from ._config import RECIPES as RECIPES
 from ._config import Config as Config
 from ._divergence import divergence as divergence

@@ -16,6 +16,7 @@ from .._files import check_writable
 from ..backends import check_device
 from ..errors import CompressError, LayoutError, QualityWarning, TopologyError
 from ..generator import Generator, generated_rows
+from ..topology import Dense
 from ._baselines import Baselines
 from ._budget import Budget
 from ._choose import has_closed_form
@@ -29,6 +30,7 @@ from ._rows import LayerRow, ModelCost
 from ._run import CompressionRun, Outcome
 
 _BEST_DENSE = "best left dense within this budget"
+_SMALLER = 4  # times in bytes, the default: rounding alone achieves it in float32 with hardly any loss
 _CORNER = 96  # rows and columns of a weight that the report shows
 
 
@@ -51,12 +53,15 @@ def compress(
 ) -> CompressReport:
     """Replace layers of a model by generated ones, in place.
 
+    Without a topology and without a budget, the chosen layers become four times smaller in bytes, by low-rank and
+    similar forms and by integers, whichever change the outputs of the model least.
+
     Parameters
     ----------
     model : torch.nn.Module or flax.nnx.Module
         The model, which is changed in place; if an error occurs, it is restored.
     config : Config, optional
-        The layers to compress, their topologies, and the recipe.
+        The layers to compress, their topologies or a budget, and the recipe.
     budget : Budget or str, optional
         The budget, instead of the config's, also as ``"4x"``, ``"25%"`` (of the parameters) or ``"2MB"``: see
         :meth:`Budget.parse`.
@@ -140,6 +145,8 @@ def compress(
     if config.tune_steps and not {"finetune", "distill-local"}.isdisjoint(stages):
         adapter.check(config.tuning(config.tune_steps))
     before = _cost(adapter, test, loss, score)
+    if config.chooses_formats and config.budget is None:
+        config = replace(config, budget=_default_budget([layer for layer, _ in chosen], before))
     if measured and before.quality is None:
         raise CompressError(
             "Got a budget of accuracy_loss for labels that are not indices of classes; pass score= as well."
@@ -213,6 +220,12 @@ def _with_budget(config: Config, budget: Budget | str | None) -> Config:
     return replace(config, budget=Budget.parse(budget) if isinstance(budget, str) else budget)
 
 
+def _default_budget(layers: Sequence[Layer], before: ModelCost) -> Budget:
+    """Return the budget with which these layers have a quarter of their bytes, and all others what they have."""
+    dense = sum(layer.itemsize * math.prod(shape) for layer in layers for shape in layer.weights.values())
+    return Budget(bytes=before.bytes - dense + dense // _SMALLER)
+
+
 Chosen = Sequence[tuple[Layer, Mapping[str, np.ndarray]]]
 """Layers that are replaced, with their weights by name."""
 
@@ -272,7 +285,7 @@ def _tasks(
             name=name,
             weight=weight,
             moment=_usable(moments.get(name)),
-            topology=own.topology,
+            topology=own.topology or Dense(),  # a budget chooses another one
             layout=layouts[name],
             base=own.base,
             seed=own.seed,
@@ -289,14 +302,17 @@ def _tasks(
 
 
 def _impossible(layer: Layer, config: Config) -> str:
-    """Return why the requested topology cannot generate a layer's weights; a budget chooses others."""
+    """Return why the requested topology cannot generate a layer's weights; for a budget, others are chosen."""
     own = config.options_of(layer)
     for shape in layer.weights.values():
         if math.prod(shape) == 1:
             return "has a single entry"
         try:
-            if config.budget is None:
-                own.topology.segments(own.layout(shape))
+            if config.chooses_formats:
+                continue
+            if own.topology is None:
+                return "has no topology, unlike other layers"
+            own.topology.segments(own.layout(shape))
         except (LayoutError, TopologyError) as error:
             return str(error)
     return ""

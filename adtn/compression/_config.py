@@ -45,6 +45,10 @@ Names = Annotated[Sequence[str], "a list of names, such as ['fc1']"]
 Whole = Annotated[int, Range(0)]
 
 
+ADAPTER_TOPOLOGY = TTN(bond=4)
+"""The topology of an adapter without one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A record of what to compress and how.
@@ -56,20 +60,22 @@ class Config:
         be replaced when empty.
     exclude : sequence of str
         The same for layers that stay dense.
-    topology : Topology
-        The topology of every generator.
+    topology : Topology, optional
+        The topology of every generator. Without it, and without a budget, formats are chosen within a budget of a
+        quarter of the bytes of these layers; an adapter is then a ``TTN(bond=4)``.
     leg : int, optional
         The target size of a leg; by default, the topology chooses it.
     order : str, optional
         ``"axis"`` or ``"interleaved"``; by default, the topology chooses it.
     layers : mapping of str to mapping
         Other values of ``topology``, ``leg``, ``order``, ``base`` or ``candidates`` for layers that match a name,
-        pattern or class; the first match counts.
+        pattern or class; the first match counts. Where only some layers have a topology, the others stay dense.
     base : SeededBase or IdentityBase, optional
         The base that is added to every generated weight.
     budget : Budget, optional
         The size of the model, or the loss of quality that is allowed. Topology, bond and layout of every layer are
-        then chosen among the candidates, and ``topology``, ``leg`` and ``order`` are ignored.
+        then chosen among the candidates, and ``topology``, ``leg`` and ``order`` are ignored. Without a topology, the
+        default is a quarter of the bytes of the chosen layers.
     candidates : sequence of Topology
         The topologies to choose from for a budget; their bonds are ignored. By default, those that are best on trained
         weights: low-rank pairs, and for convolutions also spatial pairs, Tucker-2 and tensor trains over whole axes. A
@@ -143,7 +149,7 @@ class Config:
 
     targets: Names = ()
     exclude: Names = ()
-    topology: TopologyArgument = field(default_factory=lambda: TTN(bond=4))
+    topology: TopologyArgument | None = None
     leg: Annotated[int, Range(2, 2**20)] | None = None
     order: Literal["axis", "interleaved"] | None = None
     layers: Annotated[Mapping[str, Mapping[str, Any]], "values by names, such as {'Conv2d': {'leg': 4}}"] = field(
@@ -201,6 +207,16 @@ class Config:
                     f"Got {sorted(unknown)} for layers {pattern!r}; expected topology, leg, order, base, candidates."
                 )
             replace(self, layers={}, **options)  # checks their values
+        if self.budget is None and self.topology is None and self.chooses_formats:
+            given = {name: getattr(self, name) for name in ("leg", "order", "base")}
+            if name := next((name for name, value in given.items() if value is not None), None):
+                raise CompressError(f"Got {name}={given[name]!r} without a topology to use it; pass topology= as well.")
+
+    @property
+    def chooses_formats(self) -> bool:
+        """Whether the format of every weight is chosen within a budget, also within that by default."""
+        own = any(options.get("topology") is not None for options in self.layers.values())
+        return self.budget is not None or (self.mode == "replace" and self.topology is None and not own)
 
     @classmethod
     @checked(CompressError)
@@ -293,8 +309,8 @@ class Config:
         if self.mode == "adapter":
             recipes: tuple[str, ...] = ("finetune",)
         elif self.recipe == "local-then-global":
-            with_data = ("closed-form", "normalise") if self.budget is not None else ("reconstruct-data",)
-            without = "closed-form" if self.budget is not None else "reconstruct"
+            with_data = ("closed-form", "normalise") if self.chooses_formats else ("reconstruct-data",)
+            without = "closed-form" if self.chooses_formats else "reconstruct"
             return (*with_data, "finetune") if has_data else (without,)
         else:
             recipes = (self.recipe,) if isinstance(self.recipe, str) else tuple(self.recipe)
@@ -315,7 +331,7 @@ class Config:
         labelled : bool
             Whether there is a loss without a teacher.
         """
-        is_close = self.budget is not None
+        is_close = self.chooses_formats
         share = (0.5 if labelled else 1.0) if is_close else 0.0
         return Tuning(
             steps=steps,
@@ -333,14 +349,16 @@ class Config:
 
     def options_of(self, layer: Layer) -> Config:
         """Return the config with the options that apply to one layer."""
-        for pattern, options in self.layers.items():
-            if _matches(pattern, layer):
-                return replace(self, **options)
-        return self
+        own = next((options for pattern, options in self.layers.items() if _matches(pattern, layer)), {})
+        if self.mode == "adapter" and self.topology is None:
+            own = {"topology": ADAPTER_TOPOLOGY, **own}
+        return replace(self, **own) if own else self
 
     def layout(self, shape: Shape) -> Layout:
-        """Return the layout of a weight: how its axes are factored into legs."""
+        """Return the layout of a weight: how its axes are factored into legs; whole axes without a topology."""
         top = self.topology
+        if top is None:
+            return Layout.whole(shape)
         if self.leg is None and self.order is None:
             return top.default_layout(shape)
         order: Any = self.order or top.order

@@ -188,7 +188,7 @@ class CompressReport:
     def to_json(self) -> str:
         """Convert to a dictionary, without the parameters of generators."""
         config = asdict(self.config) | {
-            "topology": topology_to_json(self.config.topology),
+            "topology": None if self.config.topology is None else topology_to_json(self.config.topology),
             "candidates": [topology_to_json(one) for one in self.config.candidates or ()],
         }
         content: dict[str, Any] = {

@@ -149,8 +149,8 @@ class CompressionRun:
             )
         local = any(stage.startswith("reconstruct") for stage in self.stages) and self.config.steps > 0
         tasks = {
-            name: replace(self.tasks[name], topology=r.generator.topology, layout=r.generator.layout)
-            for name, r in results.items()
+            name: replace(self.tasks[name], topology=g.topology, layout=g.layout, precision=g.precision)
+            for name, g in ((name, r.generator) for name, r in results.items())
         }
         outcome = self.run_stages(tasks, None if local else results)
         return replace(outcome, sensitivities={ladder.layer: ladder.sensitivity for ladder in ladders})
