@@ -1035,3 +1035,66 @@ def test_a_loss_without_labels_goes_with_a_teacher() -> None:
     report = adtn.compress(net(), config, data=bare, loss=lambda model, x: model(x).square().mean())
     assert len(report.losses) == 3
     assert report.losses[-1] < report.losses[0]
+
+
+# --- distillation layer by layer ---
+
+
+class Deep(nn.Module):
+    """A model whose layers are called in another order than that in which they are listed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden = nn.ModuleList([nn.Linear(24, 24) for _ in range(5)])
+
+    def forward(self, x: Any) -> Any:
+        for layer in reversed(self.hidden):
+            x = torch.relu(2.0 * layer(x))
+        return x
+
+
+def inputs_of_deep() -> list[Any]:
+    torch.manual_seed(1)
+    return [(torch.randn(32, 24), torch.zeros(32, dtype=torch.long)) for _ in range(4)]
+
+
+def test_layers_are_distilled_in_the_order_of_calls_behind_compressed_ones() -> None:
+    data, away = inputs_of_deep(), {}
+    config = Config(
+        topology=adtn.LowRank(bond=4), recipe=["closed-form", "distill-local"], tune_steps=200, tune_lr=5e-3
+    )
+    for executor in (None, ThreadPoolExecutor(1)):
+        lines: list[str] = []
+        model = Deep()
+        dense = copy.deepcopy(model)
+        adtn.compress(model, config, data=data, executor=executor, progress=lines.append)
+        with torch.no_grad():
+            away[executor] = max(float((model(x) - dense(x)).norm() / dense(x).norm()) for x, _ in data)
+        names = [line.split(":")[0] for line in lines if "error of the outputs" in line]
+        order = range(5) if executor else reversed(range(5))
+        assert names == [f"hidden.{n}" for n in order]
+    behind, apart = away.values()
+    assert behind < 0.9 * apart
+
+
+def test_distillation_sees_outputs_before_they_are_changed_in_place() -> None:
+    model, data = nn.Sequential(nn.Linear(24, 24), nn.ReLU(inplace=True)), inputs_of_deep()
+    lines: list[str] = []
+    config = Config(targets=["0"], topology=adtn.LowRank(bond=24), recipe=["closed-form", "distill-local"])
+    adtn.compress(model, replace(config, tune_steps=1), data=data, progress=lines.append)
+    (line,) = [line for line in lines if "error of the outputs" in line]
+    assert float(line.split("outputs ")[1].split(" -> ")[0]) < 1e-3
+
+
+def test_calls_that_do_not_correspond_keep_the_inputs_of_the_dense_model() -> None:
+    from adtn_backends.shared._model import with_inputs
+
+    def call(value: float, rows: int) -> Any:
+        return (value,), {}, np.full(rows, value)
+
+    dense, now = [call(1.0, 2), call(2.0, 3)], [call(3.0, 2), call(4.0, 3)]
+    pairs = [(inputs[0], float(y[0])) for inputs, _, y in with_inputs(dense, now)]
+    assert pairs == [(3.0, 1.0), (4.0, 2.0)]
+    for other in (now[:1], [call(3.0, 2), call(4.0, 4)], []):
+        assert with_inputs(dense, other) == dense

@@ -233,6 +233,37 @@ def test_all_recipes_and_a_teacher(executor) -> None:
     assert not np.array_equal(model.norm.mean[...], mean)  # running statistics change in training
 
 
+class Deep(nnx.Module):
+    """A model whose layers are called in another order than that in which they are listed."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.hidden = nnx.List([nnx.Linear(24, 24, rngs=rngs) for _ in range(4)])
+
+    def __call__(self, x: Any) -> Any:
+        for layer in reversed(list(self.hidden)):
+            x = nnx.relu(2.0 * layer(x))
+        return x
+
+
+def test_layers_are_distilled_in_the_order_of_calls_behind_compressed_ones() -> None:
+    draw = np.random.default_rng(1)
+    data = [(draw.standard_normal((32, 24)).astype(np.float32), np.zeros(32, np.int64)) for _ in range(4)]
+    config = Config(
+        topology=adtn.LowRank(bond=4), recipe=["closed-form", "distill-local"], tune_steps=200, tune_lr=5e-3
+    )
+    away: list[float] = []
+    for executor in (None, ThreadPoolExecutor(1)):
+        lines: list[str] = []
+        model, dense = Deep(), Deep()
+        adtn.compress(model, config, data=data, executor=executor, progress=lines.append)
+        want = [np.asarray(dense(x)) for x, _ in data]
+        away.append(np.linalg.norm([model(x) - y for (x, _), y in zip(data, want, strict=True)]) / np.linalg.norm(want))
+        names = [line.split(":")[0] for line in lines if "error of the outputs" in line]
+        assert names == [f"hidden.{n}" for n in (range(4) if executor else reversed(range(4)))]
+    assert away[0] < 0.9 * away[1]
+
+
 def test_values_from_a_worker_are_arrays_of_jax() -> None:
     model = Net()
     adtn.compress(model, Config(**QUICK, targets=["Linear"], recipe="distill-local"), data=batches())

@@ -83,6 +83,7 @@ def compress(
         The device of local fits, such as ``"torch:cuda:0"``; by default NumPy's. The model is not moved.
     executor : optional
         An executor of :mod:`concurrent.futures` or a Dask client that runs local fits; by default, they run in turn.
+        With an executor, ``"distill-local"`` trains all layers at the same time, with inputs of the dense model.
     folder : path, optional
         A folder where finished layers are cached and found when the call is repeated. An interrupted training continues
         from its last checkpoint, with the same sequence of data. With other data, this is refused; with

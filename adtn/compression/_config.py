@@ -99,8 +99,9 @@ class Config:
         - ``"normalise"``: correct the running statistics of batch normalisation, by data without labels
         - ``"reconstruct"``: fit every weight, without data
         - ``"reconstruct-data"``: fit every layer's outputs, by the second moments of its inputs
-        - ``"distill-local"``: train every layer with Adam to reproduce its outputs on cached batches; without an
-          earlier stage, from random generators with the weights' standard deviation
+        - ``"distill-local"``: train every layer with Adam to have the outputs of the dense one on cached batches, in
+          the order of a forward pass: inputs come from the layers that are trained already, or with an executor from
+          the dense model. Without an earlier stage, from random generators with the weights' standard deviation
         - ``"finetune"``: train by the model's own loss, starting from the result of the other stages
         - ``"local-then-global"``: within a budget, closed forms, statistics and fine-tuning; without one,
           ``"reconstruct-data"`` and fine-tuning. Without data, closed forms or ``"reconstruct"`` alone
