@@ -20,7 +20,7 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn.compression import Config, Layer, LayerRow, ModelCost, _local
+from adtn.compression import Config, Layer, LayerRow, ModelCost, Stage, _local
 from adtn.compression._page import _png
 from adtn.compression._quality import faults_of
 from adtn.errors import CompressError, DeviceError, QualityWarning
@@ -709,6 +709,10 @@ def test_good_results_and_adapters_cause_no_warning() -> None:
 
 def test_configs_are_read_from_toml(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
+    file.write_text('recipe = ["closed-form", {name="finetune", steps=500}]')
+    assert Config.load(file).recipe == ("closed-form", Stage("finetune", steps=500))
+    file.write_text('[recipe]\nname = "finetune"\nbatches = 3')
+    assert Config.load(file).recipe == Stage("finetune", batches=3)
     file.write_text(
         'targets = ["fc*"]\nrecipe = "reconstruct"\nbase = 3\ntopology = {name = "mera", bond = 3}\n'
         '[layers.Conv2d]\ntopology = "tucker"\nleg = 4\n[layers.Conv1d]\ntopology = {name = "attn", pairs = [[1, 2]]}\n'
@@ -938,15 +942,122 @@ def test_the_report_has_predicted_times() -> None:
 
 
 def test_stages_are_composed_and_need_data() -> None:
-    assert Config(topology=TTN).stages(True) == ("reconstruct-data", "finetune")
-    assert Config(topology=TTN).stages(False) == ("reconstruct",)
-    assert Config().stages(True) == ("closed-form", "normalise", "finetune")
-    assert Config().stages(False) == ("closed-form",)
-    assert Config(recipe=["reconstruct", "distill-local"]).stages(True) == ("reconstruct", "distill-local")
-    assert Config(mode="adapter").stages(True) == ("finetune",)
+    def names(config: Config, has_data: bool) -> tuple[str, ...]:
+        return tuple(stage.name for stage in config.stages(has_data))
+
+    assert names(Config(topology=TTN), True) == ("reconstruct-data", "finetune")
+    assert names(Config(topology=TTN), False) == ("reconstruct",)
+    assert names(Config(), True) == ("closed-form", "normalise", "finetune")
+    assert names(Config(), False) == ("closed-form",)
+    assert names(Config(recipe=["reconstruct", "distill-local"]), True) == ("reconstruct", "distill-local")
+    assert names(Config(mode="adapter"), True) == ("finetune",)
     for recipe in ("distill-local", ["reconstruct", "finetune"]):
         with pytest.raises(CompressError, match="without data"):
             adtn.compress(net(), Config(**QUICK, recipe=recipe))
+
+
+def test_stages_take_from_the_config_what_they_do_not_have() -> None:
+    recipe = [
+        "closed-form",
+        Stage("reconstruct", steps=7),
+        Stage("distill-local", lr=0.5),
+        Stage("finetune", batches=2),
+    ]
+    config = Config(topology=TTN, recipe=recipe, steps=3, lr=0.1, tune_steps=4, tune_lr=0.2)
+    assert config.stages(True) == (
+        Stage("closed-form"),
+        Stage("reconstruct", steps=7, lr=0.1),
+        Stage("distill-local", steps=4, lr=0.5),
+        Stage("finetune", steps=4, lr=0.2, batches=2),
+    )
+    assert Config(topology=TTN, recipe=Stage("finetune")).stages(True)[0].lr == 5e-3
+    assert Config(recipe=Stage("finetune")).stages(True)[0].lr == 1e-3
+    adapter = Config(mode="adapter", recipe=["closed-form", Stage("finetune", steps=9)])
+    assert adapter.stages(True) == (Stage("finetune", steps=9, lr=5e-3),)
+    tuning = config.tuning(config.stages(True)[2])
+    assert (tuning.steps, tuning.lr) == (4, 0.5)
+
+
+class Batches:
+    """A loader of batches, with a record of what was drawn."""
+
+    def __init__(self, n: int) -> None:
+        self.batches, self.drawn = batches(n), set[int]()
+
+    def __iter__(self) -> Any:
+        for n, batch in enumerate(self.batches):
+            self.drawn.add(n)
+            yield batch
+
+
+@pytest.mark.parametrize("name", ["closed-form", "normalise", "reconstruct-data", "distill-local", "finetune"])
+def test_a_stage_uses_its_first_batches_only(name: Any) -> None:
+    data = Batches(6)
+    options = {} if name in ("closed-form", "normalise", "reconstruct-data") else {"steps": 12}
+    recipe = Stage(name, batches=3, **options)
+    config = Config(targets=["4"], topology=adtn.LowRank(bond=4), steps=2, recipe=["reconstruct", recipe])
+    report = adtn.compress(net(), config, data=data, validation=batches(1))
+    assert data.drawn == {0, 1, 2}
+    assert len(report.losses) == (12 if name == "finetune" else 0)
+    stages = [
+        Stage("closed-form", batches=2),
+        Stage("reconstruct-data", batches=3, steps=1),
+        Stage("finetune", steps=0),
+    ]
+    data.drawn.clear()
+    adtn.compress(net(), replace(config, recipe=stages), data=data, validation=batches(1))
+    assert data.drawn == {0, 1}, "they share second moments"
+
+
+def test_stages_have_steps_and_rates_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, float]] = []
+    real = _local.fit
+
+    def fit(generator: Any, target: Any, **options: Any) -> Any:
+        seen.append((options["steps"], options["lr"]))
+        return real(generator, target, **options)
+
+    monkeypatch.setattr(_local, "fit", fit)
+    recipe = (Stage("reconstruct", steps=3, lr=0.5), Stage("finetune", steps=2), Stage("finetune", steps=4, lr=1e-30))
+    told: list[str] = []
+    config = Config(targets=["4"], topology=TTN, recipe=recipe)
+    report = adtn.compress(net(), config, data=batches(1), baselines=True, test=batches(1), progress=told.append)
+    assert seen == [(3, 0.5)]
+    assert len(report.losses) == 6
+    steps = [line.split(":")[0] for line in told if line.startswith("step")]
+    assert steps == [f"step {n} of {m}" for m in (2, 4) for n in range(1, m + 1)]
+    content = json.loads(report.to_json())["config"]["recipe"]
+    assert content[2] == {"name": "finetune", "steps": 4, "lr": 1e-30, "batches": None}
+    assert Config.from_dict({"recipe": content}).recipe == recipe
+
+
+def test_the_stage_that_explodes_names_its_rate() -> None:
+    config = Config(targets=["4"], topology=TTN, recipe=["reconstruct", Stage("finetune", steps=5, lr=1e30)], steps=2)
+    with pytest.raises(CompressError, match=r"which is 1e\+30"):
+        adtn.compress(net(), config, data=batches())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "closed-form", "steps": 5}, "Got steps=5 for the stage 'closed-form', which has only batches"),
+        ({"name": "normalise", "lr": 1.0}, "Got lr=1.0 for the stage 'normalise'"),
+        (
+            {"name": "reconstruct", "batches": 1},
+            "Got batches=1 for the stage .reconstruct., which has only steps",
+        ),
+        ({"name": "local-then-global"}, "Got name='local-then-global'; expected 'closed-form'"),
+        ({"name": "finetune", "steps": -1}, "Got steps=-1; expected a whole number of at least 0"),
+        ({"name": "finetune", "batches": 0}, "Got batches=0; expected a whole number of at least 1"),
+        ({"name": "finetune", "lr": 0.0}, "Got lr=0.0; expected a number above 0"),
+        ({"name": "finetune", "rate": 1}, "for a stage; expected a name, and options among steps, lr, batches"),
+        ({"steps": 1}, "expected a name"),
+    ],
+)
+def test_options_that_a_stage_does_not_have_are_refused(values: dict[str, Any], message: str) -> None:
+    for recipe in (values, ["normalise", values]):
+        with pytest.raises(CompressError, match=message):
+            Config.from_dict({"recipe": recipe})
 
 
 @pytest.mark.parametrize("workers", [0, 2])

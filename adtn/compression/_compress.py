@@ -28,6 +28,8 @@ from ._quality import faults_of
 from ._report import CompressReport
 from ._rows import LayerRow, ModelCost
 from ._run import CompressionRun, Outcome
+from ._samples import first_batches
+from ._stage import Stage
 
 _BEST_DENSE = "best left dense within this budget"
 _SMALLER = 4  # times in bytes, the default: rounding alone achieves it in float32 with hardly any loss
@@ -143,8 +145,9 @@ def compress(
     adapter = model_of(model, None)
     began = time.monotonic()
     chosen, dense = _choose_layers(adapter, config)
-    if config.tune_steps and not {"finetune", "distill-local"}.isdisjoint(stages):
-        adapter.check(config.tuning(config.tune_steps))
+    trained = [stage for stage in stages if stage.trains]
+    if trained:
+        adapter.check(config.tuning(trained[0]))
     before = _cost(adapter, test, loss, score)
     if config.chooses_formats and config.budget is None:
         config = replace(config, budget=_default_budget([layer for layer, _ in chosen], before))
@@ -187,9 +190,8 @@ def compress(
                 else []
             )
         rows = [_row(layer, outcome, generators, predicted) for layer in run.layers if _is_replaced(layer, generators)]
-        trained = bool(outcome.losses) or ("distill-local" in stages and config.tune_steps > 0)
         # an adapter starts at zero, beside the dense weight: its local error says nothing
-        faults = faults_of(rows, before, after, trained=trained or config.mode == "adapter")
+        faults = faults_of(rows, before, after, trained=bool(trained) or config.mode == "adapter")
         for fault in faults:
             warnings.warn(fault, QualityWarning, stacklevel=3)  # the caller of the checked function
     except BaseException:
@@ -272,15 +274,20 @@ def _tasks(
     chosen: Chosen,
     data: Iterable[Any] | None,
     device: str,
-    stages: Sequence[str],
+    stages: Sequence[Stage],
 ) -> dict[str, LocalTask]:
     """Make one task per weight; layouts are checked before anything is fitted."""
-    fits = any(stage.startswith("reconstruct") for stage in stages) and config.steps > 0
-    closed = "closed-form" in stages
-    by_data = data is not None and (closed or ("reconstruct-data" in stages and fits))
+    fit = next((stage for stage in reversed(stages) if stage.is_local and stage.steps), None)
+    closed = any(stage.name == "closed-form" for stage in stages)
+    by_data = [
+        stage for stage in stages if stage.name == "closed-form" or (stage.name == "reconstruct-data" and stage.steps)
+    ]
     planned = [(name, weight, config.options_of(layer)) for layer, own in chosen for name, weight in own.items()]
     layouts = {name: own.layout(weight.shape) for name, weight, own in planned}
-    moments = adapter.second_moments(list(layouts), data, config.samples) if by_data and data is not None else {}
+    moments: Mapping[str, np.ndarray] = {}
+    if by_data and data is not None:
+        most = min((stage.batches for stage in by_data if stage.batches is not None), default=None)
+        moments = adapter.second_moments(list(layouts), first_batches(data, most), config.samples)
     return {
         name: LocalTask(
             name=name,
@@ -290,11 +297,11 @@ def _tasks(
             layout=layouts[name],
             base=own.base,
             seed=own.seed,
-            steps=own.steps if fits else 0,
+            steps=fit.steps or 0 if fit else 0,
             optimizer=own.optimizer,
-            lr=own.lr,
+            lr=fit.lr or own.lr if fit else own.lr,
             device=device,
-            restarts=own.restarts if fits else 1,
+            restarts=own.restarts if fit else 1,
             silent=config.mode == "adapter",
             start="closed-form" if closed else "random",
         )

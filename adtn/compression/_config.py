@@ -27,16 +27,8 @@ from ..topology import (
 )
 from ._budget import Budget
 from ._model import Layer, Tuning
+from ._stage import STAGES, Stage
 
-Stage = Literal["closed-form", "normalise", "reconstruct", "reconstruct-data", "distill-local", "finetune"]
-STAGES: tuple[Stage, ...] = (
-    "closed-form",
-    "normalise",
-    "reconstruct",
-    "reconstruct-data",
-    "distill-local",
-    "finetune",
-)
 RECIPES = (*STAGES, "local-then-global")
 Recipe = Literal[
     "closed-form", "normalise", "reconstruct", "reconstruct-data", "distill-local", "finetune", "local-then-global"
@@ -91,8 +83,9 @@ class Config:
     restarts : int
         The number of seeds with which the fit of every generator starts; the worse half is dropped repeatedly
         (successive halving).
-    recipe : str or sequence of str
-        One of these stages, or several, in this order:
+    recipe : str or Stage, or a sequence of them
+        One of these stages, or several, in this order; a :class:`Stage` has steps, a rate and a number of batches of
+        its own:
 
         - ``"closed-form"``: decompose every weight, in the metric of the second moments of its inputs where there are
           data
@@ -172,9 +165,10 @@ class Config:
     largest_error: Annotated[float, Range(0.0, 1.0)] = 0.3
     samples: Count = 512
     restarts: Count = 1
-    recipe: Annotated[Recipe | Annotated[Sequence[Recipe], Range(1)], f"one or several of {', '.join(RECIPES)}"] = (
-        "local-then-global"
-    )
+    recipe: Annotated[
+        Recipe | Stage | Annotated[Sequence[Recipe | Stage], Range(1)],
+        f"one or several of {', '.join(RECIPES)}, or adtn.Stage('finetune', steps=500)",
+    ] = "local-then-global"
     mode: Literal["replace", "adapter"] = "replace"
     adapter: Name = "default"
     smallest: Whole = 256
@@ -299,8 +293,8 @@ class Config:
                 covered.update(layer.tied)
         return chosen, {name: reason for name, reason in dense.items() if name not in covered}
 
-    def stages(self, has_data: bool) -> tuple[str, ...]:
-        """Return the stages, in order.
+    def stages(self, has_data: bool) -> tuple[Stage, ...]:
+        """Return the stages in order, with all their steps and rates.
 
         Raises
         ------
@@ -308,35 +302,54 @@ class Config:
             If a stage needs data, and there are none.
         """
         if self.mode == "adapter":
-            recipes: tuple[str, ...] = ("finetune",)
+            given = (self.recipe,) if isinstance(self.recipe, str | Stage) else self.recipe
+            own = [recipe for recipe in given if isinstance(recipe, Stage) and recipe.name == "finetune"]
+            recipes: tuple[Recipe | Stage, ...] = tuple(own) or ("finetune",)
         elif self.recipe == "local-then-global":
             with_data = ("closed-form", "normalise") if self.chooses_formats else ("reconstruct-data",)
             without = "closed-form" if self.chooses_formats else "reconstruct"
-            return (*with_data, "finetune") if has_data else (without,)
+            recipes = (*with_data, "finetune") if has_data else (without,)
         else:
-            recipes = (self.recipe,) if isinstance(self.recipe, str) else tuple(self.recipe)
-        needing = [recipe for recipe in recipes if recipe not in ("reconstruct", "closed-form")]
+            recipes = (self.recipe,) if isinstance(self.recipe, str | Stage) else tuple(self.recipe)
+        both = ("reconstruct-data", "finetune")
+        stages: list[Stage] = []
+        for recipe in recipes:
+            names = both if recipe == "local-then-global" else (recipe,)
+            stages += [self._complete(one if isinstance(one, Stage) else Stage(one)) for one in names]
+        needing = [stage.name for stage in stages if stage.name not in ("reconstruct", "closed-form")]
         if needing and not has_data:
             raise CompressError(
                 f"Got {needing[0]!r} without data; pass data=, or use recipe='closed-form' or 'reconstruct'."
             )
-        both = ("reconstruct-data", "finetune")
-        return tuple(stage for name in recipes for stage in (both if name == "local-then-global" else (name,)))
+        return tuple(stages)
 
-    def tuning(self, steps: int, labelled: bool = True) -> Tuning:
-        """Return the options of training the whole model for that many steps.
+    def _complete(self, stage: Stage) -> Stage:
+        """Return a stage with the steps and the rate of the config where it has none."""
+        if not (stage.is_local or stage.trains):
+            return stage
+        steps, lr = (self.steps, self.lr) if stage.is_local else (self.tune_steps, self.tune_lr)
+        if lr is None:
+            lr = 1e-3 if self.chooses_formats else 5e-3
+        return replace(
+            stage,
+            steps=steps if stage.steps is None else stage.steps,
+            lr=lr if stage.lr is None else stage.lr,
+        )
+
+    def tuning(self, stage: Stage, labelled: bool = True) -> Tuning:
+        """Return the options of the training in one of the :meth:`stages`.
 
         Parameters
         ----------
-        steps : int
+        stage : Stage
         labelled : bool
             Whether there is a loss without a teacher.
         """
         is_close = self.chooses_formats
         share = (0.5 if labelled else 1.0) if is_close else 0.0
         return Tuning(
-            steps=steps,
-            lr=self.tune_lr if self.tune_lr is not None else (1e-3 if is_close else 5e-3),
+            steps=stage.steps or 0,
+            lr=stage.lr or 0.0,
             distill=self.distill if self.distill is not None else share,
             train=self.train or ("all" if is_close else "generated"),
             clip=self.clip,
@@ -391,6 +404,10 @@ def _value(key: str, value: Any) -> Any:
     if key == "layers" and isinstance(value, Mapping):
         by_pattern = {p: options for p, options in value.items() if isinstance(options, Mapping)}
         return {**value, **{p: {k: _value(k, v) for k, v in options.items()} for p, options in by_pattern.items()}}
+    if key == "recipe" and isinstance(value, Mapping):
+        return Stage.from_dict(value)
+    if key == "recipe" and isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_value("recipe", one) if isinstance(one, Mapping) else one for one in value)
     if key == "candidates" and isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_value("topology", candidate) for candidate in value)
     if key == "budget" and isinstance(value, Mapping):
