@@ -18,7 +18,7 @@ from ..generator import Generator
 from ..precision import Precision
 from ._compress import compress
 from ._config import Config
-from ._layer_files import load_layers, read_files, remove_layers
+from ._layer_files import load_layers, read_files, remove_cached, remove_layers
 from ._model import Model, model_of
 from ._report import CompressReport
 from ._storage import STRUCTURES
@@ -28,6 +28,7 @@ FORMAT = 3  # the first format has no header, and both older ones a folder with 
 _KIND = "state of a compressed model"
 _STATE = "state.safetensors"
 _GENERATORS = "generators"
+_CACHE = "layers"
 _HALVES = ("float16", "bfloat16")
 # files of a Hugging Face folder that the new folder needs as well, and files that it must not have
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "merges.*", "vocab.*")
@@ -58,9 +59,10 @@ def run_folder(
         A function that returns the dense model, or a Hugging Face folder (``config.json`` and safetensors).
     config : Config
     out : path
-        A folder with ``layers/``, one file per finished local fit, ``state.safetensors`` with the state of the model
-        and the structures of its generators, ``report.json`` and ``report.html``; configuration and tokenizer are
-        copied from a Hugging Face folder. An older result in it is replaced as a whole.
+        A folder with ``state.safetensors``, which has the state of the model and the structures of its generators,
+        ``report.json`` and ``report.html``; configuration and tokenizer are copied from a Hugging Face folder. An older
+        result in it is replaced as a whole. Until the result is written, ``layers/`` in it caches finished local fits
+        and checkpoints, with which a repeated call continues an interrupted one; a call after that starts again.
     weights : path, optional
         A file with the state of the dense model, ``.safetensors``.
     data, validation, test, loss, score, device, progress, baselines
@@ -94,7 +96,7 @@ def run_folder(
         loss=loss,
         score=score,
         device=device,
-        folder=out / "layers",
+        folder=out / _CACHE,
         progress=progress,
         baselines=baselines,
     )
@@ -105,6 +107,7 @@ def run_folder(
             _write(place, model, report, source if isinstance(source, Path) else None, rest)
 
     write_or_rescue(out, write)
+    remove_cached(out / _CACHE)
     return report
 
 
