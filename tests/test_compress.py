@@ -154,6 +154,11 @@ def test_without_a_topology_the_chosen_layers_have_a_quarter_of_their_bytes(with
     assert report.before.bytes - chosen < report.after.bytes <= report.config.budget.bytes
     assert max(error for r in report.layers for error in r.local_errors) < 0.1
     assert (len(report.losses) == 3) == with_data
+    ratio = f"{report.before.bytes / report.after.bytes:.1f}x"
+    assert f"{report.before.bytes:,} -> {report.after.bytes:,} bytes ({ratio})" in str(report)
+    assert f"<b>{ratio}</b>in bytes: {report.before.bytes:,}, now {report.after.bytes:,}" in report.to_html()
+    integers = [r for r in report.layers if report.generators[r.name].precision is not None]
+    assert integers and all(r.topology.endswith(f", {report.generators[r.name].precision}") for r in integers)
 
 
 def test_the_default_counts_only_the_chosen_layers() -> None:

@@ -132,16 +132,7 @@ def compress(
     stages = config.stages(data is not None)
     device = "numpy:cpu" if device is None else device
     check_device(device, "float32")
-    measured = config.budget is not None and config.budget.accuracy_loss is not None
-    if measured and test is None and score is None:
-        raise CompressError("Got a budget of accuracy_loss without test=; pass the data that measure it, or score=.")
-    for name, batches in (("data", data), ("validation", validation), ("test", test)):
-        if batches is not None and next(iter(batches), None) is None:
-            raise CompressError(f"Got {name} without a batch, or exhausted; pass a list or a DataLoader.")
-    if baselines and test is None and score is None:
-        raise CompressError("Got baselines=True without test=; pass the data that compare them, or score=.")
-    if baselines and config.mode == "adapter":
-        raise CompressError("Got baselines=True with mode='adapter'; baselines replace weights. Leave it out.")
+    _check_measures(config, baselines, has_quality=test is not None or score is not None)
     adapter = model_of(model, None)
     began = time.monotonic()
     chosen, dense = _choose_layers(adapter, config)
@@ -151,7 +142,7 @@ def compress(
     before = _cost(adapter, test, loss, score)
     if config.chooses_formats and config.budget is None:
         config = replace(config, budget=_default_budget([layer for layer, _ in chosen], before))
-    if measured and before.quality is None:
+    if _limits_accuracy(config) and before.quality is None:
         raise CompressError(
             "Got a budget of accuracy_loss for labels that are not indices of classes; pass score= as well."
         )
@@ -265,7 +256,23 @@ def _batches(name: str, data: Any) -> Iterable[Any] | None:
         return [data]
     if isinstance(data, Mapping) or hasattr(data, "shape"):
         raise CompressError(f"Got {name}={shown(data)}; expected batches, such as [(inputs, labels), ...].")
+    if next(iter(data), None) is None:
+        raise CompressError(f"Got {name} without a batch, or exhausted; pass a list or a DataLoader.")
     return data
+
+
+def _limits_accuracy(config: Config) -> bool:
+    return config.budget is not None and config.budget.accuracy_loss is not None
+
+
+def _check_measures(config: Config, baselines: bool, has_quality: bool) -> None:
+    """Refuse what cannot be measured, or compared."""
+    if _limits_accuracy(config) and not has_quality:
+        raise CompressError("Got a budget of accuracy_loss without test=; pass the data that measure it, or score=.")
+    if baselines and not has_quality:
+        raise CompressError("Got baselines=True without test=; pass the data that compare them, or score=.")
+    if baselines and config.mode == "adapter":
+        raise CompressError("Got baselines=True with mode='adapter'; baselines replace weights. Leave it out.")
 
 
 def _tasks(
@@ -376,6 +383,12 @@ def _is_replaced(layer: Layer, generators: Mapping[str, Any]) -> bool:
     return not generators.keys().isdisjoint(layer.weights)
 
 
+def _format(generator: Generator) -> str:
+    """Describe how a weight is stored: its topology, and the precision of rounded cores."""
+    precision = generator.precision
+    return f"{generator.topology}" if precision is None else f"{generator.topology}, {precision}"
+
+
 def _row(layer: Layer, outcome: Outcome, generators: dict[str, Any], predicted: dict[str, float]) -> LayerRow:
     parts = [generators[name] for name in layer.weights]
     dense = sum(map(math.prod, layer.weights.values()))
@@ -383,7 +396,7 @@ def _row(layer: Layer, outcome: Outcome, generators: dict[str, Any], predicted: 
         name=layer.name,
         kind=layer.kind,
         shapes=tuple(tuple(s) for s in layer.weights.values()),
-        topology=str(parts[0].topology),
+        topology=_format(parts[0]),
         dense=dense,
         params=sum(g.num_params for g in parts),
         active=sum(g.num_params if has_closed_form(g.topology) else g.num_active_params for g in parts),

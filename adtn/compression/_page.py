@@ -109,6 +109,7 @@ def _tiles(report: Content) -> str:
     tiles = [
         (times(own / max(left, 1)), f"{own:,} entries of the replaced layers from {left:,} numbers"),
         (f"{report.ratio:,.1f}x", f"the whole model: {b.params:,} parameters, now {a.params:,}"),
+        (f"{b.bytes / max(a.bytes, 1):,.1f}x", f"in bytes: {b.bytes:,}, now {a.bytes:,}"),
     ]
     if b.score is not None and a.score is not None:
         tiles.append((f"{a.score:.4g}", f"score, was {b.score:.4g}"))

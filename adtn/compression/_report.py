@@ -131,7 +131,8 @@ class CompressReport:
         b, a = self.before, self.after
         lines = [
             *self.alarms(),
-            f"parameters {b.params:,} -> {a.params:,} ({self.ratio:,.1f}x), {b.bytes:,} -> {a.bytes:,} bytes",
+            f"parameters {b.params:,} -> {a.params:,} ({self.ratio:,.1f}x), {b.bytes:,} -> {a.bytes:,} bytes "
+            f"({b.bytes / max(a.bytes, 1):,.1f}x)",
         ]
         if b.score is not None and a.score is not None:
             lines.append(f"score {b.score:.4g} -> {a.score:.4g}")

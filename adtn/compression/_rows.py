@@ -18,6 +18,7 @@ class LayerRow:
     shapes : tuple of tuple of int
         The shapes of its weights.
     topology : str
+        Also the precision, if its cores are rounded.
     dense, params, active : int
         Entries of the dense weights, parameters of the generators, and those that can influence the weights.
     local_errors : list of float
