@@ -1202,6 +1202,28 @@ def test_distillation_sees_outputs_before_they_are_changed_in_place() -> None:
     assert float(line.split("outputs ")[1].split(" -> ")[0]) < 1e-3
 
 
+class Twice(nn.Module):
+    """A model whose second layer also reads the state of the first, a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LSTM(16, 16, batch_first=True), nn.LSTM(16, 16, batch_first=True)
+
+    def forward(self, x: Any) -> Any:
+        y, state = self.first(x)
+        return self.second(y, state)[0][:, -1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_layers_with_nested_inputs_are_distilled(workers: int) -> None:
+    lines: list[str] = []
+    data = [(torch.randn(8, 5, 16), torch.arange(8) % 3) for _ in range(2)]
+    config = Config(topology=TTN, recipe="distill-local", tune_steps=5)
+    executor = ThreadPoolExecutor(workers) if workers else None
+    adtn.compress(Twice(), config, data=data, executor=executor, progress=lines.append)
+    assert [line.split(":")[0] for line in lines if "error of the outputs" in line] == ["first", "second"]
+
+
 def test_calls_that_do_not_correspond_keep_the_inputs_of_the_dense_model() -> None:
     from adtn_backends.shared._model import with_inputs
 

@@ -10,7 +10,7 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn.compression import Config, run_folder
+from adtn.compression import Config, Stage, run_folder
 from adtn.errors import CompressError, LayoutError
 
 from flax_models import Language, Net, batches, numbers, same, texts
@@ -281,6 +281,32 @@ def test_training_lowers_the_loss_and_changes_only_generated_parameters(optimize
     assert model.drop.rate == 0.1
     again = adtn.compress(Net(), Config(**QUICK, tune_lr=lr, tune_optimizer=optimizer), data=data).losses
     assert again[0] != report.losses[0]  # with its own dropout rate
+
+
+def test_without_a_topology_the_chosen_layers_have_a_quarter_of_their_bytes() -> None:
+    for data in (None, batches()):
+        report = adtn.compress(Net(), Config(tune_steps=3), data=data)
+        chosen = 4 * (8 * 4 * 3 * 3 + 32 * 32)
+        assert report.config.budget == adtn.Budget(bytes=report.before.bytes - chosen + chosen // 4)
+        assert report.after.bytes <= report.config.budget.bytes
+        assert max(error for r in report.layers for error in r.local_errors) < 0.1
+
+
+def test_stages_have_steps_and_batches_of_their_own() -> None:
+    drawn: set[int] = set()
+
+    class Data:
+        def __iter__(self) -> Any:
+            for n, batch in enumerate(batches()):
+                drawn.add(n)
+                yield batch
+
+    local = Stage("closed-form", batches=1), Stage("distill-local", steps=2, batches=1)
+    recipe = [*local, Stage("finetune", steps=4, batches=2)]
+    config = Config(topology=adtn.LowRank(bond=4), targets=["linears.0"], recipe=recipe)
+    report = adtn.compress(Net(), config, data=Data(), validation=batches()[:1])
+    assert len(report.losses) == 4
+    assert drawn == {0, 1}
 
 
 def test_a_budget_is_met() -> None:
