@@ -52,13 +52,24 @@ if TYPE_CHECKING:
     from .compression import Budget as Budget
     from .compression import CompressReport as CompressReport
     from .compression import Config as Config
+    from .compression import Stage as Stage
     from .compression import compress as compress
     from .compression import load as load
     from .compression import load_model as load_model
     from .compression import load_pretrained as load_pretrained
     from .compression import save as save
 
-_OF_MODELS = ("Budget", "CompressReport", "Config", "compress", "load", "load_model", "load_pretrained", "save")
+_OF_MODELS = (
+    "Budget",
+    "CompressReport",
+    "Config",
+    "Stage",
+    "compress",
+    "load",
+    "load_model",
+    "load_pretrained",
+    "save",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -323,7 +323,11 @@ def compress(
     ] = None,
     score: Annotated[str | None, typer.Option(help="MODULE:FUNCTION of (model); larger is better.")] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Size of the whole model, instead of that of the config: 4x, 25% or 2MB.")
+        str | None,
+        typer.Option(
+            help="Size of the whole model, instead of that of the config: 4x, 25% or 2MB; without both, and without a "
+            "topology in the config, a quarter of the bytes of the chosen layers."
+        ),
     ] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also measure integers, an SVD, controls and more training beside it.")

@@ -20,9 +20,10 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn.compression import Config, Layer, LayerRow, ModelCost, _local
+from adtn.compression import Config, Layer, LayerRow, ModelCost, Stage, _local, model_of
 from adtn.compression._page import _png
 from adtn.compression._quality import faults_of
+from adtn.compression._state import state_bytes
 from adtn.errors import CompressError, DeviceError, QualityWarning
 
 from models import Language, batches, net, same, state_of, texts
@@ -136,6 +137,70 @@ def test_pruning_is_made_permanent_first() -> None:
         adtn.compress(one, Config(**QUICK, recipe="reconstruct"))
         assert isinstance(one[4], layers.ADTNLinear)
         one(batches(1)[0][0])
+
+
+# --- the default: a quarter of the bytes ---
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_without_a_topology_the_chosen_layers_have_a_quarter_of_their_bytes(with_data: bool) -> None:
+    model, data = net(), batches() if with_data else None
+    before = {name: p.numel() for name, p in model.named_parameters()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", QualityWarning)
+        report = adtn.compress(model, Config(tune_steps=3), data=data)
+    chosen = 4 * (before["0.weight"] + before["4.weight"])
+    assert {r.name for r in report.layers} <= {"0", "4"}
+    dense = state_bytes(model_of(net(), None), {}, None)
+    assert 0 < report.config.budget.bytes - (dense - chosen + chosen // 4) < 1000, "room for the headers"
+    assert report.before.bytes - chosen < report.after.bytes
+    assert report.file_bytes <= report.config.budget.bytes
+    assert report.rest is None
+    assert max(error for r in report.layers for error in r.local_errors) < 0.1
+    assert (len(report.losses) == 3) == with_data
+    ratio = f"{report.before.bytes / report.after.bytes:.1f}x"
+    assert f"{report.before.bytes:,} -> {report.after.bytes:,} bytes ({ratio})" in str(report)
+    assert f"{report.before.bytes:,} bytes of parameters, in a file of {report.file_bytes:,}" in report.to_html()
+    integers = [r for r in report.layers if report.generators[r.name].precision is not None]
+    assert integers and all(r.topology.endswith(str(report.generators[r.name].precision)) for r in integers)
+
+
+def test_the_default_counts_only_the_chosen_layers() -> None:
+    report = adtn.compress(net(), Config(targets=["4"]))
+    assert report.before.bytes - report.after.bytes >= 0.7 * 4 * 32 * 128
+    with pytest.raises(CompressError, match=r"leaves 4,\d+ bytes for the chosen layers, and no data; .* at least"):
+        adtn.compress(net(), Config(targets=["4"], precisions=()))
+
+
+@pytest.mark.parametrize("recipe", ["reconstruct", "distill-local", ["reconstruct-data", "finetune"]])
+def test_the_default_goes_with_every_recipe(recipe: Any) -> None:
+    report = adtn.compress(net(), Config(recipe=recipe, steps=2, tune_steps=2), data=batches())
+    assert report.after.bytes <= report.config.budget.bytes
+    assert any(g.precision is not None for g in report.generators.values())
+
+
+def test_topologies_of_some_layers_leave_the_others_dense() -> None:
+    report = adtn.compress(net(), Config(layers={"Conv2d": {"topology": TTN}}, recipe="reconstruct", steps=2))
+    assert [r.name for r in report.layers] == ["0"]
+    assert report.config.budget is None
+    assert report.dense["4"] == "has no topology, unlike other layers"
+
+
+@pytest.mark.parametrize(("name", "value"), [("leg", 4), ("order", "axis"), ("base", adtn.IdentityBase())])
+def test_options_of_a_topology_need_one(name: str, value: Any) -> None:
+    with pytest.raises(CompressError, match=f"Got {name}=.* without a topology to use it; pass topology="):
+        Config(**{name: value})
+    with pytest.raises(CompressError, match="without a topology"):
+        Config(layers={"4": {name: value}})
+    assert Config(**{name: value}, topology=TTN)
+    assert name == "base" or Config(**{name: value}, mode="adapter")
+
+
+def test_an_adapter_without_a_topology_is_a_tree() -> None:
+    report = adtn.compress(net(), Config(mode="adapter", targets=["4"], tune_steps=1), data=batches())
+    assert report.generators["4"].topology == adtn.TTN(bond=4)
+    config = Config(mode="adapter", layers={"4": {"topology": adtn.MPO(bond=2)}}, tune_steps=1)
+    assert str(adtn.compress(net(), config, data=batches()).generators["4"].topology) == "MPO(bond=2)"
 
 
 # --- failures ---
@@ -652,6 +717,10 @@ def test_good_results_and_adapters_cause_no_warning() -> None:
 
 def test_configs_are_read_from_toml(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
+    file.write_text('recipe = ["closed-form", {name="finetune", steps=500}]')
+    assert Config.load(file).recipe == ("closed-form", Stage("finetune", steps=500))
+    file.write_text('[recipe]\nname = "finetune"\nbatches = 3')
+    assert Config.load(file).recipe == Stage("finetune", batches=3)
     file.write_text(
         'targets = ["fc*"]\nrecipe = "reconstruct"\nbase = 3\ntopology = {name = "mera", bond = 3}\n'
         '[layers.Conv2d]\ntopology = "tucker"\nleg = 4\n[layers.Conv1d]\ntopology = {name = "attn", pairs = [[1, 2]]}\n'
@@ -797,9 +866,8 @@ def test_the_command_line_writes_a_folder_that_loads_back(here: Path) -> None:
     )
     assert done.exit_code == 0, done.output
     assert "accuracy" in done.output
-    found = {str(p.relative_to(here / "small")) for p in (here / "small").rglob("*") if p.is_file()}
-    assert {"state.safetensors", "report.json", "report.html"} < found
-    assert not any(name.startswith("generators") for name in found), "weights are in the state, once"
+    found = {str(p.relative_to(here / "small")) for p in (here / "small").rglob("*")} - {".lock"}
+    assert found == {"state.safetensors", "report.json", "report.html"}, "weights are in the state, once"
     model = adtn.load_model(somenet.build(), "small")
     assert torch.equal(model[2].weight, dense[2].weight)
     want = model[0].generated.generator().weight()
@@ -821,6 +889,14 @@ def test_the_command_line_takes_a_budget_and_compares(here: Path) -> None:
     assert "whitened SVD" in done.stdout
     done = command(*arguments, "--budget", "half")
     assert "Got the budget 'half'; expected a ratio such as '4x'" in str(done.exception)
+
+
+def test_the_command_line_without_options_keeps_the_model_usable(here: Path) -> None:
+    done = command("somenet:build", "--out", "small")
+    assert done.exit_code == 0, done.output
+    report = json.loads((here / "small/report.json").read_text())
+    assert report["config"]["topology"] is None and report["warnings"] == []
+    assert report["after"]["bytes"] <= report["config"]["budget"]["bytes"] < report["before"]["bytes"] / 2
 
 
 def test_the_command_line_shows_warnings_once_and_without_the_source(here: Path) -> None:
@@ -873,13 +949,122 @@ def test_the_report_has_predicted_times() -> None:
 
 
 def test_stages_are_composed_and_need_data() -> None:
-    assert Config().stages(True) == ("reconstruct-data", "finetune")
-    assert Config().stages(False) == ("reconstruct",)
-    assert Config(recipe=["reconstruct", "distill-local"]).stages(True) == ("reconstruct", "distill-local")
-    assert Config(mode="adapter").stages(True) == ("finetune",)
+    def names(config: Config, has_data: bool) -> tuple[str, ...]:
+        return tuple(stage.name for stage in config.stages(has_data))
+
+    assert names(Config(topology=TTN), True) == ("reconstruct-data", "finetune")
+    assert names(Config(topology=TTN), False) == ("reconstruct",)
+    assert names(Config(), True) == ("closed-form", "normalise", "finetune")
+    assert names(Config(), False) == ("closed-form",)
+    assert names(Config(recipe=["reconstruct", "distill-local"]), True) == ("reconstruct", "distill-local")
+    assert names(Config(mode="adapter"), True) == ("finetune",)
     for recipe in ("distill-local", ["reconstruct", "finetune"]):
         with pytest.raises(CompressError, match="without data"):
             adtn.compress(net(), Config(**QUICK, recipe=recipe))
+
+
+def test_stages_take_from_the_config_what_they_do_not_have() -> None:
+    recipe = [
+        "closed-form",
+        Stage("reconstruct", steps=7),
+        Stage("distill-local", lr=0.5),
+        Stage("finetune", batches=2),
+    ]
+    config = Config(topology=TTN, recipe=recipe, steps=3, lr=0.1, tune_steps=4, tune_lr=0.2)
+    assert config.stages(True) == (
+        Stage("closed-form"),
+        Stage("reconstruct", steps=7, lr=0.1),
+        Stage("distill-local", steps=4, lr=0.5),
+        Stage("finetune", steps=4, lr=0.2, batches=2),
+    )
+    assert Config(topology=TTN, recipe=Stage("finetune")).stages(True)[0].lr == 5e-3
+    assert Config(recipe=Stage("finetune")).stages(True)[0].lr == 1e-3
+    adapter = Config(mode="adapter", recipe=["closed-form", Stage("finetune", steps=9)])
+    assert adapter.stages(True) == (Stage("finetune", steps=9, lr=5e-3),)
+    tuning = config.tuning(config.stages(True)[2])
+    assert (tuning.steps, tuning.lr) == (4, 0.5)
+
+
+class Batches:
+    """A loader of batches, with a record of what was drawn."""
+
+    def __init__(self, n: int) -> None:
+        self.batches, self.drawn = batches(n), set[int]()
+
+    def __iter__(self) -> Any:
+        for n, batch in enumerate(self.batches):
+            self.drawn.add(n)
+            yield batch
+
+
+@pytest.mark.parametrize("name", ["closed-form", "normalise", "reconstruct-data", "distill-local", "finetune"])
+def test_a_stage_uses_its_first_batches_only(name: Any) -> None:
+    data = Batches(6)
+    options = {} if name in ("closed-form", "normalise", "reconstruct-data") else {"steps": 12}
+    recipe = Stage(name, batches=3, **options)
+    config = Config(targets=["4"], topology=adtn.LowRank(bond=4), steps=2, recipe=["reconstruct", recipe])
+    report = adtn.compress(net(), config, data=data, validation=batches(1))
+    assert data.drawn == {0, 1, 2}
+    assert len(report.losses) == (12 if name == "finetune" else 0)
+    stages = [
+        Stage("closed-form", batches=2),
+        Stage("reconstruct-data", batches=3, steps=1),
+        Stage("finetune", steps=0),
+    ]
+    data.drawn.clear()
+    adtn.compress(net(), replace(config, recipe=stages), data=data, validation=batches(1))
+    assert data.drawn == {0, 1}, "they share second moments"
+
+
+def test_stages_have_steps_and_rates_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, float]] = []
+    real = _local.fit
+
+    def fit(generator: Any, target: Any, **options: Any) -> Any:
+        seen.append((options["steps"], options["lr"]))
+        return real(generator, target, **options)
+
+    monkeypatch.setattr(_local, "fit", fit)
+    recipe = (Stage("reconstruct", steps=3, lr=0.5), Stage("finetune", steps=2), Stage("finetune", steps=4, lr=1e-30))
+    told: list[str] = []
+    config = Config(targets=["4"], topology=TTN, recipe=recipe)
+    report = adtn.compress(net(), config, data=batches(1), baselines=True, test=batches(1), progress=told.append)
+    assert seen == [(3, 0.5)]
+    assert len(report.losses) == 6
+    steps = [line.split(":")[0] for line in told if line.startswith("step")]
+    assert steps == [f"step {n} of {m}" for m in (2, 4) for n in range(1, m + 1)]
+    content = json.loads(report.to_json())["config"]["recipe"]
+    assert content[2] == {"name": "finetune", "steps": 4, "lr": 1e-30, "batches": None}
+    assert Config.from_dict({"recipe": content}).recipe == recipe
+
+
+def test_the_stage_that_explodes_names_its_rate() -> None:
+    config = Config(targets=["4"], topology=TTN, recipe=["reconstruct", Stage("finetune", steps=5, lr=1e30)], steps=2)
+    with pytest.raises(CompressError, match=r"which is 1e\+30"):
+        adtn.compress(net(), config, data=batches())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "closed-form", "steps": 5}, "Got steps=5 for the stage 'closed-form', which has only batches"),
+        ({"name": "normalise", "lr": 1.0}, "Got lr=1.0 for the stage 'normalise'"),
+        (
+            {"name": "reconstruct", "batches": 1},
+            "Got batches=1 for the stage .reconstruct., which has only steps",
+        ),
+        ({"name": "local-then-global"}, "Got name='local-then-global'; expected 'closed-form'"),
+        ({"name": "finetune", "steps": -1}, "Got steps=-1; expected a whole number of at least 0"),
+        ({"name": "finetune", "batches": 0}, "Got batches=0; expected a whole number of at least 1"),
+        ({"name": "finetune", "lr": 0.0}, "Got lr=0.0; expected a number above 0"),
+        ({"name": "finetune", "rate": 1}, "for a stage; expected a name, and options among steps, lr, batches"),
+        ({"steps": 1}, "expected a name"),
+    ],
+)
+def test_options_that_a_stage_does_not_have_are_refused(values: dict[str, Any], message: str) -> None:
+    for recipe in (values, ["normalise", values]):
+        with pytest.raises(CompressError, match=message):
+            Config.from_dict({"recipe": recipe})
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -968,3 +1153,88 @@ def test_a_loss_without_labels_goes_with_a_teacher() -> None:
     report = adtn.compress(net(), config, data=bare, loss=lambda model, x: model(x).square().mean())
     assert len(report.losses) == 3
     assert report.losses[-1] < report.losses[0]
+
+
+# --- distillation layer by layer ---
+
+
+class Deep(nn.Module):
+    """A model whose layers are called in another order than that in which they are listed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden = nn.ModuleList([nn.Linear(24, 24) for _ in range(5)])
+
+    def forward(self, x: Any) -> Any:
+        for layer in reversed(self.hidden):
+            x = torch.relu(2.0 * layer(x))
+        return x
+
+
+def inputs_of_deep() -> list[Any]:
+    torch.manual_seed(1)
+    return [(torch.randn(32, 24), torch.zeros(32, dtype=torch.long)) for _ in range(4)]
+
+
+def test_layers_are_distilled_in_the_order_of_calls_behind_compressed_ones() -> None:
+    data, away = inputs_of_deep(), {}
+    config = Config(
+        topology=adtn.LowRank(bond=4), recipe=["closed-form", "distill-local"], tune_steps=200, tune_lr=5e-3
+    )
+    for executor in (None, ThreadPoolExecutor(1)):
+        lines: list[str] = []
+        model = Deep()
+        dense = copy.deepcopy(model)
+        adtn.compress(model, config, data=data, executor=executor, progress=lines.append)
+        with torch.no_grad():
+            away[executor] = max(float((model(x) - dense(x)).norm() / dense(x).norm()) for x, _ in data)
+        names = [line.split(":")[0] for line in lines if "error of the outputs" in line]
+        order = range(5) if executor else reversed(range(5))
+        assert names == [f"hidden.{n}" for n in order]
+    behind, apart = away.values()
+    assert behind < 0.9 * apart
+
+
+def test_distillation_sees_outputs_before_they_are_changed_in_place() -> None:
+    model, data = nn.Sequential(nn.Linear(24, 24), nn.ReLU(inplace=True)), inputs_of_deep()
+    lines: list[str] = []
+    config = Config(targets=["0"], topology=adtn.LowRank(bond=24), recipe=["closed-form", "distill-local"])
+    adtn.compress(model, replace(config, tune_steps=1), data=data, progress=lines.append)
+    (line,) = [line for line in lines if "error of the outputs" in line]
+    assert float(line.split("outputs ")[1].split(" -> ")[0]) < 1e-3
+
+
+class Twice(nn.Module):
+    """A model whose second layer also reads the state of the first, a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LSTM(16, 16, batch_first=True), nn.LSTM(16, 16, batch_first=True)
+
+    def forward(self, x: Any) -> Any:
+        y, state = self.first(x)
+        return self.second(y, state)[0][:, -1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_layers_with_nested_inputs_are_distilled(workers: int) -> None:
+    lines: list[str] = []
+    data = [(torch.randn(8, 5, 16), torch.arange(8) % 3) for _ in range(2)]
+    config = Config(topology=TTN, recipe="distill-local", tune_steps=5)
+    executor = ThreadPoolExecutor(workers) if workers else None
+    adtn.compress(Twice(), config, data=data, executor=executor, progress=lines.append)
+    assert [line.split(":")[0] for line in lines if "error of the outputs" in line] == ["first", "second"]
+
+
+def test_calls_that_do_not_correspond_keep_the_inputs_of_the_dense_model() -> None:
+    from adtn_backends.shared._model import with_inputs
+
+    def call(value: float, rows: int) -> Any:
+        return (value,), {}, np.full(rows, value)
+
+    dense, now = [call(1.0, 2), call(2.0, 3)], [call(3.0, 2), call(4.0, 3)]
+    pairs = [(inputs[0], float(y[0])) for inputs, _, y in with_inputs(dense, now)]
+    assert pairs == [(3.0, 1.0), (4.0, 2.0)]
+    for other in (now[:1], [call(3.0, 2), call(4.0, 4)], []):
+        assert with_inputs(dense, other) == dense

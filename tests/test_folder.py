@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from adtn import Config, Precision
 from adtn._files import header_text, metadata_of, sealed
-from adtn.compression import run_folder
+from adtn.compression import _local, run_folder
 from adtn.compression._folder import _write
 from adtn.compression._model import model_of
 from adtn.compression._structures import structures_from_text, structures_to_text
@@ -57,6 +58,46 @@ def round_model(net: Any, config: Config, folder: Path, precision: Precision, re
     folder.mkdir(exist_ok=True)
     _write(folder, small, report, None, rest)
     return small
+
+
+@pytest.mark.parametrize(("net", "config"), [(torch_net, QUICK), (jax_net, JAX)], ids=["torch", "jax"])
+def test_a_folder_caches_until_it_has_a_result(
+    net: Any, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved: list[str] = []
+    real = _local.solve
+
+    def solve(task: Any) -> Any:
+        solved.append(task.name)
+        return real(task)
+
+    def stop(line: str) -> None:
+        if line.startswith("step 2"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_local, "solve", solve)
+    config = replace(config, tune_steps=4)
+    data = [(np.ones((4, 48), np.float32), np.arange(4) % 3)]
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    told: list[str] = []
+    want = run_folder(net, config, whole, data=data)
+    solved.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run_folder(net, config, out, data=data, progress=stop)
+    (out / "layers/notes.txt").write_text("of the user")
+    (out / "layers/training-0123456789abcdef").write_text("of another call")
+    assert len(list((out / "layers").glob("*.safetensors"))) == 1
+    got = run_folder(net, config, out, data=data, progress=told.append)
+    assert len(solved) == 1, "the cached layer is found"
+    steps = [line.split(":")[0] for line in told if line.startswith("step")]
+    assert steps == [f"step {n} of 4" for n in (2, 3, 4)]
+    assert got.losses == want.losses
+    assert [p.name for p in (out / "layers").iterdir()] == ["notes.txt"]
+    assert not (whole / "layers").exists()
+    again = run_folder(net, config, whole, data=data)
+    assert len(solved) == 2, "it is computed again"
+    assert again.losses == want.losses
+    assert (whole / "state.safetensors").read_bytes() == (out / "state.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(("net", "config"), [(torch_net, QUICK), (jax_net, JAX)], ids=["torch", "jax"])

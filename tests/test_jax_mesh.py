@@ -120,7 +120,9 @@ def compressed(place):
     draw = np.random.default_rng(0)
     data = [(jnp.asarray(draw.standard_normal((16, 32)), jnp.float32), jnp.asarray(draw.integers(0, 4, 16)))] * 2
     data = [tuple(place(v, P("data")) for v in batch) for batch in data]
-    config = adtn.Config(targets=["first"], smallest=1, steps=5, tune_steps=5, train="all", distill=0.3)
+    config = adtn.Config(
+        targets=["first"], topology=adtn.TTN(bond=4), smallest=1, steps=5, tune_steps=5, train="all", distill=0.3
+    )
     return adtn.compress(model, config, data=data, test=data)
 
 

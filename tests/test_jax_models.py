@@ -10,7 +10,7 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn.compression import Config, run_folder
+from adtn.compression import Config, Stage, run_folder
 from adtn.errors import CompressError, LayoutError
 
 from flax_models import Language, Net, batches, numbers, same, texts
@@ -233,6 +233,37 @@ def test_all_recipes_and_a_teacher(executor) -> None:
     assert not np.array_equal(model.norm.mean[...], mean)  # running statistics change in training
 
 
+class Deep(nnx.Module):
+    """A model whose layers are called in another order than that in which they are listed."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.hidden = nnx.List([nnx.Linear(24, 24, rngs=rngs) for _ in range(4)])
+
+    def __call__(self, x: Any) -> Any:
+        for layer in reversed(list(self.hidden)):
+            x = nnx.relu(2.0 * layer(x))
+        return x
+
+
+def test_layers_are_distilled_in_the_order_of_calls_behind_compressed_ones() -> None:
+    draw = np.random.default_rng(1)
+    data = [(draw.standard_normal((32, 24)).astype(np.float32), np.zeros(32, np.int64)) for _ in range(4)]
+    config = Config(
+        topology=adtn.LowRank(bond=4), recipe=["closed-form", "distill-local"], tune_steps=200, tune_lr=5e-3
+    )
+    away: list[float] = []
+    for executor in (None, ThreadPoolExecutor(1)):
+        lines: list[str] = []
+        model, dense = Deep(), Deep()
+        adtn.compress(model, config, data=data, executor=executor, progress=lines.append)
+        want = [np.asarray(dense(x)) for x, _ in data]
+        away.append(np.linalg.norm([model(x) - y for (x, _), y in zip(data, want, strict=True)]) / np.linalg.norm(want))
+        names = [line.split(":")[0] for line in lines if "error of the outputs" in line]
+        assert names == [f"hidden.{n}" for n in (range(4) if executor else reversed(range(4)))]
+    assert away[0] < 0.9 * away[1]
+
+
 def test_values_from_a_worker_are_arrays_of_jax() -> None:
     model = Net()
     adtn.compress(model, Config(**QUICK, targets=["Linear"], recipe="distill-local"), data=batches())
@@ -250,6 +281,32 @@ def test_training_lowers_the_loss_and_changes_only_generated_parameters(optimize
     assert model.drop.rate == 0.1
     again = adtn.compress(Net(), Config(**QUICK, tune_lr=lr, tune_optimizer=optimizer), data=data).losses
     assert again[0] != report.losses[0]  # with its own dropout rate
+
+
+def test_without_a_topology_the_chosen_layers_have_a_quarter_of_their_bytes() -> None:
+    for data in (None, batches()):
+        report = adtn.compress(Net(), Config(tune_steps=3), data=data)
+        chosen = 4 * (8 * 4 * 3 * 3 + 32 * 32)
+        assert report.config.budget == adtn.Budget(bytes=report.before.bytes - chosen + chosen // 4)
+        assert report.after.bytes <= report.config.budget.bytes
+        assert max(error for r in report.layers for error in r.local_errors) < 0.1
+
+
+def test_stages_have_steps_and_batches_of_their_own() -> None:
+    drawn: set[int] = set()
+
+    class Data:
+        def __iter__(self) -> Any:
+            for n, batch in enumerate(batches()):
+                drawn.add(n)
+                yield batch
+
+    local = Stage("closed-form", batches=1), Stage("distill-local", steps=2, batches=1)
+    recipe = [*local, Stage("finetune", steps=4, batches=2)]
+    config = Config(topology=adtn.LowRank(bond=4), targets=["linears.0"], recipe=recipe)
+    report = adtn.compress(Net(), config, data=Data(), validation=batches()[:1])
+    assert len(report.losses) == 4
+    assert drawn == {0, 1}
 
 
 def test_a_budget_is_met() -> None:

@@ -379,7 +379,9 @@ def test_names_are_looked_up_when_they_are_used() -> None:
 def test_a_model_is_compressed_by_a_users_optimizer() -> None:
     torch = pytest.importorskip("torch")
     model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 3))
-    report = adtn.compress(model, adtn.Config(targets=["0"], smallest=0, steps=5, optimizer=OWN, lr=0.01))
+    report = adtn.compress(
+        model, adtn.Config(targets=["0"], topology=adtn.TTN(bond=2), smallest=0, steps=5, optimizer=OWN, lr=0.01)
+    )
     assert report.layers[0].name == "0"
 
 

@@ -44,6 +44,7 @@ NAMES = {  # listed by hand, so that public names change only on purpose
     "ScaledRandom",
     "SeededBase",
     "Solution",
+    "Stage",
     "Status",
     "TT",
     "TTN",

@@ -215,6 +215,8 @@ CALLS: dict[str, Call] = {
             "adapter": "'no'",
         },
     ),
+    "Stage": Call(adtn.Stage, {"name": "finetune"}, {"steps": "0", "lr": "1.5 10**30"}),
+    "Stage.from_dict": Call(adtn.Stage.from_dict, {"values": {"name": "finetune"}}),
     "Config.from_dict": Call(adtn.Config.from_dict, {"values": {}}, {"values": "{}"}),
     "load": Call(adtn.load, {"path": "missing.safetensors"}, {"path": "'no'"}),
     "save": Call(adtn.save, {"path": "out.safetensors", "generator": GEN}, {"path": "'no'"}),

@@ -119,7 +119,7 @@ def test_an_interruption_ends_a_whole_model_and_leaves_it(monkeypatch: pytest.Mo
     fit = adtn.fit
     monkeypatch.setattr(_local, "fit", lambda *args, **kw: fit(*args, callbacks=[interrupted_at(1)], **kw))
     with pytest.raises(KeyboardInterrupt):
-        adtn.compress(model, adtn.Config(smallest=0, steps=5))
+        adtn.compress(model, adtn.Config(topology=adtn.TTN(bond=2), smallest=0, steps=5))
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
 
 

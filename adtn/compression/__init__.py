@@ -2,6 +2,7 @@
 
 from ._budget import Budget as Budget
 from ._compress import compress as compress
+from ._config import ADAPTER_TOPOLOGY as ADAPTER_TOPOLOGY
 from ._config import RECIPES as RECIPES
 from ._config import Config as Config
 from ._divergence import divergence as divergence
@@ -25,6 +26,7 @@ from ._rows import ModelCost as ModelCost
 from ._samples import first_samples as first_samples
 from ._sizes import largest_within as largest_within
 from ._sizes import stored_params as stored_params
+from ._stage import Stage as Stage
 from ._storage import STRUCTURES as STRUCTURES
 from ._storage import load as load
 from ._storage import read_header as read_header

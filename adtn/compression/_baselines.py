@@ -150,21 +150,22 @@ class Baselines:
         return [self._row(f"{precision}, all layers")]
 
     def _normalise(self) -> None:
-        if "normalise" in self.run.stages:
-            self.run.normalise()
+        for stage in self.run.stages:
+            if stage.name == "normalise":
+                self.run.normalise(stage)
 
     def _train(self, **options: Any) -> bool:
         """Train with the options of the result; return whether there is any such training."""
         run = self.run
-        rounds = sum(stage == "finetune" for stage in run.stages) if run.config.tune_steps else 0
+        rounds = [stage for stage in run.stages if stage.name == "finetune" and stage.trains]
         if not rounds or run.data is None:
             return False
         labelled = run.loss is not None or self._adapter.has_classes(run.data)
-        tuning = replace(run.config.tuning(run.config.tune_steps, labelled), **options)
         held = list(first_samples(run.data if run.validation is None else run.validation, SAMPLES))
-        for _ in range(rounds):
+        for stage in rounds:
+            tuning = replace(run.config.tuning(stage, labelled), **options)
             before, state = self._distance(held, labelled), self._adapter.state()
-            self._adapter.tune(run.data, run.loss, tuning, lambda step, value: None)
+            self._adapter.tune(run.data_of(stage), run.loss, tuning, lambda step, value: None)
             if not self._distance(held, labelled) <= before:  # as in the run itself
                 self._adapter.set_state(state)
         return True

@@ -27,9 +27,12 @@ class Budget:
     params : int, optional
         The largest number of parameters of the whole model.
     bytes : int, optional
-        The largest number of bytes of all its parameters.
+        The largest size of the file of the whole model, headers included; layers, and everything else, may then be
+        stored as integers and in half precision.
+    bytes_ratio : float, optional
+        The factor by which that file becomes smaller, at least.
     ratio : float, optional
-        The factor by which the whole model becomes smaller, at least.
+        The factor by which the number of parameters of the whole model becomes smaller, at least.
     accuracy_loss : float, optional
         The largest loss of accuracy in percentage points; the smallest model found that loses no more is chosen.
 
@@ -40,13 +43,14 @@ class Budget:
 
     Examples
     --------
-    >>> Budget(ratio=20).most(1_000_000, 4_000_000)
+    >>> Budget(ratio=20).most(1_000_000), Budget(ratio=20).unit
     (50000, 'parameters')
     """
 
     params: Count | None = None
     bytes: Count | None = None
     ratio: Annotated[float, Range(1.0)] | None = None
+    bytes_ratio: Annotated[float, Range(1.0)] | None = None
     accuracy_loss: NotNegative | None = None
 
     def __post_init__(self) -> None:
@@ -54,7 +58,8 @@ class Budget:
         options = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         if len(options) != 1:
             raise CompressError(
-                f"Got a budget of {options or 'nothing'}; expected one of params, bytes, ratio, accuracy_loss."
+                f"Got a budget of {options or 'nothing'}; expected one of params, bytes, ratio, "
+                "bytes_ratio, accuracy_loss."
             )
 
     @classmethod
@@ -75,7 +80,7 @@ class Budget:
     @classmethod
     @checked(CompressError)
     def parse(cls, text: str) -> Budget:
-        """Read a budget as one writes it: ``"4x"``, ``"25%"`` (both of the parameters), or ``"2MB"``.
+        """Read a budget in bytes as one writes it: ``"4x"``, ``"25%"`` or ``"2MB"``.
 
         Raises
         ------
@@ -84,7 +89,7 @@ class Budget:
 
         Examples
         --------
-        >>> Budget.parse("25%").ratio, Budget.parse("1.5 MiB").bytes
+        >>> Budget.parse("25%").bytes_ratio, Budget.parse("1.5 MiB").bytes
         (4.0, 1572864)
         """
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(x|%|[KMGT]?i?B)\s*", text, re.IGNORECASE)
@@ -97,16 +102,18 @@ class Budget:
         if unit == "%":
             if not 0.0 < number <= 100.0:
                 raise CompressError(f"Got the budget {text!r}; expected a share above 0 and up to 100%.")
-            return cls(ratio=100.0 / number)
-        return cls(ratio=number) if unit == "x" else cls(bytes=parse_bytes(text))
+            return cls(bytes_ratio=100.0 / number)
+        return cls(bytes_ratio=number) if unit == "x" else cls(bytes=parse_bytes(text))
 
-    def most(self, params: int, size: int) -> tuple[int, Unit]:
-        """Return the largest cost of the whole model and its unit, for a model of that many parameters and bytes."""
-        if self.bytes is not None:
-            return int(self.bytes), "bytes"
-        if self.params is not None:
-            return int(self.params), "parameters"
-        return int(params / (self.ratio or 1.0)), "parameters"
+    @property
+    def unit(self) -> Unit:
+        """The unit of costs."""
+        return "parameters" if self.bytes is None and self.bytes_ratio is None else "bytes"
+
+    def most(self, dense: int) -> int:
+        """Return the largest cost of a model whose cost is ``dense`` now."""
+        wanted = self.bytes if self.params is None else self.params
+        return int(wanted) if wanted is not None else int(dense / (self.ratio or self.bytes_ratio or 1.0))
 
 
 def allocate(

@@ -28,8 +28,12 @@ from ._quality import faults_of
 from ._report import CompressReport
 from ._rows import LayerRow, ModelCost
 from ._run import CompressionRun, Outcome
+from ._samples import first_batches
+from ._stage import Stage
+from ._state import HEADER_BYTES, state_bytes
 
 _BEST_DENSE = "best left dense within this budget"
+_SMALLER = 4  # times, that layers become by default
 _CORNER = 96  # rows and columns of a weight that the report shows
 
 
@@ -52,12 +56,15 @@ def compress(
 ) -> CompressReport:
     """Replace layers of a model by generated ones, in place.
 
+    Without a topology and without a budget, the chosen layers become four times smaller in bytes, by low-rank and
+    similar forms and by integers, whichever change the outputs of the model least.
+
     Parameters
     ----------
     model : torch.nn.Module or flax.nnx.Module
         The model, which is changed in place; if an error occurs, it is restored.
     config : Config, optional
-        The layers to compress, their topologies, and the recipe.
+        The layers to compress, their topologies or a budget, and the recipe.
     budget : Budget or str, optional
         The budget, instead of the config's, also as ``"4x"``, ``"25%"`` (of the parameters) or ``"2MB"``: see
         :meth:`Budget.parse`.
@@ -79,6 +86,7 @@ def compress(
         The device of local fits, such as ``"torch:cuda:0"``; by default NumPy's. The model is not moved.
     executor : optional
         An executor of :mod:`concurrent.futures` or a Dask client that runs local fits; by default, they run in turn.
+        With an executor, ``"distill-local"`` trains all layers at the same time, with inputs of the dense model.
     folder : path, optional
         A folder where finished layers are cached and found when the call is repeated. An interrupted training continues
         from its last checkpoint, with the same sequence of data. With other data, this is refused; with
@@ -125,23 +133,18 @@ def compress(
     stages = config.stages(data is not None)
     device = "numpy:cpu" if device is None else device
     check_device(device, "float32")
-    measured = config.budget is not None and config.budget.accuracy_loss is not None
-    if measured and test is None and score is None:
-        raise CompressError("Got a budget of accuracy_loss without test=; pass the data that measure it, or score=.")
-    for name, batches in (("data", data), ("validation", validation), ("test", test)):
-        if batches is not None and next(iter(batches), None) is None:
-            raise CompressError(f"Got {name} without a batch, or exhausted; pass a list or a DataLoader.")
-    if baselines and test is None and score is None:
-        raise CompressError("Got baselines=True without test=; pass the data that compare them, or score=.")
-    if baselines and config.mode == "adapter":
-        raise CompressError("Got baselines=True with mode='adapter'; baselines replace weights. Leave it out.")
+    _check_measures(config, baselines, has_quality=test is not None or score is not None)
     adapter = model_of(model, None)
     began = time.monotonic()
     chosen, dense = _choose_layers(adapter, config)
-    if config.tune_steps and not {"finetune", "distill-local"}.isdisjoint(stages):
-        adapter.check(config.tuning(config.tune_steps))
+    trained = [stage for stage in stages if stage.trains]
+    if trained:
+        adapter.check(config.tuning(trained[0]))
     before = _cost(adapter, test, loss, score)
-    if measured and before.quality is None:
+    is_usual = config.chooses_formats and config.budget is None
+    if is_usual:
+        config = replace(config, budget=_usual_budget(adapter, [layer for layer, _ in chosen]))
+    if _limits_accuracy(config) and before.quality is None:
         raise CompressError(
             "Got a budget of accuracy_loss for labels that are not indices of classes; pass score= as well."
         )
@@ -162,6 +165,7 @@ def compress(
         executor=executor,
         folder=folder,
         say=Progress(progress),
+        narrows=not is_usual,
     )
     try:
         with run.say:
@@ -181,9 +185,8 @@ def compress(
                 else []
             )
         rows = [_row(layer, outcome, generators, predicted) for layer in run.layers if _is_replaced(layer, generators)]
-        trained = bool(outcome.losses) or ("distill-local" in stages and config.tune_steps > 0)
         # an adapter starts at zero, beside the dense weight: its local error says nothing
-        faults = faults_of(rows, before, after, trained=trained or config.mode == "adapter")
+        faults = faults_of(rows, before, after, trained=bool(trained) or config.mode == "adapter")
         for fault in faults:
             warnings.warn(fault, QualityWarning, stacklevel=3)  # the caller of the checked function
     except BaseException:
@@ -215,6 +218,14 @@ def _with_budget(config: Config, budget: Budget | str | None) -> Config:
     if config.budget is not None:
         raise CompressError(f"Got budget={shown(budget)} beside a config with {config.budget}; pass one of them.")
     return replace(config, budget=Budget.parse(budget) if isinstance(budget, str) else budget)
+
+
+def _usual_budget(model: Model, layers: Sequence[Layer]) -> Budget:
+    """Return the budget with which these layers have a quarter of their bytes, and everything else what it has."""
+    shapes = [(layer.itemsize, shape) for layer in layers for shape in layer.weights.values()]
+    dense = sum(itemsize * math.prod(shape) for itemsize, shape in shapes)
+    headers = HEADER_BYTES * (1 + len(shapes))
+    return Budget(bytes=state_bytes(model, {}, None) - dense + dense // _SMALLER + headers)
 
 
 Chosen = Sequence[tuple[Layer, Mapping[str, np.ndarray]]]
@@ -253,7 +264,23 @@ def _batches(name: str, data: Any) -> Iterable[Any] | None:
         return [data]
     if isinstance(data, Mapping) or hasattr(data, "shape"):
         raise CompressError(f"Got {name}={shown(data)}; expected batches, such as [(inputs, labels), ...].")
+    if next(iter(data), None) is None:
+        raise CompressError(f"Got {name} without a batch, or exhausted; pass a list or a DataLoader.")
     return data
+
+
+def _limits_accuracy(config: Config) -> bool:
+    return config.budget is not None and config.budget.accuracy_loss is not None
+
+
+def _check_measures(config: Config, baselines: bool, has_quality: bool) -> None:
+    """Refuse what cannot be measured, or compared."""
+    if _limits_accuracy(config) and not has_quality:
+        raise CompressError("Got a budget of accuracy_loss without test=; pass the data that measure it, or score=.")
+    if baselines and not has_quality:
+        raise CompressError("Got baselines=True without test=; pass the data that compare them, or score=.")
+    if baselines and config.mode == "adapter":
+        raise CompressError("Got baselines=True with mode='adapter'; baselines replace weights. Leave it out.")
 
 
 def _tasks(
@@ -262,29 +289,34 @@ def _tasks(
     chosen: Chosen,
     data: Iterable[Any] | None,
     device: str,
-    stages: Sequence[str],
+    stages: Sequence[Stage],
 ) -> dict[str, LocalTask]:
     """Make one task per weight; layouts are checked before anything is fitted."""
-    fits = any(stage.startswith("reconstruct") for stage in stages) and config.steps > 0
-    closed = "closed-form" in stages
-    by_data = data is not None and (closed or ("reconstruct-data" in stages and fits))
+    fit = next((stage for stage in reversed(stages) if stage.is_local and stage.steps), None)
+    closed = any(stage.name == "closed-form" for stage in stages)
+    by_data = [
+        stage for stage in stages if stage.name == "closed-form" or (stage.name == "reconstruct-data" and stage.steps)
+    ]
     planned = [(name, weight, config.options_of(layer)) for layer, own in chosen for name, weight in own.items()]
     layouts = {name: own.layout(weight.shape) for name, weight, own in planned}
-    moments = adapter.second_moments(list(layouts), data, config.samples) if by_data and data is not None else {}
+    moments: Mapping[str, np.ndarray] = {}
+    if by_data and data is not None:
+        most = min((stage.batches for stage in by_data if stage.batches is not None), default=None)
+        moments = adapter.second_moments(list(layouts), first_batches(data, most), config.samples)
     return {
         name: LocalTask(
             name=name,
             weight=weight,
             moment=_usable(moments.get(name)),
-            topology=own.topology,
+            topology=own.topology or Dense(),  # a budget chooses another one
             layout=layouts[name],
             base=own.base,
             seed=own.seed,
-            steps=own.steps if fits else 0,
+            steps=fit.steps or 0 if fit else 0,
             optimizer=own.optimizer,
-            lr=own.lr,
+            lr=fit.lr or own.lr if fit else own.lr,
             device=device,
-            restarts=own.restarts if fits else 1,
+            restarts=own.restarts if fit else 1,
             silent=config.mode == "adapter",
             start="closed-form" if closed else "random",
         )
@@ -293,14 +325,17 @@ def _tasks(
 
 
 def _impossible(layer: Layer, config: Config) -> str:
-    """Return why the requested topology cannot generate a layer's weights; a budget chooses others."""
+    """Return why the requested topology cannot generate a layer's weights; for a budget, others are chosen."""
     own = config.options_of(layer)
     for shape in layer.weights.values():
         if math.prod(shape) == 1:
             return "has a single entry"
         try:
-            if config.budget is None:
-                own.topology.segments(own.layout(shape))
+            if config.chooses_formats:
+                continue
+            if own.topology is None:
+                return "has no topology, unlike other layers"
+            own.topology.segments(own.layout(shape))
         except (LayoutError, TopologyError) as error:
             return str(error)
     return ""

@@ -27,22 +27,18 @@ from ..topology import (
 )
 from ._budget import Budget
 from ._model import Layer, Tuning
+from ._stage import STAGES, Stage
 
-Stage = Literal["closed-form", "normalise", "reconstruct", "reconstruct-data", "distill-local", "finetune"]
-STAGES: tuple[Stage, ...] = (
-    "closed-form",
-    "normalise",
-    "reconstruct",
-    "reconstruct-data",
-    "distill-local",
-    "finetune",
-)
 RECIPES = (*STAGES, "local-then-global")
 Recipe = Literal[
     "closed-form", "normalise", "reconstruct", "reconstruct-data", "distill-local", "finetune", "local-then-global"
 ]
 Names = Annotated[Sequence[str], "a list of names, such as ['fc1']"]
 Whole = Annotated[int, Range(0)]
+
+
+ADAPTER_TOPOLOGY = TTN(bond=4)
+"""The topology of an adapter without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,20 +52,22 @@ class Config:
         be replaced when empty.
     exclude : sequence of str
         The same for layers that stay dense.
-    topology : Topology
-        The topology of every generator.
+    topology : Topology, optional
+        The topology of every generator. Without it, and without a budget, formats are chosen within a budget of a
+        quarter of the bytes of these layers; an adapter is then a ``TTN(bond=4)``.
     leg : int, optional
         The target size of a leg; by default, the topology chooses it.
     order : str, optional
         ``"axis"`` or ``"interleaved"``; by default, the topology chooses it.
     layers : mapping of str to mapping
         Other values of ``topology``, ``leg``, ``order``, ``base`` or ``candidates`` for layers that match a name,
-        pattern or class; the first match counts.
+        pattern or class; the first match counts. Where only some layers have a topology, the others stay dense.
     base : SeededBase or IdentityBase, optional
         The base that is added to every generated weight.
     budget : Budget, optional
         The size of the model, or the loss of quality that is allowed. Topology, bond and layout of every layer are
-        then chosen among the candidates, and ``topology``, ``leg`` and ``order`` are ignored.
+        then chosen among the candidates, and ``topology``, ``leg`` and ``order`` are ignored. Without a topology, the
+        default is a quarter of the bytes of the chosen layers.
     candidates : sequence of Topology
         The topologies to choose from for a budget; their bonds are ignored. By default, those that are best on trained
         weights: low-rank pairs, and for convolutions also spatial pairs, Tucker-2 and tensor trains over whole axes. A
@@ -89,16 +87,18 @@ class Config:
     restarts : int
         The number of seeds with which the fit of every generator starts; the worse half is dropped repeatedly
         (successive halving).
-    recipe : str or sequence of str
-        One of these stages, or several, in this order:
+    recipe : str or Stage, or a sequence of them
+        One of these stages, or several, in this order; a :class:`Stage` has steps, a rate and a number of batches of
+        its own:
 
         - ``"closed-form"``: decompose every weight, in the metric of the second moments of its inputs where there are
           data
         - ``"normalise"``: correct the running statistics of batch normalisation, by data without labels
         - ``"reconstruct"``: fit every weight, without data
         - ``"reconstruct-data"``: fit every layer's outputs, by the second moments of its inputs
-        - ``"distill-local"``: train every layer with Adam to reproduce its outputs on cached batches; without an
-          earlier stage, from random generators with the weights' standard deviation
+        - ``"distill-local"``: train every layer with Adam to have the outputs of the dense one on cached batches, in
+          the order of a forward pass: inputs come from the layers that are trained already, or with an executor from
+          the dense model. Without an earlier stage, from random generators with the weights' standard deviation
         - ``"finetune"``: train by the model's own loss, starting from the result of the other stages
         - ``"local-then-global"``: within a budget, closed forms, statistics and fine-tuning; without one,
           ``"reconstruct-data"`` and fine-tuning. Without data, closed forms or ``"reconstruct"`` alone
@@ -147,7 +147,7 @@ class Config:
 
     targets: Names = ()
     exclude: Names = ()
-    topology: TopologyArgument = field(default_factory=lambda: TTN(bond=4))
+    topology: TopologyArgument | None = None
     leg: Annotated[int, Range(2, 2**20)] | None = None
     order: Literal["axis", "interleaved"] | None = None
     layers: Annotated[Mapping[str, Mapping[str, Any]], "values by names, such as {'Conv2d': {'leg': 4}}"] = field(
@@ -170,9 +170,10 @@ class Config:
     allow_slower: bool = False
     samples: Count = 512
     restarts: Count = 1
-    recipe: Annotated[Recipe | Annotated[Sequence[Recipe], Range(1)], f"one or several of {', '.join(RECIPES)}"] = (
-        "local-then-global"
-    )
+    recipe: Annotated[
+        Recipe | Stage | Annotated[Sequence[Recipe | Stage], Range(1)],
+        f"one or several of {', '.join(RECIPES)}, or adtn.Stage('finetune', steps=500)",
+    ] = "local-then-global"
     mode: Literal["replace", "adapter"] = "replace"
     adapter: Name = "default"
     smallest: Whole = 256
@@ -206,6 +207,16 @@ class Config:
                     f"Got {sorted(unknown)} for layers {pattern!r}; expected topology, leg, order, base, candidates."
                 )
             replace(self, layers={}, **options)  # checks their values
+        if self.budget is None and self.topology is None and self.chooses_formats:
+            given = {name: getattr(self, name) for name in ("leg", "order", "base")}
+            if name := next((name for name, value in given.items() if value is not None), None):
+                raise CompressError(f"Got {name}={given[name]!r} without a topology to use it; pass topology= as well.")
+
+    @property
+    def chooses_formats(self) -> bool:
+        """Whether the format of every weight is chosen within a budget, also within that by default."""
+        own = any(options.get("topology") is not None for options in self.layers.values())
+        return self.budget is not None or (self.mode == "replace" and self.topology is None and not own)
 
     @classmethod
     @checked(CompressError)
@@ -287,8 +298,8 @@ class Config:
                 covered.update(layer.tied)
         return chosen, {name: reason for name, reason in dense.items() if name not in covered}
 
-    def stages(self, has_data: bool) -> tuple[str, ...]:
-        """Return the stages, in order.
+    def stages(self, has_data: bool) -> tuple[Stage, ...]:
+        """Return the stages in order, with all their steps and rates.
 
         Raises
         ------
@@ -296,35 +307,54 @@ class Config:
             If a stage needs data, and there are none.
         """
         if self.mode == "adapter":
-            recipes: tuple[str, ...] = ("finetune",)
+            given = (self.recipe,) if isinstance(self.recipe, str | Stage) else self.recipe
+            own = [recipe for recipe in given if isinstance(recipe, Stage) and recipe.name == "finetune"]
+            recipes: tuple[Recipe | Stage, ...] = tuple(own) or ("finetune",)
         elif self.recipe == "local-then-global":
-            with_data = ("closed-form", "normalise") if self.budget is not None else ("reconstruct-data",)
-            without = "closed-form" if self.budget is not None else "reconstruct"
-            return (*with_data, "finetune") if has_data else (without,)
+            with_data = ("closed-form", "normalise") if self.chooses_formats else ("reconstruct-data",)
+            without = "closed-form" if self.chooses_formats else "reconstruct"
+            recipes = (*with_data, "finetune") if has_data else (without,)
         else:
-            recipes = (self.recipe,) if isinstance(self.recipe, str) else tuple(self.recipe)
-        needing = [recipe for recipe in recipes if recipe not in ("reconstruct", "closed-form")]
+            recipes = (self.recipe,) if isinstance(self.recipe, str | Stage) else tuple(self.recipe)
+        both = ("reconstruct-data", "finetune")
+        stages: list[Stage] = []
+        for recipe in recipes:
+            names = both if recipe == "local-then-global" else (recipe,)
+            stages += [self._complete(one if isinstance(one, Stage) else Stage(one)) for one in names]
+        needing = [stage.name for stage in stages if stage.name not in ("reconstruct", "closed-form")]
         if needing and not has_data:
             raise CompressError(
                 f"Got {needing[0]!r} without data; pass data=, or use recipe='closed-form' or 'reconstruct'."
             )
-        both = ("reconstruct-data", "finetune")
-        return tuple(stage for name in recipes for stage in (both if name == "local-then-global" else (name,)))
+        return tuple(stages)
 
-    def tuning(self, steps: int, labelled: bool = True) -> Tuning:
-        """Return the options of training the whole model for that many steps.
+    def _complete(self, stage: Stage) -> Stage:
+        """Return a stage with the steps and the rate of the config where it has none."""
+        if not (stage.is_local or stage.trains):
+            return stage
+        steps, lr = (self.steps, self.lr) if stage.is_local else (self.tune_steps, self.tune_lr)
+        if lr is None:
+            lr = 1e-3 if self.chooses_formats else 5e-3
+        return replace(
+            stage,
+            steps=steps if stage.steps is None else stage.steps,
+            lr=lr if stage.lr is None else stage.lr,
+        )
+
+    def tuning(self, stage: Stage, labelled: bool = True) -> Tuning:
+        """Return the options of the training in one of the :meth:`stages`.
 
         Parameters
         ----------
-        steps : int
+        stage : Stage
         labelled : bool
             Whether there is a loss without a teacher.
         """
-        is_close = self.budget is not None
+        is_close = self.chooses_formats
         share = (0.5 if labelled else 1.0) if is_close else 0.0
         return Tuning(
-            steps=steps,
-            lr=self.tune_lr if self.tune_lr is not None else (1e-3 if is_close else 5e-3),
+            steps=stage.steps or 0,
+            lr=stage.lr or 0.0,
             distill=self.distill if self.distill is not None else share,
             train=self.train or ("all" if is_close else "generated"),
             clip=self.clip,
@@ -338,14 +368,16 @@ class Config:
 
     def options_of(self, layer: Layer) -> Config:
         """Return the config with the options that apply to one layer."""
-        for pattern, options in self.layers.items():
-            if _matches(pattern, layer):
-                return replace(self, **options)
-        return self
+        own = next((options for pattern, options in self.layers.items() if _matches(pattern, layer)), {})
+        if self.mode == "adapter" and self.topology is None:
+            own = {"topology": ADAPTER_TOPOLOGY, **own}
+        return replace(self, **own) if own else self
 
     def layout(self, shape: Shape) -> Layout:
-        """Return the layout of a weight: how its axes are factored into legs."""
+        """Return the layout of a weight: how its axes are factored into legs; whole axes without a topology."""
         top = self.topology
+        if top is None:
+            return Layout.whole(shape)
         if self.leg is None and self.order is None:
             return top.default_layout(shape)
         order: Any = self.order or top.order
@@ -377,6 +409,10 @@ def _value(key: str, value: Any) -> Any:
     if key == "layers" and isinstance(value, Mapping):
         by_pattern = {p: options for p, options in value.items() if isinstance(options, Mapping)}
         return {**value, **{p: {k: _value(k, v) for k, v in options.items()} for p, options in by_pattern.items()}}
+    if key == "recipe" and isinstance(value, Mapping):
+        return Stage.from_dict(value)
+    if key == "recipe" and isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_value("recipe", one) if isinstance(one, Mapping) else one for one in value)
     if key == "candidates" and isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_value("topology", candidate) for candidate in value)
     if key == "budget" and isinstance(value, Mapping):

@@ -20,16 +20,17 @@ from ..precision import Precision
 from ._budget import Budget
 from ._compress import compress
 from ._config import Config
-from ._layer_files import load_layers, read_files, remove_layers
+from ._layer_files import load_layers, read_files, remove_cached, remove_layers
 from ._model import Model, model_of
 from ._report import CompressReport
-from ._state import FORMAT, KIND, metadata_of_state
+from ._state import FORMAT, KIND, metadata_of_state, state_bytes
 from ._storage import STRUCTURES
 from ._structures import structures_from_text
 
 _STATE = "state.safetensors"
 _GENERATORS = "generators"
 _RESTS = ("float16", "bfloat16", "int8")
+_CACHE = "layers"
 # files of a Hugging Face folder that the new folder needs as well, and files that it must not have
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "merges.*", "vocab.*")
 _WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -59,9 +60,10 @@ def run_folder(
         A function that returns the dense model, or a Hugging Face folder (``config.json`` and safetensors).
     config : Config
     out : path
-        A folder with ``layers/``, one file per finished local fit, ``state.safetensors`` with the state of the model
-        and the structures of its generators, ``report.json`` and ``report.html``; configuration and tokenizer are
-        copied from a Hugging Face folder. An older result in it is replaced as a whole.
+        A folder with ``state.safetensors``, which has the state of the model and the structures of its generators,
+        ``report.json`` and ``report.html``; configuration and tokenizer are copied from a Hugging Face folder. An older
+        result in it is replaced as a whole. Until the result is written, ``layers/`` in it caches finished local fits
+        and checkpoints, with which a repeated call continues an interrupted one; a call after that starts again.
     weights : path, optional
         A file with the state of the dense model, ``.safetensors``.
     data, validation, test, loss, score, device, progress, baselines
@@ -88,21 +90,22 @@ def run_folder(
     if weights is not None:
         _load(model_of(model, None), weights)
     # a budget in bytes is that of the file, which lists other files as well
-    listed = len(json.dumps(json.dumps(_digests(_beside(source if isinstance(source, Path) else None)))))
+    beside = _digests(_beside(source if isinstance(source, Path) else None))
     report = compress(
         model,
-        _with_less(config, listed),
+        _with_less(config, model, len(json.dumps(json.dumps(beside))) if beside else 0),
         data=data,
         validation=validation,
         test=test,
         loss=loss,
         score=score,
         device=device,
-        folder=out / "layers",
+        folder=out / _CACHE,
         progress=progress,
         baselines=baselines,
     )
-    report = replace(report, config=config)
+    if config.budget is not None:
+        report = replace(report, config=config)
 
     def write(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
@@ -110,6 +113,7 @@ def run_folder(
             _write(place, model, report, source if isinstance(source, Path) else None, rest)
 
     write_or_rescue(out, write)
+    remove_cached(out / _CACHE)
     return report
 
 
@@ -128,11 +132,12 @@ def _write(out: Path, model: Any, report: CompressReport, source: Path | None, r
         report.save(out / name)
 
 
-def _with_less(config: Config, nbytes: int) -> Config:
+def _with_less(config: Config, model: Any, nbytes: int) -> Config:
     """Return the config with a smaller budget in bytes, if it has one."""
-    if config.budget is None or config.budget.bytes is None:
+    if config.budget is None or config.budget.unit != "bytes" or not nbytes:
         return config
-    return replace(config, budget=Budget(bytes=max(config.budget.bytes - nbytes, 1)))
+    most = config.budget.most(state_bytes(model_of(model, None), {}, None))
+    return replace(config, budget=Budget(bytes=max(most - nbytes, 1)))
 
 
 def _beside(source: Path | None) -> dict[str, bytes]:

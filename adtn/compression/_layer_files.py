@@ -21,6 +21,7 @@ FORMAT = 2  # the first format has no index, and files have the names of layers
 _KIND = "index of layers"
 _SUFFIX = ".safetensors"
 _FILE_NAME = re.compile(r"-[0-9a-f]{12}\.safetensors$")
+_CHECKPOINT = re.compile(r"training-[0-9a-f]{16}")
 
 Entries = Mapping[str, Mapping[str, str]]
 """The ``file`` of each layer and its ``sha256``, by name of the layer."""
@@ -151,6 +152,15 @@ def remove_layers(folder: Path) -> None:
             file.unlink(missing_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
     with suppress(OSError):  # it does not exist, or has files of the user
+        folder.rmdir()
+
+
+def remove_cached(folder: Path) -> None:
+    """Delete cached local fits and checkpoints of trainings, and the folder if nothing else is in it."""
+    with suppress(OSError):  # it does not exist, or has files of the user
+        for file in folder.iterdir():
+            if _FILE_NAME.search(file.name) or _CHECKPOINT.fullmatch(file.name):
+                file.unlink(missing_ok=True)
         folder.rmdir()
 
 

@@ -175,7 +175,7 @@ class Model(Protocol):
         ...
 
     def distill(self, data: Iterable[Any], tuning: Tuning, executor: Any, say: Callable[[str], None]) -> None:
-        """Train every installed layer separately, on the inputs and outputs of the dense one."""
+        """Train every installed layer separately, to have the outputs of the dense one."""
         ...
 
     def check(self, tuning: Tuning) -> None:

@@ -137,7 +137,8 @@ class CompressReport:
         b, a = self.before, self.after
         lines = [
             *self.alarms(),
-            f"parameters {b.params:,} -> {a.params:,} ({self.ratio:,.1f}x), {b.bytes:,} -> {a.bytes:,} bytes",
+            f"parameters {b.params:,} -> {a.params:,} ({self.ratio:,.1f}x), {b.bytes:,} -> {a.bytes:,} bytes "
+            f"({b.bytes / max(a.bytes, 1):,.1f}x)",
         ]
         if self.file_bytes is not None:
             kept = "as it is" if self.rest is None else f"as {self.rest}"
@@ -197,7 +198,7 @@ class CompressReport:
     def to_json(self) -> str:
         """Convert to a dictionary, without the parameters of generators."""
         config = asdict(self.config) | {
-            "topology": topology_to_json(self.config.topology),
+            "topology": None if self.config.topology is None else topology_to_json(self.config.topology),
             "candidates": [topology_to_json(one) for one in self.config.candidates or ()],
         }
         content: dict[str, Any] = {

@@ -22,13 +22,13 @@ from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
 from ._progress import Progress
 from ._rows import ModelCost
-from ._samples import first_samples
-from ._state import RESTS, Rest, state_bytes
+from ._samples import first_batches, first_samples
+from ._stage import Stage
+from ._state import HEADER_BYTES, RESTS, Rest, state_bytes
 from ._storage import to_bytes
 
 _BATCHES = 64  # batches of a list that are compared when a training continues
 _TRIALS = 6  # number of sizes that are tried for a largest loss of accuracy
-_HEADER = 120  # bytes of the header per weight, as a first estimate
 _FITS = 6  # choices until the file is small enough
 _NORMALISED = 3072  # samples by which running statistics are corrected
 
@@ -60,11 +60,14 @@ class Outcome:
 
 @dataclass(kw_only=True)
 class CompressionRun:
-    """A call of :func:`adtn.compress`, with its arguments."""
+    """A call of :func:`adtn.compress`, with its arguments.
+
+    ``narrows`` says whether what is not among the layers may be stored in another precision.
+    """
 
     adapter: Model
     config: Config
-    stages: Sequence[str]
+    stages: Sequence[Stage]
     layers: Sequence[Layer]
     tasks: Mapping[str, LocalTask]
     data: Iterable[Any] | None
@@ -75,6 +78,7 @@ class CompressionRun:
     executor: Executor | None
     folder: Path | None
     say: Progress
+    narrows: bool = True
     checkpoints: set[Path] = field(default_factory=set)
 
     def compress(self, before: ModelCost) -> Outcome:
@@ -100,30 +104,28 @@ class CompressionRun:
 
         results = dict(found or {r.name: r for r in run_local(list(tasks.values()), self.executor, self.folder, done)})
         generators = {name: r.generator for name, r in results.items()}
-        if config.restarts > 1 and not any(task.steps for task in tasks.values()) and "finetune" in self.stages:
-            generators = self._best_seed(tasks)
+        tuned = [stage for stage in self.stages if stage.name == "finetune"]
+        if config.restarts > 1 and not any(task.steps for task in tasks.values()) and tuned:
+            generators = self._best_seed(tasks, tuned[0])
         self._install(generators)
         losses: list[float] = []
         for n, stage in enumerate(self.stages):
-            if stage == "normalise":
-                self.normalise()
-            if stage == "distill-local" and config.tune_steps:
+            if stage.name == "normalise":
+                self.normalise(stage)
+            if stage.name == "distill-local" and stage.trains:
                 self.say.stage("distillation of layers")
-                self.adapter.distill(
-                    self._training_data, self.config.tuning(config.tune_steps), self.executor, self.say
-                )
-            if stage == "finetune" and config.tune_steps:
-                losses += self._tune(config.tune_steps, stage=n)
+                self.adapter.distill(self.data_of(stage), config.tuning(stage), self.executor, self.say)
+            if stage.name == "finetune" and stage.trains:
+                losses += self._tune(stage, place=n)
         return Outcome(results, losses)
 
-    def normalise(self) -> None:
+    def normalise(self, stage: Stage) -> None:
         """Correct the running statistics of batch normalisation, if there are any."""
-        if self.adapter.normalise(first_samples(self._training_data, _NORMALISED)):
+        if self.adapter.normalise(first_samples(self.data_of(stage), _NORMALISED)):
             self.say("running statistics of batch normalisation corrected")
 
     def run_within(self, budget: Budget, before: ModelCost) -> Outcome:
         """Run all stages with the topology, layout and size of every weight chosen for a budget."""
-        unit = "bytes" if budget.bytes is not None else "parameters"
         self.say.stage("choice of formats")
         search = Search(
             layers=self.layers,
@@ -132,16 +134,17 @@ class CompressionRun:
             adapter=self.adapter,
             sample=list(first_samples(self.data, SAMPLES)) if self.data is not None else [],
             loss=self.loss,
-            unit=unit,
+            unit=budget.unit,
             executor=self.executor,
             folder=self.folder,
             say=self.say,
         )
         if budget.accuracy_loss is not None:
             return self._smallest(search, budget.accuracy_loss, before)
-        most, _ = budget.most(before.params, before.bytes)
-        if unit == "bytes":
+        if budget.unit == "bytes":
+            most = budget.most(state_bytes(self.adapter, {}, None))
             return self._within_file(replace(search, rests=self._rests(search)), most)
+        most = budget.most(before.params)
         rest = before.params - search.entries
         outcome = self._run_chosen(search.choose(search.ladders(most - rest), most - rest))
         params, _ = self.adapter.numbers()
@@ -154,7 +157,7 @@ class CompressionRun:
         shapes = [shape for layer in self.layers for shape in layer.weights.values()]
         itemsize = max(layer.itemsize for layer in self.layers)
         found: list[Rest] = []
-        for rest in RESTS:
+        for rest in RESTS if self.narrows else (None,):
             stored = sum(math.prod(s) * itemsize if rest is None else stored_bytes(s, rest) for s in shapes)
             loss = 0.0
             if rest is not None and self.data is not None:
@@ -168,7 +171,7 @@ class CompressionRun:
 
     def _within_file(self, search: Search, most: int) -> Outcome:
         """Choose such that the file of the state, headers included, has at most that many bytes."""
-        own = _HEADER * (1 + len(search.tasks))
+        own = HEADER_BYTES * (1 + len(search.tasks))
         ladders: Sequence[Ladder] = search.ladders(most - own - search.rests[-1].bytes)
         selection = search.choose(ladders, most - own)
         precision, size = self._stored(selection)
@@ -202,10 +205,10 @@ class CompressionRun:
             raise CompressError(
                 "Every weight stays dense within this budget; allow less, so that something is replaced."
             )
-        local = any(stage.startswith("reconstruct") for stage in self.stages) and self.config.steps > 0
+        local = any(stage.is_local and stage.steps for stage in self.stages)
         tasks = {
-            name: replace(self.tasks[name], topology=r.generator.topology, layout=r.generator.layout)
-            for name, r in results.items()
+            name: replace(self.tasks[name], topology=g.topology, layout=g.layout, precision=g.precision)
+            for name, g in ((name, r.generator) for name, r in results.items())
         }
         outcome = self.run_stages(tasks, None if local else results)
         return replace(outcome, sensitivities={ladder.layer: ladder.sensitivity for ladder in selection.ladders})
@@ -249,21 +252,26 @@ class CompressionRun:
     @property
     def _training_data(self) -> Iterable[Any]:
         if self.data is None:
-            raise CompressError(f"Got stages {', '.join(self.stages)} without data; expected batches. Pass data=.")
+            names = ", ".join(stage.name for stage in self.stages)
+            raise CompressError(f"Got stages {names} without data; expected batches. Pass data=.")
         return self.data
 
-    def _best_seed(self, tasks: Mapping[str, LocalTask]) -> dict[str, Generator]:
+    def data_of(self, stage: Stage) -> Iterable[Any]:
+        """Return the batches that a stage may use."""
+        return first_batches(self._training_data, stage.batches)
+
+    def _best_seed(self, tasks: Mapping[str, LocalTask], stage: Stage) -> dict[str, Generator]:
         """Choose a seed by successive halving of seeds, with twice the steps per rung, by the model's own loss."""
         running = [
             {n: solve(replace(task, seed=task.seed + k)).generator for n, task in tasks.items()}
             for k in range(self.config.restarts)
         ]
-        steps = max(self.config.tune_steps // (2 * len(running)), 1)
+        steps = max((stage.steps or 0) // (2 * len(running)), 1)
         while len(running) > 1:
             scored: list[tuple[float, dict[str, Generator]]] = []
             for generators in running:
                 self._install(generators)
-                losses = self._tune(steps)
+                losses = self._tune(replace(stage, steps=steps))
                 scored.append((sum(losses[-max(steps // 4, 1) :]), self.adapter.generators()))
                 self.adapter.restore()
             scored.sort(key=lambda one: one[0])
@@ -278,31 +286,31 @@ class CompressionRun:
         else:
             self.adapter.install(generators)
 
-    def _tune(self, steps: int, stage: int | None = None) -> list[float]:
-        """Train the model in a stage, with progress and checkpoints; a rung has neither."""
-        data, tuning = self._training_data, self.config.tuning(steps, self._is_labelled)
-        if stage is not None and self.folder is not None:
+    def _tune(self, stage: Stage, place: int | None = None) -> list[float]:
+        """Train the model, with progress and checkpoints in a stage at some place; a rung has neither."""
+        data, tuning = self.data_of(stage), self.config.tuning(stage, self._is_labelled)
+        if place is not None and self.folder is not None:
             # other data are compared when the training continues, as they are drawn again anyway
             first = data[:_BATCHES] if isinstance(data, list | tuple) else None
             count = len(data) if isinstance(data, Sized) else None
             start = {name: to_bytes(generator) for name, generator in self.adapter.generators().items()}
             digest = self.adapter.digest()
-            mark = fingerprint(repr(self.config), repr(tuning), stage, start, digest, self.loss, first, count)
+            mark = fingerprint(repr(self.config), repr(tuning), place, start, digest, self.loss, first, count)
             path = self.folder / f"training-{mark[:16]}"
             tuning = replace(tuning, checkpoint=path)
             self.checkpoints.add(path)
 
         def report(step: int, value: float) -> None:
-            if stage is not None:
+            if place is not None:
                 self.say.advance(step)
-            if step % tuning.every == 0 and stage is not None:
-                self.say(f"step {step} of {steps}: loss {value:.4f}")
+            if step % tuning.every == 0 and place is not None:
+                self.say(f"step {step} of {tuning.steps}: loss {value:.4f}")
 
-        if stage is None:
+        if place is None:
             return self.adapter.tune(data, self.loss, tuning, report)
         held = list(first_samples(data if self.validation is None else self.validation, SAMPLES))
         before, state = self._measured_on(held, tuning.distill), self.adapter.state()
-        self.say.stage("training", steps)
+        self.say.stage("training", tuning.steps)
         losses = self.adapter.tune(data, self.loss, tuning, report)
         after = self._measured_on(held, tuning.distill)
         if not after <= before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 
@@ -21,6 +22,32 @@ def first_samples(data: Iterable[Any], most: int) -> Iterator[Any]:
         seen += _samples_in(batch)
         if seen >= most:
             return
+
+
+def first_batches(data: Iterable[Any], most: int | None) -> Iterable[Any]:
+    """Return the first batches of every pass over data; all of them for ``None``.
+
+    Examples
+    --------
+    >>> first_batches([1, 2, 3], 2)
+    [1, 2]
+    >>> every_pass = first_batches(range(10), 2)
+    >>> list(every_pass), list(every_pass)
+    ([0, 1], [0, 1])
+    """
+    if most is None:
+        return data
+    return data[:most] if isinstance(data, list | tuple) else _First(data, most)
+
+
+class _First:
+    """The first batches of every pass over data."""
+
+    def __init__(self, data: Iterable[Any], most: int) -> None:
+        self._data, self._most = data, most
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self._data, self._most)
 
 
 def _samples_in(batch: Any) -> int:

@@ -16,6 +16,8 @@ FORMAT = 4
 KIND = "state of a compressed model"
 RESTS = (None, Precision("float16"), Precision("int8"))
 """The precisions to choose from for what is not generated; ``None`` leaves it as it is."""
+HEADER_BYTES = 240
+"""An estimate of what the headers of a file need per weight."""
 _WITHOUT_CODES = 3  # the format of files in which what is not generated has no codes, which an older adtn can read
 
 

@@ -119,6 +119,7 @@ def replacement(dense: Any, method: Mapping[str, Any], most: int | None, seed: i
     options = ("topology",) if factors else ("topology", "leg", "order")
     config = adtn.Config.from_dict({k: v for k, v in method.items() if k in options})
     topology = config.topology
+    assert topology is not None, "every generator of the bench names one"
     if factors:
         layout = adtn.Layout.from_factors(shape, factors, method.get("order", "interleaved"), max_padding=4.0)
     else:

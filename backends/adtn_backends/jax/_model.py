@@ -21,7 +21,7 @@ from adtn.precision import Codes, Precision
 from flax import nnx
 
 from ..shared._batches import IGNORED, cycled
-from ..shared._model import LARGEST_MOMENT, NO_PARAMETERS, Moments, ReplacedModel, seen_by
+from ..shared._model import LARGEST_MOMENT, NO_PARAMETERS, Moments, ReplacedModel, seen_by, with_inputs
 from ..shared._rest import CodedArrays, coded, decoded_arrays, half_of, is_coded
 from ._distill import Seen, distill_layer, packed
 from ._loss import check_range, classes_of, loss_of, outputs_of
@@ -159,8 +159,8 @@ class NnxModel(ReplacedModel):
     def _distilled(self) -> list[str]:
         return list(self._weights)  # a module at several places is distilled once
 
-    def _job(self, name: str, data: Iterable[Any], tuning: Tuning) -> tuple[Any, ...]:
-        return distill_layer, packed(self.modules.at(self.model, name)), self._seen(name, data), tuning
+    def _job(self, name: str, data: Iterable[Any], tuning: Tuning, *, chained: bool) -> tuple[Any, ...]:
+        return distill_layer, packed(self.modules.at(self.model, name)), self._seen(name, data, chained), tuning
 
     def _take_layer(self, name: str, values: Any) -> None:
         nnx.update(self.modules.at(self.model, name), jax.tree.map(jnp.asarray, values[1]))
@@ -342,16 +342,38 @@ class NnxModel(ReplacedModel):
         for batch in self._batches(data, check=check):
             yield run(state, batch)
 
-    def _seen(self, name: str, data: Iterable[Any]) -> list[Seen]:
-        """Return the inputs and outputs of a dense layer for as many batches as fit the memory for them."""
+    def _called(self, names: Sequence[str], data: Iterable[Any]) -> list[str]:
+        called: dict[str, None] = {}
+
+        def look(name: str, *_: Any) -> None:
+            called[name] = None
+
+        for _ in self._watched(names, [next(cycled(data, 1))], look):
+            pass
+        return list(called)
+
+    def _seen(self, name: str, data: Iterable[Any], chained: bool) -> list[Seen]:
+        """Return the inputs and outputs of a layer for as many batches as fit the memory for them."""
         seen: list[Seen] = []
 
-        def look(_: str, *inputs_and_output: Any) -> None:
-            seen.append(jax.tree.map(np.asarray, inputs_and_output))
+        def run_batch(batch: Any) -> int:
+            calls = self._calls(self._dense, name, batch)
+            seen.extend(with_inputs(calls, self._calls(self.model, name, batch)) if chained else calls)
+            return sum(x.nbytes for x in jax.tree.leaves(seen))
 
-        watched = self._watched([name], data, look, self._dense)
-        seen_by(name, (sum(x.nbytes for xs, _, y in seen for x in (*xs, y)) for _ in watched))
+        seen_by(name, map(run_batch, data))
         return seen
+
+    def _calls(self, model: nnx.Module, name: str, batch: Any) -> list[Seen]:
+        """Return the inputs and outputs of all calls of a layer for one batch."""
+        calls: list[Seen] = []
+
+        def look(_: str, *inputs_and_output: Any) -> None:
+            calls.append(jax.tree.map(np.asarray, inputs_and_output))
+
+        for _ in self._watched([name], [batch], look, model):
+            pass
+        return calls
 
     def _watched(
         self, names: Sequence[str], data: Iterable[Any], look: Callable[..., None], model: Any = None

@@ -148,8 +148,16 @@ class ReplacedModel(ABC):
         """Return the device and the dtype for plans of a weight; ``None`` for the dtype of the generator."""
 
     @abstractmethod
-    def _job(self, name: str, data: Iterable[Any], tuning: Tuning) -> tuple[Any, ...]:
-        """Return a function that distils one layer, and its arguments; both can be sent to another process."""
+    def _job(self, name: str, data: Iterable[Any], tuning: Tuning, *, chained: bool) -> tuple[Any, ...]:
+        """Return a function that distils one layer, and its arguments; both can be sent to another process.
+
+        The inputs are those in the model as it is now if ``chained``, or else in the dense one; the outputs are always
+        those of the dense layer in the dense model.
+        """
+
+    @abstractmethod
+    def _called(self, names: Sequence[str], data: Iterable[Any]) -> list[str]:
+        """Return the layers that the first batch reaches, in the order in which they are first called."""
 
     @abstractmethod
     def _take_layer(self, name: str, values: Any) -> None:
@@ -279,17 +287,30 @@ class ReplacedModel(ABC):
         return {name: weight.generator() for name, weight in self._weights.items()}
 
     def distill(self, data: Iterable[Any], tuning: Tuning, executor: Any, say: Callable[[str], None]) -> None:
-        """Train each layer to reproduce the outputs of the dense one: their mean squared error over their variance."""
+        """Train each layer to reproduce the outputs of the dense one: their mean squared error over their variance.
+
+        Layers are trained one after the other, in the order in which they are called, with the inputs that they have
+        behind the layers that are trained already. With an executor, they are trained at the same time, so that all
+        inputs are those in the dense model.
+        """
+        names = self._distilled()
         jobs: dict[str, Any] = {}
+
+        def take(name: str, values: Any, first: float, last: float) -> None:
+            self._take_layer(name, values)
+            say(f"{name}: error of the outputs {first:.4f} -> {last:.4f}")
+
         with self._codes_opened():
             with self._own_random(tuning.seed):
-                for name in self._distilled():
-                    work, *arguments = self._job(name, data, tuning)
-                    jobs[name] = work(*arguments) if executor is None else executor.submit(work, *arguments)
+                if executor is None:
+                    for name in dict.fromkeys([*self._called(names, data), *names]):
+                        work, *arguments = self._job(name, data, tuning, chained=True)
+                        take(name, *work(*arguments))
+                    return
+                for name in names:
+                    jobs[name] = executor.submit(*self._job(name, data, tuning, chained=False))
             for name, job in jobs.items():
-                values, first, last = job if executor is None else job.result()
-                self._take_layer(name, values)
-                say(f"{name}: error of the outputs {first:.4f} -> {last:.4f}")
+                take(name, *job.result())
 
     def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
         """Compute the mean loss in evaluation mode."""
@@ -366,6 +387,22 @@ class ReplacedModel(ABC):
         """Return the dense layer that is or was at a place."""
         module = self._originals[name] if name in self._originals else self.modules.at(self.model, name)
         return self.modules.dense(module)
+
+
+def with_inputs(dense: Sequence[Any], now: Sequence[Any]) -> list[Any]:
+    """Return calls of a layer with the inputs that it has now and the outputs of the dense one.
+
+    Where the calls do not correspond to each other, as of an expert to which other tokens are routed now, they are
+    those of the dense model.
+
+    Parameters
+    ----------
+    dense, now : sequence of (inputs, options, output)
+        The calls for one batch.
+    """
+    if [y.shape for *_, y in dense] != [y.shape for *_, y in now]:
+        return list(dense)
+    return [(inputs, options, y) for (*_, y), (inputs, options, _) in zip(dense, now, strict=True)]
 
 
 def seen_by(layer: str, batches: Iterator[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -18,6 +18,24 @@ from ._step import step_of
 
 Seen: TypeAlias = tuple[Any, dict[str, Any], torch.Tensor]
 """Positional inputs, keywords and outputs of one batch."""
+
+
+def copied(x: Any) -> Any:
+    """Copy all tensors in a value, as later layers may change them in place."""
+    if isinstance(x, Mapping):
+        return {key: copied(one) for key, one in x.items()}
+    if isinstance(x, tuple | list):
+        return tuple(copied(one) for one in x)
+    return x.detach().clone() if isinstance(x, torch.Tensor) else x
+
+
+def nbytes(x: Any) -> int:
+    """Count the bytes of all tensors in a value."""
+    if isinstance(x, Mapping):
+        x = tuple(x.values())
+    if isinstance(x, tuple | list):
+        return sum(map(nbytes, x))
+    return x.numel() * x.element_size() if isinstance(x, torch.Tensor) else 0
 
 
 def distill_layer(

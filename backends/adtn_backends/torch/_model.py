@@ -31,11 +31,12 @@ from ..shared._model import (
     rate_of,
     refuse_nothing,
     seen_by,
+    with_inputs,
 )
 from ..shared._rest import KEY, CodedArrays, coded, decoded_arrays, half_of, is_coded
 from ..shared._training_file import run
 from ._checkpoint import Training
-from ._distill import Seen, distill_layer
+from ._distill import Seen, copied, distill_layer, nbytes
 from ._loss import check_range, classes_of, exact, loss_of, outputs_of
 from ._memory import PeakMemory
 from ._normalise import statistics_of
@@ -216,28 +217,49 @@ class TorchModel(ReplacedModel):
             module.p = rate
         return before
 
-    def _job(self, name: str, data: Iterable[Any], tuning: Tuning) -> tuple[Any, ...]:
-        return distill_layer, without_hooks(self.model.get_submodule(name)), self._seen(name, data), tuning
+    def _job(self, name: str, data: Iterable[Any], tuning: Tuning, *, chained: bool) -> tuple[Any, ...]:
+        return distill_layer, without_hooks(self.model.get_submodule(name)), self._seen(name, data, chained), tuning
 
     def _take_layer(self, name: str, values: Any) -> None:
         self.model.get_submodule(name).load_state_dict(values)
 
-    def _seen(self, name: str, data: Iterable[Any]) -> list[Seen]:
-        """Return the inputs and outputs of a dense layer for as many batches as fit the memory for them."""
+    def _called(self, names: Sequence[str], data: Iterable[Any]) -> list[str]:
+        called: dict[str, None] = {}
+
+        def look(name: str, *_: Any) -> None:
+            called[name] = None
+
+        looks = [(self.model.get_submodule(name), partial(look, name)) for name in names]
+        with self._watched(looks), self._evaluating():
+            outputs_of(self.model, self._to_device(next(cycled(data, 1))))
+        return list(called)
+
+    def _seen(self, name: str, data: Iterable[Any], chained: bool) -> list[Seen]:
+        """Return the inputs and outputs of a layer for as many batches as fit the memory for them."""
         dense: Any = self._dense.eval()
         seen: list[Seen] = []
 
-        def look(_: Any, inputs: Any, options: dict[str, Any], output: Any) -> None:
-            y = output[0] if isinstance(output, tuple) else output
-            seen.append((tuple(x.detach() for x in inputs), options, y.detach()))
-
         def run_batch(batch: Any) -> int:
-            outputs_of(dense, self._to_device(batch))
-            return sum(x.numel() * x.element_size() for xs, _, y in seen for x in (*xs, y))
+            batch = self._to_device(batch)
+            calls = self._calls(dense, name, batch)
+            seen.extend(with_inputs(calls, self._calls(self.model, name, batch)) if chained else calls)
+            return sum(map(nbytes, seen))
 
-        with self._watched([(dense.get_submodule(name), look)], with_kwargs=True), torch.no_grad():
+        with self._evaluating():
             seen_by(name, map(run_batch, data))
         return seen
+
+    def _calls(self, model: nn.Module, name: str, batch: Any) -> list[Seen]:
+        """Return the inputs and outputs of all calls of a layer for one batch."""
+        calls: list[Seen] = []
+
+        def look(_: Any, inputs: Any, options: dict[str, Any], output: Any) -> None:
+            y = output[0] if isinstance(output, tuple) else output
+            calls.append((copied(inputs), copied(options), copied(y)))
+
+        with self._watched([(model.get_submodule(name), look)], with_kwargs=True):
+            outputs_of(model, batch)
+        return calls
 
     @contextmanager
     def _watched(self, looks: Sequence[tuple[nn.Module, Any]], **options: Any) -> Generated[None, None, None]:

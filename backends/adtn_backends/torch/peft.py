@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from adtn import Config
-from adtn.compression import starting_at_zero
+from adtn.compression import ADAPTER_TOPOLOGY, starting_at_zero
 from adtn.errors import ADTNError, CompressError
 from adtn.topology import topology_to_json
 from peft import LoraConfig
@@ -52,9 +52,9 @@ class GeneratedLoraConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settings = Config.from_dict(self.generated)  # refuses invalid options
+        settings = Config.from_dict({"mode": "adapter", **self.generated})  # refuses invalid options
         self.generated = {k: v for k, v in self.generated.items() if k != "topology"}
-        self.generated["topology"] = topology_to_json(settings.topology)
+        self.generated["topology"] = topology_to_json(settings.topology or ADAPTER_TOPOLOGY)
         self._register_custom_module(dict.fromkeys(_TARGETS, GeneratedLora))
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,6 +107,7 @@ class GeneratedLora(Mergeable, LoraLayer):
         """Add an adapter that starts at zero."""
         base: Any = self.get_base_layer()
         settings = Config.from_dict(config.generated)
+        assert settings.topology is not None, "the configuration has one"
         shape = weight_shape(base)
         if shape is None:
             raise CompressError(f"Got a {type(base).__name__}, which has no generated form.")
