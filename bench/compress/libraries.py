@@ -85,30 +85,24 @@ class TensorLy:
     form: Literal["Tucker-2", "TT"]
 
     def weights(self, case: Case, ratio: float | None) -> Weights:
-        """Decompose and reconstruct all weights; those that would not be smaller stay dense."""
+        """Decompose and reconstruct all weights; those that cannot be as small have ranks of 1."""
         assert ratio is not None, "its size is chosen"
-        found = {name: self._within(weight, int(weight.size / ratio)) for name, weight in _weights_of(case).items()}
-        return {name: pair for name, pair in found.items() if pair is not None}
+        return {name: self._within(weight, int(weight.size / ratio)) for name, weight in _weights_of(case).items()}
 
-    def _within(self, weight: np.ndarray, most: int) -> tuple[np.ndarray, int] | None:
+    def _within(self, weight: np.ndarray, most: int) -> tuple[np.ndarray, int]:
         import tensorly
         from tensorly.decomposition import partial_tucker, tensor_train
 
         if weight.ndim == 2 or self.form == "TT":
             shape = weight.shape
             sizes = {r: _train_params(shape, r) for r in range(1, max(shape) + 1)}
-            fitting = [r for r, size in sizes.items() if size <= most]
-            if not fitting:
-                return None
-            ranks = _train_ranks(shape, max(fitting))
+            ranks = _train_ranks(shape, max((r for r, size in sizes.items() if size <= most), default=1))
             train = tensor_train(weight, list(ranks))
             return tensorly.tt_to_tensor(train), 4 * sum(core.size for core in train)
         outer, inner, *window = weight.shape
         pairs = [(max(round(s * outer), 1), max(round(s * inner), 1)) for s in np.linspace(0.02, 1.0, 200)]
         fitting = [(a, b) for a, b in pairs if a * outer + b * inner + a * b * math.prod(window) <= most]
-        if not fitting:
-            return None
-        (core, factors), _ = partial_tucker(weight, rank=list(fitting[-1]), modes=[0, 1])
+        (core, factors), _ = partial_tucker(weight, rank=list(fitting[-1] if fitting else (1, 1)), modes=[0, 1])
         size = core.size + sum(factor.size for factor in factors)
         return tensorly.tenalg.multi_mode_dot(core, factors, modes=[0, 1]), 4 * size
 

@@ -20,6 +20,7 @@ _MEASURES = {
     "log-likelihood": "test log-likelihood per token, nats",
     "cosine": "mean cosine with the embeddings of the dense model",
 }
+_SPAN = {"accuracy": 40.0, "log-likelihood": 3.0}  # below the best, where a model is still of some use
 Row = dict[str, Any]
 
 
@@ -161,7 +162,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
         axis.axhline(dense[0][1], color="k", lw=0.8, ls=":", label="dense")
         top = max(top, dense[0][1])
     shown = [y for _, y in border] + [y for name in names if name.startswith(AUTOMATIC) for _, y in curves[name]]
-    low = min(shown, default=top - 1.0)
+    low = max(min(shown, default=top - 1.0), top - _SPAN.get(measure, 1.0))
     axis.set_ylim(low - 0.1 * (top - low), top + 0.05 * (top - low))  # methods that are far worse are cut off
     axis.set_xscale("log")
     axis.set_xlim(1.2, 36.0)

@@ -128,6 +128,7 @@ FACTORISED: Mapping[str, Factorised] = {
     "low rank int8": Factorised(convolutions=LowRank(), precision=Precision("int8", 128)),
     "low rank int4": Factorised(convolutions=LowRank(), precision=Precision("int4", 128)),
     "spatial": Factorised(convolutions=LowRank(split="spatial")),
+    "spatial int4": Factorised(convolutions=LowRank(split="spatial"), precision=Precision("int4", 128)),
     "Tucker-2": Factorised(convolutions=adtn.Tucker()),
     "TT": Factorised(convolutions=adtn.TT()),
 }
