@@ -84,6 +84,10 @@ class TensorLy:
 
     form: Literal["Tucker-2", "TT"]
 
+    def fits(self, case: Case, _: float) -> bool:
+        """Return whether the form is not another one for this model: both are the same for matrices."""
+        return self.form == "TT" or any(len(shape) > 2 for shape in case.weights().values())
+
     def weights(self, case: Case, ratio: float | None) -> Weights:
         """Decompose and reconstruct all weights; those that cannot be as small have ranks of 1."""
         assert ratio is not None, "its size is chosen"

@@ -64,7 +64,8 @@ def main() -> None:
     case = CASES[options.case]() if wanted else None
     for row in wanted:
         assert case is not None, "it is loaded if there are rows"
-        if row["method"] in FACTORISED and not FACTORISED[row["method"]].fits(case, row["ratio"]):
+        sized = FACTORISED.get(row["method"]) or TENSORLY.get(row["method"])
+        if sized is not None and not sized.fits(case, row["ratio"]):
             continue
         began = time.process_time()
         try:

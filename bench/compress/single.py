@@ -19,7 +19,7 @@ from adtn.topology import Topology
 from case import Case
 
 Generators = dict[str, Generator]
-_TRIES = 3  # allocations of parameters until the bytes after rounding fit
+_TRIES = 5  # allocations of parameters until the bytes after rounding fit
 _CLOSE = 0.95  # of the budget, where no larger choice is tried
 
 
