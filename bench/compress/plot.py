@@ -12,6 +12,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results"
 AUTOMATIC = "automatic"
+BUDGETS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 LAYERS_FILE = "compress-layers"  # of single layers, and not of a model
 _SLACK = 1.001  # of ratios: a budget is a whole number of bytes
 _NAMES = {"lenet5": "LeNet-5", "resnet20": "ResNet-20", "resnet56": "ResNet-56", "minilm": "MiniLM-L6"}
@@ -81,7 +82,7 @@ def table(content: dict[str, Any]) -> list[str]:
     measure = _measure(content)
     dense = next((r for r in rows if r["method"] == "dense"), None)
     single = [r for r in rows if r["method"] not in (AUTOMATIC, "dense", "float32")]
-    budgets = sorted({r["ratio"] for r in rows if r["ratio"] is not None})
+    budgets = sorted({r["ratio"] for r in rows if r["ratio"] is not None}.union(BUDGETS))
     digits = 2 if measure == "accuracy" else 3
     lines: list[str] = []
     if dense is not None:
@@ -152,7 +153,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows, measure = _done(content), _measure(content)
+    rows, measure = [r for r in _done(content) if r["unit"] == "bytes"], _measure(content)
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         curves.setdefault(_curve(row), []).append((row["ratio of bytes"], _value(row)))
@@ -185,8 +186,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     axis.set_ylim(low - 0.1 * (top - low), top + 0.05 * (top - low))  # methods that are far worse are cut off
     axis.set_xscale("log")
     axis.set_xlim(1.2, 36.0)
-    ticks = [1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32]
-    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axis.set_xticks(BUDGETS, [f"{ratio:g}" for ratio in BUDGETS])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.set(xlabel="times smaller (bytes)", ylabel=_MEASURES.get(measure, measure))
