@@ -17,7 +17,7 @@ LAYERS_FILE = "compress-layers"  # of single layers, and not of a model
 _SLACK = 1.001  # of ratios: a budget is a whole number of bytes
 _NAMES = {"lenet5": "LeNet-5", "resnet20": "ResNet-20", "resnet56": "ResNet-56", "minilm": "MiniLM-L6"}
 _ABOUT = {
-    "lenet5": "All layers, on MNIST; the network is the one below.",
+    "lenet5": "All layers, on MNIST; the first one, of 150 entries, stays in float32. The network is the one below.",
     "resnet20": "All layers, on CIFAR-10; calibrated by 3,072 training images.",
     "resnet56": "All layers, on CIFAR-10; calibrated by 3,072 training images.",
     "stories260k": (
@@ -32,7 +32,7 @@ _MEASURES = {
     "log-likelihood": "test log-likelihood per token, nats",
     "cosine": "mean cosine with the embeddings of the dense model",
 }
-_SPAN = {"accuracy": 40.0, "log-likelihood": 3.0}  # below the best, where a model is still of some use
+_SPAN = {"accuracy": 20.0, "log-likelihood": 3.0}  # below the best, where a model is still of some use
 Row = dict[str, Any]
 
 
