@@ -320,7 +320,8 @@ def _error_within(points: list[dict], ratio: float, with_format: bool) -> str:
 
 def compress_models_table(content: dict) -> list[str]:
     """Tabulate the quality of whole compressed models, means over seeds."""
-    rows = content["compress_models"]
+    rows = [r for r in content["compress_models"] if "quality" in r]
+    failed = [f"{r['method']} {r['ratio']:g}x" for r in content["compress_models"] if "failed" in r]
     lines = [
         "Ratios are those of the layers that are compressed, as numbers of parameters or as bytes of codes, scales and",
         "zero points, without file headers. Means over seeds, with the standard deviation where there are several.",
@@ -335,13 +336,16 @@ def compress_models_table(content: dict) -> list[str]:
         for r in own:
             groups.setdefault((r["method"], r["unit"], r["ratio"] or 0.0, r["steps"]), []).append(r)
         for (method, _, _, steps), found in sorted(groups.items(), key=lambda item: (item[0][3], _ratio(item[1]))):
-            params = mean(r.get("ratio of parameters", 1.0) for r in found)
+            known = [r["ratio of parameters"] for r in found if "ratio of parameters" in r]
+            params = f"{mean(known):.2f}x" if known else "-"
             cells = [_spread([r["quality"][m] for r in found]) for m in measures]
             lines.append(
-                f"| {method} | {steps} | {params:.2f}x | {_ratio(found):.2f}x | {' | '.join(cells)} "
+                f"| {method} | {steps} | {params} | {_ratio(found):.2f}x | {' | '.join(cells)} "
                 f"| {mean(r['cpu_seconds'] for r in found):.0f} |"
             )
         lines.append("")
+    if failed:
+        lines += [f"No form is as small, or none fits: {', '.join(failed)}.", ""]
     return lines
 
 

@@ -92,3 +92,25 @@ def test_a_worker_has_the_entry_points_of_its_own_checkout(tmp_path: Path) -> No
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], env=side.env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0.0.7 ('numpy', 'other.place:Thing')"
+
+
+def test_the_best_single_method_takes_no_more_bytes() -> None:
+    plot = script("compress/plot.py")
+
+    def row(method: str, ratio: float | None, found: float, accuracy: float) -> dict[str, Any]:
+        size = {"ratio": ratio, "ratio of bytes": found, "unit": "bytes", "steps": 0}
+        return {"method": method, **size, "quality": {"accuracy": accuracy}, "standard errors": {"accuracy": 0.1}}
+
+    rows = [
+        row("dense", None, 1.0, 90.0),
+        row("int4/32", None, 6.9, 88.0),
+        row("low rank", 4.0, 4.01, 87.0),
+        row("low rank", 8.0, 8.02, 70.0),
+        row("automatic", 4.0, 4.0, 88.05),
+        row("automatic", 8.0, 8.0, 69.0),
+        {"method": "spatial", "ratio": 32.0, "unit": "bytes", "steps": 0, "failed": "too small"},
+    ]
+    assert plot.envelope(rows[1:4]) == [(4.01, 88.0), (6.9, 88.0), (8.02, 70.0)]
+    lines = plot.table({"compress_models": rows})
+    assert "| 4x | 88.05 ± 0.10 | 88.00 | int4/32, 6.9x | +0.05 | level |" in lines
+    assert "| 8x | 69.00 ± 0.10 | 70.00 | low rank, 8.0x | -1.00 | **below** |" in lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tomllib
 from pathlib import Path
@@ -12,7 +13,22 @@ RESULTS = Path(__file__).parent / "results"
 CASES = Path(__file__).parent / "cases"
 DOCS = Path(__file__).parents[2] / "docs"
 CONTROLS = ("scaled identity", "scaled random")
-_INTRO = """# Published networks, measured
+_CURVES = """# Results
+
+## Bytes against quality, without training
+
+Whole trained models, stored in a given number of bytes by `adtn.compress` with a budget (*automatic*) and by every
+method alone: low-rank, spatial, Tucker-2 and tensor-train forms, whose ranks are allocated over the layers by the same
+search, in float32 or as integers; the dense weights as integers, rounded with error feedback or to the nearest;
+integers of torchao and decompositions of TensorLy. Nothing is trained: only a few batches of data are used, for second
+moments of inputs, for statistics of batch normalisation and to compare outputs.
+
+Bytes are those of the layers that are compressed: codes, scales and zero points, against float32. *Best single method*
+is the best of all others that takes no more bytes than the budget. It is chosen by the test data that are shown, which
+favours it. *Above* and *below* are differences of more than one standard error of the automatic choice over the test
+data. `python bench/compress/pareto.py CASE` writes `bench/results/compress-CASE.json`.
+"""
+_INTRO = """## Published networks, trained through generators
 
 Layers of trained networks are replaced, and the replacements are trained by the loss of the network. Everything before
 the first replaced layer is frozen and computed once; biases and later layers are fine-tuned as well, with every method,
@@ -50,11 +66,20 @@ def main() -> None:
 def page(folder: Path) -> str:
     """Return the text of the page, and write its pictures to a folder."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    parts = [_INTRO, *_goals(results), *_dense()]
+    parts = [_CURVES, *_compression().page(folder), _INTRO, *_goals(results), *_dense()]
     for content in sorted(results, key=lambda content: "baseline" in content["case"]):
         kind = _curve if content["case"].get("ratios") else _ablation if "baseline" in content["case"] else _case
         parts += kind(content, folder)
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _compression() -> Any:
+    """Load ``bench/compress/plot.py`` without its folder on the path, where names of modules would be hidden."""
+    spec = importlib.util.spec_from_file_location("plot", Path(__file__).parents[1] / "compress" / "plot.py")
+    assert spec is not None and spec.loader is not None, "it is part of the benchmarks"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _goals(results: list[dict[str, Any]]) -> list[str]:
