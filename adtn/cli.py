@@ -337,7 +337,7 @@ def compress(
     rest: Annotated[
         str | None,
         typer.Option(
-            help="Precision of what is not generated: float16, bfloat16 or int8; by default, a budget chooses it."
+            help="Precision of everything else, instead of that of the config: same, float16, bfloat16, int8."
         ),
     ] = None,
     modules: Imports = None,
@@ -350,7 +350,6 @@ def compress(
 
     from .compression import Budget, Config, run_folder
     from .errors import QualityWarning
-    from .precision import Precision
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -359,6 +358,8 @@ def compress(
     settings = Config.load(config) if config is not None else Config()
     if budget is not None:
         settings = replace(settings, budget=Budget.parse(budget))
+    if rest is not None:
+        settings = replace(settings, rest=cast(Any, rest))
     source = Path(model) if Path(model).is_dir() else _function(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QualityWarning)  # the report has them, and they follow in red
@@ -374,7 +375,6 @@ def compress(
             score=_find(score),
             device=device,
             progress=None if sys.stderr.isatty() else say,
-            rest=None if rest is None else Precision(cast(Any, rest)),
             baselines=baselines,
         )
     print(report)

@@ -128,7 +128,7 @@ def test_tied_parameters_are_stored_once_as_codes(tmp_path: Path) -> None:
         model[6].weight = model[0].weight
         return model
 
-    run_folder(make, config_of("torch", topology=adtn.LowRank(bond=4)), tmp_path, rest=Precision("int8"))
+    run_folder(make, config_of("torch", topology=adtn.LowRank(bond=4), rest="int8"), tmp_path)
     back = adtn.load_model(make(), tmp_path)
     assert back[6].weight is back[0].weight
     wanted = round_symmetric(make()[0].weight.detach().numpy()).decode()

@@ -78,6 +78,10 @@ class Config:
     largest_error : float
         The largest relative error of a weight that is allowed for a budget without data, as nothing else shows then
         what the model loses.
+    rest : {"choose", "same", "float16", "bfloat16", "int8"}
+        The precision of what is not compressed: embeddings, norms, biases and dense layers. ``"int8"`` stores matrices
+        in 8 bits with a scale per row, and the rest in float16. By default, it is chosen for a budget in bytes, and
+        otherwise the same as in the model.
     allow_slower : bool
         Whether layers hold their codes only and decode them in every call, which takes less memory and more time than
         the dense layer. By default, codes are decoded once: files are as small, but the memory of what is stored as
@@ -167,6 +171,7 @@ class Config:
         Precision("int2", 128),
     )
     largest_error: Annotated[float, Range(0.0, 1.0)] = 0.3
+    rest: Literal["choose", "same", "float16", "bfloat16", "int8"] = "choose"
     allow_slower: bool = False
     samples: Count = 512
     restarts: Count = 1

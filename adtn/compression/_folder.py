@@ -16,7 +16,6 @@ from .._checks import PathArgument, checked
 from .._files import check_writable, read_header, read_whole, write_or_rescue
 from ..errors import CompressError, FileFormatError, ModelFileError
 from ..generator import Generator
-from ..precision import Precision
 from ._budget import Budget
 from ._compress import compress
 from ._config import Config
@@ -29,7 +28,6 @@ from ._structures import structures_from_text
 
 _STATE = "state.safetensors"
 _GENERATORS = "generators"
-_RESTS = ("float16", "bfloat16", "int8")
 _CACHE = "layers"
 # files of a Hugging Face folder that the new folder needs as well, and files that it must not have
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "merges.*", "vocab.*")
@@ -49,7 +47,6 @@ def run_folder(
     score: Callable[[Any], Any] | None = None,
     device: str | None = None,
     progress: Callable[[str], None] | bool | None = None,
-    rest: Precision | None = None,
     baselines: bool = False,
 ) -> CompressReport:
     """Make a model, load its dense weights, compress it, and save the result.
@@ -68,22 +65,15 @@ def run_folder(
         A file with the state of the dense model, ``.safetensors``.
     data, validation, test, loss, score, device, progress, baselines
         See :func:`compress`.
-    rest : Precision, optional
-        The precision of what is not generated (biases, norms, dense weights) in the file: ``"float16"``,
-        ``"bfloat16"``, or ``"int8"`` for matrices beside float16 for vectors; by default, the one that was chosen for a
-        budget in bytes, or that of the model. Tensors with entries that are too large for it, and integers, are stored
-        as they are.
 
     Raises
     ------
     CompressError
-        If the weights do not match the model, or ``rest`` is another precision.
+        If the weights do not match the model.
     OutputError
         If ``out`` cannot be written to: before any work, or afterwards, with the folder where the result is instead.
     """
     out = check_writable(out, "out", "folder")
-    if rest is not None and (rest.format not in _RESTS or rest.group is not None):
-        raise CompressError(f"Got rest={rest}; expected the precision float16, bfloat16 or int8.")
     if isinstance(source, Path) and out.resolve() == source.resolve():
         raise CompressError(f"Got out={out}, the folder of the dense model; pass another folder.")
     model = model_of(source, None).model if isinstance(source, Path) else source()
@@ -110,21 +100,20 @@ def run_folder(
     def write(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         with locked_folder(place):
-            _write(place, model, report, source if isinstance(source, Path) else None, rest)
+            _write(place, model, report, source if isinstance(source, Path) else None)
 
     write_or_rescue(out, write)
     remove_cached(out / _CACHE)
     return report
 
 
-def _write(out: Path, model: Any, report: CompressReport, source: Path | None, rest: Precision | None) -> None:
+def _write(out: Path, model: Any, report: CompressReport, source: Path | None) -> None:
     """Write the state last, as it refers to the other files; until then, the folder contains the old model."""
     older, beside = _older(out), _beside(source)
     for name, content in beside.items():
         write_atomic(out / name, content)
-    rest = report.rest if rest is None else rest
-    adapter = model_of(model, None)
-    adapter.save(out / _STATE, metadata_of_state(report.generators, rest, _digests(beside)), rest)
+    metadata = metadata_of_state(report.generators, report.rest, _digests(beside))
+    model_of(model, None).save(out / _STATE, metadata, report.rest)
     remove_layers(out / _GENERATORS)
     for name in older - set(beside):
         (out / Path(name).name).unlink(missing_ok=True)

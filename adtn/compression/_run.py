@@ -84,7 +84,12 @@ class CompressionRun:
     def compress(self, before: ModelCost) -> Outcome:
         """Replace the layers, within the budget if there is one."""
         budget = self.config.budget
-        return self.run_stages(self.tasks) if budget is None else self.run_within(budget, before)
+        outcome = self.run_stages(self.tasks) if budget is None else self.run_within(budget, before)
+        if outcome.rest is None and self.config.rest not in ("choose", "same"):
+            outcome = replace(outcome, rest=Precision(self.config.rest))
+        if outcome.rest is not None:
+            self.adapter.narrow(outcome.rest)
+        return outcome
 
     def remove_checkpoints(self) -> None:
         """Delete the checkpoints of a finished training."""
@@ -152,12 +157,19 @@ class CompressionRun:
             raise CompressError(f"Got {params:,} parameters for a budget of {most:,}; this is a bug of adtn.")
         return outcome
 
+    @property
+    def _precisions_of_rest(self) -> Sequence[Precision | None]:
+        """The precisions to choose from for what is not among the layers."""
+        if self.config.rest == "choose" and self.narrows:
+            return RESTS
+        return (None if self.config.rest in ("choose", "same") else Precision(self.config.rest),)
+
     def _rests(self, search: Search) -> list[Rest]:
         """Return the ways to store what is not among the layers, with their sizes and losses."""
         shapes = [shape for layer in self.layers for shape in layer.weights.values()]
         itemsize = max(layer.itemsize for layer in self.layers)
         found: list[Rest] = []
-        for rest in RESTS if self.narrows else (None,):
+        for rest in self._precisions_of_rest:
             stored = sum(math.prod(s) * itemsize if rest is None else stored_bytes(s, rest) for s in shapes)
             loss = 0.0
             if rest is not None and self.data is not None:
@@ -184,8 +196,6 @@ class CompressionRun:
         if size > most:
             raise CompressError(f"Got a file of {size:,} bytes for a budget of {most:,}; this is a bug of adtn.")
         outcome = self._run_chosen(selection)
-        if precision is not None:
-            self.adapter.narrow(precision)
         return replace(outcome, rest=precision, file_bytes=size)
 
     def _stored(self, selection: Selection) -> tuple[Precision | None, int]:

@@ -64,6 +64,10 @@ class Case:
         entries = sum(math.prod(shape) for layer in layers for shape in layer.weights.values())
         return sum(p.numel() for p in self.model.parameters()), entries
 
+    def file_bytes(self) -> int:
+        """Return the size of a file with the model."""
+        return len(model_of(self.model, None).content({}))
+
 
 def of_proportion(part: float, n: int) -> float:
     """Return the standard error of a proportion among ``n`` independent samples."""

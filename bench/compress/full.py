@@ -19,7 +19,7 @@ from typing import Any
 import adtn
 import torch
 from adtn.bench import machine
-from pareto import sizes
+from pareto import quality_of
 
 from models import CASES
 
@@ -57,10 +57,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     case = CASES[options.case]()
-    params, entries = sizes(case)
+    params, entries = case.sizes()
     ratio = options.bytes or options.params
     most = params - entries + int(entries / ratio)
-    budget = adtn.Budget(bytes=4 * most) if options.bytes else adtn.Budget(params=most)
+    saved = 4 * (params - most)
+    budget = adtn.Budget(bytes=case.file_bytes() - saved) if options.bytes else adtn.Budget(params=most)
     chosen: dict[str, Any] = {}
     if options.formats:
         chosen["precisions"] = tuple(precision_of(text) for text in options.formats)
@@ -72,6 +73,7 @@ def main() -> None:
         tune_optimizer=options.optimizer,
         distill=options.distill,
         autocast="bfloat16",
+        rest="same",
         seed=options.seed,
         **chosen,
     )
@@ -91,7 +93,7 @@ def main() -> None:
         "bytes of replaced layers": report.after.bytes - rest,
         "ratio of bytes": 4 * entries / (report.after.bytes - rest),
         "ratio of parameters": entries / (report.after.params - (params - entries)),
-        "quality": dict(case.quality(case.model)),
+        **quality_of(case),
         "cpu_seconds": round(time.process_time() - began),
         "layers": {r.name: [r.topology, r.params, [round(e, 4) for e in r.local_errors]] for r in report.layers},
     }

@@ -52,7 +52,8 @@ def _classifier(name: str, data: str, weights: Path, shift: int, flip: bool) -> 
         while True:
             for part in used[torch.randperm(len(used), generator=random)].split(128):
                 if len(part) == 128:
-                    yield augment(as_input(x[part], data), random, shift, flip), y[part]
+                    # the ResNets were trained with black borders, which changes the statistics of their layers
+                    yield as_input(augment(x[part], random, shift, flip), data), y[part]
 
     def quality(model: nn.Module) -> Quality:
         with torch.inference_mode():
