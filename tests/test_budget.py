@@ -226,9 +226,9 @@ def test_invalid_budgets_are_refused(values: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("text", "want"),
     [
-        ("4x", Budget(ratio=4.0)),
-        ("2.5 X", Budget(ratio=2.5)),
-        ("25%", Budget(ratio=4.0)),
+        ("4x", Budget(bytes_ratio=4.0)),
+        ("2.5 X", Budget(bytes_ratio=2.5)),
+        ("25%", Budget(bytes_ratio=4.0)),
         ("2MB", Budget(bytes=2_000_000)),
         ("1.5KiB", Budget(bytes=1536)),
         ("900B", Budget(bytes=900)),
@@ -332,11 +332,11 @@ def test_a_budget_is_passed_beside_the_config_or_in_it() -> None:
     config = Config(**QUICK)
     found = [
         adtn.compress(net(), config, budget="2x", data=batches()),
-        adtn.compress(net(), replace(config, budget=Budget(ratio=2.0)), data=batches()),
+        adtn.compress(net(), replace(config, budget=Budget(bytes_ratio=2.0)), data=batches()),
     ]
-    assert found[0].after.params == found[1].after.params
+    assert found[0].file_bytes == found[1].file_bytes
     with pytest.raises(CompressError, match="pass one of them"):
-        adtn.compress(net(), replace(config, budget=Budget(ratio=2.0)), budget="2x", data=batches())
+        adtn.compress(net(), replace(config, budget=Budget(bytes_ratio=2.0)), budget="2x", data=batches())
 
 
 def test_weights_that_matter_little_are_not_compressed_beyond_what_was_measured() -> None:

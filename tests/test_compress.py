@@ -757,7 +757,7 @@ def test_configs_are_read_from_toml(tmp_path: Path) -> None:
         ({"rates": {"*": "a"}}, "expected numbers of at least 0 by names"),
         ({"rates": 3}, "expected numbers of at least 0 by names"),
         ({"budget": 8}, r"expected adtn.Budget\(ratio=20\)"),
-        ({"budget": {"rat": 8}}, "one of accuracy_loss, bytes, params, ratio"),
+        ({"budget": {"rat": 8}}, "one of accuracy_loss, bytes, bytes_ratio, params, ratio"),
         ({"budget": {"ratio": "8"}}, "Got ratio='8'; expected a number of at least 1"),
         ({"base": 1.5}, "expected adtn.SeededBase"),
         ({"layers": ["a"]}, "expected values by names"),
@@ -883,8 +883,8 @@ def test_the_command_line_takes_a_budget_and_compares(here: Path) -> None:
     done = command(*arguments, *sources, "--budget", "2x", "--baselines")
     assert done.exit_code == 0, done.output
     report = json.loads((here / "small/report.json").read_text())
-    assert report["config"]["budget"]["ratio"] == 2.0
-    assert report["after"]["params"] <= report["before"]["params"] / 2
+    assert report["config"]["budget"]["bytes_ratio"] == 2.0
+    assert report["file_bytes"] == (here / "small/state.safetensors").stat().st_size
     assert "int8, all layers" in [x["name"] for x in report["baselines"]]
     assert "whitened SVD" in done.stdout
     done = command(*arguments, "--budget", "half")
@@ -896,7 +896,8 @@ def test_the_command_line_without_options_keeps_the_model_usable(here: Path) -> 
     assert done.exit_code == 0, done.output
     report = json.loads((here / "small/report.json").read_text())
     assert report["config"]["topology"] is None and report["warnings"] == []
-    assert report["after"]["bytes"] <= report["config"]["budget"]["bytes"] < report["before"]["bytes"] / 2
+    assert report["after"]["bytes"] < report["before"]["bytes"] / 2
+    assert (here / "small/state.safetensors").stat().st_size <= report["config"]["budget"]["bytes"]
 
 
 def test_the_command_line_shows_warnings_once_and_without_the_source(here: Path) -> None:

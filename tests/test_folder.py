@@ -158,7 +158,9 @@ def test_tensors_that_float16_cannot_hold_stay(tmp_path: Path) -> None:
 
 
 def test_the_rest_has_no_4_bits() -> None:
-    with pytest.raises(CompressError, match="Got rest='int4'; expected choose, same, float16, bfloat16 or int8"):
+    with pytest.raises(
+        CompressError, match="Got rest='int4'; expected 'choose', 'same', 'float16', 'bfloat16' or 'int8'"
+    ):
         replace(QUICK, rest="int4")  # type: ignore[arg-type]
 
 
@@ -229,7 +231,7 @@ def test_hugging_face_models_hold_codes(tmp_path: Path) -> None:
     small.save_pretrained(tmp_path / "saved")
     report.generators.update(adapter.generators())
     (tmp_path / "small").mkdir()
-    _write(tmp_path / "small", small, report, tmp_path / "dense", None)
+    _write(tmp_path / "small", small, report, tmp_path / "dense")
     tokens = torch.arange(8)[None]
     for folder in ("saved", "small"):
         back = adtn.load_pretrained(tmp_path / folder)

@@ -287,8 +287,8 @@ def test_without_a_topology_the_chosen_layers_have_a_quarter_of_their_bytes() ->
     for data in (None, batches()):
         report = adtn.compress(Net(), Config(tune_steps=3), data=data)
         chosen = 4 * (8 * 4 * 3 * 3 + 32 * 32)
-        assert report.config.budget == adtn.Budget(bytes=report.before.bytes - chosen + chosen // 4)
-        assert report.after.bytes <= report.config.budget.bytes
+        assert report.after.bytes < report.before.bytes - 0.65 * chosen
+        assert report.file_bytes <= report.config.budget.bytes
         assert max(error for r in report.layers for error in r.local_errors) < 0.1
 
 

@@ -29,7 +29,8 @@ from ._storage import to_bytes
 
 _BATCHES = 64  # batches of a list that are compared when a training continues
 _TRIALS = 6  # number of sizes that are tried for a largest loss of accuracy
-_FITS = 6  # choices until the file is small enough
+_FITS = 5  # choices until the file has the right size
+_USED = 0.98  # of a budget, where no larger choice is tried
 _NORMALISED = 3072  # samples by which running statistics are corrected
 
 
@@ -185,33 +186,35 @@ class CompressionRun:
         """Choose such that the file of the state, headers included, has at most that many bytes."""
         own = HEADER_BYTES * (1 + len(search.tasks))
         ladders: Sequence[Ladder] = search.ladders(most - own - search.rests[-1].bytes)
-        selection = search.choose(ladders, most - own)
-        precision, size = self._stored(selection)
+        best: tuple[int, Selection] | None = None
         for _ in range(_FITS):
-            if size <= most:
+            selection = search.choose(ladders, most - own)
+            ladders, size = selection.ladders, self._stored_bytes(selection)
+            if size <= most and (best is None or size > best[0]):
+                best = size, selection
+            headers = size - selection.cost
+            if _USED * most <= size <= most or own == headers:
                 break
-            own += max(size - most, size - selection.cost - own)
-            selection = search.choose(selection.ladders, most - own)
-            precision, size = self._stored(selection)
-        if size > most:
-            raise CompressError(f"Got a file of {size:,} bytes for a budget of {most:,}; this is a bug of adtn.")
+            own = max(headers, own + size - most) if size > most else headers
+        if best is None:
+            raise CompressError(f"Found no choice with a file of at most {most:,} bytes; allow a few bytes more.")
+        size, selection = best
         outcome = self._run_chosen(selection)
-        return replace(outcome, rest=precision, file_bytes=size)
+        return replace(outcome, rest=_precision_of(selection.rest), file_bytes=size)
 
-    def _stored(self, selection: Selection) -> tuple[Precision | None, int]:
-        """Return the precision of everything else, and the size of the file of a model with what was chosen."""
-        rest = None if selection.rest is None else selection.rest.precision
+    def _stored_bytes(self, selection: Selection) -> int:
+        """Return the size of the file of a model with what was chosen."""
         generators = {name: r.generator for name, r in selection.results.items() if r is not None}
         self._install(generators)
         try:
-            return rest, state_bytes(self.adapter, generators, rest)
+            return state_bytes(self.adapter, generators, _precision_of(selection.rest))
         finally:
             self.adapter.restore()
 
     def _run_chosen(self, selection: Selection) -> Outcome:
         """Run all stages with what was chosen."""
         results = {name: result for name, result in selection.results.items() if result is not None}
-        if not results and (selection.rest is None or selection.rest.precision is None):
+        if not results and _precision_of(selection.rest) is None:
             raise CompressError(
                 "Every weight stays dense within this budget; allow less, so that something is replaced."
             )
@@ -344,6 +347,10 @@ class CompressionRun:
         if self._is_labelled or distill < 1.0:
             return self.adapter.loss_on(batches, self.loss)
         return self.adapter.distance_from_dense(batches)
+
+
+def _precision_of(rest: Rest | None) -> Precision | None:
+    return None if rest is None else rest.precision
 
 
 def _measured(quality: float | None) -> float:
