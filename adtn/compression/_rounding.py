@@ -6,7 +6,7 @@ import numpy as np
 
 from .._typing import Float
 from ..generator import Generator
-from ..optim import has_decomposition, round_cores
+from ..optim import has_decomposition, is_linear, round_cores
 from ..precision import Precision
 from ..topology import Dense
 
@@ -39,6 +39,6 @@ def rounded_in_metric(
             return generator.rounded(precision)
         own = generator.weighting.moment_to_generated_order(np.asarray(moment, np.float64))
         return generator.rounded(precision, {"weight": np.asarray(own)})
-    if not has_decomposition(generator):
+    if not (has_decomposition(generator) and is_linear(generator)):
         return generator.rounded(precision)
     return round_cores(generator, precision, weight, moment, passes=passes)

@@ -4,6 +4,7 @@ from ._balance import balanced as balanced
 from ._best_within import best_within as best_within
 from ._decompose import decompose as decompose
 from ._decompose import has_decomposition as has_decomposition
+from ._decompose import is_linear as is_linear
 from ._fingerprint import fingerprint as fingerprint
 from ._fit import fit as fit
 from ._fit import run_fit as run_fit

@@ -6,6 +6,7 @@ They run in NumPy float64 on the host, as MPS has neither float64 nor QR.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..topology import LowRank, TensorRing
 from ._alternating import alternate
 from ._balance import balanced
 from ._metric import InputMetric, along, checked_moment, padded_moment
+from ._nearly_linear import slope_of, through_activations
 from ._whitened_svd import whitened_svd
 
 
@@ -35,8 +37,10 @@ def decompose(
     Parameters
     ----------
     generator : Generator
-        A generator with a linear topology and no base: LowRank (SVD), TT or MPO (TT-SVD), TensorRing (TR-SVD), Tucker
-        (HOSVD), CP (alternating least squares), or a TTN, ATTN or MERA (SVDs from the legs to the root).
+        A generator without a base: LowRank (SVD), TT or MPO (TT-SVD), TensorRing (TR-SVD), Tucker (HOSVD), CP
+        (alternating least squares), or a TTN, ATTN or MERA (SVDs from the legs to the root). Between activations that
+        are nearly linear around zero (tanh, silu, gelu, sine), the parameters are those of the network without
+        activations, with states so small that the weight changes by at most 1 %.
     target : array
         The weight, of the generator's shape, as an array of any framework.
     moment : array, optional
@@ -79,8 +83,12 @@ def decompose(
     """
     if not _is_plain(generator):
         raise TopologyError(
-            "A decomposition needs a linear topology without shared cores and without a base; train it instead."
+            "A decomposition needs a topology without shared cores and without a base, whose activations are nearly "
+            "linear around zero; train it instead."
         )
+    if not is_linear(generator):
+        twin = decompose(_without_activations(generator), target, moment=moment, sweeps=sweeps)
+        return through_activations(generator, twin.params, np.asarray(twin.weight()))
     topology, layout, initial = generator.topology, generator.layout, generator.params
     state = np.asarray(generator.weighting.to_state(_weight(generator, target)))
     second = None if moment is None else checked_moment(moment, generator.shape)
@@ -124,11 +132,30 @@ def _weight(generator: Generator, target: Any) -> Float[np.ndarray, "*shape"]:
     return weight
 
 
+def _without_activations(generator: Generator) -> Generator:
+    topology: Any = generator.topology
+    return Generator(
+        generator.shape,
+        replace(topology, activation="identity"),
+        layout=generator.layout,
+        scale=generator.scale,
+        permutations=generator.permutations or None,
+        dtype="float64",
+    )
+
+
 def has_decomposition(generator: Generator) -> bool:
     """Return whether :func:`decompose` accepts a generator."""
     return generator.topology.has_decomposition and _is_plain(generator)
 
 
+def is_linear(generator: Generator) -> bool:
+    """Return whether there is no activation between the segments of a generator."""
+    return all(segment.activation == "identity" for segment in generator.segments)
+
+
 def _is_plain(generator: Generator) -> bool:
-    nonlinear = any(segment.activation != "identity" for segment in generator.segments)
-    return not (nonlinear or generator.topology.share or generator.base is not None)
+    segments = generator.segments
+    smooth = all(slope_of(segment.activation) is not None for segment in segments[:-1])
+    is_free = not generator.topology.share and generator.base is None
+    return smooth and segments[-1].activation == "identity" and is_free
