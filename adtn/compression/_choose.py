@@ -44,7 +44,7 @@ _ROUNDS = 4  # allocations, each with the errors of what the previous one chose
 _REST = ""  # no weight has this name
 SAMPLES = 128  # samples with which the outputs of models are compared, if they are classes
 _VECTORS = 64  # otherwise, as distances vary less from sample to sample
-_ROWS = 2048  # of all outputs that are compared, at most, and at least one batch: a text has many
+_ROWS, _ENTRIES = 2048, 1 << 24  # of outputs, from which no more batches are compared: a text has many of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,14 +197,16 @@ class Search:
     def _comparison(self) -> Callable[[], float]:
         """Return a function that measures how far the model's outputs are from those of the dense one."""
         classes = self.adapter.has_classes(self.sample)
-        sample = self.sample if classes else list(first_samples(self.sample, _VECTORS))
-        dense = self.adapter.outputs(sample)
-        if dense is None:
-            before = self.adapter.loss_on(sample, self.loss)
-            return lambda: self.adapter.loss_on(sample, self.loss) - before
-        rows = np.cumsum([len(y) for y in dense])
-        count = max(int(np.searchsorted(rows, _ROWS, side="right")), 1)
-        sample, dense = sample[:count], dense[:count]
+        sample, dense = [], []
+        for batch in self.sample if classes else first_samples(self.sample, _VECTORS):
+            outputs = self.adapter.outputs([batch])
+            if outputs is None:
+                before = self.adapter.loss_on(self.sample, self.loss)
+                return lambda: self.adapter.loss_on(self.sample, self.loss) - before
+            sample.append(batch)
+            dense += outputs
+            if sum(map(len, dense)) >= _ROWS or sum(y.size for y in dense) >= _ENTRIES:
+                break
 
         def compare() -> float:
             outputs = self.adapter.outputs(sample)
