@@ -349,6 +349,41 @@ def compress_models_table(content: dict) -> list[str]:
     return lines
 
 
+def compress_full_table(content: dict) -> list[str]:
+    """Tabulate trainings of whole compressed models."""
+    rows = content["compress_full"]
+    measures = list(rows[0]["quality"])
+    head = ("case", "budget", "bytes", "parameters", "steps", "rate", "seed", *measures, "CPU seconds")
+    lines = ["Ratios are those of the layers that are compressed. Integers are trained as integers.", ""]
+    lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for r in rows:
+        budget = f"{r['bytes']:g}x bytes" if r["bytes"] else f"{r['params']:g}x parameters"
+        sizes = f"{r['ratio of bytes']:.2f}x", f"{r['ratio of parameters']:.2f}x"
+        quality = (f"{r['quality'][m]:.4g} ± {r['standard errors'][m]:.2g}" for m in measures)
+        cells = (r["case"], budget, *sizes, r["steps"], r["lr"], r["seed"], *quality, r["cpu_seconds"])
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return [*lines, ""]
+
+
+def compress_nonlinear_table(content: dict) -> list[str]:
+    """Tabulate errors of linear and nonlinear trees of the same size."""
+    rows = content["compress_nonlinear"]
+    lines = [
+        "Relative errors of the outputs of a layer, before and after a fit by L-BFGS in the metric of its inputs.",
+        "",
+        "| layer | ratio | method | start | parameters | before | after | steps |",
+        "|---" * 8 + "|",
+    ]
+    for r in rows:
+        before = f"{r['before']:.4f}" if "before" in r else ""
+        steps = r["steps"] if before else ""
+        lines.append(
+            f"| {r['case']} {r['layer']} | {r['ratio']}x | {r['method']} | {r.get('start', '')} | {r['params']:,} "
+            f"| {before} | {r['error']:.4f} | {steps} |"
+        )
+    return [*lines, ""]
+
+
 def _ratio(rows: list[dict]) -> float:
     return mean(r["ratio of bytes"] for r in rows)
 
@@ -376,6 +411,8 @@ def table_of(content: dict) -> list[str]:
         "house": house_table,
         "compress_layers": compress_layers_table,
         "compress_models": compress_models_table,
+        "compress_full": compress_full_table,
+        "compress_nonlinear": compress_nonlinear_table,
         "config": side_by_side_table,
         "results": accuracy_table,
     }.items():

@@ -37,6 +37,8 @@ class Case:
         ``quality(model)`` returns measures of quality on test data; the first is larger for better models.
     targets, exclude : tuple of str
         The layers that are compressed, see :class:`adtn.Config`.
+    test : sequence of batches
+        Test data with labels, where these are classes.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Case:
     quality: Callable[[nn.Module], Quality]
     targets: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    test: Batches = ()
 
     def fresh(self) -> Case:
         """Return the case with a copy of its model, which may be changed."""

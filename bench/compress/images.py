@@ -72,4 +72,5 @@ def _classifier(name: str, data: str, weights: Path, shift: int, flip: bool) -> 
         validation=plain(held),
         train=train,
         quality=quality,
+        test=[(as_input(a, data), b) for a, b in zip(x_test.split(500), y_test.split(500), strict=True)],
     )

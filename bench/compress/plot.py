@@ -13,7 +13,6 @@ from typing import Any
 RESULTS = Path(__file__).parents[1] / "results"
 AUTOMATIC = "automatic"
 BUDGETS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
-LAYERS_FILE = "compress-layers"  # of single layers, and not of a model
 _SLACK = 1.001  # of ratios: a budget is a whole number of bytes
 _NAMES = {"lenet5": "LeNet-5", "resnet20": "ResNet-20", "resnet56": "ResNet-56", "minilm": "MiniLM-L6"}
 _ABOUT = {
@@ -46,8 +45,8 @@ def main() -> None:
 
 def contents() -> list[dict[str, Any]]:
     """Read the results of all models."""
-    paths = (path for path in sorted(RESULTS.glob("compress-*.json")) if path.stem != LAYERS_FILE)
-    return [json.loads(path.read_text()) for path in paths]
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("compress-*.json"))]
+    return [content for content in found if "compress_models" in content]
 
 
 def name_of(content: dict[str, Any]) -> str:
