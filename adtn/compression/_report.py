@@ -19,6 +19,7 @@ from ..topology import topology_to_json
 from ._config import Config
 from ._rows import COLUMNS, Baseline, LayerRow, ModelCost, baseline_cells, cells, describe, own_row
 
+_DECODED = ", with decoded values beside the integers; allow_slower=True holds the integers only, and is slower"
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -162,6 +163,7 @@ class CompressReport:
         if b.resident_bytes and a.resident_bytes:
             lines.append(
                 f"memory of parameters and buffers {format_bytes(b.resident_bytes)} -> {format_bytes(a.resident_bytes)}"
+                + (_DECODED if self._holds_decoded else "")
             )
         if b.forward_peak_bytes and a.forward_peak_bytes:
             lines.append(
@@ -176,6 +178,11 @@ class CompressReport:
             more = f" and {len(names) - 3} more" if len(names) > 4 else ""
             lines.append(f"dense, {why}: {', '.join(names[: 3 if more else 4])}{more}")
         return lines
+
+    @property
+    def _holds_decoded(self) -> bool:
+        """Whether there are codes that are decoded once."""
+        return not self.config.allow_slower and any(g.precision is not None for g in self.generators.values())
 
     def settings(self) -> dict[str, str]:
         """Return the options of the config that differ from the defaults, and always the seed."""
