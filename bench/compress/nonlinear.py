@@ -26,7 +26,7 @@ from models import CASES
 LAYERS = {
     "minilm": "encoder.encoder.layer.2.attention.self.query",
     "resnet20": "layer3.1.conv1",
-    "stories260k": "model.layers.2.mlp.up_proj",
+    "stories260k": "decoder.model.layers.2.mlp.up_proj",
     "lenet5": "fc1",
 }
 RATIOS = (4, 10)
