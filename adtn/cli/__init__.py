@@ -10,10 +10,10 @@ from typing import Annotated, Any, cast
 import numpy as np
 import typer
 
-from ._files import check_writable, write_bytes, write_or_rescue
-from ._version import __version__
-from .errors import ADTNError, MissingDependencyError
-from .optim import optimizer_names
+from .._files import check_writable, write_bytes, write_or_rescue
+from .._version import __version__
+from ..errors import ADTNError, MissingDependencyError
+from ..optim import optimizer_names
 
 app = typer.Typer(
     name="adtn",
@@ -76,7 +76,7 @@ def devices(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     """List devices with their memory and dtypes, and why some are not usable."""
     from dataclasses import asdict
 
-    from .device import devices as list_devices
+    from ..device import devices as list_devices
 
     listing = list_devices()
     print(json.dumps([asdict(d) for d in listing], indent=1) if as_json else listing)
@@ -99,8 +99,8 @@ def demo(
     """Train a network through generated layers, beside controls, on every usable device."""
     from rich.console import Console
 
-    from .demo import draw, run_demo, tables, verdict
-    from .demo import load_images as check_data
+    from ..demo import draw, run_demo, tables, verdict
+    from ..demo import load_images as check_data
 
     check_writable(out, "--out", "folder")
     check_data(data)
@@ -160,10 +160,10 @@ def fit(
     modules: Imports = None,
 ) -> None:
     """Fit a generator to your own weight and save it."""
-    from .compression import pick_weight, to_bytes
-    from .generator import Generator
-    from .optim import Status
-    from .optim import fit as run
+    from ..compression import pick_weight, to_bytes
+    from ..generator import Generator
+    from ..optim import Status
+    from ..optim import fit as run
 
     if not file.name:
         raise ADTNError(f"Got the file {str(file)!r}; expected a file with a weight: .npy, .npz or .safetensors.")
@@ -209,8 +209,8 @@ def inspect(
     modules: Imports = None,
 ) -> None:
     """Show the content of a file: a generator with its segments, or plain weights with their spectra."""
-    from .compression import load, pick_weight, read_weights
-    from .errors import CompressError, FileFormatError
+    from ..compression import load, pick_weight, read_weights
+    from ..errors import CompressError, FileFormatError
 
     if key is not None and weight is None:
         raise CompressError(f"Got --key {key!r} without --weight; pass the file that has this weight, or leave it out.")
@@ -250,8 +250,8 @@ def calibrate(
     ] = None,
 ) -> None:
     """Measure the cost of operations on devices, for later plans; takes under 20 seconds each on an idle machine."""
-    from .device import devices as list_devices
-    from .schedule import calibrate as measure
+    from ..device import devices as list_devices
+    from ..schedule import calibrate as measure
 
     names = device or [d.name for d in list_devices().usable]
     if out is not None and len(names) != 1:
@@ -288,11 +288,11 @@ def plan(
     modules: Imports = None,
 ) -> None:
     """Show the plan of a task: contractions, mode, tiles, predicted time and memory, and the alternatives."""
-    from .schedule import Sketch
-    from .schedule import plan as make
+    from ..schedule import Sketch
+    from ..schedule import plan as make
 
     if Path(shape).exists():
-        from .compression import load
+        from ..compression import load
 
         generator: Any = load(Path(shape))
     else:
@@ -348,8 +348,8 @@ def compress(
 
     from rich.console import Console
 
-    from .compression import Budget, Config, run_folder
-    from .errors import QualityWarning
+    from ..compression import Budget, Config, run_folder
+    from ..errors import QualityWarning
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -436,7 +436,7 @@ def bench(
 
     from rich.console import Console
 
-    from .bench import BenchConfig, run_bench
+    from ..bench import BenchConfig, run_bench
 
     if out is not None:
         check_writable(out, "--out", "file")
@@ -471,7 +471,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _topology(name: str, **options: Any) -> Any:
-    from .topology import get_topology
+    from ..topology import get_topology
 
     cls = get_topology(name)
     given = {k: v for k, v in options.items() if v is not None}
@@ -485,7 +485,7 @@ def _topology(name: str, **options: Any) -> Any:
 
 
 def _layout(shape: tuple[int, ...], topology: Any, leg: int | None, order: str | None) -> Any:
-    from .layout import Layout
+    from ..layout import Layout
 
     if leg is None and order is None:
         return None
@@ -505,7 +505,7 @@ def _error_of(generator: Any, name: str, weight: np.ndarray) -> str:
 
 def _beside(weight: np.ndarray, params: int) -> str:
     """Describe the error of a singular value decomposition of as many parameters; empty for vectors."""
-    from .optim import svd_error
+    from ..optim import svd_error
 
     if weight.ndim < 2 or weight.size > 2**24:
         return ""
