@@ -48,6 +48,7 @@ PLANTS = [
     Plant(module="adtn.layout._layout", imported="jax", contract=NEVER),
     Plant(module="adtn.layout._layout", imported="adtn.generator", contract="layers of adtn"),
     Plant(module="adtn.precision._round", imported="adtn.layout", contract="layers of adtn"),
+    Plant(module="adtn.cli._plan", imported="adtn.cli._compress", contract="a command knows no other command"),
     Plant(
         module="adtn.optim._objective",
         imported="adtn.optim._fit",

@@ -15,26 +15,21 @@ from .._checks import PathArgument, checked, shown
 from .._files import check_writable
 from ..backends import check_device
 from ..errors import CompressError, LayoutError, QualityWarning, TopologyError
-from ..generator import Generator, generated_rows
 from ..topology import Dense
-from ._baselines import Baselines
 from ._budget import Budget
-from ._choose import has_closed_form
 from ._config import Config
 from ._local import Executor, LocalTask
 from ._model import Layer, Model, model_of
 from ._progress import Progress
-from ._quality import faults_of
 from ._report import CompressReport
-from ._rows import LayerRow, ModelCost
-from ._run import CompressionRun, Outcome
+from ._result import Result, cost_of
+from ._rows import ModelCost
+from ._run import CompressionRun
 from ._samples import first_batches
 from ._stage import Stage
 from ._state import HEADER_BYTES, state_bytes
 
-_BEST_DENSE = "best left dense within this budget"
 _SMALLER = 4  # times, that layers become by default
-_CORNER = 96  # rows and columns of a weight that the report shows
 
 
 @checked(CompressError)
@@ -131,8 +126,7 @@ def compress(
     data, validation, test = _batches("data", data), _batches("validation", validation), _batches("test", test)
     folder = check_writable(folder, "folder", "folder") if folder is not None else None
     stages = config.stages(data is not None)
-    device = "numpy:cpu" if device is None else device
-    check_device(device, "float32")
+    device = _fit_device(device)
     _check_measures(config, baselines, has_quality=test is not None or score is not None)
     adapter = model_of(model, None)
     began = time.monotonic()
@@ -140,20 +134,14 @@ def compress(
     trained = [stage for stage in stages if stage.trains]
     if trained:
         adapter.check(config.tuning(trained[0]))
-    before = _cost(adapter, test, loss, score)
-    is_usual = config.chooses_formats and config.budget is None
-    if is_usual:
-        config = replace(config, budget=_usual_budget(adapter, [layer for layer, _ in chosen]))
-    if _limits_accuracy(config) and before.quality is None:
-        raise CompressError(
-            "Got a budget of accuracy_loss for labels that are not indices of classes; pass score= as well."
-        )
-    tasks = _tasks(adapter, config, chosen, data, device, stages)
+    before = cost_of(adapter, test, loss, score)
+    limited = _limited(config, adapter, chosen, before)
+    tasks = _tasks(adapter, limited, chosen, data, device, stages)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     run = CompressionRun(
         adapter=adapter,
-        config=config,
+        config=limited,
         stages=stages,
         layers=[layer for layer, _ in chosen],
         tasks=tasks,
@@ -165,50 +153,19 @@ def compress(
         executor=executor,
         folder=folder,
         say=Progress(progress),
-        narrows=not is_usual,
+        narrows=limited.budget is config.budget,
     )
     try:
         with run.say:
-            outcome = run.compress(before)
-            adapter.decode_once(not config.allow_slower)
-            after = _cost(adapter, test, loss, score)
-            generators = adapter.generators()
-            run.say.stage("measurements")
-            sample = test if test is not None else data
-            predicted = adapter.predicted_seconds(sample) if sample is not None else {}
-            if sample is not None:
-                dense_pass, own_pass = adapter.forward_costs(sample)
-                before, after = before.with_forward(dense_pass), after.with_forward(own_pass)
-            compared = (
-                Baselines(run=run, replaced=frozenset(generators), before=before, result=after).measure()
-                if baselines
-                else []
-            )
-        rows = [_row(layer, outcome, generators, predicted) for layer in run.layers if _is_replaced(layer, generators)]
-        # an adapter starts at zero, beside the dense weight: its local error says nothing
-        faults = faults_of(rows, before, after, trained=bool(trained) or config.mode == "adapter")
+            result = Result.of(run, before, baselines=baselines)
+        faults = result.faults(trained=bool(trained))
         for fault in faults:
             warnings.warn(fault, QualityWarning, stacklevel=3)  # the caller of the checked function
     except BaseException:
         adapter.restore()
         raise
     run.remove_checkpoints()
-    return CompressReport(
-        config=config,
-        layers=rows,
-        dense=dense | {y.name: _BEST_DENSE for y in run.layers if not _is_replaced(y, generators)},
-        before=before,
-        after=after,
-        losses=outcome.losses,
-        seconds=time.monotonic() - began,
-        generators=generators,
-        corners={n: (_corner(task.weight), _corner(generators[n])) for n, task in tasks.items() if n in generators},
-        title=type(model).__name__,
-        warnings=faults,
-        baselines=compared,
-        rest=outcome.rest,
-        file_bytes=outcome.file_bytes,
-    )
+    return result.report(dense, title=type(model).__name__, seconds=time.monotonic() - began, faults=faults)
 
 
 def _with_budget(config: Config, budget: Budget | str | None) -> Config:
@@ -226,6 +183,13 @@ def _usual_budget(model: Model, layers: Sequence[Layer]) -> Budget:
     dense = sum(itemsize * math.prod(shape) for itemsize, shape in shapes)
     headers = HEADER_BYTES * (1 + len(shapes))
     return Budget(bytes=state_bytes(model, {}, None) - dense + dense // _SMALLER + headers)
+
+
+def _fit_device(device: str | None) -> str:
+    """Return the device of local fits."""
+    device = "numpy:cpu" if device is None else device
+    check_device(device, "float32")
+    return device
 
 
 Chosen = Sequence[tuple[Layer, Mapping[str, np.ndarray]]]
@@ -252,6 +216,17 @@ def _choose_layers(adapter: Model, config: Config) -> tuple[Chosen, dict[str, st
             "adtn_backends.torch or adtn_backends.jax."
         )
     return chosen, dense
+
+
+def _limited(config: Config, model: Model, chosen: Chosen, before: ModelCost) -> Config:
+    """Return the config with the usual budget if it has neither a topology nor a budget."""
+    if config.chooses_formats and config.budget is None:
+        return replace(config, budget=_usual_budget(model, [layer for layer, _ in chosen]))
+    if _limits_accuracy(config) and before.quality is None:
+        raise CompressError(
+            "Got a budget of accuracy_loss for labels that are not indices of classes; pass score= as well."
+        )
+    return config
 
 
 def _batches(name: str, data: Any) -> Iterable[Any] | None:
@@ -354,67 +329,3 @@ def _unfit(weights: Iterable[np.ndarray]) -> str:
 def _usable(moment: np.ndarray | None) -> np.ndarray | None:
     """Return the second moment, or ``None`` if all inputs are zero, which carries no information."""
     return moment if moment is not None and float(np.trace(moment)) > 0.0 else None
-
-
-def _cost(
-    adapter: Model,
-    test: Iterable[Any] | None,
-    loss: Callable[..., Any] | None,
-    score: Callable[[Any], Any] | None,
-) -> ModelCost:
-    params, size = adapter.numbers()
-    accuracy, mean = (None, None) if test is None else (adapter.accuracy(test), adapter.loss_on(test, loss))
-    return ModelCost(
-        params=params,
-        bytes=size,
-        accuracy=accuracy,
-        forward_seconds=None,
-        forward_peak_bytes=None,
-        loss=mean,
-        score=adapter.score(score) if score is not None else None,
-        resident_bytes=adapter.resident_bytes(),
-    )
-
-
-def _corner(weight: np.ndarray | Generator) -> np.ndarray:
-    """Return at most 96 rows and columns in float32; a generator makes only these rows."""
-    if isinstance(weight, Generator):
-        arrays = weight.arrays("numpy:cpu", "float32")
-        index = np.arange(min(_CORNER, weight.shape[0]))
-        rows = generated_rows(weight, arrays, index, lambda digits, d: np.eye(d, dtype=np.float32)[digits])
-    else:
-        rows = weight[:_CORNER]
-    return np.asarray(rows, np.float32).reshape(len(rows), -1)[:, :_CORNER]
-
-
-def _is_replaced(layer: Layer, generators: Mapping[str, Any]) -> bool:
-    return not generators.keys().isdisjoint(layer.weights)
-
-
-def _row(layer: Layer, outcome: Outcome, generators: dict[str, Any], predicted: dict[str, float]) -> LayerRow:
-    parts = [generators[name] for name in layer.weights]
-    dense = sum(map(math.prod, layer.weights.values()))
-    return LayerRow(
-        name=layer.name,
-        kind=layer.kind,
-        shapes=tuple(tuple(s) for s in layer.weights.values()),
-        topology=_described(parts[0]),
-        dense=dense,
-        params=sum(g.num_params for g in parts),
-        dense_bytes=dense * layer.itemsize,
-        bytes=sum(g.nbytes if g.precision is not None else g.num_params * layer.itemsize for g in parts),
-        active=sum(g.num_params if has_closed_form(g.topology) else g.num_active_params for g in parts),
-        local_errors=[outcome.results[name].relative_error for name in layer.weights],
-        tied=layer.tied,
-        sensitivity=outcome.sensitivities.get(layer.name),
-        predicted_seconds=sum(predicted[n] for n in layer.weights) if predicted else None,
-    )
-
-
-def _described(generator: Generator) -> str:
-    """Describe how a weight is stored."""
-    if generator.precision is None:
-        return str(generator.topology)
-    if isinstance(generator.topology, Dense):
-        return str(generator.precision)
-    return f"{generator.topology}, {generator.precision}"

@@ -9,43 +9,35 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from autoray import do
 
-from .._checks import Seed, checked, shown
+from .._checks import Seed, checked
 from .._recent import Recent
 from .._typing import Array, Float, Params, Shape
-from ..backends import DTYPES, Backend, backend_of, check_device
-from ..calculus import active_parameters, degrees_of_freedom, forward_stage, frozen_values, initial_values
+from ..backends import Backend, check_device
+from ..calculus import active_parameters, degrees_of_freedom, frozen_values
 from ..device import Memory
-from ..errors import DeviceError, GeneratorError, LayoutError, PrecisionError, ScheduleError, TopologyError
+from ..errors import DeviceError, GeneratorError, LayoutError, ScheduleError, TopologyError
 from ..layout import Layout, Permutation
-from ..precision import Codes, Precision, round_to
+from ..precision import Codes, Precision
 from ..program import Program, cached_program
 from ..schedule import decide
-from ..topology import (
-    IdentityBase,
-    Networks,
-    RuleBase,
-    Segment,
-    Topology,
-    TopologyArgument,
-    Where,
-    as_networks,
-    cores_of,
-    read_networks,
-)
-from ..weight import ANY_BATCH, BASE, BASE_SCALE, Mode, WeightFunction, Weighting
+from ..topology import Networks, RuleBase, Segment, Topology, TopologyArgument, Where, cores_of, read_networks
+from ..weight import BASE, BASE_SCALE, Mode, WeightFunction, Weighting
 from ._decoded import Decoded
-from ._values import Base, as_permutations, checked_base, kaiming, readonly, silence, spread
+from ._networks import networks_of, shape_of
+from ._requests import Request, by_rows, placed, requested
+from ._rounding import checked_codes, rounded_codes
+from ._start import formula, start
+from ._values import Base, checked_base, guarded, kaiming, plain, readonly, spread
 
 if TYPE_CHECKING:
     import quimb.tensor as qtn
 
-_OPEN_BATCH = 64
 _PLACES = 2
 """Devices and dtypes for which a generator caches parameters, a weight and what makes it."""
 _PRODUCTS = 8
 """Sizes of batch, devices, dtypes and modes for which it caches how products are done; they share the above."""
+_MAPPINGS = ("_params", "_given", "_codes")
 Dtype = Literal["float32", "float64"]
 
 
@@ -118,36 +110,9 @@ class Generator:
         self._dtype: Dtype = dtype
         self._scale = kaiming(shape) if scale is None else spread(scale)
         self._base = checked_base(base, shape)
-        identity = base.entry(shape) if isinstance(base, IdentityBase) and len(shape) == 2 else None
-        self._weighting = Weighting(
-            layout=self._layout,
-            scale=self._scale,
-            has_base=base is not None,
-            trains_base_scale=isinstance(base, RuleBase),
-            identity=identity,
-            permutations=as_permutations(permutations, shape),
-        )
-        passed = dict(params) if params is not None else {}
-        cores = cores_of(self.segments)
-        shapes = {core.param: core.shape for core in cores}
-        trainable = {core.param: core.shape for core in cores if core.trainable}
-        names = set(shapes) | ({BASE_SCALE} if isinstance(base, RuleBase) else set())
-        if unknown := sorted(set(passed) - names):
-            raise GeneratorError(f"Got parameters {unknown}; expected some of {sorted(names)}.")
-        self._spread_is_exact = True
-        trained = {name: passed[name] for name in trainable if name in passed}
-        if len(trained) < len(trainable):
-            values, self._spread_is_exact = initial_values(self.program, self._layout, seed, passed, topology)
-            trained = values | trained
-            if isinstance(base, np.ndarray | IdentityBase):
-                silence(self.program, trained)
-        if isinstance(base, RuleBase):
-            trained[BASE_SCALE] = passed.get(BASE_SCALE, np.asarray(self._scale))
-        self._params: Mapping[str, np.ndarray] = readonly(trained, trainable | {BASE_SCALE: ()}, dtype)
-        if missing := sorted(c.param for c in cores if c.init == "given" and c.param not in passed):
-            raise GeneratorError(f"Cores {missing} have no rule for their values; pass params that contain them.")
-        given = {k: passed[k] for k in set(shapes) - set(trainable) if k in passed}
-        self._given: Mapping[str, np.ndarray] = readonly(given, shapes, dtype)
+        self._weighting = formula(self._layout, self._scale, base, permutations)
+        begun = start(topology, self._layout, passed=params or {}, seed=seed, scale=self._scale, base=base, dtype=dtype)
+        self._params, self._given, self._spread_is_exact = begun.params, begun.given, begun.spread_is_exact
         self._precision: Precision | None = None
         self._codes: Mapping[str, Codes] = MappingProxyType({})
         self._made: dict[str, Mapping[str, np.ndarray]] = {}  # values that follow from rules, shared by copies
@@ -158,7 +123,7 @@ class Generator:
         """Start with empty caches of everything that is computed from the parameters."""
         self._weights: Recent[tuple[str, str], Array] = Recent(_PLACES)
         self._placed: Recent[tuple[str, str], dict[str, Array]] = Recent(_PLACES)
-        self._products: Recent[tuple[Any, ...], Callable[[Array], Array]] = Recent(_PRODUCTS)
+        self._products: Recent[Request, Callable[[Array], Array]] = Recent(_PRODUCTS)
 
     @classmethod
     @checked(
@@ -224,34 +189,19 @@ class Generator:
         >>> Generator.from_networks([a, b], activation="tanh").shape
         (8, 8)
         """
-        pieces, numbers = read_networks(
+        pieces, values = read_networks(
             networks, trainable=trainable, outputs=outputs, output_inds=output_inds, shape=shape, layout=layout
         )
         topology = Networks(pieces=pieces, activation=activation, where=where)
-        if shape is None:
-            sizes = {
-                i: d for piece in pieces for core in piece.cores for i, d in zip(core.inds, core.shape, strict=True)
-            }
-            shape = layout.shape if layout is not None else tuple(sizes[i] for i in pieces[-1].outputs)
-        return cls(shape, topology, layout=layout, scale=scale, base=base, dtype=dtype, params=numbers)
+        shape = shape_of(pieces, layout) if shape is None else shape
+        return cls(shape, topology, layout=layout, scale=scale, base=base, dtype=dtype, params=values)
 
     def __getstate__(self) -> dict[str, Any]:
         # caches of values that are computed from the parameters are not copied
-        plain = {
-            name: x if isinstance(x, Decoded) else dict(x)
-            for name, x in (("_params", self._params), ("_given", self._given), ("_codes", self._codes))
-        }
-        return {**self.__dict__, **plain, "_made": {}}
+        return {**self.__dict__, **{name: plain(self.__dict__[name]) for name in _MAPPINGS}, "_made": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        for name in ("_params", "_given", "_codes"):
-            if isinstance(state[name], Decoded):
-                continue
-            for x in state[name].values():
-                if isinstance(x, np.ndarray):
-                    x.setflags(write=False)
-            self.__dict__[name] = MappingProxyType(state[name])
+        self.__dict__.update(state | {name: guarded(state[name]) for name in _MAPPINGS})
 
     def __repr__(self) -> str:
         return (
@@ -456,19 +406,9 @@ class Generator:
         >>> small, small.nbytes
         (Generator(64x128, Dense(), legs=(64, 128), params=8192, ratio=1x, int4/64), 4417)
         """
-        moments, row_moments = dict(hessians or {}), dict(row_hessians or {})
-        if unknown := sorted({*moments, *row_moments} - set(self._stored_shapes)):
-            raise GeneratorError(f"Got hessians of {unknown}; expected some of {sorted(self._stored_shapes)}.")
-        if precision == self._precision and not moments and not row_moments:
+        if precision == self._precision and not hessians and not row_hessians:
             return self
-        codes: dict[str, Codes] = {}
-        for name, x in self.stored.items():
-            try:
-                of_rows = row_moments.get(name)
-                codes[name] = round_to(x, precision.of(x.shape), moments.get(name), row_hessian=of_rows)
-            except PrecisionError as error:
-                raise GeneratorError(f"Cannot round the core {name!r}: {error}") from error
-        return self.with_codes(precision, codes)
+        return self.with_codes(precision, rounded_codes(self.stored, precision, hessians or {}, row_hessians or {}))
 
     @checked(GeneratorError)
     def with_codes(self, precision: Precision, codes: Mapping[str, Codes]) -> Generator:
@@ -479,16 +419,9 @@ class Generator:
         GeneratorError
             If a name is missing or unknown, or a shape or precision differs.
         """
-        shapes = self._stored_shapes
-        if set(codes) != set(shapes):
-            raise GeneratorError(f"Got codes of {sorted(codes)}; expected those of {sorted(shapes)}.")
-        for name, x in codes.items():
-            if (x.shape, x.precision) != (shapes[name], precision.of(shapes[name])):
-                raise GeneratorError(
-                    f"Got {x!r} for {name!r}; expected the shape {shapes[name]} in {precision.of(shapes[name])}."
-                )
+        codes = checked_codes(codes, precision, self._stored_shapes)
         new = self._copied()
-        new._precision, new._codes = precision, MappingProxyType(dict(sorted(codes.items())))
+        new._precision, new._codes = precision, codes
         new._params = Decoded({name: codes[name] for name in self._params}, self._dtype)
         new._given = Decoded({name: codes.get(name, self._given[name]) for name in self._given}, self._dtype)
         return new
@@ -513,11 +446,7 @@ class Generator:
         DeviceError, MissingDependencyError
             If the device or dtype is not available.
         """
-        return self._on(device, dtype, {**self._params, **self.constants()})
-
-    def _on(self, device: str, dtype: str, values: Mapping[str, Any]) -> dict[str, Float[Array, "..."]]:
-        backend, where = check_device(device, dtype)
-        return {name: backend.asarray(np.asarray(x), where, dtype) for name, x in values.items()}
+        return placed(device, dtype, {**self._params, **self.constants()})
 
     @checked(DeviceError)
     def weight(self, device: str = "numpy:cpu", dtype: str | None = None) -> Float[Array, "*shape"]:
@@ -579,48 +508,29 @@ class Generator:
         ScheduleError
             If the memory limit is too small, or the mode is not possible.
         """
-        if len(self.shape) != 2:
-            raise LayoutError(f"apply needs a weight (n_out, n_in); this one is {self.shape}. Use weight() instead.")
-        if not hasattr(x, "shape"):
-            raise LayoutError(f"Got x={shown(x)}; expected an array (..., {self.shape[1]}).")
-        if not len(x.shape) or x.shape[-1] != self.shape[1]:
-            raise LayoutError(f"Got x of shape {tuple(x.shape)}; expected (..., {self.shape[1]}).")
-        backend = backend_of(x)
-        device, dtype = f"{backend.name}:{backend.device_of(x)}", backend.dtype_of(x)
-        if dtype not in DTYPES:
-            raise DeviceError(f"Got x of {dtype}; expected one of {', '.join(DTYPES)}.")
-        batch = math.prod(x.shape[:-1])
-        has_size = isinstance(batch, int)  # not with jax.export and a symbolic size: then the plan is for any size
-        mode = mode if has_size or mode in ANY_BATCH else ANY_BATCH[0]
-        # one decision for all batches up to the next power of two
-        key = (device, dtype, 1 << max(batch - 1, 0).bit_length() if has_size else _OPEN_BATCH, mode, memory)
-        product = self._products.get(key, lambda: self._product(backend, *key))
-        with backend.scope(dtype):
-            if len(x.shape) == 2:
-                return product(x)
-            return do("reshape", product(do("reshape", x, (batch, self.shape[1]))), (*x.shape[:-1], self.shape[0]))
+        backend, request = requested(x, self.shape, mode, memory)
+        product = self._products.get(request, lambda: self._product(backend, request))
+        with backend.scope(request.dtype):
+            return by_rows(product, x, self.shape)
 
-    def _product(
-        self, backend: Backend, device: str, dtype: str, batch: int, mode: Mode | None, memory: Memory
-    ) -> Callable[[Array], Array]:
+    def _product(self, backend: Backend, request: Request) -> Callable[[Array], Array]:
         """Plan ``apply`` for one device, dtype and batch size."""
-        if self._codes:  # a weight that is generated in every call costs as much as in training
-            plan = decide(self, "train", device=device, dtype=dtype, batch=batch, mode=mode, memory=memory)
-            apply = backend.with_vjp(plan.layer.on(backend))
+        place = (request.device, request.dtype)
+        # a weight that is generated in every call costs as much as in training
+        plan = decide(self, "train" if self._codes else "apply", **request._asdict())
+        layer = plan.layer.on(backend)
+        if self._codes:
+            apply = backend.with_vjp(layer)
 
             def others() -> dict[str, Float[Array, "..."]]:
-                return self._on(device, dtype, {k: x for k, x in self.constants().items() if k not in self._codes})
+                return placed(*place, {k: x for k, x in self.constants().items() if k not in self._codes})
 
             # only what follows from rules is cached
-            return lambda x: apply(
-                {**self._placed.get((device, dtype), others), **self._on(device, dtype, self.stored)}, x
-            )
-        plan = decide(self, "apply", device=device, dtype=dtype, batch=batch, mode=mode, memory=memory)
-        place = (device, dtype)
-        return plan.layer.on(backend).fixed(
-            lambda: self._placed.get(place, lambda: self.arrays(device, dtype)),
-            lambda: self._weights.get(place, lambda: self.weight(device, dtype)),
-            batch,
+            return lambda x: apply({**self._placed.get(place, others), **placed(*place, self.stored)}, x)
+        return layer.fixed(
+            lambda: self._placed.get(place, lambda: self.arrays(*place)),
+            lambda: self._weights.get(place, lambda: self.weight(*place)),
+            request.batch,
         )
 
     def networks(self) -> list[qtn.TensorNetwork]:
@@ -628,10 +538,4 @@ class Generator:
 
         Tensors are tagged with their name, kind and level; a segment's incoming state is tagged ``STATE``.
         """
-        arrays = {**self._params, **self._frozen}
-        states: list[Any] = []
-        state: Any = None
-        for stage in self.program.stages:
-            states.append(state)
-            state, _ = forward_stage(stage, state, arrays, keep=False)
-        return as_networks(self.segments, arrays, states)
+        return networks_of(self.program, self.segments, {**self._params, **self._frozen})

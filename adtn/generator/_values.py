@@ -16,6 +16,7 @@ from ..errors import GeneratorError, LayoutError
 from ..layout import Permutation
 from ..program import Program
 from ..topology import RuleBase
+from ._decoded import Decoded
 
 Base = Annotated[RuleBase | np.ndarray | None, "adtn.SeededBase(seed=0), adtn.IdentityBase(), an array or None"]
 
@@ -87,3 +88,18 @@ def readonly(
         x.setflags(write=False)
         out[name] = x
     return MappingProxyType(out)
+
+
+def plain(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a mapping that can be pickled."""
+    return values if isinstance(values, Decoded) else dict(values)
+
+
+def guarded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a mapping that was pickled, read-only as before."""
+    if isinstance(values, Decoded):
+        return values
+    for x in values.values():
+        if isinstance(x, np.ndarray):
+            x.setflags(write=False)
+    return MappingProxyType(values)

@@ -11,7 +11,7 @@ scales that are found when a group begins.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class Rounded:
 
     def decode(self) -> Float[np.ndarray, "rows columns"]:
         """Return the values."""
-        place = np.arange(self.integers.shape[1]) // self.group
+        place = _groups(self.integers.shape[1], self.group)
         return (self.integers - self.zeros[:, place]) * self.scales[:, place]
 
 
@@ -83,13 +83,10 @@ def with_feedback(
     n_bits : int
         The number of bits of an entry.
     """
-    order, factor = _factored(moment)
-    diagonal = np.diagonal(factor)
-    importance = np.empty(len(order))
-    importance[order] = (diagonal.min() / diagonal) ** 2  # what an error costs after the best answer to it
-    scales, zeros = _scales_of(x, importance, group, n_bits)
-    place = np.arange(x.shape[1]) // group
-    integers = _one_by_one(x.T, order, factor, scales[place], zeros[place], n_bits)
+    feedback = _Feedback.of(moment)
+    scales, zeros = _scales_of(x, feedback.importance, group, n_bits)
+    place = _groups(x.shape[1], group)
+    integers = feedback.rounded(x.T, scales[place], zeros[place], n_bits)
     return Rounded(integers=integers.T, scales=scales.T, zeros=zeros.T, group=group)
 
 
@@ -109,44 +106,70 @@ def with_row_feedback(
     n_bits : int
         The number of bits of an entry.
     """
-    order, factor = _factored(moment)
-    place = np.arange(x.shape[1]) // rounded.group
-    integers = _one_by_one(x, order, factor, rounded.scales[:, place], rounded.zeros[:, place], n_bits)
-    return Rounded(integers=integers, scales=rounded.scales, zeros=rounded.zeros, group=rounded.group)
+    place = _groups(x.shape[1], rounded.group)
+    integers = _Feedback.of(moment).rounded(x, rounded.scales[:, place], rounded.zeros[:, place], n_bits)
+    return replace(rounded, integers=integers)
 
 
-def _factored(moment: Float[np.ndarray, "n n"]) -> tuple[np.ndarray, Float[np.ndarray, "n n"]]:
-    """Return the order of rounding, and the factor of the inverse in this order."""
-    # those that matter most first, as the others, which can make up for them, are then still free
-    order = np.argsort(-np.diagonal(moment), kind="stable")
-    return order, inverse_factor(moment[np.ix_(order, order)])
+def _groups(columns: int, group: int) -> np.ndarray:
+    """Return the group of every column."""
+    return np.arange(columns) // group
 
 
-def _one_by_one(
-    x: Float[np.ndarray, "n width"],
-    order: np.ndarray,
-    factor: Float[np.ndarray, "n n"],
-    scales: Float[np.ndarray, "n width"],
-    zeros: Float[np.ndarray, "n width"],
-    n_bits: int,
-) -> Float[np.ndarray, "n width"]:
-    """Round ``x[order[0]]``, change the others by the best answer to its error, round ``x[order[1]]``, and so on."""
-    n, width = x.shape
-    relative = (factor / np.diagonal(factor)[:, None]).astype(np.float32)
-    left = np.array(x[order], np.float32, order="C")
-    integers = np.empty((n, width), np.float32)
-    top = np.float32(2**n_bits - 1)
-    for start in range(0, n, _BLOCK):
-        stop = min(start + _BLOCK, n)
-        errors = np.empty((stop - start, width), np.float32)
-        for i in range(start, stop):
-            k = order[i]
-            q = np.clip(np.rint(left[i] * inverse(scales[k]) + zeros[k]), 0, top)
-            error = np.subtract(left[i], (q - zeros[k]) * scales[k], out=errors[i - start])
-            left[i + 1 : stop] -= relative[i, i + 1 : stop, None] * error
-            integers[k] = q
-        left[stop:] -= relative[start:stop, stop:].T @ errors
-    return integers
+@dataclass(frozen=True)
+class _Feedback:
+    """The order in which the rows of a matrix are rounded, and how later ones answer to the error of each.
+
+    Parameters
+    ----------
+    order : array of int
+        The rows, those that matter most first.
+    factor : array
+        The factor of the inverse of the moment, in this order.
+    """
+
+    order: np.ndarray
+    factor: Float[np.ndarray, "n n"]
+
+    @classmethod
+    def of(cls, moment: Float[np.ndarray, "n n"]) -> _Feedback:
+        """Find the order and the factor for the second moment of what the rows are multiplied with."""
+        # those that matter most first, as the others, which can make up for them, are then still free
+        order = np.argsort(-np.diagonal(moment), kind="stable")
+        return cls(order, inverse_factor(moment[np.ix_(order, order)]))
+
+    @property
+    def importance(self) -> Float[np.ndarray, " n"]:
+        """The cost of an error in each row, after the best answer to it."""
+        diagonal = np.diagonal(self.factor)
+        importance = np.empty(len(self.order))
+        importance[self.order] = (diagonal.min() / diagonal) ** 2
+        return importance
+
+    def rounded(
+        self,
+        x: Float[np.ndarray, "n width"],
+        scales: Float[np.ndarray, "n width"],
+        zeros: Float[np.ndarray, "n width"],
+        n_bits: int,
+    ) -> Float[np.ndarray, "n width"]:
+        """Round the first row of the order, change the others by the best answer to its error, and so on."""
+        n, width = x.shape
+        relative = (self.factor / np.diagonal(self.factor)[:, None]).astype(np.float32)
+        left = np.array(x[self.order], np.float32, order="C")
+        integers = np.empty((n, width), np.float32)
+        top = np.float32(2**n_bits - 1)
+        for start in range(0, n, _BLOCK):
+            stop = min(start + _BLOCK, n)
+            errors = np.empty((stop - start, width), np.float32)
+            for i in range(start, stop):
+                k = self.order[i]
+                q = np.clip(np.rint(left[i] * inverse(scales[k]) + zeros[k]), 0, top)
+                error = np.subtract(left[i], (q - zeros[k]) * scales[k], out=errors[i - start])
+                left[i + 1 : stop] -= relative[i, i + 1 : stop, None] * error
+                integers[k] = q
+            left[stop:] -= relative[start:stop, stop:].T @ errors
+        return integers
 
 
 def _scales_of(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from .._typing import Inds, Shape
 from ..errors import TopologyError
@@ -151,47 +152,21 @@ def tile_program(
     """
     sizes = sizes_of(segments)
     paths = tuple(p if p is not None else default_path(s, sizes) for s, p in zip(segments, paths, strict=True))
-    last, sliced, parts = _cut(replace(segments[-1], outputs=order), sizes, tiles)
-    legs, sizes, order = order, sizes | parts, last.outputs
-    unsliced = tuple(i for i in order if i not in sliced)
-    terms = last.terms
-    nodes = contraction_nodes(terms, order, paths[-1])
-    bound = once_part * math.prod(sizes[i] for i in order)
-    tile_nodes, once_nodes = _divide(nodes, sliced, sizes, bound, keep_last)
-    tile_slots = {node.out for node in tile_nodes}
-    top = len(terms) + len(nodes) - 1
-    frontier = sorted({s for node in tile_nodes for s in (node.left, node.right)} - tile_slots or {top})
-
+    parts = _divided(replace(segments[-1], outputs=order), paths[-1], sizes, tiles, once_part, keep_last)
+    last = parts.last
     # the state is computed in the order in which it is read, unless one of its legs is a split leg of the weight
-    free_state = bool(last.inputs) and last.inputs == segments[-1].inputs and bool(nodes)
-    once_orders = [None if t == 0 and free_state else term for t, term in enumerate(terms)] + [None] * len(nodes)
-
-    # inside a tile first, which decides the index order of the frontier; permuting small cores once is free
-    small = {s for s in frontier if math.prod(sizes[i] for i in _inds(s, terms, nodes)) <= bound}
-    tile_orders = [None if i is None or s in small else _without(i, sliced) for s, i in enumerate(once_orders)]
-    tile_orders[top] = unsliced
-    halves = {node.out: (node.rows, node.cols) for node in (m.without(sliced) for m in once_nodes)}
-    tile_nodes, orders = arrange(tile_nodes, tile_orders, sizes, halves)
-    for s in frontier:
-        if once_orders[s] is None:
-            once_orders[s] = (*_sliced_of(_inds(s, terms, nodes), order, sliced), *orders[s])
-    halves = _halves_of_state(segments, paths) if free_state and once_orders[0] is None else {}
-    once_nodes, slot_orders = arrange(once_nodes, once_orders, sizes, halves)
+    free_state = bool(last.inputs) and last.inputs == segments[-1].inputs and bool(parts.path)
+    arranged = _arranged(parts, free_state, _halves_of_state(segments, paths) if free_state else {})
 
     trained = any(core.trainable for s in segments[:-1] for core in s.cores)
     needs = dict(enumerate(([trained] if last.inputs else []) + [core.trainable for core in last.cores]))
-    once = plan_steps(once_nodes, slot_orders, needs, sizes)
-    operands = tuple(_operand(s, slot_orders[s], orders[s], order, sliced, sizes, needs[s]) for s in frontier)
-    local = {s: k for k, s in enumerate([*frontier, *(node.out for node in tile_nodes)])}
-    renamed = [replace(m, left=local[m.left], right=local[m.right], out=local[m.out]) for m in tile_nodes]
-    steps = plan_steps(renamed, [orders[s] for s in local], dict(enumerate(op.need for op in operands)), sizes)
-
+    once = plan_steps(arranged.once, arranged.once_orders, needs, parts.sizes)
+    operands = tuple(_operand(parts, s, arranged, needs[s]) for s in parts.frontier)
     head = Program(())
     if len(segments) > 1:
-        before = replace(segments[-2], outputs=slot_orders[0]) if free_state else segments[-2]
+        before = replace(segments[-2], outputs=arranged.once_orders[0]) if free_state else segments[-2]
         head = compile_program((*segments[:-2], before), paths[:-1], free_states=True)
-        last = replace(last, inputs=slot_orders[0])
-    shape = tuple(sizes[i] for i in order)
+        last = replace(last, inputs=arranged.once_orders[0])
     stage = Stage(
         segment=last,
         path=paths[-1],
@@ -200,19 +175,108 @@ def tile_program(
         alone=None,
         has_state=bool(last.inputs),
         need_state=trained,
-        out_shape=shape,
+        out_shape=tuple(parts.sizes[i] for i in last.outputs),
     )
-    smallest = min(range(len(operands)), key=lambda k: operands[k].entries)
     return Tiled(
         head=head,
         last=stage,
         operands=operands,
-        steps=steps,
+        steps=_steps_of_tile(parts, arranged, operands),
         tiles=tiles,
-        shape=tuple(sizes[i] for i in unsliced),
-        legs=legs,
-        smallest=smallest,
+        shape=tuple(parts.sizes[i] for i in parts.unsliced),
+        legs=order,
+        smallest=min(range(len(operands)), key=lambda k: operands[k].entries),
     )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Parts:
+    """The last segment, with its contractions divided into those of a tile and those that are computed once.
+
+    ``bound`` is the number of entries up to which an intermediate is small.
+    """
+
+    last: Segment
+    path: list[Node]
+    tile: list[Node]
+    once: list[Node]
+    sliced: frozenset[str]
+    sizes: dict[str, int]
+    bound: float
+
+    @property
+    def unsliced(self) -> Inds:
+        """The legs of the weight inside a tile."""
+        return _without(self.last.outputs, self.sliced)
+
+    @property
+    def top(self) -> int:
+        """The slot of the result."""
+        return len(self.last.terms) + len(self.path) - 1
+
+    @cached_property
+    def frontier(self) -> list[int]:
+        """The slots that are computed once and used by the tiles."""
+        inside = {node.out for node in self.tile}
+        return sorted({s for node in self.tile for s in (node.left, node.right)} - inside or {self.top})
+
+    def inds(self, slot: int) -> Inds:
+        """Return the indices of a slot."""
+        terms = self.last.terms
+        return terms[slot] if slot < len(terms) else self.path[slot - len(terms)].inds
+
+    def blocks(self, inds: Inds) -> Inds:
+        """Return those of some indices that are sliced, in the order of the weight."""
+        return tuple(i for i in self.last.outputs if i in self.sliced and i in inds)
+
+
+def _divided(
+    segment: Segment, path: Path, sizes: dict[str, int], tiles: int, once_part: float, keep_last: bool
+) -> _Parts:
+    """Cut the legs of the last segment, and divide its contractions."""
+    last, sliced, cut = _cut(segment, sizes, tiles)
+    sizes = sizes | cut
+    nodes = contraction_nodes(last.terms, last.outputs, path)
+    bound = once_part * math.prod(sizes[i] for i in last.outputs)
+    tile, once = _divide(nodes, sliced, sizes, bound, keep_last)
+    return _Parts(last=last, path=nodes, tile=tile, once=once, sliced=sliced, sizes=sizes, bound=bound)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Arranged:
+    """Contractions with the order of the indices of every slot, outside and inside a tile."""
+
+    tile: list[Node]
+    tile_orders: list[Inds]
+    once: list[Node]
+    once_orders: list[Inds]
+
+
+def _arranged(parts: _Parts, free_state: bool, halves_of_state: dict[int, tuple[Inds, Inds]]) -> _Arranged:
+    """Order the indices of all intermediates, so that products need few copies."""
+    terms, sizes, sliced, frontier = parts.last.terms, parts.sizes, parts.sliced, parts.frontier
+    once_orders = [None if t == 0 and free_state else term for t, term in enumerate(terms)] + [None] * len(parts.path)
+
+    # inside a tile first, which decides the index order of the frontier; permuting small cores once is free
+    small = {s for s in frontier if math.prod(sizes[i] for i in parts.inds(s)) <= parts.bound}
+    tile_orders = [None if i is None or s in small else _without(i, sliced) for s, i in enumerate(once_orders)]
+    tile_orders[parts.top] = parts.unsliced
+    halves = {node.out: (node.rows, node.cols) for node in (m.without(sliced) for m in parts.once)}
+    tile, orders = arrange(parts.tile, tile_orders, sizes, halves)
+    for s in frontier:
+        if once_orders[s] is None:
+            once_orders[s] = (*parts.blocks(parts.inds(s)), *orders[s])
+    halves = halves_of_state if once_orders[0] is None else {}
+    once, slot_orders = arrange(parts.once, once_orders, sizes, halves)
+    return _Arranged(tile=tile, tile_orders=orders, once=once, once_orders=slot_orders)
+
+
+def _steps_of_tile(parts: _Parts, arranged: _Arranged, operands: tuple[Operand, ...]) -> tuple[PairStep, ...]:
+    """Return the steps of a tile, in whose workspace the operands come first."""
+    local = {s: k for k, s in enumerate([*parts.frontier, *(node.out for node in arranged.tile)])}
+    nodes = [replace(m, left=local[m.left], right=local[m.right], out=local[m.out]) for m in arranged.tile]
+    needs = dict(enumerate(op.need for op in operands))
+    return plan_steps(nodes, [arranged.tile_orders[s] for s in local], needs, parts.sizes)
 
 
 def _divide(
@@ -242,16 +306,8 @@ def default_path(segment: Segment, sizes: dict[str, int]) -> Path:
     return find_path(terms, segment.outputs, tuple(sorted(sizes.items()))) if len(terms) > 1 else ()
 
 
-def _inds(slot: int, terms: tuple[Inds, ...], nodes: list[Node]) -> Inds:
-    return terms[slot] if slot < len(terms) else nodes[slot - len(terms)].inds
-
-
 def _without(inds: Inds, sliced: frozenset[str]) -> Inds:
     return tuple(i for i in inds if i not in sliced)
-
-
-def _sliced_of(inds: Inds, order: Inds, sliced: frozenset[str]) -> Inds:
-    return tuple(i for i in order if i in sliced and i in inds)
 
 
 def _halves_of_state(segments: tuple[Segment, ...], paths: tuple[Path | None, ...]) -> dict[int, tuple[Inds, Inds]]:
@@ -259,11 +315,10 @@ def _halves_of_state(segments: tuple[Segment, ...], paths: tuple[Path | None, ..
     return {} if halves is None else {0: halves}
 
 
-def _operand(
-    slot: int, stored: Inds, rest: Inds, order: Inds, sliced: frozenset[str], sizes: dict[str, int], need: bool
-) -> Operand:
-    traversal = [i for i in order if i in sliced]
-    head = _sliced_of(stored, order, sliced)
+def _operand(parts: _Parts, slot: int, arranged: _Arranged, need: bool) -> Operand:
+    sizes, stored, rest = parts.sizes, arranged.once_orders[slot], arranged.tile_orders[slot]
+    traversal = parts.blocks(parts.last.outputs)
+    head = parts.blocks(stored)
     strides = {i: math.prod(sizes[j] for j in traversal[p + 1 :]) for p, i in enumerate(traversal)}
     factors = {i: math.prod(sizes[j] for j in head[p + 1 :]) for p, i in enumerate(head)}
     view = MatrixView.plain(stored, sizes, (head, rest) if head else (rest,))
