@@ -191,7 +191,9 @@ CALLS: dict[str, Call] = {
     "DeviceProfile.from_json": Call(
         adtn.DeviceProfile.from_json, {"text": adtn.DeviceProfile.shipped("h200").to_json()}
     ),
-    "Budget": Call(adtn.Budget, {}, {"accuracy_loss": "0 1.5 10**30", "ratio": "1.5 10**30"}),
+    "Budget": Call(
+        adtn.Budget, {}, {"accuracy_loss": "0 1.5 10**30", "ratio": "1.5 10**30", "bytes_ratio": "1.5 10**30"}
+    ),
     "Config": Call(
         adtn.Config,
         {},

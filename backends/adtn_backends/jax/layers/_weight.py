@@ -88,7 +88,7 @@ class GeneratedWeight(nnx.Module):
         >>> weight = GeneratedWeight(gen)
         >>> weight.decode_once()
         >>> sum(x.nbytes for x in jax.tree.leaves(nnx.state(weight)))
-        3684
+        3638
         """
         for key in self.held.values():
             delattr(self, key)

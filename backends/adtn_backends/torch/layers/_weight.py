@@ -155,7 +155,7 @@ class GeneratedWeight(nn.Module):
         >>> weight = GeneratedWeight(gen)
         >>> weight.decode_once()
         >>> sum(b.nbytes for b in weight.buffers()), weight.is_coded
-        (3684, False)
+        (3638, False)
         """
         for key in self._held.values():
             delattr(self, key)
