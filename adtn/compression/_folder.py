@@ -96,6 +96,9 @@ def run_folder(
     )
     if config.budget is not None:
         report = replace(report, config=config)
+    if report.file_bytes is not None:
+        metadata = metadata_of_state(report.generators, report.rest, beside)
+        report = replace(report, file_bytes=len(model_of(model, None).content(metadata, report.rest)))
 
     def write(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)

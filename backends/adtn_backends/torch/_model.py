@@ -42,7 +42,7 @@ from ._memory import PeakMemory
 from ._normalise import statistics_of
 from ._replacement import declare_tie, dense_of, generated_in_place_of, is_whole, owners_of, ties_of, weights_of
 from ._step import step_of
-from ._structures import note_structures
+from ._structures import note_structures, noted_structures
 from .layers import GeneratedWeight
 from .layers._adapted import MODULES
 from .layers._hooks import without_hooks
@@ -70,6 +70,8 @@ class TorchModel(ReplacedModel):
         if device is not None and device.removeprefix("torch:") != here.removesuffix(":0"):
             raise DeviceError(f"Got device={device!r} for a model on {here!r}; move it first, with model.to(...).")
         self._where = here
+        generated = [name for name, module in model.named_modules() if isinstance(module, GeneratedWeight)]
+        self._noted = noted_structures(model, generated)  # of an earlier compression
 
     def layers(self) -> list[Layer]:
         """List the modules that have parameters of their own; an attention includes the modules inside it."""
@@ -144,7 +146,7 @@ class TorchModel(ReplacedModel):
         return replacements
 
     def _changed(self, generators: Mapping[str, Generator]) -> None:
-        note_structures(self.model, generators)
+        note_structures(self.model, generators, self._noted)
 
     def check(self, tuning: Tuning) -> None:
         """Refuse Adam in float16, and CUDA graphs on other devices."""

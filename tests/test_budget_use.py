@@ -1,0 +1,119 @@
+"""Compression as users call it: budgets, dtypes, repeated calls, and what the report says of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import adtn
+import pytest
+from adtn import Config
+from adtn.compression import model_of, run_folder
+from adtn.errors import CompressError
+
+from models import batches, net, texts
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+layers = pytest.importorskip("adtn_backends.torch.layers")
+
+# models of these tests are small and random: results are bad on purpose
+pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
+QUICK: dict[str, Any] = {"recipe": "closed-form", "smallest": 8}
+
+
+def generated(model: Any) -> list[Any]:
+    return [m for m in model.modules() if isinstance(m, layers.GeneratedWeight)]
+
+
+def language_model(dtype: Any = torch.float32, kind: str = "gpt2") -> Any:
+    torch.manual_seed(0)
+    if kind == "llama":
+        config = transformers.LlamaConfig(
+            vocab_size=32,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=16,
+        )
+        return transformers.LlamaForCausalLM(config).eval().to(dtype)
+    config = transformers.GPT2Config(
+        vocab_size=32, n_embd=32, n_layer=1, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=1
+    )
+    return transformers.GPT2LMHeadModel(config).eval().to(dtype)
+
+
+def logits(model: Any) -> Any:
+    with torch.no_grad():
+        return model(input_ids=texts()[0]["input_ids"]).logits
+
+
+@pytest.mark.parametrize("name", ["data", "validation", "test"])
+def test_batches_that_can_be_read_only_once_are_refused(name: str) -> None:
+    options = {"data": batches(), name: (batch for batch in batches())}
+    with pytest.raises(CompressError, match=rf"Got {name}=.*read only once; pass a list"):
+        adtn.compress(net(), Config(**QUICK), budget="4x", **options)
+
+
+@pytest.mark.parametrize("baselines", [False, True])
+def test_codes_are_not_decoded_where_a_slower_model_is_allowed(baselines: bool) -> None:
+    model, data = net(), batches()
+    config = Config(**QUICK, allow_slower=True)
+    report = adtn.compress(model, config, budget="6x", data=data, test=data, baselines=baselines)
+    coded = [weight for weight in generated(model) if weight.coded[0]]
+    assert coded and all(weight.is_coded for weight in coded)
+    assert report.after.resident_bytes == model_of(model, None).resident_bytes()
+
+
+@pytest.mark.parametrize("detour", ["half", "bfloat16"])
+def test_a_detour_through_half_precision_loses_no_digits(detour: str) -> None:
+    random = adtn.Generator((64, 32), adtn.LowRank(bond=8), seed=0)
+    weight = layers.GeneratedWeight(random.rounded(adtn.Precision("int4")))
+    weight.decode_once()
+    before = weight().clone()
+    getattr(weight, detour)()
+    assert torch.equal(weight.float()(), before)
+
+
+def test_pretrained_models_that_are_compressed_twice_can_be_saved(tmp_path: Path) -> None:
+    model = language_model()
+    adtn.compress(model, Config(**QUICK, targets=["*.mlp.*"]), budget="1.5x", data=texts())
+    adtn.compress(model, Config(**QUICK, targets=["*.attn.*"]), budget="1.2x", data=texts())
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(adtn.load_pretrained(tmp_path)), logits(model))
+
+
+def test_a_failed_call_leaves_an_earlier_compression_as_it_was(tmp_path: Path) -> None:
+    model = language_model()
+    adtn.compress(model, Config(**QUICK, targets=["*.mlp.*"]), budget="1.5x", data=texts())
+    with pytest.raises(CompressError, match="smallest candidates"):
+        adtn.compress(model, Config(**QUICK, targets=["*.attn.*"]), budget="1KB", data=texts())
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(adtn.load_pretrained(tmp_path)), logits(model))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_folders_in_half_precision_stay_so(kind: str, tmp_path: Path) -> None:
+    dense, out = tmp_path / "dense", tmp_path / "small"
+    language_model(torch.bfloat16, kind).save_pretrained(dense)
+    report = run_folder(dense, Config(**QUICK, rest="same"), out, data=texts())
+    model = adtn.load_pretrained(out)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model_of(model, None).resident_bytes() == report.after.resident_bytes
+    again = transformers.AutoModelForCausalLM.from_pretrained(dense, dtype="auto")
+    assert torch.equal(logits(model), logits(adtn.load_model(again, out)))
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(model), logits(adtn.load_pretrained(tmp_path / "again")))
+
+
+def test_the_report_of_a_folder_has_the_size_of_its_file(tmp_path: Path) -> None:
+    dense, out = tmp_path / "dense", tmp_path / "small"
+    language_model().save_pretrained(dense)
+    budget = adtn.Budget.parse("3x")
+    report = run_folder(dense, Config(**QUICK, budget=budget), out, data=texts())
+    size = (out / "state.safetensors").stat().st_size
+    assert report.file_bytes == size == json.loads((out / "report.json").read_text())["file_bytes"]
+    assert size <= budget.most((dense / "model.safetensors").stat().st_size)
