@@ -10,6 +10,7 @@ import adtn
 import pytest
 from adtn import Config
 from adtn.compression import model_of, run_folder
+from adtn.compression._state import metadata_of_state
 from adtn.errors import CompressError
 
 from models import batches, net, texts
@@ -117,3 +118,59 @@ def test_the_report_of_a_folder_has_the_size_of_its_file(tmp_path: Path) -> None
     size = (out / "state.safetensors").stat().st_size
     assert report.file_bytes == size == json.loads((out / "report.json").read_text())["file_bytes"]
     assert size <= budget.most((dense / "model.safetensors").stat().st_size)
+
+
+def test_the_size_is_that_after_the_training() -> None:
+    class Scaled(torch.nn.Sequential):
+        def forward(self, x: Any) -> Any:
+            return super().forward(900 * x)
+
+    torch.manual_seed(0)
+    linear, norm = torch.nn.Linear(64, 128), torch.nn.BatchNorm1d(128)
+    norm.running_var.fill_(64_000.0)  # some go beyond the range of float16
+    model = Scaled(linear, norm, torch.nn.ReLU(), torch.nn.Linear(128, 10))
+    data = [(torch.randn(32, 64), torch.randint(0, 10, (32,))) for _ in range(3)]
+    for least, budget in ((True, adtn.Budget(bytes=9_900)), (False, adtn.Budget(bytes=10_400))):
+        config = Config(targets=["0"], rest="float16", tune_steps=20)
+        if least:
+            with pytest.raises(CompressError, match="too large for float16 were trained"):
+                adtn.compress(model, config, budget=budget, data=data)
+        else:
+            report = adtn.compress(model, config, budget=budget, data=data)
+            metadata = metadata_of_state(report.generators, report.rest)
+            assert report.file_bytes == len(model_of(model, None).content(metadata, report.rest))
+
+
+def test_views_of_the_same_memory_are_stored() -> None:
+    def make() -> Any:
+        model = net()
+        model.register_buffer("table", torch.arange(512.0).reshape(16, 32))
+        model.register_buffer("rows", model.table[2:9])
+        return model
+
+    model = make()
+    report = adtn.compress(model, Config(**QUICK, targets=["4"], rest="float16"), budget="1.5x", data=batches())
+    content = model_of(model, None).content(metadata_of_state(report.generators, report.rest), report.rest)
+    assert len(content) == report.file_bytes
+
+
+def test_states_that_no_file_holds_are_named() -> None:
+    class Extra(torch.nn.Linear):
+        def get_extra_state(self) -> Any:
+            return {"version": 1}
+
+        def set_extra_state(self, state: Any) -> None:
+            assert state == {"version": 1}
+
+    model = torch.nn.Sequential(Extra(8, 8), torch.nn.Linear(8, 64), torch.nn.Linear(64, 3))
+    data = [(torch.randn(16, 8), torch.arange(16) % 3)]
+    with pytest.raises(CompressError, match="Got '0._extra_state' of type dict"):
+        adtn.compress(model, budget="2x", data=data)
+    report = adtn.compress(model, Config(topology=adtn.LowRank(bond=2), tune_steps=2, targets=["1"]), data=data)
+    assert list(report.generators) == ["1"]
+
+
+def test_no_gradients_are_left() -> None:
+    model = net()
+    adtn.compress(model, Config(tune_steps=2), budget="3x", data=batches())
+    assert all(p.grad is None for p in model.parameters())

@@ -199,8 +199,15 @@ class CompressionRun:
         if best is None:
             raise CompressError(f"Found no choice with a file of at most {most:,} bytes; allow a few bytes more.")
         size, selection = best
-        outcome = self._run_chosen(selection)
-        return replace(outcome, rest=_precision_of(selection.rest), file_bytes=size)
+        outcome, rest = self._run_chosen(selection), _precision_of(selection.rest)
+        # trained numbers that half precision does not hold are stored as they are
+        size = state_bytes(self.adapter, self.adapter.generators(), rest)
+        if size > most:
+            raise CompressError(
+                f"Got a file of {size:,} bytes for a budget of {most:,}, as numbers that are too large for {rest} were "
+                "trained; allow more, or pass rest='bfloat16'."
+            )
+        return replace(outcome, rest=rest, file_bytes=size)
 
     def _stored_bytes(self, selection: Selection) -> int:
         """Return the size of the file of a model with what was chosen."""

@@ -122,7 +122,8 @@ def with_scales(x: Float[np.ndarray, "..."], start: Codes, scales: Float[np.ndar
     exponent = max(int(start.data[parts.exponent]) - _BIAS, largest - 15)
     halves = np.ldexp(scales.astype(np.float64), -exponent).astype(np.float16).astype(np.float32)
     place = np.arange(parts.columns) // parts.group
-    steps = np.ldexp(halves, exponent)[:, place]
+    # the integers of the given scales, as those of the stored ones differ where an entry is between two integers
+    steps = np.asarray(scales, np.float32)[:, place]
     levels = np.asarray(x, np.float32).reshape(parts.rows, parts.columns) * inverse(steps) + zeros[:, place]
     integers = np.clip(np.rint(levels), 0, 2**precision.bits - 1)
     return _encoded(x.shape, precision, integers, zeros, halves, exponent)

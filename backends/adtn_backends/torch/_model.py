@@ -173,7 +173,10 @@ class TorchModel(ReplacedModel):
             return float(update(self._to_device(batch), n))
 
         with self._training(frozen, tuning):
-            return run(training, step, cycled(data, tuning.steps), tuning, report)
+            try:
+                return run(training, step, cycled(data, tuning.steps), tuning, report)
+            finally:
+                update.optimizer.zero_grad()  # a user may accumulate gradients from the start
 
     def _groups(self, tuning: Tuning) -> dict[float, list[nn.Parameter]]:
         """Group all parameters by the factor of their learning rate, which is 0 for those that are not trained."""
@@ -310,7 +313,8 @@ class TorchModel(ReplacedModel):
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copy the state."""
-        return {name: x.detach().clone() for name, x in self.model.state_dict().items()}
+        state = self.model.state_dict()
+        return {name: x.detach().clone() if torch.is_tensor(x) else copy.deepcopy(x) for name, x in state.items()}
 
     def digest(self) -> str:
         """Return a digest of the state."""
@@ -344,8 +348,13 @@ class TorchModel(ReplacedModel):
         names: dict[Any, str] = {}
         shared: dict[str, str] = {}
         codes = CodedArrays()
-        generated = self._generated_names()
+        generated, memory = self._generated_names(), set[int]()
         for name, x in self.model.state_dict().items():
+            if not torch.is_tensor(x):
+                raise CompressError(
+                    f"Got {name!r} of type {type(x).__name__} in the state of the model; expected tensors, which a file "
+                    "can hold. Remove the extra state, or pass a topology instead of a budget in bytes."
+                )
             place = (x.device, x.untyped_storage().data_ptr(), x.storage_offset(), x.shape, x.stride())
             first = names.setdefault(place if x.numel() else name, name)
             if first != name:
@@ -356,6 +365,10 @@ class TorchModel(ReplacedModel):
                 tensors[name] = torch.from_numpy(codes.add(name, own, str(x.dtype).removeprefix("torch.")))
             else:
                 tensors[name] = _narrowed(x, half_of(rest))
+            if name in tensors:  # views of the same memory are stored one by one
+                data = tensors[name].untyped_storage().data_ptr()
+                tensors[name] = tensors[name].clone() if data in memory else tensors[name]
+                memory.add(data)
         return save(tensors, {**shared, **codes.metadata(), **metadata})
 
     def save(self, path: Path, metadata: Mapping[str, str], rest: Precision | None = None) -> None:
@@ -366,7 +379,7 @@ class TorchModel(ReplacedModel):
         """Round what is not generated to the values that are stored."""
         generated = self._generated_names()
         for name, x in self.model.state_dict().items():
-            if name not in generated:
+            if name not in generated and torch.is_tensor(x):
                 own = _coded(x, rest)
                 x.copy_(_narrowed(x, half_of(rest)) if own is None else torch.from_numpy(own.decode()))
 
