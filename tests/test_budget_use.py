@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import adtn
+import numpy as np
 import pytest
 from adtn import Config
 from adtn.compression import model_of, run_folder
@@ -141,17 +142,24 @@ def test_the_size_is_that_after_the_training() -> None:
             assert report.file_bytes == len(model_of(model, None).content(metadata, report.rest))
 
 
-def test_views_of_the_same_memory_are_stored() -> None:
+@pytest.mark.parametrize("rest", ["same", "float16", "int8"])
+def test_views_of_the_same_memory_are_stored(rest: Any, tmp_path: Path) -> None:
     def make() -> Any:
         model = net()
         model.register_buffer("table", torch.arange(512.0).reshape(16, 32))
         model.register_buffer("rows", model.table[2:9])
+        model.register_buffer("turned", model.table[2:9].T)
         return model
 
     model = make()
-    report = adtn.compress(model, Config(**QUICK, targets=["4"], rest="float16"), budget="1.5x", data=batches())
+    report = adtn.compress(model, Config(**QUICK, targets=["4"], rest=rest), budget="1.5x", data=batches())
     content = model_of(model, None).content(metadata_of_state(report.generators, report.rest), report.rest)
     assert len(content) == report.file_bytes
+    (tmp_path / "state").write_bytes(content)
+    again = model_of(make(), None)
+    again.install(report.generators)
+    again.load(tmp_path / "state")
+    assert again.digest() == model_of(model, None).digest()
 
 
 def test_states_that_no_file_holds_are_named() -> None:
@@ -174,3 +182,38 @@ def test_no_gradients_are_left() -> None:
     model = net()
     adtn.compress(model, Config(tune_steps=2), budget="3x", data=batches())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_codes_of_flax_are_not_decoded_either_after_baselines() -> None:
+    nnx = pytest.importorskip("flax.nnx")
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.Linear(16, 256, rngs=rngs), nnx.relu, nnx.Linear(256, 8, rngs=rngs))
+    data = [(np.ones((8, 16), np.float32), np.arange(8) % 3)]
+    config = Config(**QUICK, allow_slower=True)
+    report = adtn.compress(model, config, budget="3x", data=data, test=data, baselines=True)
+    assert report.after.resident_bytes == model_of(model, None).resident_bytes()
+    assert report.after.resident_bytes < (report.before.resident_bytes or 0) / 2
+
+
+@pytest.mark.parametrize("options", [{"topology": adtn.LowRank(bond=2)}, {"budget": adtn.Budget.parse("4x")}])
+def test_the_report_says_how_large_the_file_is(options: Any, tmp_path: Path) -> None:
+    config = Config(**QUICK, rest="int8", targets=["4"], **options)
+    report = run_folder(net, config, tmp_path, data=batches())
+    size = (tmp_path / "state.safetensors").stat().st_size
+    assert report.file_bytes == size
+    assert f"file of the state {size:,} bytes" in str(report)
+    assert f"{report.before.bytes / size:.1f}x" in str(report).splitlines()[-2 - len(report.summary())]
+
+
+def test_an_adapter_leaves_the_dense_weights_as_they_are() -> None:
+    with pytest.raises(CompressError, match="Got rest='int8' with mode='adapter'"):
+        Config(mode="adapter", rest="int8")
+
+
+def test_compressed_folders_are_refused_before_any_work(tmp_path: Path) -> None:
+    model = language_model()
+    adtn.compress(model, Config(**QUICK, targets=["*.mlp.*"]), budget="1.5x")
+    model.save_pretrained(tmp_path / "first")
+    with pytest.raises(CompressError, match="compressed already"):
+        run_folder(tmp_path / "first", Config(**QUICK), tmp_path / "second", data=texts())
+    assert not (tmp_path / "second" / "state.safetensors").exists()

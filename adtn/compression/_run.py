@@ -49,7 +49,7 @@ class Outcome:
     rest : Precision or None
         The precision that was chosen for what is not generated, to whose values it is rounded.
     file_bytes : int or None
-        The size of the file of the state, where the budget is one in bytes.
+        The size of the file of the state, for a budget in bytes or another precision of what is not generated.
     """
 
     results: Mapping[str, LocalResult]
@@ -90,6 +90,9 @@ class CompressionRun:
             outcome = replace(outcome, rest=Precision(self.config.rest))
         if outcome.rest is not None:
             self.adapter.narrow(outcome.rest)
+            if outcome.file_bytes is None:
+                size = state_bytes(self.adapter, self.adapter.generators(), outcome.rest)
+                outcome = replace(outcome, file_bytes=size)
         return outcome
 
     def remove_checkpoints(self) -> None:

@@ -331,14 +331,14 @@ class TorchModel(ReplacedModel):
 
         with safe_open(path, "pt") as file:
             metadata: dict[str, str] = dict(file.metadata() or {})
-        if KEY not in metadata:
-            load_model(self.model, path)
-            return
         state = load_file(path)
         for name, (x, dtype) in decoded_arrays(metadata, state, lambda x: x.numpy()).items():
             state[name] = torch.tensor(x, dtype=getattr(torch, dtype))
         state |= {name: state[first] for name, first in metadata.items() if first in state and name not in state}
-        self.model.load_state_dict(state)
+        if KEY in metadata or state.keys() >= self.model.state_dict().keys():
+            self.model.load_state_dict(state)
+        else:  # of another program, in which tied tensors may be left out
+            load_model(self.model, path)
 
     def content(self, metadata: Mapping[str, str], rest: Precision | None = None) -> bytes:
         """Return the state as a safetensors file; shared tensors are stored once, and their names in the metadata."""
