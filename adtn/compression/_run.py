@@ -203,7 +203,7 @@ class CompressionRun:
             raise CompressError(f"Found no choice with a file of at most {most:,} bytes; allow a few bytes more.")
         size, selection = best
         outcome, rest = self._run_chosen(selection), _precision_of(selection.rest)
-        # trained numbers that half precision does not hold are stored as they are
+        # after the training, as entries that half precision does not hold are stored as they are
         size = state_bytes(self.adapter, self.adapter.generators(), rest)
         if size > most:
             raise CompressError(

@@ -352,8 +352,8 @@ class TorchModel(ReplacedModel):
         for name, x in self.model.state_dict().items():
             if not torch.is_tensor(x):
                 raise CompressError(
-                    f"Got {name!r} of type {type(x).__name__} in the state of the model; expected tensors, which a file "
-                    "can hold. Remove the extra state, or pass a topology instead of a budget in bytes."
+                    f"Got {name!r} of type {type(x).__name__} in the state of the model; expected tensors, which a "
+                    "file can hold. Remove the extra state, or pass a topology instead of a budget in bytes."
                 )
             place = (x.device, x.untyped_storage().data_ptr(), x.storage_offset(), x.shape, x.stride())
             first = names.setdefault(place if x.numel() else name, name)
