@@ -13,6 +13,7 @@ from adtn import Config
 from adtn.compression import model_of, run_folder
 from adtn.compression._state import metadata_of_state
 from adtn.errors import CompressError
+from adtn.precision import round_symmetric
 
 from models import batches, net, texts
 
@@ -217,3 +218,19 @@ def test_compressed_folders_are_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(CompressError, match="compressed already"):
         run_folder(tmp_path / "first", Config(**QUICK), tmp_path / "second", data=texts())
     assert not (tmp_path / "second" / "state.safetensors").exists()
+
+
+def test_what_rounding_of_everything_else_loses_is_part_of_a_loss_of_accuracy() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(64, 16), torch.nn.Flatten(), torch.nn.Linear(64, 32))
+    data = [(torch.randint(0, 64, (16, 4)), torch.arange(16) % 32)]
+    rounded: list[bool] = []
+
+    def score(model: Any) -> float:
+        x = model[0].weight.detach().numpy()
+        rounded.append(np.array_equal(round_symmetric(x).decode(), x))
+        return 1.0
+
+    config = Config(**QUICK, targets=["2"], rest="int8", budget=adtn.Budget(accuracy_loss=1))
+    adtn.compress(model, config, data=data, score=score)
+    assert rounded[0] is False and all(rounded[1:]) and len(rounded) > 2

@@ -246,6 +246,8 @@ class CompressionRun:
         for _ in range(_TRIALS):
             size = round(math.sqrt(low * high))
             outcome = self._run_chosen(search.choose(ladders, max(size, low)))
+            if self.config.rest not in ("choose", "same"):
+                self.adapter.narrow(Precision(self.config.rest))  # which loses accuracy as well
             lost = quality - self._quality()
             self.say(f"{size:,} parameters in the chosen layers lose {lost:.2f} points")
             if lost <= loss:
