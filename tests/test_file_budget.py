@@ -149,3 +149,12 @@ def test_symmetric_rounding_is_a_projection(rows: int, columns: int, exponent: i
     assert round_symmetric(once.decode()).data.tobytes() == once.data.tobytes()
     largest = np.abs(x).max(1, keepdims=True)
     assert (np.abs(once.decode() - x) <= 0.505 / 127 * largest).all()
+
+
+def test_rows_of_very_different_sizes_are_rounded_once() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        sizes = 2.0 ** -random.uniform(0, 40, (20, 1))
+        x = (random.standard_normal((20, 8)) * sizes).astype(np.float32)
+        once = round_symmetric(x).decode()
+        assert np.array_equal(round_symmetric(once).decode(), once)

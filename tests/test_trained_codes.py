@@ -265,3 +265,14 @@ def test_decoded_values_are_in_no_file(framework: str) -> None:
     adapter.decode_once(False)
     assert adapter.content(metadata) == decoded
     assert adapter.resident_bytes() < held
+
+
+def test_what_is_stored_has_the_integers_of_the_training() -> None:
+    random = np.random.default_rng(0)
+    codes = round_to(random.standard_normal((16, 64)), Precision("int4", 32))
+    gains = random.uniform(0.9, 1.1, codes.scales.shape)
+    scales, zeros = (np.repeat(x, 32, axis=1) for x in (codes.scales * gains, codes.zeros))
+    integers = random.integers(0, 15, (16, 64))
+    near = integers + 0.5 + random.choice([-1e-4, 1e-4], integers.shape)  # as training leaves many entries
+    stored = rounded_again(codes, (near - zeros) * scales, gains)
+    assert np.array_equal(stored.integers, np.rint(near))

@@ -36,7 +36,7 @@ def llama(tied: bool, **options: Any) -> Any:
         **SMALL,
         **options,
     )
-    return transformers.LlamaForCausalLM(config)
+    return transformers.AutoModelForCausalLM.from_config(config)  # in the dtype of the config
 
 
 def bert() -> Any:
@@ -50,7 +50,7 @@ MODELS = {
     "gpt2, tied": gpt2,
     "llama": lambda: llama(False),
     "llama, tied": lambda: llama(True),
-    "llama, tied, bfloat16": lambda: llama(True).to(torch.bfloat16),
+    "llama, tied, bfloat16": lambda: llama(True, dtype=torch.bfloat16),
     "bert": bert,
 }
 

@@ -72,6 +72,7 @@ class Baselines:
         finally:
             adapter.restore()
             adapter.install(generators)
+            adapter.decode_once(not self.run.config.allow_slower)
             adapter.set_state(state)
         return found
 

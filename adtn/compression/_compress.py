@@ -61,7 +61,7 @@ def compress(
     config : Config, optional
         The layers to compress, their topologies or a budget, and the recipe.
     budget : Budget or str, optional
-        The budget, instead of the config's, also as ``"4x"``, ``"25%"`` (of the parameters) or ``"2MB"``: see
+        The budget, instead of the config's, also as ``"4x"``, ``"25%"`` (of the file's bytes) or ``"2MB"``: see
         :meth:`Budget.parse`.
     data : iterable, optional
         Batches: ``(inputs, labels)``, or mappings with ``"labels"`` for models that take keywords. They are read more
@@ -239,8 +239,13 @@ def _batches(name: str, data: Any) -> Iterable[Any] | None:
         return [data]
     if isinstance(data, Mapping) or hasattr(data, "shape"):
         raise CompressError(f"Got {name}={shown(data)}; expected batches, such as [(inputs, labels), ...].")
-    if next(iter(data), None) is None:
+    batches = iter(data)
+    if next(batches, None) is None:
         raise CompressError(f"Got {name} without a batch, or exhausted; pass a list or a DataLoader.")
+    if batches is data:
+        raise CompressError(
+            f"Got {name}={shown(data)}, whose batches can be read only once; pass a list or a DataLoader."
+        )
     return data
 
 

@@ -85,7 +85,7 @@ class Config:
     allow_slower : bool
         Whether layers hold their codes only and decode them in every call, which takes less memory and more time than
         the dense layer. By default, codes are decoded once: files are as small, but the memory of what is stored as
-        integers is that of its decoded values. Without adtn's own files, such as ``torch.save``, only codes are saved.
+        integers is that of its decoded values. A ``state_dict`` has the codes only; a pickled module has both.
     samples : int
         The number of samples from which second moments of inputs are computed.
     restarts : int
@@ -203,6 +203,8 @@ class Config:
         check_fields(self, CompressError)
         if self.mode == "adapter" and (self.budget is not None or self.base is not None):
             raise CompressError("Got mode='adapter' with a budget or base; an adapter's base is the dense weight.")
+        if self.mode == "adapter" and self.rest not in ("choose", "same"):
+            raise CompressError(f"Got rest={self.rest!r} with mode='adapter', whose dense weights stay as they are.")
         if self.budget is not None and self.candidates is not None and not self.candidates:
             raise CompressError("Got a budget without candidates; pass some topologies.")
         for pattern, options in self.layers.items():

@@ -76,6 +76,11 @@ def run_folder(
     out = check_writable(out, "out", "folder")
     if isinstance(source, Path) and out.resolve() == source.resolve():
         raise CompressError(f"Got out={out}, the folder of the dense model; pass another folder.")
+    if isinstance(source, Path) and _says_how(source):
+        raise CompressError(
+            f"Got {source}, a model that is compressed already, whose generators the new file would not describe; pass "
+            "the dense model, with all targets at once."
+        )
     model = model_of(source, None).model if isinstance(source, Path) else source()
     if weights is not None:
         _load(model_of(model, None), weights)
@@ -96,6 +101,9 @@ def run_folder(
     )
     if config.budget is not None:
         report = replace(report, config=config)
+    if report.file_bytes is not None:
+        metadata = metadata_of_state(report.generators, report.rest, beside)
+        report = replace(report, file_bytes=len(model_of(model, None).content(metadata, report.rest)))
 
     def write(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)

@@ -51,9 +51,10 @@ class CompressReport:
     baselines : list of Baseline
         Other ways to make the model small, if they were requested.
     rest : Precision or None
-        The precision that was chosen for everything else within a budget in bytes.
+        The precision of everything else, if it is another one than in memory.
     file_bytes : int or None
-        The size of the file of the state, headers included, for a budget in bytes.
+        The size of the file of the state, headers included, for a budget in bytes or another precision of everything
+        else.
     version, date : str
         The version of adtn, and the time in UTC.
 
@@ -100,8 +101,9 @@ class CompressReport:
             table.add_row(*cells(r))
         table.add_section()
         b, a = self.before, self.after
-        smaller = f"{b.bytes / max(a.bytes, 1):,.1f}x"
-        table.add_row("whole model", "", "", "", f"{b.params:,}", f"{a.params:,}", "", f"{a.bytes:,}", smaller, "")
+        stored = a.bytes if self.file_bytes is None else self.file_bytes
+        name, smaller = "whole model" + ", in a file" * (stored != a.bytes), f"{b.bytes / max(stored, 1):,.1f}x"
+        table.add_row(name, "", "", "", f"{b.params:,}", f"{a.params:,}", "", f"{stored:,}", smaller, "")
         return table
 
     def baseline_table(self) -> Table:
@@ -139,11 +141,14 @@ class CompressReport:
         lines = [
             *self.alarms(),
             f"parameters {b.params:,} -> {a.params:,} ({self.ratio:,.1f}x), {b.bytes:,} -> {a.bytes:,} bytes "
-            f"({b.bytes / max(a.bytes, 1):,.1f}x)",
+            f"({b.bytes / max(a.bytes, 1):,.1f}x)" + (", before everything else is rounded" if self.rest else ""),
         ]
         if self.file_bytes is not None:
             kept = "as it is" if self.rest is None else f"as {self.rest}"
-            lines.append(f"file of the state {self.file_bytes:,} bytes with its headers; what is not listed {kept}")
+            lines.append(
+                f"file of the state {self.file_bytes:,} bytes with its headers "
+                f"({b.bytes / self.file_bytes:,.1f}x smaller than the dense parameters); what is not listed {kept}"
+            )
         if b.score is not None and a.score is not None:
             lines.append(f"score {b.score:.4g} -> {a.score:.4g}")
         if b.accuracy is not None and a.accuracy is not None:

@@ -49,7 +49,7 @@ class Outcome:
     rest : Precision or None
         The precision that was chosen for what is not generated, to whose values it is rounded.
     file_bytes : int or None
-        The size of the file of the state, where the budget is one in bytes.
+        The size of the file of the state, for a budget in bytes or another precision of what is not generated.
     """
 
     results: Mapping[str, LocalResult]
@@ -90,6 +90,9 @@ class CompressionRun:
             outcome = replace(outcome, rest=Precision(self.config.rest))
         if outcome.rest is not None:
             self.adapter.narrow(outcome.rest)
+            if outcome.file_bytes is None:
+                size = state_bytes(self.adapter, self.adapter.generators(), outcome.rest)
+                outcome = replace(outcome, file_bytes=size)
         return outcome
 
     def remove_checkpoints(self) -> None:
@@ -199,8 +202,15 @@ class CompressionRun:
         if best is None:
             raise CompressError(f"Found no choice with a file of at most {most:,} bytes; allow a few bytes more.")
         size, selection = best
-        outcome = self._run_chosen(selection)
-        return replace(outcome, rest=_precision_of(selection.rest), file_bytes=size)
+        outcome, rest = self._run_chosen(selection), _precision_of(selection.rest)
+        # after the training, as entries that half precision does not hold are stored as they are
+        size = state_bytes(self.adapter, self.adapter.generators(), rest)
+        if size > most:
+            raise CompressError(
+                f"Got a file of {size:,} bytes for a budget of {most:,}, as numbers that are too large for {rest} were "
+                "trained; allow more, or pass rest='bfloat16'."
+            )
+        return replace(outcome, rest=rest, file_bytes=size)
 
     def _stored_bytes(self, selection: Selection) -> int:
         """Return the size of the file of a model with what was chosen."""
@@ -236,6 +246,8 @@ class CompressionRun:
         for _ in range(_TRIALS):
             size = round(math.sqrt(low * high))
             outcome = self._run_chosen(search.choose(ladders, max(size, low)))
+            if self.config.rest not in ("choose", "same"):
+                self.adapter.narrow(Precision(self.config.rest))  # which loses accuracy as well
             lost = quality - self._quality()
             self.say(f"{size:,} parameters in the chosen layers lose {lost:.2f} points")
             if lost <= loss:

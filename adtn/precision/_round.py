@@ -122,7 +122,8 @@ def with_scales(x: Float[np.ndarray, "..."], start: Codes, scales: Float[np.ndar
     exponent = max(int(start.data[parts.exponent]) - _BIAS, largest - 15)
     halves = np.ldexp(scales.astype(np.float64), -exponent).astype(np.float16).astype(np.float32)
     place = np.arange(parts.columns) // parts.group
-    steps = np.ldexp(halves, exponent)[:, place]
+    # the integers of the given scales, as those of the stored ones differ where an entry is between two integers
+    steps = np.asarray(scales, np.float32)[:, place]
     levels = np.asarray(x, np.float32).reshape(parts.rows, parts.columns) * inverse(steps) + zeros[:, place]
     integers = np.clip(np.rint(levels), 0, 2**precision.bits - 1)
     return _encoded(x.shape, precision, integers, zeros, halves, exponent)
@@ -152,10 +153,17 @@ def round_symmetric(x: Float[np.ndarray, "..."]) -> Codes:
     x, precision = _checked("x", x), Precision("int8")
     parts = parts_of(x.shape, precision)
     matrix = np.asarray(x, np.float32).reshape(parts.rows, parts.columns)
-    scales = np.abs(matrix).max(1, keepdims=True) / np.float32(_HALF - 1)
-    exponent = max(int(np.frexp(scales.max())[1]) - 15, 1 - _BIAS)
-    halves = np.ldexp(scales, -exponent).astype(np.float16).astype(np.float32)
-    integers = np.clip(np.rint(matrix * inverse(np.ldexp(halves, exponent))) + _HALF, 0, 2 * _HALF - 1)
+    most = np.float32(_HALF - 1)
+    scales = np.abs(matrix).max(1, keepdims=True) / most
+    largest = scales.max().astype(np.float64) * (1 + 2.0**-12)  # which may be rounded up to a power of two
+    exponent = max(int(np.frexp(largest)[1]) - 15, 1 - _BIAS)
+    halves, integers = np.full_like(scales, np.inf), np.zeros_like(matrix)
+    found = np.ldexp(scales, -exponent).astype(np.float16).astype(np.float32)
+    while (found < halves).any():  # again only for rows of far smaller entries, whose scales have few digits
+        halves = found
+        integers = np.clip(np.rint(matrix * inverse(np.ldexp(halves, exponent))), -most, most)
+        found = (np.abs(integers).max(1, keepdims=True) * halves / most).astype(np.float16).astype(np.float32)
+    integers += _HALF
     return _encoded(x.shape, precision, integers, np.full_like(halves, _HALF), halves, exponent)
 
 

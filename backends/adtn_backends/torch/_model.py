@@ -42,7 +42,7 @@ from ._memory import PeakMemory
 from ._normalise import statistics_of
 from ._replacement import declare_tie, dense_of, generated_in_place_of, is_whole, owners_of, ties_of, weights_of
 from ._step import step_of
-from ._structures import note_structures
+from ._structures import note_structures, noted_structures
 from .layers import GeneratedWeight
 from .layers._adapted import MODULES
 from .layers._hooks import without_hooks
@@ -70,6 +70,8 @@ class TorchModel(ReplacedModel):
         if device is not None and device.removeprefix("torch:") != here.removesuffix(":0"):
             raise DeviceError(f"Got device={device!r} for a model on {here!r}; move it first, with model.to(...).")
         self._where = here
+        generated = [name for name, module in model.named_modules() if isinstance(module, GeneratedWeight)]
+        self._noted = noted_structures(model, generated)  # of an earlier compression
 
     def layers(self) -> list[Layer]:
         """List the modules that have parameters of their own; an attention includes the modules inside it."""
@@ -144,7 +146,7 @@ class TorchModel(ReplacedModel):
         return replacements
 
     def _changed(self, generators: Mapping[str, Generator]) -> None:
-        note_structures(self.model, generators)
+        note_structures(self.model, generators, self._noted)
 
     def check(self, tuning: Tuning) -> None:
         """Refuse Adam in float16, and CUDA graphs on other devices."""
@@ -171,7 +173,10 @@ class TorchModel(ReplacedModel):
             return float(update(self._to_device(batch), n))
 
         with self._training(frozen, tuning):
-            return run(training, step, cycled(data, tuning.steps), tuning, report)
+            try:
+                return run(training, step, cycled(data, tuning.steps), tuning, report)
+            finally:
+                update.optimizer.zero_grad()  # a user may accumulate gradients from the start
 
     def _groups(self, tuning: Tuning) -> dict[float, list[nn.Parameter]]:
         """Group all parameters by the factor of their learning rate, which is 0 for those that are not trained."""
@@ -308,7 +313,8 @@ class TorchModel(ReplacedModel):
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copy the state."""
-        return {name: x.detach().clone() for name, x in self.model.state_dict().items()}
+        state = self.model.state_dict()
+        return {name: x.detach().clone() if torch.is_tensor(x) else copy.deepcopy(x) for name, x in state.items()}
 
     def digest(self) -> str:
         """Return a digest of the state."""
@@ -325,14 +331,14 @@ class TorchModel(ReplacedModel):
 
         with safe_open(path, "pt") as file:
             metadata: dict[str, str] = dict(file.metadata() or {})
-        if KEY not in metadata:
-            load_model(self.model, path)
-            return
         state = load_file(path)
         for name, (x, dtype) in decoded_arrays(metadata, state, lambda x: x.numpy()).items():
             state[name] = torch.tensor(x, dtype=getattr(torch, dtype))
         state |= {name: state[first] for name, first in metadata.items() if first in state and name not in state}
-        self.model.load_state_dict(state)
+        if KEY in metadata or state.keys() >= self.model.state_dict().keys():
+            self.model.load_state_dict(state)
+        else:  # of another program, in which tied tensors may be left out
+            load_model(self.model, path)
 
     def content(self, metadata: Mapping[str, str], rest: Precision | None = None) -> bytes:
         """Return the state as a safetensors file; shared tensors are stored once, and their names in the metadata."""
@@ -342,8 +348,13 @@ class TorchModel(ReplacedModel):
         names: dict[Any, str] = {}
         shared: dict[str, str] = {}
         codes = CodedArrays()
-        generated = self._generated_names()
+        generated, memory = self._generated_names(), set[int]()
         for name, x in self.model.state_dict().items():
+            if not torch.is_tensor(x):
+                raise CompressError(
+                    f"Got {name!r} of type {type(x).__name__} in the state of the model; expected tensors, which a "
+                    "file can hold. Remove the extra state, or pass a topology instead of a budget in bytes."
+                )
             place = (x.device, x.untyped_storage().data_ptr(), x.storage_offset(), x.shape, x.stride())
             first = names.setdefault(place if x.numel() else name, name)
             if first != name:
@@ -354,6 +365,10 @@ class TorchModel(ReplacedModel):
                 tensors[name] = torch.from_numpy(codes.add(name, own, str(x.dtype).removeprefix("torch.")))
             else:
                 tensors[name] = _narrowed(x, half_of(rest))
+            if name in tensors:  # views of the same memory are stored one by one
+                data = tensors[name].untyped_storage().data_ptr()
+                tensors[name] = tensors[name].clone() if data in memory else tensors[name]
+                memory.add(data)
         return save(tensors, {**shared, **codes.metadata(), **metadata})
 
     def save(self, path: Path, metadata: Mapping[str, str], rest: Precision | None = None) -> None:
@@ -364,7 +379,7 @@ class TorchModel(ReplacedModel):
         """Round what is not generated to the values that are stored."""
         generated = self._generated_names()
         for name, x in self.model.state_dict().items():
-            if name not in generated:
+            if name not in generated and torch.is_tensor(x):
                 own = _coded(x, rest)
                 x.copy_(_narrowed(x, half_of(rest)) if own is None else torch.from_numpy(own.decode()))
 

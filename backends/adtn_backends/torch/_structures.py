@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adtn import Generator
 from torch import nn
 
 
-def note_structures(model: nn.Module, generators: Mapping[str, Generator]) -> None:
-    """Describe generated weights in the configuration of a transformers model, which ``save_pretrained`` writes."""
+def noted_structures(model: nn.Module, generated: Sequence[str]) -> dict[str, Any]:
+    """Return the descriptions of weights that are generated already, from the configuration of the model.
+
+    Parameters
+    ----------
+    model : nn.Module
+    generated : sequence of str
+        The names of its modules that are generated weights.
+    """
+    from adtn.compression import STRUCTURES  # late: layers alone need no whole models
+
+    noted: Mapping[str, Any] = getattr(getattr(model, "config", None), STRUCTURES, None) or {}
+    # a configuration may also be that of another model, which is dense
+    owners = {name: (f"{name}.", f"{name.rpartition('.')[0]}.") for name in noted}
+    return {name: noted[name] for name, own in owners.items() if any(path.startswith(own) for path in generated)}
+
+
+def note_structures(model: nn.Module, generators: Mapping[str, Generator], noted: Mapping[str, Any]) -> None:
+    """Describe generated weights in the configuration of a transformers model, which ``save_pretrained`` writes.
+
+    Parameters
+    ----------
+    model : nn.Module
+    generators : mapping of str to Generator
+    noted : mapping of str to dict
+        The descriptions of the weights that were generated before.
+    """
     config: Any = getattr(model, "config", None)
     if hasattr(config, "save_pretrained"):
         from adtn.compression import STRUCTURES, structure_to_json  # late: layers alone need no whole models
 
-        if generators:
-            setattr(config, STRUCTURES, {name: structure_to_json(g) for name, g in generators.items()})
+        structures = dict(noted) | {name: structure_to_json(g) for name, g in generators.items()}
+        if structures:
+            setattr(config, STRUCTURES, structures)
         elif STRUCTURES in vars(config):
             delattr(config, STRUCTURES)
         _forget_lost_ties(model)

@@ -56,7 +56,7 @@ def pretrained(folder: Path, *, weights: bool = True) -> nn.Module:
                 f"{folder / 'config.json'}; expected a configuration of {cls.__name__}."
             )
         if not weights:
-            return cls(config).eval()
+            return _blank(cls, config)
         model, loaded = cls.from_pretrained(
             folder,
             config=config,
@@ -87,15 +87,15 @@ def _compressed(folder: Path, cls: Any, plain: Mapping[str, Any]) -> nn.Module:
     _check_files(folder, plain.get("transformers_weights"))
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        with torch.random.fork_rng([]):  # initial values are drawn, and replaced
-            model = cls(config)
+        model = _blank(cls, config)
         generators = {name: structure_from_json(text) for name, text in plain[STRUCTURES].items()}
         TorchModel(model, None).install(generators)
         first = folder / (_ONE if (folder / _ONE).exists() else _INDEX)
         shards = _shards(first) if first.name == _INDEX else [_ONE]
         state = {name: x for shard in shards for name, x in load_file(folder / shard).items()}
         dtypes = {x.dtype for x in state.values() if x.is_floating_point()}
-        model.to(dtypes.pop() if len(dtypes) == 1 else None)
+        if len(dtypes) == 1 and model.dtype not in dtypes:
+            model.to(dtypes.pop())
         loaded = model.load_state_dict(state, strict=False)
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
@@ -115,6 +115,12 @@ def _compressed(folder: Path, cls: Any, plain: Mapping[str, Any]) -> nn.Module:
             f"{missing_names[:_NAMED]}, not used: {loaded.unexpected_keys[:_NAMED]}). Save the model again."
         )
     return model.eval()
+
+
+def _blank(cls: Any, config: Any) -> Any:
+    """Make a model without weights, in the dtype of the configuration, as ``from_pretrained`` does."""
+    with torch.random.fork_rng([]):  # initial values are drawn, and replaced
+        return cls._from_config(config).eval()
 
 
 def _config(folder: Path) -> dict[str, Any]:

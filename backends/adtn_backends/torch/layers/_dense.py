@@ -64,7 +64,7 @@ def to_dense(model: nn.Module) -> nn.Module:
             f"Cannot copy the model: {error}. Make pruning and old weight norms permanent first "
             "(torch.nn.utils.prune.remove, remove_weight_norm)."
         ) from error
-    note_structures(dense, {})
+    note_structures(dense, {}, {})
     return dense
 
 

@@ -379,7 +379,10 @@ class GeneratedWeight(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GeneratedWeight:
         self._cache = None
+        before = self.dtype
         super()._apply(fn, recurse)
+        if self.dtype != before:  # of another dtype, the codes still have all digits
+            self._decode_held()
         if self._ruled and not _preserves(fn):  # such as to_empty, after which a state is loaded
             self._follow_rules()
         return self
