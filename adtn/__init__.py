@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .compression import load_model as load_model
     from .compression import load_pretrained as load_pretrained
     from .compression import save as save
+    from .compression import save_model as save_model
 
 _OF_MODELS = (
     "Budget",
@@ -69,6 +70,7 @@ _OF_MODELS = (
     "load_model",
     "load_pretrained",
     "save",
+    "save_model",
 )
 
 

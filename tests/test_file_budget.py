@@ -158,3 +158,15 @@ def test_rows_of_very_different_sizes_are_rounded_once() -> None:
         x = (random.standard_normal((20, 8)) * sizes).astype(np.float32)
         once = round_symmetric(x).decode()
         assert np.array_equal(round_symmetric(once).decode(), once)
+
+
+def test_models_are_saved_from_python(framework: str, tmp_path: Path) -> None:
+    model = model_of_words(framework)
+    report = adtn.compress(model, config_of(framework), budget="34kB", data=words())
+    adtn.save_model(model, tmp_path / "small", report)
+    assert (tmp_path / "small/state.safetensors").stat().st_size == report.file_bytes <= 34_000
+    back = adtn.load_model(model_of_words(framework), tmp_path / "small")
+    assert outputs(back).tobytes() == outputs(model).tobytes()
+    with pytest.raises(CompressError, match="pass the model that was compressed"):
+        adtn.save_model(model_of_words(framework), tmp_path / "other", report)
+    assert not (tmp_path / "other/state.safetensors").exists()

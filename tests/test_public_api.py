@@ -66,6 +66,7 @@ NAMES = {  # listed by hand, so that public names change only on purpose
     "register_optimizer",
     "register_topology",
     "save",
+    "save_model",
     "to_tensornetwork",
 }
 

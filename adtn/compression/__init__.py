@@ -9,6 +9,7 @@ from ._divergence import divergence as divergence
 from ._folder import load_model as load_model
 from ._folder import load_pretrained as load_pretrained
 from ._folder import run_folder as run_folder
+from ._folder import save_model as save_model
 from ._layer_files import load_layers as load_layers
 from ._layer_files import save_layers as save_layers
 from ._local import dense_generator as dense_generator

@@ -115,6 +115,52 @@ def run_folder(
     return report
 
 
+@checked(CompressError)
+def save_model(model: Any, folder: PathArgument, report: CompressReport) -> None:
+    """Save a compressed model as the file that its budget was for, with its report.
+
+    Parameters
+    ----------
+    model : torch.nn.Module or flax.nnx.Module
+        The model that :func:`adtn.compress` changed; its present parameters are saved.
+    folder : path
+        A folder for ``state.safetensors``, ``report.json`` and ``report.html``; an older result in it is replaced.
+    report : CompressReport
+        The report of the compression.
+
+    Raises
+    ------
+    CompressError
+        If the model has another size than that of the report.
+    OutputError
+        If the folder cannot be written to; the error names the folder where the result is instead.
+
+    Examples
+    --------
+    >>> import adtn, os, tempfile, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    >>> report = adtn.compress(model, budget="3x")
+    >>> folder = os.path.join(tempfile.mkdtemp(), "small")
+    >>> adtn.save_model(model, folder, report)
+    >>> os.path.getsize(os.path.join(folder, "state.safetensors")) == report.file_bytes
+    True
+    """
+    out, adapter = check_writable(folder, "folder", "folder"), model_of(model, None)
+    params, size = adapter.numbers()
+    if (params, size) != (report.after.params, report.after.bytes):
+        raise CompressError(
+            f"Got a model of {params:,} parameters in {size:,} bytes with a report of {report.after.params:,} in "
+            f"{report.after.bytes:,}; pass the model that was compressed, and its report."
+        )
+
+    def write(place: Path) -> None:
+        place.mkdir(parents=True, exist_ok=True)
+        with locked_folder(place):
+            _write(place, model, report, None)
+
+    write_or_rescue(out, write)
+
+
 def _write(out: Path, model: Any, report: CompressReport, source: Path | None) -> None:
     """Write the state last, as it refers to the other files; until then, the folder contains the old model."""
     older, beside = _older(out), _beside(source)
