@@ -15,7 +15,7 @@ from .._atomic import write_atomic
 from ..errors import FileFormatError, OutputWarning
 from ..generator import Generator
 from ..layout import Layout
-from ..optim import DataAwareReconstruction, OptimizerName, Reconstruction, decompose, fit, has_decomposition
+from ..optim import DataAwareReconstruction, OptimizerName, Reconstruction, decompose, fit, has_decomposition, is_linear
 from ..precision import Precision
 from ..topology import Dense, RuleBase, Topology
 from ._layer_files import file_name
@@ -160,10 +160,11 @@ def _first(task: LocalTask, seed: int) -> Generator:
         # is exact, and never ends below the error of a decomposition
         if isinstance(task.topology, Dense) and task.start == "closed-form":
             return dense_generator(task.weight)
-        if has_decomposition(generator):
-            if task.start == "closed-form":
-                return decompose(generator, task.weight, moment=task.moment, sweeps=task.sweeps)
-            return decompose(generator, task.weight) if task.steps else generator
+        if has_decomposition(generator) and task.start == "closed-form":
+            return decompose(generator, task.weight, moment=task.moment, sweeps=task.sweeps)
+        # a nonlinear network that starts where it is nearly linear stays there
+        if has_decomposition(generator) and is_linear(generator) and task.steps:
+            return decompose(generator, task.weight)
         return generator
     return starting_at_zero(task.weight.shape, task.topology, **like)
 
