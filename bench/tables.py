@@ -369,18 +369,20 @@ def compress_nonlinear_table(content: dict) -> list[str]:
     """Tabulate errors of linear and nonlinear trees of the same size."""
     rows = content["compress_nonlinear"]
     lines = [
-        "Relative errors of the outputs of a layer, before and after a fit by L-BFGS in the metric of its inputs.",
+        "Relative errors of the outputs of a layer after a fit by L-BFGS in the metric of its inputs; from random",
+        "values, the mean and the standard deviation over seeds.",
         "",
-        "| layer | ratio | method | start | parameters | before | after | steps |",
-        "|---" * 8 + "|",
+        "| layer | ratio | method | parameters | from the decomposition | after the fit | from random values |",
+        "|---" * 7 + "|",
     ]
-    for r in rows:
-        before = f"{r['before']:.4f}" if "before" in r else ""
-        steps = r["steps"] if before else ""
-        lines.append(
-            f"| {r['case']} {r['layer']} | {r['ratio']}x | {r['method']} | {r.get('start', '')} | {r['params']:,} "
-            f"| {before} | {r['error']:.4f} | {steps} |"
-        )
+    for case, ratio, method in dict.fromkeys((r["case"], r["ratio"], r["method"]) for r in rows):
+        own = [r for r in rows if (r["case"], r["ratio"], r["method"]) == (case, ratio, method)]
+        cells = ["", f"{own[0]['error']:.4f}", ""]
+        if "start" in own[0]:
+            first = next(r for r in own if r["start"] == "decomposition")
+            others = [r["error"] for r in own if r["start"] == "random"]
+            cells = [f"{first['before']:.4f}", f"{first['error']:.4f}", f"{mean(others):.4f} ± {stdev(others):.4f}"]
+        lines.append(f"| {case} | {ratio}x | {method} | {own[0]['params']:,} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 

@@ -1,9 +1,9 @@
 """Nonlinear against linear trees at equal parameters: ``python bench/compress/nonlinear.py``.
 
 One layer of each of several trained models is approximated in the metric of its inputs, by a linear tree and by the
-same tree with an activation between its levels. Both start from the hierarchical decomposition and are then fitted by
-L-BFGS with as many steps. Beside them stand a whitened SVD of as many parameters, and the nonlinear tree from random
-values. Writes ``bench/results/compress-nonlinear.json``.
+same tree with an activation between its levels. Both start from the hierarchical decomposition, and from random values
+with three seeds, and are then fitted by L-BFGS with as many steps. Beside them stands a whitened SVD of as many
+parameters. Writes ``bench/results/compress-nonlinear.json``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ LAYERS = {
 }
 RATIOS = (4, 10)
 ACTIVATIONS = ("identity", "tanh", "silu")
+SEEDS = (0, 1, 2)
 OUT = Path(__file__).parents[1] / "results" / "compress-nonlinear.json"
 
 
@@ -70,10 +71,10 @@ def points(case: str, weight: np.ndarray, moment: np.ndarray, ratio: float, step
         {"method": "whitened SVD", "params": rank * (len(weight) + weight.size // len(weight)), "error": float(svd)}
     ]
     for activation in ACTIVATIONS:
-        gen = Generator(weight.shape, TTN(bond=bond, activation=activation), layout=layout, scale=weight, seed=0)
-        for start in ("decomposition", "random"):
-            if start == "random" and activation == "identity":
-                continue
+        top = TTN(bond=bond, activation=activation)
+        starts = [("decomposition", 0), *(("random", seed) for seed in SEEDS)]
+        for start, seed in starts:
+            gen = Generator(weight.shape, top, layout=layout, scale=weight, seed=seed)
             began = time.process_time()
             first = decompose(gen, weight, moment=moment) if start == "decomposition" else gen
             found = adtn.fit(first, target, optimizer="lbfgs", steps=steps, progress=False).generator
@@ -81,6 +82,7 @@ def points(case: str, weight: np.ndarray, moment: np.ndarray, ratio: float, step
                 {
                     "method": f"TTN, {activation}",
                     "start": start,
+                    "seed": seed,
                     "params": found.num_params,
                     "before": error(first, weight, moment),
                     "error": error(found, weight, moment),
