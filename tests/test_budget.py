@@ -346,3 +346,21 @@ def test_weights_that_matter_little_are_not_compressed_beyond_what_was_measured(
     assert ladder.loss(0.01) == pytest.approx(1e-4)
     assert 1e-4 < ladder.loss(0.09) < 1.0
     assert ladder.loss(0.9) > 1.0
+
+
+@pytest.mark.parametrize("is_better", [True, False])
+def test_the_same_integers_for_all_weights_are_tried_as_well(monkeypatch: pytest.MonkeyPatch, is_better: bool) -> None:
+    seen: list[set[Any]] = []
+
+    def loss_of(search: Any, selection: Any) -> float:
+        formats = {None if r is None else r.generator.precision for r in selection.results.values()}
+        seen.append(formats)
+        return float((len(seen) == 1) == is_better)
+
+    monkeypatch.setattr(Search, "loss_of", loss_of)
+    config = Config(smallest=8, recipe="closed-form")
+    report = adtn.compress(net(), config, budget=Budget(bytes=4000), data=batches())
+    assert len(seen) == 2 and len(seen[1]) == 1, "what was chosen, and one format"
+    formats = {generator.precision for generator in report.generators.values()}
+    assert formats == (seen[1] if is_better else seen[0] - {None})
+    assert report.file_bytes <= 4000

@@ -243,6 +243,50 @@ class Search:
             cost=sum(choice.cost(self.unit) for choice in choices.values()) + (0 if rest is None else rest.bytes),
         )
 
+    def uniform(self, ladders: Sequence[Ladder], most: int) -> Selection | None:
+        """Choose the same integers for all dense weights within ``most``, the best ones by the expected losses.
+
+        The allocation adds up the losses of single layers, which is not exact: where all layers have about the same
+        sensitivity, it may lose to integers of one format. ``None`` if there are none of that size.
+        """
+        best: tuple[float, dict[str, Choice], Rest | None] | None = None
+        for precision in self._precisions if self.unit == "bytes" else ():
+            if not precision.is_integer:
+                continue
+            choices, loss = {}, 0.0
+            for ladder in ladders:
+                own = [
+                    c for c in ladder.curves if isinstance(c.family.topology, Dense) and c.family.precision == precision
+                ]
+                choice = own[0].family.members(ladder.entries)[-1] if own else next(iter(ladder.fixed))
+                choices[ladder.name] = choice
+                loss += ladder.loss(ladder.expected(choice))
+            cost = sum(choice.bytes for choice in choices.values())
+            rests = [rest for rest in self.rests if cost + rest.bytes <= most]
+            rest = min(rests, key=lambda rest: rest.loss, default=None)
+            fits = rest is not None if self.rests else cost <= most
+            if fits and (best is None or loss < best[0]):
+                best = loss, choices, rest
+        if best is None:
+            return None
+        _, choices, rest = best
+        solved = self.solve([one for one in choices.items() if one[1].topology is not None], _ALL_SWEEPS)
+        return Selection(
+            results={name: solved.get((name, choice)) for name, choice in choices.items()},
+            rest=rest,
+            ladders=ladders,
+            cost=sum(choice.bytes for choice in choices.values()) + (0 if rest is None else rest.bytes),
+        )
+
+    def loss_of(self, selection: Selection) -> float:
+        """Measure how far the model's outputs are from those of the dense one with all that was chosen."""
+        compare = self._comparison()
+        self.adapter.install({name: r.generator for name, r in selection.results.items() if r is not None})
+        try:
+            return compare()
+        finally:
+            self.adapter.restore()
+
     def _settled(
         self, ladders: Sequence[Ladder], most: int, results: dict[tuple[str, Choice], LocalResult]
     ) -> tuple[list[Ladder], dict[str, Choice], Rest | None]:

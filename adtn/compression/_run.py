@@ -201,7 +201,7 @@ class CompressionRun:
             own = max(headers, own + size - most) if size > most else headers
         if best is None:
             raise CompressError(f"Found no choice with a file of at most {most:,} bytes; allow a few bytes more.")
-        size, selection = best
+        selection = self._or_uniform(search, best[1], most, own)
         outcome, rest = self._run_chosen(selection), _precision_of(selection.rest)
         # after the training, as entries that half precision does not hold are stored as they are
         size = state_bytes(self.adapter, self.adapter.generators(), rest)
@@ -211,6 +211,15 @@ class CompressionRun:
                 "trained; allow more, or pass rest='bfloat16'."
             )
         return replace(outcome, rest=rest, file_bytes=size)
+
+    def _or_uniform(self, search: Search, selection: Selection, most: int, headers: int) -> Selection:
+        """Return the selection, or the same integers for all weights if these change the model's outputs less."""
+        other = search.uniform(selection.ladders, most - headers) if search.sample else None
+        if other is None or self._stored_bytes(other) > most:
+            return selection
+        own, same = search.loss_of(selection), search.loss_of(other)
+        self.say(f"what was chosen costs {own:.4g}, the same integers for all weights {same:.4g}")
+        return other if same < own else selection
 
     def _stored_bytes(self, selection: Selection) -> int:
         """Return the size of the file of a model with what was chosen."""
