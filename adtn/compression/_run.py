@@ -207,7 +207,7 @@ class CompressionRun:
         size = state_bytes(self.adapter, self.adapter.generators(), rest)
         if size > most:
             raise CompressError(
-                f"Got a file of {size:,} bytes for a budget of {most:,}, as numbers that are too large for {rest} were "
+                f"Got a file of {size:,} bytes for a budget of {most:,}, as values that are too large for {rest} were "
                 "trained; allow more, or pass rest='bfloat16'."
             )
         return replace(outcome, rest=rest, file_bytes=size)

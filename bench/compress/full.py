@@ -51,7 +51,6 @@ def main() -> None:
     parser.add_argument("--optimizer", default="adam")
     parser.add_argument("--distill", type=float)
     parser.add_argument("--formats", nargs="*", help="integer formats, such as int4/32, to choose from")
-    parser.add_argument("--dense", action="store_true", help="do not factorise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, required=True, help="where the training is continued")
     options = parser.parse_args()

@@ -87,6 +87,7 @@ def table(content: dict[str, Any]) -> list[str]:
     if dense is not None:
         spread = dense["standard errors"][measure]
         lines += [f"Dense: {_value(dense):.{digits}f} ± {spread:.{digits}f} ({_MEASURES.get(measure, measure)}).", ""]
+    lines += [f"Single methods that were measured: {', '.join(dict.fromkeys(r['method'] for r in single))}.", ""]
     lines += ["| times smaller | automatic | best single method | | difference | |", "|---" * 6 + "|"]
     for budget in budgets:
         own = [r for r in rows if r["method"] == AUTOMATIC and r["ratio"] == budget]
