@@ -13,7 +13,8 @@ from ..generator import Generator
 from ..precision import Precision
 from ..topology import LowRank, ScaledIdentity, ScaledRandom, Topology
 from ._budget import Budget
-from ._choose import SAMPLES, Search
+from ._choose import Search
+from ._comparison import SAMPLES
 from ._config import Config
 from ._local import LocalTask, dense_generator
 from ._model import Model

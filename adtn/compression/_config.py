@@ -31,7 +31,14 @@ from ._stage import STAGES, Stage
 
 RECIPES = (*STAGES, "local-then-global")
 Recipe = Literal[
-    "closed-form", "normalise", "reconstruct", "reconstruct-data", "distill-local", "finetune", "local-then-global"
+    "closed-form",
+    "compensate",
+    "normalise",
+    "reconstruct",
+    "reconstruct-data",
+    "distill-local",
+    "finetune",
+    "local-then-global",
 ]
 Names = Annotated[Sequence[str], "a list of names, such as ['fc1']"]
 Whole = Annotated[int, Range(0)]
@@ -97,6 +104,8 @@ class Config:
 
         - ``"closed-form"``: decompose every weight, in the metric of the second moments of its inputs where there are
           data
+        - ``"compensate"``: decompose every weight again, in the order of a forward pass, so that it answers to the errors
+          of the layers before it; what it changes is kept if the outputs of the model become closer to the dense ones
         - ``"normalise"``: correct the running statistics of batch normalisation, by data without labels
         - ``"reconstruct"``: fit every weight, without data
         - ``"reconstruct-data"``: fit every layer's outputs, by the second moments of its inputs
@@ -104,7 +113,7 @@ class Config:
           the order of a forward pass: inputs come from the layers that are trained already, or with an executor from
           the dense model. Without an earlier stage, from random generators with the weights' standard deviation
         - ``"finetune"``: train by the model's own loss, starting from the result of the other stages
-        - ``"local-then-global"``: within a budget, closed forms, statistics and fine-tuning; without one,
+        - ``"local-then-global"``: within a budget, closed forms, compensation, statistics and fine-tuning; without one,
           ``"reconstruct-data"`` and fine-tuning. Without data, closed forms or ``"reconstruct"`` alone
     mode : {"replace", "adapter"}
         Whether generated weights replace the dense ones, or are added to them while they are frozen. An adapter starts
@@ -318,7 +327,7 @@ class Config:
             own = [recipe for recipe in given if isinstance(recipe, Stage) and recipe.name == "finetune"]
             recipes: tuple[Recipe | Stage, ...] = tuple(own) or ("finetune",)
         elif self.recipe == "local-then-global":
-            with_data = ("closed-form", "normalise") if self.chooses_formats else ("reconstruct-data",)
+            with_data = ("closed-form", "compensate", "normalise") if self.chooses_formats else ("reconstruct-data",)
             without = "closed-form" if self.chooses_formats else "reconstruct"
             recipes = (*with_data, "finetune") if has_data else (without,)
         else:

@@ -15,7 +15,9 @@ from ..generator import Generator
 from ..optim import fingerprint
 from ..precision import Precision, stored_bytes
 from ._budget import Budget
-from ._choose import SAMPLES, Search, Selection, least_and_most
+from ._choose import Search, Selection, least_and_most
+from ._comparison import SAMPLES, comparison
+from ._compensate import NORMALISED, compensate, waves
 from ._config import Config
 from ._ladder import Ladder
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
@@ -116,11 +118,18 @@ class CompressionRun:
         tuned = [stage for stage in self.stages if stage.name == "finetune"]
         if config.restarts > 1 and not any(task.steps for task in tasks.values()) and tuned:
             generators = self._best_seed(tasks, tuned[0])
+        compensations: dict[int, tuple[Sequence[Any], Callable[[], float]]] = {}
+        for n, stage in enumerate(self.stages):
+            if stage.name == "compensate":
+                used, others = self._for_compensation(stage)
+                compensations[n] = used, comparison(self.adapter, others, self.loss)  # while the model is dense
         self._install(generators)
         losses: list[float] = []
         for n, stage in enumerate(self.stages):
             if stage.name == "normalise":
                 self.normalise(stage)
+            if stage.name == "compensate":
+                self.compensate(*compensations[n])
             if stage.name == "distill-local" and stage.trains:
                 self.say.stage("distillation of layers")
                 self.adapter.distill(self.data_of(stage), config.tuning(stage), self.executor, self.say)
@@ -132,6 +141,28 @@ class CompressionRun:
         """Correct the running statistics of batch normalisation, if there are any."""
         if self.adapter.normalise(first_samples(self.data_of(stage), _NORMALISED)):
             self.say("running statistics of batch normalisation corrected")
+
+    def compensate(self, batches: Sequence[Any], compare: Callable[[], float]) -> None:
+        """Decompose weights behind the layers before them, if the outputs become closer to those of the dense model."""
+        state, passes = self.adapter.state(), len(waves(self.adapter, batches))
+        if not passes:
+            return
+        self.adapter.normalise(first_samples(batches, NORMALISED))  # as afterwards
+        before = compare()
+        self.say.stage("compensation", passes)
+        compensate(self.adapter, batches, self.say.advance)
+        after = compare()
+        self.say(f"compensation of earlier errors changes what the outputs lose from {before:.4g} to {after:.4g}")
+        if not after < before:
+            self.adapter.set_state(state)
+
+    def _for_compensation(self, stage: Stage) -> tuple[list[Any], list[Any]]:
+        """Return the batches for second moments, and others for a comparison, if there are more."""
+        batches = list(first_samples(self.data_of(stage), self.config.samples + SAMPLES))
+        used = list(first_samples(batches, self.config.samples))
+        if self.validation is not None:
+            return used, list(first_samples(self.validation, SAMPLES))
+        return used, batches[len(used) :] or used
 
     def run_within(self, budget: Budget, before: ModelCost) -> Outcome:
         """Run all stages with the topology, layout and size of every weight chosen for a budget."""
