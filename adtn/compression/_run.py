@@ -118,18 +118,15 @@ class CompressionRun:
         tuned = [stage for stage in self.stages if stage.name == "finetune"]
         if config.restarts > 1 and not any(task.steps for task in tasks.values()) and tuned:
             generators = self._best_seed(tasks, tuned[0])
-        compensations: dict[int, tuple[Sequence[Any], Callable[[], float]]] = {}
-        for n, stage in enumerate(self.stages):
-            if stage.name == "compensate":
-                used, others = self._for_compensation(stage)
-                compensations[n] = used, comparison(self.adapter, others, self.loss)  # while the model is dense
+        if any(stage.name == "compensate" for stage in self.stages):
+            _ = self._compensation  # while nothing is replaced
         self._install(generators)
         losses: list[float] = []
         for n, stage in enumerate(self.stages):
             if stage.name == "normalise":
                 self.normalise(stage)
             if stage.name == "compensate":
-                self.compensate(*compensations[n])
+                self.compensate()
             if stage.name == "distill-local" and stage.trains:
                 self.say.stage("distillation of layers")
                 self.adapter.distill(self.data_of(stage), config.tuning(stage), self.executor, self.say)
@@ -142,11 +139,13 @@ class CompressionRun:
         if self.adapter.normalise(first_samples(self.data_of(stage), _NORMALISED)):
             self.say("running statistics of batch normalisation corrected")
 
-    def compensate(self, batches: Sequence[Any], compare: Callable[[], float]) -> None:
+    def compensate(self) -> None:
         """Decompose weights behind the layers before them, if the outputs become closer to those of the dense model."""
-        state, passes = self.adapter.state(), len(waves(self.adapter, batches))
+        batches, compare = self._compensation
+        passes = len(waves(self.adapter, batches))
         if not passes:
             return
+        state = self.adapter.state()
         self.adapter.normalise(first_samples(batches, NORMALISED))  # as afterwards
         before = compare()
         self.say.stage("compensation", passes)
@@ -156,13 +155,14 @@ class CompressionRun:
         if not after < before:
             self.adapter.set_state(state)
 
-    def _for_compensation(self, stage: Stage) -> tuple[list[Any], list[Any]]:
-        """Return the batches for second moments, and others for a comparison, if there are more."""
+    @cached_property
+    def _compensation(self) -> tuple[Sequence[Any], Callable[[], float]]:
+        """Batches for second moments, and a comparison on other ones, if there are more; made while nothing is replaced."""
+        stage = next(stage for stage in self.stages if stage.name == "compensate")
         batches = list(first_samples(self.data_of(stage), self.config.samples + SAMPLES))
         used = list(first_samples(batches, self.config.samples))
-        if self.validation is not None:
-            return used, list(first_samples(self.validation, SAMPLES))
-        return used, batches[len(used) :] or used
+        others = batches[len(used) :] or used if self.validation is None else self.validation
+        return used, comparison(self.adapter, others, self.loss)
 
     def run_within(self, budget: Budget, before: ModelCost) -> Outcome:
         """Run all stages with the topology, layout and size of every weight chosen for a budget."""
