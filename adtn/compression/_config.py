@@ -104,8 +104,8 @@ class Config:
 
         - ``"closed-form"``: decompose every weight, in the metric of the second moments of its inputs where there are
           data
-        - ``"compensate"``: decompose every weight again, in the order of a forward pass, so that it answers to the errors
-          of the layers before it; what it changes is kept if the outputs of the model become closer to the dense ones
+        - ``"compensate"``: decompose every weight again, in the order of a forward pass, so that it answers to the
+          errors of the layers before it; undone if the outputs of the model do not become closer to the dense ones
         - ``"normalise"``: correct the running statistics of batch normalisation, by data without labels
         - ``"reconstruct"``: fit every weight, without data
         - ``"reconstruct-data"``: fit every layer's outputs, by the second moments of its inputs

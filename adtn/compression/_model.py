@@ -122,7 +122,7 @@ class Tuning:
 
 
 class Model(Protocol):
-    """A model of some framework; only :meth:`install`, :meth:`update` and :meth:`adapt` change it, and :meth:`restore` undoes that."""
+    """A model of some framework, to which :meth:`restore` undoes all changes."""
 
     model: Any
     """The model of the framework, which is changed in place."""
