@@ -122,7 +122,7 @@ class Tuning:
 
 
 class Model(Protocol):
-    """A model of some framework, to which :meth:`restore` undoes all changes."""
+    """A model of some framework, all changes of which :meth:`restore` undoes."""
 
     model: Any
     """The model of the framework, which is changed in place."""

@@ -157,7 +157,7 @@ class CompressionRun:
 
     @cached_property
     def _compensation(self) -> tuple[Sequence[Any], Callable[[], float]]:
-        """Batches for second moments, and a comparison on others if there are more; made before weights are replaced."""
+        """Batches for second moments and a comparison on others if there are more; made before any is replaced."""
         stage = next(stage for stage in self.stages if stage.name == "compensate")
         batches = list(first_samples(self.data_of(stage), self.config.samples + SAMPLES))
         used = list(first_samples(batches, self.config.samples))
