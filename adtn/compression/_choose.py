@@ -306,7 +306,7 @@ class Search:
         return list(by_name.values()), choices, rest
 
     def _allocated(self, ladders: Sequence[Ladder], most: int) -> tuple[dict[str, Choice], Rest | None]:
-        largest = math.inf if self.sample else self.config.largest_error
+        largest = self._largest_error
         options = {ladder.name: ladder.options(self.unit, largest) for ladder in ladders}
         rest_least = min((rest.bytes for rest in self.rests), default=0)
         least = sum(own[0][0].cost(self.unit) for own in options.values())
@@ -324,6 +324,13 @@ class Search:
         picked = allocate(items, most, lambda n: f"{n:,} {self.unit}")
         rest = self.rests[picked.pop(_REST)] if self.rests else None
         return {name: options[name][k][0] for name, k in picked.items()}, rest
+
+    @property
+    def _largest_error(self) -> float:
+        """The largest relative error of a weight; infinite where it is measured what the model loses."""
+        budget = self.config.budget
+        is_measured = self.sample or (budget is not None and budget.accuracy_loss is not None)
+        return math.inf if is_measured else self.config.largest_error
 
     def loss_after(self, change: Callable[[], None]) -> float:
         """Measure what the outputs of the dense model lose by a change of its parameters, which is undone."""

@@ -135,6 +135,11 @@ def compress(
     if trained:
         adapter.check(config.tuning(trained[0]))
     before = cost_of(adapter, test, loss, score)
+    if before.score is not None and not math.isfinite(before.score):
+        raise CompressError(
+            f"The function score= returned {before.score} for the dense model; expected a finite number, with which "
+            "the compressed one can be compared. Correct the function, or the data that it reads."
+        )
     limited = _limited(config, adapter, chosen, before)
     tasks = _tasks(adapter, limited, chosen, data, device, stages)
     if folder is not None:

@@ -47,6 +47,11 @@ def _lost(before: ModelCost, after: ModelCost) -> list[str]:
     if before.quality is not None and after.quality is not None:
         lost = before.quality - after.quality
         is_score = before.score is not None
+        if not math.isfinite(after.quality):  # an infinite score is no better than NaN
+            return [
+                f"The {'score' if is_score else 'accuracy'} was {before.quality:.4g} and is {after.quality} now, which is "
+                "no measure of the result. Allow a larger size, lower tune_lr, or correct the function score=."
+            ]
         most = min(_POINTS, _SHARE * abs(before.quality)) if is_score else _POINTS
         if not lost <= most:
             what, digits = ("score", ".4g") if is_score else ("accuracy", ".2f")

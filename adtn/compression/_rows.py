@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -140,15 +141,22 @@ class Baseline:
     def beats(self, result: ModelCost) -> bool:
         """Return whether it is better than a result of no fewer bytes, or as good and smaller.
 
-        The quality decides, and where that is equal the loss.
+        The quality decides, and where that is equal the loss. What is not finite is worse than any number.
         """
         if self.bytes > result.bytes:
             return False
-        if self.quality is not None and result.quality is not None and self.quality != result.quality:
-            return self.quality > result.quality
+        if self.quality is not None and result.quality is not None:
+            own, other = _or_worst(self.quality, -math.inf), _or_worst(result.quality, -math.inf)
+            if own != other:
+                return own > other
         if self.loss is None or result.loss is None:  # equal where it is known, so the size decides
             return self.quality is not None and self.bytes < result.bytes
-        return self.loss < result.loss or (self.loss == result.loss and self.bytes < result.bytes)
+        own, other = _or_worst(self.loss, math.inf), _or_worst(result.loss, math.inf)
+        return own < other or (own == other and self.bytes < result.bytes)
+
+
+def _or_worst(value: float, worst: float) -> float:
+    return value if math.isfinite(value) else worst
 
 
 COLUMNS = ("layer", "kind", "weight", "stored as", "dense", "params", "active", "bytes", "smaller", "error")

@@ -251,15 +251,17 @@ class CompressionRun:
         ladders = search.ladders(search.entries // 4)
         low, high = least_and_most(ladders, search.unit)
         best: tuple[Outcome, dict[str, Generator], Any] | None = None
-        lost = math.inf
+        told = "everything"
         for _ in range(_TRIALS):
             size = round(math.sqrt(low * high))
             outcome = self._run_chosen(search.choose(ladders, max(size, low)))
             if self.config.rest not in ("choose", "same"):
                 self.adapter.narrow(Precision(self.config.rest))  # which loses accuracy as well
-            lost = quality - self._quality()
-            self.say(f"{size:,} parameters in the chosen layers lose {lost:.2f} points")
-            if lost <= loss:
+            now = self._quality()
+            lost = quality - now
+            told = f"{lost:.2f} points" if math.isfinite(now) else f"everything, with a score of {now}"
+            self.say(f"{size:,} parameters in the chosen layers lose {told}")
+            if math.isfinite(now) and lost <= loss:
                 best = (outcome, self.adapter.generators(), self.adapter.state())
                 high = size
             else:
@@ -270,7 +272,7 @@ class CompressionRun:
         if best is None:
             raise CompressError(
                 f"No size that was tried loses at most {loss:g} points; the last one, {low:,} parameters in the chosen "
-                f"layers, loses {lost:.2f}. Train longer (tune_steps), choose fewer layers, or allow more."
+                f"layers, loses {told}. Train longer (tune_steps), choose fewer layers, or allow more."
             )
         outcome, generators, state = best
         self._install(generators)
