@@ -1,4 +1,4 @@
-"""Tensors of which several entries share memory, as those that ``expand`` makes: they are compressed, saved and loaded."""
+"""Tensors whose entries share memory, as those that ``expand`` makes: they are compressed, saved and loaded."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -116,9 +116,7 @@ class Budget:
         return int(wanted) if wanted is not None else int(dense / (self.ratio or self.bytes_ratio or 1.0))
 
 
-def allocate(
-    options: Mapping[str, Sequence[tuple[int, float]]], most: int, describe: Callable[[int], str] = str
-) -> dict[str, int]:
+def allocate(options: Mapping[str, Sequence[tuple[int, float]]], most: int) -> dict[str, int]:
     """Choose one option per layer, so that the costs are at most ``most`` in total and the losses are smallest.
 
     Parameters
@@ -126,8 +124,6 @@ def allocate(
     options : mapping of str to sequence of (cost, loss)
         The options of every layer.
     most : int
-    describe : callable
-        A function that describes a cost, for the error.
 
     Returns
     -------
@@ -147,8 +143,8 @@ def allocate(
     least = sum(min(cost for cost, _ in own) for own in options.values())
     if least > most:
         raise CompressError(
-            f"Got a budget that leaves {describe(most)} for the chosen layers; their smallest candidates together have "
-            f"{describe(least)}. Allow more, choose more layers, or give smaller candidates."
+            f"The smallest candidates together have {least:,}, and {max(most, 0):,} are left for them. "
+            "Allow more, choose more layers, or give smaller candidates."
         )
     # costs above the cheapest options are rounded up to cells, so the budget is never exceeded
     cell = max(1.0, (most - least) / _CELLS)

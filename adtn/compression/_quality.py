@@ -50,7 +50,7 @@ def _lost(before: ModelCost, after: ModelCost) -> list[str]:
         if not math.isfinite(after.quality):  # an infinite score is no better than NaN
             return [
                 f"The {'score' if is_score else 'accuracy'} was {before.quality:.4g} and is {after.quality} now, which is "
-                "no measure of the result. Allow a larger size, lower tune_lr, or correct the function score=."
+                f"no measure of the result. Allow a larger size, or lower tune_lr{', or correct the function score=' if is_score else ''}."
             ]
         most = min(_POINTS, _SHARE * abs(before.quality)) if is_score else _POINTS
         if not lost <= most:

@@ -63,7 +63,8 @@ class Outcome:
 class CompressionRun:
     """A call of :func:`adtn.compress`, with its arguments.
 
-    ``narrows`` says whether what is not among the layers may be stored in another precision.
+    ``narrows`` says whether what is not among the layers may be stored in another precision, and ``beside`` has the
+    digests of other files of the model, which its file lists.
     """
 
     adapter: Model
@@ -80,6 +81,7 @@ class CompressionRun:
     folder: Path | None
     say: Progress
     narrows: bool = True
+    beside: Mapping[str, str] = field(default_factory=dict)
     checkpoints: set[Path] = field(default_factory=set)
 
     def compress(self, before: ModelCost) -> Outcome:
@@ -91,7 +93,7 @@ class CompressionRun:
         if outcome.rest is not None:
             self.adapter.narrow(outcome.rest)
             if outcome.file_bytes is None:
-                size = state_bytes(self.adapter, self.adapter.generators(), outcome.rest)
+                size = state_bytes(self.adapter, self.adapter.generators(), outcome.rest, self.beside)
                 outcome = replace(outcome, file_bytes=size)
         return outcome
 
@@ -155,7 +157,10 @@ class CompressionRun:
             return self._within_file(replace(search, rests=self._rests(search)), most)
         most = budget.most(before.params)
         rest = before.params - search.entries
-        outcome = self._run_chosen(search.choose(search.ladders(most - rest), most - rest))
+        selection = search.find(search.ladders(most - rest), most - rest) or search.smallest()
+        if rest + selection.cost > most:
+            raise self._too_small(selection, most, rest + selection.cost, rest)
+        outcome = self._run_chosen(selection)
         params, _ = self.adapter.numbers()
         if params > most:
             raise CompressError(f"Got {params:,} parameters for a budget of {most:,}; this is a bug of adtn.")
@@ -180,7 +185,7 @@ class CompressionRun:
                 loss = search.loss_after(lambda rest=rest: self.adapter.narrow(rest))
             elif rest is not None:  # then losses are squared relative errors
                 loss = 4.0 ** (1 - rest.bits) if rest.is_integer else 1e-7
-            size = max(state_bytes(self.adapter, {}, rest) - stored, 0)
+            size = max(state_bytes(self.adapter, {}, rest, self.beside) - stored, 0)
             if not found or size < found[-1].bytes:
                 found.append(Rest(precision=rest, bytes=size, loss=loss))
         return found
@@ -191,7 +196,11 @@ class CompressionRun:
         ladders: Sequence[Ladder] = search.ladders(most - own - search.rests[-1].bytes)
         best: tuple[int, Selection] | None = None
         for _ in range(_FITS):
-            selection = search.choose(ladders, most - own)
+            selection = search.find(ladders, most - own)
+            if selection is None and best is not None:
+                break
+            if selection is None:  # the headers may be smaller than it was estimated
+                selection = self._smallest_file(search, ladders, most)
             ladders, size = selection.ladders, self._stored_bytes(selection)
             if size <= most and (best is None or size > best[0]):
                 best = size, selection
@@ -200,11 +209,12 @@ class CompressionRun:
                 break
             own = max(headers, own + size - most) if size > most else headers
         if best is None:
-            raise CompressError(f"Found no choice with a file of at most {most:,} bytes; allow a few bytes more.")
+            selection = self._smallest_file(search, ladders, most)
+            best = self._stored_bytes(selection), selection
         selection = self._or_uniform(search, best[1], most, own)
         outcome, rest = self._run_chosen(selection), _precision_of(selection.rest)
         # after the training, as entries that half precision does not hold are stored as they are
-        size = state_bytes(self.adapter, self.adapter.generators(), rest)
+        size = state_bytes(self.adapter, self.adapter.generators(), rest, self.beside)
         if size > most:
             raise CompressError(
                 f"Got a file of {size:,} bytes for a budget of {most:,}, as values that are too large for {rest} were "
@@ -226,9 +236,34 @@ class CompressionRun:
         generators = {name: r.generator for name, r in selection.results.items() if r is not None}
         self._install(generators)
         try:
-            return state_bytes(self.adapter, generators, _precision_of(selection.rest))
+            return state_bytes(self.adapter, generators, _precision_of(selection.rest), self.beside)
         finally:
             self.adapter.restore()
+
+    def _smallest_file(self, search: Search, ladders: Sequence[Ladder], most: int) -> Selection:
+        """Return what has the smallest file, with the losses that ladders know."""
+        selection = search.smallest()
+        size = self._stored_bytes(selection)
+        if size > most:
+            raise self._too_small(selection, most, size, selection.rest.bytes if selection.rest is not None else 0)
+        return replace(selection, ladders=ladders)
+
+    def _too_small(self, smallest: Selection, most: int, least: int, rest: int) -> CompressError:
+        """Return the error for a budget below the least cost of the whole model, ``rest`` of it of everything else."""
+        is_file = self.config.budget is not None and self.config.budget.unit == "bytes"
+        unit, written = ("bytes", f"budget='{least}B'") if is_file else ("parameters", f"adtn.Budget(params={least})")
+        got = f"Got {'a' if self.narrows else 'no budget, which means a'} budget of {most:,} {unit}"
+        hint = ""
+        if self.data is None:
+            got += f" and no data, so that relative errors of layers are at most {self.config.largest_error}"
+            hint = " Pass data=, by which what the model loses is measured, or a larger largest_error."
+        if not any(smallest.results.values()) and _precision_of(smallest.rest) is None:
+            return CompressError(f"{got}; no layer becomes smaller then. Choose other candidates or precisions.{hint}")
+        what = "file, with its headers," if is_file else "model"
+        return CompressError(
+            f"{got}; the smallest {what} has {least:,}, of which everything but the chosen layers takes {rest:,}. Allow "
+            f"at least {least:,} {unit} ({written}), or choose more layers (targets, smallest).{hint}"
+        )
 
     def _run_chosen(self, selection: Selection) -> Outcome:
         """Run all stages with what was chosen."""

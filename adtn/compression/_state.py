@@ -58,6 +58,11 @@ def metadata_of_state(
     }
 
 
-def state_bytes(model: Model, generators: Mapping[str, Generator], rest: Precision | None) -> int:
+def state_bytes(
+    model: Model,
+    generators: Mapping[str, Generator],
+    rest: Precision | None,
+    beside: Mapping[str, str] | None = None,
+) -> int:
     """Return the size of the file of a model that holds these generators, headers included."""
-    return len(model.content(metadata_of_state(generators, rest), rest))
+    return len(model.content(metadata_of_state(generators, rest, beside), rest))
