@@ -29,8 +29,8 @@ from ._errors import rounding_errors
 from ._ladder import Curve, Ladder, low_rank_errors, with_exact
 from ._local import Executor, LocalResult, LocalTask, run_local
 from ._model import Layer, Model
+from ._rest import Rest
 from ._samples import first_samples
-from ._state import Rest
 
 _PROBES = (1.2, 0.4)  # sizes at which errors are computed, over those that the budget implies
 _ROUNDED_PROBES = (0.7,)  # of families that are rounded

@@ -48,9 +48,10 @@ def _lost(before: ModelCost, after: ModelCost) -> list[str]:
         lost = before.quality - after.quality
         is_score = before.score is not None
         if not math.isfinite(after.quality):  # an infinite score is no better than NaN
+            what, other = ("score", ", or correct the function score=") if is_score else ("accuracy", "")
             return [
-                f"The {'score' if is_score else 'accuracy'} was {before.quality:.4g} and is {after.quality} now, which is "
-                f"no measure of the result. Allow a larger size, or lower tune_lr{', or correct the function score=' if is_score else ''}."
+                f"The {what} was {before.quality:.4g} and is {after.quality} now, which is no measure of the result. "
+                f"Allow a larger size, or lower tune_lr{other}."
             ]
         most = min(_POINTS, _SHARE * abs(before.quality)) if is_score else _POINTS
         if not lost <= most:

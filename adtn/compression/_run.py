@@ -21,10 +21,11 @@ from ._ladder import Ladder
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
 from ._progress import Progress
+from ._rest import RESTS, Rest
 from ._rows import ModelCost
 from ._samples import first_batches, first_samples
 from ._stage import Stage
-from ._state import HEADER_BYTES, RESTS, Rest, state_bytes
+from ._state import HEADER_BYTES, state_bytes
 from ._storage import to_bytes
 
 _BATCHES = 64  # batches of a list that are compared when a training continues
@@ -154,7 +155,7 @@ class CompressionRun:
             return self._smallest(search, budget.accuracy_loss, before)
         if budget.unit == "bytes":
             most = budget.most(state_bytes(self.adapter, {}, None))
-            return self._within_file(replace(search, rests=self._rests(search)), most)
+            return self._within_file(replace(search, rests=self.rests(search, self._precisions_of_rest)), most)
         most = budget.most(before.params)
         rest = before.params - search.entries
         selection = search.find(search.ladders(most - rest), most - rest) or search.smallest()
@@ -167,18 +168,24 @@ class CompressionRun:
         return outcome
 
     @property
+    def makes_file(self) -> bool:
+        """Whether what counts is the size of the file: for a budget in bytes, or another precision of the rest."""
+        budget = self.config.budget
+        return (budget is not None and budget.unit == "bytes") or self.config.rest not in ("choose", "same")
+
+    @property
     def _precisions_of_rest(self) -> Sequence[Precision | None]:
         """The precisions to choose from for what is not among the layers."""
         if self.config.rest == "choose" and self.narrows:
             return RESTS
         return (None if self.config.rest in ("choose", "same") else Precision(self.config.rest),)
 
-    def _rests(self, search: Search) -> list[Rest]:
-        """Return the ways to store what is not among the layers, with their sizes and losses."""
+    def rests(self, search: Search, precisions: Sequence[Precision | None]) -> list[Rest]:
+        """Return ways to store what is not among the layers, with their sizes and losses."""
         shapes = [shape for layer in self.layers for shape in layer.weights.values()]
         itemsize = max(layer.itemsize for layer in self.layers)
         found: list[Rest] = []
-        for rest in self._precisions_of_rest:
+        for rest in precisions:
             stored = sum(math.prod(s) * itemsize if rest is None else stored_bytes(s, rest) for s in shapes)
             loss = 0.0
             if rest is not None and self.data is not None:
@@ -190,7 +197,7 @@ class CompressionRun:
                 found.append(Rest(precision=rest, bytes=size, loss=loss))
         return found
 
-    def _within_file(self, search: Search, most: int) -> Outcome:
+    def chosen_for_file(self, search: Search, most: int) -> Selection:
         """Choose such that the file of the state, headers included, has at most that many bytes."""
         own = HEADER_BYTES * (1 + len(search.tasks))
         ladders: Sequence[Ladder] = search.ladders(most - own - search.rests[-1].bytes)
@@ -211,7 +218,11 @@ class CompressionRun:
         if best is None:
             selection = self._smallest_file(search, ladders, most)
             best = self._stored_bytes(selection), selection
-        selection = self._or_uniform(search, best[1], most, own)
+        return self._or_uniform(search, best[1], most, own)
+
+    def _within_file(self, search: Search, most: int) -> Outcome:
+        """Run all stages with a choice whose file has at most that many bytes."""
+        selection = self.chosen_for_file(search, most)
         outcome, rest = self._run_chosen(selection), _precision_of(selection.rest)
         # after the training, as entries that half precision does not hold are stored as they are
         size = state_bytes(self.adapter, self.adapter.generators(), rest, self.beside)
@@ -261,8 +272,8 @@ class CompressionRun:
             return CompressError(f"{got}; no layer becomes smaller then. Choose other candidates or precisions.{hint}")
         what = "file, with its headers," if is_file else "model"
         return CompressError(
-            f"{got}; the smallest {what} has {least:,}, of which everything but the chosen layers takes {rest:,}. Allow "
-            f"at least {least:,} {unit} ({written}), or choose more layers (targets, smallest).{hint}"
+            f"{got}; the smallest {what} has {least:,}, of which everything but the chosen layers takes {rest:,}. "
+            f"Allow at least {least:,} {unit} ({written}), or choose more layers (targets, smallest).{hint}"
         )
 
     def _run_chosen(self, selection: Selection) -> Outcome:
