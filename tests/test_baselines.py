@@ -57,7 +57,7 @@ def test_a_result_survives_its_baselines(budget: adtn.Budget | None) -> None:
     left = report.before.params - sum(row.dense for row in report.layers)
     for control in ("scaled identity", "frozen random"):
         assert found[control].params == left + len(report.generators)
-    assert found["int4/32, all layers"].bytes < found["int8, all layers"].bytes < report.before.bytes / 3
+    assert found["int4/32, all layers"].bytes < found["int8, all layers"].bytes < report.before.compared_bytes / 3
     assert found["int8, all layers"].loss == pytest.approx(report.before.loss, abs=0.05)
 
 

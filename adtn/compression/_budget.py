@@ -15,6 +15,7 @@ from ..device import parse_bytes
 from ..errors import CompressError
 from ._choice import Unit
 
+_WORST = 1e300  # the loss of an option whose loss is not finite: many of them still add up to a number
 _CELLS = 4000  # resolution of the allocation, in parts of the budget
 
 
@@ -159,7 +160,7 @@ def allocate(options: Mapping[str, Sequence[tuple[int, float]]], most: int) -> d
             extra = math.ceil((cost - cheapest) / cell)
             if extra > cells:
                 continue
-            joined = best[: cells + 1 - extra] + loss
+            joined = best[: cells + 1 - extra] + (loss if math.isfinite(loss) else _WORST)
             better = joined < total[extra:]
             total[extra:][better] = joined[better]
             pick[extra:][better] = k

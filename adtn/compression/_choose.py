@@ -27,10 +27,11 @@ from ._config import Config
 from ._divergence import divergence
 from ._errors import rounding_errors
 from ._ladder import Curve, Ladder, low_rank_errors, with_exact
-from ._local import Executor, LocalResult, LocalTask, run_local
+from ._local import Executor, LocalResult, LocalTask, dense_generator, run_local
 from ._model import Layer, Model
 from ._rest import Rest
 from ._samples import first_samples
+from ._storage import to_bytes
 
 _PROBES = (1.2, 0.4)  # sizes at which errors are computed, over those that the budget implies
 _ROUNDED_PROBES = (0.7,)  # of families that are rounded
@@ -193,7 +194,7 @@ class Search:
             known = next(ladder.measured for ladder in ladders if ladder.layer == layer.name)
             if error2 < 1e-10 or any(abs(math.log(error2 / at)) < _NEAR for at in known):
                 continue
-            self.adapter.install({name: result.generator for name, result in own.items()})
+            self.adapter.install({n: r.generator for n, r in self._completed(own).items() if r is not None})
             try:
                 found[layer.name] = error2, compare()
             finally:
@@ -210,6 +211,11 @@ class Search:
             if outputs is None:
                 before = self.adapter.loss_on(self.sample, self.loss)
                 return lambda: self.adapter.loss_on(self.sample, self.loss) - before
+            if any(np.isnan(y).any() for y in outputs):
+                raise CompressError(
+                    "Got data for which the dense model returns NaN, so that no choice can be compared with it; check "
+                    "that the batches and the parameters of the model are finite."
+                )
             sample.append(batch)
             dense += outputs
             if sum(map(len, dense)) >= _ROWS or sum(y.size for y in dense) >= _ENTRIES:
@@ -253,7 +259,7 @@ class Search:
                 ladders[name] = ladders[name].corrected(choice, result.relative_error**2)
         rest = min(self.rests, key=lambda rest: rest.bytes, default=None)
         return Selection(
-            results={name: results.get((name, choice)) for name, choice in choices.items()},
+            results=self._completed({name: results.get((name, choice)) for name, choice in choices.items()}),
             rest=rest,
             ladders=list(ladders.values()),
             cost=sum(choice.cost(self.unit) for choice in choices.values()) + (0 if rest is None else rest.bytes),
@@ -278,7 +284,7 @@ class Search:
             self.say(f"everything else: {rest.precision or 'as it is'}, {rest.bytes:,} bytes")
         last = self.solve([one for one in choices.items() if one in results], _ALL_SWEEPS)
         return Selection(
-            results={name: last.get((name, choice)) for name, choice in choices.items()},
+            results=self._completed({name: last.get((name, choice)) for name, choice in choices.items()}),
             rest=rest,
             ladders=ladders,
             cost=sum(choice.cost(self.unit) for choice in choices.values()) + (0 if rest is None else rest.bytes),
@@ -313,7 +319,7 @@ class Search:
         _, choices, rest = best
         solved = self.solve([one for one in choices.items() if one[1].topology is not None], _ALL_SWEEPS)
         return Selection(
-            results={name: solved.get((name, choice)) for name, choice in choices.items()},
+            results=self._completed({name: solved.get((name, choice)) for name, choice in choices.items()}),
             rest=rest,
             ladders=ladders,
             cost=sum(choice.bytes for choice in choices.values()) + (0 if rest is None else rest.bytes),
@@ -364,6 +370,16 @@ class Search:
         picked = allocate(items, most)
         rest = self.rests[picked.pop(_REST)] if self.rests else None
         return {name: options[name][k][0] for name, k in picked.items()}, rest
+
+    def _completed(self, results: Mapping[str, LocalResult | None]) -> dict[str, LocalResult | None]:
+        """Add dense generators to layers of which only some weights have others, as a layer is replaced as a whole."""
+        added: dict[str, LocalResult] = {}
+        for layer in self.layers:
+            missing = [name for name in layer.weights if results.get(name) is None]
+            if len(missing) < len(layer.weights):
+                for name in missing:
+                    added[name] = LocalResult(name, to_bytes(dense_generator(self.tasks[name].weight)), 0.0)
+        return {**results, **added}
 
     @property
     def _largest_error(self) -> float:

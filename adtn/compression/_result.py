@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -169,7 +169,7 @@ def _row(layer: Layer, outcome: Outcome, generators: Mapping[str, Any], predicte
         name=layer.name,
         kind=layer.kind,
         shapes=tuple(tuple(s) for s in layer.weights.values()),
-        topology=_described(parts[0]),
+        topology=_described(parts),
         dense=dense,
         params=sum(g.num_params for g in parts),
         dense_bytes=dense * layer.itemsize,
@@ -182,7 +182,13 @@ def _row(layer: Layer, outcome: Outcome, generators: Mapping[str, Any], predicte
     )
 
 
-def _described(generator: Generator) -> str:
+def _described(parts: Sequence[Generator]) -> str:
+    """Describe how the weights of a layer are stored, each one where they are not all alike."""
+    found = [_format_of(generator) for generator in parts]
+    return found[0] if len(set(found)) == 1 else " + ".join(found)
+
+
+def _format_of(generator: Generator) -> str:
     """Describe how a weight is stored."""
     if generator.precision is None:
         return str(generator.topology)
