@@ -1,4 +1,4 @@
-"""Layers of unusual shapes and kinds within budgets: axes of length 1, several weights, and weights that are not finite."""
+"""Layers of unusual shapes and kinds within budgets: axes of length 1, several weights, and values that are NaN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores that are no numbers: refused for the dense model, and never good for a result."""
+"""Scores that are not finite: refused for the dense model, and never good for a result."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def _lost(before: ModelCost, after: ModelCost) -> list[str]:
         if not math.isfinite(after.quality):  # an infinite score is no better than NaN
             what, other = ("score", ", or correct the function score=") if is_score else ("accuracy", "")
             return [
-                f"The {what} was {before.quality:.4g} and is {after.quality} now, which is no measure of the result. "
+                f"The {what} was {before.quality:.4g} and is {after.quality} now, which says nothing about the result. "
                 f"Allow a larger size, or lower tune_lr{other}."
             ]
         most = min(_POINTS, _SHARE * abs(before.quality)) if is_score else _POINTS
