@@ -181,3 +181,41 @@ def test_depthwise_convolutions_of_flax_are_compressed(budget: str, has_data: bo
     model, data = Net(), batches if has_data else None
     report = adtn.compress(model, Config(tune_steps=3), budget=budget, data=data, loss=squared if has_data else None)
     check_saved(Net, model, report, batches[0], tmp_path)
+
+
+@pytest.mark.skipif("jax" not in BACKENDS, reason="the table has no JAX")
+def test_layers_inside_a_scan_of_flax_are_compressed_without_their_inputs(tmp_path: Path) -> None:
+    from flax import nnx
+
+    class Net(nnx.Module):
+        def __init__(self) -> None:
+            rngs = nnx.Rngs(0)
+            self.embed, self.out = nnx.Embed(40, 24, rngs=rngs), nnx.Linear(32, 40, rngs=rngs)
+            self.rnn = nnx.RNN(nnx.SimpleCell(24, 32, rngs=rngs))
+
+        def __call__(self, x: Any) -> Any:
+            return self.out(self.rnn(self.embed(x)))
+
+    random = np.random.default_rng(0)
+    data = [(random.integers(0, 40, (8, 6)), random.integers(0, 40, (8, 6))) for _ in range(2)]
+    moments = model_of(Net(), None).second_moments(["out", "rnn.cell.dense_h"], data)
+    assert list(moments) == ["out"]
+    model = Net()
+    report = adtn.compress(model, Config(tune_steps=2), budget="4x", data=data)
+    assert any(row.name.startswith("rnn.") for row in report.layers)
+    check_saved(Net, model, report, data[0], tmp_path)
+
+
+@pytest.mark.skipif("jax" not in BACKENDS, reason="the table has no JAX")
+def test_half_precision_of_flax_is_refused_for_adam_before_anything_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from adtn_backends.jax._model import NnxModel
+
+    linear = nnx.Linear(32, 64, rngs=nnx.Rngs(0), dtype=jnp.float16, param_dtype=jnp.float16)
+    model = nnx.Sequential(linear, nnx.relu, nnx.Linear(64, 8, rngs=nnx.Rngs(1)))
+    data = [(np.ones((16, 32), np.float16), np.arange(16) % 8)]
+    monkeypatch.setattr(NnxModel, "second_moments", None)  # the first step that takes time
+    with pytest.raises(CompressError, match="float16 parameters to train with Adam"):
+        adtn.compress(model, budget="2x", data=data)

@@ -270,7 +270,7 @@ class CompressionRun:
             hint = " Pass data=, by which what the model loses is measured, or a larger largest_error."
         if not any(smallest.results.values()) and _precision_of(smallest.rest) is None:
             return CompressError(f"{got}; no layer becomes smaller then. Choose other candidates or precisions.{hint}")
-        what = "file, with its headers," if is_file else "model"
+        what = "file found, with its headers," if is_file else "model found"
         return CompressError(
             f"{got}; the smallest {what} has {least:,}, of which everything but the chosen layers takes {rest:,}. "
             f"Allow at least {least:,} {unit} ({written}), or choose more layers (targets, smallest).{hint}"

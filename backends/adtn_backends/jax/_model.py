@@ -104,7 +104,8 @@ class NnxModel(ReplacedModel):
             dense = dense_layers[name]
             kind = kind_of(dense)
             rows = None if kind is None else kind.rows(dense, inputs[0])
-            if rows is not None:
+            # inside a transformation such as a scan, inputs have no values here
+            if rows is not None and not isinstance(rows, jax.core.Tracer):
                 # a sum over rows on several devices would have no device of its own
                 moments.add(name, jnp.asarray(replicated(rows), jnp.promote_types(rows.dtype, jnp.float32)))
 
@@ -125,7 +126,13 @@ class NnxModel(ReplacedModel):
         return dict.fromkeys((layer.name, *layer.tied), layer_like(places[layer.name], weights[layer.name]))
 
     def check(self, tuning: Tuning) -> None:
-        """Refuse options that do not apply to Flax: autocast and capture."""
+        """Refuse Adam in float16, and options that do not apply to Flax: autocast and capture."""
+        halves = any(x.dtype == jnp.float16 for x in jax.tree.leaves(nnx.state(self.model, nnx.Param)))
+        if halves and tuning.optimizer == "adam":
+            raise CompressError(
+                "Got float16 parameters to train with Adam, where squares of small gradients underflow; train in "
+                "float32 or bfloat16 and convert the parameters afterwards, or pass tune_optimizer='sgd'."
+            )
         if tuning.autocast:
             raise CompressError(
                 f"Got autocast={tuning.autocast!r} for a model of Flax, where each layer has its own dtype; make the "
