@@ -19,6 +19,7 @@ from adtn.errors import CompressError, DeviceError
 from adtn.optim import fingerprint
 from adtn.precision import Codes, Precision
 from flax import nnx
+from jax.core import Tracer
 
 from ..shared._batches import IGNORED, cycled
 from ..shared._model import LARGEST_MOMENT, NO_PARAMETERS, Moments, ReplacedModel, seen_by, with_inputs
@@ -105,7 +106,7 @@ class NnxModel(ReplacedModel):
             kind = kind_of(dense)
             rows = None if kind is None else kind.rows(dense, inputs[0])
             # inside a transformation such as a scan, inputs have no values here
-            if rows is not None and not isinstance(rows, jax.core.Tracer):
+            if rows is not None and not isinstance(rows, Tracer):
                 # a sum over rows on several devices would have no device of its own
                 moments.add(name, jnp.asarray(replicated(rows), jnp.promote_types(rows.dtype, jnp.float32)))
 
