@@ -261,7 +261,7 @@ def test_a_model_stays_within_its_budget(budget: dict[str, Any], tmp_path: Path)
 def test_a_budget_that_cannot_be_met_leaves_the_model_unchanged() -> None:
     model = net()
     state = state_of(model)
-    with pytest.raises(CompressError, match="smallest candidates together have"):
+    with pytest.raises(CompressError, match="Got a budget of 200 parameters; the smallest model"):
         adtn.compress(model, Config(**QUICK, budget=Budget(params=200)), data=batches())
     assert same(model, state)
 
@@ -292,7 +292,7 @@ def test_a_budget_works_without_data() -> None:
     report = adtn.compress(model, config)
     assert report.ratio >= 5.0
     state = state_of(net())
-    with pytest.raises(CompressError, match=r"and no data; with relative errors of at most 0.3, they need at least \d"):
+    with pytest.raises(CompressError, match=r"and no data, so that relative errors of layers are at most 0.3;"):
         adtn.compress(model := net(), replace(config, largest_error=0.3))  # weights are random
     assert same(model, state)
 

@@ -22,6 +22,7 @@ from ._rounding import rounded_in_metric
 from ._rows import Baseline, ModelCost
 from ._run import CompressionRun
 from ._samples import first_samples
+from ._state import state_bytes
 
 _INTEGERS = (Precision("int8"), Precision("int4", 32))
 
@@ -37,12 +38,15 @@ class Baselines:
     replaced : frozenset of str
         The weights that the result generates.
     before, result : ModelCost
+    rest : Precision or None
+        The precision of what is not generated, in the file of the result and so in those of baselines.
     """
 
     run: CompressionRun
     replaced: frozenset[str]
     before: ModelCost
     result: ModelCost
+    rest: Precision | None
 
     def measure(self) -> list[Baseline]:
         """Measure all baselines; one that is not possible is left out, with a line that says why."""
@@ -85,7 +89,7 @@ class Baselines:
         """Train the dense model as long as the result was; without training it is the model before."""
         self._adapter.install({})  # nothing is replaced, but the teacher and the original values are kept
         # a dense model has no generators: all its parameters are trained, each with the same rate
-        return [self._row("dense, same training")] if self._train(train="all", rates={}) else []
+        return [self._row("dense, same training", None)] if self._train(train="all", rates={}) else []
 
     def _control(self, name: str, topology: Topology) -> list[Baseline]:
         """Replace the same weights by a control with its best factor."""
@@ -96,21 +100,25 @@ class Baselines:
         }
         self._adapter.install(own)
         self._correct()
-        return [self._row(name)]
+        return [self._row(name, self.rest)]
 
     def _svd(self) -> list[Baseline]:
         """Replace weights by low-rank pairs within the bytes of the result, and then train as long."""
         search = self._search()
-        most = self.result.bytes - (self.before.bytes - search.entries)
-        chosen = search.choose(search.ladders(most), most).results
+        if self.result.file_bytes is not None:
+            search = replace(search, rests=self.run.rests(search, [self.rest]))
+            chosen = self.run.chosen_for_file(search, self.result.file_bytes).results
+        else:
+            most = self.result.bytes - (self.before.bytes - search.entries)
+            chosen = search.choose(search.ladders(most), most).results
         own = {name: result.generator for name, result in chosen.items() if result is not None}
         if not own:
             raise CompressError("Every weight stays dense within these bytes.")
         self._adapter.install(own)
         self._correct()
         name = "SVD" if all(task.moment is None for task in self.run.tasks.values()) else "whitened SVD"
-        rows = [self._row(name)]
-        return [*rows, self._row(f"{name}, same training")] if self._train() else rows
+        rows = [self._row(name, self.rest)]
+        return [*rows, self._row(f"{name}, same training", self.rest)] if self._train() else rows
 
     def _search(self) -> Search:
         run = self.run
@@ -149,7 +157,7 @@ class Baselines:
                 own[name] = rounded_in_metric(dense_generator(weight), precision, weight, moment)
         self._adapter.install(own)
         self._correct()
-        return [self._row(f"{precision}, all layers")]
+        return [self._row(f"{precision}, all layers", self.rest)]
 
     def _correct(self) -> None:
         """Run the stages between closed forms and trainings, as for the result."""
@@ -180,13 +188,26 @@ class Baselines:
             return self._adapter.loss_on(batches, self.run.loss)
         return self._adapter.distance_from_dense(batches)
 
-    def _row(self, name: str) -> Baseline:
+    def _row(self, name: str, rest: Precision | None) -> Baseline:
+        """Measure the model as it is, with what is not generated in this precision."""
+        if rest is None:
+            return self._measured(name, None)
+        state = self._adapter.state()
+        self._adapter.narrow(rest)
+        try:
+            return self._measured(name, rest)
+        finally:
+            self._adapter.set_state(state)  # which may be trained
+
+    def _measured(self, name: str, rest: Precision | None) -> Baseline:
         run, quality = self.run, None
         if run.score is not None:
             quality = self._adapter.score(run.score)
         elif run.test is not None:
             quality = self._adapter.accuracy(run.test)
         params, size = self._adapter.numbers()
+        if self.result.file_bytes is not None:
+            size = state_bytes(self._adapter, self._adapter.generators(), rest, run.beside)
         loss = None if run.test is None else self._adapter.loss_on(run.test, run.loss)
         return Baseline(name=name, params=params, bytes=size, quality=quality, loss=loss)
 

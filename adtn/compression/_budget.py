@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from ..device import parse_bytes
 from ..errors import CompressError
 from ._choice import Unit
 
+_WORST = 1e300  # the loss of an option whose loss is not finite: many of them still add up to a number
 _CELLS = 4000  # resolution of the allocation, in parts of the budget
 
 
@@ -116,9 +117,7 @@ class Budget:
         return int(wanted) if wanted is not None else int(dense / (self.ratio or self.bytes_ratio or 1.0))
 
 
-def allocate(
-    options: Mapping[str, Sequence[tuple[int, float]]], most: int, describe: Callable[[int], str] = str
-) -> dict[str, int]:
+def allocate(options: Mapping[str, Sequence[tuple[int, float]]], most: int) -> dict[str, int]:
     """Choose one option per layer, so that the costs are at most ``most`` in total and the losses are smallest.
 
     Parameters
@@ -126,8 +125,6 @@ def allocate(
     options : mapping of str to sequence of (cost, loss)
         The options of every layer.
     most : int
-    describe : callable
-        A function that describes a cost, for the error.
 
     Returns
     -------
@@ -147,8 +144,8 @@ def allocate(
     least = sum(min(cost for cost, _ in own) for own in options.values())
     if least > most:
         raise CompressError(
-            f"Got a budget that leaves {describe(most)} for the chosen layers; their smallest candidates together have "
-            f"{describe(least)}. Allow more, choose more layers, or give smaller candidates."
+            f"The smallest candidates together have {least:,}, and {max(most, 0):,} are left for them. "
+            "Allow more, choose more layers, or give smaller candidates."
         )
     # costs above the cheapest options are rounded up to cells, so the budget is never exceeded
     cell = max(1.0, (most - least) / _CELLS)
@@ -163,7 +160,7 @@ def allocate(
             extra = math.ceil((cost - cheapest) / cell)
             if extra > cells:
                 continue
-            joined = best[: cells + 1 - extra] + loss
+            joined = best[: cells + 1 - extra] + (loss if math.isfinite(loss) else _WORST)
             better = joined < total[extra:]
             total[extra:][better] = joined[better]
             pick[extra:][better] = k

@@ -27,12 +27,14 @@ from ._comparison import comparison
 from ._config import Config
 from ._errors import rounding_errors
 from ._ladder import Curve, Ladder, low_rank_errors, with_exact
-from ._local import Executor, LocalResult, LocalTask, run_local
+from ._local import Executor, LocalResult, LocalTask, dense_generator, run_local
 from ._model import Layer, Model
-from ._state import Rest
+from ._rest import Rest
+from ._storage import to_bytes
 
 _PROBES = (1.2, 0.4)  # sizes at which errors are computed, over those that the budget implies
 _ROUNDED_PROBES = (0.7,)  # of families that are rounded
+_LEAST = 1 / 16  # of the dense weights: about where errors are computed to find the smallest choices
 _FIT_STEPS = 40  # steps for topologies without a closed form
 _SWEEPS = 1  # of alternating least squares, for errors
 _PARTS = (1.0, 0.98, 0.95, 0.9)  # of the parameters of equal ranks: unequal ones may have more scales
@@ -108,6 +110,11 @@ class Search:
     def ladders(self, most: int) -> list[Ladder]:
         """Build the ladders of all weights for a budget, with the sensitivities of their layers."""
         fraction = min(max(most, 1) / self.entries, 1.0)
+        built = self._built(fraction)
+        return self._with_sensitivities(built, fraction) if self.sample else built
+
+    def _built(self, fraction: float) -> list[Ladder]:
+        """Build the ladders, with errors near the sizes that a fraction of the dense weights implies."""
         wanted: list[tuple[str, Choice]] = []
         ladders: dict[str, Ladder] = {}
         for layer in self.layers:
@@ -119,8 +126,7 @@ class Search:
                 wanted += [(name, probe) for probe in probes]
         for (name, choice), result in self.solve(wanted).items():
             ladders[name] = ladders[name].corrected(choice, result.relative_error**2)
-        built = [with_exact(ladder) for ladder in ladders.values()]
-        return self._with_sensitivities(built, fraction) if self.sample else built
+        return [with_exact(ladder) for ladder in ladders.values()]
 
     def _curves(self, name: str, shape: Shape, layer: Layer, fraction: float) -> tuple[list[Curve], list[Choice]]:
         """Return the curves of a weight, and the choices whose errors they need."""
@@ -145,7 +151,9 @@ class Search:
             stored = 8 * family.itemsize if family.precision is None else family.precision.bits
             implied = fraction * (8 * layer.itemsize / stored if self.unit == "bytes" else 1.0)
             sizes = _PROBES if family.precision is None else _ROUNDED_PROBES
-            members = {family.within(int(entries * min(implied * p, 0.9))) for p in sizes}
+            # without an error a family is left out, also where the budget implies less than its smallest member
+            smallest = next(iter(family.members(entries)), None)
+            members = {family.within(int(entries * min(implied * p, 0.9))) or smallest for p in sizes}
             probes += [choice for choice in members if choice is not None]
         return curves, probes
 
@@ -182,7 +190,7 @@ class Search:
             known = next(ladder.measured for ladder in ladders if ladder.layer == layer.name)
             if error2 < 1e-10 or any(abs(math.log(error2 / at)) < _NEAR for at in known):
                 continue
-            self.adapter.install({name: result.generator for name, result in own.items()})
+            self.adapter.install({n: r.generator for n, r in self._completed(own).items() if r is not None})
             try:
                 found[layer.name] = error2, compare()
             finally:
@@ -201,11 +209,45 @@ class Search:
         CompressError
             If even the smallest choices cost more in total.
         """
+        selection = self.find(ladders, most)
+        if selection is None:
+            raise CompressError(
+                f"The smallest candidates together have more than the {max(most, 0):,} {self.unit} that are left for "
+                "them. Allow more, choose more layers, or give smaller candidates."
+            )
+        return selection
+
+    def smallest(self) -> Selection:
+        """Choose what costs the least, which is the same for every budget."""
+        ladders = {ladder.name: ladder for ladder in self._built(_LEAST)}
+        results: dict[tuple[str, Choice], LocalResult] = {}
+        while True:
+            choices = {n: ladder.options(self.unit, self._largest_error)[0][0] for n, ladder in ladders.items()}
+            wanted = [(n, c) for n, c in choices.items() if c.topology is not None and (n, c) not in results]
+            if not wanted:
+                break
+            solved = self.solve(wanted, _ALL_SWEEPS)
+            results |= solved
+            for (name, choice), result in solved.items():
+                ladders[name] = ladders[name].corrected(choice, result.relative_error**2)
+        rest = min(self.rests, key=lambda rest: rest.bytes, default=None)
+        return Selection(
+            results=self._completed({name: results.get((name, choice)) for name, choice in choices.items()}),
+            rest=rest,
+            ladders=list(ladders.values()),
+            cost=sum(choice.cost(self.unit) for choice in choices.values()) + (0 if rest is None else rest.bytes),
+        )
+
+    def find(self, ladders: Sequence[Ladder], most: int) -> Selection | None:
+        """Choose within ``most``; ``None`` if even the smallest choices cost more in total."""
         results: dict[tuple[str, Choice], LocalResult] = {}
         choices: dict[str, Choice] = {}
         rest: Rest | None = None
         for measures in range(_MEASURES + 1):
-            ladders, choices, rest = self._settled(ladders, most, results)
+            settled = self._settled(ladders, most, results)
+            if settled is None:
+                return None
+            ladders, choices, rest = settled
             if measures < _MEASURES and self.sample:
                 ladders = self.measured(ladders, choices)
         for name, choice in choices.items():
@@ -215,7 +257,7 @@ class Search:
             self.say(f"everything else: {rest.precision or 'as it is'}, {rest.bytes:,} bytes")
         last = self.solve([one for one in choices.items() if one in results], _ALL_SWEEPS)
         return Selection(
-            results={name: last.get((name, choice)) for name, choice in choices.items()},
+            results=self._completed({name: last.get((name, choice)) for name, choice in choices.items()}),
             rest=rest,
             ladders=ladders,
             cost=sum(choice.cost(self.unit) for choice in choices.values()) + (0 if rest is None else rest.bytes),
@@ -250,7 +292,7 @@ class Search:
         _, choices, rest = best
         solved = self.solve([one for one in choices.items() if one[1].topology is not None], _ALL_SWEEPS)
         return Selection(
-            results={name: solved.get((name, choice)) for name, choice in choices.items()},
+            results=self._completed({name: solved.get((name, choice)) for name, choice in choices.items()}),
             rest=rest,
             ladders=ladders,
             cost=sum(choice.bytes for choice in choices.values()) + (0 if rest is None else rest.bytes),
@@ -267,13 +309,16 @@ class Search:
 
     def _settled(
         self, ladders: Sequence[Ladder], most: int, results: dict[tuple[str, Choice], LocalResult]
-    ) -> tuple[list[Ladder], dict[str, Choice], Rest | None]:
+    ) -> tuple[list[Ladder], dict[str, Choice], Rest | None] | None:
         """Allocate and compute what is chosen until the errors of all choices are known."""
         by_name = {ladder.name: ladder for ladder in ladders}
         choices: dict[str, Choice] = {}
         rest: Rest | None = None
         for _ in range(_ROUNDS):
-            choices, rest = self._allocated(list(by_name.values()), most)
+            allocated = self._allocated(list(by_name.values()), most)
+            if allocated is None:
+                return None
+            choices, rest = allocated
             wanted = [(n, c) for n, c in choices.items() if c.topology is not None and (n, c) not in results]
             if not wanted:
                 break
@@ -283,25 +328,38 @@ class Search:
                 by_name[name] = by_name[name].corrected(choice, result.relative_error**2)
         return list(by_name.values()), choices, rest
 
-    def _allocated(self, ladders: Sequence[Ladder], most: int) -> tuple[dict[str, Choice], Rest | None]:
-        largest = math.inf if self.sample else self.config.largest_error
+    def _allocated(self, ladders: Sequence[Ladder], most: int) -> tuple[dict[str, Choice], Rest | None] | None:
+        largest = self._largest_error
         options = {ladder.name: ladder.options(self.unit, largest) for ladder in ladders}
         rest_least = min((rest.bytes for rest in self.rests), default=0)
         least = sum(own[0][0].cost(self.unit) for own in options.values())
-        if least + rest_least > most and not self.sample and least > least_and_most(ladders, self.unit)[0]:
-            raise CompressError(
-                f"Got a budget that leaves {most - rest_least:,} {self.unit} for the chosen layers, and no data; with "
-                f"relative errors of at most {largest}, they need at least {least:,}. Pass data=, by which what the "
-                "model loses is measured, allow more, or pass a larger largest_error."
-            )
+        if least + rest_least > most:
+            return None
         items = {
             ladder.name: [(c.cost(self.unit), ladder.loss(e)) for c, e in options[ladder.name]] for ladder in ladders
         }
         if self.rests:
             items[_REST] = [(rest.bytes, rest.loss) for rest in self.rests]
-        picked = allocate(items, most, lambda n: f"{n:,} {self.unit}")
+        picked = allocate(items, most)
         rest = self.rests[picked.pop(_REST)] if self.rests else None
         return {name: options[name][k][0] for name, k in picked.items()}, rest
+
+    def _completed(self, results: Mapping[str, LocalResult | None]) -> dict[str, LocalResult | None]:
+        """Add dense generators to layers of which only some weights have others, as a layer is replaced as a whole."""
+        added: dict[str, LocalResult] = {}
+        for layer in self.layers:
+            missing = [name for name in layer.weights if results.get(name) is None]
+            if len(missing) < len(layer.weights):
+                for name in missing:
+                    added[name] = LocalResult(name, to_bytes(dense_generator(self.tasks[name].weight)), 0.0)
+        return {**results, **added}
+
+    @property
+    def _largest_error(self) -> float:
+        """The largest relative error of a weight; infinite where it is measured what the model loses."""
+        budget = self.config.budget
+        is_measured = self.sample or (budget is not None and budget.accuracy_loss is not None)
+        return math.inf if is_measured else self.config.largest_error
 
     def loss_after(self, change: Callable[[], None]) -> float:
         """Measure what the outputs of the dense model lose by a change of its parameters, which is undone."""

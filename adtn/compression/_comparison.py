@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
+from ..errors import CompressError
 from ._divergence import divergence
 from ._model import Model
 from ._samples import first_samples
@@ -24,6 +27,11 @@ def comparison(model: Model, sample: Iterable[Any], loss: Callable[..., Any] | N
         The data with which outputs are compared.
     loss : callable, optional
         The loss, whose increase is returned if the outputs are not one array.
+
+    Raises
+    ------
+    CompressError
+        If the dense model returns NaN.
     """
     batches = list(first_samples(sample, SAMPLES))
     classes = model.has_classes(batches)
@@ -34,6 +42,11 @@ def comparison(model: Model, sample: Iterable[Any], loss: Callable[..., Any] | N
         if outputs is None:
             before = model.loss_on(batches, loss)
             return lambda: model.loss_on(batches, loss) - before
+        if any(np.isnan(y).any() for y in outputs):
+            raise CompressError(
+                "Got data for which the dense model returns NaN, so that no choice can be compared with it; check "
+                "that the batches and the parameters of the model are finite."
+            )
         compared.append(batch)
         dense += outputs
         if sum(map(len, dense)) >= _ROWS or sum(y.size for y in dense) >= _ENTRIES:

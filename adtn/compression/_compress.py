@@ -122,6 +122,50 @@ def compress(
     >>> report.layers[0].ratio > 10
     True
     """
+    return compress_with(
+        {},
+        model,
+        config,
+        budget=budget,
+        data=data,
+        validation=validation,
+        test=test,
+        loss=loss,
+        score=score,
+        device=device,
+        executor=executor,
+        folder=folder,
+        progress=progress,
+        baselines=baselines,
+    )
+
+
+def compress_with(
+    beside: Mapping[str, str],
+    model: Any,
+    config: Config | None = None,
+    *,
+    budget: Budget | str | None = None,
+    data: Iterable[Any] | None = None,
+    validation: Iterable[Any] | None = None,
+    test: Iterable[Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    score: Callable[[Any], Any] | None = None,
+    device: str | None = None,
+    executor: Executor | None = None,
+    folder: PathArgument | None = None,
+    progress: Callable[[str], None] | bool | None = None,
+    baselines: bool = False,
+) -> CompressReport:
+    """Compress a model whose file lists the digests of other files, which count in a budget of bytes.
+
+    Parameters
+    ----------
+    beside : mapping of str to str
+        The digests by name of the file.
+    model, config, budget, data, validation, test, loss, score, device, executor, folder, progress, baselines
+        See :func:`compress`.
+    """
     config = _with_budget(config or Config(), budget)
     data, validation, test = _batches("data", data), _batches("validation", validation), _batches("test", test)
     folder = check_writable(folder, "folder", "folder") if folder is not None else None
@@ -135,7 +179,12 @@ def compress(
     if trained:
         adapter.check(config.tuning(trained[0]))
     before = cost_of(adapter, test, loss, score)
-    limited = _limited(config, adapter, chosen, before)
+    if before.score is not None and not math.isfinite(before.score):
+        raise CompressError(
+            f"The function score= returned {before.score} for the dense model; expected a finite number, with which "
+            "the compressed one can be compared. Correct the function, or the data that it reads."
+        )
+    limited = _limited(config, adapter, chosen, before, beside)
     tasks = _tasks(adapter, limited, chosen, data, device, stages)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,13 +203,14 @@ def compress(
         folder=folder,
         say=Progress(progress),
         narrows=limited.budget is config.budget,
+        beside=beside,
     )
     try:
         with run.say:
             result = Result.of(run, before, baselines=baselines)
         faults = result.faults(trained=bool(trained))
         for fault in faults:
-            warnings.warn(fault, QualityWarning, stacklevel=3)  # the caller of the checked function
+            warnings.warn(fault, QualityWarning, stacklevel=4)  # the caller of the checked function
     except BaseException:
         adapter.restore()
         raise
@@ -177,12 +227,12 @@ def _with_budget(config: Config, budget: Budget | str | None) -> Config:
     return replace(config, budget=Budget.parse(budget) if isinstance(budget, str) else budget)
 
 
-def _usual_budget(model: Model, layers: Sequence[Layer]) -> Budget:
+def _usual_budget(model: Model, layers: Sequence[Layer], beside: Mapping[str, str]) -> Budget:
     """Return the budget with which these layers have a quarter of their bytes, and everything else what it has."""
     shapes = [(layer.itemsize, shape) for layer in layers for shape in layer.weights.values()]
     dense = sum(itemsize * math.prod(shape) for itemsize, shape in shapes)
     headers = HEADER_BYTES * (1 + len(shapes))
-    return Budget(bytes=state_bytes(model, {}, None) - dense + dense // _SMALLER + headers)
+    return Budget(bytes=state_bytes(model, {}, None, beside) - dense + dense // _SMALLER + headers)
 
 
 def _fit_device(device: str | None) -> str:
@@ -218,10 +268,10 @@ def _choose_layers(adapter: Model, config: Config) -> tuple[Chosen, dict[str, st
     return chosen, dense
 
 
-def _limited(config: Config, model: Model, chosen: Chosen, before: ModelCost) -> Config:
+def _limited(config: Config, model: Model, chosen: Chosen, before: ModelCost, beside: Mapping[str, str]) -> Config:
     """Return the config with the usual budget if it has neither a topology nor a budget."""
     if config.chooses_formats and config.budget is None:
-        return replace(config, budget=_usual_budget(model, [layer for layer, _ in chosen]))
+        return replace(config, budget=_usual_budget(model, [layer for layer, _ in chosen], beside))
     if _limits_accuracy(config) and before.quality is None:
         raise CompressError(
             "Got a budget of accuracy_loss for labels that are not indices of classes; pass score= as well."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ from .._checks import PathArgument, checked
 from .._files import check_writable, read_header, read_whole, write_or_rescue
 from ..errors import CompressError, FileFormatError, ModelFileError
 from ..generator import Generator
-from ._budget import Budget
-from ._compress import compress
+from ._compress import compress_with
 from ._config import Config
 from ._layer_files import load_layers, read_files, remove_cached, remove_layers
 from ._model import Model, model_of
 from ._report import CompressReport
-from ._state import FORMAT, KIND, metadata_of_state, state_bytes
+from ._state import FORMAT, KIND, metadata_of_state
 from ._storage import STRUCTURES
 from ._structures import structures_from_text
 
@@ -34,10 +32,11 @@ _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "merges.*", "vocab.*")
 _WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
+@checked(CompressError)
 def run_folder(
     source: Callable[[], Any] | Path,
     config: Config,
-    out: Path,
+    out: PathArgument,
     *,
     weights: Path | None = None,
     data: Iterable[Any] | None = None,
@@ -84,11 +83,10 @@ def run_folder(
     model = model_of(source, None).model if isinstance(source, Path) else source()
     if weights is not None:
         _load(model_of(model, None), weights)
-    # a budget in bytes is that of the file, which lists other files as well
-    beside = _digests(_beside(source if isinstance(source, Path) else None))
-    report = compress(
+    report = compress_with(
+        _digests(_beside(source if isinstance(source, Path) else None)),
         model,
-        _with_less(config, model, len(json.dumps(json.dumps(beside))) if beside else 0),
+        config,
         data=data,
         validation=validation,
         test=test,
@@ -99,11 +97,6 @@ def run_folder(
         progress=progress,
         baselines=baselines,
     )
-    if config.budget is not None:
-        report = replace(report, config=config)
-    if report.file_bytes is not None:
-        metadata = metadata_of_state(report.generators, report.rest, beside)
-        report = replace(report, file_bytes=len(model_of(model, None).content(metadata, report.rest)))
 
     def write(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
@@ -173,14 +166,6 @@ def _write(out: Path, model: Any, report: CompressReport, source: Path | None) -
         (out / Path(name).name).unlink(missing_ok=True)
     for name in ("report.json", "report.html"):
         report.save(out / name)
-
-
-def _with_less(config: Config, model: Any, nbytes: int) -> Config:
-    """Return the config with a smaller budget in bytes, if it has one."""
-    if config.budget is None or config.budget.unit != "bytes" or not nbytes:
-        return config
-    most = config.budget.most(state_bytes(model_of(model, None), {}, None))
-    return replace(config, budget=Budget(bytes=max(most - nbytes, 1)))
 
 
 def _beside(source: Path | None) -> dict[str, bytes]:

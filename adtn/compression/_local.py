@@ -171,9 +171,9 @@ def _first(task: LocalTask, seed: int) -> Generator:
 
 def dense_generator(weight: np.ndarray) -> Generator:
     """Make a generator whose only core is the weight."""
-    return Generator(
-        weight.shape, Dense(), layout=Layout.whole(weight.shape), scale=1.0, params={"weight": np.asarray(weight)}
-    )
+    layout = Layout.whole(weight.shape)
+    core = np.reshape(weight, layout.dims)  # an axis of length 1 has no leg
+    return Generator(weight.shape, Dense(), layout=layout, scale=1.0, params={"weight": core})
 
 
 def starting_at_zero(shape: tuple[int, ...], topology: Topology, **options: Any) -> Generator:

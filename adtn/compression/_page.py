@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ._rows import COLUMNS, Baseline, LayerRow, ModelCost, baseline_cells, cells, times
+from ._rows import COLUMNS, Baseline, LayerRow, ModelCost, baseline_cells, baseline_columns, cells, times
 
 _PICTURES = 12  # number of weights that are shown
 _VISIBLE = 60  # below this ratio of the most to the fewest bytes, bars are linear
@@ -95,7 +95,7 @@ def _baselines(report: Content) -> str:
         _row("td", cells).replace("<tr>", "<tr class='alarm'>" if worse else "<tr>", 1)
         for cells, worse in zip(rows, better, strict=True)
     )
-    head = _row("th", ("model", "parameters", "bytes", "quality", "test loss"))
+    head = _row("th", baseline_columns(report.after))
     return f"<h2>Baselines</h2><table class='baselines'>{head}{body}</table>"
 
 

@@ -47,6 +47,12 @@ def _lost(before: ModelCost, after: ModelCost) -> list[str]:
     if before.quality is not None and after.quality is not None:
         lost = before.quality - after.quality
         is_score = before.score is not None
+        if not math.isfinite(after.quality):  # an infinite score is no better than NaN
+            what, other = ("score", ", or correct the function score=") if is_score else ("accuracy", "")
+            return [
+                f"The {what} was {before.quality:.4g} and is {after.quality} now, which says nothing about the result. "
+                f"Allow a larger size, or lower tune_lr{other}."
+            ]
         most = min(_POINTS, _SHARE * abs(before.quality)) if is_score else _POINTS
         if not lost <= most:
             what, digits = ("score", ".4g") if is_score else ("accuracy", ".2f")

@@ -17,7 +17,8 @@ from ..generator import Generator
 from ..precision import Precision
 from ..topology import topology_to_json
 from ._config import Config
-from ._rows import COLUMNS, Baseline, LayerRow, ModelCost, baseline_cells, cells, describe, own_row
+from ._rest import stored_as
+from ._rows import COLUMNS, Baseline, LayerRow, ModelCost, baseline_cells, baseline_columns, cells, describe, own_row
 
 _DECODED = ", with decoded values beside the integers; allow_slower=True holds the integers only, and is slower"
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class CompressReport:
         from rich.table import Table
 
         table = Table(title="baselines", title_justify="left", title_style="bold")
-        for n, column in enumerate(("model", "params", "bytes", "quality", "test loss")):
+        for n, column in enumerate(baseline_columns(self.after)):
             table.add_column(column, justify="right" if n else "left")
         for row in baseline_cells(self.before, self.after, self.baselines):
             table.add_row(*row)
@@ -144,7 +145,7 @@ class CompressReport:
             f"({b.bytes / max(a.bytes, 1):,.1f}x)" + (", before everything else is rounded" if self.rest else ""),
         ]
         if self.file_bytes is not None:
-            kept = "as it is" if self.rest is None else f"as {self.rest}"
+            kept = stored_as(self.rest)
             lines.append(
                 f"file of the state {self.file_bytes:,} bytes with its headers "
                 f"({b.bytes / self.file_bytes:,.1f}x smaller than the dense parameters); what is not listed {kept}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,8 +17,10 @@ from ._choose import has_closed_form
 from ._model import Layer, Model
 from ._quality import faults_of
 from ._report import CompressReport
+from ._rest import stored_as
 from ._rows import Baseline, LayerRow, ModelCost
 from ._run import CompressionRun, Outcome
+from ._state import state_bytes
 
 _BEST_DENSE = "best left dense within this budget"
 _CORNER = 96  # rows and columns of a weight that the report shows
@@ -56,6 +58,8 @@ class Result:
     def of(cls, run: CompressionRun, before: ModelCost, *, baselines: bool) -> Result:
         """Replace the layers of the model, and measure what that changes."""
         adapter = run.adapter
+        if baselines and run.makes_file:
+            before = replace(before, file_bytes=state_bytes(adapter, {}, None, run.beside))
         outcome = run.compress(before)
         adapter.decode_once(not run.config.allow_slower)
         after = cost_of(adapter, run.test, run.loss, run.score)
@@ -68,7 +72,9 @@ class Result:
             before, after = before.with_forward(dense_pass), after.with_forward(own_pass)
         compared: list[Baseline] = []
         if baselines:
-            compared = Baselines(run=run, replaced=frozenset(generators), before=before, result=after).measure()
+            after = replace(after, file_bytes=outcome.file_bytes)
+            replaced = frozenset(generators)
+            compared = Baselines(run=run, replaced=replaced, before=before, result=after, rest=outcome.rest).measure()
         return cls(
             run=run,
             outcome=outcome,
@@ -94,6 +100,9 @@ class Result:
     def report(self, dense: dict[str, str], *, title: str, seconds: float, faults: list[str]) -> CompressReport:
         """Return the report, with layers that stay dense for these reasons, or because that is best."""
         generators, layers = self.generators, self.run.layers
+        best = _BEST_DENSE
+        if self.outcome.file_bytes is not None:
+            best += f", stored {stored_as(self.outcome.rest)}"
         corners = {
             name: (_corner(task.weight), _corner(generators[name]))
             for name, task in self.run.tasks.items()
@@ -102,7 +111,7 @@ class Result:
         return CompressReport(
             config=self.run.config,
             layers=self.rows,
-            dense=dense | {layer.name: _BEST_DENSE for layer in layers if not _is_replaced(layer, generators)},
+            dense=dense | {layer.name: best for layer in layers if not _is_replaced(layer, generators)},
             before=self.before,
             after=self.after,
             losses=self.outcome.losses,
@@ -160,7 +169,7 @@ def _row(layer: Layer, outcome: Outcome, generators: Mapping[str, Any], predicte
         name=layer.name,
         kind=layer.kind,
         shapes=tuple(tuple(s) for s in layer.weights.values()),
-        topology=_described(parts[0]),
+        topology=_described(parts),
         dense=dense,
         params=sum(g.num_params for g in parts),
         dense_bytes=dense * layer.itemsize,
@@ -173,7 +182,13 @@ def _row(layer: Layer, outcome: Outcome, generators: Mapping[str, Any], predicte
     )
 
 
-def _described(generator: Generator) -> str:
+def _described(parts: Sequence[Generator]) -> str:
+    """Describe how the weights of a layer are stored, each one where they are not all alike."""
+    found = [_format_of(generator) for generator in parts]
+    return found[0] if len(set(found)) == 1 else " + ".join(found)
+
+
+def _format_of(generator: Generator) -> str:
     """Describe how a weight is stored."""
     if generator.precision is None:
         return str(generator.topology)

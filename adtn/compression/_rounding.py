@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .._typing import Float
@@ -35,7 +37,13 @@ def rounded_in_metric(
         The largest number of passes over the cores; a few are enough to compare choices.
     """
     if isinstance(generator.topology, Dense):
-        if moment is None or generator.params["weight"].shape != generator.shape:
+        core = generator.params["weight"]  # without axes of length 1
+        if (
+            moment is None
+            or core.ndim < 2
+            or core.shape[0] != generator.shape[0]
+            or core.size != math.prod(generator.shape)
+        ):
             return generator.rounded(precision)
         own = generator.weighting.moment_to_generated_order(np.asarray(moment, np.float64))
         return generator.rounded(precision, {"weight": np.asarray(own)})

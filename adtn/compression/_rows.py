@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -89,6 +90,8 @@ class ModelCost:
         The first and the third quartile of the times.
     resident_bytes : int or None
         The memory of parameters and buffers; seeded and other frozen values count, unlike in ``bytes``.
+    file_bytes : int or None
+        The size of the file of the state, headers included, where that is what baselines are compared by.
     """
 
     params: int
@@ -100,6 +103,12 @@ class ModelCost:
     score: float | None = None
     forward_quartiles: tuple[float, float] | None = None
     resident_bytes: int | None = None
+    file_bytes: int | None = None
+
+    @property
+    def compared_bytes(self) -> int:
+        """The bytes by which it is compared with baselines: those of its file, or of its parameters in memory."""
+        return self.bytes if self.file_bytes is None else self.file_bytes
 
     @property
     def quality(self) -> float | None:
@@ -125,6 +134,7 @@ class Baseline:
     ----------
     name : str
     params, bytes : int
+        The bytes are those of its file if the result has :attr:`ModelCost.file_bytes`, or else of its parameters.
     quality : float or None
         The score, or the accuracy in percent.
     loss : float or None
@@ -140,15 +150,23 @@ class Baseline:
     def beats(self, result: ModelCost) -> bool:
         """Return whether it is better than a result of no fewer bytes, or as good and smaller.
 
-        The quality decides, and where that is equal the loss.
+        The quality decides, and where that is equal the loss. What is not finite is worse than any number.
         """
-        if self.bytes > result.bytes:
+        most = result.compared_bytes
+        if self.bytes > most:
             return False
-        if self.quality is not None and result.quality is not None and self.quality != result.quality:
-            return self.quality > result.quality
+        if self.quality is not None and result.quality is not None:
+            own, other = _or_worst(self.quality, -math.inf), _or_worst(result.quality, -math.inf)
+            if own != other:
+                return own > other
         if self.loss is None or result.loss is None:  # equal where it is known, so the size decides
-            return self.quality is not None and self.bytes < result.bytes
-        return self.loss < result.loss or (self.loss == result.loss and self.bytes < result.bytes)
+            return self.quality is not None and self.bytes < most
+        own, other = _or_worst(self.loss, math.inf), _or_worst(result.loss, math.inf)
+        return own < other or (own == other and self.bytes < most)
+
+
+def _or_worst(value: float, worst: float) -> float:
+    return value if math.isfinite(value) else worst
 
 
 COLUMNS = ("layer", "kind", "weight", "stored as", "dense", "params", "active", "bytes", "smaller", "error")
@@ -181,7 +199,8 @@ def cells(r: LayerRow) -> list[str]:
 
 def own_row(result: ModelCost, name: str = "this result") -> Baseline:
     """Return a result as a row among its baselines."""
-    return Baseline(name=name, params=result.params, bytes=result.bytes, quality=result.quality, loss=result.loss)
+    size, quality = result.compared_bytes, result.quality
+    return Baseline(name=name, params=result.params, bytes=size, quality=quality, loss=result.loss)
 
 
 def describe(row: Baseline, result: ModelCost) -> str:
@@ -190,7 +209,13 @@ def describe(row: Baseline, result: ModelCost) -> str:
         value = "no loss known" if row.loss is None else f"loss {row.loss:.4f}"
     else:
         value = f"{row.quality:.2f} %" if result.score is None else f"score {row.quality:.4g}"
-    return f"{value}, {row.bytes:,} bytes"
+    return f"{value}, {row.bytes:,} bytes{' in a file' if result.file_bytes is not None else ''}"
+
+
+def baseline_columns(result: ModelCost) -> tuple[str, ...]:
+    """Return the columns of the table of baselines, with the bytes that are compared."""
+    size = "bytes of parameters" if result.file_bytes is None else "bytes in a file"
+    return ("model", "parameters", size, "quality", "test loss")
 
 
 def baseline_cells(before: ModelCost, after: ModelCost, baselines: Sequence[Baseline]) -> list[list[str]]:

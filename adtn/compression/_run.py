@@ -23,10 +23,11 @@ from ._ladder import Ladder
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
 from ._progress import Progress
+from ._rest import RESTS, Rest
 from ._rows import ModelCost
 from ._samples import first_batches, first_samples
 from ._stage import Stage
-from ._state import HEADER_BYTES, RESTS, Rest, state_bytes
+from ._state import HEADER_BYTES, state_bytes
 from ._storage import to_bytes
 
 _BATCHES = 64  # batches of a list that are compared when a training continues
@@ -65,7 +66,8 @@ class Outcome:
 class CompressionRun:
     """A call of :func:`adtn.compress`, with its arguments.
 
-    ``narrows`` says whether what is not among the layers may be stored in another precision.
+    ``narrows`` says whether what is not among the layers may be stored in another precision, and ``beside`` has the
+    digests of other files of the model, which its file lists.
     """
 
     adapter: Model
@@ -82,6 +84,7 @@ class CompressionRun:
     folder: Path | None
     say: Progress
     narrows: bool = True
+    beside: Mapping[str, str] = field(default_factory=dict)
     checkpoints: set[Path] = field(default_factory=set)
 
     def compress(self, before: ModelCost) -> Outcome:
@@ -93,7 +96,7 @@ class CompressionRun:
         if outcome.rest is not None:
             self.adapter.narrow(outcome.rest)
             if outcome.file_bytes is None:
-                size = state_bytes(self.adapter, self.adapter.generators(), outcome.rest)
+                size = state_bytes(self.adapter, self.adapter.generators(), outcome.rest, self.beside)
                 outcome = replace(outcome, file_bytes=size)
         return outcome
 
@@ -183,14 +186,23 @@ class CompressionRun:
             return self._smallest(search, budget.accuracy_loss, before)
         if budget.unit == "bytes":
             most = budget.most(state_bytes(self.adapter, {}, None))
-            return self._within_file(replace(search, rests=self._rests(search)), most)
+            return self._within_file(replace(search, rests=self.rests(search, self._precisions_of_rest)), most)
         most = budget.most(before.params)
         rest = before.params - search.entries
-        outcome = self._run_chosen(search.choose(search.ladders(most - rest), most - rest))
+        selection = search.find(search.ladders(most - rest), most - rest) or search.smallest()
+        if rest + selection.cost > most:
+            raise self._too_small(selection, most, rest + selection.cost, rest)
+        outcome = self._run_chosen(selection)
         params, _ = self.adapter.numbers()
         if params > most:
             raise CompressError(f"Got {params:,} parameters for a budget of {most:,}; this is a bug of adtn.")
         return outcome
+
+    @property
+    def makes_file(self) -> bool:
+        """Whether what counts is the size of the file: for a budget in bytes, or another precision of the rest."""
+        budget = self.config.budget
+        return (budget is not None and budget.unit == "bytes") or self.config.rest not in ("choose", "same")
 
     @property
     def _precisions_of_rest(self) -> Sequence[Precision | None]:
@@ -199,30 +211,34 @@ class CompressionRun:
             return RESTS
         return (None if self.config.rest in ("choose", "same") else Precision(self.config.rest),)
 
-    def _rests(self, search: Search) -> list[Rest]:
-        """Return the ways to store what is not among the layers, with their sizes and losses."""
+    def rests(self, search: Search, precisions: Sequence[Precision | None]) -> list[Rest]:
+        """Return ways to store what is not among the layers, with their sizes and losses."""
         shapes = [shape for layer in self.layers for shape in layer.weights.values()]
         itemsize = max(layer.itemsize for layer in self.layers)
         found: list[Rest] = []
-        for rest in self._precisions_of_rest:
+        for rest in precisions:
             stored = sum(math.prod(s) * itemsize if rest is None else stored_bytes(s, rest) for s in shapes)
             loss = 0.0
             if rest is not None and self.data is not None:
                 loss = search.loss_after(lambda rest=rest: self.adapter.narrow(rest))
             elif rest is not None:  # then losses are squared relative errors
                 loss = 4.0 ** (1 - rest.bits) if rest.is_integer else 1e-7
-            size = max(state_bytes(self.adapter, {}, rest) - stored, 0)
+            size = max(state_bytes(self.adapter, {}, rest, self.beside) - stored, 0)
             if not found or size < found[-1].bytes:
                 found.append(Rest(precision=rest, bytes=size, loss=loss))
         return found
 
-    def _within_file(self, search: Search, most: int) -> Outcome:
+    def chosen_for_file(self, search: Search, most: int) -> Selection:
         """Choose such that the file of the state, headers included, has at most that many bytes."""
         own = HEADER_BYTES * (1 + len(search.tasks))
         ladders: Sequence[Ladder] = search.ladders(most - own - search.rests[-1].bytes)
         best: tuple[int, Selection] | None = None
         for _ in range(_FITS):
-            selection = search.choose(ladders, most - own)
+            selection = search.find(ladders, most - own)
+            if selection is None and best is not None:
+                break
+            if selection is None:  # the headers may be smaller than it was estimated
+                selection = self._smallest_file(search, ladders, most)
             ladders, size = selection.ladders, self._stored_bytes(selection)
             if size <= most and (best is None or size > best[0]):
                 best = size, selection
@@ -231,11 +247,16 @@ class CompressionRun:
                 break
             own = max(headers, own + size - most) if size > most else headers
         if best is None:
-            raise CompressError(f"Found no choice with a file of at most {most:,} bytes; allow a few bytes more.")
-        selection = self._or_uniform(search, best[1], most, own)
+            selection = self._smallest_file(search, ladders, most)
+            best = self._stored_bytes(selection), selection
+        return self._or_uniform(search, best[1], most, own)
+
+    def _within_file(self, search: Search, most: int) -> Outcome:
+        """Run all stages with a choice whose file has at most that many bytes."""
+        selection = self.chosen_for_file(search, most)
         outcome, rest = self._run_chosen(selection), _precision_of(selection.rest)
         # after the training, as entries that half precision does not hold are stored as they are
-        size = state_bytes(self.adapter, self.adapter.generators(), rest)
+        size = state_bytes(self.adapter, self.adapter.generators(), rest, self.beside)
         if size > most:
             raise CompressError(
                 f"Got a file of {size:,} bytes for a budget of {most:,}, as values that are too large for {rest} were "
@@ -257,9 +278,34 @@ class CompressionRun:
         generators = {name: r.generator for name, r in selection.results.items() if r is not None}
         self._install(generators)
         try:
-            return state_bytes(self.adapter, generators, _precision_of(selection.rest))
+            return state_bytes(self.adapter, generators, _precision_of(selection.rest), self.beside)
         finally:
             self.adapter.restore()
+
+    def _smallest_file(self, search: Search, ladders: Sequence[Ladder], most: int) -> Selection:
+        """Return what has the smallest file, with the losses that ladders know."""
+        selection = search.smallest()
+        size = self._stored_bytes(selection)
+        if size > most:
+            raise self._too_small(selection, most, size, selection.rest.bytes if selection.rest is not None else 0)
+        return replace(selection, ladders=ladders)
+
+    def _too_small(self, smallest: Selection, most: int, least: int, rest: int) -> CompressError:
+        """Return the error for a budget below the least cost of the whole model, ``rest`` of it of everything else."""
+        is_file = self.config.budget is not None and self.config.budget.unit == "bytes"
+        unit, written = ("bytes", f"budget='{least}B'") if is_file else ("parameters", f"adtn.Budget(params={least})")
+        got = f"Got {'a' if self.narrows else 'no budget, which means a'} budget of {most:,} {unit}"
+        hint = ""
+        if self.data is None:
+            got += f" and no data, so that relative errors of layers are at most {self.config.largest_error}"
+            hint = " Pass data=, by which what the model loses is measured, or a larger largest_error."
+        if not any(smallest.results.values()) and _precision_of(smallest.rest) is None:
+            return CompressError(f"{got}; no layer becomes smaller then. Choose other candidates or precisions.{hint}")
+        what = "file found, with its headers," if is_file else "model found"
+        return CompressError(
+            f"{got}; the smallest {what} has {least:,}, of which everything but the chosen layers takes {rest:,}. "
+            f"Allow at least {least:,} {unit} ({written}), or choose more layers (targets, smallest).{hint}"
+        )
 
     def _run_chosen(self, selection: Selection) -> Outcome:
         """Run all stages with what was chosen."""
@@ -282,15 +328,17 @@ class CompressionRun:
         ladders = search.ladders(search.entries // 4)
         low, high = least_and_most(ladders, search.unit)
         best: tuple[Outcome, dict[str, Generator], Any] | None = None
-        lost = math.inf
+        told = "everything"
         for _ in range(_TRIALS):
             size = round(math.sqrt(low * high))
             outcome = self._run_chosen(search.choose(ladders, max(size, low)))
             if self.config.rest not in ("choose", "same"):
                 self.adapter.narrow(Precision(self.config.rest))  # which loses accuracy as well
-            lost = quality - self._quality()
-            self.say(f"{size:,} parameters in the chosen layers lose {lost:.2f} points")
-            if lost <= loss:
+            now = self._quality()
+            lost = quality - now
+            told = f"{lost:.2f} points" if math.isfinite(now) else f"everything, with a score of {now}"
+            self.say(f"{size:,} parameters in the chosen layers lose {told}")
+            if math.isfinite(now) and lost <= loss:
                 best = (outcome, self.adapter.generators(), self.adapter.state())
                 high = size
             else:
@@ -301,7 +349,7 @@ class CompressionRun:
         if best is None:
             raise CompressError(
                 f"No size that was tried loses at most {loss:g} points; the last one, {low:,} parameters in the chosen "
-                f"layers, loses {lost:.2f}. Train longer (tune_steps), choose fewer layers, or allow more."
+                f"layers, loses {told}. Train longer (tune_steps), choose fewer layers, or allow more."
             )
         outcome, generators, state = best
         self._install(generators)

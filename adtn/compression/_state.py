@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from .._files import KEY, header_text
 from ..generator import Generator
@@ -14,28 +13,9 @@ from ._structures import structures_to_text
 FORMAT = 4
 """The newest format. The first has no header, and the first two a folder with a file for every generator."""
 KIND = "state of a compressed model"
-RESTS = (None, Precision("float16"), Precision("int8"))
-"""The precisions to choose from for what is not generated; ``None`` leaves it as it is."""
 HEADER_BYTES = 240
 """An estimate of what the headers of a file need per weight."""
 _WITHOUT_CODES = 3  # the format of files in which what is not generated has no codes, which an older adtn can read
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rest:
-    """A way to store what is not generated.
-
-    Parameters
-    ----------
-    precision : Precision or None
-    bytes : int
-    loss : float
-        What the model's outputs lose.
-    """
-
-    precision: Precision | None
-    bytes: int
-    loss: float
 
 
 def metadata_of_state(
@@ -58,6 +38,11 @@ def metadata_of_state(
     }
 
 
-def state_bytes(model: Model, generators: Mapping[str, Generator], rest: Precision | None) -> int:
+def state_bytes(
+    model: Model,
+    generators: Mapping[str, Generator],
+    rest: Precision | None,
+    beside: Mapping[str, str] | None = None,
+) -> int:
     """Return the size of the file of a model that holds these generators, headers included."""
-    return len(model.content(metadata_of_state(generators, rest), rest))
+    return len(model.content(metadata_of_state(generators, rest, beside), rest))

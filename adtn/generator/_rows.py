@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .._typing import Array, Float, Int, Params
 from ..calculus import forward
-from ..program import probe_digits, rows_program
+from ..program import NO_LEG, probe_digits, rows_program
 from ..weight import OneHot
 from ._generator import Generator
 
@@ -33,6 +33,8 @@ def generated_rows(
     layout, weighting, n = generator.layout, generator.weighting, index.shape[0]
     place = weighting.generated_index(index)
     probes = {name: one_hot(place // stride % d, d) for name, stride, d in probe_digits(layout, 0)}
+    if not probes:
+        probes = {NO_LEG: one_hot(place, 1).reshape(n)}
     state = forward(rows_program(generator.segments, layout, n), {**arrays, **probes})
     rows = weighting.rows(state)
     if not weighting.has_base:

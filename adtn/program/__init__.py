@@ -16,6 +16,7 @@ from ._program import cached_program as cached_program
 from ._program import compile_program as compile_program
 from ._program import plan_stage as plan_stage
 from ._program import plan_steps as plan_steps
+from ._rows import NO_LEG as NO_LEG
 from ._rows import chosen as chosen
 from ._rows import probe_digits as probe_digits
 from ._rows import rows_program as rows_program

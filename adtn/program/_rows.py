@@ -14,6 +14,9 @@ from ..layout import Layout
 from ..topology import Core, Segment
 from ._program import Program, compile_program
 
+NO_LEG = "probe"
+"""The name of the core of ones that repeats the only row of an axis without legs."""
+
 
 def chosen(segments: tuple[Segment, ...], layout: Layout, rows: int, columns: int = 0) -> tuple[Segment, ...]:
     """Extend segments to compute ``rows`` of the first axis and ``columns`` positions along all others together.
@@ -42,6 +45,8 @@ def chosen(segments: tuple[Segment, ...], layout: Layout, rows: int, columns: in
         for q, (group, i, d) in enumerate(zip(groups, last.outputs, layout.dims, strict=True))
         if group
     )
+    if "rows" not in groups:  # an axis of length 1 has no leg, so that all rows are equal
+        probes += (Core(name=NO_LEG, inds=("rows",), shape=(rows,), param=NO_LEG, kind="probe", trainable=False),)
     free = [last.outputs[q] for q in sorted(range(len(legs)), key=lambda q: legs[q]) if not groups[q]]
     outputs = ("rows", *(["columns"] if columns else []), *free)
     return (*segments[:-1], replace(last, cores=(*last.cores, *probes), outputs=outputs))

@@ -19,6 +19,7 @@ from adtn.errors import CompressError, DeviceError
 from adtn.optim import fingerprint
 from adtn.precision import Codes, Precision
 from flax import nnx
+from jax.core import Tracer
 
 from ..shared._batches import IGNORED, cycled
 from ..shared._model import LARGEST_MOMENT, NO_PARAMETERS, ReplacedModel, seen_by, with_inputs
@@ -105,7 +106,8 @@ class NnxModel(ReplacedModel):
             dense = dense_layers[name]
             kind = kind_of(dense)
             rows = None if kind is None else kind.rows(dense, inputs[0])
-            if rows is not None:
+            # inside a transformation such as a scan, inputs have no values here
+            if rows is not None and not isinstance(rows, Tracer):
                 # a sum over rows on several devices would have no device of its own
                 moments.add(name, jnp.asarray(replicated(rows), jnp.promote_types(rows.dtype, jnp.float32)))
 
@@ -126,7 +128,13 @@ class NnxModel(ReplacedModel):
         return dict.fromkeys((layer.name, *layer.tied), layer_like(places[layer.name], weights[layer.name]))
 
     def check(self, tuning: Tuning) -> None:
-        """Refuse options that do not apply to Flax: autocast and capture."""
+        """Refuse Adam in float16, and options that do not apply to Flax: autocast and capture."""
+        halves = any(x.dtype == jnp.float16 for x in jax.tree.leaves(nnx.state(self.model, nnx.Param)))
+        if halves and tuning.optimizer == "adam":
+            raise CompressError(
+                "Got float16 parameters to train with Adam, where squares of small gradients underflow; train in "
+                "float32 or bfloat16 and convert the parameters afterwards, or pass tune_optimizer='sgd'."
+            )
         if tuning.autocast:
             raise CompressError(
                 f"Got autocast={tuning.autocast!r} for a model of Flax, where each layer has its own dtype; make the "

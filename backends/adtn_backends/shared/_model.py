@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from adtn import Generator
+from adtn._checks import shown
 from adtn.backends import backend_of
 from adtn.compression import Layer, Tuning, divergence
 from adtn.errors import CompressError
@@ -431,7 +432,13 @@ class ReplacedModel(ABC):
     def score(self, score: Callable[[Any], Any]) -> float:
         """Compute a user's score of the model in evaluation mode."""
         with self._evaluating():
-            return float(score(self.model))
+            value = score(self.model)
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CompressError(
+                f"The function score= returned {shown(value)} for the model; expected a number. Correct the function."
+            ) from error
 
     def predicted_seconds(self, data: Iterable[Any]) -> dict[str, float]:
         """Predict the seconds of each weight for the first batch; for convolutions and embeddings, of generating it."""

@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from ..shared._training_file import Data
+from ._overlap import load_state
 
 
 class Training:
@@ -60,7 +61,7 @@ class Training:
             for name, x in stored.items():
                 kind, _, rest = name.partition("/")
                 parts[kind][rest] = x
-            self.model.load_state_dict(parts["model"])
+            load_state(self.model, parts["model"])
             state: dict[int, dict[str, Any]] = {}
             for name, x in parts["optimizer"].items():
                 n, _, moment = name.partition("/")

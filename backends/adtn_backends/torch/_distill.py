@@ -14,6 +14,7 @@ from adtn.compression import Tuning
 from torch import nn
 
 from ._loss import exact
+from ._overlap import overlaps
 from ._step import step_of
 
 Seen: TypeAlias = tuple[Any, dict[str, Any], torch.Tensor]
@@ -44,7 +45,7 @@ def distill_layer(
     """Train one layer on inputs and outputs; return its state, and its relative error at the start and at the end."""
     layer = copy.deepcopy(layer).train()
     variance = statistics.fmean(float(y.var(correction=0)) for _, _, y in seen) or 1.0
-    trained = [p for p in layer.parameters() if p.requires_grad]
+    trained = [p for p in layer.parameters() if p.requires_grad and not overlaps(p)]
 
     def value(batch: Seen) -> torch.Tensor:
         inputs, options, target = batch

@@ -40,6 +40,7 @@ from ._distill import Seen, copied, distill_layer, nbytes
 from ._loss import check_range, classes_of, exact, loss_of, outputs_of
 from ._memory import PeakMemory
 from ._normalise import statistics_of
+from ._overlap import fill, load_state, overlaps
 from ._replacement import declare_tie, dense_of, generated_in_place_of, is_whole, owners_of, ties_of, weights_of
 from ._step import step_of
 from ._structures import note_structures, noted_structures
@@ -132,7 +133,7 @@ class TorchModel(ReplacedModel):
         return _copy(self.model)
 
     def _take_values(self, dense: nn.Module) -> None:
-        self.model.load_state_dict(dense.state_dict())
+        load_state(self.model, dense.state_dict())
 
     def _replacements(
         self, layer: Layer, weights: Mapping[str, GeneratedWeight], places: Mapping[str, nn.Module]
@@ -183,7 +184,8 @@ class TorchModel(ReplacedModel):
         cores = {id(p) for w in self._weights.values() for p in w.parameters()}
         groups: dict[float, list[nn.Parameter]] = {}
         for name, p in self.model.named_parameters():
-            trained = p.requires_grad and (tuning.train == "all" or id(p) in cores)
+            # PyTorch's optimizers refuse to write to entries that share memory
+            trained = p.requires_grad and not overlaps(p) and (tuning.train == "all" or id(p) in cores)
             groups.setdefault(rate_of(name, tuning.rates) * trained, []).append(p)
         return groups
 
@@ -229,7 +231,7 @@ class TorchModel(ReplacedModel):
         weight.load_state_dict(other.state_dict())
 
     def _take_layer(self, name: str, values: Any) -> None:
-        self.model.get_submodule(name).load_state_dict(values)
+        load_state(self.model.get_submodule(name), values)
 
     def _look_at_inputs(
         self, model: nn.Module, names: Sequence[str], batch: Any, look: Callable[[str, Any, Any | None], None]
@@ -340,7 +342,7 @@ class TorchModel(ReplacedModel):
 
     def set_state(self, state: dict[str, torch.Tensor]) -> None:
         """Set every tensor."""
-        self.model.load_state_dict(state)
+        load_state(self.model, state)
 
     def load(self, path: Path) -> None:
         """Load the state from a safetensors file."""
@@ -354,7 +356,7 @@ class TorchModel(ReplacedModel):
             state[name] = torch.tensor(x, dtype=getattr(torch, dtype))
         state |= {name: state[first] for name, first in metadata.items() if first in state and name not in state}
         if KEY in metadata or state.keys() >= self.model.state_dict().keys():
-            self.model.load_state_dict(state)
+            load_state(self.model, state)
         else:  # of another program, in which tied tensors may be left out
             load_model(self.model, path)
 
@@ -399,7 +401,7 @@ class TorchModel(ReplacedModel):
         for name, x in self.model.state_dict().items():
             if name not in generated and torch.is_tensor(x):
                 own = _coded(x, rest)
-                x.copy_(_narrowed(x, half_of(rest)) if own is None else torch.from_numpy(own.decode()))
+                fill(x, _narrowed(x, half_of(rest)) if own is None else torch.from_numpy(own.decode()))
 
     def _generated_names(self) -> set[str]:
         weights = [(name, m) for name, m in self.model.named_modules() if isinstance(m, GeneratedWeight)]
@@ -501,7 +503,8 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def _coded(x: torch.Tensor, rest: Precision) -> Codes | None:
     """Return the codes of a tensor that is stored as such."""
-    if not x.is_floating_point() or not is_coded(tuple(x.shape), rest):
+    # entries that share memory may be in rows of different scales
+    if not x.is_floating_point() or overlaps(x) or not is_coded(tuple(x.shape), rest):
         return None
     return coded(x.detach().cpu().float().numpy())
 

@@ -270,7 +270,7 @@ class GeneratedWeight(nn.Module):
         call; see :func:`cached_weights`.
         """
         if self._is_weight:
-            return next(iter(arrays.values()))
+            return next(iter(arrays.values())).reshape(self.shape)  # an axis of length 1 has no leg
         stamp = None if self._codes and not self._held else self.stamp(arrays)
         cache = self._cache
         if cache is None or stamp is None or cache.stamp != stamp or cache.weight._version != cache.version:
@@ -472,7 +472,7 @@ def cached_weights(model: nn.Module) -> collections.abc.Generator[None, None, No
 
 
 def _is_core(generator: Generator) -> bool:
-    """Return whether the only core of a generator is the weight."""
+    """Return whether the only core of a generator has the entries of the weight in their order."""
     has_own_order = bool(generator.permutations) or generator.layout != Layout.whole(generator.shape)
     changed = generator.scale != 1.0 or generator.base is not None
     return isinstance(generator.topology, Dense) and not has_own_order and not changed
