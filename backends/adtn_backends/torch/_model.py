@@ -312,7 +312,8 @@ class TorchModel(ReplacedModel):
             return False
         dense = statistics_of(self._dense, batches)
         for name, (mean, variance) in now.items():
-            norm, before = (model.get_submodule(name) for model in (self.model, self._dense))
+            norm: Any = self.model.get_submodule(name)
+            before: Any = self._dense.get_submodule(name)
             change = variance / dense[name][1].clamp_min(torch.finfo(variance.dtype).tiny)
             norm.running_mean.copy_(before.running_mean + mean - dense[name][0])
             norm.running_var.copy_(before.running_var * change)
