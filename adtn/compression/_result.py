@@ -19,6 +19,7 @@ from ._quality import faults_of
 from ._report import CompressReport
 from ._rows import Baseline, LayerRow, ModelCost
 from ._run import CompressionRun, Outcome
+from ._share import members_of
 
 _BEST_DENSE = "best left dense within this budget"
 _CORNER = 96  # rows and columns of a weight that the report shows
@@ -155,11 +156,12 @@ def _is_replaced(layer: Layer, generators: Mapping[str, Any]) -> bool:
 
 def _row(layer: Layer, outcome: Outcome, generators: Mapping[str, Any], predicted: Mapping[str, float]) -> LayerRow:
     parts = [generators[name] for name in layer.weights]
-    dense = sum(map(math.prod, layer.weights.values()))
+    shapes = members_of(layer).values()
+    dense = sum(map(math.prod, shapes))
     return LayerRow(
         name=layer.name,
         kind=layer.kind,
-        shapes=tuple(tuple(s) for s in layer.weights.values()),
+        shapes=tuple(tuple(s) for s in shapes),
         topology=_described(parts[0]),
         dense=dense,
         params=sum(g.num_params for g in parts),

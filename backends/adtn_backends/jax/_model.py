@@ -32,6 +32,7 @@ from .layers._adapted import MODULES
 from .layers._kinds import kind_of, kind_of_generated, layer_like, weight_of
 from .layers._places import modules_of, params_of, put_module, variables_of
 from .layers._shards import replicated
+from .layers._slice import Weight
 from .layers._weight import Frozen
 
 
@@ -84,6 +85,7 @@ class NnxModel(ReplacedModel):
                     tied=tuple(others),
                     reason=reason,
                     itemsize=max(v[...].dtype.itemsize for v in params),
+                    place=params[0][...].dtype.name,
                 )
             )
         return layers
@@ -120,7 +122,7 @@ class NnxModel(ReplacedModel):
         nnx.update(self.model, nnx.state(dense))
 
     def _replacements(
-        self, layer: Layer, weights: Mapping[str, GeneratedWeight], places: Mapping[str, nnx.Module]
+        self, layer: Layer, weights: Mapping[str, Weight], places: Mapping[str, nnx.Module]
     ) -> dict[str, nnx.Module]:
         return dict.fromkeys((layer.name, *layer.tied), layer_like(places[layer.name], weights[layer.name]))
 
@@ -308,7 +310,7 @@ class NnxModel(ReplacedModel):
             if kind is not None:
                 rows[name] = kind.batch(modules[name], inputs[0])
 
-        for _ in self._watched(list(self._weights), [next(cycled(data, 1))], look):
+        for _ in self._watched(self._alone, [next(cycled(data, 1))], look):
             pass
         return rows
 

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Generated
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from .layers import GeneratedWeight
 from .layers._adapted import MODULES
 from .layers._hooks import without_hooks
 from .layers._kinds import kind_of, kind_of_generated
+from .layers._slice import Weight
 
 
 class TorchModel(ReplacedModel):
@@ -98,6 +99,7 @@ class TorchModel(ReplacedModel):
                     itemsize=max(p.element_size() for p in module.parameters()),
                     optional=kind.optional(dense),
                     adaptable=kind.adaptable,
+                    place=_place_of(dense),
                 )
             )
         return layers
@@ -135,13 +137,12 @@ class TorchModel(ReplacedModel):
         self.model.load_state_dict(dense.state_dict())
 
     def _replacements(
-        self, layer: Layer, weights: Mapping[str, GeneratedWeight], places: Mapping[str, nn.Module]
+        self, layer: Layer, weights: Mapping[str, Weight], places: Mapping[str, nn.Module]
     ) -> dict[str, nn.Module]:
         replacements: dict[str, nn.Module] = {}
         for name in (layer.name, *layer.tied):
             module = generated_in_place_of(places[name], layer, weights)
-            if name != layer.name:
-                declare_tie(module)
+            declare_tie(module, places[name], again=name != layer.name)
             replacements |= {place: module for place, dense in places.items() if dense is places[name]}
         return replacements
 
@@ -166,7 +167,14 @@ class TorchModel(ReplacedModel):
         frozen = [p for p in groups.pop(0.0, []) if p.requires_grad]
         refuse_nothing(groups)
         teacher = self._dense.eval() if tuning.distill and self._dense is not None else None
-        update = step_of(lambda batch: loss_of(self.model, batch, loss, teacher, tuning.distill), groups, tuning)
+
+        def value(batch: Any) -> torch.Tensor:
+            with ExitStack() as stack:
+                for name in self._shared:  # once for all of its layers
+                    stack.enter_context(self._weights[name].once())
+                return loss_of(self.model, batch, loss, teacher, tuning.distill)
+
+        update = step_of(value, groups, tuning)
         training = Training(self.model, update.optimizer, tuning.checkpoint)
 
         def step(batch: Any, n: int) -> float:
@@ -432,7 +440,7 @@ class TorchModel(ReplacedModel):
             rows[name] = batch(layer, inputs[0])
 
         looks: list[tuple[nn.Module, Any]] = []
-        for name in self._weights:
+        for name in self._alone:
             place = name if name in self._originals else name.rpartition(".")[0]
             layer = self.model.get_submodule(place)
             kind = kind_of_generated(layer)
@@ -469,6 +477,12 @@ class TorchModel(ReplacedModel):
         if part in kind_of(parent).parts(parent):
             return parent, part
         return self._original(name), ""
+
+
+def _place_of(layer: nn.Module) -> str:
+    """Return the dtype and the device of the first parameter."""
+    first = next(layer.parameters())
+    return f"{str(first.dtype).removeprefix('torch.')} on {first.device}"
 
 
 def _copy(model: nn.Module) -> nn.Module:
