@@ -71,8 +71,8 @@ class Config:
         ``(k R, C)``, whose first leg tells the layers apart; a layer uses its own rows and columns. A low-rank pair
         needs no padding of the rows: ``W_g = U_g V``, with one basis ``V`` for all layers. The members of a group
         have one topology, dtype and device, and their errors are measured by the mean of the second moments of their
-        inputs if these have the same size, or else by the weights. Not within a budget, as formats are chosen for
-        single weights.
+        inputs if these have the same size, or else by the weights. Within a budget, one format is chosen for a group,
+        whose weights then need the same number of columns.
     budget : Budget, optional
         The size of the model, or the loss of quality that is allowed. Topology, bond and layout of every layer are
         then chosen among the candidates, and ``topology``, ``leg`` and ``order`` are ignored. Without a topology, the
@@ -233,13 +233,7 @@ class Config:
 
     def _check_share(self) -> None:
         if self.mode == "adapter":
-            raise CompressError(
-                "Got share with mode='adapter'; an adapter belongs to one layer. Leave one of them out."
-            )
-        if self.chooses_formats:
-            raise CompressError(
-                "Got share within a budget, which chooses the format of every weight by itself; pass topology= instead."
-            )
+            raise CompressError("Got share with mode='adapter'; an adapter belongs to one layer. Leave one out.")
         given = (self.recipe,) if isinstance(self.recipe, str | Stage) else self.recipe
         if any("distill-local" in (one, getattr(one, "name", "")) for one in given):
             raise CompressError(

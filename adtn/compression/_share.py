@@ -1,6 +1,6 @@
 r"""Weights that share one generator: the places of several weights in one matrix, and its layout.
 
-Weights W_1, ..., W_k, each with all axes but the first flattened, ``(R_g, C_g)``, are the blocks of one matrix W of shape
+Weights W_1, ..., W_k, each with all axes but the first flattened, ``(R_g, C_g)``, are blocks of one matrix W of shape
 ``(k R, C)``, with C the largest C_g and R at least every R_g:
 
     W[g R + r, c] = W_g[r, c]  for r < R_g and c < C_g,  else 0.
@@ -10,7 +10,8 @@ one factor for the rows and one for the columns of all layers, and a tree a core
 axis of its own would have the same legs, but would be no matrix: a low-rank pair would split it at the axis g, and
 second moments of inputs would have no columns to act on. For a :class:`adtn.LowRank` pair, nothing is padded to R:
 with W = U V, blocks of U are the layers' own factors, and all layers share the basis V of their rows, at ``b (sum of
-R_g + C)`` parameters instead of the sum of ``b (R_g + C_g)``.
+R_g + C)`` parameters instead of the sum of ``b (R_g + C_g)``. Within a budget nothing is padded either, so that what a
+dense weight and its integers cost is the same for a group as for its members.
 
 A layer uses its block only, so dL/dW is the sum of the dL/dW_g, each in its place, and every core gets the sum of the
 gradients of all layers. In the metric of the data, the sum of tr(D_g M D_g^T) over the errors D_g of all blocks is
@@ -89,7 +90,8 @@ def first_rows(shape: Shape, members: Sequence[Shape]) -> list[int]:
 def shared_layout(config: Config, members: Sequence[Shape]) -> Layout:
     """Return the layout of the matrix with these weights, as the topology chooses it for their stack."""
     rows, columns = max(shape[0] for shape in members), max(map(_columns, members))
-    if isinstance(config.topology, LowRank) and config.leg is None and config.order is None:
+    pair = isinstance(config.topology, LowRank) and config.leg is None and config.order is None
+    if pair or config.chooses_formats:
         return Layout.whole((sum(shape[0] for shape in members), columns))
     # of convolutions with the same kernel, the input channels are padded
     kernel = members[0][2:] if len({shape[2:] for shape in members}) == 1 else ()
@@ -217,17 +219,24 @@ def _group(config: Config, name: str, members: Mapping[str, Layer]) -> Layer:
     first = config.options_of(layers[0])
     if first.base is not None:
         raise CompressError(f"Got base={first.base} for the group {name!r} in share; a base is that of one weight.")
-    if first.topology is None:
-        raise CompressError(f"Got the group {name!r} in share without a topology; pass topology= as well.")
+    if first.topology is None and not first.chooses_formats:
+        raise CompressError(f"Got the group {name!r} in share without a topology, unlike other layers; pass one.")
     group = Layer(
         name=name,
         kind=", ".join(dict.fromkeys(layer.kind for layer in layers)),
         itemsize=max(layer.itemsize for layer in layers),
         group=tuple(layers),
     )
+    columns = {math.prod(shape[1:]) for shape in members_of(group).values()}
+    if first.chooses_formats and len(columns) > 1:
+        raise CompressError(
+            f"Got the group {name!r} in share within a budget, whose weights have {sorted(columns)} columns; expected "
+            "the same number. Pass topology= instead of a budget, with which columns are padded."
+        )
     try:
         layout = shared_layout(first, list(members_of(group).values()))
-        first.topology.segments(layout)
+        if first.topology is not None and not first.chooses_formats:
+            first.topology.segments(layout)
     except (LayoutError, TopologyError) as error:
         raise CompressError(
             f"Got the group {name!r} in share, which {first.topology} cannot generate: {error}"
