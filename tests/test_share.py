@@ -288,19 +288,21 @@ def test_one_forward_generates_the_weight_once(monkeypatch: pytest.MonkeyPatch) 
 
 def test_slices_serve_embeddings_attention_and_recurrent_layers() -> None:
     model, data = Language(), texts()
-    model.head.weight = nn.Parameter(model.head.weight.detach().clone())
+    model.head.weight = nn.Parameter(torch.randn(32, 16))
     dense = copy.deepcopy(model)
-    share = [["embed", "head"], ["attention.*", "recurrent.*"]]
+    share = [["head", "embed"], ["attention.*", "recurrent.*"]]
     report = adtn.compress(model, Config(topology=adtn.LowRank(bond=99), recipe="closed-form", share=share))
     assert {row.name for row in report.layers} == {
-        "embed + head",
+        "head + embed",
         "attention.in_proj + attention.out_proj + recurrent.weight_ih_l0 + recurrent.weight_hh_l0",
     }
     with torch.no_grad():
         for ids in (data[0]["input_ids"], torch.tensor([[3, 31]])):
             assert torch.allclose(model(ids), dense(ids), atol=1e-5)
     ids = torch.tensor([[3, 31]])  # only these rows are generated
-    model(ids).sum().backward()
+    y = model(ids)
+    assert torch.allclose(y, dense(ids), atol=1e-5)
+    y.sum().backward()
     assert model.embed.generated.whole._first().grad is not None
     assert torch.allclose(layers.to_dense(model)(ids), dense(ids), atol=1e-5)
 
@@ -361,6 +363,19 @@ def test_files_round_trip(framework: Framework, tmp_path: Path) -> None:
         module.eval()
     assert np.array_equal(framework.numpy(back(x)), framework.numpy(model(x)))
     assert back.fc1.generated.whole is back.fc2.generated.whole
+
+
+@both
+def test_rounding_everything_else_leaves_the_cores(framework: Framework, tmp_path: Path) -> None:
+    model = framework.make()
+    report = adtn.compress(model, Config(**EXACT | {"rest": "float16"}))
+    for generator in report.generators.values():
+        for x in generator.params.values():
+            assert not np.array_equal(np.asarray(x, np.float16).astype(np.float32), np.asarray(x, np.float32))
+    adtn.save_model(model, tmp_path / "small", report)
+    assert os.path.getsize(tmp_path / "small" / "state.safetensors") == report.file_bytes
+    back = adtn.load_model(framework.make(), tmp_path / "small")
+    assert equal(framework.state(back), framework.state(model))
 
 
 @both

@@ -165,7 +165,7 @@ class Model(Protocol):
         ...
 
     def install(self, generators: Mapping[str, Generator]) -> None:
-        """Replace layers by generated ones, all or none."""
+        """Replace layers by generated ones, all or none; the name of a group stands for all of its weights."""
         ...
 
     def adapt(self, generators: Mapping[str, Generator], name: str) -> None:

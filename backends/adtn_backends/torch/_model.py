@@ -392,7 +392,8 @@ class TorchModel(ReplacedModel):
                 x.copy_(_narrowed(x, half_of(rest)) if own is None else torch.from_numpy(own.decode()))
 
     def _generated_names(self) -> set[str]:
-        weights = [(name, m) for name, m in self.model.named_modules() if isinstance(m, GeneratedWeight)]
+        modules = self.model.named_modules(remove_duplicate=False)  # each place of those that layers share
+        weights = [(name, m) for name, m in modules if isinstance(m, GeneratedWeight)]
         return {f"{name}.{key}" for name, m in weights for key in m.state_dict()}
 
     def numbers(self) -> tuple[int, int]:
