@@ -57,7 +57,7 @@ class TorchNet(nn.Module):
 
 
 class FlaxNet(nnx.Module):
-    """The same in Flax."""
+    """A network of Flax with the same layers."""
 
     def __init__(self) -> None:
         rngs = nnx.Rngs(0)
@@ -71,7 +71,7 @@ class FlaxNet(nnx.Module):
 
 
 class Square(nn.Module):
-    """Three linear layers with as many columns."""
+    """A network of three linear layers with as many columns."""
 
     def __init__(self) -> None:
         super().__init__()

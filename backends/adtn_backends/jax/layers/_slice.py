@@ -24,7 +24,7 @@ class _Cut:
 
 
 class GeneratedSlice(nnx.Module):
-    """Rows and columns of a generated matrix as the weight of one layer.
+    """A block of a generated matrix as the weight of one layer.
 
     Slices of the same :class:`GeneratedWeight` have the same parameters, whose gradients are the sums of those of all
     slices. Under :func:`jax.jit`, XLA merges the equal computations of the whole weight.

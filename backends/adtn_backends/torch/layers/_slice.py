@@ -26,7 +26,7 @@ class _Cut:
 
 
 class GeneratedSlice(nn.Module):
-    """Rows and columns of a generated matrix as the weight of one layer.
+    """A block of a generated matrix as the weight of one layer.
 
     Slices of the same :class:`GeneratedWeight` train, move and save the same parameters, whose gradients are the sums
     of those of all slices. The whole weight is generated for each slice, unless it is cached: without gradients on the
