@@ -253,6 +253,40 @@ def test_gradients_are_those_of_explicit_slices_in_flax() -> None:
             assert np.abs(one).max() > 0
 
 
+def test_flax_computes_the_gradient_of_a_shared_weight_once() -> None:
+    import jax
+
+    from adtn_backends.jax.layers._slice import shared_once
+
+    whole = jax_layers.GeneratedWeight(adtn.Generator((4 * 32, 32), adtn.TTN(bond=3)))
+    parts = nnx.List([jax_layers.ADTNLinear(jax_layers.GeneratedSlice(whole, 32 * g, (32, 32))) for g in range(4)])
+    table = jax_layers.ADTNEmbedding(jax_layers.GeneratedSlice(whole, 64, (32, 32)))
+
+    class Model(nnx.Module):
+        def __init__(self) -> None:
+            self.parts, self.table = parts, table
+
+        def __call__(self) -> Any:
+            x = self.table(np.array([3, 5]))
+            for part in self.parts:
+                x = jax.numpy.tanh(part(x))
+            return x.sum()
+
+    def once(model: Any) -> Any:
+        with shared_once(model):
+            return model()
+
+    graph, state = nnx.split(Model())
+    flops, grads = [], []
+    for fn in (lambda model: model(), once):
+        step = jax.jit(jax.grad(lambda state, fn=fn: fn(nnx.merge(graph, state)))).lower(state).compile()
+        flops.append(step.cost_analysis()["flops"])
+        grads.append(jax.tree.leaves(step(state)))
+    assert flops[1] < 0.5 * flops[0]
+    for a, b in zip(*grads, strict=True):
+        assert np.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_one_forward_generates_the_weight_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = TorchNet()
     adtn.compress(model, Config(**QUICK | {"recipe": "reconstruct"}))

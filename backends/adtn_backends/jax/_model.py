@@ -32,7 +32,7 @@ from .layers._adapted import MODULES
 from .layers._kinds import kind_of, kind_of_generated, layer_like, weight_of
 from .layers._places import modules_of, params_of, put_module, variables_of
 from .layers._shards import replicated
-from .layers._slice import Weight
+from .layers._slice import Weight, shared_once
 from .layers._weight import Frozen
 
 
@@ -152,7 +152,8 @@ class NnxModel(ReplacedModel):
 
         def value(model: Any, batch: Any) -> Any:
             dense = None if teacher is None else nnx.merge(*teacher, copy=True)
-            return loss_of(model, batch, loss, dense, tuning.distill)
+            with shared_once(model):
+                return loss_of(model, batch, loss, dense, tuning.distill)
 
         batches = self._batches(cycled(data, tuning.steps), check=loss is None)
         with _mode(self.model, training=True), _dropout(self.model, tuning.dropout):

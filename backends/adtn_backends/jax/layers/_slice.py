@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator as Generated
+from collections.abc import Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,7 +16,12 @@ from adtn.weight import Mode
 from flax import nnx
 
 from ...shared._slices import check_slice
+from ._places import modules_of
 from ._weight import GeneratedWeight
+
+_MADE: ContextVar[Mapping[int, jax.Array]] = ContextVar("made", default={})  # noqa: B039 (never written to)
+"""The weights by the id of their module inside :func:`shared_once`, in this thread."""
+_WHOLE = "whole"  # the name of such a weight among the arrays of a slice
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,8 @@ class GeneratedSlice(nnx.Module):
     """A block of a generated matrix as the weight of one layer.
 
     Slices of the same :class:`GeneratedWeight` have the same parameters, whose gradients are the sums of those of all
-    slices. Under :func:`jax.jit`, XLA merges the equal computations of the whole weight.
+    slices. Under :func:`jax.jit`, the whole weight is generated once for all of them, as XLA merges equal computations;
+    their gradients are computed one by one, except in the training of :func:`adtn.compress`.
 
     Parameters
     ----------
@@ -61,17 +71,20 @@ class GeneratedSlice(nnx.Module):
         return self.whole.dtype
 
     def arrays(self) -> dict[str, jax.Array]:
-        """Return the cores of the whole weight."""
-        return self.whole.arrays()
+        """Return the cores of the whole weight, or inside :func:`shared_once` the weight itself."""
+        made = _MADE.get().get(id(self.whole))
+        return self.whole.arrays() if made is None else {_WHOLE: made}
 
     def __call__(self, arrays: Params | None = None) -> Float[jax.Array, "*shape"]:
         """Compute the slice from the module's cores, or from other ones."""
-        whole = self.whole(arrays)
+        arrays = self.arrays() if arrays is None else arrays
+        whole = arrays[_WHOLE] if _WHOLE in arrays else self.whole(arrays)
         return whole[self.start : self.start + self.shape[0], : self.columns].reshape(self.shape)
 
     def rows(self, index: Int[jax.Array, " n"], arrays: Params | None = None) -> Float[jax.Array, " n *inner"]:
         """Compute rows of the slice by their indices, without generating the others."""
-        rows = self.whole.rows(index + self.start, arrays)
+        arrays, index = self.arrays() if arrays is None else arrays, index + self.start
+        rows = arrays[_WHOLE][index] if _WHOLE in arrays else self.whole.rows(index, arrays)
         return rows[:, : self.columns].reshape(-1, *self.shape[1:])
 
     def layer(self, rows: jax.Array, mode: Mode | None) -> tuple[_Cut, Any]:
@@ -89,3 +102,14 @@ class GeneratedSlice(nnx.Module):
 
 Weight: TypeAlias = GeneratedWeight | GeneratedSlice
 """What a layer reads its weight from."""
+
+
+@contextmanager
+def shared_once(model: nnx.Module) -> Generated[None, None, None]:
+    """Generate every weight of which layers have slices once inside this block, also for gradients."""
+    wholes = {id(m.whole): m.whole for _, m in modules_of(model) if isinstance(m, GeneratedSlice)}
+    token = _MADE.set({key: weight() for key, weight in wholes.items()})
+    try:
+        yield
+    finally:
+        _MADE.reset(token)
