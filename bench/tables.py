@@ -390,9 +390,9 @@ def compress_share_table(content: dict) -> list[str]:
     """Tabulate errors and qualities of separate and shared generators of the same size."""
     rows = content["compress_share"]
     lines = [
-        "Closed forms without training: each layer of a group on its own, or one generator for the group with at most",
-        "as many parameters; in every cell, first separate and then shared. Errors are means over the layers of the",
-        "relative errors of their outputs; qualities are the accuracy in percent, or the log-likelihood of a token.",
+        "Closed forms without training: each layer of a group on its own, or one generator for the group, within the",
+        "same number of parameters; in every cell, first separate and then shared. Errors are means over the layers of",
+        "relative errors of outputs; qualities are the accuracy in percent, or the log-likelihood of a token.",
         "",
         "| groups | ratio | method | parameters | error | quality |",
         "|---" * 6 + "|",
