@@ -22,6 +22,7 @@ from models import Language, same, state_of, texts
 
 torch = pytest.importorskip("torch")
 nnx = pytest.importorskip("flax.nnx")
+jnp = pytest.importorskip("jax.numpy")
 layers = pytest.importorskip("adtn_backends.torch.layers")
 jax_layers = pytest.importorskip("adtn_backends.jax.layers")
 nn = torch.nn
@@ -104,7 +105,7 @@ TORCH = Framework(
     lambda x: x.detach().numpy(),
     lambda model: {k: v.numpy().copy() for k, v in model.state_dict().items()},
 )
-FLAX = Framework(FlaxNet, [(x, y) for x, y in zip(IMAGES, LABELS, strict=True)], np.asarray, _flax_state)
+FLAX = Framework(FlaxNet, [(jnp.asarray(x), y) for x, y in zip(IMAGES, LABELS, strict=True)], np.asarray, _flax_state)
 both = pytest.mark.parametrize("framework", [TORCH, FLAX], ids=["torch", "jax"])
 
 
@@ -267,9 +268,9 @@ def test_flax_computes_the_gradient_of_a_shared_weight_once() -> None:
             self.parts, self.table = parts, table
 
         def __call__(self) -> Any:
-            x = self.table(np.array([3, 5]))
+            x = self.table(jnp.array([3, 5]))
             for part in self.parts:
-                x = jax.numpy.tanh(part(x))
+                x = jnp.tanh(part(x))
             return x.sum()
 
     def once(model: Any) -> Any:
@@ -348,12 +349,12 @@ def test_slices_are_checked_and_have_one_mode() -> None:
             with pytest.raises(LayoutError, match="expected one that is inside"):
                 module.GeneratedSlice(whole, start, shape)
         layer = module.ADTNLinear(module.GeneratedSlice(whole, 8, (8, 8)), mode="stream")
-        x = torch.zeros(2, 8) if module is layers else np.zeros((2, 8), np.float32)
+        x = torch.zeros(2, 8) if module is layers else jnp.zeros((2, 8))
         with pytest.raises(LayoutError, match="mode='stream' for a slice"):
             layer(x)
     table = jax_layers.ADTNEmbedding(jax_layers.GeneratedSlice(whole, 8, (8, 4)))
-    assert np.allclose(table(np.array([5])), whole()[13:14, :4], atol=1e-6)
-    assert np.allclose(table(np.arange(8)), whole()[8:, :4], atol=1e-6)
+    assert np.allclose(table(jnp.array([5])), whole()[13:14, :4], atol=1e-6)
+    assert np.allclose(table(jnp.arange(8)), whole()[8:, :4], atol=1e-6)
 
 
 # --- whole models ---
