@@ -955,7 +955,7 @@ def test_stages_are_composed_and_need_data() -> None:
 
     assert names(Config(topology=TTN), True) == ("reconstruct-data", "finetune")
     assert names(Config(topology=TTN), False) == ("reconstruct",)
-    assert names(Config(), True) == ("closed-form", "normalise", "finetune")
+    assert names(Config(), True) == ("closed-form", "compensate", "normalise", "finetune")
     assert names(Config(), False) == ("closed-form",)
     assert names(Config(recipe=["reconstruct", "distill-local"]), True) == ("reconstruct", "distill-local")
     assert names(Config(mode="adapter"), True) == ("finetune",)
@@ -998,10 +998,12 @@ class Batches:
             yield batch
 
 
-@pytest.mark.parametrize("name", ["closed-form", "normalise", "reconstruct-data", "distill-local", "finetune"])
+@pytest.mark.parametrize(
+    "name", ["closed-form", "compensate", "normalise", "reconstruct-data", "distill-local", "finetune"]
+)
 def test_a_stage_uses_its_first_batches_only(name: Any) -> None:
     data = Batches(6)
-    options = {} if name in ("closed-form", "normalise", "reconstruct-data") else {"steps": 12}
+    options = {} if name in ("closed-form", "compensate", "normalise", "reconstruct-data") else {"steps": 12}
     recipe = Stage(name, batches=3, **options)
     config = Config(targets=["4"], topology=adtn.LowRank(bond=4), steps=2, recipe=["reconstruct", recipe])
     report = adtn.compress(net(), config, data=data, validation=batches(1))

@@ -13,7 +13,8 @@ from ..generator import Generator
 from ..precision import Precision
 from ..topology import LowRank, ScaledIdentity, ScaledRandom, Topology
 from ._budget import Budget
-from ._choose import SAMPLES, Search
+from ._choose import Search
+from ._comparison import SAMPLES
 from ._config import Config
 from ._local import LocalTask, dense_generator
 from ._model import Model
@@ -94,7 +95,7 @@ class Baselines:
             if weight in self.replaced
         }
         self._adapter.install(own)
-        self._normalise()
+        self._correct()
         return [self._row(name)]
 
     def _svd(self) -> list[Baseline]:
@@ -106,7 +107,7 @@ class Baselines:
         if not own:
             raise CompressError("Every weight stays dense within these bytes.")
         self._adapter.install(own)
-        self._normalise()
+        self._correct()
         name = "SVD" if all(task.moment is None for task in self.run.tasks.values()) else "whitened SVD"
         rows = [self._row(name)]
         return [*rows, self._row(f"{name}, same training")] if self._train() else rows
@@ -147,11 +148,14 @@ class Baselines:
                 moment = None if task is None else task.moment
                 own[name] = rounded_in_metric(dense_generator(weight), precision, weight, moment)
         self._adapter.install(own)
-        self._normalise()
+        self._correct()
         return [self._row(f"{precision}, all layers")]
 
-    def _normalise(self) -> None:
+    def _correct(self) -> None:
+        """Run the stages between closed forms and trainings, as for the result."""
         for stage in self.run.stages:
+            if stage.name == "compensate":
+                self.run.compensate()
             if stage.name == "normalise":
                 self.run.normalise(stage)
 

@@ -23,13 +23,12 @@ from ..precision import Precision
 from ..topology import TT, Dense, LowRank, Topology, Tucker
 from ._budget import allocate
 from ._choice import Choice, Family, Unit, dense_choice, families
+from ._comparison import comparison
 from ._config import Config
-from ._divergence import divergence
 from ._errors import rounding_errors
 from ._ladder import Curve, Ladder, low_rank_errors, with_exact
 from ._local import Executor, LocalResult, LocalTask, run_local
 from ._model import Layer, Model
-from ._samples import first_samples
 from ._state import Rest
 
 _PROBES = (1.2, 0.4)  # sizes at which errors are computed, over those that the budget implies
@@ -42,9 +41,6 @@ _MEASURES = 2  # times that losses are measured for what was chosen
 _NEAR = 0.5  # difference of logarithms of squared errors within which losses are not measured again
 _ROUNDS = 4  # allocations, each with the errors of what the previous one chose
 _REST = ""  # no weight has this name
-SAMPLES = 128  # samples with which the outputs of models are compared, if they are classes
-_VECTORS = 64  # otherwise, as distances vary less from sample to sample
-_ROWS, _ENTRIES = 2048, 1 << 24  # of outputs, from which no more batches are compared: a text has many of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,25 +191,7 @@ class Search:
         return _with_points(ladders, found)
 
     def _comparison(self) -> Callable[[], float]:
-        """Return a function that measures how far the model's outputs are from those of the dense one."""
-        classes = self.adapter.has_classes(self.sample)
-        sample, dense = [], []
-        for batch in self.sample if classes else first_samples(self.sample, _VECTORS):
-            outputs = self.adapter.outputs([batch])
-            if outputs is None:
-                before = self.adapter.loss_on(self.sample, self.loss)
-                return lambda: self.adapter.loss_on(self.sample, self.loss) - before
-            sample.append(batch)
-            dense += outputs
-            if sum(map(len, dense)) >= _ROWS or sum(y.size for y in dense) >= _ENTRIES:
-                break
-
-        def compare() -> float:
-            outputs = self.adapter.outputs(sample)
-            assert outputs is not None, "the dense model returned arrays"
-            return divergence(dense, outputs, classes=classes)
-
-        return compare
+        return comparison(self.adapter, self.sample, self.loss)
 
     def choose(self, ladders: Sequence[Ladder], most: int) -> Selection:
         """Choose within ``most``.

@@ -31,7 +31,14 @@ from ._stage import STAGES, Stage
 
 RECIPES = (*STAGES, "local-then-global")
 Recipe = Literal[
-    "closed-form", "normalise", "reconstruct", "reconstruct-data", "distill-local", "finetune", "local-then-global"
+    "closed-form",
+    "compensate",
+    "normalise",
+    "reconstruct",
+    "reconstruct-data",
+    "distill-local",
+    "finetune",
+    "local-then-global",
 ]
 Names = Annotated[Sequence[str], "a list of names, such as ['fc1']"]
 Whole = Annotated[int, Range(0)]
@@ -72,7 +79,7 @@ class Config:
         needs no padding of the rows: ``W_g = U_g V``, with one basis ``V`` for all layers. The members of a group
         have one topology, dtype and device, and their errors are measured by the mean of the second moments of their
         inputs if these have the same size, or else by the weights. Within a budget, one format is chosen for a group,
-        whose weights then need the same number of columns.
+        whose weights then need the same number of columns. ``"compensate"`` leaves groups as they are.
     budget : Budget, optional
         The size of the model, or the loss of quality that is allowed. Topology, bond and layout of every layer are
         then chosen among the candidates, and ``topology``, ``leg`` and ``order`` are ignored. Without a topology, the
@@ -106,6 +113,8 @@ class Config:
 
         - ``"closed-form"``: decompose every weight, in the metric of the second moments of its inputs where there are
           data
+        - ``"compensate"``: decompose every weight again, in the order of a forward pass, so that it answers to the errors
+          of the layers before it; what it changes is kept if the outputs of the model become closer to the dense ones
         - ``"normalise"``: correct the running statistics of batch normalisation, by data without labels
         - ``"reconstruct"``: fit every weight, without data
         - ``"reconstruct-data"``: fit every layer's outputs, by the second moments of its inputs
@@ -113,7 +122,7 @@ class Config:
           the order of a forward pass: inputs come from the layers that are trained already, or with an executor from
           the dense model. Without an earlier stage, from random generators with the weights' standard deviation
         - ``"finetune"``: train by the model's own loss, starting from the result of the other stages
-        - ``"local-then-global"``: within a budget, closed forms, statistics and fine-tuning; without one,
+        - ``"local-then-global"``: within a budget, closed forms, compensation, statistics and fine-tuning; without one,
           ``"reconstruct-data"`` and fine-tuning. Without data, closed forms or ``"reconstruct"`` alone
     mode : {"replace", "adapter"}
         Whether generated weights replace the dense ones, or are added to them while they are frozen. An adapter starts
@@ -340,7 +349,7 @@ class Config:
             own = [recipe for recipe in given if isinstance(recipe, Stage) and recipe.name == "finetune"]
             recipes: tuple[Recipe | Stage, ...] = tuple(own) or ("finetune",)
         elif self.recipe == "local-then-global":
-            with_data = ("closed-form", "normalise") if self.chooses_formats else ("reconstruct-data",)
+            with_data = ("closed-form", "compensate", "normalise") if self.chooses_formats else ("reconstruct-data",)
             without = "closed-form" if self.chooses_formats else "reconstruct"
             recipes = (*with_data, "finetune") if has_data else (without,)
         else:

@@ -128,7 +128,7 @@ class Tuning:
 
 
 class Model(Protocol):
-    """A model of some framework; only :meth:`install` and :meth:`adapt` change it, and :meth:`restore` undoes that."""
+    """A model of some framework; only :meth:`install`, :meth:`update` and :meth:`adapt` change it, and :meth:`restore` undoes that."""
 
     model: Any
     """The model of the framework, which is changed in place."""
@@ -145,6 +145,19 @@ class Model(Protocol):
         """Compute the mean of ``x xᵀ`` over the inputs of weights, for those weights that are applied to rows.
 
         Batches are drawn until they contain ``samples`` samples.
+        """
+        ...
+
+    def in_order(self, data: Iterable[Any]) -> list[list[str]]:
+        """Return the installed weights that act on rows, in the order of their calls; those of one input together."""
+        ...
+
+    def moments_behind(
+        self, names: Sequence[str], data: Iterable[Any], most: int
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Compute the means of ``y yᵀ`` and ``x yᵀ`` for the inputs x of layers in the dense model and y in this one.
+
+        Batches are drawn until there are ``most`` rows per column.
         """
         ...
 
@@ -166,6 +179,10 @@ class Model(Protocol):
 
     def install(self, generators: Mapping[str, Generator]) -> None:
         """Replace layers by generated ones, all or none; the name of a group stands for all of its weights."""
+        ...
+
+    def update(self, generators: Mapping[str, Generator]) -> None:
+        """Give installed weights other parameters; their structures and precisions are the same."""
         ...
 
     def adapt(self, generators: Mapping[str, Generator], name: str) -> None:

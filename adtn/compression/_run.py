@@ -15,7 +15,9 @@ from ..generator import Generator
 from ..optim import fingerprint
 from ..precision import Precision, stored_bytes
 from ._budget import Budget
-from ._choose import SAMPLES, Search, Selection, least_and_most
+from ._choose import Search, Selection, least_and_most
+from ._comparison import SAMPLES, comparison
+from ._compensate import NORMALISED, compensate, waves
 from ._config import Config
 from ._ladder import Ladder
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
@@ -116,11 +118,15 @@ class CompressionRun:
         tuned = [stage for stage in self.stages if stage.name == "finetune"]
         if config.restarts > 1 and not any(task.steps for task in tasks.values()) and tuned:
             generators = self._best_seed(tasks, tuned[0])
+        if any(stage.name == "compensate" for stage in self.stages):
+            _ = self._compensation  # while nothing is replaced
         self._install(generators)
         losses: list[float] = []
         for n, stage in enumerate(self.stages):
             if stage.name == "normalise":
                 self.normalise(stage)
+            if stage.name == "compensate":
+                self.compensate()
             if stage.name == "distill-local" and stage.trains:
                 self.say.stage("distillation of layers")
                 self.adapter.distill(self.data_of(stage), config.tuning(stage), self.executor, self.say)
@@ -132,6 +138,31 @@ class CompressionRun:
         """Correct the running statistics of batch normalisation, if there are any."""
         if self.adapter.normalise(first_samples(self.data_of(stage), _NORMALISED)):
             self.say("running statistics of batch normalisation corrected")
+
+    def compensate(self) -> None:
+        """Decompose weights behind the layers before them, if the outputs become closer to those of the dense model."""
+        batches, compare = self._compensation
+        passes = len(waves(self.adapter, batches))
+        if not passes:
+            return
+        state = self.adapter.state()
+        self.adapter.normalise(first_samples(batches, NORMALISED))  # as afterwards
+        before = compare()
+        self.say.stage("compensation", passes)
+        compensate(self.adapter, batches, self.say.advance)
+        after = compare()
+        self.say(f"compensation of earlier errors changes what the outputs lose from {before:.4g} to {after:.4g}")
+        if not after < before:
+            self.adapter.set_state(state)
+
+    @cached_property
+    def _compensation(self) -> tuple[Sequence[Any], Callable[[], float]]:
+        """Batches for second moments, and a comparison on other ones, if there are more; made while nothing is replaced."""
+        stage = next(stage for stage in self.stages if stage.name == "compensate")
+        batches = list(first_samples(self.data_of(stage), self.config.samples + SAMPLES))
+        used = list(first_samples(batches, self.config.samples))
+        others = batches[len(used) :] or used if self.validation is None else self.validation
+        return used, comparison(self.adapter, others, self.loss)
 
     def run_within(self, budget: Budget, before: ModelCost) -> Outcome:
         """Run all stages with the topology, layout and size of every weight chosen for a budget."""

@@ -9,9 +9,12 @@ from typing import Annotated, Any, Literal
 from .._checks import Count, Positive, Range, check_fields, checked
 from ..errors import CompressError
 
-StageName = Literal["closed-form", "normalise", "reconstruct", "reconstruct-data", "distill-local", "finetune"]
+StageName = Literal[
+    "closed-form", "compensate", "normalise", "reconstruct", "reconstruct-data", "distill-local", "finetune"
+]
 _OPTIONS: Mapping[StageName, tuple[str, ...]] = {
     "closed-form": ("batches",),
+    "compensate": ("batches",),
     "normalise": ("batches",),
     "reconstruct": ("steps", "lr"),
     "reconstruct-data": ("steps", "lr", "batches"),

@@ -20,8 +20,8 @@ _CURVES = """# Results
 Whole trained models, stored in a given number of bytes by `adtn.compress` with a budget (*automatic*) and by single
 methods, which are listed for each model: low-rank, spatial, Tucker-2 and tensor-train forms, whose ranks are allocated
 over the layers by the same search, in float32 or as integers; the dense weights as integers, rounded with error
-feedback or to the nearest; integers of torchao and decompositions of TensorLy. Nothing is trained: only a few batches of data are used, for second
-moments of inputs, for statistics of batch normalisation and to compare outputs.
+feedback or to the nearest; integers of torchao and decompositions of TensorLy. Nothing is trained: only a few batches
+of data are used, for second moments of inputs, for statistics of batch normalisation and to compare outputs.
 
 Bytes are those of the layers that are compressed: codes, scales and zero points, against float32. *Best single method*
 is the best of all others that takes no more bytes than the budget. It is chosen by the test data that are shown, which

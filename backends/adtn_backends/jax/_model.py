@@ -21,7 +21,8 @@ from adtn.precision import Codes, Precision
 from flax import nnx
 
 from ..shared._batches import IGNORED, cycled
-from ..shared._model import LARGEST_MOMENT, NO_PARAMETERS, Moments, ReplacedModel, seen_by, with_inputs
+from ..shared._model import LARGEST_MOMENT, NO_PARAMETERS, ReplacedModel, seen_by, with_inputs
+from ..shared._moments import Moments
 from ..shared._rest import CodedArrays, coded, decoded_arrays, half_of, is_coded
 from ._distill import Seen, distill_layer, packed
 from ._loss import check_range, classes_of, loss_of, outputs_of
@@ -165,6 +166,10 @@ class NnxModel(ReplacedModel):
     def _job(self, name: str, data: Iterable[Any], tuning: Tuning, *, chained: bool) -> tuple[Any, ...]:
         return distill_layer, packed(self.modules.at(self.model, name)), self._seen(name, data, chained), tuning
 
+    def _take_generator(self, weight: GeneratedWeight, other: GeneratedWeight) -> None:
+        nnx.update(weight, nnx.state(other))
+        weight.decode_held()
+
     def _take_layer(self, name: str, values: Any) -> None:
         nnx.update(self.modules.at(self.model, name), jax.tree.map(jnp.asarray, values[1]))
 
@@ -184,11 +189,11 @@ class NnxModel(ReplacedModel):
         if not now or self._dense is None:
             return False
         dense = statistics_of(self._dense, batches)
-        norms = dict(modules_of(self.model))
+        norms, before = (dict(modules_of(model)) for model in (self.model, self._dense))
         for name, (mean, variance) in now.items():
-            norm: Any = norms[name]
-            norm.mean[...] += mean - dense[name][0]
-            norm.var[...] *= variance / jnp.maximum(dense[name][1], jnp.finfo(variance.dtype).tiny)
+            change = variance / jnp.maximum(dense[name][1], jnp.finfo(variance.dtype).tiny)
+            norms[name].mean[...] = before[name].mean[...] + mean - dense[name][0]
+            norms[name].var[...] = before[name].var[...] * change
         return True
 
     def _counted(self, data: Iterable[Any]) -> Iterator[tuple[int, int] | None]:
@@ -344,6 +349,21 @@ class NnxModel(ReplacedModel):
         run = jax.jit(lambda state, batch: function(nnx.merge(graph, state, copy=True), batch))
         for batch in self._batches(data, check=check):
             yield run(state, batch)
+
+    def _look_at_inputs(
+        self, model: nnx.Module, names: Sequence[str], batch: Any, look: Callable[[str, Any, Any | None], None]
+    ) -> None:
+        dense_layers = {name: self._original(name) for name in names}
+
+        def look_at(name: str, inputs: tuple[Any, ...], options: Any, output: Any) -> None:
+            kind = kind_of(dense_layers[name])
+            rows = kind.rows(dense_layers[name], inputs[0]) if kind is not None and inputs else None
+            if rows is not None:
+                rows = jnp.asarray(replicated(rows), jnp.promote_types(rows.dtype, jnp.float32))
+            look(name, inputs[0] if inputs else None, rows)
+
+        for _ in self._watched(names, [batch], look_at, model):
+            pass
 
     def _called(self, names: Sequence[str], data: Iterable[Any]) -> list[str]:
         called: dict[str, None] = {}

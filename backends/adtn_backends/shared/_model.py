@@ -7,7 +7,8 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Generated
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections import Counter
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, ClassVar
@@ -20,11 +21,11 @@ from adtn.errors import CompressError
 from adtn.schedule import decide
 
 from ._adapters import Modules, add_adapter
+from ._batches import cycled
+from ._moments import Moments, spaced
 
 CACHED_BYTES = 1 << 30
 """The memory for the cached inputs and outputs of one layer."""
-ROWS_PER_COLUMN = 16
-"""Rows per column that one batch contributes to a second moment: more hardly change it and take as many products."""
 LARGEST_MOMENT = 1 << 26
 """The largest number of entries for which the second moment of a layer's inputs is computed."""
 LARGEST_OUTPUT = 1 << 23
@@ -59,31 +60,8 @@ def refuse_nothing(trained: Any) -> None:
         raise CompressError("Got rates that freeze all parameters; give some of them a rate above 0.")
 
 
-class Moments:
-    """A running mean of ``x xᵀ`` over rows of all batches, for every layer.
-
-    Products are those of a framework in the dtype of its inputs; sums are in double precision on the host. Of a batch
-    with many more rows than columns, as in convolutions, evenly spaced rows are taken.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[str, np.ndarray] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, name: str, rows: Any) -> None:
-        """Add the rows of one batch, ``(rows, columns)``, an array of any framework."""
-        n, columns = rows.shape
-        rows = rows[:: max(n // (ROWS_PER_COLUMN * columns), 1)]
-        products = backend_of(rows).to_numpy(rows.T @ rows).astype(np.float64)
-        if name in self._sums:
-            self._sums[name] += products
-        else:
-            self._sums[name] = products
-        self._counts[name] = self._counts.get(name, 0) + rows.shape[0]
-
-    def means(self) -> dict[str, np.ndarray]:
-        """Return all means by name."""
-        return {name: total / self._counts[name] for name, total in self._sums.items()}
+class _Reached(Exception):
+    """The last layer that was asked for has been called, so that the model need not run any further."""
 
 
 class ReplacedModel(ABC):
@@ -157,8 +135,21 @@ class ReplacedModel(ABC):
         """
 
     @abstractmethod
+    def _look_at_inputs(
+        self, model: Any, names: Sequence[str], batch: Any, look: Callable[[str, Any, Any | None], None]
+    ) -> None:
+        """Run a model on one batch, and call ``look`` with the name, the input and its rows for each call of a layer.
+
+        There are no rows if the weight is not applied to rows; exceptions of ``look`` end the run.
+        """
+
+    @abstractmethod
     def _called(self, names: Sequence[str], data: Iterable[Any]) -> list[str]:
         """Return the layers that the first batch reaches, in the order in which they are first called."""
+
+    @abstractmethod
+    def _take_generator(self, weight: Any, other: Any) -> None:
+        """Set the parameters of a generated weight to those of another one of the same structure."""
 
     @abstractmethod
     def _take_layer(self, name: str, values: Any) -> None:
@@ -345,6 +336,76 @@ class ReplacedModel(ABC):
                     jobs[name] = executor.submit(*self._job(name, data, tuning, chained=False))
             for name, job in jobs.items():
                 take(name, *job.result())
+
+    def in_order(self, data: Iterable[Any]) -> list[list[str]]:
+        """Return the installed weights that act on rows, in the order of their calls; those of one input together.
+
+        Layers that are called several times are left out, and so are those that no call of the first batch reaches.
+        """
+        calls: list[tuple[str, Any]] = []
+        names = [name for name in self._weights if name in self._originals]
+
+        def look(name: str, inputs: Any, rows: Any | None) -> None:
+            if rows is not None:
+                calls.append((name, inputs))  # which are held, so that no other input gets their address
+
+        self._look_at_inputs(self.model, names, next(cycled(data, 1)), look)
+        counts = Counter(name for name, _ in calls)
+        groups: list[list[str]] = []
+        last: Any = None
+        for name, inputs in calls:
+            if counts[name] > 1:
+                continue
+            if inputs is not last:
+                groups.append([])
+            groups[-1].append(name)
+            last = inputs
+        return groups
+
+    def moments_behind(
+        self, names: Sequence[str], data: Iterable[Any], most: int
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Compute the means of ``y yᵀ`` and ``x yᵀ`` for the inputs x of layers in the dense model and y in this one.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Layers that are called once, see :meth:`in_order`.
+        data : iterable
+            Batches.
+        most : int
+            The number of rows per column after which no more batches are drawn.
+        """
+        now, cross = Moments(), Moments()
+        for batch in data:
+            dense = self._rows_until(self._dense, names, batch)
+            for name, rows in self._rows_until(self.model, names, batch).items():
+                if name in dense and dense[name].shape == rows.shape:  # routed differently otherwise
+                    now.add_product(name, rows, rows)
+                    cross.add_product(name, dense[name], rows)
+            means = now.means()
+            if means and all(now.rows(name) >= most * len(mean) for name, mean in means.items()):
+                break
+        means = now.means()
+        return {name: (means[name], mean) for name, mean in cross.means().items()}
+
+    def _rows_until(self, model: Any, names: Sequence[str], batch: Any) -> dict[str, Any]:
+        """Return the rows of the inputs of layers for one batch; the model runs until all have been called."""
+        found: dict[str, Any] = {}
+
+        def look(name: str, inputs: Any, rows: Any) -> None:
+            found[name] = spaced(rows)
+            if len(found) == len(names):
+                raise _Reached
+
+        with suppress(_Reached):
+            self._look_at_inputs(model, names, batch, look)
+        return found
+
+    def update(self, generators: Mapping[str, Generator]) -> None:
+        """Give installed weights other parameters; their structures and precisions are the same."""
+        for name, generator in generators.items():
+            self._take_generator(self._weights[name], self.modules.generated(generator, self._originals[name]))
 
     def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
         """Compute the mean loss in evaluation mode."""

@@ -26,13 +26,13 @@ from ..shared._batches import IGNORED, cycled
 from ..shared._model import (
     LARGEST_MOMENT,
     NO_PARAMETERS,
-    Moments,
     ReplacedModel,
     rate_of,
     refuse_nothing,
     seen_by,
     with_inputs,
 )
+from ..shared._moments import Moments
 from ..shared._rest import KEY, CodedArrays, coded, decoded_arrays, half_of, is_coded
 from ..shared._training_file import run
 from ._checkpoint import Training
@@ -233,8 +233,25 @@ class TorchModel(ReplacedModel):
     def _job(self, name: str, data: Iterable[Any], tuning: Tuning, *, chained: bool) -> tuple[Any, ...]:
         return distill_layer, without_hooks(self.model.get_submodule(name)), self._seen(name, data, chained), tuning
 
+    def _take_generator(self, weight: GeneratedWeight, other: GeneratedWeight) -> None:
+        weight.load_state_dict(other.state_dict())
+
     def _take_layer(self, name: str, values: Any) -> None:
         self.model.get_submodule(name).load_state_dict(values)
+
+    def _look_at_inputs(
+        self, model: nn.Module, names: Sequence[str], batch: Any, look: Callable[[str, Any, Any | None], None]
+    ) -> None:
+        def look_at(name: str, _: Any, inputs: Any, __: Any) -> None:
+            dense, part = self._owner(name)
+            x = inputs[0].detach() if inputs else None
+            rows = None if part or x is None else kind_of(dense).rows(dense, x)
+            look(name, inputs[0] if inputs else None, rows if rows is None else exact(rows))
+
+        looks = [(model.get_submodule(name), partial(look_at, name)) for name in names]
+        with self._watched(looks), self._evaluating():
+            model.eval()
+            outputs_of(model, self._to_device(batch))
 
     def _called(self, names: Sequence[str], data: Iterable[Any]) -> list[str]:
         called: dict[str, None] = {}
@@ -301,9 +318,10 @@ class TorchModel(ReplacedModel):
             return False
         dense = statistics_of(self._dense, batches)
         for name, (mean, variance) in now.items():
-            norm: Any = self.model.get_submodule(name)
-            norm.running_mean.add_(mean - dense[name][0])
-            norm.running_var.mul_(variance / dense[name][1].clamp_min(torch.finfo(variance.dtype).tiny))
+            norm, before = (model.get_submodule(name) for model in (self.model, self._dense))
+            change = variance / dense[name][1].clamp_min(torch.finfo(variance.dtype).tiny)
+            norm.running_mean.copy_(before.running_mean + mean - dense[name][0])
+            norm.running_var.copy_(before.running_var * change)
         return True
 
     def _counted(self, data: Iterable[Any]) -> Iterator[tuple[int, int] | None]:
