@@ -511,6 +511,17 @@ def test_the_metric_is_the_mean_of_second_moments() -> None:
     assert not np.allclose(found.weight(), nearest, atol=1e-2)
 
 
+def test_compensation_leaves_groups_as_they_are() -> None:
+    found: list[dict[str, adtn.Generator]] = []
+    for recipe in (["closed-form"], ["closed-form", "compensate"]):
+        data = [(torch.randn(64, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(64).long())]
+        config = Config(topology=adtn.LowRank(bond=5), recipe=recipe, share=[["a", "c"]])
+        found.append(adtn.compress(Square(), config, data=data).generators)
+    plain, compensated = ({name: np.asarray(g.weight()) for name, g in generators.items()} for generators in found)
+    assert np.array_equal(plain["a + c"], compensated["a + c"])
+    assert not np.allclose(plain["b"], compensated["b"])
+
+
 @pytest.mark.parametrize("budget", [None, "5x", adtn.Budget(ratio=3)])
 def test_a_group_has_one_format_within_a_budget(budget: Any, tmp_path: Path) -> None:
     def make() -> Any:
