@@ -386,6 +386,35 @@ def compress_nonlinear_table(content: dict) -> list[str]:
     return [*lines, ""]
 
 
+def compress_share_table(content: dict) -> list[str]:
+    """Tabulate errors and qualities of separate and shared generators of the same size."""
+    rows = content["compress_share"]
+    lines = [
+        "Closed forms without training: each layer of a group on its own, or one generator for the group, within the",
+        "same number of parameters; in every cell, first separate and then shared. Errors are means over the layers of",
+        "relative errors of outputs; qualities are the accuracy in percent, or the log-likelihood of a token.",
+        "",
+        "| groups | ratio | method | parameters | error | quality |",
+        "|---" * 6 + "|",
+    ]
+    for dense in (r for r in rows if r["method"] == "dense"):
+        case, groups = dense["case"], dense["groups"]
+        name = f"{case}: {groups}"
+        lines.append(f"| {name} | | dense | {dense['params']:,} | 0 | {_quality_of(dense)} |")
+        own = [r for r in rows if (r["case"], r["groups"]) == (case, groups) and r is not dense]
+        for ratio, method in dict.fromkeys((r["ratio"], r["method"]) for r in own):
+            pair = [r for r in own if (r["ratio"], r["method"]) == (ratio, method)]
+            if len(pair) < 2:
+                continue
+            cells = (f"{r['params']:,}" for r in pair), (f"{r['error']:.3f}" for r in pair), map(_quality_of, pair)
+            lines.append(f"| {name} | {ratio}x | {method} | {' | '.join('; '.join(cell) for cell in cells)} |")
+    return [*lines, ""]
+
+
+def _quality_of(row: dict) -> str:
+    return f"{row['accuracy']:.2f}" if "accuracy" in row else f"{row['log-likelihood']:.3f}"
+
+
 def _ratio(rows: list[dict]) -> float:
     return mean(r["ratio of bytes"] for r in rows)
 
@@ -415,6 +444,7 @@ def table_of(content: dict) -> list[str]:
         "compress_models": compress_models_table,
         "compress_full": compress_full_table,
         "compress_nonlinear": compress_nonlinear_table,
+        "compress_share": compress_share_table,
         "config": side_by_side_table,
         "results": accuracy_table,
     }.items():

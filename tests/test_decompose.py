@@ -104,6 +104,17 @@ def test_singular_moments_are_harmless(name: str) -> None:
     assert np.abs(gen.weight()).max() < 1e4 * np.abs(weight).max()
 
 
+@pytest.mark.parametrize(
+    "factors", [((2, 9), (8, 3, 3)), ((18,), (2, 2, 2, 3, 3)), ((18,), (4, 18)), ((3, 2, 3), (72,))]
+)
+def test_trees_with_a_leg_that_no_other_joins_are_exact(factors: Any) -> None:
+    layout = Layout.from_factors((18, 72), factors)
+    weight, moment = problem(layout.shape, seed=3)
+    gen = Generator(layout.shape, adtn.TTN(bond=99, activation=None), layout=layout, dtype="float64")
+    for metric in (None, moment):
+        assert np.allclose(adtn.decompose(gen, weight, moment=metric).weight(), weight, atol=1e-7)
+
+
 @pytest.mark.parametrize("key", TOPOLOGIES)
 def test_what_can_be_represented_is_found(key: str) -> None:
     row = TOPOLOGIES[key]

@@ -200,6 +200,7 @@ CALLS: dict[str, Call] = {
         {
             "targets": "[] text_array",
             "exclude": "[] text_array",
+            "share": "[]",
             "layers": "{}",
             "rates": "{}",
             "candidates": "[]",

@@ -25,6 +25,8 @@ from ._rows import ForwardCost as ForwardCost
 from ._rows import LayerRow as LayerRow
 from ._rows import ModelCost as ModelCost
 from ._samples import first_samples as first_samples
+from ._share import first_rows as first_rows
+from ._share import sharing as sharing
 from ._sizes import largest_within as largest_within
 from ._sizes import stored_params as stored_params
 from ._stage import Stage as Stage

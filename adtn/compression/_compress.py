@@ -26,6 +26,7 @@ from ._result import Result, cost_of
 from ._rows import ModelCost
 from ._run import CompressionRun
 from ._samples import first_batches
+from ._share import joined, mean_moment, members_of, shared_layout, sharing, with_groups
 from ._stage import Stage
 from ._state import HEADER_BYTES, state_bytes
 
@@ -250,11 +251,17 @@ def _choose_layers(adapter: Model, config: Config) -> tuple[Chosen, dict[str, st
     """Choose the layers to replace, and give the reasons why others stay dense."""
     candidates, dense = config.select(adapter.layers())
     chosen: list[tuple[Layer, Mapping[str, np.ndarray]]] = []
-    for layer in candidates:
+    whole = {layer.name: len(layer.weights) for layer in candidates}
+    for layer in with_groups(config, candidates, dense):
         why = _impossible(layer, config)
-        weights = {} if why else {name: adapter.weight(name) for name in layer.weights}
-        if why := why or _unfit(weights.values()):
+        weights = {} if why else {name: adapter.weight(name) for name in members_of(layer)}
+        why = why or _unfit(weights.values())
+        if why and len(layer.weights) < whole.get(layer.name, 2):
+            raise CompressError(f"Got {layer.name!r} in share, which {why}; leave it out, or change its options.")
+        if why:
             dense[layer.name] = why
+        elif layer.group:
+            chosen.append((layer, {n: joined(list(weights.values()), shape) for n, shape in layer.weights.items()}))
         else:
             chosen.append((layer, weights))
     if not chosen:
@@ -309,6 +316,10 @@ def _check_measures(config: Config, baselines: bool, has_quality: bool) -> None:
         raise CompressError("Got a budget of accuracy_loss without test=; pass the data that measure it, or score=.")
     if baselines and not has_quality:
         raise CompressError("Got baselines=True without test=; pass the data that compare them, or score=.")
+    if baselines and config.share:
+        raise CompressError(
+            "Got baselines=True with share; baselines replace single weights. Compare two calls instead."
+        )
     if baselines and config.mode == "adapter":
         raise CompressError("Got baselines=True with mode='adapter'; baselines replace weights. Leave it out.")
 
@@ -328,11 +339,17 @@ def _tasks(
         stage for stage in stages if stage.name == "closed-form" or (stage.name == "reconstruct-data" and stage.steps)
     ]
     planned = [(name, weight, config.options_of(layer)) for layer, own in chosen for name, weight in own.items()]
-    layouts = {name: own.layout(weight.shape) for name, weight, own in planned}
-    moments: Mapping[str, np.ndarray] = {}
+    groups = {layer.name: list(members_of(layer).values()) for layer, _ in chosen if layer.group}
+    layouts = {
+        name: shared_layout(own, groups[name]) if name in groups else own.layout(weight.shape)
+        for name, weight, own in planned
+    }
+    moments: dict[str, np.ndarray | None] = {}
     if by_data and data is not None:
         most = min((stage.batches for stage in by_data if stage.batches is not None), default=None)
-        moments = adapter.second_moments(list(layouts), first_batches(data, most), config.samples)
+        seen = [member for name in layouts for member in (sharing(name) if name in groups else (name,))]
+        moments |= adapter.second_moments(seen, first_batches(data, most), config.samples)
+        moments |= {name: mean_moment([moments.get(member) for member in sharing(name)]) for name in groups}
     return {
         name: LocalTask(
             name=name,
@@ -357,7 +374,7 @@ def _tasks(
 def _impossible(layer: Layer, config: Config) -> str:
     """Return why the requested topology cannot generate a layer's weights; for a budget, others are chosen."""
     own = config.options_of(layer)
-    for shape in layer.weights.values():
+    for shape in layer.weights.values() if not layer.group else ():
         if math.prod(shape) == 1:
             return "has a single entry"
         try:

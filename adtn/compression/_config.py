@@ -71,6 +71,15 @@ class Config:
         pattern or class; the first match counts. Where only some layers have a topology, the others stay dense.
     base : SeededBase or IdentityBase, optional
         The base that is added to every generated weight.
+    share : sequence of sequences of str
+        Groups of layers, or of single weights, by name, pattern or class: one generator makes all weights of a group,
+        and is stored, trained and counted once. Weights of shapes ``(R_g, ...)`` are flattened to matrices
+        ``(R_g, C_g)``, padded with zeros to the largest ``(R, C)``, and put below each other in one matrix
+        ``(k R, C)``, whose first leg tells the layers apart; a layer uses its own rows and columns. A low-rank pair
+        needs no padding of the rows: ``W_g = U_g V``, with one basis ``V`` for all layers. The members of a group
+        have one topology, dtype and device, and their errors are measured by the mean of the second moments of their
+        inputs if these have the same size, or else by the weights. Within a budget, one format is chosen for a group,
+        whose weights then need the same number of columns. ``"compensate"`` leaves groups as they are.
     budget : Budget, optional
         The size of the model, or the loss of quality that is allowed. Topology, bond and layout of every layer are
         then chosen among the candidates, and ``topology``, ``leg`` and ``order`` are ignored. Without a topology, the
@@ -167,6 +176,7 @@ class Config:
         default_factory=dict
     )
     base: Annotated[RuleBase | None, "adtn.SeededBase(seed=0), adtn.IdentityBase(), or None"] = None
+    share: Annotated[Sequence[Names], "groups of names, such as [['fc1', 'fc2']]"] = ()
     budget: Annotated[Budget | None, "adtn.Budget(ratio=20), or None"] = None
     candidates: Annotated[Sequence[Topology] | None, "topologies, such as (adtn.LowRank(), adtn.MPO()), or None"] = None
     precisions: Annotated[Sequence[Precision], "precisions, such as (adtn.Precision('int4', 64),)"] = (
@@ -222,11 +232,23 @@ class Config:
                 raise CompressError(
                     f"Got {sorted(unknown)} for layers {pattern!r}; expected topology, leg, order, base, candidates."
                 )
-            replace(self, layers={}, **options)  # checks their values
+            replace(self, layers={}, share=(), **options)  # checks their values
         if self.budget is None and self.topology is None and self.chooses_formats:
             given = {name: getattr(self, name) for name in ("leg", "order", "base")}
             if name := next((name for name, value in given.items() if value is not None), None):
                 raise CompressError(f"Got {name}={given[name]!r} without a topology to use it; pass topology= as well.")
+        if self.share:
+            self._check_share()
+
+    def _check_share(self) -> None:
+        if self.mode == "adapter":
+            raise CompressError("Got share with mode='adapter'; an adapter belongs to one layer. Leave one out.")
+        given = (self.recipe,) if isinstance(self.recipe, str | Stage) else self.recipe
+        if any("distill-local" in (one, getattr(one, "name", "")) for one in given):
+            raise CompressError(
+                "Got share with the stage 'distill-local', which trains one layer at a time; use 'reconstruct-data' or "
+                "'finetune'."
+            )
 
     @property
     def chooses_formats(self) -> bool:
@@ -384,6 +406,7 @@ class Config:
 
     def options_of(self, layer: Layer) -> Config:
         """Return the config with the options that apply to one layer."""
+        layer = layer.group[0] if layer.group else layer  # its members have the same options
         own = next((options for pattern, options in self.layers.items() if _matches(pattern, layer)), {})
         if self.mode == "adapter" and self.topology is None:
             own = {"topology": ADAPTER_TOPOLOGY, **own}

@@ -40,6 +40,10 @@ class Layer:
         Whether the layer is replaced only if a target names it.
     adaptable : bool
         Whether adapters can be added to the layer.
+    place : str
+        The dtype and the device of its parameters.
+    group : tuple of Layer
+        The layers of the weights that share one generator, in the order of the name, if this stands for a group.
     """
 
     name: str
@@ -50,6 +54,8 @@ class Layer:
     itemsize: int = 4
     optional: bool = False
     adaptable: bool = True
+    place: str = ""
+    group: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +178,7 @@ class Model(Protocol):
         ...
 
     def install(self, generators: Mapping[str, Generator]) -> None:
-        """Replace layers by generated ones, all or none."""
+        """Replace layers by generated ones, all or none; the name of a group stands for all of its weights."""
         ...
 
     def update(self, generators: Mapping[str, Generator]) -> None:

@@ -20,6 +20,7 @@ from ._report import CompressReport
 from ._rest import stored_as
 from ._rows import Baseline, LayerRow, ModelCost
 from ._run import CompressionRun, Outcome
+from ._share import members_of
 from ._state import state_bytes
 
 _BEST_DENSE = "best left dense within this budget"
@@ -164,11 +165,12 @@ def _is_replaced(layer: Layer, generators: Mapping[str, Any]) -> bool:
 
 def _row(layer: Layer, outcome: Outcome, generators: Mapping[str, Any], predicted: Mapping[str, float]) -> LayerRow:
     parts = [generators[name] for name in layer.weights]
-    dense = sum(map(math.prod, layer.weights.values()))
+    shapes = members_of(layer).values()
+    dense = sum(map(math.prod, shapes))
     return LayerRow(
         name=layer.name,
         kind=layer.kind,
-        shapes=tuple(tuple(s) for s in layer.weights.values()),
+        shapes=tuple(tuple(s) for s in shapes),
         topology=_described(parts),
         dense=dense,
         params=sum(g.num_params for g in parts),

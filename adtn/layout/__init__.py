@@ -1,5 +1,6 @@
 """Layouts of weight axes as tensor legs: factorisation, padding, order, permutations."""
 
+from ._layout import MAX_AXES as MAX_AXES
 from ._layout import Layout as Layout
 from ._layout import pad as pad
 from ._permutation import Permutation as Permutation

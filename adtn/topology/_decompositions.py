@@ -143,8 +143,10 @@ def tree_svd(
         # merge first, so that every group is one axis
         axes = [tuple(tensor.shape[c] for c in group) for group in joined]
         tensor = tensor.reshape([math.prod(axis) for axis in axes])
-        tensor, factors = hosvd(tensor, dims)
-        levels.append([factors[p].reshape(-1, *axis) for p, axis in enumerate(axes)])
+        # a leg that no other joins has no core in the tree, or one that need not rotate it
+        ranks = [None if axis == (d,) else d for axis, d in zip(axes, dims, strict=True)]
+        tensor, factors = hosvd(tensor, ranks)
+        levels.append([factors[p].reshape(-1, *axis) if p in factors else np.eye(*axis) for p, axis in enumerate(axes)])
     return tensor, levels
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .layers import ADTNLinear as ADTNLinear
     from .layers import ADTNLinearGeneral as ADTNLinearGeneral
     from .layers import ADTNMultiheadAttention as ADTNMultiheadAttention
+    from .layers import GeneratedSlice as GeneratedSlice
     from .layers import GeneratedWeight as GeneratedWeight
     from .layers import Mode as Mode
     from .layers import adapter_generators as adapter_generators
@@ -36,6 +37,7 @@ __all__ = [
     "ADTNLinearGeneral",
     "ADTNMultiheadAttention",
     "Adapted",
+    "GeneratedSlice",
     "GeneratedWeight",
     "Mode",
     "adapter_generators",

@@ -34,6 +34,7 @@ from .layers._adapted import MODULES
 from .layers._kinds import kind_of, kind_of_generated, layer_like, weight_of
 from .layers._places import modules_of, params_of, put_module, variables_of
 from .layers._shards import replicated
+from .layers._slice import Weight, shared_once
 from .layers._weight import Frozen
 
 
@@ -86,6 +87,7 @@ class NnxModel(ReplacedModel):
                     tied=tuple(others),
                     reason=reason,
                     itemsize=max(v[...].dtype.itemsize for v in params),
+                    place=params[0][...].dtype.name,
                 )
             )
         return layers
@@ -123,7 +125,7 @@ class NnxModel(ReplacedModel):
         nnx.update(self.model, nnx.state(dense))
 
     def _replacements(
-        self, layer: Layer, weights: Mapping[str, GeneratedWeight], places: Mapping[str, nnx.Module]
+        self, layer: Layer, weights: Mapping[str, Weight], places: Mapping[str, nnx.Module]
     ) -> dict[str, nnx.Module]:
         return dict.fromkeys((layer.name, *layer.tied), layer_like(places[layer.name], weights[layer.name]))
 
@@ -159,7 +161,8 @@ class NnxModel(ReplacedModel):
 
         def value(model: Any, batch: Any) -> Any:
             dense = None if teacher is None else nnx.merge(*teacher, copy=True)
-            return loss_of(model, batch, loss, dense, tuning.distill)
+            with shared_once(model):
+                return loss_of(model, batch, loss, dense, tuning.distill)
 
         batches = self._batches(cycled(data, tuning.steps), check=loss is None)
         with _mode(self.model, training=True), _dropout(self.model, tuning.dropout):
@@ -321,7 +324,7 @@ class NnxModel(ReplacedModel):
             if kind is not None:
                 rows[name] = kind.batch(modules[name], inputs[0])
 
-        for _ in self._watched(list(self._weights), [next(cycled(data, 1))], look):
+        for _ in self._watched(self._alone, [next(cycled(data, 1))], look):
             pass
         return rows
 

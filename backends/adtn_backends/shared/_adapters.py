@@ -34,6 +34,8 @@ class Modules:
         ``parameters(module)`` returns the module's own parameters that change when an adapter is merged.
     generated : callable
         ``generated(generator, dense)`` makes a generated weight on the device and with the dtype of a dense layer.
+    sliced : callable
+        ``sliced(generated, start, shape)`` makes the weight of one of the layers that share a generated one.
     """
 
     adapted: type
@@ -43,6 +45,7 @@ class Modules:
     put: Callable[[Any, str, Any], None]
     parameters: Callable[[Any], Iterable[Any]]
     generated: Callable[[Generator, Any], Any]
+    sliced: Callable[[Any, int, tuple[int, ...]], Any]
 
     def layers(self, model: Any) -> list[tuple[str, Any]]:
         """List the adapted layers of a model with their names, each layer once."""

@@ -17,7 +17,7 @@ import numpy as np
 from adtn import Generator
 from adtn._checks import shown
 from adtn.backends import backend_of
-from adtn.compression import Layer, Tuning, divergence
+from adtn.compression import Layer, Tuning, divergence, first_rows, sharing
 from adtn.errors import CompressError
 from adtn.schedule import decide
 
@@ -81,7 +81,8 @@ class ReplacedModel(ABC):
         self.model = model
         self._dense: Any = None
         self._originals: dict[str, Any] = {}
-        self._weights: dict[str, Any] = {}
+        self._shared: set[str] = set()  # the generators of several layers
+        self._weights: dict[str, Any] = {}  # by generator, of which several layers may have slices
         self._active: list[tuple[Any, tuple[str, ...], bool]] = []
 
     # each framework implements these
@@ -195,6 +196,11 @@ class ReplacedModel(ABC):
         for weight in self._unique_weights():
             weight.decode_once(once)
 
+    @property
+    def _alone(self) -> list[str]:
+        """The installed weights that have a generator of their own."""
+        return [name for name in self._weights if name not in self._shared]
+
     def _unique_weights(self) -> list[Any]:
         return list({id(weight): weight for weight in self._weights.values()}.values())
 
@@ -214,28 +220,47 @@ class ReplacedModel(ABC):
 
     def install(self, generators: Mapping[str, Generator]) -> None:
         """Make all generated layers, and only then replace modules, so that an error changes nothing."""
-        layers = [layer for layer in self.layers() if not generators.keys().isdisjoint(layer.weights)]
-        self._check(generators, layers)
-        owners = {name: layer for layer in layers for name in layer.weights}
+        owners = {name: layer for layer in self.layers() for name in layer.weights}
+        members = {name: (name,) if name in owners else sharing(name) for name in generators}
+        wanted = {member for names in members.values() for member in names}
+        layers = list({owners[name].name: owners[name] for name in owners if name in wanted}.values())
+        self._check(generators, members, owners, layers)
         places = self.modules.places(self.model)
-        weights = {
-            name: self.modules.generated(generator, places[owners[name].name]) for name, generator in generators.items()
-        }
+        made: dict[str, Any] = {}
+        weights: dict[str, Any] = {}
+        for name, generator in generators.items():
+            first, *others = members[name]
+            made[name] = weights[name] = self.modules.generated(generator, places[owners[first].name])
+            if others:
+                del weights[name]
+                shapes = [owners[member].weights[member] for member in members[name]]
+                for member, start, shape in zip(
+                    members[name], first_rows(generator.shape, shapes), shapes, strict=True
+                ):
+                    weights[member] = self.modules.sliced(made[name], start, tuple(shape))
         replacements: dict[str, Any] = {}
         for layer in layers:
             replacements |= self._replacements(layer, weights, places)
         self._dense = self._copied()
         self._originals = {place: places[place] for place in replacements}
-        self._weights = weights
+        self._weights, self._shared = made, {name for name in made if name not in owners}
         self.decode_once(True)
         for place, module in replacements.items():
             self.modules.put(self.model, place, module)
         self._changed(generators)
 
-    def _check(self, generators: Mapping[str, Generator], layers: Sequence[Layer]) -> None:
-        shapes = {name: shape for layer in layers for name, shape in layer.weights.items()}
+    def _check(
+        self,
+        generators: Mapping[str, Generator],
+        members: Mapping[str, Sequence[str]],
+        owners: Mapping[str, Layer],
+        layers: Sequence[Layer],
+    ) -> None:
         for name, generator in generators.items():
-            shape = shapes.get(name)
+            if len(members[name]) > 1 and all(member in owners for member in members[name]):
+                self._check_group(name, [owners[member] for member in members[name]])
+                continue
+            shape = owners[name].weights[name] if name in owners else None
             if shape != generator.shape:
                 what = "which is not a weight that can be generated" if shape is None else f"whose shape is {shape}"
                 raise CompressError(
@@ -246,6 +271,13 @@ class ReplacedModel(ABC):
         for layer in layers:
             if layer.name in adapted:
                 raise CompressError(f"Layer {layer.name!r} has adapters; merge and remove them first.")
+
+    def _check_group(self, name: str, layers: Sequence[Layer]) -> None:
+        if any(layer.tied for layer in layers) or len({layer.place for layer in layers}) > 1:
+            raise CompressError(
+                f"Got one generator for {name!r}, whose layers have tied weights, or several dtypes or devices "
+                f"({', '.join(layer.place for layer in layers)}); pass the model that was compressed."
+            )
 
     def adapt(self, generators: Mapping[str, Generator], name: str) -> None:
         """Add an adapter; layers that have others are changed back by :meth:`restore`."""
@@ -271,7 +303,7 @@ class ReplacedModel(ABC):
             if merged:
                 layer.merge()
         self._active = []
-        self._originals, self._weights, self._dense = {}, {}, None
+        self._originals, self._weights, self._dense, self._shared = {}, {}, None, set()
         self._changed({})
 
     def generators(self) -> dict[str, Generator]:
@@ -285,6 +317,8 @@ class ReplacedModel(ABC):
         behind the layers that are trained already. With an executor, they are trained at the same time, so that all
         inputs are those in the dense model.
         """
+        if self._shared:
+            raise CompressError(f"Got layers that share a generator, {', '.join(self._shared)}; none is trained alone.")
         names = self._distilled()
         jobs: dict[str, Any] = {}
 

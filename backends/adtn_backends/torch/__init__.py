@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .layers import ADTNEmbedding as ADTNEmbedding
     from .layers import ADTNLinear as ADTNLinear
     from .layers import ADTNMultiheadAttention as ADTNMultiheadAttention
+    from .layers import GeneratedSlice as GeneratedSlice
     from .layers import GeneratedWeight as GeneratedWeight
     from .layers import Mode as Mode
     from .layers import Parametrized as Parametrized
@@ -37,6 +38,7 @@ __all__ = [
     "ADTNLinear",
     "ADTNMultiheadAttention",
     "Adapted",
+    "GeneratedSlice",
     "GeneratedWeight",
     "Mode",
     "Parametrized",

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Generated
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from .layers import GeneratedWeight
 from .layers._adapted import MODULES
 from .layers._hooks import without_hooks
 from .layers._kinds import kind_of, kind_of_generated
+from .layers._slice import Weight
 
 
 class TorchModel(ReplacedModel):
@@ -99,6 +100,7 @@ class TorchModel(ReplacedModel):
                     itemsize=max(p.element_size() for p in module.parameters()),
                     optional=kind.optional(dense),
                     adaptable=kind.adaptable,
+                    place=_place_of(dense),
                 )
             )
         return layers
@@ -136,13 +138,12 @@ class TorchModel(ReplacedModel):
         load_state(self.model, dense.state_dict())
 
     def _replacements(
-        self, layer: Layer, weights: Mapping[str, GeneratedWeight], places: Mapping[str, nn.Module]
+        self, layer: Layer, weights: Mapping[str, Weight], places: Mapping[str, nn.Module]
     ) -> dict[str, nn.Module]:
         replacements: dict[str, nn.Module] = {}
         for name in (layer.name, *layer.tied):
             module = generated_in_place_of(places[name], layer, weights)
-            if name != layer.name:
-                declare_tie(module)
+            declare_tie(module, places[name], again=name != layer.name)
             replacements |= {place: module for place, dense in places.items() if dense is places[name]}
         return replacements
 
@@ -167,7 +168,14 @@ class TorchModel(ReplacedModel):
         frozen = [p for p in groups.pop(0.0, []) if p.requires_grad]
         refuse_nothing(groups)
         teacher = self._dense.eval() if tuning.distill and self._dense is not None else None
-        update = step_of(lambda batch: loss_of(self.model, batch, loss, teacher, tuning.distill), groups, tuning)
+
+        def value(batch: Any) -> torch.Tensor:
+            with ExitStack() as stack:
+                for name in self._shared:  # once for all of its layers
+                    stack.enter_context(self._weights[name].once())
+                return loss_of(self.model, batch, loss, teacher, tuning.distill)
+
+        update = step_of(value, groups, tuning)
         training = Training(self.model, update.optimizer, tuning.checkpoint)
 
         def step(batch: Any, n: int) -> float:
@@ -405,7 +413,8 @@ class TorchModel(ReplacedModel):
                 fill(x, _narrowed(x, half_of(rest)) if own is None else torch.from_numpy(own.decode()))
 
     def _generated_names(self) -> set[str]:
-        weights = [(name, m) for name, m in self.model.named_modules() if isinstance(m, GeneratedWeight)]
+        modules = self.model.named_modules(remove_duplicate=False)  # each place of those that layers share
+        weights = [(name, m) for name, m in modules if isinstance(m, GeneratedWeight)]
         return {f"{name}.{key}" for name, m in weights for key in m.state_dict()}
 
     def numbers(self) -> tuple[int, int]:
@@ -453,7 +462,7 @@ class TorchModel(ReplacedModel):
             rows[name] = batch(layer, inputs[0])
 
         looks: list[tuple[nn.Module, Any]] = []
-        for name in self._weights:
+        for name in self._alone:
             place = name if name in self._originals else name.rpartition(".")[0]
             layer = self.model.get_submodule(place)
             kind = kind_of_generated(layer)
@@ -490,6 +499,12 @@ class TorchModel(ReplacedModel):
         if part in kind_of(parent).parts(parent):
             return parent, part
         return self._original(name), ""
+
+
+def _place_of(layer: nn.Module) -> str:
+    """Return the dtype and the device of the first parameter."""
+    first = next(layer.parameters())
+    return f"{str(first.dtype).removeprefix('torch.')} on {first.device}"
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..shared._model import full_name, part_of
-from .layers import Adapted, GeneratedWeight
+from .layers import Adapted, GeneratedSlice, GeneratedWeight
 from .layers._hooks import with_hooks
 from .layers._kinds import kind_of, layer_in_place_of
+from .layers._slice import Weight
 
 Owners: TypeAlias = dict[int, list[tuple[str, nn.Module, str]]]
 """The modules that own a parameter, by its id: the module's name, the module, and its name for the parameter."""
@@ -76,13 +77,30 @@ def ties_of(
     return tuple(dict.fromkeys(owner for owner, _, _ in shared)), alike
 
 
-def generated_in_place_of(dense: nn.Module, layer: Layer, weights: Mapping[str, GeneratedWeight]) -> nn.Module:
+def generated_in_place_of(dense: nn.Module, layer: Layer, weights: Mapping[str, Weight]) -> nn.Module:
     """Make the generated layer that replaces a dense one, with its hooks."""
     by_part = {part_of(layer.name, weight): weights[weight] for weight in layer.weights if weight in weights}
     return with_hooks(layer_in_place_of(dense, by_part), dense)
 
 
-def declare_tie(layer: nn.Module) -> None:
-    """Declare that a layer shares its tensors, as transformers refuses to save undeclared shared tensors."""
-    names = [f"generated.{name}" for name in layer.get_submodule("generated").state_dict()]
-    vars(layer)["_tied_weights_keys"] = {name: name for name in names}
+def declare_tie(layer: nn.Module, dense: nn.Module, *, again: bool) -> None:
+    """Declare which tensors a layer shares, as transformers refuses to save undeclared shared tensors.
+
+    Parameters
+    ----------
+    layer : torch.nn.Module
+        The generated layer.
+    dense : torch.nn.Module
+        The layer that it replaces.
+    again : bool
+        Whether another layer has the same generated weights; otherwise, slices share those of the first one.
+    """
+    parts = {part.generated for part in kind_of(dense_of(dense)).parts(dense_of(dense)).values()}
+    paths = [path for path, module in layer.named_modules() if _repeats(module) or (again and path in parts)]
+    names = [f"{path}.{name}" for path in paths for name in layer.get_submodule(path).state_dict()]
+    if names:
+        vars(layer)["_tied_weights_keys"] = {name: name for name in names}
+
+
+def _repeats(module: nn.Module) -> bool:
+    return isinstance(module, GeneratedSlice) and module.start > 0

@@ -16,6 +16,7 @@ from jax.core import Tracer
 from ...shared._adapters import Modules, modules_for
 from ._kinds import known_kind_of, layer_like
 from ._places import modules_of, params_of, put_module
+from ._slice import GeneratedSlice
 from ._weight import GeneratedWeight
 
 
@@ -204,6 +205,7 @@ MODULES = Modules(
     put=put_module,
     parameters=params_of,
     generated=_beside,
+    sliced=GeneratedSlice,
 )
 
 

@@ -11,7 +11,8 @@ from adtn.errors import LayoutError
 from flax import nnx
 
 from ._linear import LINEAR_GENERAL, ADTNLinear
-from ._weight import GeneratedWeight, as_weight, bias_param
+from ._parts import as_weight, bias_param
+from ._slice import Weight
 
 
 class ADTNMultiheadAttention(nnx.Module):
@@ -36,8 +37,8 @@ class ADTNMultiheadAttention(nnx.Module):
 
     def __init__(
         self,
-        projections: Generator | GeneratedWeight,
-        output: Generator | GeneratedWeight,
+        projections: Generator | Weight,
+        output: Generator | Weight,
         num_heads: int,
         bias: Any = True,
         output_bias: Any = True,

@@ -15,8 +15,9 @@ from flax import nnx
 from ...shared._from_dense import Fit, FromConv
 from ...shared._geometry import NUMPY_PAD, Geometry, PaddingMode, Size
 from ._kind import Kind, as_dtype
+from ._parts import as_weight, bias_param, fitted_weight
 from ._shards import placed
-from ._weight import GeneratedWeight, as_weight, bias_param, fitted_weight
+from ._slice import Weight
 
 
 class _ADTNConv(FromConv, nnx.Module):
@@ -27,7 +28,7 @@ class _ADTNConv(FromConv, nnx.Module):
     @checked(LayoutError)
     def __init__(
         self,
-        weight: Generator | GeneratedWeight,
+        weight: Generator | Weight,
         bias: Any = True,
         *,
         stride: Size = 1,
@@ -150,7 +151,7 @@ class ADTNConv3d(_ADTNConv):
     axes = 3
 
 
-def _build(dense: Any, weight: GeneratedWeight, bias: Any) -> _ADTNConv:
+def _build(dense: Any, weight: Weight, bias: Any) -> _ADTNConv:
     return _BY_AXES[dense.kernel.ndim - 2](weight, bias, **_options(dense))
 
 

@@ -14,8 +14,9 @@ from flax import nnx
 
 from ...shared._from_dense import Fit, FromEmbedding
 from ._kind import Kind, as_dtype
+from ._parts import as_weight, fitted_weight
 from ._shards import by_shards, placed
-from ._weight import GeneratedWeight, as_weight, fitted_weight
+from ._slice import Weight
 
 _FEW = 4  # up to one row in four, only the requested rows are generated
 
@@ -38,7 +39,7 @@ class ADTNEmbedding(FromEmbedding, nnx.Module):
     """
 
     @checked(LayoutError)
-    def __init__(self, weight: Generator | GeneratedWeight, dtype: Any = None) -> None:
+    def __init__(self, weight: Generator | Weight, dtype: Any = None) -> None:
         self.generated = as_weight(weight, 2, "an embedding (num_embeddings, embedding_dim)")
         self.num_embeddings, self.embedding_dim = self.generated.shape
         self.dtype = dtype

@@ -11,7 +11,7 @@ import jax
 from adtn.errors import LayoutError
 from flax import nnx
 
-from ._weight import GeneratedWeight
+from ._slice import Weight
 
 _FUNCTIONS = ("dot_general", "conv_general_dilated", "promote_dtype", "preferred_element_type", "precision")
 
@@ -61,7 +61,7 @@ class Kind:
 
     dense: type[nnx.Module]
     generated: tuple[type[nnx.Module], ...]
-    build: Callable[[Any, GeneratedWeight, Any], nnx.Module]
+    build: Callable[[Any, Weight, Any], nnx.Module]
     axes: Callable[[Any], int]
     variable: str = "kernel"
     read: Callable[[Any, Any], Any] = unchanged

@@ -12,6 +12,7 @@ from ._conv import KINDS as CONV
 from ._embedding import KINDS as EMBEDDING
 from ._kind import Kind
 from ._linear import KINDS as LINEAR
+from ._slice import Weight
 from ._weight import GeneratedWeight
 
 KINDS: tuple[Kind, ...] = (*LINEAR, *CONV, *EMBEDDING)
@@ -54,7 +55,7 @@ def weight_of(dense: Any) -> tuple[Any | None, str]:
     return None, f"no generated form of {type(dense).__name__}"
 
 
-def layer_like(dense: Any, weight: GeneratedWeight, *, bias: bool = True) -> nnx.Module:
+def layer_like(dense: Any, weight: Weight, *, bias: bool = True) -> nnx.Module:
     """Make a generated layer with the geometry and dtype of a dense one, and with its bias unless ``bias`` is false.
 
     Raises

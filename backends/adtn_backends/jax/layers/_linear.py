@@ -15,8 +15,10 @@ from flax import nnx
 from ...shared._from_dense import Fit, FromLinear
 from ...shared._geometry import check_input
 from ._kind import Kind, as_dtype
+from ._parts import as_weight, bias_param, fitted_weight
 from ._shards import by_shards, parts_of, placed
-from ._weight import GeneratedWeight, Mode, as_weight, bias_param, fitted_weight
+from ._slice import Weight
+from ._weight import Mode
 
 
 class ADTNLinear(FromLinear, nnx.Module):
@@ -48,7 +50,7 @@ class ADTNLinear(FromLinear, nnx.Module):
 
     @checked(LayoutError)
     def __init__(
-        self, weight: Generator | GeneratedWeight, bias: Any = True, mode: Mode | None = None, dtype: Any = None
+        self, weight: Generator | Weight, bias: Any = True, mode: Mode | None = None, dtype: Any = None
     ) -> None:
         self.generated = as_weight(weight, 2, "a linear layer (n_out, n_in)")
         self.out_features, self.in_features = self.generated.shape
@@ -135,7 +137,7 @@ class ADTNLinearGeneral(nnx.Module):
     @checked(LayoutError)
     def __init__(
         self,
-        weight: Generator | GeneratedWeight,
+        weight: Generator | Weight,
         bias: Any = True,
         inputs: tuple[int, ...] | None = None,
         outputs: tuple[int, ...] | None = None,
@@ -150,7 +152,7 @@ class ADTNLinearGeneral(nnx.Module):
             )
 
     @property
-    def generated(self) -> GeneratedWeight:
+    def generated(self) -> Weight:
         """The generated weight."""
         return self.linear.generated
 
@@ -181,7 +183,7 @@ def _batch(layer: ADTNLinear, x: Any) -> int:
     return x.size // layer.in_features
 
 
-def _general(dense: Any, weight: GeneratedWeight, bias: Any) -> ADTNLinearGeneral:
+def _general(dense: Any, weight: Weight, bias: Any) -> ADTNLinearGeneral:
     flat = bias if bias is False else bias.reshape(-1)
     return ADTNLinearGeneral(weight, flat, dense.in_features, dense.out_features, dense.dtype)
 

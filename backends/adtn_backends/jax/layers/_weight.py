@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from adtn import Generator
-from adtn._arrays import host_array
 from adtn._checks import checked
 from adtn._typing import Float, Int, Params
 from adtn.backends import get_backend
@@ -21,8 +20,6 @@ from adtn.weight import ANY_BATCH, Layer, Materialised, Mode
 from flax import nnx
 
 from ...shared._cache import remember
-from ...shared._from_dense import Fit
-from ...shared._geometry import check_axes, check_bias
 from ._codes import Coded, TrainedCodes, array_of, codes_of, decoder
 from ._shards import replicated
 
@@ -249,26 +246,3 @@ class _Generating:
         self, tape: tuple[Any, ...], arrays: Params, x: Any, ybar: Any, *, need_x: bool = True
     ) -> tuple[dict[str, Any], Any]:
         return self.whole.weight_adjoint(arrays, ybar), jnp.zeros_like(x)
-
-
-def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> GeneratedWeight:
-    """Convert a generator to a module, and refuse weights with another number of axes."""
-    check_axes(weight.shape, axes, what)
-    return weight if isinstance(weight, GeneratedWeight) else GeneratedWeight(weight)
-
-
-def fitted_weight(dense: jax.Array, fit: Fit) -> GeneratedWeight:
-    """Make a generated weight from a dense one, with its dtype."""
-    return GeneratedWeight(fit(np.asarray(dense, np.float64))).astype(dense.dtype)
-
-
-def bias_param(bias: Any, like: GeneratedWeight) -> nnx.Param[Any] | None:
-    """Make the parameter of a bias: zeros for ``True``, none for ``False`` or ``None``, or the given values."""
-    if bias is False or bias is None:
-        return None
-    n, dtype = like.shape[0], like.dtype
-    if not isinstance(bias, bool | jax.Array):
-        bias = host_array("bias", bias, LayoutError)
-    values = jnp.zeros(n, dtype) if bias is True else jnp.asarray(bias, dtype=dtype)
-    check_bias(values.shape, n)
-    return nnx.Param(values)

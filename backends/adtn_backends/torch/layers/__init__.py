@@ -19,6 +19,7 @@ from ._embedding import ADTNEmbedding as ADTNEmbedding
 from ._linear import ADTNLinear as ADTNLinear
 from ._parametrized import Parametrized as Parametrized
 from ._parametrized import parametrized as parametrized
+from ._slice import GeneratedSlice as GeneratedSlice
 from ._weight import GeneratedWeight as GeneratedWeight
 from ._weight import Mode as Mode
 from ._weight import cached_weights as cached_weights

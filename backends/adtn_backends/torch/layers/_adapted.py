@@ -13,6 +13,7 @@ from ...shared._adapters import Modules, modules_for
 from ._calls import is_traced, refuse_tracers
 from ._kinds import layer_like
 from ._merged import Mergeable
+from ._slice import GeneratedSlice
 from ._weight import GeneratedWeight
 
 
@@ -139,6 +140,7 @@ MODULES = Modules(
     put=put_module,
     parameters=lambda module: [p for name, p in module._parameters.items() if name == "weight" and p is not None],
     generated=_beside,
+    sliced=GeneratedSlice,
 )
 
 

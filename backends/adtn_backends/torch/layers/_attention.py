@@ -17,7 +17,7 @@ from ._calls import is_traced, refuse_tracers
 from ._kind import Kind, Part, Weights
 from ._linear import ADTNLinear
 from ._parts import fitted_weight, is_frozen, refuse_subclass
-from ._weight import GeneratedWeight
+from ._slice import Weight
 
 _BIASES = ("in_proj_bias", "bias_k", "bias_v")
 _PARTS = {
@@ -33,7 +33,7 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
     ``(3 embed_dim, embed_dim)``.
     """
 
-    generated: GeneratedWeight
+    generated: Weight
 
     @classmethod
     def from_attention(
@@ -73,9 +73,7 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
         )
 
     @classmethod
-    def of(
-        cls, attention: nn.MultiheadAttention, projections: GeneratedWeight, output: GeneratedWeight
-    ) -> ADTNMultiheadAttention:
+    def of(cls, attention: nn.MultiheadAttention, projections: Weight, output: Weight) -> ADTNMultiheadAttention:
         """Make a layer with given weights, and with the biases and options of a dense one.
 
         Parameters

@@ -17,7 +17,7 @@ from ...shared._geometry import Geometry, PaddingMode, Size
 from ._calls import is_traced, recomputed, refuse_tracers
 from ._kind import Kind, Weights
 from ._parts import as_weight, bias_parameter, filled, fitted_weight, refuse_subclass
-from ._weight import GeneratedWeight
+from ._slice import Weight
 
 
 class _ADTNConv(FromConv, nn.Module):
@@ -29,7 +29,7 @@ class _ADTNConv(FromConv, nn.Module):
     @checked(LayoutError)
     def __init__(
         self,
-        weight: Generator | GeneratedWeight,
+        weight: Generator | Weight,
         bias: Any = True,
         *,
         stride: Size = 1,
@@ -53,7 +53,7 @@ class _ADTNConv(FromConv, nn.Module):
         return cls.like(dense, fitted_weight(dense.weight, fit), bias=True)
 
     @classmethod
-    def like(cls, dense: Any, weight: GeneratedWeight, *, bias: bool) -> Self:
+    def like(cls, dense: Any, weight: Weight, *, bias: bool) -> Self:
         """Make the layer with a given weight, and the geometry of a dense one."""
         layer = cls(
             weight,

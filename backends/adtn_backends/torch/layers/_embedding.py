@@ -16,7 +16,7 @@ from ...shared._from_dense import Fit, FromEmbedding
 from ._calls import differentiable, is_traced, refuse_tracers
 from ._kind import Kind
 from ._parts import as_weight, fitted_weight, refuse_subclass
-from ._weight import GeneratedWeight
+from ._slice import Weight
 
 _FEW = 4  # up to one row in four, only the requested rows are generated
 _LARGEST_TABLE = 1 << 30  # bytes; larger tables are not cached, and inference generates rows in every call
@@ -52,7 +52,7 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
     @checked(LayoutError)
     def __init__(
         self,
-        weight: Generator | GeneratedWeight,
+        weight: Generator | Weight,
         padding_idx: int | None = None,
         *,
         scale_grad_by_freq: bool = False,
@@ -74,7 +74,7 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
         return cls.like(dense, fitted_weight(dense.weight, fit))
 
     @classmethod
-    def like(cls, dense: nn.Embedding, weight: GeneratedWeight) -> Self:
+    def like(cls, dense: nn.Embedding, weight: Weight) -> Self:
         """Make the layer with a given weight, and the options of a dense one."""
         return cls(weight, dense.padding_idx, scale_grad_by_freq=dense.scale_grad_by_freq).train(dense.training)
 

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from ._weight import GeneratedWeight
+from ._slice import Weight
 
-Weights: TypeAlias = Mapping[str, GeneratedWeight]
+Weights: TypeAlias = Mapping[str, Weight]
 """The generated weights of a layer by the names of its parts."""
 
 

@@ -13,7 +13,7 @@ from ._embedding import KINDS as EMBEDDING
 from ._kind import Kind, Weights, at, put_at
 from ._linear import KINDS as LINEAR
 from ._parametrized import KINDS as PARAMETRIZED
-from ._weight import GeneratedWeight
+from ._slice import Weight
 
 KINDS: tuple[Kind, ...] = (
     *LINEAR,
@@ -40,7 +40,7 @@ def weight_shape(dense: nn.Module) -> tuple[int, ...] | None:
     return kind.shapes(dense)[""] if kind.adaptable else None
 
 
-def layer_like(dense: Any, weight: GeneratedWeight, *, bias: bool = True) -> nn.Module:
+def layer_like(dense: Any, weight: Weight, *, bias: bool = True) -> nn.Module:
     """Make a generated layer with the bias and geometry of a dense one.
 
     Raises

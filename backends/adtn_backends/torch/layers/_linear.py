@@ -18,7 +18,8 @@ from ...shared._geometry import check_input
 from ._calls import autocasts, differentiable, in_own_precision, is_traced, recomputed, refuse_tracers
 from ._kind import Kind, Weights
 from ._parts import as_weight, bias_parameter, filled, fitted_weight, refuse_subclass
-from ._weight import GeneratedWeight, Mode
+from ._slice import Weight
+from ._weight import Mode
 
 
 class ADTNLinear(FromLinear, nn.Module):
@@ -47,7 +48,7 @@ class ADTNLinear(FromLinear, nn.Module):
     """
 
     @checked(LayoutError)
-    def __init__(self, weight: Generator | GeneratedWeight, bias: Any = True, mode: Mode | None = None) -> None:
+    def __init__(self, weight: Generator | Weight, bias: Any = True, mode: Mode | None = None) -> None:
         super().__init__()
         self.generated = as_weight(weight, 2, "a linear layer (n_out, n_in)")
         self.out_features, self.in_features = self.generated.shape

@@ -15,7 +15,7 @@ from torch import nn
 
 from ._calls import is_traced, refuse_tracers
 from ._kind import ONE, Kind, Part, Weights
-from ._weight import GeneratedWeight
+from ._slice import Weight
 
 STANDARD = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.modules.conv._ConvNd)  # pyright: ignore[reportPrivateUsage]
 """Layers whose matrices are weights, in subclasses as well."""
@@ -100,7 +100,7 @@ class Parametrized(nn.Module):
         vars(self).update(state)
 
 
-def parametrized(dense: nn.Module, weights: Mapping[str, GeneratedWeight]) -> Parametrized:
+def parametrized(dense: nn.Module, weights: Mapping[str, Weight]) -> Parametrized:
     """Make a copy of a module with generated parameters, which shares its children and other parameters.
 
     Parameters
@@ -118,6 +118,7 @@ def parametrized(dense: nn.Module, weights: Mapping[str, GeneratedWeight]) -> Pa
     Examples
     --------
     >>> import adtn, torch
+    >>> from adtn_backends.torch import GeneratedWeight
     >>> dense = torch.nn.ConvTranspose1d(32, 16, 3)
     >>> layer = parametrized(dense, {"weight": GeneratedWeight(adtn.Generator((32, 16, 3), adtn.TTN(bond=2)))})
     >>> layer(torch.zeros(5, 32, 10)).shape

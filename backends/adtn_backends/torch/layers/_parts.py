@@ -12,6 +12,7 @@ from torch import nn
 
 from ...shared._from_dense import Fit
 from ...shared._geometry import check_axes, check_bias
+from ._slice import Weight
 from ._weight import GeneratedWeight
 
 
@@ -30,10 +31,10 @@ def refuse_subclass(dense: Any, *classes: type[nn.Module]) -> None:
         )
 
 
-def as_weight(weight: Generator | GeneratedWeight, axes: int, what: str) -> GeneratedWeight:
+def as_weight(weight: Generator | Weight, axes: int, what: str) -> Weight:
     """Convert a generator to a module, and refuse weights with another number of axes."""
     check_axes(weight.shape, axes, what)
-    return weight if isinstance(weight, GeneratedWeight) else GeneratedWeight(weight)
+    return GeneratedWeight(weight) if isinstance(weight, Generator) else weight
 
 
 def fitted_weight(dense: torch.Tensor, fit: Fit) -> GeneratedWeight:
@@ -42,7 +43,7 @@ def fitted_weight(dense: torch.Tensor, fit: Fit) -> GeneratedWeight:
     return GeneratedWeight(generator).to(dense.device, dense.dtype)
 
 
-def bias_parameter(bias: Any, n: int, like: GeneratedWeight) -> nn.Parameter | None:
+def bias_parameter(bias: Any, n: int, like: Weight) -> nn.Parameter | None:
     """Make the parameter of a bias: zeros for ``True``, none for ``False`` or ``None``, or the given values.
 
     A frozen bias remains frozen.
