@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +20,7 @@ from adtn.precision._decode import unpacked
 from adtn.precision._descent import descend
 from adtn.precision._feedback import Rounded, inverse_factor, with_feedback, with_row_feedback
 from adtn.precision._packing import packed, packed_bytes
+from adtn.precision._precision import parts_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,7 +71,9 @@ def test_codes_decode_to_their_integers(format, group, shape: list[int], seed: i
     assert codes.nbytes == stored_bytes(tuple(shape), precision) == codes.data.size
     integers, scales, zeros = codes.integers.astype(np.float64), codes.scales, codes.zeros.astype(np.float64)
     rows, columns = integers.shape
-    assert rows == (shape[0] if len(shape) > 1 else 1)
+    length = shape[0] if len(shape) > 1 else 1
+    turned = group is not None and len(shape) > 1 and math.prod(shape[1:]) < min(group, length)
+    assert (columns if turned else rows) == length
     group = min(group or columns, columns)
     want = np.array(
         [
@@ -76,6 +81,7 @@ def test_codes_decode_to_their_integers(format, group, shape: list[int], seed: i
             for r in range(rows)
         ]
     )
+    want = want.T if turned else want
     assert np.array_equal(codes.decode(), want.reshape(shape)), "the product is exact in float32"
     assert codes.decode().dtype == np.float32
 
@@ -123,6 +129,28 @@ def test_stored_bytes_makes_nothing() -> None:
     assert stored_bytes((10**5, 10**5), Precision("int4")) == 5 * 10**9 + 2 * 10**5 + 5 * 10**4 + 1
     assert tracemalloc.get_traced_memory()[1] < 2**16
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("format", INTEGERS)
+def test_groups_run_along_the_longer_side_of_thin_cores(format) -> None:
+    x, moment = weights((256, 8)), np.diag(np.arange(1.0, 9.0))
+    along, rows = Precision(format, 64), Precision(format, 64, along="rows")
+    assert stored_bytes((256, 8), along) == stored_bytes((8, 256), along) < stored_bytes((256, 8), rows)
+    assert np.array_equal(round_to(x, along).decode(), round_to(x.T, along).decode().T)
+    fed = round_to(x, along, moment).decode()
+    assert np.array_equal(fed, round_to(x.T, along, row_hessian=moment).decode().T), "columns are the matrix's rows"
+    correlated = moment + 3 * np.ones((8, 8))
+    away, plain = round_to(x, along, correlated).decode() - x, round_to(x, along).decode() - x
+    assert error_in(correlated, away).sum() < error_in(correlated, plain).sum()
+    for shape in ((64, 64), (8, 256), (256, 64), (256,)):
+        assert parts_of(shape, along) == replace(parts_of(shape, rows), precision=along)
+
+
+def test_files_without_a_side_have_groups_along_rows() -> None:
+    old = Precision.from_json({"format": "int4", "group": 64})
+    assert old == Precision("int4", 64, along="rows")
+    assert Precision.from_json(Precision("int4", 64).to_json()) == Precision("int4", 64)
+    assert Precision.from_json({"format": "int4"}) == Precision("int4")
 
 
 # error feedback

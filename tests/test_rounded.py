@@ -38,6 +38,7 @@ def frozen_networks() -> adtn.Generator:
 GENERATORS = {
     "dense": lambda: adtn.Generator((40, 50), adtn.Dense(), layout=WHOLE),
     "dense-legs": lambda: adtn.Generator((16, 20), adtn.Dense(), layout=Layout.of((16, 20), 4, "interleaved")),
+    "low rank": lambda: adtn.Generator((32, 48), adtn.LowRank(bond=5)),
     "mpo": lambda: adtn.Generator((32, 48), adtn.MPO(bond=4)),
     "tucker": lambda: adtn.Generator((32, 48), adtn.Tucker(bond=5)),
     "ttn": lambda: adtn.Generator((48, 32), adtn.TTN(bond=5), dtype="float64"),
@@ -400,4 +401,4 @@ def test_inspect_shows_the_precision(tmp_path: Any) -> None:
     text = CliRunner().invoke(app, ["inspect", str(tmp_path / "g.safetensors")]).output
     assert "int4/16, decoded to float32" in text and "bits each" in text
     assert f"parameters {rounded('dense', Precision('int4', 16)).nbytes:,} bytes" in text
-    assert json.loads(json.dumps(INT4.to_json())) == {"format": "int4", "group": 16}
+    assert json.loads(json.dumps(INT4.to_json())) == {"format": "int4", "group": 16, "along": "longer"}

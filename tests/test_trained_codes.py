@@ -27,6 +27,7 @@ PRECISIONS = [
 GENERATORS = {
     "dense": lambda: adtn.Generator((40, 50), adtn.Dense(), layout=Layout.whole((40, 50))),
     "low-rank": lambda: adtn.Generator((40, 50), adtn.LowRank(bond=9), layout=Layout.whole((40, 50))),
+    "low rank": lambda: adtn.Generator((32, 48), adtn.LowRank(bond=5)),
     "mpo": lambda: adtn.Generator((32, 48), adtn.MPO(bond=4)),
     "scaled": lambda: adtn.Generator((32, 48), adtn.MPO(bond=4), scale=1e-9),
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 from .._typing import Array, Float, Int
 from ._packing import unit_of
-from ._precision import Parts
+from ._precision import Parts, array_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def decoded(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float[Array
         values = values * _power(data, parts, bits)
     else:
         values = bits.view(_words(entries, 4, "int32", bits), "float32")
-    return values.reshape(parts.shape)
+    return array_of(values, parts)
 
 
 def _times_scales(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float[Array, "rows columns"]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from .._checks import Range, check_fields, shown
-from .._typing import Shape
+from .._typing import Array, Float, Shape
 from ..errors import PrecisionError
 from ._packing import packed_bytes
 
@@ -22,7 +22,8 @@ class Precision:
     """A format in which the entries of an array are stored: floating-point numbers, or integers with a scale per group.
 
     An array is viewed as a matrix: its first axis is the rows, the others are the columns; an array of one axis is one
-    row. A group is a run of columns within a row, and the last one of a row may be shorter.
+    row. A group is a run of columns within a row, and the last one of a row may be shorter. Where a row is shorter than
+    a group, and than a column, groups run along the columns instead, so that a factor of low rank has few scales.
 
     Parameters
     ----------
@@ -31,6 +32,8 @@ class Precision:
         which are ``b + (16 + b) / group`` bits per entry.
     group : int, optional
         The number of entries of a group, for integers only; by default, a whole row.
+    along : {"longer", "rows"}
+        The side along which groups run where rows are shorter than a group: the longer one, or always rows.
 
     Raises
     ------
@@ -49,6 +52,7 @@ class Precision:
 
     format: Format
     group: Annotated[int, Range(1)] | None = None
+    along: Literal["longer", "rows"] = "longer"
 
     def __post_init__(self) -> None:
         check_fields(self, PrecisionError)
@@ -88,7 +92,9 @@ class Precision:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for :meth:`from_json`."""
-        return {"format": self.format, **({} if self.group is None else {"group": self.group})}
+        if self.group is None:
+            return {"format": self.format}
+        return {"format": self.format, "group": self.group, "along": self.along}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Precision:
@@ -99,11 +105,13 @@ class Precision:
         PrecisionError
             If the values describe none.
         """
-        if not isinstance(values, Mapping) or not {"format"} <= set(values) <= {"format", "group"}:
+        if not isinstance(values, Mapping) or not {"format"} <= set(values) <= {"format", "group", "along"}:
             raise PrecisionError(
                 f"Got {shown(values)}; expected a format ({', '.join(get_args(Format))}) and possibly a group."
             )
-        return cls(values["format"], values.get("group"))
+        if "group" not in values:
+            return cls(values["format"])
+        return cls(values["format"], values["group"], values.get("along", "rows"))  # older files do not say it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +125,9 @@ class Parts:
     precision : Precision
         Its precision.
     rows, columns : int
-        The array as a matrix.
+        The array as a matrix, whose rows are divided into groups.
+    turned : bool
+        Whether that is the transposed matrix of the array.
     group : int
         The number of columns of a group.
     groups : int
@@ -135,6 +145,7 @@ class Parts:
     precision: Precision
     rows: int
     columns: int
+    turned: bool
     group: int
     groups: int
     scales: slice
@@ -142,6 +153,16 @@ class Parts:
     entries: slice
     exponent: int | None
     nbytes: int
+
+
+def matrix_of(x: Array, parts: Parts) -> Float[Array, "rows columns"]:
+    """Return an array of any framework as the matrix whose rows are divided into groups."""
+    return x.reshape(parts.columns, parts.rows).T if parts.turned else x.reshape(parts.rows, parts.columns)
+
+
+def array_of(matrix: Float[Array, "rows columns"], parts: Parts) -> Array:
+    """Return the array of a matrix, the inverse of :func:`matrix_of`."""
+    return (matrix.T if parts.turned else matrix).reshape(parts.shape)
 
 
 def parts_of(shape: Shape, precision: Precision) -> Parts:
@@ -152,6 +173,8 @@ def parts_of(shape: Shape, precision: Precision) -> Parts:
     rows = shape[0] if len(shape) > 1 else 1
     size = math.prod(shape)
     columns = math.prod(shape[1:]) if len(shape) > 1 else size
+    turned = precision.group is not None and precision.along == "longer" and columns < min(precision.group, rows)
+    rows, columns = (columns, rows) if turned else (rows, columns)
     group = min(precision.group or columns, columns) or 1
     groups = -(-columns // group)
     scales = zeros = 0
@@ -167,6 +190,7 @@ def parts_of(shape: Shape, precision: Precision) -> Parts:
         precision=precision,
         rows=rows,
         columns=columns,
+        turned=turned,
         group=group,
         groups=groups,
         scales=slice(0, scales),

@@ -14,7 +14,7 @@ from ._codes import Codes
 from ._descent import descend
 from ._feedback import Rounded, nearest, with_feedback, with_row_feedback
 from ._packing import packed
-from ._precision import Precision, parts_of
+from ._precision import Precision, matrix_of, parts_of
 from ._scales import UNIT, inverse
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -78,18 +78,19 @@ def round_to(
     parts = parts_of(x.shape, precision)
     # in units in which the largest entry is from 1/2 to 1, nothing overflows
     unit = int(np.frexp(largest)[1]) if largest else 0
-    matrix = np.ldexp(x, -unit).reshape(parts.rows, parts.columns)
-    matrix = np.asarray(matrix, np.float32)
+    matrix = np.ascontiguousarray(matrix_of(np.ldexp(x, -unit), parts), np.float32)
     rounded = nearest(matrix, parts.group, precision.bits)
     if hessian is not None and row_hessian is not None:
         raise PrecisionError("Got a hessian and a row_hessian; expected one of them.")
-    if hessian is not None:
-        moment = _moment("hessian", hessian, parts.columns, "columns")
+    within, between = (row_hessian, hessian) if parts.turned else (hessian, row_hessian)  # a row of the matrix
+    names = ("hessian", "columns"), ("row_hessian", "rows")
+    if within is not None:
+        moment = _moment(within, parts.columns, *names[parts.turned])
         if moment.any():
             rounded = _better(matrix, moment, rounded, with_feedback(matrix, moment, parts.group, precision.bits))
             rounded = _descended(matrix, moment, rounded, precision.bits)
-    elif row_hessian is not None:
-        moment = _moment("row_hessian", row_hessian, parts.rows, "rows")
+    elif between is not None:
+        moment = _moment(between, parts.rows, *names[not parts.turned])
         if moment.any():
             fed = with_row_feedback(matrix, moment, rounded, precision.bits)
             rounded = _better_columns(matrix, moment, rounded, fed)
@@ -124,7 +125,7 @@ def with_scales(x: Float[np.ndarray, "..."], start: Codes, scales: Float[np.ndar
     place = np.arange(parts.columns) // parts.group
     # the integers of the given scales, as those of the stored ones differ where an entry is between two integers
     steps = np.asarray(scales, np.float32)[:, place]
-    levels = np.asarray(x, np.float32).reshape(parts.rows, parts.columns) * inverse(steps) + zeros[:, place]
+    levels = matrix_of(np.asarray(x, np.float32), parts) * inverse(steps) + zeros[:, place]
     integers = np.clip(np.rint(levels), 0, 2**precision.bits - 1)
     return _encoded(x.shape, precision, integers, zeros, halves, exponent)
 
@@ -152,7 +153,7 @@ def round_symmetric(x: Float[np.ndarray, "..."]) -> Codes:
     """
     x, precision = _checked("x", x), Precision("int8")
     parts = parts_of(x.shape, precision)
-    matrix = np.asarray(x, np.float32).reshape(parts.rows, parts.columns)
+    matrix = matrix_of(np.asarray(x, np.float32), parts)
     most = np.float32(_HALF - 1)
     scales = np.abs(matrix).max(1, keepdims=True) / most
     largest = scales.max().astype(np.float64) * (1 + 2.0**-12)  # which may be rounded up to a power of two
@@ -239,7 +240,7 @@ def _floats(x: np.ndarray, format: str, largest: float) -> Int[np.ndarray, " byt
     return np.concatenate([halves.view(np.uint8), np.array([exponent + _BIAS], np.uint8)])
 
 
-def _moment(name: str, hessian: Any, n: int, what: str) -> Float[np.ndarray, "n n"]:
+def _moment(hessian: Any, n: int, name: str, what: str) -> Float[np.ndarray, "n n"]:
     moment = _checked(name, hessian).astype(np.float64)
     if moment.shape != (n, n):
         raise PrecisionError(

@@ -20,7 +20,7 @@ import numpy as np
 
 from .._typing import Array, Float
 from ._codes import Codes
-from ._precision import Parts
+from ._precision import Parts, array_of, matrix_of
 from ._round import round_to, with_scales
 
 
@@ -68,9 +68,9 @@ def rounded_through(
     """
     step, zero = (ops.repeat(every, parts.group)[:, : parts.columns] for every in (scales, zeros))
     used = step != 0  # a group of zeros stays zero
-    levels = ops.clip(x.reshape(parts.rows, parts.columns) / (step + ~used) + zero, 0, 2**parts.precision.bits - 1)
+    levels = ops.clip(matrix_of(x, parts) / (step + ~used) + zero, 0, 2**parts.precision.bits - 1)
     levels = levels + ops.stop(ops.round(levels) - levels)
-    return ((levels - zero) * step).reshape(parts.shape)
+    return array_of((levels - zero) * step, parts)
 
 
 def rounded_again(codes: Codes, x: Float[np.ndarray, "..."], gains: Float[np.ndarray, "rows groups"] | None) -> Codes:
