@@ -23,6 +23,9 @@ over the layers by the same search, in float32 or as integers; the dense weights
 feedback or to the nearest; integers of torchao and decompositions of TensorLy. Nothing is trained: only a few batches
 of data are used, for second moments of inputs, for statistics of batch normalisation and to compare outputs.
 
+The automatic choice includes the stage `"compensate"`, in which layers answer to the errors of the layers before them;
+single methods are as their users know them, each layer by itself.
+
 Bytes are those of the layers that are compressed: codes, scales and zero points, against float32. *Best single method*
 is the best of all others that takes no more bytes than the budget. It is chosen by the test data that are shown, which
 favours it. *Above* and *below* are differences of more than one standard error of the automatic choice over the test
