@@ -26,7 +26,7 @@ from ._samples import first_samples
 _WAVES = 24  # passes over the data: with more groups of layers than that, several are changed at once
 _ROWS = 64  # per column, from which moments are computed: on MiniLM 16 gained half as much
 _RIDGE = 0.03  # of the mean of the diagonal of M: inputs that hardly vary are mapped as by the dense layer
-NORMALISED = 512  # samples for statistics after every change; all of them are used afterwards
+NORMALISED = 256  # samples for statistics after every change; all of them are used afterwards
 _SWEEPS = 12
 
 
