@@ -185,12 +185,24 @@ def test_layers_of_one_input_go_together_and_those_of_several_calls_are_left_out
             self.query, self.key, self.out, self.again, self.unused = (nn.Linear(8, 8) for _ in range(5))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.again(self.again(self.out(self.query(x) * self.key(x))))
+            return self.again(self.again(self.out(input=self.query(x) * self.key(x))))
 
     model = model_of(Net(), None)
     names = ("out", "unused", "again", "key", "query")
+    assert sorted(model.second_moments(names, [torch.randn(4, 8)])) == ["again", "key", "query"]
     model.install({name: low_rank(model.weight(name), 2) for name in names})
-    assert model.in_order([torch.randn(4, 8)]) == [["query", "key"], ["out"]]
+    assert model.in_order([torch.randn(4, 8)]) == [["query", "key"]], "inputs of out are keywords"
+
+
+def test_layers_with_very_many_inputs_are_left_out(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> None:
+    import adtn_backends.shared._model as shared
+
+    monkeypatch.setattr(shared, "LARGEST_MOMENT", 32**2)
+    model = model_of(framework.model, None)
+    first, _, third, last = framework.layers  # of 27, 108, 32 and 24 columns
+    assert sorted(model.second_moments(framework.layers, framework.data)) == sorted([first, third, last])
+    model.install({name: low_rank(model.weight(name), 2) for name in framework.layers})
+    assert model.in_order(framework.data) == [[first], [third], [last]]
 
 
 @pytest.mark.parametrize("precision", [None, adtn.Precision("int4")], ids=str)

@@ -195,3 +195,31 @@ def test_numpy_layers_refuse_mismatches() -> None:
         numpy_layers.ADTNLinear(gen, np.ones(3))
     with pytest.raises(LayoutError, match=r"expected \(batch, 2"):
         numpy_layers.ADTNConv1d(adtn.Generator((4, 2, 3), TTN))(np.ones((1, 3, 8)))
+
+
+def test_inputs_have_the_names_of_the_dense_layers() -> None:
+    import inspect
+
+    for key in ("torch", "jax"):
+        usable(key)
+    import torch
+    from flax import nnx
+
+    from adtn_backends.jax import layers as jax_layers
+    from adtn_backends.torch import layers as torch_layers
+
+    pairs = [
+        (torch_layers.ADTNLinear, torch.nn.Linear),
+        (torch_layers.ADTNConv2d, torch.nn.Conv2d),
+        (torch_layers.ADTNEmbedding, torch.nn.Embedding),
+        (jax_layers.ADTNLinear, nnx.Linear),
+        (jax_layers.ADTNConv2d, nnx.Conv),
+        (jax_layers.ADTNEmbedding, nnx.Embed),
+    ]
+    for ours, dense in pairs:
+        call = "forward" if issubclass(dense, torch.nn.Module) else "__call__"
+        names = [list(inspect.signature(getattr(cls, call)).parameters)[1] for cls in (ours, dense)]
+        assert names[0] == names[1], dense
+    linear = torch_layers.ADTNLinear(adtn.Generator((4, 8), TTN))
+    x = torch.randn(3, 8)
+    assert torch.equal(linear(input=x), linear(x))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Generated
 from contextlib import AbstractContextManager, contextmanager
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from adtn._files import sealed, write_bytes
 from adtn.bench import seconds_in_turns
-from adtn.compression import ForwardCost, Layer, Tuning, first_samples
+from adtn.compression import ForwardCost, Layer, Tuning
 from adtn.errors import CompressError, DeviceError
 from adtn.optim import fingerprint
 from adtn.precision import Codes, Precision
@@ -22,8 +21,7 @@ from flax import nnx
 from jax.core import Tracer
 
 from ..shared._batches import IGNORED, cycled
-from ..shared._model import LARGEST_MOMENT, NO_PARAMETERS, ReplacedModel, seen_by, with_inputs
-from ..shared._moments import Moments
+from ..shared._model import NO_PARAMETERS, ReplacedModel, seen_by, with_inputs
 from ..shared._rest import CodedArrays, coded, decoded_arrays, half_of, is_coded
 from ._distill import Seen, distill_layer, packed
 from ._loss import check_range, classes_of, loss_of, outputs_of
@@ -96,27 +94,6 @@ class NnxModel(ReplacedModel):
         """Read a weight in the orientation of the generated layer."""
         weight, _ = weight_of(self._original(name))
         return np.asarray(weight, np.float64)
-
-    def second_moments(self, names: Sequence[str], data: Iterable[Any], samples: int = 512) -> dict[str, np.ndarray]:
-        """Compute second moments of the inputs of linear layers and ungrouped convolutions over images."""
-        shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
-        # before they are watched, as wrappers take their places then
-        dense_layers = {name: self._original(name) for name in names}
-        moments = Moments()
-
-        def look(name: str, inputs: tuple[Any, ...], options: Any, output: Any) -> None:
-            dense = dense_layers[name]
-            kind = kind_of(dense)
-            rows = None if kind is None else kind.rows(dense, inputs[0])
-            # inside a transformation such as a scan, inputs have no values here
-            if rows is not None and not isinstance(rows, Tracer):
-                # a sum over rows on several devices would have no device of its own
-                moments.add(name, jnp.asarray(replicated(rows), jnp.promote_types(rows.dtype, jnp.float32)))
-
-        watched = [n for n in names if math.prod(shapes[n][1:]) ** 2 <= LARGEST_MOMENT]
-        for _ in self._watched(watched, first_samples(data, samples), look):
-            pass
-        return moments.means()
 
     def _copied(self) -> nnx.Module:
         return nnx.clone(self.model)
@@ -361,12 +338,15 @@ class NnxModel(ReplacedModel):
     def _look_at_inputs(
         self, model: nnx.Module, names: Sequence[str], batch: Any, look: Callable[[str, Any, Any | None], None]
     ) -> None:
+        # before they are watched, as wrappers take their places then
         dense_layers = {name: self._original(name) for name in names}
 
         def look_at(name: str, inputs: tuple[Any, ...], options: Any, output: Any) -> None:
             kind = kind_of(dense_layers[name])
             rows = kind.rows(dense_layers[name], inputs[0]) if kind is not None and inputs else None
-            if rows is not None:
+            if isinstance(rows, Tracer):  # inside a transformation such as a scan, inputs have no values here
+                rows = None
+            if rows is not None:  # a sum over rows on several devices would have no device of its own
                 rows = jnp.asarray(replicated(rows), jnp.promote_types(rows.dtype, jnp.float32))
             look(name, inputs[0] if inputs else None, rows)
 

@@ -17,7 +17,7 @@ import numpy as np
 from adtn import Generator
 from adtn._checks import shown
 from adtn.backends import backend_of
-from adtn.compression import Layer, Tuning, divergence, first_rows, sharing
+from adtn.compression import Layer, Tuning, divergence, first_rows, first_samples, sharing
 from adtn.errors import CompressError
 from adtn.schedule import decide
 
@@ -59,6 +59,11 @@ def refuse_nothing(trained: Any) -> None:
     """
     if not trained:
         raise CompressError("Got rates that freeze all parameters; give some of them a rate above 0.")
+
+
+def has_moment(shape: Sequence[int]) -> bool:
+    """Return whether the second moment of the inputs of a weight is small enough to be computed."""
+    return math.prod(shape[1:]) ** 2 <= LARGEST_MOMENT
 
 
 class _Reached(Exception):
@@ -338,13 +343,27 @@ class ReplacedModel(ABC):
             for name, job in jobs.items():
                 take(name, *job.result())
 
+    def second_moments(self, names: Sequence[str], data: Iterable[Any], samples: int = 512) -> dict[str, np.ndarray]:
+        """Compute second moments of the inputs of linear layers and ungrouped convolutions, and of no other layers."""
+        shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
+        small, moments = [name for name in names if has_moment(shapes[name])], Moments()
+
+        def look(name: str, inputs: Any, rows: Any | None) -> None:
+            if rows is not None:
+                moments.add(name, rows)
+
+        for batch in first_samples(data, samples):
+            self._look_at_inputs(self.model, small, batch, look)
+        return moments.means()
+
     def in_order(self, data: Iterable[Any]) -> list[list[str]]:
         """Return the installed weights that act on rows, in the order of their calls; those of one input together.
 
-        Layers that are called several times are left out, and so are those that no call of the first batch reaches.
+        Layers that are called several times are left out, and so are those that no call of the first batch reaches, or
+        whose second moments would be too large.
         """
         calls: list[tuple[str, Any]] = []
-        names = [name for name in self._weights if name in self._originals]
+        names = [name for name, weight in self._weights.items() if name in self._originals and has_moment(weight.shape)]
 
         def look(name: str, inputs: Any, rows: Any | None) -> None:
             if rows is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Generated
 from contextlib import ExitStack, contextmanager
@@ -16,7 +15,7 @@ import torch
 from adtn import Generator
 from adtn._files import sealed, write_bytes
 from adtn.bench import seconds_in_turns
-from adtn.compression import ForwardCost, Layer, Tuning, first_samples
+from adtn.compression import ForwardCost, Layer, Tuning
 from adtn.errors import CompressError, DeviceError
 from adtn.optim import fingerprint
 from adtn.precision import Codes, Precision
@@ -24,7 +23,6 @@ from torch import nn
 
 from ..shared._batches import IGNORED, cycled
 from ..shared._model import (
-    LARGEST_MOMENT,
     NO_PARAMETERS,
     ReplacedModel,
     rate_of,
@@ -32,7 +30,6 @@ from ..shared._model import (
     seen_by,
     with_inputs,
 )
-from ..shared._moments import Moments
 from ..shared._rest import KEY, CodedArrays, coded, decoded_arrays, half_of, is_coded
 from ..shared._training_file import run
 from ._checkpoint import Training
@@ -110,26 +107,6 @@ class TorchModel(ReplacedModel):
         dense, part = self._owner(name)
         kind = kind_of(dense)
         return kind.oriented(kind.parameter(dense, part)).detach().cpu().double().numpy()
-
-    def second_moments(self, names: Sequence[str], data: Iterable[Any], samples: int = 512) -> dict[str, np.ndarray]:
-        """Compute second moments of the inputs of linear layers and ungrouped convolutions, and of no other layers."""
-        shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
-        moments = Moments()
-
-        def look(name: str, rows_of: Any, module: Any, inputs: Any, _: Any) -> None:
-            rows = rows_of(module, inputs[0].detach())
-            if rows is not None:
-                moments.add(name, exact(rows))
-
-        looks: list[tuple[nn.Module, Any]] = []
-        for name in names:
-            dense, part = self._owner(name)
-            if not part and math.prod(shapes[name][1:]) ** 2 <= LARGEST_MOMENT:
-                looks.append((dense, partial(look, name, kind_of(dense).rows)))
-        with self._watched(looks), self._evaluating():
-            for batch in first_samples(data, samples):
-                outputs_of(self.model, self._to_device(batch))
-        return moments.means()
 
     def _copied(self) -> nn.Module:
         return _copy(self.model)
@@ -244,13 +221,16 @@ class TorchModel(ReplacedModel):
     def _look_at_inputs(
         self, model: nn.Module, names: Sequence[str], batch: Any, look: Callable[[str, Any, Any | None], None]
     ) -> None:
-        def look_at(name: str, _: Any, inputs: Any, __: Any) -> None:
-            dense, part = self._owner(name)
-            x = inputs[0].detach() if inputs else None
-            rows = None if part or x is None else kind_of(dense).rows(dense, x)
+        def look_at(name: str, dense: nn.Module, _: Any, inputs: Any, __: Any) -> None:
+            rows = kind_of(dense).rows(dense, inputs[0].detach()) if inputs else None  # all may be keywords
             look(name, inputs[0] if inputs else None, rows if rows is None else exact(rows))
 
-        looks = [(model.get_submodule(name), partial(look_at, name)) for name in names]
+        owners = {name: self._owner(name) for name in names}
+        looks = [
+            (model.get_submodule(name), partial(look_at, name, dense))
+            for name, (dense, part) in owners.items()
+            if not part
+        ]
         with self._watched(looks), self._evaluating():
             model.eval()
             outputs_of(model, self._to_device(batch))

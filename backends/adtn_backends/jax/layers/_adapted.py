@@ -160,8 +160,9 @@ class Adapted(nnx.Module):
             return jax.lax.cond(same, through, beside)
         return through() if same else beside()
 
-    def __call__(self, x: jax.Array, *args: Any, **options: Any) -> jax.Array:
+    def __call__(self, inputs: jax.Array, *args: Any, **options: Any) -> jax.Array:
         """Apply the dense layer and the active adapters."""
+        x = inputs  # a name that callers of flax.nnx use
 
         def beside() -> jax.Array:
             base: Any = self.base_layer

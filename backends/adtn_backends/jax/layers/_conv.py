@@ -86,9 +86,10 @@ class _ADTNConv(FromConv, nnx.Module):
         return CONV.filled(dense, weight, self.bias)
 
     def __call__(
-        self, x: Float[jax.Array, " batch *size_in"], out_sharding: Any = None
+        self, inputs: Float[jax.Array, " batch *size_in"], out_sharding: Any = None
     ) -> Float[jax.Array, " batch *size_out"]:
         """Map ``(batch, *size, in)`` to ``(batch, *size, out)``."""
+        x = inputs  # a name that callers of flax.nnx use
         g, x = self.geometry, as_dtype(x, self.dtype)
         padding: Any = self.rule or g.padding
         if g.padding_mode != "zeros":

@@ -63,9 +63,10 @@ class ADTNEmbedding(FromEmbedding, nnx.Module):
         return EMBED.filled(dense, weight, None)
 
     def __call__(
-        self, indices: Int[jax.Array, "*batch"], out_sharding: Any = None
+        self, inputs: Int[jax.Array, "*batch"], out_sharding: Any = None
     ) -> Float[jax.Array, "*batch embedding_dim"]:
         """Look up rows, from integers ``(...)`` to ``(..., embedding_dim)``."""
+        indices = inputs  # a name that callers of flax.nnx use
         return by_shards(self._looked_up, self.generated.arrays(), indices, 0, out_sharding)
 
     def _looked_up(self, arrays: Params, indices: jax.Array) -> jax.Array:

@@ -83,9 +83,10 @@ class ADTNLinear(FromLinear, nnx.Module):
         return LINEAR.filled(dense, weight, self.bias)
 
     def __call__(
-        self, x: Float[jax.Array, "*batch n_in"], out_sharding: Any = None
+        self, inputs: Float[jax.Array, "*batch n_in"], out_sharding: Any = None
     ) -> Float[jax.Array, "*batch n_out"]:
         """Map ``(..., n_in)`` to ``(..., n_out)``."""
+        x = inputs  # a name that callers of flax.nnx use
         check_input(x.shape, self.in_features)
         y = by_shards(self._product, self.generated.arrays(), x, 1, out_sharding)
         return y if self.bias is None else y + as_dtype(self.bias[...], self.dtype)
@@ -171,9 +172,10 @@ class ADTNLinearGeneral(nnx.Module):
         return LINEAR_GENERAL.filled(dense, weight, bias)
 
     def __call__(
-        self, x: Float[jax.Array, "*batch_inputs"], out_sharding: Any = None
+        self, inputs: Float[jax.Array, "*batch_inputs"], out_sharding: Any = None
     ) -> Float[jax.Array, "*batch_outputs"]:
         """Map ``(..., *inputs)`` to ``(..., *outputs)``."""
+        x = inputs  # a name that callers of flax.nnx use
         lead = x.shape[: x.ndim - len(self.inputs)]
         rows = x.reshape(*lead, self.linear.in_features)
         return placed(self.linear(rows).reshape(*lead, *self.outputs), out_sharding)

@@ -99,8 +99,9 @@ class Adapted(Mergeable):
         """Return the weights of the active adapters."""
         return [self.adapters[name].generated for name in self.active]  # type: ignore[misc]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Apply the dense layer and the active adapters."""
+        x = input  # a name that callers of torch.nn use
         if not is_traced():
             refuse_tracers(self, x)
         layer = self.merged_layer() if self.merged else None

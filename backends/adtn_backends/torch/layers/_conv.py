@@ -94,8 +94,9 @@ class _ADTNConv(FromConv, nn.Module):
         """Return the options as the dense layer prints them."""
         return f"{self.geometry}{'' if self.bias is not None else ', bias=False'}"
 
-    def forward(self, x: Float[torch.Tensor, "*batch_in_size"]) -> Float[torch.Tensor, "*batch_out_size"]:
+    def forward(self, input: Float[torch.Tensor, "*batch_in_size"]) -> Float[torch.Tensor, "*batch_out_size"]:
         """Map ``(batch, in, *size)`` to ``(batch, out, *size)``; the axis of the batch may be missing."""
+        x = input  # a name that callers of torch.nn use
         refuse_tracers(self, x)
         if self.generated.is_coded and not is_traced() and not self.generated.made:
             return recomputed(lambda x: self._with(self.generated.now(), x), x)

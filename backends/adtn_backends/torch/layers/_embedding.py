@@ -98,8 +98,9 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
         padding = f", padding_idx={self.padding_idx}" if self.padding_idx is not None else ""
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
 
-    def forward(self, indices: Int[torch.Tensor, "*batch"]) -> Float[torch.Tensor, "*batch embedding_dim"]:
+    def forward(self, input: Int[torch.Tensor, "*batch"]) -> Float[torch.Tensor, "*batch embedding_dim"]:
         """Look up rows, from integers ``(...)`` to ``(..., embedding_dim)``."""
+        indices = input  # a name that callers of torch.nn use
         if is_traced() or self.generated.made:
             return self._rows_of(indices, self.generated.now())
         refuse_tracers(self, indices)

@@ -80,8 +80,9 @@ class ADTNLinear(FromLinear, nn.Module):
         bias = self.bias is not None
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}{mode}"
 
-    def forward(self, x: Float[torch.Tensor, "*batch n_in"]) -> Float[torch.Tensor, "*batch n_out"]:
+    def forward(self, input: Float[torch.Tensor, "*batch n_in"]) -> Float[torch.Tensor, "*batch n_out"]:
         """Map ``(..., n_in)`` to ``(..., n_out)``."""
+        x = input  # a name that callers of torch.nn use
         if is_traced():
             return self.generated(lambda arrays: self._traced(arrays, x))
         refuse_tracers(self, x)
