@@ -45,7 +45,7 @@ class Precision:
     >>> import adtn
     >>> precision = adtn.Precision("int4", group=64)
     >>> precision, precision.bits
-    (Precision(format='int4', group=64), 4)
+    (Precision(format='int4', group=64, along='longer'), 4)
     >>> adtn.Precision.from_json(precision.to_json()) == precision
     True
     """

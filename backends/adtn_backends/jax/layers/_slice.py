@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import jax
 from adtn._typing import Float, Int, Params
 from adtn.errors import LayoutError
-from adtn.weight import Mode
+from adtn.weight import Materialised, Mode
 from flax import nnx
 
 from ...shared._slices import check_slice
@@ -95,7 +95,7 @@ class GeneratedSlice(nnx.Module):
         LayoutError
             If the mode needs another weight than a whole one.
         """
-        if mode not in (None, "materialise"):
+        if mode not in (None, Materialised.mode):
             raise LayoutError(f"Got mode={mode!r} for a slice of a generated weight; expected 'materialise' or None.")
         return _Cut(), lambda arrays, x: x @ self(arrays).T
 

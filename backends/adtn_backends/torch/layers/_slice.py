@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from adtn._typing import Float, Int
 from adtn.errors import LayoutError
-from adtn.weight import Mode
+from adtn.weight import Materialised, Mode
 from torch import nn
 
 from ...shared._slices import check_slice
@@ -142,7 +142,7 @@ class GeneratedSlice(nn.Module):
         LayoutError
             If the mode needs another weight than a whole one.
         """
-        if mode not in (None, "materialise"):
+        if mode not in (None, Materialised.mode):
             raise LayoutError(f"Got mode={mode!r} for a slice of a generated weight; expected 'materialise' or None.")
         return _Cut(), lambda arrays, x: x @ self.weight_of(arrays).mT
 
