@@ -195,7 +195,7 @@ def test_layers_of_one_input_go_together_and_those_of_several_calls_are_left_out
 
 
 def test_layers_with_very_many_inputs_are_left_out(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> None:
-    import adtn_backends.shared._model as shared
+    import adtn_backends.shared._inputs as shared
 
     monkeypatch.setattr(shared, "LARGEST_MOMENT", 32**2)
     model = model_of(framework.model, None)

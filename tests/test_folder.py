@@ -112,7 +112,7 @@ def test_codes_are_stored_once_and_exactly(net: Any, config: Config, precision: 
     coded = {name: x for name, x in tensors.items() if "codes_" in name}
     assert coded and all(x.dtype == np.uint8 for x in coded.values())
     nbytes = sum(x.nbytes for x in tensors.values())
-    assert nbytes == generator.numbers()[1] + sum(
+    assert nbytes == generator.sizes()[1] + sum(
         x.nbytes
         for name, x in tensors.items()
         if any(part in name for part in ("running_", "mean", "var", "num_batches"))

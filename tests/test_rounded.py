@@ -390,7 +390,7 @@ def test_modules_of_flax() -> None:
     other = ADTNLinear(GENERATORS["dense"]().with_params({"weight": np.zeros((40, 50))}).rounded(INT4))
     nnx.update(other, nnx.state(layer))
     assert np.array_equal(other.weight, layer.weight)
-    assert NnxModel(layer, None).numbers() == (2040, gen.nbytes + 160)
+    assert NnxModel(layer, None).sizes() == (2040, gen.nbytes + 160)
 
 
 def test_inspect_shows_the_precision(tmp_path: Any) -> None:

@@ -367,7 +367,7 @@ def test_parameters_and_bytes_count_once(framework: Framework, tmp_path: Path) -
     report = adtn.compress(model, Config(**EXACT | {"exclude": ["out"], "topology": adtn.TTN(bond=3)}))
     cores = sum(g.num_params for g in report.generators.values())
     want = cores + biases + 3 * 24
-    assert report.after.params == want == model_of(model, None).numbers()[0]
+    assert report.after.params == want == model_of(model, None).sizes()[0]
     assert report.after.bytes == 4 * want
     assert report.after.resident_bytes == 4 * want
     assert sum(row.params for row in report.layers) == cores
@@ -481,7 +481,7 @@ def test_huggingface_folders_round_trip(tmp_path: Path) -> None:
     assert [len(row.shapes) for row in report.layers] == [1, 1, 1, 1, 4, 6]
     model.save_pretrained(tmp_path / "own")
     stored = sum(file.stat().st_size for file in (tmp_path / "own").glob("*.safetensors"))
-    assert stored < 4 * model_of(model, None).numbers()[0] + 8000
+    assert stored < 4 * model_of(model, None).sizes()[0] + 8000
     adtn.save_model(model, tmp_path / "small", report)
     others = [adtn.load_pretrained(tmp_path / "own")]
     torch.manual_seed(1)

@@ -203,14 +203,14 @@ TUNING = Tuning(steps=200, lr=3e-3, distill=1.0, train="generated")
 def test_training_of_a_model_trains_codes(framework: str, stage: str) -> None:
     adapter, data = adapter_with_codes(framework)
     (before,) = adapter.generators().values()
-    size, distance = adapter.numbers(), adapter.distance_from_dense(data)
+    size, distance = adapter.sizes(), adapter.distance_from_dense(data)
     if stage == "finetune":
         adapter.tune(data, None, TUNING, lambda *_: None)
     else:
         adapter.distill(data, TUNING, None, lambda _: None)
     (after,) = adapter.generators().values()
     assert after.precision == before.precision
-    assert adapter.numbers() == size
+    assert adapter.sizes() == size
     assert adapter.distance_from_dense(data) < 0.85 * distance
 
 

@@ -205,7 +205,7 @@ class Baselines:
             quality = self._adapter.score(run.score)
         elif run.test is not None:
             quality = self._adapter.accuracy(run.test)
-        params, size = self._adapter.numbers()
+        params, size = self._adapter.sizes()
         if self.result.file_bytes is not None:
             size = state_bytes(self._adapter, self._adapter.generators(), rest, run.beside)
         loss = None if run.test is None else self._adapter.loss_on(run.test, run.loss)

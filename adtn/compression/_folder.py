@@ -139,7 +139,7 @@ def save_model(model: Any, folder: PathArgument, report: CompressReport) -> None
     True
     """
     out, adapter = check_writable(folder, "folder", "folder"), model_of(model, None)
-    params, size = adapter.numbers()
+    params, size = adapter.sizes()
     if (params, size) != (report.after.params, report.after.bytes):
         raise CompressError(
             f"Got a model of {params:,} parameters in {size:,} bytes with a report of {report.after.params:,} in "

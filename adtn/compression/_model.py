@@ -257,7 +257,7 @@ class Model(Protocol):
         """Round what is outside of generators to the values that :meth:`content` stores."""
         ...
 
-    def numbers(self) -> tuple[int, int]:
+    def sizes(self) -> tuple[int, int]:
         """Count the parameters and their bytes; shared parameters count once."""
         ...
 

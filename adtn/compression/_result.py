@@ -134,7 +134,7 @@ def cost_of(
     score: Callable[[Any], Any] | None,
 ) -> ModelCost:
     """Measure the size and the quality of the model as it is."""
-    params, size = adapter.numbers()
+    params, size = adapter.sizes()
     accuracy, mean = (None, None) if test is None else (adapter.accuracy(test), adapter.loss_on(test, loss))
     return ModelCost(
         params=params,

@@ -193,7 +193,7 @@ class CompressionRun:
         if rest + selection.cost > most:
             raise self._too_small(selection, most, rest + selection.cost, rest)
         outcome = self._run_chosen(selection)
-        params, _ = self.adapter.numbers()
+        params, _ = self.adapter.sizes()
         if params > most:
             raise CompressError(f"Got {params:,} parameters for a budget of {most:,}; this is a bug of adtn.")
         return outcome

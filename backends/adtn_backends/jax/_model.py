@@ -260,7 +260,7 @@ class NnxModel(ReplacedModel):
         weights = [m for _, m in modules_of(self.model) if isinstance(m, GeneratedWeight)]
         return {id(v) for weight in weights for v in vars(weight).values()}
 
-    def numbers(self) -> tuple[int, int]:
+    def sizes(self) -> tuple[int, int]:
         """Count the parameters and their bytes; cores that are stored as codes count as well."""
         params = [v[...] for v in variables_of(self.model).values() if isinstance(v, nnx.Param)]
         weights = {id(m): m for _, m in modules_of(self.model) if isinstance(m, GeneratedWeight)}

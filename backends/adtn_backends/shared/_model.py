@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from abc import ABC, abstractmethod
-from collections import Counter
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Generated
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, ClassVar
@@ -17,18 +16,15 @@ import numpy as np
 from adtn import Generator
 from adtn._checks import shown
 from adtn.backends import backend_of
-from adtn.compression import Layer, Tuning, divergence, first_rows, first_samples, sharing
+from adtn.compression import Layer, Tuning, divergence, first_rows, sharing
 from adtn.errors import CompressError
 from adtn.schedule import decide
 
 from ._adapters import Modules, add_adapter
-from ._batches import cycled
-from ._moments import Moments, spaced
+from ._inputs import WatchedInputs
 
 CACHED_BYTES = 1 << 30
 """The memory for the cached inputs and outputs of one layer."""
-LARGEST_MOMENT = 1 << 26
-"""The largest number of entries for which the second moment of a layer's inputs is computed."""
 LARGEST_OUTPUT = 1 << 23
 """Entries of the outputs of one batch that are compared."""
 NO_PARAMETERS = "Got a model without parameters; there is nothing to compress."
@@ -61,16 +57,7 @@ def refuse_nothing(trained: Any) -> None:
         raise CompressError("Got rates that freeze all parameters; give some of them a rate above 0.")
 
 
-def has_moment(shape: Sequence[int]) -> bool:
-    """Return whether the second moment of the inputs of a weight is small enough to be computed."""
-    return math.prod(shape[1:]) ** 2 <= LARGEST_MOMENT
-
-
-class _Reached(Exception):
-    """The last layer that was asked for has been called, so that the model need not run any further."""
-
-
-class ReplacedModel(ABC):
+class ReplacedModel(WatchedInputs):
     """A model with generated layers; an :class:`adtn.compression.Model` that each framework completes.
 
     Parameters
@@ -138,15 +125,6 @@ class ReplacedModel(ABC):
 
         The inputs are those in the model as it is now if ``chained``, or else in the dense one; the outputs are always
         those of the dense layer in the dense model.
-        """
-
-    @abstractmethod
-    def _look_at_inputs(
-        self, model: Any, names: Sequence[str], batch: Any, look: Callable[[str, Any, Any | None], None]
-    ) -> None:
-        """Run a model on one batch, and call ``look`` with the name, the input and its rows for each call of a layer.
-
-        There are no rows if the weight is not applied to rows; exceptions of ``look`` end the run.
         """
 
     @abstractmethod
@@ -342,85 +320,6 @@ class ReplacedModel(ABC):
                     jobs[name] = executor.submit(*self._job(name, data, tuning, chained=False))
             for name, job in jobs.items():
                 take(name, *job.result())
-
-    def second_moments(self, names: Sequence[str], data: Iterable[Any], samples: int = 512) -> dict[str, np.ndarray]:
-        """Compute second moments of the inputs of linear layers and ungrouped convolutions, and of no other layers."""
-        shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
-        small, moments = [name for name in names if has_moment(shapes[name])], Moments()
-
-        def look(name: str, inputs: Any, rows: Any | None) -> None:
-            if rows is not None:
-                moments.add(name, rows)
-
-        for batch in first_samples(data, samples):
-            self._look_at_inputs(self.model, small, batch, look)
-        return moments.means()
-
-    def in_order(self, data: Iterable[Any]) -> list[list[str]]:
-        """Return the installed weights that act on rows, in the order of their calls; those of one input together.
-
-        Layers that are called several times are left out, and so are those that no call of the first batch reaches, or
-        whose second moments would be too large.
-        """
-        calls: list[tuple[str, Any]] = []
-        names = [name for name, weight in self._weights.items() if name in self._originals and has_moment(weight.shape)]
-
-        def look(name: str, inputs: Any, rows: Any | None) -> None:
-            if rows is not None:
-                calls.append((name, inputs))  # which are held, so that no other input gets their address
-
-        self._look_at_inputs(self.model, names, next(cycled(data, 1)), look)
-        counts = Counter(name for name, _ in calls)
-        groups: list[list[str]] = []
-        last: Any = None
-        for name, inputs in calls:
-            if counts[name] > 1:
-                continue
-            if inputs is not last:
-                groups.append([])
-            groups[-1].append(name)
-            last = inputs
-        return groups
-
-    def moments_behind(
-        self, names: Sequence[str], data: Iterable[Any], most: int
-    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Compute the means of ``y yᵀ`` and ``x yᵀ`` for the inputs x of layers in the dense model and y in this one.
-
-        Parameters
-        ----------
-        names : sequence of str
-            Layers that are called once, see :meth:`in_order`.
-        data : iterable
-            Batches.
-        most : int
-            The number of rows per column after which no more batches are drawn.
-        """
-        now, cross = Moments(), Moments()
-        for batch in data:
-            dense = self._rows_until(self._dense, names, batch)
-            for name, rows in self._rows_until(self.model, names, batch).items():
-                if name in dense and dense[name].shape == rows.shape:  # routed differently otherwise
-                    now.add_product(name, rows, rows)
-                    cross.add_product(name, dense[name], rows)
-            means = now.means()
-            if means and all(now.rows(name) >= most * len(mean) for name, mean in means.items()):
-                break
-        means = now.means()
-        return {name: (means[name], mean) for name, mean in cross.means().items()}
-
-    def _rows_until(self, model: Any, names: Sequence[str], batch: Any) -> dict[str, Any]:
-        """Return the rows of the inputs of layers for one batch; the model runs until all have been called."""
-        found: dict[str, Any] = {}
-
-        def look(name: str, inputs: Any, rows: Any) -> None:
-            found[name] = spaced(rows)
-            if len(found) == len(names):
-                raise _Reached
-
-        with suppress(_Reached):
-            self._look_at_inputs(model, names, batch, look)
-        return found
 
     def update(self, generators: Mapping[str, Generator]) -> None:
         """Give installed weights other parameters; their structures and precisions are the same."""

@@ -18,7 +18,7 @@ from adtn.bench import seconds_in_turns
 from adtn.compression import ForwardCost, Layer, Tuning
 from adtn.errors import CompressError, DeviceError
 from adtn.optim import fingerprint
-from adtn.precision import Codes, Precision
+from adtn.precision import Precision
 from torch import nn
 
 from ..shared._batches import IGNORED, cycled
@@ -30,12 +30,13 @@ from ..shared._model import (
     seen_by,
     with_inputs,
 )
-from ..shared._rest import KEY, CodedArrays, coded, decoded_arrays, half_of, is_coded
+from ..shared._rest import KEY, CodedArrays, decoded_arrays, half_of
 from ..shared._training_file import run
 from ._checkpoint import Training
 from ._distill import Seen, copied, distill_layer, nbytes
 from ._loss import check_range, classes_of, exact, loss_of, outputs_of
 from ._memory import PeakMemory
+from ._narrow import coded_of, narrowed
 from ._normalise import statistics_of
 from ._overlap import fill, load_state, overlaps
 from ._replacement import declare_tie, dense_of, generated_in_place_of, is_whole, owners_of, ties_of, weights_of
@@ -370,10 +371,10 @@ class TorchModel(ReplacedModel):
                 shared[name] = first
             elif name in generated or rest is None:
                 tensors[name] = x.contiguous()
-            elif (own := _coded(x, rest)) is not None:
+            elif (own := coded_of(x, rest)) is not None:
                 tensors[name] = torch.from_numpy(codes.add(name, own, str(x.dtype).removeprefix("torch.")))
             else:
-                tensors[name] = _narrowed(x, half_of(rest))
+                tensors[name] = narrowed(x, half_of(rest))
             if name in tensors:  # views of the same memory are stored one by one
                 data = tensors[name].untyped_storage().data_ptr()
                 tensors[name] = tensors[name].clone() if data in memory else tensors[name]
@@ -389,15 +390,15 @@ class TorchModel(ReplacedModel):
         generated = self._generated_names()
         for name, x in self.model.state_dict().items():
             if name not in generated and torch.is_tensor(x):
-                own = _coded(x, rest)
-                fill(x, _narrowed(x, half_of(rest)) if own is None else torch.from_numpy(own.decode()))
+                own = coded_of(x, rest)
+                fill(x, narrowed(x, half_of(rest)) if own is None else torch.from_numpy(own.decode()))
 
     def _generated_names(self) -> set[str]:
         modules = self.model.named_modules(remove_duplicate=False)  # each place of those that layers share
         weights = [(name, m) for name, m in modules if isinstance(m, GeneratedWeight)]
         return {f"{name}.{key}" for name, m in weights for key in m.state_dict()}
 
-    def numbers(self) -> tuple[int, int]:
+    def sizes(self) -> tuple[int, int]:
         """Count the parameters and their bytes; cores that are stored as codes count as well."""
         params = list(self.model.parameters())
         coded = [m.coded for m in self.model.modules() if isinstance(m, GeneratedWeight)]
@@ -495,17 +496,3 @@ def _copy(model: nn.Module) -> nn.Module:
             f"Cannot copy the model ({error}); the copy serves as teacher and to undo the compression. Make pruning "
             "and weight norms permanent first (torch.nn.utils.prune.remove, remove_weight_norm)."
         ) from error
-
-
-def _coded(x: torch.Tensor, rest: Precision) -> Codes | None:
-    """Return the codes of a tensor that is stored as such."""
-    # entries that share memory may be in rows of different scales
-    if not x.is_floating_point() or overlaps(x) or not is_coded(tuple(x.shape), rest):
-        return None
-    return coded(x.detach().cpu().float().numpy())
-
-
-def _narrowed(x: torch.Tensor, rest: str) -> torch.Tensor:
-    """Convert numbers to a narrower dtype, unless one would become infinite."""
-    narrow = x.to(getattr(torch, rest)) if x.is_floating_point() and x.element_size() > 2 else x
-    return (x if bool((narrow.isinf() & x.isfinite()).any()) else narrow).contiguous()
