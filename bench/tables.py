@@ -425,6 +425,21 @@ def _spread(values: list[float]) -> str:
     return f"{mean(values):.{digits}f}{more}"
 
 
+def compress_forward_table(content: dict) -> list[str]:
+    """Tabulate times of forward passes of compressed models over those of the dense one."""
+    lines = [
+        f"Times of a forward pass of {content['case']} over the median of the dense model, measured in turns with "
+        f"{content['threads']} thread: median and quartiles.",
+        "",
+        "| model | time | quartiles | memory of parameters and buffers, MB |",
+        "|---" * 4 + "|",
+    ]
+    for row in content["compress_forward"]:
+        low, middle, high = row["times over dense, quartiles"]
+        lines.append(f"| {row['model']} | {middle:.2f} | {low:.2f} to {high:.2f} | {row['resident bytes'] / 1e6:.1f} |")
+    return [*lines, ""]
+
+
 def table_of(content: dict) -> list[str]:
     """Choose the table that fits the content."""
     for key, make in {
@@ -445,6 +460,7 @@ def table_of(content: dict) -> list[str]:
         "compress_full": compress_full_table,
         "compress_nonlinear": compress_nonlinear_table,
         "compress_share": compress_share_table,
+        "compress_forward": compress_forward_table,
         "config": side_by_side_table,
         "results": accuracy_table,
     }.items():

@@ -61,7 +61,7 @@ def main() -> None:
         rows.append({"model": name, "times over dense, quartiles": quartiles, "resident bytes": resident})
         print(rows[-1])
     content = {"command": "python bench/compress/forward.py", "machine": machine(), "case": options.case}
-    OUT.write_text(json.dumps({**content, "threads": options.threads, "forward": rows}, indent=1) + "\n")
+    OUT.write_text(json.dumps({**content, "threads": options.threads, "compress_forward": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
