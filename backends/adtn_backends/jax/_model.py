@@ -434,7 +434,7 @@ def _coded(x: jax.Array, rest: Precision) -> Codes | None:
 
 
 def _narrowed(x: jax.Array, rest: str) -> jax.Array:
-    """Convert numbers to a narrower dtype, unless one would become infinite."""
+    """Convert real numbers to a narrower dtype, unless one would become infinite."""
     narrow = x.astype(rest) if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize > 2 else x
     return x if bool((jnp.isinf(narrow) & jnp.isfinite(x)).any()) else narrow
 

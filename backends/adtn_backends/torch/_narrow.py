@@ -18,6 +18,6 @@ def coded_of(x: torch.Tensor, rest: Precision) -> Codes | None:
 
 
 def narrowed(x: torch.Tensor, rest: str) -> torch.Tensor:
-    """Convert numbers to a narrower dtype, unless one would become infinite."""
+    """Convert real numbers to a narrower dtype, unless one would become infinite."""
     narrow = x.to(getattr(torch, rest)) if x.is_floating_point() and x.element_size() > 2 else x
     return (x if bool((narrow.isinf() & x.isfinite()).any()) else narrow).contiguous()
