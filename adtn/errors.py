@@ -70,6 +70,10 @@ class CompressError(ADTNError, ValueError):
     """An error for a model that cannot be compressed as requested; the model is unchanged."""
 
 
+class KVCacheError(ADTNError, ValueError):
+    """Raised for a decoder or a cache that cannot be coded, or a codec of another model."""
+
+
 class ProfileError(FileFormatError, ScheduleError):
     """An error for a file that is not a readable device profile."""
 

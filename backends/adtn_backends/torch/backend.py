@@ -251,6 +251,12 @@ class TorchBackend(InPlace):
 
         return TorchModel(model, device)
 
+    def decoder(self, model: Any) -> Any | None:
+        """Wrap a decoder of transformers, whose caches ``adtn.KVCodec`` codes; return ``None`` for other objects."""
+        from ._decoder import decoder_of
+
+        return decoder_of(model)
+
     def optimizer(self, name: str, **options: float) -> TorchOptimizer:
         """Make Adam, AdamW or SGD."""
         return TorchOptimizer(name, **options)

@@ -1,0 +1,8 @@
+"""Caches of keys and values of a decoder, coded into few bytes."""
+
+from ._codec import KVCodec as KVCodec
+from ._decoder import Decoder as Decoder
+from ._pair import Pair as Pair
+from ._parked import Parked as Parked
+from ._store import Found as Found
+from ._store import PromptStore as PromptStore

@@ -1,0 +1,81 @@
+"""The coordinates in which states of a group of layers are coded.
+
+States of a token, of layer l and head h, are centred and weighted by the root A of the second moment F of gradients:
+errors count as much as the model's outputs depend on them. The weighted states of all layers and heads of a group are
+one vector z, and the basis U are the eigenvectors of E[z z^T]: with it no two coefficients c = U^T z are correlated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from autoray import do
+
+from .._typing import Array, Float
+
+_SHRINKAGE = 0.02  # of second moments of gradients towards their mean eigenvalue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Basis:
+    """Means, weights and components of the states of a group of layers.
+
+    Parameters
+    ----------
+    mean : array, (layers, heads, channels)
+    inverse : array, (layers, heads, channels, channels)
+        Inverses of the symmetric weights A.
+    components : array, (layers * heads * channels, coefficients)
+        Orthonormal columns.
+    """
+
+    mean: Float[np.ndarray, "layers heads channels"]
+    inverse: Float[np.ndarray, "layers heads channels channels"]
+    components: Float[np.ndarray, "n coefficients"]
+
+    @cached_property
+    def weight(self) -> Float[np.ndarray, "layers heads channels channels"]:
+        """The weights A, in float32."""
+        return np.linalg.inv(self.inverse.astype(np.float64)).astype(np.float32)
+
+    def coefficients(self, x: Float[Array, "tokens layers heads channels"]) -> Float[Array, "tokens coefficients"]:
+        """Return the coefficients of states."""
+        mean, weight, components = (_like(a, x) for a in (self.mean, self.weight, self.components))
+        z = do("einsum", "tlhd,lhde->tlhe", x - mean, weight)
+        return do("reshape", z, (x.shape[0], components.shape[0])) @ components
+
+    def states(self, c: Float[Array, "tokens coefficients"]) -> Float[Array, "tokens layers heads channels"]:
+        """Return the states of coefficients."""
+        mean, inverse, components = (_like(a, c) for a in (self.mean, self.inverse, self.components))
+        z = do("reshape", c @ do("transpose", components), (c.shape[0], *self.mean.shape))
+        return do("einsum", "tlhe,lhed->tlhd", z, inverse) + mean
+
+
+def _like(a: np.ndarray, x: Array) -> Array:
+    return do("asarray", a.astype(np.float32), like=x)
+
+
+def weights_of(
+    fisher: Float[np.ndarray, "layers heads channels channels"], *, full: bool = True
+) -> Float[np.ndarray, "layers heads channels channels"]:
+    """Return the roots of second moments of gradients; scaled identities if they are not ``full``."""
+    d = fisher.shape[-1]
+    level = np.trace(fisher, axis1=-2, axis2=-1)[..., None, None] / d
+    if not full:
+        return np.sqrt(level) * np.eye(d)
+    values, vectors = np.linalg.eigh(fisher + _SHRINKAGE * level * np.eye(d))
+    return (vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]) @ np.swapaxes(vectors, -1, -2)
+
+
+def components_of(
+    weight: Float[np.ndarray, "layers heads channels channels"], covariance: Float[np.ndarray, "n n"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n n"]]:
+    """Return the eigenvalues, largest first, and eigenvectors of the covariance of weighted states."""
+    n, d = covariance.shape[0], weight.shape[-1]
+    blocks = weight.reshape(-1, d, d)
+    left = np.einsum("bde,bdn->ben", blocks, covariance.reshape(-1, d, n).astype(np.float64)).reshape(n, n)
+    both = np.einsum("nbd,bde->nbe", left.reshape(n, -1, d), blocks).reshape(n, n)
+    values, vectors = np.linalg.eigh(0.5 * (both + both.T))
+    return values[::-1], vectors[:, ::-1]

@@ -1,0 +1,134 @@
+"""Coefficients as integers, with the prediction of tokens by earlier ones of the same id.
+
+All arithmetic is in float32 and on the host, token by token in one order, so that encoder and decoder agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .._typing import Float, Int
+from ._order import CLASSES, Order
+from ._tables import FIRST, LAST, ROUNDING, grid_index, grid_value, table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Magnitudes:
+    """What is expected of the coefficients of a group, by class of token.
+
+    Parameters
+    ----------
+    indices : array, (classes, coefficients), int16
+        Mean magnitudes of what is not predicted, as points of the grid of :mod:`._tables`.
+    parts : array, (classes, coefficients), int8
+        The parts of the mean of earlier tokens of the same id that predict the next, in units of 1 / 127.
+    """
+
+    indices: Int[np.ndarray, "classes coefficients"]
+    parts: Int[np.ndarray, "classes coefficients"]
+
+    def tables(self, step: int) -> Int[np.ndarray, "classes coefficients"]:
+        """Return the index of the table of every coefficient for a step, ``FIRST - 1`` for those without symbols."""
+        return np.clip(self.indices.astype(np.int64) - step, FIRST - 1, LAST)
+
+    def encode(
+        self, c: Float[np.ndarray, "tokens coefficients"], order: Order, step: int
+    ) -> tuple[Int[np.ndarray, "tokens coefficients"], Float[np.ndarray, "tokens coefficients"]]:
+        """Quantise coefficients, and return the symbols with what they decode to."""
+        unit, active = np.float32(grid_value(step)), self.tables(step) >= FIRST
+        symbols = np.zeros(c.shape, np.int32)
+
+        def residual(at: Int[np.ndarray, " n"], predicted: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
+            x = c[at] - predicted
+            q = np.where(active[order.classes[at]], np.floor(np.abs(x) / unit + np.float32(ROUNDING)), 0.0)
+            symbols[at] = np.copysign(q, x).astype(np.int32)
+            return self._reconstructed(symbols[at], order.classes[at], step)
+
+        return symbols, self._in_order(order, c.shape, residual)
+
+    def decode(
+        self, symbols: Int[np.ndarray, "tokens coefficients"], order: Order, step: int
+    ) -> Float[np.ndarray, "tokens coefficients"]:
+        """Return the coefficients that symbols stand for."""
+        return self._in_order(
+            order, symbols.shape, lambda at, _: self._reconstructed(symbols[at], order.classes[at], step)
+        )
+
+    def _reconstructed(
+        self, symbols: Int[np.ndarray, "n m"], classes: Int[np.ndarray, " n"], step: int
+    ) -> Float[np.ndarray, "n m"]:
+        centres = _centres()[self.tables(step) - (FIRST - 1)][classes]
+        return (np.sign(symbols) * (np.abs(symbols) + centres) * np.float32(grid_value(step))).astype(np.float32)
+
+    def _in_order(
+        self,
+        order: Order,
+        shape: tuple[int, ...],
+        residual: Callable[[Int[np.ndarray, " n"], Float[np.ndarray, "n m"]], Float[np.ndarray, "n m"]],
+    ) -> Float[np.ndarray, "tokens coefficients"]:
+        parts = self.parts.astype(np.float32) / np.float32(127.0)
+        found, means = np.empty(shape, np.float32), np.zeros(shape, np.float32)
+        for count, at in enumerate(order.rounds):
+            before = means[order.previous[at]] if count else np.zeros((len(at), shape[1]), np.float32)
+            predicted = parts[min(count, CLASSES - 1)] * before
+            found[at] = predicted + residual(at, predicted)
+            means[at] = before + (found[at] - before) / np.float32(count + 1)
+        return found
+
+
+def _centres() -> Float[np.ndarray, " tables"]:
+    return np.array([0.0, *(table(i).centre for i in range(FIRST, LAST + 1))], np.float32)
+
+
+class Sums:
+    """Sums over calibration texts, from which :class:`Magnitudes` follow.
+
+    Parameters
+    ----------
+    coefficients : int
+    """
+
+    def __init__(self, coefficients: int) -> None:
+        shape = (CLASSES, coefficients)
+        self._products, self._squares, self._magnitudes = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        self._tokens = np.zeros((CLASSES, 1))
+
+    def add_predictions(
+        self, c: Float[np.ndarray, "tokens m"], means: Float[np.ndarray, "tokens m"], order: Order
+    ) -> None:
+        """Add coefficients, and the mean of those of earlier tokens of the same id."""
+        for k in range(1, CLASSES):
+            own = order.classes == k
+            self._products[k] += np.einsum("tm,tm->m", c[own], means[own])
+            self._squares[k] += np.einsum("tm,tm->m", means[own], means[own])
+
+    @property
+    def parts(self) -> Int[np.ndarray, "classes coefficients"]:
+        """The parts of the means that predict coefficients best."""
+        best = self._products / np.maximum(self._squares, np.finfo(np.float64).tiny)
+        return np.rint(127.0 * np.clip(best, 0.0, 1.0)).astype(np.int8)
+
+    def add_magnitudes(self, residuals: Float[np.ndarray, "tokens m"], order: Order) -> None:
+        """Add what is not predicted."""
+        for k in range(CLASSES):
+            own = order.classes == k
+            self._magnitudes[k] += np.abs(residuals[own]).sum(0)
+            self._tokens[k] += int(own.sum())
+
+    @property
+    def indices(self) -> Int[np.ndarray, "classes coefficients"]:
+        """Mean magnitudes, as points of the grid."""
+        return grid_index(self._magnitudes / np.maximum(self._tokens, 1.0))
+
+
+def earlier_means(c: Float[np.ndarray, "tokens m"], order: Order) -> Float[np.ndarray, "tokens m"]:
+    """Return the means of the coefficients of earlier tokens of the same id; zeros for the first."""
+    found, means = np.zeros_like(c), np.zeros_like(c)
+    for count, at in enumerate(order.rounds):
+        if count:
+            found[at] = means[order.previous[at]]
+        means[at] = found[at] + (c[at] - found[at]) / np.float32(count + 1)
+    return found

@@ -1,0 +1,62 @@
+"""The order of tokens by their ids, and what earlier tokens of the same id predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .._typing import Int
+
+CLASSES = 4
+"""Tokens whose id occurred 0, 1, 2, and 3 or more times before them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """How often the id of each token occurred before it, and where last.
+
+    Parameters
+    ----------
+    counts : array, (tokens,)
+    previous : array, (tokens,)
+        Positions of the last token of the same id; 0 for first ones, where it means nothing.
+    """
+
+    counts: Int[np.ndarray, " tokens"]
+    previous: Int[np.ndarray, " tokens"]
+
+    @classmethod
+    def by_id(cls, token_ids: Int[np.ndarray, " tokens"]) -> Order:
+        """Order tokens by their ids.
+
+        Examples
+        --------
+        >>> Order.by_id(np.array([7, 5, 7, 7])).counts.tolist()
+        [0, 0, 1, 2]
+        """
+        ids = np.asarray(token_ids)
+        at = np.argsort(ids, kind="stable")
+        repeats = np.concatenate(([False], ids[at][1:] == ids[at][:-1]))
+        starts = np.maximum.accumulate(np.where(repeats, 0, np.arange(len(ids))))
+        counts, previous = np.empty(len(ids), np.int64), np.zeros(len(ids), np.int64)
+        counts[at] = np.arange(len(ids)) - starts
+        previous[at[1:]] = np.where(repeats[1:], at[:-1], 0)
+        return cls(counts=counts, previous=previous)
+
+    @classmethod
+    def natural(cls, n: int) -> Order:
+        """Treat all tokens as different."""
+        return cls(counts=np.zeros(n, np.int64), previous=np.zeros(n, np.int64))
+
+    @property
+    def classes(self) -> Int[np.ndarray, " tokens"]:
+        """The class of every token, ``(tokens,)``."""
+        return np.minimum(self.counts, CLASSES - 1)
+
+    @cached_property
+    def rounds(self) -> list[Int[np.ndarray, " n"]]:
+        """Positions of the tokens of every count; each round depends on the rounds before it only."""
+        at = np.argsort(self.counts, kind="stable")
+        return np.split(at, np.cumsum(np.bincount(self.counts, minlength=1))[:-1])

@@ -1,0 +1,194 @@
+"""A finished prefix as bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from .._atomic import write_atomic
+from .._files import KEY, check_writable, header_text, read_header, read_whole, sealed
+from .._typing import Float, Int, Shape
+from ..errors import FileFormatError, KVCacheError
+from ._ans import Coded
+from ._pair import Pair
+
+Coder = Literal["ans", "rice"]
+"""Entropy coding by ``constriction``, or Golomb-Rice codes without any package."""
+
+FORMAT = 1
+_KIND = "parked cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parked:
+    """The cache of a prefix, coded.
+
+    Parameters
+    ----------
+    codec : str
+        The digest of the codec.
+    token_ids : array, (tokens,)
+    shapes : Pair of tuple of int
+        (layers, heads, channels) of keys and of values.
+    sinks : Pair of array, (sinks, layers, heads, channels)
+        The states of the first tokens, as they are, in float16 or float32.
+    coded : Coded
+        The states of all other tokens.
+    others : mapping of str to array
+        The states of layers that are not coded.
+    step : int
+        Of the quantisation, a point of the grid of steps.
+    by_id : bool
+        Whether earlier tokens of the same id predict later ones.
+    coder : {"ans", "rice"}
+    """
+
+    codec: str
+    token_ids: Int[np.ndarray, " tokens"]
+    shapes: Pair[Shape]
+    sinks: Pair[Float[np.ndarray, "sinks layers heads channels"]]
+    coded: Coded
+    others: Mapping[str, np.ndarray] = field(default_factory=dict)
+    step: int
+    by_id: bool
+    coder: Coder
+
+    @property
+    def tokens(self) -> int:
+        """The length of the prefix."""
+        return len(self.token_ids)
+
+    @property
+    def values(self) -> int:
+        """The number of values of the dense cache, without layers that are not coded."""
+        return self.tokens * sum(int(np.prod(shape)) for shape in self.shapes)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """The size of the file."""
+        return len(self.to_bytes())
+
+    @property
+    def bytes_by_part(self) -> dict[str, int]:
+        """The bytes of the file by what they hold."""
+        parts = {
+            "coded": self.coded.nbytes,
+            "sinks": self.sinks.k.nbytes + self.sinks.v.nbytes,
+            "token ids": self.token_ids.nbytes,
+            "layers that are not coded": sum(x.nbytes for x in self.others.values()),
+        }
+        return {**parts, "header": self.nbytes - sum(parts.values())}
+
+    @property
+    def bits_per_value(self) -> float:
+        """Bits of the file by values of the dense cache."""
+        return 8 * self.nbytes / self.values
+
+    @property
+    def ratio(self) -> float:
+        """How many times the file is smaller than the cache in bfloat16."""
+        return 16 / self.bits_per_value
+
+    def to_bytes(self) -> bytes:
+        """Return the content of the file that :meth:`save` writes."""
+        from safetensors.numpy import save
+
+        tensors = {
+            "token_ids": self.token_ids,
+            "words": self.coded.words,
+            "beyond": self.coded.beyond,
+            "sinks.k": self.sinks.k,
+            "sinks.v": self.sinks.v,
+            **{f"layers.{name}": x for name, x in self.others.items()},
+        }
+        content: dict[str, Any] = {
+            "codec": self.codec,
+            "shapes": list(self.shapes),
+            "step": self.step,
+            "by_id": self.by_id,
+            "coder": self.coder,
+        }
+        arrays = {name: np.ascontiguousarray(x) for name, x in tensors.items() if x.size or name == "token_ids"}
+        return sealed(save(arrays, {KEY: header_text(_KIND, FORMAT, **content)}))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file, atomically.
+
+        Raises
+        ------
+        OutputError
+            If nothing can be written there.
+        """
+        check_writable(path, "path", "file")
+        write_atomic(path, self.to_bytes())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Parked:
+        """Read a file that :meth:`save` has written.
+
+        Raises
+        ------
+        FileFormatError
+            If the file is damaged, or is something else.
+        """
+        return cls.from_bytes(read_whole(path, "a parked cache"))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Parked:
+        """Read what :meth:`to_bytes` returns."""
+        from safetensors.numpy import load
+
+        header = read_header(data, _KIND, FORMAT)
+        if header is None:
+            raise FileFormatError("This is not a parked cache: it has no adtn header.")
+        try:
+            arrays = load(data)
+            shapes = [tuple(int(n) for n in shape) for shape in header["shapes"]]
+            empty = [np.empty((0, *shape), np.float16) for shape in shapes]
+            return cls(
+                codec=str(header["codec"]),
+                token_ids=arrays["token_ids"],
+                shapes=Pair(k=shapes[0], v=shapes[1]),
+                sinks=Pair(k=arrays.get("sinks.k", empty[0]), v=arrays.get("sinks.v", empty[1])),
+                coded=Coded(
+                    words=arrays.get("words", np.empty(0, np.uint32)),
+                    beyond=arrays.get("beyond", np.empty(0, np.int32)),
+                ),
+                others={n.removeprefix("layers."): x for n, x in arrays.items() if n.startswith("layers.")},
+                step=int(header["step"]),
+                by_id=bool(header["by_id"]),
+                coder=header["coder"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"The parked cache cannot be read ({error!r}).") from error
+
+    def __repr__(self) -> str:
+        return f"Parked({self.tokens:,} tokens, {self.nbytes:,} bytes, {self.ratio:.1f} times smaller than bfloat16)"
+
+
+def small_ids(token_ids: Any) -> Int[np.ndarray, " tokens"]:
+    """Return token ids of one sequence in the smallest dtype.
+
+    Raises
+    ------
+    KVCacheError
+        If they are not a list of non-negative integers.
+    """
+    ids = np.asarray(token_ids)
+    if ids.ndim == 2 and len(ids) == 1:
+        ids = ids[0]
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or (ids.size and int(ids.min()) < 0):
+        raise KVCacheError(
+            f"Got token_ids of shape {ids.shape} and dtype {ids.dtype}; expected the ids of one sequence, (tokens,)."
+        )
+    return ids.astype(np.uint16 if ids.size == 0 or int(ids.max()) < 1 << 16 else np.uint32)
+
+
+def half(x: np.ndarray) -> np.ndarray:
+    """Round to float16, or to float32 where that cannot hold the values."""
+    return x.astype(np.float16 if np.abs(x).max(initial=0.0) < 6e4 else np.float32)
