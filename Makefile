@@ -14,8 +14,9 @@ export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 demo: $(VENV)/.demo
 	$(BIN)/adtn demo
 
+# one thread per worker: two workers with two threads each take far longer on two cores
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -265,7 +265,7 @@ def test_wrong_input_is_refused(codec: KVCodec, tmp_path: Path) -> None:
     with pytest.raises(KVCacheError, match="expected a model such as"):
         KVCodec.calibrate(torch.nn.Linear(2, 2), texts(2, LENGTH))
     with pytest.raises(KVCacheError, match="DynamicSlidingWindowLayer"):
-        KVCodec.calibrate(MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8)), texts(2, LENGTH))
+        KVCodec.calibrate(MistralForCausalLM(MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8)), texts(2, LENGTH))
     with pytest.raises(KVCacheError, match="at least"):
         KVCodec.calibrate(model, texts(2, 10))
     with pytest.raises(adtn.ADTNError, match="filled"):
