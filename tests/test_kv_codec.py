@@ -10,6 +10,7 @@ import pytest
 from adtn.errors import FileFormatError
 from adtn.kv import _ans, _rice
 from adtn.kv._ans import decode_symbols, encode_symbols, ideal_bits
+from adtn.kv._baselines import integers, low_rank, normal_levels, rotated_code
 from adtn.kv._basis import Basis, components_of, weights_of
 from adtn.kv._coefficients import Magnitudes, earlier_means
 from adtn.kv._order import CLASSES, Order
@@ -179,3 +180,35 @@ def test_steps_are_the_coarsest_that_lose_no_more(exponent: float, at: int, firs
     found = step_for(0.01, loss, first)
     assert loss(found) <= 0.01
     assert found >= at - 2
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_integers_are_within_half_a_step(bits: int, axis: int) -> None:
+    x = np.random.default_rng(0).normal(size=(70, 2, 2, 16)).astype(np.float32)
+    again, size = integers(x, bits, 32, axis)
+    moved, other = np.moveaxis(x, axis, -1), np.moveaxis(again, axis, -1)
+    for start in range(0, moved.shape[-1], 32):
+        part, back = moved[..., start : start + 32], other[..., start : start + 32]
+        step = np.ptp(part, axis=-1, keepdims=True) / (2**bits - 1)
+        assert np.all(np.abs(part - back) <= 0.5 * step + 4e-3)
+    groups = 2 * 2 * (16 * 3 if axis == 0 else 70)
+    assert size == bits * x.size + 32 * groups
+
+
+def test_levels_are_those_of_lloyd() -> None:
+    assert np.allclose(normal_levels(1), [-0.7979, 0.7979], atol=1e-3)
+    assert np.allclose(normal_levels(2), [-1.510, -0.4528, 0.4528, 1.510], atol=1e-3)
+
+
+def test_a_rotated_code_loses_what_its_levels_lose() -> None:
+    x = np.random.default_rng(0).normal(size=(300, 2, 2, 64)).astype(np.float32)
+    again, size = rotated_code(x, 2)
+    assert np.isclose(np.mean((x - again) ** 2), 0.1175, rtol=0.1)
+    assert size == 2 * x.size + 16 * 300 * 2 * 2
+
+
+def test_low_rank_is_exact_at_full_rank() -> None:
+    x = np.random.default_rng(0).normal(size=(30, 2, 2, 4)).astype(np.float32)
+    again, size = low_rank(x, 4)
+    assert np.allclose(again, x, atol=1e-5) and size == 16 * 4 * 4 * (30 + 4)

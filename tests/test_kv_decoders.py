@@ -17,7 +17,7 @@ pytest.importorskip("constriction")
 import adtn
 import torch
 from adtn.errors import FileFormatError, KVCacheError, OutputWarning
-from adtn.kv import KVCodec, Pair, Parked, PromptStore
+from adtn.kv import KVCodec, Pair, Parked, PromptStore, kv_report
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
 from adtn_backends.torch._decoder import HFDecoder
@@ -265,7 +265,9 @@ def test_wrong_input_is_refused(codec: KVCodec, tmp_path: Path) -> None:
     with pytest.raises(KVCacheError, match="expected a model such as"):
         KVCodec.calibrate(torch.nn.Linear(2, 2), texts(2, LENGTH))
     with pytest.raises(KVCacheError, match="DynamicSlidingWindowLayer"):
-        KVCodec.calibrate(MistralForCausalLM(MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8)), texts(2, LENGTH))
+        KVCodec.calibrate(
+            MistralForCausalLM(MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8)), texts(2, LENGTH)
+        )
     with pytest.raises(KVCacheError, match="at least"):
         KVCodec.calibrate(model, texts(2, 10))
     with pytest.raises(adtn.ADTNError, match="filled"):
@@ -304,3 +306,19 @@ def test_damaged_prefixes_are_deleted(codec: KVCodec, tmp_path: Path) -> None:
     with pytest.warns(OutputWarning, match="damaged"):
         assert store.get(ids) is None
     assert not list(tmp_path.iterdir())
+
+
+def test_a_report_has_every_way_beside_the_codec(codec: KVCodec, tmp_path: Path) -> None:
+    report = kv_report(codec, texts(2, LENGTH, seed=6), continuation=CONTINUATION, steps=(1.0, 4.0))
+    rows = {row.name: row for row in report.rows}
+    assert abs(rows["bfloat16"].divergence) < 1e-3 and rows["bfloat16"].ratio == 16.0 / rows["bfloat16"].bits_per_value
+    assert rows["adtn, step 4"].bits_per_value < rows["adtn, step 1"].bits_per_value
+    assert rows["int8, groups of 64"].divergence < rows["int3, groups of 64"].divergence
+    assert report.codec_bytes == codec.nbytes and report.break_even > 0
+    assert np.isclose(sum(report.shares.values()), 1.0)
+    for name in ("report.json", "report.html"):
+        report.save(tmp_path / name)
+        assert "adtn, step 1" in (tmp_path / name).read_text()
+    assert "int8, groups of 64" in str(report)
+    with pytest.raises(KVCacheError, match="html"):
+        report.save(tmp_path / "report.txt")

@@ -13,6 +13,7 @@ from ._bench import bench
 from ._compress import compress
 from ._demo import demo
 from ._devices import calibrate, devices
+from ._kv import kv
 from ._plan import plan
 from ._weights import fit, inspect
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 for _command in (devices, demo, fit, inspect, calibrate, plan, compress, bench):
     app.command()(_command)
+app.add_typer(kv, name="kv")
 
 
 def main() -> None:

@@ -2,7 +2,10 @@
 
 from ._codec import KVCodec as KVCodec
 from ._decoder import Decoder as Decoder
+from ._decoder import decoder_of as decoder_of
 from ._pair import Pair as Pair
 from ._parked import Parked as Parked
+from ._report import KVReport as KVReport
+from ._report import kv_report as kv_report
 from ._store import Found as Found
 from ._store import PromptStore as PromptStore

@@ -296,6 +296,20 @@ class KVCodec:
             assert sinks == len(first)
         return Pair(k=found[0], v=found[1])
 
+    def shares(self, states: States, token_ids: Any) -> dict[str, float]:
+        """Return the parts of the coded bits of a prefix by kind and layers, at the calibrated step."""
+        ids = small_ids(token_ids)
+        self._check(states, ids)
+        ordered, bits = self._order(ids, True), dict[str, float]()
+        for kind, what, x in (("k", "keys", states.k), ("v", "values", states.v)):
+            for basis, magnitudes, group in self._parts(kind):
+                c = to_host(basis.coefficients(x[min(self.sinks, len(ids)) :][:, list(group)]))
+                symbols, tables = magnitudes.encode(c, ordered, self.step)[0], magnitudes.tables(self.step)
+                name = f"{what} of layers {self.layers[group[0]]} to {self.layers[group[-1]]}"
+                bits[name] = _ans.ideal_bits([symbols], [tables[ordered.classes]])
+        total = sum(bits.values()) or 1.0
+        return {name: own / total for name, own in bits.items()}
+
     def _recoded(self, states: States, ids: Int[np.ndarray, " tokens"], index: int) -> States:
         """Return states as they are after coding, without making bytes of them."""
         sinks = min(self.sinks, len(ids))

@@ -20,6 +20,11 @@ class Decoder(Protocol):
     """A decoder and its caches."""
 
     @property
+    def model(self) -> Any:
+        """The model."""
+        ...
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The layers whose states are coded; others are stored as they are."""
         ...
@@ -43,16 +48,16 @@ class Decoder(Protocol):
         """Return the exact cache of a text."""
         ...
 
-    def states(self, cache: Any) -> States:
-        """Return what is coded of a cache, in float32."""
+    def states(self, cache: Any, *, rotated: bool = False) -> States:
+        """Return what is coded of a cache, in float32; keys are as before their rotation, unless ``rotated``."""
         ...
 
     def others(self, cache: Any) -> Mapping[str, np.ndarray]:
         """Return what is not coded of a cache, by name."""
         ...
 
-    def cache(self, states: States, others: Mapping[str, np.ndarray]) -> Any:
-        """Build a cache, with which the model goes on."""
+    def cache(self, states: States, others: Mapping[str, np.ndarray], *, rotated: bool = False) -> Any:
+        """Build a cache, with which the model goes on; see :meth:`states`."""
         ...
 
     def gradients(
@@ -73,10 +78,25 @@ class Decoder(Protocol):
         """
         ...
 
+    def tokens(self, text: str) -> Int[np.ndarray, " tokens"]:
+        """Return the token ids of a text, by the tokenizer of the model."""
+        ...
+
+    def text(self, token_ids: Int[np.ndarray, " tokens"]) -> str:
+        """Return the text of token ids."""
+        ...
+
+    def generate(self, cache: Any, token_ids: Int[np.ndarray, " tokens"], new: int) -> Int[np.ndarray, " new"]:
+        """Return the ``new`` most likely tokens after a text, of which the cache holds the beginning."""
+        ...
+
     def log_probabilities(
-        self, cache: Any, continuation: Int[np.ndarray, " tokens"]
+        self, cache: Any, continuation: Int[np.ndarray, " tokens"], *, position: int | None = None
     ) -> Float[Array, "tokens vocabulary"]:
-        """Return those of the next token after each of a continuation that reads a cache, which is used up."""
+        """Return those of the next token after each of a continuation that reads a cache, which is used up.
+
+        ``position`` is that of the first token of the continuation, where it is not the length of the cache.
+        """
         ...
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,8 @@ class HFDecoder:
         """Return the exact cache of a text."""
         return self._prefilled(self._ids(token_ids))
 
-    def states(self, cache: Any) -> Pair[torch.Tensor]:
-        """Return keys before rotation, and values, ``(tokens, layers, heads, channels)`` in float32.
+    def states(self, cache: Any, *, rotated: bool = False) -> Pair[torch.Tensor]:
+        """Return keys before rotation, or ``rotated``, and values, ``(tokens, layers, heads, channels)`` in float32.
 
         Raises
         ------
@@ -110,7 +111,7 @@ class HFDecoder:
         """
         own = self._own(cache)
         keys = torch.stack([layer.keys[0] for layer in own])
-        if self.rotary is not None:
+        if self.rotary is not None and not rotated:
             keys = self.rotary.undo(keys, torch.arange(keys.shape[-2], device=keys.device))
         values = torch.stack([layer.values[0] for layer in own])
         return Pair(k=keys.permute(2, 0, 1, 3).float(), v=values.permute(2, 0, 1, 3).float())
@@ -140,13 +141,13 @@ class HFDecoder:
             found[f"{k}.length"] = np.array([layer.get_seq_length()], np.int64)
         return found
 
-    def cache(self, states: Pair[torch.Tensor], others: Mapping[str, np.ndarray]) -> Any:
-        """Build a cache of one sequence, in the dtype and on the device of the model."""
+    def cache(self, states: Pair[torch.Tensor], others: Mapping[str, np.ndarray], *, rotated: bool = False) -> Any:
+        """Build a cache of one sequence, in the dtype and on the device of the model; see :meth:`states`."""
         from transformers import DynamicCache
 
         dtype = next(self.model.parameters()).dtype
         keys, values = (x.permute(1, 2, 0, 3)[:, None].to(self.device) for x in states)
-        if self.rotary is not None:
+        if self.rotary is not None and not rotated:
             keys = self.rotary.apply(keys, torch.arange(keys.shape[-2], device=self.device))
         cache = DynamicCache(config=self.model.config)
         for k, own_keys, own_values in zip(self.layers, keys.to(dtype), values.to(dtype), strict=True):
@@ -178,21 +179,64 @@ class HFDecoder:
                 keys = self.rotary.adjoint(keys, torch.arange(keys.shape[-2], device=keys.device))
             yield Pair(k=keys.permute(2, 0, 1, 3).float(), v=values.permute(2, 0, 1, 3).float())
 
-    def log_probabilities(self, cache: Any, continuation: np.ndarray) -> torch.Tensor:
+    def log_probabilities(self, cache: Any, continuation: np.ndarray, *, position: int | None = None) -> torch.Tensor:
         """Return those of the next token after each of a continuation, ``(tokens, vocabulary)``, in float32."""
         with torch.no_grad():
-            return self._scores(cache, continuation)
+            return self._scores(cache, continuation, position)
 
-    def _scores(self, cache: Any, continuation: np.ndarray) -> torch.Tensor:
+    def _scores(self, cache: Any, continuation: np.ndarray, position: int | None = None) -> torch.Tensor:
         ids = self._ids(continuation)[None]
-        return self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0].float().log_softmax(-1)
+        options: dict[str, Any] = {}
+        if position is not None:
+            options["position_ids"] = position + torch.arange(ids.shape[1], device=self.device)[None]
+        result = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **options)
+        return result.logits[0].float().log_softmax(-1)
+
+    def tokens(self, text: str) -> np.ndarray:
+        """Return the token ids of a text, by the tokenizer beside the model.
+
+        Raises
+        ------
+        KVCacheError
+            If there is none.
+        """
+        return np.asarray(self._tokenizer(text)["input_ids"], np.int64)
+
+    def text(self, token_ids: np.ndarray) -> str:
+        """Return the text of token ids."""
+        return str(self._tokenizer.decode(np.asarray(token_ids).tolist()))
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.model.name_or_path)
+        except (OSError, ValueError, TypeError) as error:
+            raise KVCacheError(
+                f"There is no tokenizer beside the model in {self.model.name_or_path!r} ({error}). Give token ids, as a "
+                ".npy file."
+            ) from error
+
+    def generate(self, cache: Any, token_ids: np.ndarray, new: int) -> np.ndarray:
+        """Return the ``new`` most likely tokens after a text, of which the cache holds the beginning."""
+        with torch.no_grad():
+            out = self.model.generate(
+                self._ids(token_ids)[None], past_key_values=cache, max_new_tokens=new, do_sample=False
+            )
+        return out[0, len(token_ids) :].cpu().numpy()
 
     def _ids(self, token_ids: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(np.asarray(token_ids), dtype=torch.long, device=self.device)
 
 
 def decoder_of(model: Any) -> HFDecoder | None:
-    """Wrap a decoder; ``None`` for objects that are not models of transformers."""
+    """Wrap a decoder, or the one in a Hugging Face folder (a ``Path``); ``None`` for other objects."""
+    if isinstance(model, Path):
+        from transformers import AutoModelForCausalLM
+
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model)
+        return HFDecoder(model=loaded.eval().requires_grad_(False))
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         return None
     return HFDecoder(model=model)
