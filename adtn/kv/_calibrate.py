@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -78,6 +78,12 @@ class Moments:
         """Add the gradients of tokens."""
         self.fisher += np.einsum("tlhc,tlhd->lhcd", g, g, optimize=True)
         self.gradients += len(g)
+
+    def regrouped(self, groups: Sequence[Sequence[int]]) -> Moments:
+        """Return the moments of other groups of layers, for those of one group of all layers."""
+        (whole,), size = self.covariances, self.mean[0].size
+        at = [np.concatenate([np.arange(k * size, (k + 1) * size) for k in group]) for group in groups]
+        return replace(self, covariances=[whole[np.ix_(own, own)] for own in at])
 
     def finished(self, groups: Sequence[Sequence[int]]) -> Moments:
         """Return means instead of sums."""
@@ -202,7 +208,7 @@ def _storable(x: np.ndarray) -> np.ndarray:
 
 
 def magnitudes_of(
-    bases: Pair[Sequence[Basis]],
+    bases: Pair[list[Basis]],
     groups: Sequence[Sequence[int]],
     texts: Iterable[tuple[Pair[Any], Int[np.ndarray, " tokens"]]],
 ) -> Pair[list[Magnitudes]]:

@@ -19,6 +19,7 @@ from . import _ans, _rice
 from ._ans import Coded
 from ._basis import Basis
 from ._calibrate import (
+    Moments,
     Recipe,
     Weighting,
     active,
@@ -148,26 +149,41 @@ class KVCodec:
             continuation=continuation, samples=samples, weighting=weighting, sinks=sinks, seed=seed, say=say
         )
         moments = moments_of(decoder, texts, groups, recipe)
-        bases, unit = bases_of(moments, groups, weighting)
-        magnitudes = magnitudes_of(bases, groups, prefixes(decoder, texts[:_MAGNITUDE_TEXTS], continuation, sinks))
+        return cls.from_moments(decoder, moments, groups, texts, recipe, kl=kl, finest=finest)
+
+    @classmethod
+    def from_moments(
+        cls,
+        decoder: Decoder,
+        moments: Pair[Moments],
+        groups: tuple[tuple[int, ...], ...],
+        texts: Sequence[Int[np.ndarray, " n"]],
+        recipe: Recipe,
+        *,
+        kl: float,
+        finest: float,
+    ) -> KVCodec:
+        """Make a codec of moments that are known; see :meth:`calibrate`."""
+        bases, unit = bases_of(moments, groups, recipe.weighting)
+        first = prefixes(decoder, texts[:_MAGNITUDE_TEXTS], recipe.continuation, recipe.sinks)
         whole = cls(
             model=decoder.digest,
             layers=decoder.layers,
             groups=groups,
             bases=bases.map(tuple),
-            magnitudes=magnitudes.map(tuple),
+            magnitudes=magnitudes_of(bases, groups, first).map(tuple),
             step=0,
             finest=-(1 << 14),
             unit=unit,
-            sinks=sinks,
+            sinks=recipe.sinks,
             decoder=decoder,
         )
-        say("choosing the step")
-        measure = Divergence.of(decoder, texts[-_STEP_TEXTS:], continuation)
+        recipe.say("choosing the step")
+        measure = Divergence.of(decoder, texts[-_STEP_TEXTS:], recipe.continuation)
         # errors of rounding by one step have a mean square of a twelfth
         values = len(texts[-1]) * sum(m.mean.size for m in moments)
-        first = int(grid_index(np.sqrt(np.array(24.0 * kl / values)))) - unit
-        step = step_for(kl, lambda index: measure(lambda states, ids: whole._recoded(states, ids, index)), first)
+        start = int(grid_index(np.sqrt(np.array(24.0 * kl / values)))) - unit
+        step = step_for(kl, lambda index: measure(lambda states, ids: whole._recoded(states, ids, index)), start)
         return replace(whole, step=step)._without_inactive(step + int(grid_index(np.array(finest))))
 
     def _without_inactive(self, finest: int) -> KVCodec:
@@ -467,7 +483,10 @@ class KVCodec:
                 groups=groups,
                 bases=Pair(k=own("k", of_basis, Basis), v=own("v", of_basis, Basis)),
                 magnitudes=Pair(k=own("k", of_magnitudes, Magnitudes), v=own("v", of_magnitudes, Magnitudes)),
-                **{name: int(header[name]) for name in ("step", "finest", "unit", "sinks")},
+                step=int(header["step"]),
+                finest=int(header["finest"]),
+                unit=int(header["unit"]),
+                sinks=int(header["sinks"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"The cache codec cannot be read ({error!r}).") from error

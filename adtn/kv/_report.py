@@ -91,7 +91,7 @@ class KVReport:
     prefill_seconds : float
         The median time to compute a prefix again.
     shares : dict of str to float
-        The parts of the coded bits by kind and layers.
+        The parts of the coded bits of the first text by kind and layers.
     """
 
     rows: list[Row]
@@ -195,10 +195,12 @@ def kv_report(
     own = [step for step in steps if step >= codec.relative_finest - 1e-9] or [1.0]
     found: dict[str, list[Reading]] = {}
     seconds: list[float] = []
+    shares: dict[str, float] = {}
     for n, ids in enumerate(texts):
         say(f"text {n + 1} of {len(texts)}")
         prefix = _prefilled(decoder, ids, continuation)
         seconds.append(prefix.seconds)
+        shares = shares or codec.shares(decoder.states(prefix.cache), prefix.ids)
         for step in own:
             found.setdefault(f"adtn, step {step:g}", []).append(_coded(codec, prefix, step))
         for baseline in baselines(codec.sinks) if with_baselines else ():
@@ -213,7 +215,7 @@ def kv_report(
         model_bytes=decoder.nbytes,
         dense_bytes_per_token=2.0 * values,
         prefill_seconds=float(np.median(seconds)),
-        shares=codec.shares(decoder.states(prefix.cache), prefix.ids),
+        shares=shares,
     )
 
 

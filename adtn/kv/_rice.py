@@ -113,10 +113,11 @@ def _write_map(x: Bits, block: int, emit: Callable[[Bits], object]) -> None:
     """Write which symbols are not zero: blocks first, then halves of the blocks that are not."""
     padded = np.concatenate((x, np.zeros(-len(x) % block, bool)))
     parents = padded.reshape(len(padded) // block, block)
-    emit(parents.any(1))
-    parents = parents[parents.any(1)]
+    filled: Bits = np.any(parents, axis=1)
+    emit(filled)
+    parents = parents[filled]
     while parents.shape[1] > 1:
-        halves = parents.reshape(len(parents), 2, parents.shape[1] // 2).any(2)
+        halves: Bits = np.any(parents.reshape(len(parents), 2, parents.shape[1] // 2), axis=2)
         emit(halves[:, 0])
         emit(halves[halves[:, 0], 1])  # if the first half is zero, the other one is not
         parents = parents.reshape(2 * len(parents), parents.shape[1] // 2)[halves.ravel()]

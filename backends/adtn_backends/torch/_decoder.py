@@ -149,7 +149,7 @@ class HFDecoder:
         keys, values = (x.permute(1, 2, 0, 3)[:, None].to(self.device) for x in states)
         if self.rotary is not None and not rotated:
             keys = self.rotary.apply(keys, torch.arange(keys.shape[-2], device=self.device))
-        cache = DynamicCache(config=self.model.config)
+        cache: Any = DynamicCache(config=self.model.config)
         for k, own_keys, own_values in zip(self.layers, keys.to(dtype), values.to(dtype), strict=True):
             cache.layers[k].update(own_keys, own_values)
         for k in sorted({int(name.split(".")[0]) for name in others}):
@@ -214,8 +214,8 @@ class HFDecoder:
             return AutoTokenizer.from_pretrained(self.model.name_or_path)
         except (OSError, ValueError, TypeError) as error:
             raise KVCacheError(
-                f"There is no tokenizer beside the model in {self.model.name_or_path!r} ({error}). Give token ids, as a "
-                ".npy file."
+                f"There is no tokenizer beside the model in {self.model.name_or_path!r} ({error}). Give token ids, in "
+                "a .npy file."
             ) from error
 
     def generate(self, cache: Any, token_ids: np.ndarray, new: int) -> np.ndarray:
