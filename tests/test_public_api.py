@@ -29,6 +29,7 @@ NAMES = {  # listed by hand, so that public names change only on purpose
     "DeviceProfile",
     "Generator",
     "IdentityBase",
+    "KVCodec",
     "Layout",
     "LowRank",
     "MERA",

@@ -50,7 +50,7 @@ def runs(tables: Int[np.ndarray, " n"]) -> list[tuple[int, Int[np.ndarray, " k"]
 
 
 def encode_symbols(symbols: Int[np.ndarray, " n"], tables: Int[np.ndarray, " n"]) -> Coded:
-    """Code symbols, each with the table of its index; those without a table are zero."""
+    """Encode symbols, each with the table of its index; those without a table are zero."""
     constriction = _constriction()
     coder = constriction.stream.stack.AnsCoder()
     beyond: list[np.ndarray] = []

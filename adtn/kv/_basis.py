@@ -20,7 +20,7 @@ _SHRINKAGE = 0.02  # of second moments of gradients towards their mean eigenvalu
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
-    """Means, weights and components of the states of a group of layers.
+    """The means, weights and components of the states of a group of layers.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ Weighting = Literal["full", "scalar", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How texts are read for a calibration; see :meth:`adtn.KVCodec.calibrate`."""
+    """A way to read texts for a calibration; see :meth:`adtn.KVCodec.calibrate`."""
 
     continuation: int
     samples: int
@@ -36,7 +36,7 @@ class Recipe:
 
 @dataclass(kw_only=True)
 class Moments:
-    """Sums over tokens of the states and gradients of keys, or of values.
+    """The sums over tokens of the states and gradients of keys, or of values.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ def _coefficients(bases: Sequence[Basis], groups: Sequence[Sequence[int]], x: An
 
 
 def active(basis: Basis, magnitudes: Magnitudes, finest: int) -> tuple[Basis, Magnitudes]:
-    """Leave out coefficients that have no symbols at the finest step."""
+    """Return a basis without the coefficients that have no symbols at the finest step."""
     own = (magnitudes.tables(finest) >= FIRST).any(0)
     return (
         Basis(mean=basis.mean, inverse=basis.inverse, components=np.ascontiguousarray(basis.components[:, own])),

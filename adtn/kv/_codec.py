@@ -74,6 +74,19 @@ class KVCodec:
     decoder : Decoder, optional
         The model.
 
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes, initializer_range=0.5)).eval()
+    >>> texts = np.random.default_rng(0).integers(0, 40, (4, 96))
+    >>> codec = KVCodec.calibrate(model, texts, continuation=32, kl=0.02)
+    >>> cache = model(torch.tensor(texts[:1]), use_cache=True).past_key_values
+    >>> parked = codec.encode(cache, texts[0], coder="rice")
+    >>> parked.ratio > 1.0, codec.decode(parked).get_seq_length()
+    (True, 96)
+
     References
     ----------
     Rotation undone, Karhunen-Loeve bases over layers and sinks: KVTC (2025), arXiv:2511.01815. Weights by second
@@ -208,7 +221,7 @@ class KVCodec:
         order: Literal["ids", "natural"] = "ids",
         coder: Coder = "ans",
     ) -> Parked:
-        """Code the exact cache of a prefix.
+        """Encode the exact cache of a prefix.
 
         Parameters
         ----------
@@ -242,7 +255,7 @@ class KVCodec:
         coder: Coder = "ans",
         others: Mapping[str, np.ndarray] | None = None,
     ) -> Parked:
-        """Code keys before rotation, and values, ``(tokens, layers, heads, channels)``, of any framework."""
+        """Encode keys before rotation, and values, ``(tokens, layers, heads, channels)``, of any framework."""
         ids = small_ids(token_ids)
         self._check(states, ids)
         if coder not in _CODERS or order not in ("ids", "natural"):

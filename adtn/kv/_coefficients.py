@@ -17,7 +17,7 @@ from ._tables import FIRST, LAST, ROUNDING, grid_index, grid_value, table
 
 @dataclass(frozen=True, kw_only=True)
 class Magnitudes:
-    """What is expected of the coefficients of a group, by class of token.
+    """The expected magnitudes of the coefficients of a group, by class of token.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def _centres() -> Float[np.ndarray, " tables"]:
 
 
 class Sums:
-    """Sums over calibration texts, from which :class:`Magnitudes` follow.
+    """The sums over calibration texts, from which :class:`Magnitudes` follow.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class Sums:
 
     @property
     def indices(self) -> Int[np.ndarray, "classes coefficients"]:
-        """Mean magnitudes, as points of the grid."""
+        """The mean magnitudes, as points of the grid."""
         return grid_index(self._magnitudes / np.maximum(self._tokens, 1.0))
 
 

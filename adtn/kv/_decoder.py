@@ -1,4 +1,4 @@
-"""What a framework must offer of a decoder, so that its caches can be coded."""
+"""The interface to a decoder of a framework, through which its caches are coded."""
 
 from __future__ import annotations
 

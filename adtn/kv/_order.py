@@ -15,7 +15,7 @@ CLASSES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """How often the id of each token occurred before it, and where last.
+    """The number of earlier tokens of the same id, and the place of the last one, for every token.
 
     Parameters
     ----------
@@ -57,6 +57,6 @@ class Order:
 
     @cached_property
     def rounds(self) -> list[Int[np.ndarray, " n"]]:
-        """Positions of the tokens of every count; each round depends on the rounds before it only."""
+        """The positions of the tokens of every count; each round depends on the rounds before it only."""
         at = np.argsort(self.counts, kind="stable")
         return np.split(at, np.cumsum(np.bincount(self.counts, minlength=1))[:-1])

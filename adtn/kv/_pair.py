@@ -12,7 +12,7 @@ U = TypeVar("U")
 
 @dataclass(frozen=True, kw_only=True)
 class Pair(Generic[T]):
-    """The same thing of keys and of values.
+    """A pair of the same thing for keys and for values.
 
     Parameters
     ----------

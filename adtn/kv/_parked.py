@@ -86,12 +86,12 @@ class Parked:
 
     @property
     def bits_per_value(self) -> float:
-        """Bits of the file by values of the dense cache."""
+        """The bits of the file divided by the number of values of the dense cache."""
         return 8 * self.nbytes / self.values
 
     @property
     def ratio(self) -> float:
-        """How many times the file is smaller than the cache in bfloat16."""
+        """The size of the cache in bfloat16 divided by that of the file."""
         return 16 / self.bits_per_value
 
     def to_bytes(self) -> bytes:

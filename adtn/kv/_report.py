@@ -29,7 +29,7 @@ STEPS = (0.5, 0.7, 1.0, 1.4, 2.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What one way to store a prefix costs and loses on one text.
+    """The cost and the loss of one way to store a prefix, for one text.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Means over texts of one way to store prefixes.
+    """The means over texts of one way to store prefixes.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class KVReport:
-    """What a codec costs and loses, beside baselines.
+    """The cost and the loss of a codec, beside baselines.
 
     Parameters
     ----------

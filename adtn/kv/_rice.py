@@ -30,7 +30,7 @@ Read = Callable[[int], Bits]
 
 
 def encode_symbols(symbols: Int[np.ndarray, " n"], tables: Int[np.ndarray, " n"]) -> Coded:
-    """Code symbols, each with the table of its index; those without a table are zero."""
+    """Encode symbols, each with the table of its index; those without a table are zero."""
     bits: list[Bits] = []
     for i, at in runs(tables):
         _write(symbols[at], i, bits.append)

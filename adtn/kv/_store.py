@@ -25,12 +25,12 @@ _SUFFIX = ".parked"
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a store has for a text.
+    """A stored beginning of a prompt.
 
     Parameters
     ----------
     cache
-        Of the first ``tokens`` tokens of the text.
+        Of the first ``tokens`` tokens of the prompt.
     tokens : int
     """
 
@@ -67,7 +67,7 @@ class PromptStore:
         self.limit = limit
 
     def put(self, cache: Any, token_ids: Any, **options: Any) -> Parked:
-        """Code the cache of a prefix and store it; see :meth:`KVCodec.encode` for the options.
+        """Encode the cache of a prefix and store it; see :meth:`KVCodec.encode` for the options.
 
         Raises
         ------
@@ -84,7 +84,7 @@ class PromptStore:
         return parked
 
     def get(self, token_ids: Any, least: int = 1) -> Found | None:
-        """Return the cache of the longest beginning of a text that is stored.
+        """Return the cache of the longest beginning of a prompt that is stored.
 
         A stored prefix that goes on differently serves as far as it agrees, since no token depends on later ones.
 

@@ -53,7 +53,7 @@ class Table:
 
     @property
     def bits(self) -> Float[np.ndarray, " n"]:
-        """Ideal lengths of the codes of all symbols."""
+        """The ideal lengths of the codes of all symbols."""
         return -np.log2(self.probabilities.astype(np.float64) / float(np.sum(self.probabilities, dtype=np.float64)))
 
 
