@@ -59,27 +59,35 @@ if TYPE_CHECKING:
     from .compression import load_pretrained as load_pretrained
     from .compression import save as save
     from .compression import save_model as save_model
+    from .ordering import SortedTensor as SortedTensor
+    from .ordering import einsort as einsort
 
-_OF_MODELS = (
-    "Budget",
-    "CompressReport",
-    "Config",
-    "Stage",
-    "compress",
-    "load",
-    "load_model",
-    "load_pretrained",
-    "save",
-    "save_model",
-)
+_LATE = {
+    **dict.fromkeys(
+        (
+            "Budget",
+            "CompressReport",
+            "Config",
+            "Stage",
+            "compress",
+            "load",
+            "load_model",
+            "load_pretrained",
+            "save",
+            "save_model",
+        ),
+        ".compression",
+    ),
+    **dict.fromkeys(("SortedTensor", "einsort"), ".ordering"),
+}
 
 
 def __getattr__(name: str) -> Any:
     # imported late, so that layers and fits need not wait for the compression of whole models
-    if name not in _OF_MODELS:
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(".compression", __name__), name)
+    return getattr(importlib.import_module(_LATE[name], __name__), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_OF_MODELS]
+    return [*globals(), *_LATE]
