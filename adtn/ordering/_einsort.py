@@ -121,7 +121,7 @@ def einsort(
     )
     if layout is not None and layout.shape != values.shape:
         raise OrderingError(
-            f"Got a layout for {layout.shape} and a tensor of shape {values.shape}; they must be equal."
+            f"Got a layout for {layout.shape} and a tensor of shape {values.shape}; expected equal ones."
         )
     solved = solve(values, request)
     return SortedTensor(

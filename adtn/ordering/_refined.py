@@ -17,7 +17,7 @@ from ._ordering import Approximate, OfSlices, Order, relative_error, rows_along
 from ._spectral import Spectral
 
 _LEAST_GAIN = 1e-4  # relative decrease of the error in a round, below which rounds end
-_MOST_TO_COMPARE = 2048  # slices up to which starts that compare all pairs are tried
+_MOST_TO_COMPARE = 1024  # slices up to which starts that compare all pairs are tried
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ _MOST = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Spectral(OfSlices):
-    """The order of slices by their entries in the Fiedler vector of a graph whose weights are squared cosines between slices.
+    """The order of slices by the Fiedler vector of a graph whose weights are squared cosines between slices.
 
     It minimises the sum of weights times squared distances among all real numbers of unit norm, so that similar slices
     come near each other.
