@@ -160,6 +160,7 @@ def test_a_sorted_weight_needs_no_permutation_where_its_neighbour_takes_it() -> 
 def test_flax() -> None:
     nnx = pytest.importorskip("flax.nnx")
     import jax.numpy as jnp
+
     from adtn_backends.jax import absorb_hidden as absorb
 
     first, second = nnx.Linear(6, 9, rngs=nnx.Rngs(0)), nnx.Linear(9, 4, rngs=nnx.Rngs(1))

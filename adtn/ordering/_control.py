@@ -44,7 +44,12 @@ class Control:
     @property
     def standard_error(self) -> float:
         """The standard error of that mean."""
-        return stdev(self.gaussian) / math.sqrt(len(self.gaussian))
+        return self.spread / math.sqrt(len(self.gaussian))
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the gain of a single search on noise, beside which a difference is large or not."""
+        return stdev(self.gaussian)
 
     def __str__(self) -> str:
         return (

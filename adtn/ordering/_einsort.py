@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from .._arrays import finite_array
-from .._checks import Count, Positive, Range, Seed, checked
+from .._checks import Positive, Range, Seed, checked
 from ..errors import OrderingError
 from ..layout import Layout
 from ..precision import Precision
@@ -32,7 +32,7 @@ def einsort(
     nonnegative: bool = False,
     gauge: Gauge = "bonds",
     seed: Seed = 0,
-    controls: Annotated[Count, Range(2)] = 3,
+    controls: Annotated[int, Range(2)] = 3,
 ) -> SortedTensor:
     """Approximate a tensor by a network that is read through permutations, within a number of bytes.
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from .._checks import Count, Positive, Range, Seed, check_fields
+from .._checks import Positive, Range, Seed, check_fields
 from .._typing import Float
 from ..errors import OrderingError
 from ..generator import Generator
@@ -37,7 +37,7 @@ class Request:
     nonnegative: bool
     gauge: Gauge
     seed: Seed
-    controls: Annotated[Count, Range(2)]
+    controls: Annotated[int, Range(2)]
 
     def __post_init__(self) -> None:
         check_fields(self, OrderingError)

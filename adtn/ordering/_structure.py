@@ -131,7 +131,9 @@ def within(
 
 def _of_size(form: Form, tensor: Float[np.ndarray, "*shape"], params: int) -> Topology | None:
     topology = form.topology
-    if isinstance(topology, LowRank | TT | Tucker) and not isinstance(topology, TensorRing):
+    # between activations, every leg needs its factor, and spectra say nothing about ranks
+    is_linear = topology.activation == "identity"
+    if is_linear and isinstance(topology, LowRank | TT | Tucker) and not isinstance(topology, TensorRing):
         return best_within(topology, form.layout, tensor, None, params)
     if topology.grows is None:
         return topology if _size(topology, form.layout) <= params else None

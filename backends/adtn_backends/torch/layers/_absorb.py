@@ -1,4 +1,4 @@
-"""The permutations that a model takes over: orders of hidden units, heads, channels and the residual stream cost nothing.
+"""The permutations that a model takes over: orders of hidden units, heads and channels cost nothing there.
 
 Every function changes weights in place so that outputs change by rounding only. Nothing is changed if a shape does not
 fit.
@@ -60,14 +60,12 @@ def absorb_values(attention: nn.Module, orders: Permutation | Sequence[Permutati
     given = [orders] * heads if isinstance(orders, Permutation) else list(orders)
     if len(given) != heads or any(len(order) != d for order in given):
         raise LayoutError(
-            f"Got {len(given)} orders of {[len(order) for order in given]} channels for {heads} key-value heads of {d}; "
-            "expected one order, or one per head, of all channels of a head."
+            f"Got {len(given)} orders of {[len(order) for order in given]} channels; expected one for all, or one for each "
+            f"of {heads} key-value heads, of {d} channels."
         )
     of_heads = [torch.tensor(order.array) + k * d for k, order in enumerate(given)]
     # every key-value head serves a group of query heads, and the columns of these follow it
-    columns = [
-        torch.tensor(order.array) + (k * groups + g) * d for k, order in enumerate(given) for g in range(groups)
-    ]
+    columns = [torch.tensor(order.array) + (k * groups + g) * d for k, order in enumerate(given) for g in range(groups)]
     projection: Any = attention
     _apply([*_rows(projection.v_proj, torch.cat(of_heads)), (projection.o_proj, "weight", 1, torch.cat(columns))])
 
@@ -175,7 +173,9 @@ def absorb_residual(model: nn.Module, order: Permutation) -> None:
         inner |= {id(x) for x in (*biases, *norms, getattr(head, "bias", None)) if x is not None}
     known = {id(getattr(module, name)) for module, name, _, _ in changes} | inner
     if unknown := [name for name, x in model.named_parameters() if id(x) not in known]:
-        raise LayoutError(f"Got a model with {', '.join(unknown[:5])}, of which the order is not known; expected Llama's.")
+        raise LayoutError(
+            f"Got a model with {', '.join(unknown[:5])}, whose order is not known; expected one as Llama."
+        )
     _apply(changes)
 
 
@@ -183,7 +183,7 @@ def _body(model: nn.Module) -> Any:
     body = getattr(model, "model", model)
     missing = [name for name in ("embed_tokens", "layers", "norm") if not hasattr(body, name)]
     if missing:
-        raise LayoutError(f"Got a {type(model).__name__} without {', '.join(missing)}; expected a model as Llama.")
+        raise LayoutError(f"Got a {type(model).__name__} without {', '.join(missing)}; expected one as Llama.")
     return body
 
 
@@ -191,7 +191,7 @@ def _heads(attention: Any) -> tuple[int, int, int]:
     """Return the channels of a head, the query heads per key-value head, and the number of the latter."""
     wanted = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "num_key_value_groups")
     if missing := [name for name in wanted if not hasattr(attention, name)]:
-        raise LayoutError(f"Got a {type(attention).__name__} without {', '.join(missing)}; expected attention as Llama's.")
+        raise LayoutError(f"Got a {type(attention).__name__} without {', '.join(missing)}; expected that of a Llama.")
     d = attention.head_dim
     return d, attention.num_key_value_groups, attention.k_proj.weight.shape[0] // d
 
