@@ -58,7 +58,7 @@ def bits_of_permutation(n: int) -> float:
     Examples
     --------
     >>> round(bits_of_permutation(4), 3), round(bits_of_permutation(384))
-    (4.585, 2744)
+    (4.585, 2748)
     """
     return math.lgamma(n + 1) / math.log(2.0)
 

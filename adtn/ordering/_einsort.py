@@ -95,13 +95,13 @@ def einsort(
     --------
     >>> import adtn, numpy as np
     >>> rng = np.random.default_rng(0)
-    >>> hidden = np.kron(rng.standard_normal((8, 8)), rng.standard_normal((8, 8)))  # a train of rank 1 on good legs
-    >>> hidden = hidden[rng.permutation(64)][:, rng.permutation(64)]
-    >>> plain, found = (
-    ...     adtn.einsort(hidden, ordering=way, topology=adtn.MPO(), layout=adtn.Layout.of((64, 64), 8, "interleaved"),
-    ...                  bytes=1024) for way in ("none", "leaf"))
-    >>> found.relative_error < plain.relative_error
-    True
+    >>> tensor = np.kron(rng.standard_normal((6, 6)), rng.standard_normal((6, 6)))  # an MPO of bond 1
+    >>> tensor = tensor[rng.permutation(36)][:, rng.permutation(36)]  # whose order is lost
+    >>> options = {"topology": "mpo", "layout": adtn.Layout.of((36, 36), 6, "interleaved"), "bytes": 600}
+    >>> for ordering in ("none", "search"):
+    ...     print(f"{adtn.einsort(tensor, ordering=ordering, **options).relative_error:.2f}")
+    0.88
+    0.47
     """
     given = finite_array("tensor", tensor, OrderingError)
     if not 1 <= given.ndim <= MAX_AXES or not given.size:

@@ -60,8 +60,8 @@ def absorb_values(attention: nn.Module, orders: Permutation | Sequence[Permutati
     given = [orders] * heads if isinstance(orders, Permutation) else list(orders)
     if len(given) != heads or any(len(order) != d for order in given):
         raise LayoutError(
-            f"Got {len(given)} orders of {[len(order) for order in given]} channels; expected one for all, or one for each "
-            f"of {heads} key-value heads, of {d} channels."
+            f"Got {len(given)} orders of {[len(order) for order in given]} channels; expected one for all, or one for "
+            f"each of {heads} key-value heads, of {d} channels."
         )
     of_heads = [torch.tensor(order.array) + k * d for k, order in enumerate(given)]
     # every key-value head serves a group of query heads, and the columns of these follow it
@@ -173,9 +173,7 @@ def absorb_residual(model: nn.Module, order: Permutation) -> None:
         inner |= {id(x) for x in (*biases, *norms, getattr(head, "bias", None)) if x is not None}
     known = {id(getattr(module, name)) for module, name, _, _ in changes} | inner
     if unknown := [name for name, x in model.named_parameters() if id(x) not in known]:
-        raise LayoutError(
-            f"Got a model with {', '.join(unknown[:5])}, whose order is not known; expected one as Llama."
-        )
+        raise LayoutError(f"Got a model with {', '.join(unknown[:5])}, whose order is not known; expected a Llama.")
     _apply(changes)
 
 
