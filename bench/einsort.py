@@ -50,7 +50,6 @@ def tensors() -> Iterator[tuple[str, np.ndarray]]:
     state = minilm().model.state_dict()
     layer = "encoder.encoder.layer"
     yield "MiniLM query, layer 0", _block(state[f"{layer}.0.attention.self.query.weight"])
-    yield "MiniLM query, layer 5", _block(state[f"{layer}.5.attention.self.query.weight"])
     yield "MiniLM MLP, layer 2, 384 hidden units", _block(state[f"{layer}.2.intermediate.dense.weight"])
     yield "MiniLM embedding of 384 words", _block(state["encoder.embeddings.word_embeddings.weight"][2000:])
     yield "Gaussian", np.random.default_rng(12345).standard_normal((SIDE, SIDE))
@@ -241,6 +240,14 @@ PARTS: Mapping[str, Callable[[], Iterator[dict[str, Any]]]] = {
 }
 
 
+def write(path: Path, content: dict[str, Any], part: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write what has been measured so far; a part that was interrupted has fewer rows."""
+    parts = content["einsort"] | {part: rows}
+    content = {"command": "python bench/einsort.py", "machine": machine(), "einsort": parts}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return content
+
+
 def main() -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser()
@@ -254,10 +261,8 @@ def main() -> None:
         start, rows = time.perf_counter(), []
         for row in PARTS[part]():
             rows.append(row)
+            content = write(options.out, content, part, rows)
             print(part, {k: v for k, v in row.items() if k not in ("errors", "noise")}, file=sys.stderr, flush=True)
-        content["einsort"][part] = rows
-        content = {"command": "python bench/einsort.py", "machine": machine(), "einsort": content["einsort"]}
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
         print(part, f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
 
 
