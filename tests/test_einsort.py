@@ -307,6 +307,16 @@ def test_a_chunk_of_a_cache() -> None:
         assert found.relative_error < 1.0
 
 
+@pytest.mark.parametrize("shape", [(5,), (7, 1), (1, 1, 9, 9)], ids=str)
+@pytest.mark.parametrize("name", ["norm", "rows"])
+def test_odd_shapes_and_tensors_of_zeros(shape: tuple[int, ...], name: str) -> None:
+    for tensor in (noise(*shape), np.zeros(shape)):
+        nbytes = 8 * tensor.size + 64
+        found = adtn.einsort(tensor, ordering=OF_ENTRIES.get(name, name), topology="auto", bytes=nbytes)
+        assert found.dense().shape == shape and found.bits.total <= 8 * nbytes
+        assert found.relative_error < 1e-5
+
+
 def test_auto_is_no_worse_than_each_topology_in_float32() -> None:
     tensor = hidden(1)
     best = adtn.einsort(tensor, ordering="leaf", topology="auto", bytes=1500)

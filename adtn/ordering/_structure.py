@@ -97,12 +97,13 @@ def _flat(form: Form) -> Form:
     if math.prod(legs) != layout.size:
         legs = [n for n in layout.shape if n > 1]
     if isinstance(topology, LowRank):  # of a single axis, a pair of factors is a train of two sites
-        topology, legs = TT(), [layout.shape[0], layout.size // layout.shape[0]]
+        first = next((n for n in layout.shape if n > 1), 1)
+        topology, legs = TT(), [n for n in (first, layout.size // first) if n > 1]
     return Form(topology, Layout.from_factors((layout.size,), (tuple(legs),)))
 
 
 def _is_possible(form: Form) -> bool:
-    if form.layout.ndim_legs < 2:
+    if not form.layout.ndim_legs or (isinstance(form.topology, LowRank) and form.layout.ndim_legs < 2):
         return False
     try:
         form.topology.segments(form.layout)
