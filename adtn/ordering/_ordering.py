@@ -68,7 +68,7 @@ class Ordering:
     """
 
     refines: ClassVar[bool] = False
-    """Whether the order depends on the network, so that it is sought for the best of several networks only."""
+    """Whether the order depends on the network, which is then chosen with the orders of :meth:`starts`."""
     is_flat: ClassVar[bool] = False
     """Whether entries are ordered instead of slices."""
 
@@ -82,6 +82,14 @@ class Ordering:
     @abstractmethod
     def order(self, tensor: Float[np.ndarray, "*shape"], approximate: Approximate) -> Order:
         """Order a tensor, with a fit of the network that will approximate it."""
+
+    def starts(self, tensor: Float[np.ndarray, "*shape"]) -> list[Order]:
+        """Return the orders with which a network is chosen, the order itself if it does not depend on that."""
+
+        def nothing(tensor: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+            raise OrderingError(f"Got {self}, which needs an approximation; expected a class variable refines=True.")
+
+        return [self.order(tensor, nothing)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ class Refined(OfSlices):
     def order(self, tensor: Float[np.ndarray, "*shape"], approximate: Approximate) -> Order:
         """Improve the order of one axis after the other, and fit the network again."""
         axes = self.ordered(tensor)
-        orders = min(self._starts(tensor), key=lambda one: self._error(one, tensor, approximate))
+        orders = min(self._begun(tensor), key=lambda one: self._error(one, tensor, approximate))
         best, least = orders, self._error(orders, tensor, approximate)
         for _ in range(self.rounds):
             for k in axes:
@@ -55,11 +55,15 @@ class Refined(OfSlices):
                 break
         return self.found(best, tensor.ndim)
 
+    def starts(self, tensor: Float[np.ndarray, "*shape"]) -> list[Order]:
+        """Return the orders that are improved."""
+        return [self.found(orders, tensor.ndim) for orders in self._begun(tensor)]
+
     @abstractmethod
     def improved(self, rows: Float[np.ndarray, "n rest"], fitted: Float[np.ndarray, "n rest"]) -> Int[np.ndarray, " n"]:
         """Order rows so that the network, which is near ``fitted``, approximates them better."""
 
-    def _starts(self, tensor: Float[np.ndarray, "*shape"]) -> Sequence[dict[int, Int[np.ndarray, " n"]]]:
+    def _begun(self, tensor: Float[np.ndarray, "*shape"]) -> Sequence[dict[int, Int[np.ndarray, " n"]]]:
         axes = self.ordered(tensor)
         ways: list[OfSlices] = [Norm()]
         if all(tensor.shape[k] <= _MOST_TO_COMPARE for k in axes):

@@ -96,10 +96,7 @@ def _best(values: Float[np.ndarray, "*shape"], request: Request, bits: float) ->
     ordering = request.ordering
     found = forms(values.shape, request.topology, request.layout, ordering.is_flat)
     most = ordering.bits(values)
-    # for an order that depends on the network, the network is chosen without one
-    first: Ordering = Unordered() if ordering.refines else ordering
-    order = first.order(values, _nothing)
-    tried = [_fitted(form, order, values, bits - most, request) for form in found]
+    tried = [_fitted(form, order, values, bits - most, request) for order in ordering.starts(values) for form in found]
     fitting = [one for one in tried if one is not None]
     if not fitting:
         raise OrderingError(
@@ -112,11 +109,7 @@ def _best(values: Float[np.ndarray, "*shape"], request: Request, bits: float) ->
     order = ordering.order(values, _refit(best.generator))
     refined = _fitted(best.form, order, values, bits - order.bits, request)
     assert refined is not None, "the order costs no more than was kept for it"
-    return refined
-
-
-def _nothing(tensor: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    raise OrderingError("This order does not depend on the network, so that no approximation exists yet.")
+    return min(refined, best, key=lambda one: one.error)
 
 
 def _refit(generator: Generator) -> Callable[[Float[np.ndarray, "*shape"]], Float[np.ndarray, "*shape"]]:
