@@ -60,8 +60,10 @@ if TYPE_CHECKING:
     from .compression import save as save
     from .compression import save_model as save_model
     from .kv import KVCodec as KVCodec
+    from .ordering import SortedTensor as SortedTensor
+    from .ordering import einsort as einsort
 
-_OF_MODELS = {
+_LATE = {
     **dict.fromkeys(
         (
             "Budget",
@@ -78,15 +80,16 @@ _OF_MODELS = {
         ".compression",
     ),
     "KVCodec": ".kv",
+    **dict.fromkeys(("SortedTensor", "einsort"), ".ordering"),
 }
 
 
 def __getattr__(name: str) -> Any:
     # imported late, so that layers and fits need not wait for the compression of whole models
-    if name not in _OF_MODELS:
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_OF_MODELS[name], __name__), name)
+    return getattr(importlib.import_module(_LATE[name], __name__), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_OF_MODELS]
+    return [*globals(), *_LATE]

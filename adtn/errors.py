@@ -26,6 +26,10 @@ class PrecisionError(ADTNError, ValueError):
     """An error for a precision that does not exist, or for an array that cannot be rounded to it."""
 
 
+class OrderingError(ADTNError, ValueError):
+    """An error for a tensor that cannot be ordered as requested, or that no network approximates in so few bytes."""
+
+
 class BackendError(ADTNError, TypeError):
     """An error for an array that no registered backend owns, or an incomplete backend."""
 
@@ -71,7 +75,7 @@ class CompressError(ADTNError, ValueError):
 
 
 class KVCacheError(ADTNError, ValueError):
-    """Raised for a decoder or a cache that cannot be coded, or a codec of another model."""
+    """An error for a decoder or a cache that cannot be coded, or a codec of another model."""
 
 
 class ProfileError(FileFormatError, ScheduleError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import product
+from math import prod
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -440,6 +441,107 @@ def compress_forward_table(content: dict) -> list[str]:
     return [*lines, ""]
 
 
+def einsort_table(content: dict) -> list[str]:
+    """Tabulate what orders bring: of tensors before networks, of columns before rounding, and in theory."""
+    parts = content["einsort"]
+    lines: list[str] = []
+    if "orders" in parts:
+        lines += _einsort_orders(parts["orders"])
+    if "groups" in parts:
+        lines += _einsort_groups(parts["groups"])
+    if "options" in parts:
+        lines += _einsort_options(parts["options"])
+    if "theory" in parts:
+        lines += [
+            "Part of the squared norm that the best approximation of a rank leaves, of m x m independent entries.",
+            "",
+            "| entries | sorted | m | bits per entry | rank 1 | rank 2 | rank 3 |",
+            "|---" * 7 + "|",
+        ]
+        for r in sorted(parts["theory"], key=lambda r: (r["entries"], r["sorted"], r["m"])):
+            left = " | ".join(f"{x:.2g}" for x in r["left"])
+            lines.append(f"| {r['entries']} | {r['sorted']} | {r['m']} | {r['bits per entry']:.2f} | {left} |")
+        lines.append("")
+    return lines
+
+
+def _einsort_orders(rows: list[dict]) -> list[str]:
+    lines = [
+        "Relative errors at the bytes of integers of 4 bits in groups of 64, everything counted; cores are int8/64.",
+        "In brackets the gain of the order (the part of the error of the same topology that it saves) less the mean",
+        "gain on three Gaussian tensors of that shape, ± the standard deviation of a single gain there.",
+        "",
+    ]
+    for tensor in dict.fromkeys(r["tensor"] for r in rows):
+        own = [r for r in rows if r["tensor"] == tensor]
+        first, fits = own[0], [r for r in own[1:] if r["error"] is not None]
+        topologies = list(dict.fromkeys(r["topology"] for r in own[1:]))
+        bits = 8 * first["bytes"] / prod(first["shape"])
+        lines += [
+            f"**{tensor}**, {'x'.join(map(str, first['shape']))}, {bits:.2f} bits per entry; "
+            f"{first['ordering']}: {first['error']:.3f}",
+            "",
+            f"| order | {' | '.join(topologies)} |",
+            "|---" * (1 + len(topologies)) + "|",
+        ]
+        for ordering in dict.fromkeys(r["ordering"] for r in own[1:]):
+            cells: list[str] = []
+            for topology in topologies:
+                found = [r for r in own[1:] if (r["ordering"], r["topology"]) == (ordering, topology)]
+                plain = next((r for r in fits if (r["ordering"], r["topology"]) == ("none", topology)), None)
+                cells.append(_einsort_cell(found[0], plain) if found else "")
+            lines.append(f"| {ordering} | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
+
+
+def _einsort_cell(row: dict, plain: dict | None) -> str:
+    if row["error"] is None:
+        return "does not fit"
+    if plain is None or plain is row or None in row["noise"] or None in plain["noise"]:
+        return f"{row['error']:.3f}"
+    gains = [1.0 - a / b for a, b in zip(row["noise"], plain["noise"], strict=True)]
+    difference = 1.0 - row["error"] / plain["error"] - mean(gains)
+    return f"{row['error']:.3f} ({difference:+.1%} ± {stdev(gains):.1%})"
+
+
+def _einsort_groups(rows: list[dict]) -> list[str]:
+    lines = [
+        "MiniLM-L6, its 36 linear layers in 4 bits and groups of 64 columns: the mean relative error of the outputs,",
+        "and 1 - cosine of the embeddings of 512 sentences with its standard error. Columns as in the model, or by",
+        "descending second moments of the inputs; in how many layers the error is smaller then, and what that costs.",
+        "",
+        "| scales | error | ordered | smaller in | 1 - cosine | ordered | bits per entry of the order |",
+        "|---" * 7 + "|",
+    ]
+    for way in dict.fromkeys(r["way"] for r in rows):
+        plain, ordered = (next(r for r in rows if r["way"] == way and r["ordered"] is o) for o in (False, True))
+        better = sum(ordered["errors"][k] < x for k, x in plain["errors"].items())
+        cosines = (f"{r['1 - cosine']:.4f} ± {r['standard error']:.4f}" for r in (plain, ordered))
+        lines.append(
+            f"| {way} | {plain['mean error']:.4f} | {ordered['mean error']:.4f} | {better} of {len(plain['errors'])} "
+            f"| {' | '.join(cosines)} | {ordered['permutation bits per entry']:.3f} |"
+        )
+    return [*lines, ""]
+
+
+def _einsort_options(rows: list[dict]) -> list[str]:
+    lines = [
+        "Relative errors of a MiniLM query matrix (layer 0). Signs and buckets at the bytes of int4/64, gauges at 2",
+        "bits per entry.",
+        "",
+    ]
+    for kind, chosen in (("signs", lambda r: "gauge" not in r["option"]), ("gauges", lambda r: "gauge" in r["option"])):
+        own = [r for r in rows if chosen(r)]
+        topologies = list(dict.fromkeys(r["topology"] for r in own))
+        lines += [f"| {kind} | cores | {' | '.join(topologies)} |", "|---" * (2 + len(topologies)) + "|"]
+        for precision, option in dict.fromkeys((r["precision"], r["option"]) for r in own):
+            cells = {r["topology"]: r["error"] for r in own if (r["precision"], r["option"]) == (precision, option)}
+            lines.append(f"| {option} | {precision} | {' | '.join(f'{cells[t]:.4f}' for t in topologies)} |")
+        lines.append("")
+    return lines
+
+
 def table_of(content: dict) -> list[str]:
     """Choose the table that fits the content."""
     for key, make in {
@@ -461,6 +563,7 @@ def table_of(content: dict) -> list[str]:
         "compress_nonlinear": compress_nonlinear_table,
         "compress_share": compress_share_table,
         "compress_forward": compress_forward_table,
+        "einsort": einsort_table,
         "config": side_by_side_table,
         "results": accuracy_table,
     }.items():

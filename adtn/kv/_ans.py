@@ -15,7 +15,7 @@ from ._tables import FIRST, LAST, table
 
 @dataclass(frozen=True, kw_only=True)
 class Coded:
-    """Symbols as words of 32 bits.
+    """A sequence of symbols, as words of 32 bits.
 
     Parameters
     ----------

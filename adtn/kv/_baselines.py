@@ -1,4 +1,4 @@
-"""What others would use instead: integers in groups, rotated codes, low rank, a window of tokens.
+"""The usual ways to store a cache: integers in groups, rotated codes, low rank, a window of tokens.
 
 Each maps states, ``(tokens, layers, heads, channels)`` in float32, to what comes back, with the bits it takes. Scales,
 zero points and norms have 16 bits.

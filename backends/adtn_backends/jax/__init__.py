@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .layers import GeneratedSlice as GeneratedSlice
     from .layers import GeneratedWeight as GeneratedWeight
     from .layers import Mode as Mode
+    from .layers import absorb_hidden as absorb_hidden
     from .layers import adapter_generators as adapter_generators
     from .layers import adapter_names as adapter_names
     from .layers import add_adapter as add_adapter
@@ -40,6 +41,7 @@ __all__ = [
     "GeneratedSlice",
     "GeneratedWeight",
     "Mode",
+    "absorb_hidden",
     "adapter_generators",
     "adapter_names",
     "add_adapter",

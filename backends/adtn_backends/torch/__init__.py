@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from .layers import GeneratedWeight as GeneratedWeight
     from .layers import Mode as Mode
     from .layers import Parametrized as Parametrized
+    from .layers import absorb_heads as absorb_heads
+    from .layers import absorb_hidden as absorb_hidden
+    from .layers import absorb_residual as absorb_residual
+    from .layers import absorb_rotary as absorb_rotary
+    from .layers import absorb_values as absorb_values
     from .layers import adapter_generators as adapter_generators
     from .layers import adapter_names as adapter_names
     from .layers import add_adapter as add_adapter
@@ -42,6 +47,11 @@ __all__ = [
     "GeneratedWeight",
     "Mode",
     "Parametrized",
+    "absorb_heads",
+    "absorb_hidden",
+    "absorb_residual",
+    "absorb_rotary",
+    "absorb_values",
     "adapter_generators",
     "adapter_names",
     "add_adapter",

@@ -9,6 +9,11 @@ from ...shared._adapters import remove_adapters as remove_adapters
 from ...shared._adapters import save_adapter as save_adapter
 from ...shared._adapters import set_adapter as set_adapter
 from ...shared._adapters import unmerge_adapters as unmerge_adapters
+from ._absorb import absorb_heads as absorb_heads
+from ._absorb import absorb_hidden as absorb_hidden
+from ._absorb import absorb_residual as absorb_residual
+from ._absorb import absorb_rotary as absorb_rotary
+from ._absorb import absorb_values as absorb_values
 from ._adapted import Adapted as Adapted
 from ._attention import ADTNMultiheadAttention as ADTNMultiheadAttention
 from ._conv import ADTNConv1d as ADTNConv1d
