@@ -43,14 +43,15 @@ def compensate(model: Model, data: Sequence[object], advance: Callable[[], None]
         Called after every pass.
     """
     statistics = list(first_samples(data, NORMALISED))
-    for names in waves(model, data):
-        generators = model.generators()
-        changed: dict[str, Generator] = {}
-        for name, (moment, cross) in model.moments_behind(names, data, _ROWS).items():
-            changed[name] = behind(generators[name], model.weight(name), moment, cross)
-        model.update(changed)
-        model.normalise(statistics)
-        advance()
+    with model.in_turn(data[0]):
+        for names in waves(model, data):
+            generators = model.generators()
+            changed: dict[str, Generator] = {}
+            for name, (moment, cross) in model.moments_behind(names, data, _ROWS).items():
+                changed[name] = behind(generators[name], model.weight(name), moment, cross)
+            model.update(changed)
+            model.normalise(statistics)
+            advance()
 
 
 def waves(model: Model, data: Iterable[object]) -> list[list[str]]:

@@ -16,9 +16,10 @@ from ..optim import fingerprint
 from ..precision import Precision, stored_bytes
 from ._budget import Budget
 from ._choose import Search, Selection, least_and_most
-from ._comparison import SAMPLES, comparison
+from ._comparison import SAMPLES, compared_outputs, comparison
 from ._compensate import NORMALISED, compensate, waves
 from ._config import Config
+from ._expected import expected_losses
 from ._ladder import Ladder
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
@@ -170,12 +171,16 @@ class CompressionRun:
     def run_within(self, budget: Budget, before: ModelCost) -> Outcome:
         """Run all stages with the topology, layout and size of every weight chosen for a budget."""
         self.say.stage("choice of formats")
+        sample = list(first_samples(self.data, SAMPLES)) if self.data is not None else []
+        dense = compared_outputs(self.adapter, sample) if sample else None
         search = Search(
             layers=self.layers,
             tasks=self.tasks,
             config=self.config,
             adapter=self.adapter,
-            sample=list(first_samples(self.data, SAMPLES)) if self.data is not None else [],
+            sample=sample,
+            dense=dense,
+            expected=expected_losses(self.adapter, self.layers, self.tasks, dense),
             loss=self.loss,
             unit=budget.unit,
             executor=self.executor,

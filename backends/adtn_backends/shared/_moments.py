@@ -10,6 +10,11 @@ from adtn.backends import backend_of
 ROWS_PER_COLUMN = 16
 """Rows per column that one batch contributes to a second moment: more hardly change it and take as many products."""
 
+ROWS_PER_COLUMN_OF_ALL = 64
+"""Rows per column of all batches together, from which no more batches of sequences are needed."""
+LEAST_ROWS = 1 << 15
+"""Rows of every layer below which batches are cheap anyway."""
+
 
 class Moments:
     """A running mean of ``x xᵀ`` over rows of all batches, for every layer.
@@ -39,6 +44,16 @@ class Moments:
     def rows(self, name: str) -> int:
         """Return the number of rows that were added for a layer."""
         return self._counts.get(name, 0)
+
+    def has_rows(self, per_column: int, least: int) -> bool:
+        """Return whether as many rows have been added for every layer of which there are any."""
+        return bool(self._counts) and all(
+            self._counts[name] >= max(per_column * len(total), least) for name, total in self._sums.items()
+        )
+
+    def sums(self) -> dict[str, np.ndarray]:
+        """Return all sums by name."""
+        return self._sums
 
     def means(self) -> dict[str, np.ndarray]:
         """Return all means by name."""
