@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
 from typing import Any
 
+import adtn
 import numpy as np
 import pytest
 import torch
-from adtn.compression import divergence
+from adtn.compression import dense_generator, divergence
+from adtn.compression._compensate import compensate
 from torch import nn
 
+from adtn_backends.torch._chain import chain_of
 from adtn_backends.torch._model import TorchModel
 
 
@@ -45,3 +50,83 @@ def test_a_small_change_costs_what_gradients_expect(name: str, classes: bool) ->
         model.get_submodule(name).weight += torch.as_tensor(change, dtype=torch.float32)
     found = divergence(dense, adapter.outputs(batches) or [], classes=classes)
     assert expected == pytest.approx(found, rel=0.3)
+
+
+class Chained(nn.Module):
+    """Blocks of which each has the residual inside, so that nothing else passes from one to the next."""
+
+    def __init__(self, width: int = 12, blocks: int = 5, skip: int | None = None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+        self.head = nn.Linear(width, 5)
+        self.skip = skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = []
+        for n, block in enumerate(self.blocks):
+            x = block(x if self.skip is None or n <= self.skip else x + seen[n - 1 - self.skip].tanh())
+            seen.append(x)
+        return self.head(x)
+
+
+class Block(nn.Module):
+    """A residual block of two layers, which counts its calls."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+def _compensated(model: nn.Module, batches: Any, *, chained: bool) -> tuple[dict[str, Any], int]:
+    """Round all layers and compensate; return the parameters and the calls of blocks."""
+    adapter = TorchModel(model, None)
+    names = [name for layer in adapter.layers() for name in layer.weights]
+    adapter.install({name: dense_generator(adapter.weight(name)).rounded(adtn.Precision("int3", 4)) for name in names})
+    before = sum(block.calls for block in _blocks(adapter))
+    if not chained:
+        adapter.in_turn = lambda batch: nullcontext()  # type: ignore[method-assign]
+    compensate(adapter, batches, lambda: None)
+    calls = sum(block.calls for block in _blocks(adapter)) - before
+    return {name: g.weight() for name, g in adapter.generators().items()}, calls
+
+
+def _blocks(adapter: TorchModel) -> list[Block]:
+    return [m for model in (adapter.model, adapter._dense) for m in model.modules() if isinstance(m, Block)]
+
+
+def test_passes_that_go_on_compute_the_same() -> None:
+    """Compensation is the same bit by bit, with half of the calls of blocks."""
+    torch.manual_seed(0)
+    model, batches = Chained(), [(torch.randn(32, 12), torch.zeros(32, dtype=torch.long)) for _ in range(3)]
+    whole, many = _compensated(copy.deepcopy(model), batches, chained=False)
+    found, few = _compensated(copy.deepcopy(model), batches, chained=True)
+    assert few < 0.7 * many
+    for name, weight in whole.items():
+        np.testing.assert_array_equal(found[name], weight)
+
+
+@pytest.mark.parametrize("model", [Tokens(), Chained(skip=1), Chained(skip=3), Chained(blocks=3)])
+def test_other_models_are_no_chains(model: nn.Module) -> None:
+    """Residuals around blocks, connections over blocks, and too few of them."""
+    for p in model.parameters():
+        p.requires_grad_(False)
+    assert chain_of(model, lambda: model(torch.randn(4, 12))) is None
+
+
+def test_a_chain_is_found_in_any_container() -> None:
+    """In a list of a model, and in the model itself."""
+    model = Chained()
+    flat = nn.Sequential(*(nn.Linear(12, 12) for _ in range(4)))
+    for m in (model, flat):
+        for p in m.parameters():
+            p.requires_grad_(False)
+    found = [chain_of(m, lambda m=m: m(torch.randn(4, 12))) for m in (model, flat)]
+    assert [chain.blocks if chain else None for chain in found] == [
+        [f"blocks.{n}" for n in range(5)],
+        ["0", "1", "2", "3"],
+    ]

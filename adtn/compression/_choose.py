@@ -45,6 +45,7 @@ _ALL_SWEEPS = 12  # of those that are chosen
 _MEASURES = 2  # times that losses are measured for what was chosen
 _NEAR = 0.5  # difference of logarithms of squared errors within which losses are not measured again
 _ROUNDS = 4  # allocations, each with the errors of what the previous one chose
+_WORSE = 1.5  # times the expected loss of a selection, from which the same integers for all weights are not measured
 _REST = ""  # no weight has this name
 
 
@@ -61,12 +62,15 @@ class Selection:
     ladders : sequence of Ladder
         With what was measured.
     cost : int
+    loss : float
+        The expected loss.
     """
 
     results: Mapping[str, LocalResult | None]
     rest: Rest | None
     ladders: Sequence[Ladder]
     cost: int
+    loss: float = math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,14 +299,22 @@ class Search:
             rest=rest,
             ladders=ladders,
             cost=sum(choice.cost(self.unit) for choice in choices.values()) + (0 if rest is None else rest.bytes),
+            loss=sum(ladder.loss(ladder.expected(choices[ladder.name])) for ladder in ladders),
         )
 
-    def uniform(self, ladders: Sequence[Ladder], most: int) -> Selection | None:
+    @property
+    def is_expected(self) -> bool:
+        """Whether losses are expected from gradients, as measuring would take long."""
+        return self.expected is not None and bool(self.expected.curvatures)
+
+    def uniform(self, selection: Selection, most: int) -> Selection | None:
         """Choose the same integers for all dense weights within ``most``, the best ones by the expected losses.
 
         The allocation adds up the losses of single layers, which is not exact: where all layers have about the same
-        sensitivity, it may lose to integers of one format. ``None`` if there are none of that size.
+        sensitivity, it may lose to integers of one format. ``None`` if there are none of that size, or if measuring
+        would take long and these are expected to lose much more than the selection.
         """
+        ladders, least = selection.ladders, selection.loss
         best: tuple[float, dict[str, Choice], Rest | None] | None = None
         for precision in self._precisions if self.unit == "bytes" else ():
             if not precision.is_integer:
@@ -321,7 +333,7 @@ class Search:
             fits = rest is not None if self.rests else cost <= most
             if fits and (best is None or loss < best[0]):
                 best = loss, choices, rest
-        if best is None:
+        if best is None or (self.is_expected and best[0] > _WORSE * least):
             return None
         _, choices, rest = best
         solved = self.solve([one for one in choices.items() if one[1].topology is not None], _ALL_SWEEPS)

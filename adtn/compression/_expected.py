@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from ._local import LocalTask
 from ._model import Layer, Model
 
 _DEAR = 2e13  # multiply-adds of measuring all layers once, about ten minutes of one core
+_ROWS = 128  # of outputs, from which no more batches are differentiated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,9 @@ def expected_losses(
     names = [name for layer in layers if not layer.group for name in layer.weights if tasks[name].moment is not None]
     if not names or dense is None or _products(model, layers, tasks, dense) < _DEAR:
         return ExpectedLosses(tasks=tasks)
-    found = model.output_moments(names, dense.batches, classes=dense.classes)
+    rows = accumulate(map(len, dense.outputs))
+    batches = [batch for batch, seen in zip(dense.batches, (0, *rows), strict=False) if seen < _ROWS]
+    found = model.output_moments(names, batches, classes=dense.classes)
     fitting = {name: g for name, g in found.items() if g.shape == (len(tasks[name].weight),) * 2}
     return ExpectedLosses(tasks=tasks, curvatures=fitting)
 

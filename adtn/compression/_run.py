@@ -271,7 +271,7 @@ class CompressionRun:
 
     def _or_uniform(self, search: Search, selection: Selection, most: int, headers: int) -> Selection:
         """Return the selection, or the same integers for all weights if these change the model's outputs less."""
-        other = search.uniform(selection.ladders, most - headers) if search.sample else None
+        other = search.uniform(selection, most - headers) if search.sample else None
         if other is None or self._stored_bytes(other) > most:
             return selection
         own, same = search.loss_of(selection), search.loss_of(other)

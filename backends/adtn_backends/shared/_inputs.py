@@ -13,7 +13,7 @@ import numpy as np
 from adtn.compression import Layer, first_samples
 
 from ._batches import cycled
-from ._moments import LEAST_ROWS, ROWS_PER_COLUMN_OF_ALL, Moments, spaced
+from ._moments import LEAST_ROWS, ROWS_PER_COLUMN_OF_ALL, Moments, SpacedRows
 
 LARGEST_MOMENT = 1 << 26
 """The largest number of entries for which the second moment of a layer's inputs is computed."""
@@ -52,11 +52,11 @@ class WatchedInputs(ABC):
     def second_moments(self, names: Sequence[str], data: Iterable[Any], samples: int = 512) -> dict[str, np.ndarray]:
         """Compute second moments of the inputs of linear layers and ungrouped convolutions, and of no other layers."""
         shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
-        small, moments = [name for name in names if has_moment(shapes[name])], Moments()
+        small, moments, spaced = [name for name in names if has_moment(shapes[name])], Moments(), SpacedRows()
 
         def look(name: str, inputs: Any, rows: Any | None) -> None:
             if rows is not None:
-                moments.add(name, rows)
+                moments.add(name, spaced.of(inputs, rows))
 
         linear = all(len(shapes[name]) == 2 for name in small)  # positions of images hardly differ
         for batch in first_samples(data, samples):
@@ -151,9 +151,10 @@ class WatchedInputs(ABC):
     def _rows_until(self, model: Any, names: Sequence[str], batch: Any) -> dict[str, Any]:
         """Return the rows of the inputs of layers for one batch; the model runs until all have been called."""
         found: dict[str, Any] = {}
+        spaced = SpacedRows()
 
         def look(name: str, inputs: Any, rows: Any) -> None:
-            found[name] = spaced(rows)
+            found[name] = spaced.of(inputs, rows)
             if len(found) == len(names):
                 raise _Reached
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,19 +27,21 @@ class Moments:
     def __init__(self) -> None:
         self._sums: dict[str, np.ndarray] = {}
         self._counts: dict[str, int] = {}
+        self._last: tuple[Any, Any, np.ndarray] | None = None  # layers with one input have one product
 
     def add(self, name: str, rows: Any) -> None:
-        """Add the rows of one batch, ``(rows, columns)``, an array of any framework."""
-        rows = spaced(rows)
+        """Add the rows of one batch, ``(rows, columns)``, an array of any framework, see :func:`spaced`."""
         self.add_product(name, rows, rows)
 
     def add_product(self, name: str, left: Any, right: Any) -> None:
         """Add products of each row of one array with the same row of another one."""
-        products = backend_of(left).to_numpy(left.T @ right).astype(np.float64)
+        if self._last is None or self._last[0] is not left or self._last[1] is not right:
+            self._last = left, right, backend_of(left).to_numpy(left.T @ right)
+        products = self._last[2]
         if name in self._sums:
             self._sums[name] += products
         else:
-            self._sums[name] = products
+            self._sums[name] = products.astype(np.float64)
         self._counts[name] = self._counts.get(name, 0) + left.shape[0]
 
     def rows(self, name: str) -> int:
@@ -64,3 +67,34 @@ def spaced(rows: Any) -> Any:
     """Return evenly spaced rows of a batch that has many more rows than columns."""
     n, columns = rows.shape
     return rows[:: max(n // (ROWS_PER_COLUMN * columns), 1)]
+
+
+class SpacedRows:
+    """The rows of inputs, the same array for calls that follow each other with the same input."""
+
+    def __init__(self) -> None:
+        self._inputs: Any = None
+        self._version: int | None = None
+        self._rows: Any = None
+
+    def of(self, inputs: Any, rows: Any) -> Any:
+        """Return evenly spaced rows of an input."""
+        if not _is_reshaped(inputs, rows):
+            return spaced(rows)
+        version = _version(inputs)
+        if inputs is not self._inputs or version is None or version != self._version:
+            self._inputs, self._version, self._rows = inputs, version, spaced(rows)
+        return self._rows
+
+
+def _is_reshaped(inputs: Any, rows: Any) -> bool:
+    """Return whether rows are those of a linear layer, which are the same for all of them, unlike those of images."""
+    return len(inputs.shape) < 4 and inputs.shape[-1] == rows.shape[1] and math.prod(inputs.shape) == math.prod(rows.shape)
+
+
+def _version(inputs: Any) -> int | None:
+    """Return how often a tensor was changed in place, 0 if it cannot be, ``None`` if that is not known."""
+    try:
+        return int(getattr(inputs, "_version", 0))
+    except RuntimeError:  # a tensor of inference mode
+        return None

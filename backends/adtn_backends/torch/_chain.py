@@ -80,9 +80,10 @@ def chain_of(model: nn.Module, run: Callable[[], Any]) -> Chain | None:
     Parameters
     ----------
     model : torch.nn.Module
+        Parameters of which none requires a gradient.
     run : callable
-        ``run()`` returns the outputs of the model for some batch, without gradients. To see that the output of a block
-        is used by the next one only, it is run once more with outputs that are overwritten behind that.
+        ``run()`` returns the outputs of the model for some batch. Its graph shows whether each block depends on the one
+        before it only, and the outputs on the last one.
     """
     containers = [
         (name, module)
@@ -92,33 +93,59 @@ def chain_of(model: nn.Module, run: Callable[[], Any]) -> Chain | None:
     if not containers:
         return None
     name, container = max(containers, key=lambda one: sum(p.numel() for p in one[1].parameters()))
-    blocks = [f"{name}.{n}" if name else n for n, _ in container.named_children()]
-    if any(vars(block).get("forward") for block in container.children()):
+    blocks = dict(container.named_children())
+    if any("forward" in vars(block) for block in blocks.values()):
         return None  # it is wrapped by another library
-    calls: list[nn.Module] = []
-    before: list[torch.Tensor] = []
-
-    def spoil(module: nn.Module, inputs: Any, output: Any) -> Any:
-        calls.append(module)
-        for x in before:
-            x.fill_(float("nan"))
-        copy = _mapped(torch.clone, output)
-        before[:] = [x for x in _tensors(copy) if x.is_floating_point()]
-        return copy
-
-    wanted = run()
-    hooks = [block.register_forward_hook(spoil) for block in container.children()]
+    cut = _Cut()
+    hooks = [block.register_forward_hook(cut) for block in blocks.values()]
     try:
-        found = run()
+        with torch.enable_grad():
+            cut(None, None, run())
+    except RuntimeError:  # such as changes of graphs in place
+        return None
     finally:
         for hook in hooks:
             hook.remove()
-    is_chain = calls == list(container.children()) and len(set(calls)) == len(calls) and _equal(wanted, found)
-    return Chain(blocks) if is_chain else None
+    if not cut.is_chain or cut.called != [*blocks.values(), None]:
+        return None
+    return Chain([f"{name}.{place}" if name else place for place in blocks])
 
 
-def _equal(wanted: Any, found: Any) -> bool:
-    return torch.is_tensor(wanted) and torch.is_tensor(found) and torch.equal(wanted, found)
+class _Cut:
+    """A hook that cuts the graph behind every block, so that the graph of the next one begins there."""
+
+    def __init__(self) -> None:
+        self.called: list[nn.Module | None] = []
+        self.is_chain = True
+        self._last: list[torch.Tensor] = []
+
+    def __call__(self, module: nn.Module | None, inputs: Any, output: Any) -> Any:
+        begins = {id(leaf) for leaf in self._last}
+        found = {id(leaf) for x in _tensors(output) for leaf in _leaves(x)}
+        self.is_chain &= found <= begins and bool(found) == bool(self.called)
+        self.called.append(module)
+        self._last = []
+        return _mapped(self._begun, output)
+
+    def _begun(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.is_floating_point():
+            return x
+        self._last.append(x.detach().requires_grad_())
+        return self._last[-1].clone()  # which may be changed in place
+
+
+def _leaves(x: torch.Tensor) -> list[torch.Tensor]:
+    """Return the tensors where the graph of a tensor begins."""
+    found: list[torch.Tensor] = []
+    nodes, seen = [x.grad_fn], set[Any]()
+    while nodes:
+        node: Any = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found += [node.variable] if hasattr(node, "variable") else []
+        nodes += [other for other, _ in node.next_functions]
+    return found
 
 
 def _tensors(x: Any) -> list[torch.Tensor]:

@@ -243,8 +243,7 @@ class TorchModel(ReplacedModel):
     @contextmanager
     def in_turn(self, batch: Any) -> Generated[None, None, None]:
         """Let passes inside this block skip the blocks of a chain in which nothing changes any more."""
-        with self._evaluating():
-            self._dense.eval()
+        with self._evaluating(), _frozen(self._dense.eval()):
             self._chain = chain_of(self._dense, lambda: outputs_of(self._dense, self._to_device(batch)))
         try:
             yield
@@ -262,20 +261,8 @@ class TorchModel(ReplacedModel):
             if not part and kind_of(dense).rows is not no_rows:
                 watched[name] = self.model.get_submodule(name), kind_of(dense).outputs
         batches = map(self._to_device, data)
-        with self._evaluating(), self._without_gradients():
+        with self._evaluating(), _frozen(self.model):
             return output_moments(partial(outputs_of, self.model), watched, batches, classes=classes)
-
-    @contextmanager
-    def _without_gradients(self) -> Generated[None, None, None]:
-        """Differentiate no parameter inside this block."""
-        own = [p for p in self.model.parameters() if p.requires_grad]
-        for p in own:
-            p.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for p in own:
-                p.requires_grad_(True)
 
     def _called(self, names: Sequence[str], data: Iterable[Any]) -> list[str]:
         called: dict[str, None] = {}
@@ -521,6 +508,19 @@ class TorchModel(ReplacedModel):
         if part in kind_of(parent).parts(parent):
             return parent, part
         return self._original(name), ""
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Generated[None, None, None]:
+    """Differentiate no parameter inside this block."""
+    own = [p for p in model.parameters() if p.requires_grad]
+    for p in own:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in own:
+            p.requires_grad_(True)
 
 
 def _place_of(layer: nn.Module) -> str:
