@@ -35,7 +35,7 @@ class Tokens(nn.Module):
 @pytest.mark.parametrize("classes", [True, False])
 @pytest.mark.parametrize("name", ["blocks.0.0", "blocks.4.0", "head"])
 def test_a_small_change_costs_what_gradients_expect(name: str, classes: bool) -> None:
-    """Independent rows: the prediction of the second moments is the second-order loss, up to the random labels."""
+    """The second moments have the loss to second order, up to random labels and what depends on both factors."""
     torch.manual_seed(0)
     model = Tokens()
     x = torch.randn(4000, 12)
@@ -53,7 +53,7 @@ def test_a_small_change_costs_what_gradients_expect(name: str, classes: bool) ->
 
 
 class Chained(nn.Module):
-    """Blocks of which each has the residual inside, so that nothing else passes from one to the next."""
+    """A model of blocks with the residuals inside, so that nothing else passes from one to the next."""
 
     def __init__(self, width: int = 12, blocks: int = 5, skip: int | None = None) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def _blocks(adapter: TorchModel) -> list[Block]:
 
 
 def test_passes_that_go_on_compute_the_same() -> None:
-    """Compensation is the same bit by bit, with half of the calls of blocks."""
+    """Skips calls of blocks, and the result is the same bit by bit."""
     torch.manual_seed(0)
     model, batches = Chained(), [(torch.randn(32, 12), torch.zeros(32, dtype=torch.long)) for _ in range(3)]
     whole, many = _compensated(copy.deepcopy(model), batches, chained=False)
@@ -112,14 +112,14 @@ def test_passes_that_go_on_compute_the_same() -> None:
 
 @pytest.mark.parametrize("model", [Tokens(), Chained(skip=1), Chained(skip=3), Chained(blocks=3)])
 def test_other_models_are_no_chains(model: nn.Module) -> None:
-    """Residuals around blocks, connections over blocks, and too few of them."""
+    """Refuses residuals around blocks, connections over blocks, and too few of them."""
     for p in model.parameters():
         p.requires_grad_(False)
     assert chain_of(model, lambda: model(torch.randn(4, 12))) is None
 
 
 def test_a_chain_is_found_in_any_container() -> None:
-    """In a list of a model, and in the model itself."""
+    """Finds blocks in a list of a model, and in the model itself."""
     model = Chained()
     flat = nn.Sequential(*(nn.Linear(12, 12) for _ in range(4)))
     for m in (model, flat):

@@ -26,7 +26,7 @@ _ROWS = 128  # of outputs, from which no more batches are differentiated
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedLosses:
-    """What the outputs of a model are expected to lose by changes of single weights.
+    """The losses of the outputs of a model that are expected from changes of single weights.
 
     Parameters
     ----------

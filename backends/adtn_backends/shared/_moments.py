@@ -89,7 +89,9 @@ class SpacedRows:
 
 def _is_reshaped(inputs: Any, rows: Any) -> bool:
     """Return whether rows are those of a linear layer, which are the same for all of them, unlike those of images."""
-    return len(inputs.shape) < 4 and inputs.shape[-1] == rows.shape[1] and math.prod(inputs.shape) == math.prod(rows.shape)
+    return (
+        len(inputs.shape) < 4 and inputs.shape[-1] == rows.shape[1] and math.prod(inputs.shape) == math.prod(rows.shape)
+    )
 
 
 def _version(inputs: Any) -> int | None:

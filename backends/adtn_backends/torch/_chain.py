@@ -88,7 +88,7 @@ def chain_of(model: nn.Module, run: Callable[[], Any]) -> Chain | None:
     containers = [
         (name, module)
         for name, module in model.named_modules()
-        if type(module) in (nn.ModuleList, nn.Sequential) and len(module) >= _LEAST
+        if type(module) in (nn.ModuleList, nn.Sequential) and len(dict(module.named_children())) >= _LEAST
     ]
     if not containers:
         return None

@@ -64,6 +64,19 @@ def output_moments(
     return {name: (scale * total).astype(np.float32) for name, total in moments.sums().items()}
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Generator[None, None, None]:
+    """Differentiate no parameter inside this block."""
+    own = [p for p in model.parameters() if p.requires_grad]
+    for p in own:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in own:
+            p.requires_grad_(True)
+
+
 def _of_labels(scores: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """Return the log-likelihood of labels that are drawn from the scores: its Hessian is that of the divergence."""
     log_p = scores.log_softmax(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Generated
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from torch import nn
 from ..shared._batches import IGNORED, cycled
 from ..shared._model import (
     NO_PARAMETERS,
-    ReplacedModel,
     rate_of,
     refuse_nothing,
     seen_by,
@@ -32,27 +31,25 @@ from ..shared._model import (
 )
 from ..shared._rest import KEY, CodedArrays, decoded_arrays, half_of
 from ..shared._training_file import run
-from ._chain import Chain, chain_of
 from ._checkpoint import Training
 from ._distill import Seen, copied, distill_layer, nbytes
-from ._gradients import output_moments
 from ._loss import check_range, classes_of, exact, loss_of, outputs_of
 from ._memory import PeakMemory
 from ._narrow import coded_of, narrowed
 from ._normalise import statistics_of
 from ._overlap import fill, load_state, overlaps
+from ._passes import ModelWithPasses
 from ._replacement import declare_tie, dense_of, generated_in_place_of, is_whole, owners_of, ties_of, weights_of
 from ._step import step_of
 from ._structures import note_structures, noted_structures
 from .layers import GeneratedWeight
 from .layers._adapted import MODULES
 from .layers._hooks import without_hooks
-from .layers._kind import no_rows
 from .layers._kinds import kind_of, kind_of_generated
 from .layers._slice import Weight
 
 
-class TorchModel(ReplacedModel):
+class TorchModel(ModelWithPasses):
     """A :class:`adtn.compression.Model` for PyTorch."""
 
     modules = MODULES
@@ -73,7 +70,6 @@ class TorchModel(ReplacedModel):
         if device is not None and device.removeprefix("torch:") != here.removesuffix(":0"):
             raise DeviceError(f"Got device={device!r} for a model on {here!r}; move it first, with model.to(...).")
         self._where = here
-        self._chain: Chain | None = None  # while weights change in turn
         generated = [name for name, module in model.named_modules() if isinstance(module, GeneratedWeight)]
         self._noted = noted_structures(model, generated)  # of an earlier compression
 
@@ -239,30 +235,6 @@ class TorchModel(ReplacedModel):
         with self._watched(looks), self._evaluating():
             model.eval()
             outputs_of(model, self._to_device(batch))
-
-    @contextmanager
-    def in_turn(self, batch: Any) -> Generated[None, None, None]:
-        """Let passes inside this block skip the blocks of a chain in which nothing changes any more."""
-        with self._evaluating(), _frozen(self._dense.eval()):
-            self._chain = chain_of(self._dense, lambda: outputs_of(self._dense, self._to_device(batch)))
-        try:
-            yield
-        finally:
-            self._chain = None
-
-    def _resumed(self, model: nn.Module, key: Any, names: Sequence[str]) -> AbstractContextManager[None]:
-        return nullcontext() if self._chain is None else self._chain.resumed(model, key, names)
-
-    def output_moments(self, names: Sequence[str], data: Iterable[Any], *, classes: bool) -> dict[str, np.ndarray]:
-        """Compute the second moments of gradients of the outputs of layers whose weights are applied to rows."""
-        watched: dict[str, tuple[nn.Module, int]] = {}
-        for name in names:
-            dense, part = self._owner(name)
-            if not part and kind_of(dense).rows is not no_rows:
-                watched[name] = self.model.get_submodule(name), kind_of(dense).outputs
-        batches = map(self._to_device, data)
-        with self._evaluating(), _frozen(self.model):
-            return output_moments(partial(outputs_of, self.model), watched, batches, classes=classes)
 
     def _called(self, names: Sequence[str], data: Iterable[Any]) -> list[str]:
         called: dict[str, None] = {}
@@ -508,19 +480,6 @@ class TorchModel(ReplacedModel):
         if part in kind_of(parent).parts(parent):
             return parent, part
         return self._original(name), ""
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Generated[None, None, None]:
-    """Differentiate no parameter inside this block."""
-    own = [p for p in model.parameters() if p.requires_grad]
-    for p in own:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in own:
-            p.requires_grad_(True)
 
 
 def _place_of(layer: nn.Module) -> str:
