@@ -218,7 +218,8 @@ class Search:
             if error2 < 1e-10 or any(abs(math.log(error2 / at)) < _NEAR for at in known):
                 continue
             found[layer.name] = error2, self._loss_with(own)
-            self.say(f"{layer.name}: error {math.sqrt(error2):.3f} costs {found[layer.name][1]:.4g}")
+            costs = "is expected to cost" if self.is_expected else "costs"
+            self.say(f"{layer.name}: error {math.sqrt(error2):.3f} {costs} {found[layer.name][1]:.4g}")
         return _with_points(ladders, found)
 
     def _loss_with(self, results: Mapping[str, LocalResult]) -> float:
