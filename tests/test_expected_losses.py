@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from adtn.compression import dense_generator, divergence
-from adtn.compression._compensate import compensate
+from adtn.compression._compensate import compensate, waves
 from torch import nn
 
 from adtn_backends.torch._chain import chain_of
@@ -88,9 +88,9 @@ def _compensated(model: nn.Module, batches: Any, *, chained: bool) -> tuple[dict
     names = [name for layer in adapter.layers() for name in layer.weights]
     adapter.install({name: dense_generator(adapter.weight(name)).rounded(adtn.Precision("int3", 4)) for name in names})
     before = sum(block.calls for block in _blocks(adapter))
-    if not chained:
-        adapter.in_turn = lambda batch: nullcontext()  # type: ignore[method-assign]
-    compensate(adapter, batches, lambda: None)
+    with adapter.in_turn(batches[0]) if chained else nullcontext(True) as goes_on:
+        assert goes_on
+        compensate(adapter, batches, waves(adapter, batches, single=True), lambda: None)
     calls = sum(block.calls for block in _blocks(adapter)) - before
     return {name: g.weight() for name, g in adapter.generators().items()}, calls
 

@@ -174,8 +174,11 @@ class Model(Protocol):
         """
         ...
 
-    def in_turn(self, batch: Any) -> AbstractContextManager[None]:
-        """Declare that weights change in the order of their calls inside this block, and batches stay the same."""
+    def in_turn(self, batch: Any) -> AbstractContextManager[bool]:
+        """Declare that weights change in the order of their calls inside this block, and batches stay the same.
+
+        Return whether passes of :meth:`moments_behind` then begin where nothing changes any more.
+        """
         ...
 
     def outputs(self, data: Iterable[Any]) -> list[np.ndarray] | None:

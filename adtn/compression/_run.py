@@ -146,14 +146,15 @@ class CompressionRun:
     def compensate(self) -> None:
         """Decompose weights behind the layers before them, if the outputs become closer to those of the dense model."""
         batches, compare = self._compensation
-        passes = len(waves(self.adapter, batches))
-        if not passes:
-            return
-        state = self.adapter.state()
-        self.adapter.normalise(first_samples(batches, NORMALISED))  # as afterwards
-        before = compare()
-        self.say.stage("compensation", passes)
-        compensate(self.adapter, batches, self.say.advance)
+        with self.adapter.in_turn(batches[0]) as goes_on:
+            groups = waves(self.adapter, batches, single=goes_on)
+            if not groups:
+                return
+            state = self.adapter.state()
+            self.adapter.normalise(first_samples(batches, NORMALISED))  # as afterwards
+            before = compare()
+            self.say.stage("compensation", len(groups))
+            compensate(self.adapter, batches, groups, self.say.advance)
         after = compare()
         self.say(f"compensation of earlier errors changes what the outputs lose from {before:.4g} to {after:.4g}")
         if not after < before:

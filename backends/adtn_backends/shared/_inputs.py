@@ -137,12 +137,12 @@ class WatchedInputs(ABC):
         means = now.means()
         return {name: (means[name], mean) for name, mean in cross.means().items()}
 
-    def in_turn(self, batch: Any) -> AbstractContextManager[None]:
+    def in_turn(self, batch: Any) -> AbstractContextManager[bool]:
         """Declare that weights change in the order of their calls inside this block, and batches stay the same.
 
-        Passes over the data may then begin where nothing changes any more.
+        Return whether passes over the data then begin where nothing changes any more.
         """
-        return nullcontext()
+        return nullcontext(False)
 
     def _resumed(self, model: Any, key: Any, names: Sequence[str]) -> AbstractContextManager[None]:
         """Leave out what is known of a pass that ends at these layers."""

@@ -34,12 +34,12 @@ class ModelWithPasses(ReplacedModel):
         """Return the dense module of a weight, and which of its weights it is; empty for its only one."""
 
     @contextmanager
-    def in_turn(self, batch: Any) -> Generator[None, None, None]:
+    def in_turn(self, batch: Any) -> Generator[bool, None, None]:
         """Let passes inside this block skip the blocks of a chain in which nothing changes any more."""
         with self._evaluating(), frozen(self._dense.eval()):
             self._chain = chain_of(self._dense, lambda: outputs_of(self._dense, self._to_device(batch)))
         try:
-            yield
+            yield self._chain is not None
         finally:
             self._chain = None
 
