@@ -89,7 +89,7 @@ def _compensated(model: nn.Module, batches: Any, *, chained: bool) -> tuple[dict
     adapter.install({name: dense_generator(adapter.weight(name)).rounded(adtn.Precision("int3", 4)) for name in names})
     before = sum(block.calls for block in _blocks(adapter))
     with adapter.in_turn(batches[0]) if chained else nullcontext(True) as goes_on:
-        assert goes_on
+        assert goes_on, "all layers but the head are in blocks"
         compensate(adapter, batches, waves(adapter, batches, single=True), lambda: None)
     calls = sum(block.calls for block in _blocks(adapter)) - before
     return {name: g.weight() for name, g in adapter.generators().items()}, calls

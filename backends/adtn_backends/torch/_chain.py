@@ -30,6 +30,10 @@ class Chain:
         self.blocks = blocks
         self._kept: dict[Any, tuple[int, Any]] = {}  # by pass, the first block that is run and what it is given
 
+    def holds(self, name: str) -> bool:
+        """Return whether a layer is inside one of the blocks."""
+        return name.startswith(tuple(f"{block}." for block in self.blocks))
+
     @contextmanager
     def resumed(self, model: nn.Module, key: Any, names: Sequence[str]) -> Generator[None, None, None]:
         """Skip the blocks before the first one of these layers inside this block, where their outputs are kept.

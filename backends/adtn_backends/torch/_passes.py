@@ -18,6 +18,8 @@ from ._loss import outputs_of
 from .layers._kind import no_rows
 from .layers._kinds import kind_of
 
+_MOST = 0.8  # of the layers, for which passes are short; in a residual network of several stages they are not
+
 
 class ModelWithPasses(ReplacedModel):
     """A part of :class:`TorchModel`: its passes for closed forms and for the choice among them."""
@@ -39,7 +41,8 @@ class ModelWithPasses(ReplacedModel):
         with self._evaluating(), frozen(self._dense.eval()):
             self._chain = chain_of(self._dense, lambda: outputs_of(self._dense, self._to_device(batch)))
         try:
-            yield self._chain is not None
+            inside = self._chain is not None and sum(map(self._chain.holds, self._originals))
+            yield inside > _MOST * len(self._originals)
         finally:
             self._chain = None
 
