@@ -47,7 +47,7 @@ def test_a_small_change_costs_what_gradients_expect(name: str, classes: bool) ->
     expected = float(np.vdot(curvature @ change, change @ moments[name]))
     dense: Any = adapter.outputs(batches)
     with torch.no_grad():
-        model.get_submodule(name).weight += torch.as_tensor(change, dtype=torch.float32)
+        model.get_parameter(f"{name}.weight").add_(torch.as_tensor(change, dtype=torch.float32))
     found = divergence(dense, adapter.outputs(batches) or [], classes=classes)
     assert expected == pytest.approx(found, rel=0.3)
 
@@ -96,7 +96,8 @@ def _compensated(model: nn.Module, batches: Any, *, chained: bool) -> tuple[dict
 
 
 def _blocks(adapter: TorchModel) -> list[Block]:
-    return [m for model in (adapter.model, adapter._dense) for m in model.modules() if isinstance(m, Block)]
+    dense: Any = vars(adapter)["_dense"]
+    return [m for model in (adapter.model, dense) for m in model.modules() if isinstance(m, Block)]
 
 
 def test_passes_that_go_on_compute_the_same() -> None:

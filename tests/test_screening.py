@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import adtn
@@ -67,7 +68,7 @@ def test_errors_of_other_weights_are_about_what_they_would_be(search: Search) ->
 
 def test_few_weights_are_all_examined(search: Search) -> None:
     """Solves more for each weight if there are few of them."""
-    few = search.__class__(**{**vars(search), "layers": search.layers[:5], "solved": {}})
+    few = replace(search, layers=search.layers[:5], solved={})
     few.ladders(5 * 16 * 24 // 2)
     assert {name for name, *_ in few.solved} == set(NAMES[:5])
 
@@ -114,7 +115,7 @@ def test_a_model_with_many_layers_needs_no_pass_for_each(monkeypatch: pytest.Mon
     blocks = [nn.Sequential(nn.Linear(32, 32), nn.Tanh()) for _ in range(6)]
     model = nn.Sequential(*blocks, nn.Linear(32, 4))
     with torch.no_grad():
-        blocks[2][0].weight *= 3.0
+        next(blocks[2].parameters()).mul_(3.0)
     data = [(torch.randn(64, 32), torch.randint(0, 4, (64,))) for _ in range(4)]
     dense: Any = TorchModel(model, None).outputs(data)
     state = {name: x.clone() for name, x in model.state_dict().items()}
@@ -126,9 +127,7 @@ def test_a_model_with_many_layers_needs_no_pass_for_each(monkeypatch: pytest.Mon
         copied.load_state_dict(state)
         calls = [0]
         copied.register_forward_pre_hook(lambda *_, calls=calls: calls.__setitem__(0, calls[0] + 1))
-        config = adtn.Config(
-            recipe="closed-form", smallest=200, precisions=[adtn.Precision(f"int{b}") for b in (2, 3, 4, 8)]
-        )
+        config = adtn.Config(recipe="closed-form", smallest=200)
         adtn.compress(copied, config, budget=adtn.Budget(bytes=14000), data=data, progress=False)
         passes[expected] = calls[0]
         lost[expected] = divergence(dense, TorchModel(copied, None).outputs(data) or [], classes=True)
