@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from ..precision import Precision
 from ..topology import TT, Dense, LowRank, Topology, Tucker
 from ._budget import allocate
 from ._choice import Choice, Family, Unit, dense_choice, families
-from ._comparison import comparison
+from ._comparison import Compared, comparison
 from ._config import Config
 from ._errors import rounding_errors
+from ._expected import ExpectedLosses
 from ._ladder import Curve, Ladder, low_rank_errors, with_exact
 from ._local import Executor, LocalResult, LocalTask, dense_generator, run_local
 from ._model import Layer, Model
 from ._rest import Rest
+from ._screening import compared, reference, screened
 from ._storage import to_bytes
 
 _PROBES = (1.2, 0.4)  # sizes at which errors are computed, over those that the budget implies
@@ -42,6 +45,7 @@ _ALL_SWEEPS = 12  # of those that are chosen
 _MEASURES = 2  # times that losses are measured for what was chosen
 _NEAR = 0.5  # difference of logarithms of squared errors within which losses are not measured again
 _ROUNDS = 4  # allocations, each with the errors of what the previous one chose
+_WORSE = 1.5  # times the expected loss of a selection, from which the same integers for all weights are not measured
 _REST = ""  # no weight has this name
 
 
@@ -58,12 +62,15 @@ class Selection:
     ladders : sequence of Ladder
         With what was measured.
     cost : int
+    loss : float
+        The expected loss.
     """
 
     results: Mapping[str, LocalResult | None]
     rest: Rest | None
     ladders: Sequence[Ladder]
     cost: int
+    loss: float = math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +94,10 @@ class Search:
         See :func:`adtn.compress`.
     rests : sequence of Rest
         The ways to store what is not among the layers, one of which is chosen as well; none if its cost is fixed.
+    dense : Compared, optional
+        The outputs of the dense model for the sample, where they are known.
+    expected : ExpectedLosses, optional
+        Losses that need no measuring.
     """
 
     layers: Sequence[Layer]
@@ -100,6 +111,8 @@ class Search:
     folder: Path | None
     say: Callable[[str], None]
     rests: Sequence[Rest] = ()
+    dense: Compared | None = None
+    expected: ExpectedLosses | None = None
     solved: dict[tuple[str, Choice, int], LocalResult] = field(default_factory=dict)
 
     @property
@@ -115,18 +128,33 @@ class Search:
 
     def _built(self, fraction: float) -> list[Ladder]:
         """Build the ladders, with errors near the sizes that a fraction of the dense weights implies."""
+        kinds = {name: (shape, layer.itemsize) for layer in self.layers for name, shape in layer.weights.items()}
+        others = screened(kinds) if len(self.config.layers) == 0 else {}
         wanted: list[tuple[str, Choice]] = []
         ladders: dict[str, Ladder] = {}
         for layer in self.layers:
             for name, shape in layer.weights.items():
-                curves, probes = self._curves(name, shape, layer, fraction)
+                curves, probes = self._curves(name, shape, layer, fraction) if name not in others else ([], [])
                 fixed = {dense_choice(shape, layer.itemsize): 0.0}
                 entries = math.prod(shape)
                 ladders[name] = Ladder(name=name, layer=layer.name, entries=entries, fixed=fixed, curves=curves)
                 wanted += [(name, probe) for probe in probes]
         for (name, choice), result in self.solve(wanted).items():
             ladders[name] = ladders[name].corrected(choice, result.relative_error**2)
-        return [with_exact(ladder) for ladder in ladders.values()]
+        ladders = {name: with_exact(ladder) for name, ladder in ladders.items()}
+        return [
+            self._compared(ladder, [ladders[other] for other in others[name]]) if name in others else ladder
+            for name, ladder in ladders.items()
+        ]
+
+    def _compared(self, ladder: Ladder, others: Sequence[Ladder]) -> Ladder:
+        """Return the ladder of a weight that is like others which were probed."""
+        task, precision, own = self.tasks[ladder.name], reference(others), None
+        if precision is not None:
+            (own,) = rounding_errors(task.weight, task.moment, [precision])
+        pairs = [c.family for c in others[0].curves if c.family.topology == LowRank(bond=1) and not c.family.precision]
+        curves = [self._low_rank(ladder.name, family) for family in pairs]
+        return compared(replace(ladder, curves=curves), others, own)
 
     def _curves(self, name: str, shape: Shape, layer: Layer, fraction: float) -> tuple[list[Curve], list[Choice]]:
         """Return the curves of a weight, and the choices whose errors they need."""
@@ -182,7 +210,6 @@ class Search:
         """Return the ladders with sensitivities measured at these choices; layers without one have a typical value."""
         results = self.solve([(name, choice) for name, choice in choices.items() if choice.topology is not None])
         solved = {name: result for (name, _), result in results.items()}
-        compare = self._comparison()
         found: dict[str, tuple[float, float]] = {}
         for layer in self.layers:
             own = {name: solved[name] for name in layer.weights if name in solved}
@@ -190,16 +217,28 @@ class Search:
             known = next(ladder.measured for ladder in ladders if ladder.layer == layer.name)
             if error2 < 1e-10 or any(abs(math.log(error2 / at)) < _NEAR for at in known):
                 continue
-            self.adapter.install({n: r.generator for n, r in self._completed(own).items() if r is not None})
-            try:
-                found[layer.name] = error2, compare()
-            finally:
-                self.adapter.restore()
-            self.say(f"{layer.name}: error {math.sqrt(error2):.3f} costs {found[layer.name][1]:.4g}")
+            found[layer.name] = error2, self._loss_with(own)
+            costs = "is expected to cost" if self.is_expected else "costs"
+            self.say(f"{layer.name}: error {math.sqrt(error2):.3f} {costs} {found[layer.name][1]:.4g}")
         return _with_points(ladders, found)
 
-    def _comparison(self) -> Callable[[], float]:
-        return comparison(self.adapter, self.sample, self.loss)
+    def _loss_with(self, results: Mapping[str, LocalResult]) -> float:
+        """Return what the outputs lose with one layer replaced: what is expected, or else measured."""
+        weights = {name: result.generator.weight() for name, result in results.items()}
+        loss = self.expected.of(weights) if self.expected is not None else None
+        if loss is not None:
+            return loss
+        compare = self._compare
+        self.adapter.install({n: r.generator for n, r in self._completed(results).items() if r is not None})
+        try:
+            return compare()
+        finally:
+            self.adapter.restore()
+
+    @cached_property
+    def _compare(self) -> Callable[[], float]:
+        """The comparison with the dense model, made while nothing is replaced."""
+        return comparison(self.adapter, self.sample, self.loss, self.dense)
 
     def choose(self, ladders: Sequence[Ladder], most: int) -> Selection:
         """Choose within ``most``.
@@ -261,14 +300,22 @@ class Search:
             rest=rest,
             ladders=ladders,
             cost=sum(choice.cost(self.unit) for choice in choices.values()) + (0 if rest is None else rest.bytes),
+            loss=sum(ladder.loss(ladder.expected(choices[ladder.name])) for ladder in ladders),
         )
 
-    def uniform(self, ladders: Sequence[Ladder], most: int) -> Selection | None:
+    @property
+    def is_expected(self) -> bool:
+        """Whether losses are expected from gradients, as measuring would take long."""
+        return self.expected is not None and bool(self.expected.curvatures)
+
+    def uniform(self, selection: Selection, most: int) -> Selection | None:
         """Choose the same integers for all dense weights within ``most``, the best ones by the expected losses.
 
         The allocation adds up the losses of single layers, which is not exact: where all layers have about the same
-        sensitivity, it may lose to integers of one format. ``None`` if there are none of that size.
+        sensitivity, it may lose to integers of one format. ``None`` if there are none of that size, or if measuring
+        would take long and these are expected to lose much more than the selection.
         """
+        ladders, least = selection.ladders, selection.loss
         best: tuple[float, dict[str, Choice], Rest | None] | None = None
         for precision in self._precisions if self.unit == "bytes" else ():
             if not precision.is_integer:
@@ -287,7 +334,7 @@ class Search:
             fits = rest is not None if self.rests else cost <= most
             if fits and (best is None or loss < best[0]):
                 best = loss, choices, rest
-        if best is None:
+        if best is None or (self.is_expected and best[0] > _WORSE * least):
             return None
         _, choices, rest = best
         solved = self.solve([one for one in choices.items() if one[1].topology is not None], _ALL_SWEEPS)
@@ -300,7 +347,7 @@ class Search:
 
     def loss_of(self, selection: Selection) -> float:
         """Measure how far the model's outputs are from those of the dense one with all that was chosen."""
-        compare = self._comparison()
+        compare = self._compare
         self.adapter.install({name: r.generator for name, r in selection.results.items() if r is not None})
         try:
             return compare()
@@ -363,7 +410,7 @@ class Search:
 
     def loss_after(self, change: Callable[[], None]) -> float:
         """Measure what the outputs of the dense model lose by a change of its parameters, which is undone."""
-        compare, state = self._comparison(), self.adapter.state()
+        compare, state = self._compare, self.adapter.state()
         try:
             change()
             return compare()
@@ -375,7 +422,8 @@ class Search:
     ) -> dict[tuple[str, Choice], LocalResult]:
         """Compute closed forms; a choice that occurs several times is computed once."""
         asked = list(dict.fromkeys(wanted))
-        unique = [one for one in asked if (*one, sweeps) not in self.solved]
+        swept = {one: 0 if isinstance(one[1].topology, Dense) else sweeps for one in asked}  # those of rounding are all
+        unique = [one for one in asked if (*one, swept[one]) not in self.solved]
         tasks = [
             replace(
                 self.tasks[name],
@@ -390,8 +438,8 @@ class Search:
             for n, (name, choice) in enumerate(unique, len(self.solved))
         ]
         new = run_local(tasks, self.executor, self.folder, lambda result: None)
-        self.solved.update({(*one, sweeps): result for one, result in zip(unique, new, strict=True)})
-        return {one: self.solved[*one, sweeps] for one in asked}
+        self.solved.update({(*one, swept[one]): result for one, result in zip(unique, new, strict=True)})
+        return {one: self.solved[*one, swept[one]] for one in asked}
 
     def _with_best_ranks(self, name: str, choice: Choice) -> Topology | None:
         """Return the topology of a choice, with unequal ranks of the same size where these are better."""

@@ -30,7 +30,9 @@ NORMALISED = 256  # samples for statistics after every change; all of them are u
 _SWEEPS = 12
 
 
-def compensate(model: Model, data: Sequence[object], advance: Callable[[], None]) -> None:
+def compensate(
+    model: Model, data: Sequence[object], groups: Iterable[Sequence[str]], advance: Callable[[], None]
+) -> None:
     """Decompose all installed weights again, each behind the layers before it.
 
     Parameters
@@ -39,11 +41,13 @@ def compensate(model: Model, data: Sequence[object], advance: Callable[[], None]
         A model with installed generators.
     data : sequence of batches
         The data for second moments.
+    groups : iterable of sequences of str
+        The weights that are changed in every pass, see :func:`waves`.
     advance : callable
         Called after every pass.
     """
     statistics = list(first_samples(data, NORMALISED))
-    for names in waves(model, data):
+    for names in groups:
         generators = model.generators()
         changed: dict[str, Generator] = {}
         for name, (moment, cross) in model.moments_behind(names, data, _ROWS).items():
@@ -53,12 +57,16 @@ def compensate(model: Model, data: Sequence[object], advance: Callable[[], None]
         advance()
 
 
-def waves(model: Model, data: Iterable[object]) -> list[list[str]]:
-    """Return the weights that are changed in every pass."""
+def waves(model: Model, data: Iterable[object], *, single: bool = False) -> list[list[str]]:
+    """Return the weights that are changed in every pass.
+
+    Several groups at once answer to errors that change with them, which is worse than no answer for a decoder of 30
+    blocks: with ``single``, each group has a pass of its own, where passes are short.
+    """
     generators = model.generators()
     groups = [[name for name in group if is_direct(generators[name])] for group in model.in_order(data)]
     groups = [group for group in groups if group]
-    step = max(math.ceil(len(groups) / _WAVES), 1)
+    step = 1 if single else max(math.ceil(len(groups) / _WAVES), 1)
     return [list(chain.from_iterable(groups[n : n + step])) for n in range(0, len(groups), step)]
 
 

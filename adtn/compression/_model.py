@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -148,6 +149,18 @@ class Model(Protocol):
         """
         ...
 
+    def input_rows(self, names: Sequence[str], batch: Any) -> dict[str, int]:
+        """Count the rows to which weights are applied for one batch; others are left out."""
+        ...
+
+    def output_moments(self, names: Sequence[str], data: Iterable[Any], *, classes: bool) -> dict[str, np.ndarray]:
+        """Compute G for weights, such that ``tr(G D C Dᵀ)`` is what outputs are expected to lose by a small change D.
+
+        C is the second moment of the inputs of that weight. Weights for which that is not implemented are left out; the
+        loss is a divergence if the outputs score classes, or else a squared distance over the variance.
+        """
+        ...
+
     def in_order(self, data: Iterable[Any]) -> list[list[str]]:
         """Return the installed weights that act on rows, in the order of their calls; those of one input together."""
         ...
@@ -158,6 +171,13 @@ class Model(Protocol):
         """Compute the means of ``y yᵀ`` and ``x yᵀ`` for the inputs x of layers in the dense model and y in this one.
 
         Batches are drawn until there are ``most`` rows per column.
+        """
+        ...
+
+    def in_turn(self, batch: Any) -> AbstractContextManager[bool]:
+        """Declare that weights change in the order of their calls inside this block, and batches stay the same.
+
+        Return whether passes of :meth:`moments_behind` then begin where nothing changes any more.
         """
         ...
 

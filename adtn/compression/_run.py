@@ -16,9 +16,10 @@ from ..optim import fingerprint
 from ..precision import Precision, stored_bytes
 from ._budget import Budget
 from ._choose import Search, Selection, least_and_most
-from ._comparison import SAMPLES, comparison
+from ._comparison import SAMPLES, compared_outputs, comparison
 from ._compensate import NORMALISED, compensate, waves
 from ._config import Config
+from ._expected import expected_losses
 from ._ladder import Ladder
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
@@ -145,14 +146,15 @@ class CompressionRun:
     def compensate(self) -> None:
         """Decompose weights behind the layers before them, if the outputs become closer to those of the dense model."""
         batches, compare = self._compensation
-        passes = len(waves(self.adapter, batches))
-        if not passes:
-            return
-        state = self.adapter.state()
-        self.adapter.normalise(first_samples(batches, NORMALISED))  # as afterwards
-        before = compare()
-        self.say.stage("compensation", passes)
-        compensate(self.adapter, batches, self.say.advance)
+        with self.adapter.in_turn(batches[0]) as goes_on:
+            groups = waves(self.adapter, batches, single=goes_on)
+            if not groups:
+                return
+            state = self.adapter.state()
+            self.adapter.normalise(first_samples(batches, NORMALISED))  # as afterwards
+            before = compare()
+            self.say.stage("compensation", len(groups))
+            compensate(self.adapter, batches, groups, self.say.advance)
         after = compare()
         self.say(f"compensation of earlier errors changes what the outputs lose from {before:.4g} to {after:.4g}")
         if not after < before:
@@ -170,12 +172,16 @@ class CompressionRun:
     def run_within(self, budget: Budget, before: ModelCost) -> Outcome:
         """Run all stages with the topology, layout and size of every weight chosen for a budget."""
         self.say.stage("choice of formats")
+        sample = list(first_samples(self.data, SAMPLES)) if self.data is not None else []
+        dense = compared_outputs(self.adapter, sample) if sample else None
         search = Search(
             layers=self.layers,
             tasks=self.tasks,
             config=self.config,
             adapter=self.adapter,
-            sample=list(first_samples(self.data, SAMPLES)) if self.data is not None else [],
+            sample=sample,
+            dense=dense,
+            expected=expected_losses(self.adapter, self.layers, self.tasks, dense),
             loss=self.loss,
             unit=budget.unit,
             executor=self.executor,
@@ -266,7 +272,7 @@ class CompressionRun:
 
     def _or_uniform(self, search: Search, selection: Selection, most: int, headers: int) -> Selection:
         """Return the selection, or the same integers for all weights if these change the model's outputs less."""
-        other = search.uniform(selection.ladders, most - headers) if search.sample else None
+        other = search.uniform(selection, most - headers) if search.sample else None
         if other is None or self._stored_bytes(other) > most:
             return selection
         own, same = search.loss_of(selection), search.loss_of(other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -108,7 +109,8 @@ def decoder_of(model: Any) -> Decoder:
     KVCacheError
         If no framework here has decoders of this type.
     """
-    for name in backend_names():
+    loaded_first = sorted(backend_names(), key=lambda name: name not in sys.modules)  # others need not be imported
+    for name in loaded_first:
         try:
             wrap = getattr(get_backend(name), "decoder", None)  # a backend need not have one
         except MissingDependencyError:

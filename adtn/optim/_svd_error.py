@@ -25,10 +25,14 @@ def low_rank_errors(
     >>> low_rank_errors(np.diag([2.0, 1.0]), None).round(12).tolist()
     [1.0, 0.2, 0.0]
     """
-    if moment is not None:
-        values, vectors = np.linalg.eigh(moment)
-        weight = weight @ (vectors * np.sqrt(np.maximum(values, 0.0)))
-    powers = np.linalg.svd(weight, compute_uv=False) ** 2
+    if moment is not None and len(weight) <= len(moment):
+        gram = weight @ moment @ weight.T
+    else:
+        if moment is not None:
+            values, vectors = np.linalg.eigh(moment)
+            weight = weight @ (vectors * np.sqrt(np.maximum(values, 0.0)))
+        gram = weight @ weight.T if len(weight) <= weight.shape[1] else weight.T @ weight
+    powers = np.maximum(np.linalg.eigvalsh(gram), 0.0)[::-1]  # much faster than a singular value decomposition
     left = np.cumsum(powers[::-1])[::-1]
     return np.append(left, 0.0) / max(left[0], np.finfo(float).tiny)
 

@@ -39,6 +39,8 @@ class Case:
         The layers that are compressed, see :class:`adtn.Config`.
     test : sequence of batches
         Test data with labels, where these are classes.
+    batches, held : int
+        The least number of batches for the automatic choice, and those by which it compares models.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Case:
     targets: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     test: Batches = ()
+    batches: int = 24
+    held: int = 8
 
     def fresh(self) -> Case:
         """Return the case with a copy of its model, which may be changed."""

@@ -152,6 +152,8 @@ def smollm2(windows: int = 16, length: int = 256, last: int = 8) -> Case:
         quality=quality,
         targets=("Linear",),
         exclude=("*lm_head",),  # is the embedding
+        batches=8,  # as many as integers are calibrated with
+        held=4,
     )
 
 

@@ -110,8 +110,9 @@ def searched(case: Case, row: Mapping[str, Any]) -> dict[str, Any]:
         rest="same",
         **SEARCHED[row["method"]],
     )
-    data = list(islice(case.train(row["seed"]), max(row["steps"], 24)))
-    report = adtn.compress(case.model, config, budget=budget, data=data, validation=case.validation[:8], progress=False)
+    data = list(islice(case.train(row["seed"]), max(row["steps"], case.batches)))
+    held = case.validation[: case.held]
+    report = adtn.compress(case.model, config, budget=budget, data=data, validation=held, progress=False)
     rest = 4 * (params - entries)
     return {
         "bytes": report.after.bytes - rest,

@@ -6,14 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
 from adtn.compression import Layer, first_samples
 
 from ._batches import cycled
-from ._moments import Moments, spaced
+from ._moments import LEAST_ROWS, ROWS_PER_COLUMN_OF_ALL, Moments, SpacedRows
 
 LARGEST_MOMENT = 1 << 26
 """The largest number of entries for which the second moment of a layer's inputs is computed."""
@@ -52,15 +52,33 @@ class WatchedInputs(ABC):
     def second_moments(self, names: Sequence[str], data: Iterable[Any], samples: int = 512) -> dict[str, np.ndarray]:
         """Compute second moments of the inputs of linear layers and ungrouped convolutions, and of no other layers."""
         shapes = {name: shape for layer in self.layers() for name, shape in layer.weights.items()}
-        small, moments = [name for name in names if has_moment(shapes[name])], Moments()
+        small, moments, spaced = [name for name in names if has_moment(shapes[name])], Moments(), SpacedRows()
 
         def look(name: str, inputs: Any, rows: Any | None) -> None:
             if rows is not None:
-                moments.add(name, rows)
+                moments.add(name, spaced.of(inputs, rows))
 
+        linear = all(len(shapes[name]) == 2 for name in small)  # positions of images hardly differ
         for batch in first_samples(data, samples):
             self._look_at_inputs(self.model, small, batch, look)
+            if linear and moments.has_rows(ROWS_PER_COLUMN_OF_ALL, LEAST_ROWS):
+                break
         return moments.means()
+
+    def input_rows(self, names: Sequence[str], batch: Any) -> dict[str, int]:
+        """Count the rows to which weights are applied for one batch."""
+        counts: Counter[str] = Counter()
+
+        def look(name: str, inputs: Any, rows: Any | None) -> None:
+            if rows is not None:
+                counts[name] += rows.shape[0]
+
+        self._look_at_inputs(self.model, names, batch, look)
+        return dict(counts)
+
+    def output_moments(self, names: Sequence[str], data: Iterable[Any], *, classes: bool) -> dict[str, np.ndarray]:
+        """Return nothing: this framework has no gradients with respect to the outputs of layers."""
+        return {}
 
     def in_order(self, data: Iterable[Any]) -> list[list[str]]:
         """Return the installed weights that act on rows, in the order of their calls; those of one input together.
@@ -104,9 +122,12 @@ class WatchedInputs(ABC):
         """
         now, cross = Moments(), Moments()
         columns: dict[str, int] = {}
-        for batch in data:
-            dense = self._rows_until(self._dense, names, batch)
-            for name, rows in self._rows_until(self.model, names, batch).items():
+        for n, batch in enumerate(data):
+            with self._resumed(self._dense, ("dense", n), names):
+                dense = self._rows_until(self._dense, names, batch)
+            with self._resumed(self.model, ("now", n), names):
+                found = self._rows_until(self.model, names, batch)
+            for name, rows in found.items():
                 if name in dense and dense[name].shape == rows.shape:  # routed differently otherwise
                     now.add_product(name, rows, rows)
                     cross.add_product(name, dense[name], rows)
@@ -116,12 +137,24 @@ class WatchedInputs(ABC):
         means = now.means()
         return {name: (means[name], mean) for name, mean in cross.means().items()}
 
+    def in_turn(self, batch: Any) -> AbstractContextManager[bool]:
+        """Declare that weights change in the order of their calls inside this block, and batches stay the same.
+
+        Return whether passes over the data then begin where nothing changes any more.
+        """
+        return nullcontext(False)
+
+    def _resumed(self, model: Any, key: Any, names: Sequence[str]) -> AbstractContextManager[None]:
+        """Leave out what is known of a pass that ends at these layers."""
+        return nullcontext()
+
     def _rows_until(self, model: Any, names: Sequence[str], batch: Any) -> dict[str, Any]:
         """Return the rows of the inputs of layers for one batch; the model runs until all have been called."""
         found: dict[str, Any] = {}
+        spaced = SpacedRows()
 
         def look(name: str, inputs: Any, rows: Any) -> None:
-            found[name] = spaced(rows)
+            found[name] = spaced.of(inputs, rows)
             if len(found) == len(names):
                 raise _Reached
 

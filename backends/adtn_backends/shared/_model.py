@@ -358,8 +358,7 @@ class ReplacedModel(WatchedInputs):
         for y in self._outputs_on(data):
             if not hasattr(y, "shape") or not len(y.shape):
                 return None
-            rows = y.reshape(-1, y.shape[-1])
-            rows = rows[:: max(math.prod(rows.shape) // LARGEST_OUTPUT, 1)]
+            rows = spaced_outputs(y)
             outputs.append(backend_of(rows).to_numpy(rows).astype(np.float32))
         return outputs
 
@@ -407,6 +406,12 @@ class ReplacedModel(WatchedInputs):
         """Return the dense layer that is or was at a place."""
         module = self._originals[name] if name in self._originals else self.modules.at(self.model, name)
         return self.modules.dense(module)
+
+
+def spaced_outputs(y: Any) -> Any:
+    """Return ``(rows, columns)`` of the outputs of one batch; evenly spaced rows where there are very many entries."""
+    rows = y.reshape(-1, y.shape[-1])
+    return rows[:: max(math.prod(rows.shape) // LARGEST_OUTPUT, 1)]
 
 
 def with_inputs(dense: Sequence[Any], now: Sequence[Any]) -> list[Any]:

@@ -24,7 +24,6 @@ from torch import nn
 from ..shared._batches import IGNORED, cycled
 from ..shared._model import (
     NO_PARAMETERS,
-    ReplacedModel,
     rate_of,
     refuse_nothing,
     seen_by,
@@ -39,6 +38,7 @@ from ._memory import PeakMemory
 from ._narrow import coded_of, narrowed
 from ._normalise import statistics_of
 from ._overlap import fill, load_state, overlaps
+from ._passes import ModelWithPasses
 from ._replacement import declare_tie, dense_of, generated_in_place_of, is_whole, owners_of, ties_of, weights_of
 from ._step import step_of
 from ._structures import note_structures, noted_structures
@@ -49,7 +49,7 @@ from .layers._kinds import kind_of, kind_of_generated
 from .layers._slice import Weight
 
 
-class TorchModel(ReplacedModel):
+class TorchModel(ModelWithPasses):
     """A :class:`adtn.compression.Model` for PyTorch."""
 
     modules = MODULES

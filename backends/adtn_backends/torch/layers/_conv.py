@@ -178,7 +178,7 @@ def _patches(dense: Any, x: torch.Tensor) -> torch.Tensor | None:
 _BY_DENSE: dict[type, type[_ADTNConv]] = {layer.dense: layer for layer in (ADTNConv1d, ADTNConv2d, ADTNConv3d)}
 KINDS = (
     Kind(dense=(nn.Conv1d,), generated=ADTNConv1d, build=_build, adaptable=True),
-    Kind(dense=(nn.Conv2d,), generated=ADTNConv2d, build=_build, rows=_patches, adaptable=True),
+    Kind(dense=(nn.Conv2d,), generated=ADTNConv2d, build=_build, rows=_patches, outputs=-3, adaptable=True),
     Kind(dense=(nn.Conv3d,), generated=ADTNConv3d, build=_build, adaptable=True),
 )
 """Convolutions by the number of their axes."""

@@ -76,6 +76,8 @@ class Kind:
         ``refusal(dense)`` says why the layer has no generated form; empty if it has one.
     rows : callable
         ``rows(dense, x)`` returns the rows that the layer multiplies with its weight, for second moments; or ``None``.
+    outputs : int
+        The axis of the layer's outputs over which the rows of its weight are, where it has ``rows``.
     batch : callable
         ``batch(layer, x)`` returns the number of rows to which the generated layer is applied, or 0 if it generates its
         weight for any input.
@@ -101,6 +103,7 @@ class Kind:
     transposed: bool = False
     refusal: Callable[[Any], str] = no_reason
     rows: Callable[[Any, torch.Tensor], torch.Tensor | None] = no_rows
+    outputs: int = -1
     batch: Callable[[Any, torch.Tensor], int] = lambda layer, x: 0
     whole: bool = False
     adaptable: bool = False
