@@ -465,6 +465,32 @@ def einsort_table(content: dict) -> list[str]:
     return lines
 
 
+def kv_table(content: dict) -> list[str]:
+    """Tabulate bytes against divergence of coded caches, beside baselines."""
+    lines = [
+        "Prefixes of 1,024 tokens, read by the next 128. Bits per value of the whole file without the codec;",
+        "divergence of the next token in nats (± standard error over texts).",
+        "",
+    ]
+    for row in content["kv"]:
+        codec = 100 * row["codec_bytes"] / row["model_bytes"]
+        lines += [
+            f"**{row['layers']} layers per basis, {row['text']}**, {row['texts']} texts; the codec has "
+            f"{row['codec_bytes'] / 1e6:.1f} MB ({codec:.1f} % of the model), which pays from "
+            f"{row['break_even']:,.0f} tokens on",
+            "",
+            "| | bits per value | times smaller | divergence | change of the loss |",
+            "|---" * 5 + "|",
+            *(
+                f"| {r['name']} | {r['bits_per_value']:.3f} | {r['ratio']:.1f} | {r['divergence']:.4f} ± "
+                f"{r['standard_error']:.4f} | {r['loss']:+.4f} |"
+                for r in row["rows"]
+            ),
+            "",
+        ]
+    return lines
+
+
 def _einsort_orders(rows: list[dict]) -> list[str]:
     lines = [
         "Relative errors at the bytes of integers of 4 bits in groups of 64, everything counted; cores are int8/64.",
@@ -563,6 +589,7 @@ def table_of(content: dict) -> list[str]:
         "compress_nonlinear": compress_nonlinear_table,
         "compress_share": compress_share_table,
         "compress_forward": compress_forward_table,
+        "kv": kv_table,
         "einsort": einsort_table,
         "config": side_by_side_table,
         "results": accuracy_table,
