@@ -4,13 +4,15 @@ Run as ``python bench/kv.py`` with ``ADTN_DATA`` set and the packages ``llm-smol
 writes ``bench/results/kv.json``. Codecs are calibrated on 32 pieces of WikiText-2 (validation) and 32 of the standard
 library of Python, and tested on WikiText-2 (test), tinyshakespeare, which is of neither kind, and other files of the
 standard library. Prefixes of 1,024 tokens are computed exactly and coded; the next 128 tokens read what comes back.
-Moments of the texts are cached in the folder of adtn's caches, as they take most of the time.
+Moments of the texts are cached in the folder of adtn's caches, as they take most of the time. A run that was interrupted
+goes on where it ended; delete the file to start again.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import sysconfig
 from importlib.util import find_spec
@@ -82,10 +84,11 @@ def _moments(arrays: Any, kind: str) -> Moments:
 
 
 def main() -> None:
-    """Calibrate, measure and save."""
+    """Calibrate, measure and save what is not yet in the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kv.json")
     parser.add_argument("--layers", nargs="*", type=int, default=[10, 30, 1], help="layers per basis")
+    parser.add_argument("--precision", choices=("int8", "float16"), default="int8")
     parser.add_argument("--kl", type=float, default=0.0065)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -98,15 +101,21 @@ def main() -> None:
         weighting="full",
         sinks=SINKS,
         seed=0,
+        precision=arguments.precision,
         say=lambda line: print(line, flush=True),
     )
     whole = moments(decoder, mixed, recipe)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = json.loads(arguments.out.read_text())["kv"] if arguments.out.exists() else []
     for layers in arguments.layers:
+        missing = {
+            name: n for name, n in TEXTS.items() if (layers, name) not in {(r["layers"], r["text"]) for r in rows}
+        }
+        if not missing:
+            continue
         groups = groups_of(len(decoder.layers), layers)
         own = whole.map(lambda m, groups=groups: m.regrouped(groups))
         codec = KVCodec.from_moments(decoder, own, groups, mixed, recipe, kl=arguments.kl, finest=0.5)
-        for name, n in TEXTS.items():
+        for name, n in missing.items():
             report = kv_report(
                 codec,
                 text[name][:n],

@@ -7,13 +7,13 @@ one vector z, and the basis U are the eigenvectors of E[z z^T]: with it no two c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from autoray import do
 
-from .._typing import Array, Float
+from .._typing import Array, Bool, Float, Int
 
 _SHRINKAGE = 0.02  # of second moments of gradients towards their mean eigenvalue
 
@@ -27,30 +27,58 @@ class Basis:
     mean : array, (layers, heads, channels)
     inverse : array, (layers, heads, channels, channels)
         Inverses of the symmetric weights A.
-    components : array, (layers * heads * channels, coefficients)
-        Orthonormal columns.
+    components : array, (layers * heads * channels, leading), float16
+        The first orthonormal columns.
+    codes : array, (layers * heads * channels, others), int8
+        The other columns, divided by their scales. Their coefficients are small, and so are the errors of rounding.
+    scales : array, (others,), float16
     """
 
     mean: Float[np.ndarray, "layers heads channels"]
     inverse: Float[np.ndarray, "layers heads channels channels"]
-    components: Float[np.ndarray, "n coefficients"]
+    components: Float[np.ndarray, "n leading"]
+    codes: Int[np.ndarray, "n others"]
+    scales: Float[np.ndarray, " others"]
 
     @cached_property
     def weight(self) -> Float[np.ndarray, "layers heads channels channels"]:
         """The weights A, in float32."""
         return np.linalg.inv(self.inverse.astype(np.float64)).astype(np.float32)
 
+    @cached_property
+    def columns(self) -> Float[np.ndarray, "n coefficients"]:
+        """All columns, in float32."""
+        others = self.codes.astype(np.float32) * self.scales.astype(np.float32)
+        return np.concatenate((self.components.astype(np.float32), others), axis=1)
+
     def coefficients(self, x: Float[Array, "tokens layers heads channels"]) -> Float[Array, "tokens coefficients"]:
         """Return the coefficients of states."""
-        mean, weight, components = (_like(a, x) for a in (self.mean, self.weight, self.components))
+        mean, weight, columns = (_like(a, x) for a in (self.mean, self.weight, self.columns))
         z = do("einsum", "tlhd,lhde->tlhe", x - mean, weight)
-        return do("reshape", z, (x.shape[0], components.shape[0])) @ components
+        return do("reshape", z, (x.shape[0], columns.shape[0])) @ columns
 
     def states(self, c: Float[Array, "tokens coefficients"]) -> Float[Array, "tokens layers heads channels"]:
         """Return the states of coefficients."""
-        mean, inverse, components = (_like(a, c) for a in (self.mean, self.inverse, self.components))
-        z = do("reshape", c @ do("transpose", components), (c.shape[0], *self.mean.shape))
+        mean, inverse, columns = (_like(a, c) for a in (self.mean, self.inverse, self.columns))
+        z = do("reshape", c @ do("transpose", columns), (c.shape[0], *self.mean.shape))
         return do("einsum", "tlhe,lhed->tlhd", z, inverse) + mean
+
+
+def with_columns(
+    basis: Basis, columns: Float[np.ndarray, "n coefficients"], large: Bool[np.ndarray, " coefficients"] | None = None
+) -> Basis:
+    """Return a basis with other columns: ``large`` ones, which come first, in float16 and the others in int8.
+
+    All of them are in float16 if that is not said.
+    """
+    first = np.ones(columns.shape[1], bool) if large is None else np.asarray(large)
+    others = columns[:, ~first].astype(np.float32)
+    scales = (np.abs(others).max(0, initial=0.0) / 127.0).astype(np.float16)
+    divisors = np.maximum(scales.astype(np.float32), np.finfo(np.float16).smallest_subnormal)
+    codes = np.clip(np.rint(others / divisors), -127, 127).astype(np.int8)
+    return replace(
+        basis, components=np.ascontiguousarray(columns[:, first]).astype(np.float16), codes=codes, scales=scales
+    )
 
 
 def _like(a: np.ndarray, x: Array) -> Array:

@@ -11,13 +11,16 @@ from autoray import do
 
 from .._typing import Float, Int
 from ..errors import KVCacheError
-from ._basis import Basis, components_of, weights_of
+from ._basis import Basis, components_of, weights_of, with_columns
 from ._coefficients import Magnitudes, Sums, earlier_means
 from ._decoder import Decoder
 from ._order import Order
 from ._pair import Pair
-from ._tables import FIRST, grid_index, grid_value
+from ._tables import FIRST, PER_OCTAVE, grid_index, grid_value
 
+Precision = Literal["int8", "float16"]
+"""How components are stored: the small ones in int8, or all in float16."""
+_LARGE = 3 * PER_OCTAVE  # coefficients of at least so many steps have components in float16
 Weighting = Literal["full", "scalar", "none"]
 """How errors of states count: by the second moments of gradients, by their traces, or all alike."""
 
@@ -31,6 +34,7 @@ class Recipe:
     weighting: Weighting
     sinks: int
     seed: int
+    precision: Precision
     say: Callable[[str], None]
 
 
@@ -194,9 +198,16 @@ def bases_of(
         for group, covariance in zip(groups, m.covariances, strict=True):
             own = list(group)
             inverse = _storable(np.linalg.inv(root[own] / grid_value(unit)))
-            basis = Basis(mean=_storable(m.mean[own]), inverse=inverse, components=np.zeros((0, 0), np.float16))
+            none = np.zeros((0, 0))
+            basis = Basis(
+                mean=_storable(m.mean[own]),
+                inverse=inverse,
+                components=none.astype(np.float16),
+                codes=none.astype(np.int8),
+                scales=np.zeros(0, np.float16),
+            )
             _, vectors = components_of(basis.weight.astype(np.float64), covariance)
-            found.append(Basis(mean=basis.mean, inverse=inverse, components=vectors.astype(np.float16)))
+            found.append(with_columns(basis, vectors))
         return found
 
     return Pair(k=of(moments.k, roots.k), v=of(moments.v, roots.v)), unit
@@ -223,7 +234,7 @@ def magnitudes_of(
         )
 
     def of(kind: Literal["k", "v"], g: int, basis: Basis) -> Magnitudes:
-        sums = Sums(basis.components.shape[1])
+        sums = Sums(basis.columns.shape[1])
         own = [(getattr(c, kind)[g], order) for c, order in held]
         means = [earlier_means(c, order) for c, order in own]
         for (c, order), mean in zip(own, means, strict=True):
@@ -246,13 +257,15 @@ def _coefficients(bases: Sequence[Basis], groups: Sequence[Sequence[int]], x: An
     ]
 
 
-def active(basis: Basis, magnitudes: Magnitudes, finest: int) -> tuple[Basis, Magnitudes]:
-    """Return a basis without the coefficients that have no symbols at the finest step."""
-    own = (magnitudes.tables(finest) >= FIRST).any(0)
+def active(basis: Basis, magnitudes: Magnitudes, finest: int, precision: Precision) -> tuple[Basis, Magnitudes]:
+    """Return a basis without the coefficients that have no symbols at the finest step, in a precision."""
+    tables = magnitudes.tables(finest).max(0)
+    large = tables >= (_LARGE if precision == "int8" else FIRST)
+    order = np.concatenate((np.flatnonzero(large), np.flatnonzero(~large & (tables >= FIRST))))
     return (
-        Basis(mean=basis.mean, inverse=basis.inverse, components=np.ascontiguousarray(basis.components[:, own])),
+        with_columns(basis, basis.columns[:, order], large[order]),
         Magnitudes(
-            indices=np.ascontiguousarray(magnitudes.indices[:, own]),
-            parts=np.ascontiguousarray(magnitudes.parts[:, own]),
+            indices=np.ascontiguousarray(magnitudes.indices[:, order]),
+            parts=np.ascontiguousarray(magnitudes.parts[:, order]),
         ),
     )

@@ -20,6 +20,7 @@ from ._ans import Coded
 from ._basis import Basis
 from ._calibrate import (
     Moments,
+    Precision,
     Recipe,
     Weighting,
     active,
@@ -116,7 +117,8 @@ class KVCodec:
         samples: int = 2,
         weighting: Weighting = "full",
         sinks: int = 4,
-        finest: float = 0.5,
+        finest: float = 0.7,
+        precision: Precision = "int8",
         seed: int = 0,
         say: Callable[[str], None] = lambda line: None,
     ) -> KVCodec:
@@ -145,6 +147,8 @@ class KVCodec:
             The number of tokens at the beginning that are stored as they are.
         finest : float
             The finest step the codec serves for, relative to that for ``kl``.
+        precision : {"int8", "float16"}
+            Of the components in the codec's file; with ``"int8"`` those of large coefficients still have 16 bits.
         seed : int
             Of the labels that are drawn.
         say : callable
@@ -159,7 +163,13 @@ class KVCodec:
         texts = checked_texts(token_ids, continuation, sinks)
         groups = groups_of(len(decoder.layers), layers_per_basis)
         recipe = Recipe(
-            continuation=continuation, samples=samples, weighting=weighting, sinks=sinks, seed=seed, say=say
+            continuation=continuation,
+            samples=samples,
+            weighting=weighting,
+            sinks=sinks,
+            seed=seed,
+            precision=precision,
+            say=say,
         )
         moments = moments_of(decoder, texts, groups, recipe)
         return cls.from_moments(decoder, moments, groups, texts, recipe, kl=kl, finest=finest)
@@ -197,13 +207,14 @@ class KVCodec:
         values = len(texts[-1]) * sum(m.mean.size for m in moments)
         start = int(grid_index(np.sqrt(np.array(24.0 * kl / values)))) - unit
         step = step_for(kl, lambda index: measure(lambda states, ids: whole._recoded(states, ids, index)), start)
-        return replace(whole, step=step)._without_inactive(step + int(grid_index(np.array(finest))))
+        found = replace(whole, step=step)
+        return found._without_inactive(step + int(grid_index(np.array(finest))), recipe.precision)
 
-    def _without_inactive(self, finest: int) -> KVCodec:
+    def _without_inactive(self, finest: int, precision: Precision) -> KVCodec:
         """Leave out components that have no symbols at the finest step."""
         pairs = Pair(
-            k=[active(basis, magnitudes, finest) for basis, magnitudes, _ in self._parts("k")],
-            v=[active(basis, magnitudes, finest) for basis, magnitudes, _ in self._parts("v")],
+            k=[active(basis, magnitudes, finest, precision) for basis, magnitudes, _ in self._parts("k")],
+            v=[active(basis, magnitudes, finest, precision) for basis, magnitudes, _ in self._parts("v")],
         )
         return replace(
             self,
@@ -418,6 +429,8 @@ class KVCodec:
                     f"{kind}.{g}.mean": basis.mean,
                     f"{kind}.{g}.inverse": basis.inverse,
                     f"{kind}.{g}.components": basis.components,
+                    f"{kind}.{g}.codes": basis.codes,
+                    f"{kind}.{g}.scales": basis.scales,
                     f"{kind}.{g}.indices": magnitudes.indices,
                     f"{kind}.{g}.parts": magnitudes.parts,
                 }
@@ -489,7 +502,7 @@ class KVCodec:
             def own(kind: str, names: Sequence[str], make: Any) -> tuple[Any, ...]:
                 return tuple(make(**{n: arrays[f"{kind}.{g}.{n}"] for n in names}) for g in range(len(groups)))
 
-            of_basis, of_magnitudes = ("mean", "inverse", "components"), ("indices", "parts")
+            of_basis, of_magnitudes = ("mean", "inverse", "components", "codes", "scales"), ("indices", "parts")
             return cls(
                 model=str(header["model"]),
                 layers=tuple(header["layers"]),
