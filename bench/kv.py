@@ -4,8 +4,8 @@ Run as ``python bench/kv.py`` with ``ADTN_DATA`` set and the packages ``llm-smol
 writes ``bench/results/kv.json``. Codecs are calibrated on 32 pieces of WikiText-2 (validation) and 32 of the standard
 library of Python, and tested on WikiText-2 (test), tinyshakespeare, which is of neither kind, and other files of the
 standard library. Prefixes of 1,024 tokens are computed exactly and coded; the next 128 tokens read what comes back.
-Moments of the texts are cached in the folder of adtn's caches, as they take most of the time. A run that was interrupted
-goes on where it ended; delete the file to start again.
+Moments of the texts are cached in the folder of adtn's caches, as they take most of the time. A run that was
+interrupted goes on where it ended; delete the file to start again.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kv.json")
     parser.add_argument("--layers", nargs="*", type=int, default=[10, 30, 1], help="layers per basis")
     parser.add_argument("--precision", choices=("int8", "float16"), default="int8")
+    parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--kl", type=float, default=0.0065)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -121,7 +122,7 @@ def main() -> None:
                 text[name][:n],
                 continuation=CONTINUATION,
                 steps=STEPS,
-                with_baselines=layers == arguments.layers[0],
+                with_baselines=arguments.baselines and layers == arguments.layers[0],
             )
             print(f"{layers} layers, {name}\n{report}", flush=True)
             rows.append({"layers": layers, "text": name, **report.to_json()})
