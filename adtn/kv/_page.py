@@ -84,12 +84,19 @@ def _picture(rows: Sequence[Any]) -> str:
         + " ".join(f"{x:.1f},{y:.1f}" for x, y in own)
         + "'/>"
     )
-    for x, y, name in points:
+    labels: list[tuple[float, float]] = []
+    for x, y, name in sorted(points, key=lambda point: point[1], reverse=True):
         at_x, at_y = place(x, y)
         color = "#2f6f4f" if name.startswith("adtn") else "#b0562b"
         marks.append(f"<circle cx='{at_x:.1f}' cy='{at_y:.1f}' r='4' fill='{color}'/>")
+        while any(abs(at_x - a) < 220 and abs(at_y - b) < 13 for a, b in labels):
+            at_y += 4  # below the label that is there
+        labels.append((at_x, at_y))
         marks.append(f"<text x='{at_x + 7:.1f}' y='{at_y + 4:.1f}'>{html.escape(name)}</text>")
     middle = (_WIDTH - 150 + _LEFT) / 2
     marks.append(f"<text x='{middle:.0f}' y='{_HEIGHT - 6}' text-anchor='middle'>bits per value</text>")
-    marks.append(f"<text x='12' y='{_HEIGHT / 2:.0f}' transform='rotate(-90 12 {_HEIGHT / 2:.0f})'>KL (nats)</text>")
+    half = _HEIGHT / 2
+    marks.append(
+        f"<text x='12' y='{half:.0f}' transform='rotate(-90 12 {half:.0f})' text-anchor='middle'>KL (nats)</text>"
+    )
     return f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img'>{''.join(marks)}</svg>"
