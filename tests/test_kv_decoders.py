@@ -297,6 +297,16 @@ def test_wrong_input_is_refused(codec: KVCodec, tmp_path: Path) -> None:
         codec.encode(two, ids)
     with pytest.raises(KVCacheError, match="expected a model such as"):
         KVCodec.calibrate(torch.nn.Linear(2, 2), texts(2, LENGTH))
+    for options in ({"kl": -1.0}, {"samples": 0}, {"sinks": -1}, {"finest": 2.0}, {"weighting": "x"}, {"kl": np.nan}):
+        with pytest.raises(KVCacheError, match=f"Got {next(iter(options))}"):
+            KVCodec.calibrate(model, texts(2, LENGTH), **{"continuation": CONTINUATION, **options})
+    with pytest.raises(KVCacheError, match="token ids from"):
+        KVCodec.calibrate(model, texts(2, LENGTH) + 1000, continuation=CONTINUATION)
+    for nothing in (None, (1, 2)):
+        with pytest.raises(KVCacheError, match="expected a DynamicCache"):
+            codec.encode(nothing, ids)
+    with pytest.raises(KVCacheError, match="coder"):
+        codec.encode(cache, ids, coder="zip")  # type: ignore[arg-type]
     with pytest.raises(KVCacheError, match="DynamicSlidingWindowLayer"):
         KVCodec.calibrate(
             MistralForCausalLM(MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8)), texts(2, LENGTH)

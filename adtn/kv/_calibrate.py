@@ -121,10 +121,8 @@ def checked_texts(token_ids: Any, continuation: int, sinks: int) -> list[Int[np.
             f"Got {len(texts)} texts of shapes {', '.join(map(str, shapes)) or 'none'}; expected at least one, each of "
             f"at least {least} token ids: the prefix, and {continuation} tokens that read it."
         )
-    if continuation < 1 or any(not np.issubdtype(ids.dtype, np.integer) for ids in texts):
-        raise KVCacheError(
-            f"Got continuation={continuation} and texts of dtype {texts[0].dtype}; expected a positive number, and ids."
-        )
+    if any(not np.issubdtype(ids.dtype, np.integer) for ids in texts):
+        raise KVCacheError(f"Got texts of dtype {texts[0].dtype}; expected token ids.")
     return texts
 
 
@@ -136,8 +134,6 @@ def groups_of(layers: int, size: int | None) -> tuple[tuple[int, ...], ...]:
     >>> groups_of(5, 2)
     ((0, 1), (2, 3), (4,))
     """
-    if size is not None and size < 1:
-        raise KVCacheError(f"Got layers_per_basis={size}; expected a positive number, or None for all.")
     parts = np.array_split(np.arange(layers), -(-layers // (size or layers)))
     return tuple(tuple(int(k) for k in part) for part in parts)
 

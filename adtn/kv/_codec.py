@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from autoray import do
 
 from .._atomic import write_atomic
+from .._checks import Range, checked
 from .._files import KEY, check_writable, header_text, read_header, read_whole, sealed
 from .._typing import Array, Int
 from ..errors import FileFormatError, KVCacheError
@@ -106,20 +107,21 @@ class KVCodec:
     decoder: Decoder | None = field(default=None, repr=False, compare=False)
 
     @classmethod
+    @checked(KVCacheError)
     def calibrate(
         cls,
         model: Any,
         token_ids: Any,
         *,
-        kl: float = 0.0065,
-        layers_per_basis: int | None = 10,
-        continuation: int = 128,
-        samples: int = 2,
+        kl: Annotated[float, Range(0, above=True)] = 0.0065,
+        layers_per_basis: Annotated[int, Range(1)] | None = 10,
+        continuation: Annotated[int, Range(1)] = 128,
+        samples: Annotated[int, Range(1)] = 2,
         weighting: Weighting = "full",
-        sinks: int = 4,
-        finest: float = 0.7,
+        sinks: Annotated[int, Range(0)] = 4,
+        finest: Annotated[float, Range(0, 1, above=True)] = 0.7,
         precision: Precision = "int8",
-        seed: int = 0,
+        seed: Annotated[int, Range(0)] = 0,
         say: Callable[[str], None] = lambda line: None,
     ) -> KVCodec:
         """Calibrate a codec on texts.
@@ -223,12 +225,13 @@ class KVCodec:
             finest=finest,
         )
 
+    @checked(KVCacheError)
     def encode(
         self,
         cache: Any,
         token_ids: Any,
         *,
-        step: float | None = None,
+        step: Annotated[float, Range(0, above=True)] | None = None,
         order: Literal["ids", "natural"] = "ids",
         coder: Coder = "ans",
     ) -> Parked:
@@ -256,12 +259,13 @@ class KVCodec:
         states = decoder.states(cache)
         return self.encode_states(states, token_ids, step=step, order=order, coder=coder, others=decoder.others(cache))
 
+    @checked(KVCacheError)
     def encode_states(
         self,
         states: States,
         token_ids: Any,
         *,
-        step: float | None = None,
+        step: Annotated[float, Range(0, above=True)] | None = None,
         order: Literal["ids", "natural"] = "ids",
         coder: Coder = "ans",
         others: Mapping[str, np.ndarray] | None = None,
@@ -269,10 +273,6 @@ class KVCodec:
         """Encode keys before rotation, and values, ``(tokens, layers, heads, channels)``, of any framework."""
         ids = small_ids(token_ids)
         self._check(states, ids)
-        if coder not in _CODERS or order not in ("ids", "natural"):
-            raise KVCacheError(
-                f"Got coder={coder!r} and order={order!r}; expected one of {', '.join(_CODERS)}, and ids or natural."
-            )
         index = self._step(step)
         sinks = min(self.sinks, len(ids))
         ordered = self._order(ids, order == "ids")
@@ -376,8 +376,6 @@ class KVCodec:
     def _step(self, relative: float | None) -> int:
         if relative is None:
             return self.step
-        if not (np.isfinite(relative) and relative > 0):
-            raise KVCacheError(f"Got step={relative}; expected a positive factor of the calibrated step.")
         index = self.step + int(grid_index(np.array(relative)))
         if index < self.finest:
             least = grid_value(self.finest - self.step)

@@ -118,10 +118,9 @@ class HFDecoder:
 
     def _own(self, cache: Any) -> list[Any]:
         layers = getattr(cache, "layers", ())
-        if self._coded(cache) != self.layers or any(layer.keys is None for layer in layers):
+        if not layers or self._coded(cache) != self.layers or any(layer.keys is None for layer in layers):
             raise KVCacheError(
-                f"Got a {type(cache).__name__} with {len(layers)} layers, of which {len(self._coded(cache))} are plain "
-                f"and filled; expected a DynamicCache that {type(self.model).__name__} has filled, with "
+                f"Got a {type(cache).__name__} with {len(layers)} layers; expected a DynamicCache that {type(self.model).__name__} has filled, with "
                 f"{len(self.layers)} of them."
             )
         sizes = {layer.keys.shape[0] for layer in layers}
@@ -227,7 +226,14 @@ class HFDecoder:
         return out[0, len(token_ids) :].cpu().numpy()
 
     def _ids(self, token_ids: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(token_ids), dtype=torch.long, device=self.device)
+        ids = torch.as_tensor(np.asarray(token_ids), dtype=torch.long)
+        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+            raise KVCacheError(
+                f"Got token ids from {int(ids.min())} to {int(ids.max())}; {type(self.model).__name__} has "
+                f"{vocabulary:,}, from 0."
+            )
+        return ids.to(self.device)
 
 
 def decoder_of(model: Any) -> HFDecoder | None:
