@@ -22,6 +22,8 @@ pytest.importorskip("constriction")
 import torch
 from adtn.errors import KVCacheError
 from adtn.kv import KVCodec
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from adtn_backends.torch._decoder import HFDecoder
@@ -187,6 +189,36 @@ def test_batches_change(codec: KVCodec, change: str, cached: bool) -> None:
         lengths.add(past.get_seq_length())
     assert torch.allclose(*found, atol=2e-2 * float(found[0].abs().max()))
     assert lengths == {LENGTH + 20}
+
+
+@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.data())
+def test_any_sequence_of_changes(data: st.DataObject) -> None:
+    model, codec = MODELS["llama"], codec_of("llama")
+    window, chunk = data.draw(st.integers(0, 9)), data.draw(st.integers(1, 7))
+    past, live = plain(model), codec.live(window=window, chunk=chunk, cached=data.draw(st.booleans()))
+    batch = 2
+    for seed in range(data.draw(st.integers(1, 4))):
+        size, removed = data.draw(st.integers(1, 20)), data.draw(st.integers(0, 12))
+        exact, found = (read(model, own, ids_of(batch, size, seed)) for own in (past, live))
+        assert torch.allclose(exact, found, atol=3e-2 * float(exact.abs().max()))
+        order = torch.tensor(data.draw(st.lists(st.integers(0, batch - 1), min_size=1, max_size=3)))
+        for own in (past, live):
+            own.crop(-removed)
+            own.reorder_cache(order)
+        assert live.get_seq_length() == past.get_seq_length() and live.nbytes == held_bytes(live)
+        assert all(layer.keys.shape[-2] < window + max(chunk, 1) for layer in live.layers)
+        batch = len(order) if past.get_seq_length() else batch
+
+
+def test_conversations_go_on(codec: KVCodec) -> None:
+    model, live, past = MODELS["llama"], codec.live(**SMALL), plain(MODELS["llama"])
+    ids = {own: ids_of() for own in (live, past)}
+    for seed in range(3):
+        for own in (live, past):
+            out = generated(model, own, ids[own]).sequences
+            ids[own] = torch.cat((out, ids_of(1, 7, seed)), -1)
+    assert torch.equal(ids[live], ids[past])
 
 
 def test_repeated_sequences_share_what_is_coded(codec: KVCodec) -> None:

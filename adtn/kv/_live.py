@@ -97,7 +97,8 @@ class LayerCode:
 
         def of(kind: Literal["k", "v"], symbols: np.ndarray) -> Array:
             basis, magnitudes = getattr(self.bases, kind), getattr(self.magnitudes, kind)
-            c = magnitudes.decode(symbols.reshape(tokens, -1), Order.natural(tokens), self.step)
+            shape = (tokens, basis.components.shape[1])
+            c = magnitudes.decode(symbols.reshape(shape), Order.natural(tokens), self.step)
             return basis.states(do("asarray", c, like=like))[:, 0]
 
         first = tables.k.size

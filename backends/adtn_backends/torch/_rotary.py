@@ -92,7 +92,7 @@ class Rotary:
 
     def _angles(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         arguments = {"layer_type": "full_attention"} if "layer_type" in _parameters(self.module) else {}
-        rows = positions.reshape(-1, positions.shape[-1])
+        rows = positions if positions.ndim == 2 else positions[None]
         cos, sin = self.module.forward(like.float(), rows, **arguments)  # without the hooks of live caches
         arranged, of_heads = _CONVENTIONS[self.convention][1], positions.ndim == 2
         cos, sin = (arranged(x)[:, None] if of_heads else arranged(x[0]) for x in (cos, sin))
