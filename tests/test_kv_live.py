@@ -30,9 +30,9 @@ from adtn_backends.torch._decoder import HFDecoder
 from adtn_backends.torch._live import LiveCache, LiveLayer
 from kv_models import llama, models, texts
 
-LENGTH, NEW = 40, 12
+LENGTH, NEW = 40, 8
 MODELS = models()
-SMALL: dict[str, Any] = {"window": 6, "chunk": 8}
+SMALL: dict[str, Any] = {"window": 6, "chunk": 12}
 
 
 @cache
@@ -85,7 +85,7 @@ def read(model: Any, past: Any, ids: torch.Tensor, *sizes: int, **options: Any) 
     return out
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["llama", "gpt2, no rotation", "gemma2, one layer slides"])
 def test_wide_windows_change_nothing(name: str) -> None:
     model, ids = MODELS[name], ids_of(2)
     exact, own = (generated(model, past, ids) for past in (plain(model), codec_of(name).live(window=200)))
@@ -153,7 +153,7 @@ def test_positions_are_those_that_the_user_gives(codec: KVCodec) -> None:
     assert torch.allclose(*found, atol=2e-2 * float(found[0].abs().max()))
 
 
-@pytest.mark.parametrize("removed", [0, 1, 5, 6, 7, 14, 15, 23, 39, 40, 90])
+@pytest.mark.parametrize("removed", [0, 1, 15, 16, 17, 28, 33, 40, 90])
 def test_crops(codec: KVCodec, removed: int) -> None:
     model, ids = MODELS["llama"], ids_of(2)
     past, live = plain(model), codec.live(**SMALL)
@@ -191,7 +191,7 @@ def test_batches_change(codec: KVCodec, change: str, cached: bool) -> None:
     assert lengths == {LENGTH + 20}
 
 
-@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.data())
 def test_any_sequence_of_changes(data: st.DataObject) -> None:
     model, codec = MODELS["llama"], codec_of("llama")
@@ -214,7 +214,7 @@ def test_any_sequence_of_changes(data: st.DataObject) -> None:
 def test_conversations_go_on(codec: KVCodec) -> None:
     model, live, past = MODELS["llama"], codec.live(**SMALL), plain(MODELS["llama"])
     ids = {own: ids_of() for own in (live, past)}
-    for seed in range(3):
+    for seed in range(2):
         for own in (live, past):
             out = generated(model, own, ids[own]).sequences
             ids[own] = torch.cat((out, ids_of(1, 7, seed)), -1)
@@ -231,12 +231,12 @@ def test_repeated_sequences_share_what_is_coded(codec: KVCodec) -> None:
 
 def test_reset_caches_are_as_new(codec: KVCodec) -> None:
     model, live = MODELS["llama"], codec.live(**SMALL)
-    first = generated(model, live, ids_of(2)).sequences
+    first = generated(model, live, ids_of()).sequences
     live.reset()
     assert live.nbytes == live.get_seq_length() == 0 == live.compressed_bits_per_value
-    assert torch.equal(generated(model, live, ids_of(2)).sequences, first)
+    assert torch.equal(generated(model, live, ids_of()).sequences, first)
     live.reset()
-    assert_same(model, live, ids_of(3, seed=11))
+    assert_same(model, live, ids_of(2, seed=11))
 
 
 @pytest.mark.parametrize("coder", ["ans", "rice"])
@@ -292,16 +292,16 @@ def test_losses_are_bounded_and_grow_with_the_step() -> None:
     codec = KVCodec.calibrate(model, texts(6, 72), continuation=16, kl=1e-3, layers_per_basis=1)
     found: list[float] = []
     sizes: list[float] = []
-    for step in (codec.relative_finest, 1.0, 8.0, 64.0):
+    for step in (codec.relative_finest, 4.0, 64.0):
         losses: list[float] = []
-        for seed in range(4):
+        for seed in range(3):
             past, live = plain(model), codec.live(step=step, window=8, chunk=16)
             exact, own = (read(model, x, ids_of(1, 88, seed), 72, 16).float().log_softmax(-1) for x in (past, live))
             losses.append(float((exact.exp() * (exact - own)).sum(-1).mean()))
             sizes.append(live.compressed_bits_per_value)
         found.append(float(np.mean(losses)))
     assert found == sorted(found) and found[0] < 2e-3 and found[-1] > 10 * found[0]
-    assert sizes[::4] == sorted(sizes[::4], reverse=True)
+    assert sizes[::3] == sorted(sizes[::3], reverse=True)
 
 
 def test_caches_do_not_disturb_each_other(codec: KVCodec) -> None:

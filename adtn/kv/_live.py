@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,19 +91,20 @@ class LayerCode:
             symbols.append(magnitudes.encode(c, Order.natural(len(c)), self.step)[0].ravel())
         return CODERS[self.coder][0](np.concatenate(symbols), np.concatenate([*self._tables(len(states.k))]))
 
-    def decode(self, coded: Coded, tokens: int, like: Array) -> Pair[Array]:
-        """Return what was encoded, as float32 arrays of the framework and device of ``like``."""
-        tables = self._tables(tokens)
-        flat = CODERS[self.coder][1](coded, np.concatenate([*tables]))
+    def decode(self, coded: Sequence[Coded], tokens: Sequence[int], like: Array) -> Pair[Array]:
+        """Return what was encoded, one after the other, as float32 arrays of the framework and device of ``like``."""
+        tables = [self._tables(n) for n in tokens]
+        decode = CODERS[self.coder][1]
+        flat = [decode(own, np.concatenate([*table])) for own, table in zip(coded, tables, strict=True)]
+        split = [np.split(own, [table.k.size]) for own, table in zip(flat, tables, strict=True)]
 
         def of(kind: Literal["k", "v"], symbols: np.ndarray) -> Array:
             basis, magnitudes = getattr(self.bases, kind), getattr(self.magnitudes, kind)
-            shape = (tokens, basis.components.shape[1])
-            c = magnitudes.decode(symbols.reshape(shape), Order.natural(tokens), self.step)
+            n, columns = sum(tokens), basis.components.shape[1]
+            c = magnitudes.decode(symbols.reshape(n, columns), Order.natural(n), self.step)
             return basis.states(do("asarray", c, like=like))[:, 0]
 
-        first = tables.k.size
-        return Pair(k=of("k", flat[:first]), v=of("v", flat[first:]))
+        return Pair(k=of("k", np.concatenate([k for k, _ in split])), v=of("v", np.concatenate([v for _, v in split])))
 
     def __deepcopy__(self, memo: object) -> LayerCode:
         """Return the same code, as it never changes: copies of a cache share it."""

@@ -159,23 +159,20 @@ class LiveLayer(DynamicLayer):
         coded = self.code.encode(states.map(lambda x: x.permute(1, 0, 2)))
         return Row(coded=coded, tokens=tokens, positions=row.positions, at=at, sinks=row.sinks)
 
-    def _opened(self, row: Row) -> Pair[torch.Tensor]:
-        """Return the keys, rotated, and values of a row, ``(heads, tokens, channels)``."""
-        like = torch.empty(0, device=self.device)
-        keys, values = (x.permute(1, 0, 2) for x in self.code.decode(row.coded, row.coded_tokens, like))
-        if self._source.rotary is not None:
-            positions = _cut(row.all_positions(keys.device)[:, None], row)[:, 0]
-            keys = self._source.rotary.apply(keys, positions)
-        return Pair(
-            k=_closed(keys.to(self.dtype), row.sinks.k, row.at), v=_closed(values.to(self.dtype), row.sinks.v, row.at)
-        )
-
     def _decoded(self, chunks: Sequence[Sequence[Row]]) -> Pair[torch.Tensor]:
-        """Return the keys and values of chunks, ``(batch, heads, tokens, channels)``."""
-        found: dict[int, Pair[torch.Tensor]] = {}
-        for row in (row for chunk in chunks for row in chunk):
-            if id(row) not in found:
-                found[id(row)] = self._opened(row)
+        """Return the keys, rotated, and values of chunks, ``(batch, heads, tokens, channels)``."""
+        rows = list({id(row): row for chunk in chunks for row in chunk}.values())
+        sizes = [row.coded_tokens for row in rows]
+        like = torch.empty(0, device=self.device)
+        states = self.code.decode([row.coded for row in rows], sizes, like).map(lambda x: x.permute(1, 0, 2))
+        if self._source.rotary is not None:
+            places = [_cut(row.all_positions(self.device)[:, None], row)[:, 0] for row in rows]
+            states = Pair(k=self._source.rotary.apply(states.k, torch.cat(places)), v=states.v)
+        keys, values = (x.to(self.dtype).split(sizes, -2) for x in states)
+        found = {
+            id(row): Pair(k=_closed(k, row.sinks.k, row.at), v=_closed(v, row.sinks.v, row.at))
+            for row, k, v in zip(rows, keys, values, strict=True)
+        }
         parts = [[found[id(row)] for row in chunk] for chunk in chunks]
         return Pair(
             k=torch.cat([torch.stack([pair.k for pair in part]) for part in parts], -2),
