@@ -441,27 +441,24 @@ def compress_forward_table(content: dict) -> list[str]:
 
 
 def kv_live_table(content: dict) -> list[str]:
-    """Tabulate live caches: means over segments; times of a shared machine are relative to those of a dense cache."""
+    """Tabulate live caches: means over segments."""
     rows, size = content["kv_live"], content["codec"]
     lines = [
         f"Codec: {size['bytes']:,} bytes, {100 * size['bytes'] / size['model_bytes']:.2f} % of the model.",
         "",
         "| text | segments | window | chunk | step | coder | coded tokens | bits of coded tokens "
-        "| bits of the whole cache | with 16 bits for dense values | KL | largest | time of a token, dense = 1 |",
-        "|---" * 13 + "|",
+        "| bits of the whole cache | with 16 bits for dense values | KL | largest |",
+        "|---" * 12 + "|",
     ]
-    dense = {(r["text"], r["segment"]): r for r in rows if r["cache"] == "dense"}
-    live = [r for r in rows if r["cache"] == "live"]
     names = ("text", "window", "chunk", "step", "coder")
-    for case in dict.fromkeys(tuple(r[n] for n in names) for r in live):
-        own = [r for r in live if tuple(r[n] for n in names) == case]
+    for case in dict.fromkeys(tuple(r[n] for n in names) for r in rows):
+        own = [r for r in rows if tuple(r[n] for n in names) == case]
         text, window, chunk, step, coder = case
-        slower = mean(r["token_seconds"] / dense[r["text"], r["segment"]]["token_seconds"] for r in own)
         bits = " | ".join(f"{mean(r[n] for r in own):.3f}" for n in ("compressed_bits", "whole_bits", "whole_bits_16"))
         losses = [r["divergence"] for r in own]
         lines.append(
             f"| {text} | {len(own)} | {window} | {chunk} | {step:g} | {coder} | {own[0]['coded_tokens']} | {bits} "
-            f"| {mean(losses):.4f} | {max(losses):.4f} | {slower:.1f} |"
+            f"| {mean(losses):.4f} | {max(losses):.4f} |"
         )
     return [*lines, ""]
 
