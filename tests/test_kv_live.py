@@ -21,7 +21,7 @@ pytest.importorskip("constriction")
 
 import torch
 from adtn.errors import KVCacheError
-from adtn.kv import KVCodec
+from adtn.kv import KVCodec, LayerCode
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
@@ -151,6 +151,36 @@ def test_positions_are_those_that_the_user_gives(codec: KVCodec) -> None:
                 out = model(input_ids=ids[:, own], position_ids=given[:, own], past_key_values=past)
         found.append(out.logits)
     assert torch.allclose(*found, atol=2e-2 * float(found[0].abs().max()))
+
+
+def test_keys_are_coded_as_before_their_rotation(codec: KVCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first layer these keys depend on tokens alone, whatever positions they had."""
+    model, ids = MODELS["llama"], ids_of(2, 30)
+    random = np.random.default_rng(0)
+    given = torch.as_tensor(np.sort(random.choice(np.arange(1, 400), (2, 30), replace=False), -1))
+    given[1] = torch.arange(7, 37)
+    found: list[torch.Tensor] = []
+    live = codec.live(window=2, chunk=7, sinks=0)
+    encode = LayerCode.encode
+
+    def seen(code: LayerCode, states: Any) -> Any:
+        if code is live.layers[0].code:
+            found.append(states.k)
+        return encode(code, states)
+
+    monkeypatch.setattr(LayerCode, "encode", seen)
+    for own in (slice(0, 17), slice(17, 18), slice(18, 30)):
+        with torch.no_grad():
+            model(input_ids=ids[:, own], position_ids=given[:, own], past_key_values=live)
+    decoder = HFDecoder(model=model)
+    expected = [decoder.states(decoder.prefill(row.numpy())).k[:, 0] for row in ids]
+    scale = float(expected[0].abs().max())
+    for chunk in range(4):
+        for row in range(2):
+            exact = expected[row][7 * chunk : 7 * chunk + 7]
+            assert torch.allclose(found[2 * chunk + row], exact, atol=1e-4 * scale)
+    live.crop(-20)
+    assert torch.equal(live.layers[0]._places, given[:, 7:10].int())
 
 
 @pytest.mark.parametrize("removed", [0, 1, 15, 16, 17, 28, 33, 40, 90])
