@@ -491,6 +491,29 @@ def kv_table(content: dict) -> list[str]:
     return lines
 
 
+def kv_live_table(content: dict) -> list[str]:
+    """Tabulate live caches: means over segments."""
+    rows, size = content["kv_live"], content["codec"]
+    lines = [
+        f"Codec: {size['bytes']:,} bytes, {100 * size['bytes'] / size['model_bytes']:.2f} % of the model.",
+        "",
+        "| text | segments | window | chunk | step | coder | coded tokens | bits of coded tokens "
+        "| bits of the whole cache | with 16 bits for dense values | KL | largest |",
+        "|---" * 12 + "|",
+    ]
+    names = ("text", "window", "chunk", "step", "coder")
+    for case in dict.fromkeys(tuple(r[n] for n in names) for r in rows):
+        own = [r for r in rows if tuple(r[n] for n in names) == case]
+        text, window, chunk, step, coder = case
+        bits = " | ".join(f"{mean(r[n] for r in own):.3f}" for n in ("compressed_bits", "whole_bits", "whole_bits_16"))
+        losses = [r["divergence"] for r in own]
+        lines.append(
+            f"| {text} | {len(own)} | {window} | {chunk} | {step:g} | {coder} | {own[0]['coded_tokens']} | {bits} "
+            f"| {mean(losses):.4f} | {max(losses):.4f} |"
+        )
+    return [*lines, ""]
+
+
 def _einsort_orders(rows: list[dict]) -> list[str]:
     lines = [
         "Relative errors at the bytes of integers of 4 bits in groups of 64, everything counted; cores are int8/64.",
@@ -590,6 +613,7 @@ def table_of(content: dict) -> list[str]:
         "compress_share": compress_share_table,
         "compress_forward": compress_forward_table,
         "kv": kv_table,
+        "kv_live": kv_live_table,
         "einsort": einsort_table,
         "config": side_by_side_table,
         "results": accuracy_table,

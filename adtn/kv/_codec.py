@@ -16,8 +16,7 @@ from .._checks import Range, checked
 from .._files import KEY, check_writable, header_text, read_header, read_whole, sealed
 from .._typing import Array, Int
 from ..errors import FileFormatError, KVCacheError
-from . import _ans, _rice
-from ._ans import Coded
+from ._ans import Coded, ideal_bits
 from ._basis import Basis
 from ._calibrate import (
     Moments,
@@ -35,6 +34,7 @@ from ._calibrate import (
 )
 from ._coefficients import Magnitudes
 from ._decoder import Decoder, States, decoder_of
+from ._live import CODERS, LayerCode, LiveOptions
 from ._order import Order
 from ._pair import Pair
 from ._parked import Coder, Parked, half, small_ids
@@ -43,7 +43,6 @@ from ._tables import grid_index, grid_value
 
 FORMAT = 1
 _KIND = "cache codec"
-_CODERS = {"ans": (_ans.encode_symbols, _ans.decode_symbols), "rice": (_rice.encode_symbols, _rice.decode_symbols)}
 _MAGNITUDE_TEXTS = 16  # from which magnitudes are estimated
 _STEP_TEXTS = 4  # on which the step is chosen
 
@@ -336,6 +335,67 @@ class KVCodec:
             assert sinks == len(first)
         return Pair(k=found[0], v=found[1])
 
+    def live(self, *, step: float | None = None, **options: Any) -> Any:
+        """Make an empty cache that codes its old tokens while a model generates.
+
+        The last tokens, and the sinks, are held as they are; older ones are coded layer by layer, in chunks. Each
+        forward pass decodes all chunks of a layer while that layer attends, so a long cache costs time at every token:
+        this saves memory, not time. With ``cached=True`` the decoded states are held instead, which saves neither and
+        shows what a coded cache would answer.
+
+        Parameters
+        ----------
+        step : float, optional
+            Of the quantisation, relative to the calibrated one.
+        **options
+            Those of :class:`adtn.kv.LiveOptions`: ``window``, ``chunk``, ``coder``, ``cached``, ``offloading``, and
+            ``sinks``, by default those of the codec.
+
+        Returns
+        -------
+        transformers.Cache
+            For ``past_key_values``. It has ``nbytes``, ``bits_per_value`` and ``compressed_bits_per_value``, and
+            listens to the rotations of the model until it is deleted, or ``close()`` is called.
+
+        Raises
+        ------
+        KVCacheError
+            If layers share bases, or the rotations of the model change with the length of the text.
+
+        Examples
+        --------
+        >>> import numpy as np, torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(
+        ...     vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
+        ... )
+        >>> model = LlamaForCausalLM(config).eval()
+        >>> texts = np.random.default_rng(0).integers(0, 40, (4, 96))
+        >>> codec = KVCodec.calibrate(model, texts, continuation=32, kl=0.02, layers_per_basis=1)
+        >>> cache = codec.live(window=16, chunk=32, coder="rice")
+        >>> out = model.generate(torch.tensor(texts[:1]), past_key_values=cache, max_new_tokens=4, do_sample=False)
+        >>> cache.get_seq_length(), cache.compressed_bits_per_value < 8.0
+        (99, True)
+        """
+        decoder = self._bound
+        if any(len(group) > 1 for group in self.groups):
+            raise KVCacheError(
+                f"Got a codec whose bases are shared by up to {max(map(len, self.groups))} layers; a live cache codes "
+                "layer by layer. Calibrate with layers_per_basis=1."
+            )
+        chosen: dict[str, Any] = {"sinks": self.sinks, **options}
+        own, index = LiveOptions(**chosen), self._step(step)
+        codes = [
+            LayerCode(
+                bases=Pair(k=self.bases.k[g], v=self.bases.v[g]),
+                magnitudes=Pair(k=self.magnitudes.k[g], v=self.magnitudes.v[g]),
+                step=index,
+                coder=own.coder,
+            )
+            for g in range(len(self.groups))
+        ]
+        return decoder.live(codes, own)
+
     def shares(self, states: States, token_ids: Any) -> dict[str, float]:
         """Return the parts of the coded bits of a prefix by kind and layers, at the calibrated step."""
         ids = small_ids(token_ids)
@@ -346,7 +406,7 @@ class KVCodec:
                 c = to_host(basis.coefficients(x[min(self.sinks, len(ids)) :][:, list(group)]))
                 symbols, tables = magnitudes.encode(c, ordered, self.step)[0], magnitudes.tables(self.step)
                 name = f"{what} of layers {self.layers[group[0]]} to {self.layers[group[-1]]}"
-                bits[name] = _ans.ideal_bits([symbols], [tables[ordered.classes]])
+                bits[name] = ideal_bits([symbols], [tables[ordered.classes]])
         total = sum(bits.values()) or 1.0
         return {name: own / total for name, own in bits.items()}
 
@@ -517,11 +577,11 @@ class KVCodec:
 
 
 def _encoded(symbols: Sequence[np.ndarray], tables: Sequence[np.ndarray], coder: Coder) -> Coded:
-    encode = _CODERS[coder][0]
+    encode = CODERS[coder][0]
     return encode(np.concatenate([x.ravel() for x in symbols]), np.concatenate([x.ravel() for x in tables]))
 
 
 def _decoded(coded: Coded, tables: Sequence[np.ndarray], coder: Coder) -> list[np.ndarray]:
-    flat = _CODERS[coder][1](coded, np.concatenate([x.ravel() for x in tables]))
+    flat = CODERS[coder][1](coded, np.concatenate([x.ravel() for x in tables]))
     sizes = np.cumsum([x.size for x in tables])[:-1]
     return [part.reshape(x.shape) for part, x in zip(np.split(flat, sizes), tables, strict=True)]

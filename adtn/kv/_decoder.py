@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from .._typing import Array, Float, Int
 from ..backends import backend_names, get_backend
 from ..errors import KVCacheError, MissingDependencyError
+from ._live import LayerCode, LiveOptions
 from ._pair import Pair
 
 States = Pair[Array]
@@ -59,6 +60,10 @@ class Decoder(Protocol):
 
     def cache(self, states: States, others: Mapping[str, np.ndarray], *, rotated: bool = False) -> Any:
         """Build a cache, with which the model goes on; see :meth:`states`."""
+        ...
+
+    def live(self, codes: Sequence[LayerCode], options: LiveOptions) -> Any:
+        """Make an empty cache that codes the old tokens of :attr:`layers`; see :meth:`adtn.kv.KVCodec.live`."""
         ...
 
     def gradients(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from adtn.errors import KVCacheError
-from adtn.kv import Pair
+from adtn.kv import LayerCode, LiveOptions, Pair
 from torch import nn
 
 from ._rotary import Rotary, rotary_of
@@ -120,7 +120,8 @@ class HFDecoder:
         layers = getattr(cache, "layers", ())
         if not layers or self._coded(cache) != self.layers or any(layer.keys is None for layer in layers):
             raise KVCacheError(
-                f"Got a {type(cache).__name__} with {len(layers)} layers; expected a DynamicCache that {type(self.model).__name__} has filled, with "
+                f"Got a {type(cache).__name__} with {len(layers)} layers; expected a DynamicCache that "
+                f"{type(self.model).__name__} has filled, with "
                 f"{len(self.layers)} of them."
             )
         sizes = {layer.keys.shape[0] for layer in layers}
@@ -157,6 +158,15 @@ class HFDecoder:
             if hasattr(cache.layers[k], "cumulative_length"):
                 cache.layers[k].cumulative_length = int(others[f"{k}.length"][0])
         return cache
+
+    def live(self, codes: Sequence[LayerCode], options: LiveOptions) -> Any:
+        """Make an empty cache that codes the old tokens of :attr:`layers`; see :meth:`adtn.kv.KVCodec.live`."""
+        from transformers import DynamicCache
+
+        from ._live import live_cache  # which needs transformers when it is imported
+
+        plain = DynamicCache(config=self.model.config).layers
+        return live_cache(plain, dict(zip(self.layers, codes, strict=True)), self.rotary, options)
 
     def gradients(self, cache: Any, continuation: np.ndarray, samples: int, seed: int) -> Iterator[Pair[torch.Tensor]]:
         """Return gradients of log-likelihoods of labels that the model draws; see :class:`adtn.kv.Decoder`."""

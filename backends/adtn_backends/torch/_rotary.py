@@ -8,7 +8,7 @@ without its rotation depends on the token alone, so a sequence of equal tokens s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +58,25 @@ class Rotary:
     module: nn.Module
     convention: str
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether the angle of a position changes with the number of tokens."""
+        kinds: Any = getattr(self.module, "rope_type", "default")
+        own = kinds.get("full_attention", "default") if isinstance(kinds, dict) else kinds
+        return own in ("dynamic", "longrope")
+
+    def positions_of(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> torch.Tensor | None:
+        """Return the positions in a call of the module, ``(batch or 1, length)``; ``None`` if for other layers."""
+        found = inspect.signature(self.module.forward).bind(*arguments, **named).arguments
+        if found.get("layer_type") not in (None, "full_attention"):
+            return None
+        return found.get("position_ids", arguments[1] if len(arguments) > 1 else None)
+
     def undo(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Return keys, ``(..., length, channels)``, as they were before the rotation."""
+        """Return keys, ``(..., length, channels)``, as they were before the rotation.
+
+        Positions are ``(length,)``, or ``(batch, length)`` for keys ``(batch, heads, length, channels)``.
+        """
         cos, sin = self._angles(keys, positions)
         return self._on_rotated(keys, lambda x, turned: (x * cos - turned * sin) / (cos * cos + sin * sin), cos)
 
@@ -75,9 +92,11 @@ class Rotary:
 
     def _angles(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         arguments = {"layer_type": "full_attention"} if "layer_type" in _parameters(self.module) else {}
-        cos, sin = self.module(like.float(), positions[None], **arguments)
-        arranged = _CONVENTIONS[self.convention][1]
-        return arranged(cos[0]), arranged(sin[0])
+        rows = positions if positions.ndim == 2 else positions[None]
+        cos, sin = self.module.forward(like.float(), rows, **arguments)  # without the hooks of live caches
+        arranged, of_heads = _CONVENTIONS[self.convention][1], positions.ndim == 2
+        cos, sin = (arranged(x)[:, None] if of_heads else arranged(x[0]) for x in (cos, sin))
+        return cos, sin
 
     def _on_rotated(
         self, x: torch.Tensor, rotation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], cos: torch.Tensor
