@@ -100,7 +100,7 @@ class LayerCode:
 
         def of(kind: Literal["k", "v"], symbols: np.ndarray) -> Array:
             basis, magnitudes = getattr(self.bases, kind), getattr(self.magnitudes, kind)
-            n, columns = sum(tokens), basis.components.shape[1]
+            n, columns = sum(tokens), basis.columns.shape[1]
             c = magnitudes.decode(symbols.reshape(n, columns), Order.natural(n), self.step)
             return basis.states(do("asarray", c, like=like))[:, 0]
 
