@@ -16,7 +16,7 @@ demo: $(VENV)/.demo
 
 # one thread per worker: two workers with two threads each take far longer on two cores
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=40
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -92,6 +92,7 @@ def main() -> None:
         weighting="full",
         sinks=SINKS,
         seed=0,
+        precision="float16",
         say=lambda line: print(line, flush=True),
     )
     groups = groups_of(len(decoder.layers), 1)
