@@ -29,7 +29,7 @@ def absorb_hidden(first: nnx.Linear | Sequence[nnx.Linear], second: nnx.Linear, 
     LayoutError
         If a shape does not fit; nothing is changed then.
     """
-    layers = [first] if isinstance(first, nnx.Linear) else list(first)
+    layers = list(first) if isinstance(first, Sequence) else [first]
     sizes = [*(layer.out_features for layer in layers), second.in_features]
     if any(n != len(order) for n in sizes):
         raise LayoutError(f"Got an order of {len(order)} for layers of {sizes} hidden units; expected equal sizes.")
