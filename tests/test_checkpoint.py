@@ -160,6 +160,20 @@ def task(**changes: int | str) -> Any:
     return names["Task"]()
 
 
+class OfADictionary:
+    """Looks every attribute up in a dictionary, as some libraries do, and raises what that raises."""
+
+    def __init__(self, **values: Any) -> None:
+        object.__setattr__(self, "_values", values)
+
+    def __getattr__(self, name: str) -> Any:
+        return object.__getattribute__(self, "_values")[name]
+
+
+def test_objects_whose_attributes_raise_other_errors_have_a_fingerprint() -> None:
+    assert fingerprint(OfADictionary(a=1)) == fingerprint(OfADictionary(a=1)) != fingerprint(OfADictionary(a=2))
+
+
 def test_a_fingerprint_depends_on_the_code_of_a_class_and_not_on_its_docstring() -> None:
     mark = fingerprint(task())
     assert mark == fingerprint(task()) == fingerprint(task(doc="Other text."))

@@ -84,7 +84,7 @@ def _pieces(x: Any, seen: dict[int, Any], depth: int, libraries: Sequence[str]) 
         yield from into((x.func, x.args, x.keywords))
     elif isinstance(x, MethodType):
         yield from into((x.__func__, x.__self__))
-    elif isinstance(wrapped := getattr(x, "__wrapped__", None), FunctionType) and _is_library(x.__module__, libraries):
+    elif isinstance(wrapped := _attribute(x, "__wrapped__"), FunctionType) and _is_library(x.__module__, libraries):
         yield from into(wrapped)  # a function that a framework compiled
     elif isinstance(x, FunctionType):
         yield from _function(x, into, libraries)
@@ -96,14 +96,21 @@ def _pieces(x: Any, seen: dict[int, Any], depth: int, libraries: Sequence[str]) 
         yield str(getattr(x, "__qualname__", x.__name__)).encode()
     else:
         yield from into(type(x))
-        attributes = getattr(x, "__dict__", {})
+        attributes = _attribute(x, "__dict__")
         # some objects have attributes of every name
         yield from into(dict(attributes) if isinstance(attributes, Mapping) else {})
 
 
+def _attribute(x: Any, name: str) -> Any:
+    try:
+        return getattr(x, name, None)
+    except Exception:  # some objects look attributes up in a dictionary of theirs, and raise what that raises
+        return None
+
+
 def _array(x: Any) -> np.ndarray | None:
     """Copy an array of any framework to NumPy; return ``None`` for other objects."""
-    if not (hasattr(x, "shape") and hasattr(x, "dtype")) or isinstance(x, type):
+    if isinstance(x, type) or _attribute(x, "shape") is None or _attribute(x, "dtype") is None:
         return None
     try:
         values = x if isinstance(x, np.ndarray) else backend_of(x).to_numpy(x)
@@ -128,7 +135,9 @@ def _function(x: FunctionType, into: Callable[[Any], Iterator[Any]], libraries: 
         for name in _names(x.__code__):
             value = x.__globals__.get(name)
             constant = isinstance(value, (*_PLAIN, tuple, dict, FunctionType, functools.partial))
-            if name in x.__globals__ and (constant or _array(value) is not None or hasattr(value, "parameters")):
+            if name in x.__globals__ and (
+                constant or _array(value) is not None or _attribute(value, "parameters") is not None
+            ):
                 yield from into((name, value))
 
 
