@@ -1,10 +1,10 @@
 """Integers with entropy codes: the bytes of a weight whose columns have steps of their own.
 
-An entry is ``sign(q) (|q| - b) d_c`` with an integer ``q`` of 16 bits, the step ``d_c = d 2^(k_c / 4)`` of its column, and a
-small shift ``b``, as an entry is more likely on that side of the middle of its interval where zero is. The integers
+An entry is ``sign(q) (|q| - b) d_c`` with an integer ``q`` of 16 bits, the step ``d_c = d 2^(k_c / 4)`` of its column,
+and a small shift ``b``, as an entry is more likely on that side of the middle of its interval where zero is. Integers
 have the density of :mod:`._logistic` at the scale ``r_r + c_c`` of their row and column, and their symbols follow each
-other by scale. Integers of large scales have a few low bits as they are, and those beyond all symbols follow at the end.
-The exponents ``k``, ``r`` and ``c`` are symbols, too, or left out where all are equal.
+other by scale. Those of large scales have a few low bits as they are; those beyond all symbols follow at the end. The
+exponents ``k``, ``r`` and ``c`` are symbols, too, or left out where all are equal.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ def decode(data: Int[np.ndarray, " nbytes"], rows: int, columns: int) -> Stepped
     unit, shift = int(np.frombuffer(raw[10:11], np.int8)[0]), raw[11]
     reader = Reader(np.frombuffer(raw[HEADER:], "<u4").astype(np.uint32))
     sizes = (columns, rows, columns)
-    exponents, of_rows, of_columns = (_popped(n, *own, reader) for n, own in zip(sizes, header, strict=True))
+    sequences = [_popped(n, centre, table, reader) for n, (centre, table) in zip(sizes, header, strict=True)]
+    exponents, of_rows, of_columns = sequences
     integers, far = np.empty(rows * columns, np.int64), []
     for i, at in _runs(of_rows, of_columns):
         symbols = reader.pop(len(at), probabilities(_table(i))).astype(np.int64)

@@ -118,7 +118,7 @@ class Codes:
 
     @property
     def shift(self) -> float:
-        """What magnitudes are smaller than their integers, in steps; only those of entropy codes are."""
+        """The difference of integers and magnitudes in steps, zero but for entropy codes."""
         return self.stepped().shift / SHIFTS if self.precision.is_coded else 0.0
 
     def stepped(self) -> Stepped:

@@ -151,7 +151,7 @@ class Precision:
             "rate",
         }:
             raise PrecisionError(
-                f"Got {shown(values)}; expected a format ({', '.join(get_args(Format))}) and possibly a group or a rate."
+                f"Got {shown(values)}; expected a format ({', '.join(get_args(Format))}) and a group or a rate."
             )
         if "group" not in values:
             return cls(values["format"], rate=values.get("rate"))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import constriction
 import numpy as np
 
 from .._typing import Float, Int
 from ..errors import PrecisionError
 
-_Model = constriction.stream.model.Categorical
+_STREAM: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue] # a compiled module
+_Model = _STREAM.model.Categorical
 
 
 class Writer:
     """A stack of symbols: those that are pushed last are popped first."""
 
     def __init__(self) -> None:
-        self._coder = constriction.stream.stack.AnsCoder()
+        self._coder = _STREAM.stack.AnsCoder()
 
     def push(self, symbols: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, " k"]) -> None:
         """Add symbols from 0 to ``k - 1`` with these probabilities; they are popped in their order."""
@@ -38,7 +41,7 @@ class Reader:
     """
 
     def __init__(self, words: Int[np.ndarray, " words"]) -> None:
-        self._coder = constriction.stream.stack.AnsCoder(np.trim_zeros(words, "b"))
+        self._coder = _STREAM.stack.AnsCoder(np.trim_zeros(words, "b"))
 
     def pop(self, n: int, probabilities: Float[np.ndarray, " k"]) -> Int[np.ndarray, " n"]:
         """Remove and return the next ``n`` symbols."""
