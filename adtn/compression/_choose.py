@@ -457,7 +457,7 @@ class Search:
 def _probed(found: Sequence[Family]) -> Precision | None:
     """Return the precision of cores with which rounded families are probed: the one in the middle."""
     own = {f.precision for f in found if f.precision is not None and not isinstance(f.topology, Dense)}
-    ordered = sorted(own, key=lambda p: (p.bits, p.is_coded))
+    ordered = sorted({p for p in own if p.is_integer} or own, key=lambda p: p.bits)
     return ordered[(len(ordered) - 1) // 2] if ordered else None
 
 
