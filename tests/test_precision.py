@@ -18,7 +18,7 @@ from adtn.precision import Codes, round_to, stored_bytes
 from adtn.precision._codes import NUMPY
 from adtn.precision._decode import unpacked
 from adtn.precision._descent import descend
-from adtn.precision._feedback import Rounded, inverse_factor, with_feedback, with_row_feedback
+from adtn.precision._feedback import Rounded, clipped, inverse_factor, with_feedback, with_row_feedback
 from adtn.precision._packing import packed, packed_bytes
 from adtn.precision._precision import parts_of
 from hypothesis import given
@@ -382,7 +382,7 @@ def test_descent_never_loses_and_ends_where_no_single_change_gains(bits: int) ->
     scales, zeros = start.scales[:, place].T, start.zeros[:, place].T
     errors, integers = [error_in(hessian, start.decode() - x)], start.integers.T
     for _ in range(30):
-        integers = descend(x.T, hessian, integers, scales, zeros, bits, 1)
+        integers = descend(x.T, hessian, integers - zeros, scales, clipped(zeros, bits), 1) + zeros
         errors.append(error_in(hessian, ((integers - zeros) * scales).T - x))
     for before, after in pairwise(errors):
         assert (after <= before * 1.0001).all()
@@ -401,5 +401,7 @@ def test_descent_leaves_what_is_never_used() -> None:
     hessian[3], hessian[:, 3] = 0.0, 0.0
     start = with_feedback(x, hessian, 20, 3)
     place = np.zeros(20, int)
-    found = descend(x.T, hessian, start.integers.T, start.scales[:, place].T, start.zeros[:, place].T, 3, 4)
-    assert np.isfinite(found).all() and np.array_equal(found[3], start.integers.T[3])
+    zeros = start.zeros[:, place].T
+    levels = start.integers.T - zeros
+    found = descend(x.T, hessian, levels, start.scales[:, place].T, clipped(zeros, 3), 4)
+    assert np.isfinite(found).all() and np.array_equal(found[3], levels[3])

@@ -21,6 +21,7 @@ PRECISIONS = [
     Precision("int4", 16),
     Precision("int3", 20),
     Precision("int2"),
+    Precision("coded", rate=3.0),
     Precision("bfloat16"),
     Precision("float16"),
 ]

@@ -17,6 +17,7 @@ from ._sizes import rounded_bytes, stored_params
 
 Unit = Literal["parameters", "bytes"]
 _LARGEST_BOND = 4096
+_RATES_OF_CORES = (2.0, 3.0, 4.0)
 _BEST = {  # for matrices, and for convolutions; measured in bench/compress
     False: (LowRank(),),
     True: (LowRank(), LowRank(split="spatial"), Tucker(), TT()),
@@ -130,7 +131,7 @@ def families(
     topologies : sequence of Topology or None
         By default, those that are best on trained weights.
     precisions : sequence of Precision
-        The precisions to which the dense weight may be rounded, and cores to the integers among them.
+        The precisions to which the dense weight may be rounded, and cores to the coarse ones among them.
     itemsize : int
         Bytes of one parameter that is not rounded.
     """
@@ -150,14 +151,18 @@ def families(
 
 
 def _of_cores(precisions: Sequence[Precision]) -> list[Precision]:
-    """Return the integers of each number of bits with the largest groups: more ranks are better than more scales."""
-    found: dict[int, Precision] = {}
+    """Return the integers of each number of bits with the largest groups: more ranks are better than more scales.
+
+    Of entropy codes, those of whole bits are enough, as the rank changes in small steps.
+    """
+    found: dict[float, Precision] = {}
     for precision in precisions:
         best = found.get(precision.bits)
         larger = best is None or (best.group is not None and (precision.group or math.inf) > best.group)
         if precision.is_integer and larger:
             found[precision.bits] = precision
-    return list(found.values())
+    coded = [p for p in precisions if p.is_coded and p.bits in _RATES_OF_CORES]
+    return [*found.values(), *coded]
 
 
 def _for_shape(topology: Topology, shape: Shape) -> Topology:

@@ -318,7 +318,7 @@ class Search:
         ladders, least = selection.ladders, selection.loss
         best: tuple[float, dict[str, Choice], Rest | None] | None = None
         for precision in self._precisions if self.unit == "bytes" else ():
-            if not precision.is_integer:
+            if not precision.is_coarse:
                 continue
             choices, loss = {}, 0.0
             for ladder in ladders:
@@ -456,11 +456,9 @@ class Search:
 
 def _probed(found: Sequence[Family]) -> Precision | None:
     """Return the precision of cores with which rounded families are probed: the one in the middle."""
-    own = {
-        f.precision.bits: f.precision for f in found if f.precision is not None and not isinstance(f.topology, Dense)
-    }
-    bits = sorted(own)
-    return own[bits[(len(bits) - 1) // 2]] if bits else None
+    own = {f.precision for f in found if f.precision is not None and not isinstance(f.topology, Dense)}
+    ordered = sorted({p for p in own if p.is_integer} or own, key=lambda p: p.bits)
+    return ordered[(len(ordered) - 1) // 2] if ordered else None
 
 
 def _with_points(ladders: Sequence[Ladder], found: Mapping[str, tuple[float, float]]) -> list[Ladder]:

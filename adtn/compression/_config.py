@@ -46,6 +46,7 @@ Whole = Annotated[int, Range(0)]
 
 ADAPTER_TOPOLOGY = TTN(bond=4)
 """The topology of an adapter without one."""
+_RATES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 4.5, 5.0, 6.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,9 @@ class Config:
         weight may stay dense as well.
     precisions : sequence of Precision
         The precisions to choose from for a budget in bytes: all for dense weights, and for cores the integers, of each
-        number of bits those with the largest groups.
+        number of bits those with the largest groups, and entropy codes of 2, 3 and 4 bits. Entropy codes
+        (``Precision("coded", rate=...)``) make the smallest files, and are decoded when a model is loaded: leave them
+        out where the memory of the running model counts (with ``allow_slower``).
     largest_error : float
         The largest relative error of a weight that is allowed for a budget without data, as nothing else shows then
         what the model loses.
@@ -188,6 +191,7 @@ class Config:
         Precision("int3", 128),
         Precision("int2", 32),
         Precision("int2", 128),
+        *(Precision("coded", rate=rate) for rate in _RATES),
     )
     largest_error: Annotated[float, Range(0.0, 1.0)] = 0.3
     rest: Literal["choose", "same", "float16", "bfloat16", "int8"] = "choose"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,10 @@ from ..precision import Precision, round_to
 
 _ROWS = 48
 """Rows that are rounded for an estimate; rows do not depend on each other."""
+_CODED_ROWS = 192
+"""Rows that have entropy codes for an estimate; those of few rows need more bits for the steps of columns."""
+_RATES = 1.75, 3.5
+"""Rates for which errors are estimated; between them and beyond, their logarithms are linear."""
 
 
 def rounding_errors(
@@ -34,16 +39,27 @@ def rounding_errors(
     >>> bool(100 * eight < four < 0.02)
     True
     """
-    rows = np.asarray(weight).reshape(len(weight), -1)
-    # columns of one array are one row when it is rounded, so a single row is as it is
-    if len(rows) > _ROWS:
-        rows = rows[np.random.default_rng(0).permutation(len(rows))[:_ROWS]]
+    every = np.asarray(weight).reshape(len(weight), -1)
+    order = np.random.default_rng(0).permutation(len(every))
     metric = None if moment is None else np.asarray(moment, np.float64)
 
     def power(x: np.ndarray) -> float:
         return float(np.vdot(x if metric is None else x @ metric, x))
 
-    whole = power(rows.astype(np.float64))
-    if whole <= 0.0:
-        return [0.0 for _ in precisions]
-    return [max(power(round_to(rows, p, metric).decode() - rows), 0.0) / whole for p in precisions]
+    def error(precision: Precision) -> float:
+        # columns of one array are one row when it is rounded, so a single row is as it is
+        n = _CODED_ROWS if precision.is_coded else _ROWS
+        rows = every[order[:n]] if len(every) > n else every
+        whole = power(rows.astype(np.float64))
+        return max(power(round_to(rows, precision, metric).decode() - rows), 0.0) / whole if whole > 0.0 else 0.0
+
+    coded = [error(Precision("coded", rate=rate)) for rate in _RATES] if any(p.is_coded for p in precisions) else []
+    return [_between(coded, p.bits) if p.is_coded else error(p) for p in precisions]
+
+
+def _between(errors: Sequence[float], rate: float) -> float:
+    """Interpolate the squared errors of entropy codes."""
+    if min(errors) <= 0.0:
+        return 0.0
+    (low, high), (first, last) = _RATES, (math.log(e) for e in errors)
+    return min(math.exp(first + (last - first) * (rate - low) / (high - low)), 1.0)

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..optim import low_rank_errors as low_rank_errors
+from ..precision import Precision
 from ._choice import Choice, Family, Unit
 
 RATIO = 1.02
 """The least ratio of neighbouring sizes on a ladder."""
 _PER_BIT = 4.5  # growth of the squared error of rounding per bit less, measured from 4 to 2 bits
+_CODED = 0.3  # bits per entry that integers of a fixed length need more than entropy codes, without their scales
 _FLOOR = 1e-12  # squared errors below it are equal
 
 
@@ -150,13 +152,18 @@ def with_exact(ladder: Ladder) -> Ladder:
         if precision is None or own is None:
             return curve
         if not curve.errors and other is not None and other.family.precision is not None:
-            factor = _PER_BIT ** (other.family.precision.bits - precision.bits)
+            factor = _PER_BIT ** (_exactness(other.family.precision) - _exactness(precision))
             added = {n: factor * max(e - own.at(n), 0.0) for n, e in other.errors.items()}
             return replace(curve, exact=own, errors={n: min(own.at(n) + e, 1.0) for n, e in added.items()})
         return replace(curve, exact=own)
 
     curves = [referring(curve) for curve in ladder.curves]
     return replace(ladder, curves=[curve for curve in curves if curve.errors])
+
+
+def _exactness(precision: Precision) -> float:
+    """Return the bits of integers of a fixed length with about the same error."""
+    return precision.bits + (_CODED if precision.is_coded else 0.0)
 
 
 def thinned(choices: Sequence[Choice]) -> list[Choice]:

@@ -146,7 +146,7 @@ def solve(task: LocalTask) -> LocalResult:
         if len(running) == 1:
             last = running[0]
             if task.precision is not None:
-                passes = PASSES if task.sweeps > 2 else 8 // task.precision.bits  # fewer bits take more
+                passes = PASSES if task.sweeps > 2 else max(int(8 / task.precision.bits), 1)  # fewer bits take more
                 last = rounded_in_metric(last, task.precision, task.weight, task.moment, passes)
             return LocalResult(task.name, to_bytes(last), _error(last, task))
         running = sorted(running, key=lambda generator: _error(generator, task))[: (len(running) + 1) // 2]

@@ -50,7 +50,7 @@ def reference(ladders: Sequence[Ladder]) -> Precision | None:
     """Return the integers by which the other formats of dense weights are compared: the one in the middle."""
     rounded = {c.family.precision for c in ladders[0].curves if _is_rounded(c)}
     ordered = sorted(
-        (p for p in rounded if p is not None and p.is_integer), key=lambda p: (p.bits, -(p.group or math.inf))
+        (p for p in rounded if p is not None and p.is_coarse), key=lambda p: (p.bits, -(p.group or math.inf))
     )
     return ordered[(len(ordered) - 1) // 2] if ordered else None
 

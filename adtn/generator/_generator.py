@@ -289,6 +289,11 @@ class Generator:
         return dict(sorted({**self._made["frozen"], **self._given}.items()))
 
     @property
+    def decodes(self) -> bool:
+        """Whether codes are decoded whenever the weight is used, so that nothing decoded stays in memory."""
+        return self._precision is not None and not self._precision.is_coded
+
+    @property
     def function(self) -> WeightFunction:
         """The weight as a function of :meth:`arrays`."""
         return WeightFunction(self.program, self.weighting)
@@ -490,7 +495,7 @@ class Generator:
             The mode of execution; by default, the scheduler chooses it.
 
             - ``"materialise"``: the weight is generated at the first call and cached in this generator; that of a
-              rounded generator is generated in every call, so that only codes stay in memory
+              generator that is rounded to integers is generated in every call, so that only codes stay in memory
             - ``"stream"``: one block of rows of the weight after the other is generated and discarded
             - ``"factored"``: ``x`` is contracted with the network, which must not end with an activation
         memory : str or int, optional
@@ -517,9 +522,9 @@ class Generator:
         """Plan ``apply`` for one device, dtype and batch size."""
         place = (request.device, request.dtype)
         # a weight that is generated in every call costs as much as in training
-        plan = decide(self, "train" if self._codes else "apply", **request._asdict())
+        plan = decide(self, "train" if self.decodes else "apply", **request._asdict())
         layer = plan.layer.on(backend)
-        if self._codes:
+        if self.decodes:
             apply = backend.with_vjp(layer)
 
             def others() -> dict[str, Float[Array, "..."]]:

@@ -58,7 +58,7 @@ def round_cores(
     """
     nearest = generator.rounded(precision)
     (segment,) = generator.segments
-    if not precision.is_integer or {core.param for core in segment.cores if core.trainable} != set(generator.stored):
+    if not precision.is_coarse or {core.param for core in segment.cores if core.trainable} != set(generator.stored):
         return nearest  # a float is exact enough, and frozen cores cannot make up for anything
     problem = _Problem(generator, weight, moment)
     best, least = nearest, problem.missing(nearest.params)[1]
@@ -139,7 +139,7 @@ class _Problem:
 
 def _rounded(x: np.ndarray, precision: Precision, inds: Inds, factors: Sequence[Factor]) -> Codes:
     """Round a core with error feedback over its columns, or over its rows if there are too many columns."""
-    if not precision.is_integer:
+    if not precision.is_coarse:
         return round_to(x, precision)
     if x.size <= _LARGEST * len(x):
         return round_to(x, precision, _over(inds[1:], inds, x.shape, factors))

@@ -11,5 +11,6 @@ from ._precision import stored_bytes as stored_bytes
 from ._round import round_symmetric as round_symmetric
 from ._round import round_to as round_to
 from ._trained import Straight as Straight
+from ._trained import gains_shape as gains_shape
 from ._trained import rounded_again as rounded_again
 from ._trained import rounded_through as rounded_through

@@ -10,6 +10,8 @@ import numpy as np
 from .._checks import shown
 from .._typing import Float, Int, Shape
 from ..errors import PrecisionError
+from ._coded import SHIFTS, Stepped
+from ._coded import decode as decode_matrix
 from ._decode import Bits, decoded, scales_of, unpacked
 from ._precision import Parts, Precision, parts_of
 
@@ -86,24 +88,49 @@ class Codes:
 
     @property
     def integers(self) -> Int[np.ndarray, "rows columns"]:
-        """The integers, from 0 to ``2**bits - 1``; none for floating-point formats."""
+        """The integers, from 0 to ``2**bits - 1``, of both signs for entropy codes; none for floating-point formats."""
+        if self.precision.is_coded:
+            return self.stepped().integers
         parts = self._parts()
         n = parts.rows * parts.columns
-        return unpacked(self.data[parts.entries], n, self.precision.bits, NUMPY).reshape(parts.rows, parts.columns)
+        return unpacked(self.data[parts.entries], n, self.precision.n_bits, NUMPY).reshape(parts.rows, parts.columns)
 
     @property
     def zeros(self) -> Float[np.ndarray, "rows groups"]:
         """The zero points: the integers that stand for zero; between two of them with half steps."""
+        if self.precision.is_coded:
+            return np.zeros((1, parts_of(self.shape, self.precision).columns), np.float32)
         parts = self._parts()
         n = parts.rows * parts.groups
-        zeros = unpacked(self.data[parts.zeros], n, self.precision.bits, NUMPY).reshape(parts.rows, parts.groups)
+        zeros = unpacked(self.data[parts.zeros], n, self.precision.n_bits, NUMPY).reshape(parts.rows, parts.groups)
         return zeros.astype(np.float32) * np.float32(self.precision.zero_step)
 
     @property
     def scales(self) -> Float[np.ndarray, "rows groups"]:
-        """The steps between neighbouring integers, as float32; negative ones reverse the order of the values."""
+        """The steps between neighbouring integers, as float32; negative ones reverse the order of the values.
+
+        Entropy codes have one for each column, ``(1, columns)``.
+        """
+        if self.precision.is_coded:
+            return self.stepped().steps[None]
         parts = self._parts()
         return scales_of(self.data, parts, NUMPY)
+
+    @property
+    def shift(self) -> float:
+        """The difference of integers and magnitudes in steps, zero but for entropy codes."""
+        return self.stepped().shift / SHIFTS if self.precision.is_coded else 0.0
+
+    def stepped(self) -> Stepped:
+        """Return the integers with the steps of their columns, of entropy codes.
+
+        Raises
+        ------
+        PrecisionError
+            If the bytes are not those of such a matrix.
+        """
+        parts = parts_of(self.shape, self.precision)
+        return decode_matrix(self.data, parts.rows, parts.columns)
 
     def _parts(self) -> Parts:
         if not self.precision.is_integer:
@@ -112,4 +139,6 @@ class Codes:
 
     def decode(self) -> Float[np.ndarray, "..."]:
         """Return the array as float32."""
+        if self.precision.is_coded:
+            return self.stepped().decode().reshape(self.shape)
         return decoded(self.data, parts_of(self.shape, self.precision), NUMPY)

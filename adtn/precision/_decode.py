@@ -63,7 +63,7 @@ def decoded(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float[Array
 
 
 def _times_scales(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float[Array, "rows columns"]:
-    rows, groups, group, n_bits = parts.rows, parts.groups, parts.group, parts.precision.bits
+    rows, groups, group, n_bits = parts.rows, parts.groups, parts.group, parts.precision.n_bits
     scales = scales_of(data, parts, bits)
     zeros = bits.cast(unpacked(data[parts.zeros], rows * groups, n_bits, bits), "float32").reshape(rows, groups)
     zeros = zeros * parts.precision.zero_step

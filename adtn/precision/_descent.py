@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from .._typing import Float
+from ._feedback import ToLevel
 from ._scales import inverse
 
 _BLOCK = 64
@@ -18,13 +19,12 @@ _BLOCK = 64
 def descend(
     x: Float[np.ndarray, "n width"],
     moment: Float[np.ndarray, "n n"],
-    integers: Float[np.ndarray, "n width"],
+    levels: Float[np.ndarray, "n width"],
     scales: Float[np.ndarray, "n width"],
-    zeros: Float[np.ndarray, "n width"],
-    n_bits: int,
+    to_level: ToLevel,
     sweeps: int,
 ) -> Float[np.ndarray, "n width"]:
-    """Return better integers for the rows of a matrix.
+    """Return better values for the rows of a matrix, in units of the scales.
 
     Parameters
     ----------
@@ -32,21 +32,20 @@ def descend(
         The matrix.
     moment : array
         The second moment of what its rows are multiplied with.
-    integers, scales, zeros : array
-        The integers to begin with, and the scale and the zero point of every entry.
-    n_bits : int
-        The number of bits of an entry.
+    levels, scales : array
+        The values to begin with, in units of the scales, and the scale of every entry.
+    to_level : callable
+        Rounds entries of a row in units of their scales, given the number of the row.
     sweeps : int
         The number of times that every row is rounded again.
     """
     # those that matter most first, as in error feedback
     order = np.argsort(-np.diagonal(moment), kind="stable")
     metric = np.ascontiguousarray(moment[np.ix_(order, order)], np.float32)
-    target, step, zero = x[order].astype(np.float32), scales[order], zeros[order]
-    levels, inverses = integers[order] - zero, inverse(step)
-    top, used = np.float32(2**n_bits - 1), np.diagonal(metric) > 0
+    target, step, now = x[order].astype(np.float32), scales[order], levels[order]
+    inverses, used = inverse(step), np.diagonal(metric) > 0
     for _ in range(sweeps):
-        pull = metric @ (target - levels * step)
+        pull = metric @ (target - now * step)
         for start in range(0, len(order), _BLOCK):
             block = slice(start, start + _BLOCK)
             own, inner = pull[block], metric[block, block]
@@ -55,13 +54,12 @@ def descend(
                 k = start + i
                 if not used[k]:
                     continue
-                wanted = levels[k] + own[i] / inner[i, i] * inverses[k] + zero[k]
-                new = np.clip(np.rint(wanted), 0, top) - zero[k]
-                changes[i] = (new - levels[k]) * step[k]
-                levels[k] = new
+                new = to_level(now[k] + own[i] / inner[i, i] * inverses[k], order[k])
+                changes[i] = (new - now[k]) * step[k]
+                now[k] = new
                 own -= inner[:, i, None] * changes[i]
             for rest in (slice(0, start), slice(start + _BLOCK, None)):
                 pull[rest] -= metric[rest, block] @ changes
-    found = np.empty_like(levels)
-    found[order] = levels + zero
+    found = np.empty_like(now)
+    found[order] = now
     return found

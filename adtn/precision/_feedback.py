@@ -11,6 +11,7 @@ scales that are found when a group begins.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,11 +84,12 @@ def with_feedback(
     n_bits : int
         The number of bits of an entry.
     """
-    feedback = _Feedback.of(moment)
+    feedback = Feedback.of(moment)
     scales, zeros = _scales_of(x, feedback.importance, group, n_bits)
     place = _groups(x.shape[1], group)
-    integers = feedback.rounded(x.T, scales[place], zeros[place], n_bits)
-    return Rounded(integers=integers.T, scales=scales.T, zeros=zeros.T, group=group)
+    zero = zeros[place]
+    levels = feedback.rounded(x.T, scales[place], clipped(zero, n_bits))
+    return Rounded(integers=(levels + zero).T, scales=scales.T, zeros=zeros.T, group=group)
 
 
 def with_row_feedback(
@@ -107,8 +109,23 @@ def with_row_feedback(
         The number of bits of an entry.
     """
     place = _groups(x.shape[1], rounded.group)
-    integers = _Feedback.of(moment).rounded(x, rounded.scales[:, place], rounded.zeros[:, place], n_bits)
-    return replace(rounded, integers=integers)
+    zero = rounded.zeros[:, place]
+    levels = Feedback.of(moment).rounded(x, rounded.scales[:, place], clipped(zero, n_bits))
+    return replace(rounded, integers=levels + zero)
+
+
+ToLevel = Callable[[Float[np.ndarray, " width"], int], Float[np.ndarray, " width"]]
+"""Maps entries of a row in units of their steps to the nearest ones that can be stored, given the number of the row."""
+
+
+def clipped(zeros: Float[np.ndarray, "n width"], n_bits: int) -> ToLevel:
+    """Return the rounding to integers from 0 to ``2**n_bits - 1`` less their zero points."""
+    top = np.float32(2**n_bits - 1)
+
+    def to_level(values: np.ndarray, k: int) -> np.ndarray:
+        return np.clip(np.rint(values + zeros[k]), 0, top) - zeros[k]
+
+    return to_level
 
 
 def _groups(columns: int, group: int) -> np.ndarray:
@@ -117,7 +134,7 @@ def _groups(columns: int, group: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Feedback:
+class Feedback:
     """The order in which the rows of a matrix are rounded, and how later ones answer to the error of each.
 
     Parameters
@@ -132,7 +149,7 @@ class _Feedback:
     factor: Float[np.ndarray, "n n"]
 
     @classmethod
-    def of(cls, moment: Float[np.ndarray, "n n"]) -> _Feedback:
+    def of(cls, moment: Float[np.ndarray, "n n"]) -> Feedback:
         """Find the order and the factor for the second moment of what the rows are multiplied with."""
         # those that matter most first, as the others, which can make up for them, are then still free
         order = np.argsort(-np.diagonal(moment), kind="stable")
@@ -150,26 +167,26 @@ class _Feedback:
         self,
         x: Float[np.ndarray, "n width"],
         scales: Float[np.ndarray, "n width"],
-        zeros: Float[np.ndarray, "n width"],
-        n_bits: int,
+        to_level: ToLevel,
     ) -> Float[np.ndarray, "n width"]:
-        """Round the first row of the order, change the others by the best answer to its error, and so on."""
+        """Round the first row of the order, change the others by the best answer to its error, and so on.
+
+        Returns values in units of the scales.
+        """
         n, width = x.shape
         relative = (self.factor / np.diagonal(self.factor)[:, None]).astype(np.float32)
         left = np.array(x[self.order], np.float32, order="C")
-        integers = np.empty((n, width), np.float32)
-        top = np.float32(2**n_bits - 1)
+        levels = np.empty((n, width), np.float32)
         for start in range(0, n, _BLOCK):
             stop = min(start + _BLOCK, n)
             errors = np.empty((stop - start, width), np.float32)
             for i in range(start, stop):
                 k = self.order[i]
-                q = np.clip(np.rint(left[i] * inverse(scales[k]) + zeros[k]), 0, top)
-                error = np.subtract(left[i], (q - zeros[k]) * scales[k], out=errors[i - start])
+                levels[k] = to_level(left[i] * inverse(scales[k]), k)
+                error = np.subtract(left[i], levels[k] * scales[k], out=errors[i - start])
                 left[i + 1 : stop] -= relative[i, i + 1 : stop, None] * error
-                integers[k] = q
             left[stop:] -= relative[start:stop, stop:].T @ errors
-        return integers
+        return levels
 
 
 def _scales_of(

@@ -10,49 +10,63 @@ from typing import Annotated, Any, Literal, get_args
 from .._checks import Range, check_fields, shown
 from .._typing import Array, Float, Shape
 from ..errors import PrecisionError
+from ._coded import coded_bytes
 from ._packing import packed_bytes
 
-Format = Literal["float32", "float16", "bfloat16", "int8", "int4", "int3", "int2"]
+Format = Literal["float32", "float16", "bfloat16", "int8", "int4", "int3", "int2", "coded"]
 _SMALL = 64
 _FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
 class Precision:
-    """A format in which the entries of an array are stored: floating-point numbers, or integers with a scale per group.
+    """A format in which the entries of an array are stored: floating-point numbers, integers, or entropy codes.
 
     An array is viewed as a matrix: its first axis is the rows, the others are the columns; an array of one axis is one
     row. A group is a run of columns within a row, and the last one of a row may be shorter. Where a row is shorter than
     a group, and than a column, groups run along the columns instead, so that a factor of low rank has few scales.
 
+    Entropy codes (``"coded"``) take fewer bits than integers of a fixed length for the same error, and any number of
+    bits; they are decoded on the host when a layer is made, so that files become smaller, and memory does not.
+
     Parameters
     ----------
-    format : {"float32", "float16", "bfloat16", "int8", "int4", "int3", "int2"}
+    format : {"float32", "float16", "bfloat16", "int8", "int4", "int3", "int2", "coded"}
         The format of an entry. Integers of ``b`` bits have a scale in float16 and a zero point of ``b`` bits per group,
         which are ``b + (16 + b) / group`` bits per entry.
     group : int, optional
         The number of entries of a group, for integers only; by default, a whole row.
     along : {"longer", "rows"}
         The side along which groups run where rows are shorter than a group: the longer one, or always rows.
+    rate : float, optional
+        The bits of an entry, for ``"coded"`` only, which needs it: all bits but for 12 bytes per array.
 
     Raises
     ------
     PrecisionError
-        If the format is unknown, or the group is not a positive number, or given for floating-point numbers.
+        If the format is unknown, or the group is not a positive number, or given for floating-point numbers, or the
+        rate is missing, or given for another format.
+
+    References
+    ----------
+    Gish and Pierce (1968), Asymptotically efficient quantizing. Duda (2013), arXiv:1311.2540.
 
     Examples
     --------
     >>> import adtn
     >>> precision = adtn.Precision("int4", group=64)
-    >>> precision, precision.bits
-    (Precision(format='int4', group=64, along='longer'), 4)
+    >>> str(precision), precision.bits
+    ('int4/64', 4)
     >>> adtn.Precision.from_json(precision.to_json()) == precision
     True
+    >>> adtn.Precision("coded", rate=2.5).bits
+    2.5
     """
 
     format: Format
     group: Annotated[int, Range(1)] | None = None
     along: Literal["longer", "rows"] = "longer"
+    rate: Annotated[float, Range(0.5, 12.0)] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, PrecisionError)
@@ -60,19 +74,42 @@ class Precision:
             raise PrecisionError(
                 f"Got group={self.group} for {self.format}, which has no scales; pass an integer format."
             )
+        if self.is_coded != (self.rate is not None):
+            raise PrecisionError(
+                f"Got rate={self.rate} for {self.format!r}; expected bits per entry for 'coded', such as rate=3.0, and "
+                "none for others."
+            )
 
     def __str__(self) -> str:
-        return self.format if self.group is None else f"{self.format}/{self.group}"
+        own = self.group if self.rate is None else f"{self.rate:g}"
+        return self.format if own is None else f"{self.format}/{own}"
 
     @property
     def is_integer(self) -> bool:
-        """Whether entries are integers with scales."""
-        return self.format not in _FLOAT_BYTES
+        """Whether entries are integers of a fixed length with scales."""
+        return self.format not in _FLOAT_BYTES and not self.is_coded
 
     @property
-    def bits(self) -> int:
+    def is_coded(self) -> bool:
+        """Whether entries are entropy codes."""
+        return self.format == "coded"
+
+    @property
+    def bits(self) -> float:
         """The number of bits of an entry, without those of the scales."""
+        if self.rate is not None:
+            return self.rate
         return int(self.format[3:]) if self.is_integer else 8 * _FLOAT_BYTES[self.format]
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether rounding changes so much that errors are fed back."""
+        return self.is_integer or self.is_coded
+
+    @property
+    def n_bits(self) -> int:
+        """The number of bits of an integer of a fixed length."""
+        return int(self.format[3:])
 
     @property
     def zero_step(self) -> float:
@@ -92,6 +129,8 @@ class Precision:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for :meth:`from_json`."""
+        if self.rate is not None:
+            return {"format": self.format, "rate": self.rate}
         if self.group is None:
             return {"format": self.format}
         return {"format": self.format, "group": self.group, "along": self.along}
@@ -105,12 +144,17 @@ class Precision:
         PrecisionError
             If the values describe none.
         """
-        if not isinstance(values, Mapping) or not {"format"} <= set(values) <= {"format", "group", "along"}:
+        if not isinstance(values, Mapping) or not {"format"} <= set(values) <= {
+            "format",
+            "group",
+            "along",
+            "rate",
+        }:
             raise PrecisionError(
-                f"Got {shown(values)}; expected a format ({', '.join(get_args(Format))}) and possibly a group."
+                f"Got {shown(values)}; expected a format ({', '.join(get_args(Format))}) and a group or a rate."
             )
         if "group" not in values:
-            return cls(values["format"])
+            return cls(values["format"], rate=values.get("rate"))
         return cls(values["format"], values["group"], values.get("along", "rows"))  # older files do not say it
 
 
@@ -175,13 +219,15 @@ def parts_of(shape: Shape, precision: Precision) -> Parts:
     columns = math.prod(shape[1:]) if len(shape) > 1 else size
     turned = precision.group is not None and precision.along == "longer" and columns < min(precision.group, rows)
     rows, columns = (columns, rows) if turned else (rows, columns)
-    group = min(precision.group or columns, columns) or 1
+    group = 1 if precision.is_coded else min(precision.group or columns, columns) or 1
     groups = -(-columns // group)
     scales = zeros = 0
     if precision.is_integer:
         scales = 2 * rows * groups
-        zeros = scales + packed_bytes(rows * groups, precision.bits)
-        entries = zeros + packed_bytes(size, precision.bits)
+        zeros = scales + packed_bytes(rows * groups, precision.n_bits)
+        entries = zeros + packed_bytes(size, precision.n_bits)
+    elif precision.rate is not None:
+        entries = coded_bytes(size, precision.rate)
     else:
         entries = size * _FLOAT_BYTES[precision.format]
     has_exponent = precision.is_integer or precision.format == "float16"

@@ -10,11 +10,13 @@ import numpy as np
 from .._checks import shown
 from .._typing import Float, Int, Shape
 from ..errors import PrecisionError
+from ._coded import encode
 from ._codes import Codes
 from ._descent import descend
-from ._feedback import Rounded, nearest, with_feedback, with_row_feedback
+from ._feedback import Rounded, clipped, nearest, with_feedback, with_row_feedback
 from ._packing import packed
-from ._precision import Precision, matrix_of, parts_of
+from ._precision import Precision, matrix_of, parts_of, stored_bytes
+from ._rate import fitted, with_rate
 from ._scales import UNIT, inverse
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -73,30 +75,78 @@ def round_to(
         raise PrecisionError(
             f"Got an array with an entry of {largest:.3g}; expected at most {_LARGEST:.3g}. Divide it."
         )
-    if not precision.is_integer:
+    if not precision.is_coarse:
         return Codes(x.shape, precision, _floats(x, precision.format, largest))
     parts = parts_of(x.shape, precision)
     # in units in which the largest entry is from 1/2 to 1, nothing overflows
     unit = int(np.frexp(largest)[1]) if largest else 0
     matrix = np.ascontiguousarray(matrix_of(np.ldexp(x, -unit), parts), np.float32)
-    rounded = nearest(matrix, parts.group, precision.bits)
     if hessian is not None and row_hessian is not None:
         raise PrecisionError("Got a hessian and a row_hessian; expected one of them.")
+    if precision.is_coded:
+        unit = min(max(unit, -_HALF), _HALF - 1)
+        matrix = np.ascontiguousarray(matrix_of(np.ldexp(x, -unit), parts), np.float32)
+        return _coded(x.shape, precision, matrix, unit, hessian, row_hessian)
+    rounded = nearest(matrix, parts.group, precision.n_bits)
     within, between = (row_hessian, hessian) if parts.turned else (hessian, row_hessian)  # a row of the matrix
     names = ("hessian", "columns"), ("row_hessian", "rows")
     if within is not None:
         moment = _moment(within, parts.columns, *names[parts.turned])
         if moment.any():
-            rounded = _better(matrix, moment, rounded, with_feedback(matrix, moment, parts.group, precision.bits))
-            rounded = _descended(matrix, moment, rounded, precision.bits)
+            rounded = _better(matrix, moment, rounded, with_feedback(matrix, moment, parts.group, precision.n_bits))
+            rounded = _descended(matrix, moment, rounded, precision.n_bits)
     elif between is not None:
         moment = _moment(between, parts.rows, *names[not parts.turned])
         if moment.any():
-            fed = with_row_feedback(matrix, moment, rounded, precision.bits)
+            fed = with_row_feedback(matrix, moment, rounded, precision.n_bits)
             rounded = _better_columns(matrix, moment, rounded, fed)
     exponent = max(unit - int(np.log2(UNIT)), 1 - _BIAS)
     scales = np.ldexp(rounded.scales * np.float32(UNIT), unit - int(np.log2(UNIT)) - exponent)
     return _encoded(x.shape, precision, rounded.integers, rounded.zeros, scales, exponent)
+
+
+def _coded(
+    shape: Shape,
+    precision: Precision,
+    matrix: Float[np.ndarray, "rows columns"],
+    unit: int,
+    hessian: Any,
+    row_hessian: Any,
+) -> Codes:
+    """Round a matrix in units of a power of two to entropy codes."""
+    rows, columns = matrix.shape
+    of_columns = None if hessian is None else _moment(hessian, columns, "hessian", "columns")
+    of_rows = None if row_hessian is None else _moment(row_hessian, rows, "row_hessian", "rows")
+    of_columns, of_rows = (None if m is None or not m.any() else m for m in (of_columns, of_rows))
+    found = with_rate(matrix, stored_bytes(shape, precision), of_columns, of_rows)
+    data = encode(replace(found, unit=unit), stored_bytes(shape, precision))
+    assert data is not None
+    return Codes(shape, precision, data)
+
+
+def with_step(x: Float[np.ndarray, "..."], start: Codes, gain: float) -> Codes:
+    """Round an array to entropy codes with the steps of other ones times a factor, or larger ones to have their size.
+
+    Parameters
+    ----------
+    x : array
+        The array.
+    start : Codes
+        Entropy codes of an array of this shape.
+    gain : float
+
+    Raises
+    ------
+    PrecisionError
+        If an entry is not finite.
+    """
+    x, old = _checked("x", x), start.stepped()
+    step = float(np.float32(old.step * abs(gain)))
+    if step == 0.0:  # all were zero
+        return round_to(x, start.precision)
+    parts = parts_of(x.shape, start.precision)
+    matrix = np.asarray(matrix_of(np.ldexp(np.asarray(x, np.float64), -old.unit), parts), np.float32)
+    return Codes(x.shape, start.precision, fitted(matrix, replace(old, step=step), start.nbytes))
 
 
 def with_scales(x: Float[np.ndarray, "..."], start: Codes, scales: Float[np.ndarray, "rows groups"]) -> Codes:
@@ -126,7 +176,7 @@ def with_scales(x: Float[np.ndarray, "..."], start: Codes, scales: Float[np.ndar
     # the integers of the given scales, as those of the stored ones differ where an entry is between two integers
     steps = np.asarray(scales, np.float32)[:, place]
     levels = matrix_of(np.asarray(x, np.float32), parts) * inverse(steps) + zeros[:, place]
-    integers = np.clip(np.rint(levels), 0, 2**precision.bits - 1)
+    integers = np.clip(np.rint(levels), 0, 2**precision.n_bits - 1)
     return _encoded(x.shape, precision, integers, zeros, halves, exponent)
 
 
@@ -180,8 +230,8 @@ def _encoded(
     data = np.concatenate(
         [
             np.ascontiguousarray(scales, "<f2").reshape(-1).view(np.uint8),
-            packed((zeros / precision.zero_step).astype(np.uint8), precision.bits),
-            packed(integers.astype(np.uint8), precision.bits),
+            packed((zeros / precision.zero_step).astype(np.uint8), precision.n_bits),
+            packed(integers.astype(np.uint8), precision.n_bits),
             np.array([exponent + _BIAS], np.uint8),
         ]
     )
@@ -210,8 +260,9 @@ def _descended(x: np.ndarray, moment: np.ndarray, rounded: Rounded, n_bits: int)
         return rounded
     place = np.arange(x.shape[1]) // rounded.group
     scales, zeros = (np.ascontiguousarray(every[:, place].T) for every in (rounded.scales, rounded.zeros))
-    found = descend(x.T, moment, rounded.integers.T, scales, zeros, n_bits, _SWEEPS)
-    return replace(rounded, integers=found.T)
+    levels = rounded.integers.T - zeros
+    found = descend(x.T, moment, levels, scales, clipped(zeros, n_bits), _SWEEPS)
+    return replace(rounded, integers=(found + zeros).T)
 
 
 def _better_columns(x: np.ndarray, moment: np.ndarray, one: Rounded, other: Rounded) -> Rounded:

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from .._typing import Array, Float
+from ._coded import LARGEST
 from ._codes import Codes
 from ._precision import Parts, array_of, matrix_of
-from ._round import round_to, with_scales
+from ._round import round_to, with_scales, with_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ def rounded_through(
     zeros: Float[Array, "rows groups"],
     parts: Parts,
     ops: Straight,
+    shift: float = 0.0,
 ) -> Float[Array, "..."]:
     """Round an array to integers with given scales, differentiably.
 
@@ -65,12 +67,24 @@ def rounded_through(
         The shape of the array and its precision.
     ops : Straight
         The functions of the framework.
+    shift : float
+        What magnitudes are smaller than their integers, of entropy codes.
     """
     step, zero = (ops.repeat(every, parts.group)[:, : parts.columns] for every in (scales, zeros))
     used = step != 0  # a group of zeros stays zero
-    levels = ops.clip(matrix_of(x, parts) / (step + ~used) + zero, 0, 2**parts.precision.bits - 1)
+    levels = matrix_of(x, parts) / (step + ~used)
+    if parts.precision.is_coded:
+        magnitudes = ops.clip(ops.round(abs(levels) - shift), 0, LARGEST)
+        rounded = (magnitudes - shift * (magnitudes > 0)) * (2.0 * (levels > 0) - 1.0)
+        return array_of((levels + ops.stop(rounded - levels)) * step, parts)
+    levels = ops.clip(levels + zero, 0, 2**parts.precision.n_bits - 1)
     levels = levels + ops.stop(ops.round(levels) - levels)
     return array_of((levels - zero) * step, parts)
+
+
+def gains_shape(parts: Parts) -> tuple[int, int]:
+    """Return the shape of the trained factors of scales: one per group, or a single one for entropy codes."""
+    return (1, 1) if parts.precision.is_coded else (parts.rows, parts.groups)
 
 
 def rounded_again(codes: Codes, x: Float[np.ndarray, "..."], gains: Float[np.ndarray, "rows groups"] | None) -> Codes:
@@ -83,7 +97,7 @@ def rounded_again(codes: Codes, x: Float[np.ndarray, "..."], gains: Float[np.nda
     x : array
         The trained array.
     gains : array or None
-        The trained factors of the scales; ``None`` for floating-point formats.
+        The trained factors of the scales, of entropy codes a single one; ``None`` for floating-point formats.
 
     Examples
     --------
@@ -95,4 +109,6 @@ def rounded_again(codes: Codes, x: Float[np.ndarray, "..."], gains: Float[np.nda
     """
     if gains is None:
         return round_to(x, codes.precision)
+    if codes.precision.is_coded:
+        return with_step(x, codes, float(gains.item()))
     return with_scales(x, codes, codes.scales * gains)

@@ -30,6 +30,7 @@ from models import CASES
 RESULTS = Path(__file__).parents[1] / "results"
 SEARCHED: Mapping[str, Mapping[str, Any]] = {  # by options of a config
     "automatic": {},
+    "fixed length": {"precisions": tuple(p for p in adtn.Config().precisions if not p.is_coded)},
     "float32": {"precisions": ()},
 }
 OF_ONE_SIZE = ("dense", *INTEGERS, *TORCHAO)

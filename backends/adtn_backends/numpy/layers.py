@@ -1,6 +1,7 @@
 """Layers for inference with NumPy, without training; they give the same results as with PyTorch and JAX.
 
-Weights are generated once; those of rounded generators in every call, so that only codes stay in memory.
+Weights are generated once; those of generators that are rounded to integers in every call, so that only these stay in
+memory.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class ADTNEmbedding:
         self.generator = _checked(generator, 2, "an embedding (num_embeddings, embedding_dim)")
 
     def _table(self) -> Float[np.ndarray, "num_embeddings embedding_dim"]:
-        return self._cached if self.generator.precision is None else self.generator.weight()
+        return self.generator.weight() if self.generator.decodes else self._cached
 
     @cached_property
     def _cached(self) -> Float[np.ndarray, "num_embeddings embedding_dim"]:
@@ -119,7 +120,7 @@ class _ADTNConv:
         self.bias = _bias(bias, generator)
 
     def _weight(self) -> Float[np.ndarray, "groups out_per_group columns"]:
-        return self._cached if self.generator.precision is None else self._generated()
+        return self._generated() if self.generator.decodes else self._cached
 
     @cached_property
     def _cached(self) -> Float[np.ndarray, "groups out_per_group columns"]:

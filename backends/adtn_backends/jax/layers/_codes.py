@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from adtn._typing import Float, Int
-from adtn.precision import Bits, Codes, Parts, Straight, decoded, parts_of, rounded_again, rounded_through
+from adtn.precision import Bits, Codes, Parts, Straight, decoded, gains_shape, parts_of, rounded_again, rounded_through
 from flax import nnx
 
 _BITS = Bits(
@@ -53,28 +53,37 @@ class TrainedCodes(nnx.Module):
 
     def __init__(self, codes: Codes) -> None:
         self.parts = parts_of(codes.shape, codes.precision)
+        self.shift = codes.shift
         self.values = nnx.Param(jnp.asarray(codes.decode()))
-        if codes.precision.is_integer:
-            self.gains = nnx.Param(jnp.ones((self.parts.rows, self.parts.groups), jnp.float32))
+        if codes.precision.is_coarse:
+            self.gains = nnx.Param(jnp.ones(gains_shape(self.parts), jnp.float32))
             self.scales, self.zeros = Coded(jnp.asarray(codes.scales)), Coded(jnp.asarray(codes.zeros))
 
     def __call__(self) -> Float[jax.Array, "..."]:
         """Return the values."""
-        if not self.parts.precision.is_integer:
+        if not self.parts.precision.is_coarse:
             return self.values[...]
         scales = self.gains[...] * self.scales[...]
-        return rounded_through(self.values[...], scales, self.zeros[...], self.parts, _STRAIGHT)
+        return rounded_through(self.values[...], scales, self.zeros[...], self.parts, _STRAIGHT, self.shift)
 
     def rounded(self, start: Codes) -> Codes:
         """Return the codes, given those at the start."""
-        gains = np.asarray(self.gains[...]) if self.parts.precision.is_integer else None
+        gains = np.asarray(self.gains[...]) if self.parts.precision.is_coarse else None
         return rounded_again(start, np.asarray(self.values[...]), gains)
 
 
 def decoder(parts: Mapping[str, Parts]) -> Callable[[dict[str, jax.Array], Any], dict[str, jax.Array]]:
-    """Compile a function that decodes the bytes of all cores to a dtype."""
+    """Compile a function that decodes the bytes of cores to a dtype; entropy codes are decoded on the host."""
 
     def decode(data: dict[str, jax.Array], dtype: Any) -> dict[str, jax.Array]:
         return {name: decoded(x, parts[name], _BITS).astype(dtype) for name, x in data.items()}
 
-    return jax.jit(decode, static_argnums=1)
+    compiled = jax.jit(decode, static_argnums=1)
+
+    def all_of(data: dict[str, jax.Array], dtype: Any) -> dict[str, jax.Array]:
+        on_host = {name: x for name, x in data.items() if parts[name].precision.is_coded}
+        found = {name: jnp.asarray(codes_of(x, parts[name]).decode(), dtype) for name, x in on_host.items()}
+        others = {name: x for name, x in data.items() if name not in on_host}
+        return {**found, **(compiled(others, dtype) if others else {})}
+
+    return all_of

@@ -37,7 +37,8 @@ class GeneratedWeight(nnx.Module):
     Layers that use the same module share their weight.
 
     The parameters of a rounded generator are variables of bytes, one for each core, which are decoded in every call, or
-    once after :meth:`decode_once`. They are not trained, except between :meth:`open_codes` and :meth:`close_codes`.
+    once after :meth:`decode_once`; entropy codes always once. They are not trained, except between :meth:`open_codes`
+    and :meth:`close_codes`.
     :meth:`astype` changes the dtype of the decoded cores only.
 
     Parameters
@@ -74,9 +75,12 @@ class GeneratedWeight(nnx.Module):
         self.opened = False  # whether codes are trained
         self.held: dict[str, str] = {}  # variables of decoded cores by name, if codes are decoded once
         self.trained: Any = nnx.Dict() if self.codes else None  # by names of variables
+        self.decode_once(False)
 
     def decode_once(self, once: bool = True) -> None:
         """Hold decoded cores beside the codes, so that calls decode nothing; or decode in every call, for less memory.
+
+        Entropy codes are decoded on the host, and so once in any case.
 
         Examples
         --------
@@ -89,13 +93,14 @@ class GeneratedWeight(nnx.Module):
         """
         for key in self.held.values():
             delattr(self, key)
-        self.held = {name: f"decoded_{key}" for name, key in self.codes.items()} if once else {}
+        held = {name for name, parts in self.structure.parts.items() if once or parts.precision.is_coded}
+        self.held = {name: f"decoded_{key}" for name, key in self.codes.items() if name in held}
         self.decode_held()
 
     def decode_held(self) -> None:
         """Decode the codes again, after they have changed."""
         if self.held:
-            data = {name: getattr(self, key)[...] for name, key in self.codes.items()}
+            data = {name: getattr(self, self.codes[name])[...] for name in self.held}
             for name, x in self.structure.decode()(data, self.decoded_dtype).items():
                 setattr(self, self.held[name], Frozen(x))
 
@@ -137,11 +142,12 @@ class GeneratedWeight(nnx.Module):
         arrays = {name: replicated(getattr(self, key)[...]) for name, key in (self.names | self.constants).items()}
         if self.opened:
             arrays |= {name: self.trained[key]().astype(self.decoded_dtype) for name, key in self.codes.items()}
-        elif self.held:
+        else:
             arrays |= {name: replicated(getattr(self, key)[...]) for name, key in self.held.items()}
-        elif self.codes:
-            data = {name: replicated(getattr(self, key)[...]) for name, key in self.codes.items()}
-            arrays |= self.structure.decode()(data, self.decoded_dtype)
+            rest = {name: key for name, key in self.codes.items() if name not in self.held}
+            if rest:
+                data = {name: replicated(getattr(self, key)[...]) for name, key in rest.items()}
+                arrays |= self.structure.decode()(data, self.decoded_dtype)
         return arrays
 
     def generator(self) -> Generator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from adtn._typing import Float, Int
-from adtn.precision import Bits, Codes, Parts, Straight, decoded, rounded_again, rounded_through
+from adtn.precision import Bits, Codes, Parts, Straight, decoded, gains_shape, rounded_again, rounded_through
 from torch import nn
 
 _DTYPES = {
@@ -40,8 +40,12 @@ def codes_of(data: Int[torch.Tensor, " bytes"], parts: Parts) -> Codes:
 
 
 def decode(data: Int[torch.Tensor, " bytes"], parts: Parts, dtype: torch.dtype) -> Float[torch.Tensor, "..."]:
-    """Decode a tensor of bytes on its device, without float64, which some devices lack."""
-    return decoded(data, parts, _BITS).to(dtype)
+    """Decode a tensor of bytes on its device, without float64, which some devices lack; entropy codes on the host."""
+    if not parts.precision.is_coded:
+        return decoded(data, parts, _BITS).to(dtype)
+    if data.is_meta:
+        return torch.empty(parts.shape, dtype=dtype, device=data.device)
+    return torch.from_numpy(codes_of(data, parts).decode()).to(data.device, dtype)
 
 
 class TrainedCodes(nn.Module):
@@ -60,9 +64,10 @@ class TrainedCodes(nn.Module):
     def __init__(self, data: Int[torch.Tensor, " bytes"], parts: Parts) -> None:
         super().__init__()
         self.start, self.parts, device = codes_of(data, parts), parts, data.device
+        self.shift = self.start.shift
         self.values = nn.Parameter(decode(data, parts, torch.float32))
-        if parts.precision.is_integer:
-            self.gains = nn.Parameter(torch.ones(parts.rows, parts.groups, device=device))
+        if parts.precision.is_coarse:
+            self.gains = nn.Parameter(torch.ones(gains_shape(parts), device=device))
             self.scales: torch.Tensor
             self.zeros: torch.Tensor
             self.register_buffer("scales", torch.tensor(self.start.scales, device=device))
@@ -70,11 +75,11 @@ class TrainedCodes(nn.Module):
 
     def forward(self) -> Float[torch.Tensor, "..."]:
         """Return the values."""
-        if not self.parts.precision.is_integer:
+        if not self.parts.precision.is_coarse:
             return self.values
-        return rounded_through(self.values, self.gains * self.scales, self.zeros, self.parts, _STRAIGHT)
+        return rounded_through(self.values, self.gains * self.scales, self.zeros, self.parts, _STRAIGHT, self.shift)
 
     def rounded(self) -> Int[torch.Tensor, " bytes"]:
         """Return the bytes of the codes."""
-        gains = self.gains.detach().cpu().numpy() if self.parts.precision.is_integer else None
+        gains = self.gains.detach().cpu().numpy() if self.parts.precision.is_coarse else None
         return tensor_of(rounded_again(self.start, self.values.detach().cpu().numpy(), gains)).to(self.values.device)

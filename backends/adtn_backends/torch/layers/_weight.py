@@ -44,7 +44,8 @@ class GeneratedWeight(nn.Module):
     Layers that use the same module are tied: they train, move and save the same parameters.
 
     The parameters of a rounded generator are buffers of bytes, one for each core, which are decoded in every call, or
-    once after :meth:`decode_once`. They are not trained, except between :meth:`open_codes` and :meth:`close_codes`.
+    once after :meth:`decode_once`; entropy codes always once. They are not trained, except between :meth:`open_codes`
+    and :meth:`close_codes`.
     Conversions to another dtype change that of the decoded cores only.
 
     Parameters
@@ -98,6 +99,7 @@ class GeneratedWeight(nn.Module):
         self._cache: _Cached | None = None
         self._layers: dict[tuple[Any, ...], Any] = {}
         self._traced: dict[tuple[str | None, ...], EinsumSteps | None] = {}
+        self.decode_once(False)
 
     def extra_repr(self) -> str:
         """Return the description of the generator."""
@@ -137,7 +139,7 @@ class GeneratedWeight(nn.Module):
         """Return trained and frozen cores by their names in the generator, with pruning, replicas and FSDP as well."""
         arrays = {name: getattr(self, key) for name, key in (self._names | self._constants).items()}
         for name, key in self._codes.items():
-            if self._trained is None and self._held:
+            if self._trained is None and name in self._held:
                 arrays[name] = getattr(self, self._held[name])
             elif self._trained is None:
                 arrays[name] = decode(getattr(self, key), self._parts[name], self.dtype)
@@ -147,6 +149,8 @@ class GeneratedWeight(nn.Module):
 
     def decode_once(self, once: bool = True) -> None:
         """Hold decoded cores beside the codes, so that calls decode nothing; or decode in every call, for less memory.
+
+        Entropy codes are decoded on the host, and so once in any case.
 
         Examples
         --------
@@ -159,7 +163,8 @@ class GeneratedWeight(nn.Module):
         """
         for key in self._held.values():
             delattr(self, key)
-        self._held = {name: f"decoded_{key}" for name, key in self._codes.items()} if once else {}
+        held = {name for name, parts in self._parts.items() if once or parts.precision.is_coded}
+        self._held = {name: f"decoded_{self._codes[name]}" for name in self._codes if name in held}
         for key in self._held.values():
             self.register_buffer(key, None, persistent=False)
         self._decode_held()
