@@ -387,6 +387,25 @@ def compress_nonlinear_table(content: dict) -> list[str]:
     return [*lines, ""]
 
 
+def compress_disentanglers_table(content: dict) -> list[str]:
+    """Tabulate errors of decompositions with disentanglers."""
+    lines = [
+        "Relative errors in the metric of the inputs: of a decomposition, after more steps of L-BFGS (their number in",
+        "brackets), and of the tree of equal bonds, which has fewer parameters.",
+        "",
+        "| matrix | topology | parameters | CPU seconds | decomposition | more steps | above it | tree, parameters |",
+        "|---" * 8 + "|",
+    ]
+    for r in content["compress_disentanglers"]:
+        tree = f"{r['error_without_disentanglers']:.4f}, {r['params_without_disentanglers']:,}"
+        after = f"{r['error_after_steps']:.4f} ({r['steps']:,})"
+        lines.append(
+            f"| {r['matrix']} | {r['topology']}({r['bond']}) | {r['params']:,} | {r['cpu_seconds']} "
+            f"| {r['error']:.4f} | {after} | {r['above_it']:.1%} | {tree} |"
+        )
+    return [*lines, ""]
+
+
 def compress_share_table(content: dict) -> list[str]:
     """Tabulate errors and qualities of separate and shared generators of the same size."""
     rows = content["compress_share"]
@@ -610,6 +629,7 @@ def table_of(content: dict) -> list[str]:
         "compress_models": compress_models_table,
         "compress_full": compress_full_table,
         "compress_nonlinear": compress_nonlinear_table,
+        "compress_disentanglers": compress_disentanglers_table,
         "compress_share": compress_share_table,
         "compress_forward": compress_forward_table,
         "kv": kv_table,
