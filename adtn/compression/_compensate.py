@@ -22,6 +22,7 @@ from ._local import dense_generator
 from ._model import Model
 from ._rounding import rounded_in_metric
 from ._samples import first_samples
+from ._share import joined, sharing
 
 _WAVES = 24  # passes over the data: with more groups of layers than that, several are changed at once
 _ROWS = 64  # per column, from which moments are computed: on MiniLM 16 gained half as much
@@ -51,7 +52,9 @@ def compensate(
         generators = model.generators()
         changed: dict[str, Generator] = {}
         for name, (moment, cross) in model.moments_behind(names, data, _ROWS).items():
-            changed[name] = behind(generators[name], model.weight(name), moment, cross)
+            members = [model.weight(member) for member in sharing(name)]
+            weight = members[0] if len(members) == 1 else joined(members, generators[name].shape)
+            changed[name] = behind(generators[name], weight, moment, cross)
         model.update(changed)
         model.normalise(statistics)
         advance()

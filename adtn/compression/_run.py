@@ -20,6 +20,7 @@ from ._comparison import SAMPLES, compared_outputs, comparison
 from ._compensate import NORMALISED, compensate, waves
 from ._config import Config
 from ._expected import expected_losses
+from ._joint import GROWTHS, joint_forms, with_joint
 from ._ladder import Ladder
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
@@ -67,8 +68,9 @@ class Outcome:
 class CompressionRun:
     """A call of :func:`adtn.compress`, with its arguments.
 
-    ``narrows`` says whether what is not among the layers may be stored in another precision, and ``beside`` has the
-    digests of other files of the model, which its file lists.
+    ``narrows`` says whether what is not among the layers may be stored in another precision, ``joins`` whether layers
+    may share a generator without being told to, and ``beside`` has the digests of other files of the model, which its
+    file lists.
     """
 
     adapter: Model
@@ -85,6 +87,7 @@ class CompressionRun:
     folder: Path | None
     say: Progress
     narrows: bool = True
+    joins: bool = True
     beside: Mapping[str, str] = field(default_factory=dict)
     checkpoints: set[Path] = field(default_factory=set)
 
@@ -198,7 +201,7 @@ class CompressionRun:
         selection = search.find(search.ladders(most - rest), most - rest) or search.smallest()
         if rest + selection.cost > most:
             raise self._too_small(selection, most, rest + selection.cost, rest)
-        outcome = self._run_chosen(selection)
+        outcome = self._run_chosen(self.or_joint(search, selection, most))
         params, _ = self.adapter.sizes()
         if params > most:
             raise CompressError(f"Got {params:,} parameters for a budget of {most:,}; this is a bug of adtn.")
@@ -259,7 +262,7 @@ class CompressionRun:
 
     def _within_file(self, search: Search, most: int) -> Outcome:
         """Run all stages with a choice whose file has at most that many bytes."""
-        selection = self.chosen_for_file(search, most)
+        selection = self.or_joint(search, self.chosen_for_file(search, most), most)
         outcome, rest = self._run_chosen(selection), _precision_of(selection.rest)
         # after the training, as entries that half precision does not hold are stored as they are
         size = state_bytes(self.adapter, self.adapter.generators(), rest, self.beside)
@@ -278,6 +281,28 @@ class CompressionRun:
         own, same = search.loss_of(selection), search.loss_of(other)
         self.say(f"what was chosen costs {own:.4g}, the same integers for all weights {same:.4g}")
         return other if same < own else selection
+
+    def or_joint(self, search: Search, selection: Selection, most: int) -> Selection:
+        """Return the selection, or one in which layers of one input share low-rank forms, if that is better."""
+        local = any(stage.name == "distill-local" for stage in self.stages)  # trains one layer at a time
+        if not self.joins or local or self.config.share or self.config.mode == "adapter" or not search.sample:
+            return selection
+        forms = joint_forms(search, selection)
+        best, least = (search, selection), search.loss_of(selection) if forms else 0.0
+        tried = [[form for form in forms if form.growth <= growth] for growth in GROWTHS]
+        for n, some in enumerate(tried):
+            if not some or some in tried[:n]:
+                continue
+            joint = with_joint(search, selection, some)
+            if search.unit == "bytes" and self._stored_bytes(joint[1]) > most:
+                continue
+            loss = search.loss_of(joint[1])
+            names = ", ".join(form.layer.name for form in some)
+            self.say(f"generators that are shared by {names} change the loss from {least:.4g} to {loss:.4g}")
+            if loss < least:
+                best, least = joint, loss
+        self.layers, self.tasks = best[0].layers, best[0].tasks
+        return best[1]
 
     def _stored_bytes(self, selection: Selection) -> int:
         """Return the size of the file of a model with what was chosen."""

@@ -1,0 +1,207 @@
+"""Joint low-rank forms of layers that read the same input, in the place of separate ones of as many bytes.
+
+With one generator for queries, keys and values, W = U V, the layers share the basis V of their rows and own the blocks
+of U (see :mod:`adtn.compression._share`). A joint pair of r times as many ranks costs what separate pairs cost, so it
+gains where the row spaces of the layers overlap. With the loss s_g per squared relative error of member g, it minimises
+the sum of s_g tr(D_g M D_g^T) / tr(W_g M W_g^T), as the allocation over layers does: by a whitened SVD of the stack in
+which every block is multiplied by the square root of its weight in that sum.
+
+After the separate choice, such a pair is computed for every group of layers with one input of which a member became a
+low-rank pair. Those that are not expected to lose more, or much more, take the place of the separate forms, if the
+model's outputs then are closer to the dense ones: what is expected adds up single layers, which is not exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .._typing import Float
+from ..generator import Generator
+from ..optim import balanced
+from ..precision import Precision
+from ..topology import LowRank
+from ._choice import Choice, dense_choice, families
+from ._choose import Search, Selection
+from ._ladder import Ladder
+from ._local import LocalResult, LocalTask, solve
+from ._model import Layer
+from ._rounding import rounded_in_metric
+from ._share import first_rows, joined, shared_name
+from ._storage import to_bytes
+
+GROWTHS = (1.02, 1.3)
+"""Of the expected loss, up to which joint forms are tried together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joint:
+    """A group of layers with the generator that they would share.
+
+    Parameters
+    ----------
+    layer : Layer
+        The group, as a layer with one weight.
+    task : LocalTask
+        Of that weight.
+    result : LocalResult
+        The joint form.
+    growth : float
+        The expected loss of the group over that of the separate forms.
+    """
+
+    layer: Layer
+    task: LocalTask
+    result: LocalResult
+    growth: float
+
+
+def layers_of_one_input(layers: Sequence[Layer], tasks: Mapping[str, LocalTask]) -> list[tuple[Layer, ...]]:
+    """Return the groups of two or more layers with one matrix each, which read the same input.
+
+    Inputs are the same where their second moments are, bit by bit.
+    """
+    found: dict[tuple[str, int, bytes], list[Layer]] = {}
+    for layer in layers:
+        shapes = list(layer.weights.values())
+        moment = tasks[layer.name].moment if layer.name in layer.weights else None
+        if moment is not None and len(shapes) == 1 and len(shapes[0]) == 2 and not layer.tied and not layer.group:
+            digest = hashlib.sha256(np.ascontiguousarray(moment).tobytes()).digest()
+            found.setdefault((layer.place, len(moment), digest), []).append(layer)
+    return [tuple(group) for group in found.values() if len(group) > 1]
+
+
+def joint_forms(search: Search, selection: Selection) -> list[Joint]:
+    """Return the joint forms that are not expected to lose much more than what was chosen, at no more than its cost."""
+    ladders = {ladder.name: ladder for ladder in selection.ladders}
+    found: list[Joint] = []
+    for group in layers_of_one_input(search.layers, search.tasks):
+        own = [search.config.options_of(layer) for layer in group]
+        allowed = own[0].candidates is None or LowRank() in own[0].candidates
+        if not allowed or any(one.candidates != own[0].candidates or one.base is not None for one in own):
+            continue
+        joint = _joint(search, selection, group, ladders)
+        if joint is not None:
+            found.append(joint)
+    return found
+
+
+def with_joint(search: Search, selection: Selection, forms: Sequence[Joint]) -> tuple[Search, Selection]:
+    """Return the search and the selection with joint forms in the place of the separate ones."""
+    members = {layer.name for form in forms for layer in form.layer.group}
+    layers = [layer for layer in search.layers if layer.name not in members]
+    results = {name: result for name, result in selection.results.items() if name not in members}
+    return (
+        replace(
+            search,
+            layers=[*layers, *(form.layer for form in forms)],
+            tasks={**search.tasks, **{form.task.name: form.task for form in forms}},
+        ),
+        replace(selection, results={**results, **{form.task.name: form.result for form in forms}}),
+    )
+
+
+def _joint(search: Search, selection: Selection, group: Sequence[Layer], ladders: Mapping[str, Ladder]) -> Joint | None:
+    """Return the joint form of a group, ``None`` if there is none, or it is expected to lose much more."""
+    names = [layer.name for layer in group]
+    results = {name: selection.results.get(name) for name in names}
+    precision = _precision_of_pairs(results)
+    if precision == ():
+        return None
+    weights = [search.tasks[name].weight for name in names]
+    shape = (sum(map(len, weights)), weights[0].shape[1])
+    choice = _largest(search, group, shape, precision[0], _cost(search, group, results))
+    if choice is None:
+        return None
+    task = replace(
+        search.tasks[names[0]],
+        name=shared_name(names),
+        weight=joined(weights, shape),
+        topology=choice.topology or LowRank(),
+        layout=choice.layout or search.tasks[names[0]].layout,
+        precision=precision[0],
+    )
+    generator = _solved(task, [_weight_of(search.tasks[name], ladders[name]) for name in names], weights)
+    errors2, error2 = _errors2(task, generator.weight(), weights), _errors2(task, generator.weight(), [task.weight])
+    result = LocalResult(task.name, to_bytes(generator), math.sqrt(error2[0]))
+    before = sum(ladders[name].loss(r.relative_error**2) for name, r in results.items() if r is not None)
+    after = sum(ladders[name].loss(error2) for name, error2 in zip(names, errors2, strict=True))
+    if not after < GROWTHS[-1] * before:
+        return None
+    kinds = ", ".join(dict.fromkeys(layer.kind for layer in group))
+    layer = Layer(
+        name=task.name,
+        kind=kinds,
+        weights={task.name: shape},
+        itemsize=max(layer.itemsize for layer in group),
+        group=tuple(group),
+    )
+    return Joint(layer=layer, task=task, result=result, growth=after / before)
+
+
+def _weight_of(task: LocalTask, ladder: Ladder) -> float:
+    """Return the expected loss per squared error of the outputs of a member."""
+    rows = np.asarray(task.weight, np.float64)
+    return ladder.sensitivity / max(float(np.vdot(rows @ np.asarray(task.moment, np.float64), rows)), 1e-300)
+
+
+def _solved(task: LocalTask, factors: Sequence[float], members: Sequence[Float[np.ndarray, "n columns"]]) -> Generator:
+    """Return the pair with the smallest sum of squared errors times these factors, rounded as it is stored."""
+    roots = np.sqrt(np.maximum(np.asarray(factors) / max(factors), 1e-12))  # a member without influence is kept as well
+    scale = np.concatenate([np.full(len(w), root) for w, root in zip(members, roots, strict=True)])[:, None]
+    plain = replace(task, weight=task.weight * scale, precision=None, steps=0, start="closed-form")
+    pair = solve(plain).generator
+    pair = balanced(pair.with_params({**pair.params, "left": np.asarray(pair.params["left"]) / scale}))
+    return pair if task.precision is None else rounded_in_metric(pair, task.precision, task.weight, task.moment)
+
+
+def _precision_of_pairs(results: Mapping[str, LocalResult | None]) -> tuple[Precision | None, ...]:
+    """Return the precision of the largest low-rank pair among the members, as the only element; empty without one."""
+    pairs = [r.generator for r in results.values() if r is not None]
+    pairs = [g for g in pairs if isinstance(g.topology, LowRank)]
+    return (max(pairs, key=lambda g: g.nbytes).precision,) if pairs else ()
+
+
+def _cost(search: Search, group: Sequence[Layer], results: Mapping[str, LocalResult | None]) -> int:
+    """Return what the members cost as they were chosen."""
+    total = 0
+    for layer in group:
+        result = results[layer.name]
+        if result is None:
+            total += dense_choice(layer.weights[layer.name], layer.itemsize).cost(search.unit)
+        elif search.unit == "parameters":
+            total += result.generator.num_params
+        else:
+            generator = result.generator
+            total += generator.nbytes if generator.precision is not None else generator.num_params * layer.itemsize
+    return total
+
+
+def _largest(
+    search: Search, group: Sequence[Layer], shape: tuple[int, int], precision: Precision | None, most: int
+) -> Choice | None:
+    precisions = () if precision is None else (precision,)
+    options = families(shape, (LowRank(),), precisions, max(layer.itemsize for layer in group))
+    pair = [one for one in options if isinstance(one.topology, LowRank) and one.precision == precision]
+    if not pair:
+        return None
+    fitting = [choice for choice in pair[0].members(most) if choice.cost(search.unit) <= most]
+    return fitting[-1] if fitting else None
+
+
+def _errors2(
+    task: LocalTask, weight: Float[np.ndarray, "rows columns"], members: Sequence[Float[np.ndarray, "n columns"]]
+) -> list[float]:
+    """Return the squared relative error of the outputs of every member."""
+    moment = np.asarray(task.moment, np.float64)
+    found: list[float] = []
+    starts = first_rows(task.weight.shape, [member.shape for member in members])
+    for start, member in zip(starts, members, strict=True):
+        rows = np.asarray(member, np.float64)
+        away = np.asarray(weight[start : start + len(rows)], np.float64) - rows
+        found.append(float(np.vdot(away @ moment, away)) / max(float(np.vdot(rows @ moment, rows)), 1e-300))
+    return found
