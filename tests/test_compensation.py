@@ -282,7 +282,7 @@ def test_outputs_of_whole_models_become_closer(framework: Framework) -> None:
 
 
 def test_compensation_that_does_not_help_is_undone(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> None:
-    def worse(model: Any, data: Any, groups: Any, advance: Any) -> None:
+    def worse(model: Any, data: Any, groups: Any, advance: Any, scales: Any) -> None:
         model.update(
             {name: g.with_params({k: 3 * x for k, x in g.params.items()}) for name, g in model.generators().items()}
         )

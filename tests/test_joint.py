@@ -11,9 +11,10 @@ import adtn
 import numpy as np
 import pytest
 from adtn.compression import Config, Stage, _run, model_of
-from adtn.compression._joint import _solved, layers_of_one_input
+from adtn.compression._joint import _scales, layers_of_one_input
 from adtn.compression._local import LocalTask
 from adtn.compression._model import Layer
+from adtn.compression._weighted import weighted_pair
 from adtn.layout import Layout
 
 pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
@@ -139,27 +140,20 @@ def test_a_joint_pair_weighs_its_members() -> None:
     members = [w for name, w in weights(together=False).items() if name != "out"]
     factors, rank = [9.0, 1.0, 0.25], 7
     stack = np.concatenate(members)
-    task = LocalTask(
-        name="stack",
-        weight=stack,
-        moment=np.eye(WIDTH),
-        topology=adtn.LowRank(bond=rank),
-        layout=Layout.whole(stack.shape),
-        base=None,
-        seed=0,
-        steps=0,
-        optimizer="lbfgs",
-        lr=0.1,
-        device="numpy:cpu",
-    )
-    found = np.asarray(_solved(task, factors, members).weight(), np.float64)
+    pair = adtn.Generator(stack.shape, adtn.LowRank(bond=rank), scale=1.0, dtype="float64")
+    scale = _scales(factors, members)
+    np.testing.assert_allclose(scale, np.sqrt(np.repeat(factors, WIDTH) / 9.0))
+    found = np.asarray(weighted_pair(pair, stack, None, scale, None).weight())
     away = np.sqrt(np.repeat(factors, WIDTH))[:, None] * (found - stack)
     scaled = np.sqrt(np.repeat(factors, WIDTH))[:, None] * stack
     want = np.linalg.svd(scaled, compute_uv=False)[rank:]
     assert np.linalg.norm(away) == pytest.approx(np.linalg.norm(want), rel=1e-4)
-    codes = _solved(replace(task, precision=adtn.Precision("int8", 32)), factors, members)
-    assert codes.precision == adtn.Precision("int8", 32)
-    assert np.linalg.norm(np.asarray(codes.weight()) - found) < 0.02 * np.linalg.norm(found)
+    for n_bits in (4, 8):
+        precision = adtn.Precision(f"int{n_bits}", 32)  # type: ignore[arg-type]
+        codes = weighted_pair(pair, stack, None, scale, precision)
+        assert codes.precision == precision
+        rest = np.linalg.norm(scale[:, None] * (np.asarray(codes.weight()) - stack))
+        assert rest < (1.01 if n_bits == 8 else 1.2) * np.linalg.norm(want) / 3.0
 
 
 def test_layers_of_one_input_have_the_same_moment() -> None:

@@ -22,17 +22,16 @@ import numpy as np
 
 from .._typing import Float
 from ..generator import Generator
-from ..optim import balanced
 from ..precision import Precision
 from ..topology import LowRank
 from ._choice import Choice, dense_choice, families
 from ._choose import Search, Selection
 from ._ladder import Ladder
-from ._local import LocalResult, LocalTask, solve
+from ._local import LocalResult, LocalTask
 from ._model import Layer
-from ._rounding import rounded_in_metric
 from ._share import first_rows, joined, shared_name
 from ._storage import to_bytes
+from ._weighted import weighted_pair
 
 GROWTHS = (1.02, 1.3)
 """Of the expected loss, up to which joint forms are tried together."""
@@ -52,12 +51,15 @@ class Joint:
         The joint form.
     growth : float
         The expected loss of the group over that of the separate forms.
+    scale : numpy.ndarray
+        By which the error of every row counts.
     """
 
     layer: Layer
     task: LocalTask
     result: LocalResult
     growth: float
+    scale: Float[np.ndarray, " rows"]
 
 
 def layers_of_one_input(layers: Sequence[Layer], tasks: Mapping[str, LocalTask]) -> list[tuple[Layer, ...]]:
@@ -125,7 +127,9 @@ def _joint(search: Search, selection: Selection, group: Sequence[Layer], ladders
         layout=choice.layout or search.tasks[names[0]].layout,
         precision=precision[0],
     )
-    generator = _solved(task, [_weight_of(search.tasks[name], ladders[name]) for name in names], weights)
+    scale = _scales([_weight_of(search.tasks[name], ladders[name]) for name in names], weights)
+    pair = Generator(shape, task.topology, layout=task.layout, scale=1.0)
+    generator = weighted_pair(pair, task.weight, task.moment, scale, task.precision)
     errors2, error2 = _errors2(task, generator.weight(), weights), _errors2(task, generator.weight(), [task.weight])
     result = LocalResult(task.name, to_bytes(generator), math.sqrt(error2[0]))
     before = sum(ladders[name].loss(r.relative_error**2) for name, r in results.items() if r is not None)
@@ -140,7 +144,7 @@ def _joint(search: Search, selection: Selection, group: Sequence[Layer], ladders
         itemsize=max(layer.itemsize for layer in group),
         group=tuple(group),
     )
-    return Joint(layer=layer, task=task, result=result, growth=after / before)
+    return Joint(layer=layer, task=task, result=result, growth=after / before, scale=scale)
 
 
 def _weight_of(task: LocalTask, ladder: Ladder) -> float:
@@ -149,14 +153,10 @@ def _weight_of(task: LocalTask, ladder: Ladder) -> float:
     return ladder.sensitivity / max(float(np.vdot(rows @ np.asarray(task.moment, np.float64), rows)), 1e-300)
 
 
-def _solved(task: LocalTask, factors: Sequence[float], members: Sequence[Float[np.ndarray, "n columns"]]) -> Generator:
-    """Return the pair with the smallest sum of squared errors times these factors, rounded as it is stored."""
-    roots = np.sqrt(np.maximum(np.asarray(factors) / max(factors), 1e-12))  # a member without influence is kept as well
-    scale = np.concatenate([np.full(len(w), root) for w, root in zip(members, roots, strict=True)])[:, None]
-    plain = replace(task, weight=task.weight * scale, precision=None, steps=0, start="closed-form")
-    pair = solve(plain).generator
-    pair = balanced(pair.with_params({**pair.params, "left": np.asarray(pair.params["left"]) / scale}))
-    return pair if task.precision is None else rounded_in_metric(pair, task.precision, task.weight, task.moment)
+def _scales(factors: Sequence[float], members: Sequence[Float[np.ndarray, "n columns"]]) -> Float[np.ndarray, " rows"]:
+    """Return the square roots of the factors of squared errors, for every row of the stack."""
+    roots = np.sqrt(np.maximum(np.asarray(factors) / max(factors), 1e-6))  # a member without influence is kept as well
+    return np.repeat(roots, [len(member) for member in members])
 
 
 def _precision_of_pairs(results: Mapping[str, LocalResult | None]) -> tuple[Precision | None, ...]:

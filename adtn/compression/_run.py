@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import CompressError
 from ..generator import Generator
 from ..optim import fingerprint
@@ -20,7 +22,7 @@ from ._comparison import SAMPLES, compared_outputs, comparison
 from ._compensate import NORMALISED, compensate, waves
 from ._config import Config
 from ._expected import expected_losses
-from ._joint import GROWTHS, joint_forms, with_joint
+from ._joint import GROWTHS, Joint, joint_forms, with_joint
 from ._ladder import Ladder
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
@@ -70,7 +72,7 @@ class CompressionRun:
 
     ``narrows`` says whether what is not among the layers may be stored in another precision, ``joins`` whether layers
     may share a generator without being told to, and ``beside`` has the digests of other files of the model, which its
-    file lists.
+    file lists. ``scales`` are those of rows of generators that layers came to share.
     """
 
     adapter: Model
@@ -90,6 +92,7 @@ class CompressionRun:
     joins: bool = True
     beside: Mapping[str, str] = field(default_factory=dict)
     checkpoints: set[Path] = field(default_factory=set)
+    scales: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def compress(self, before: ModelCost) -> Outcome:
         """Replace the layers, within the budget if there is one."""
@@ -157,7 +160,7 @@ class CompressionRun:
             self.adapter.normalise(first_samples(batches, NORMALISED))  # as afterwards
             before = compare()
             self.say.stage("compensation", len(groups))
-            compensate(self.adapter, batches, groups, self.say.advance)
+            compensate(self.adapter, batches, groups, self.say.advance, self.scales)
         after = compare()
         self.say(f"compensation of earlier errors changes what the outputs lose from {before:.4g} to {after:.4g}")
         if not after < before:
@@ -288,7 +291,7 @@ class CompressionRun:
         if not self.joins or local or self.config.share or self.config.mode == "adapter" or not search.sample:
             return selection
         forms = joint_forms(search, selection)
-        best, least = (search, selection), search.loss_of(selection) if forms else 0.0
+        best, least, kept = (search, selection), search.loss_of(selection) if forms else 0.0, list[Joint]()
         tried = [[form for form in forms if form.growth <= growth] for growth in GROWTHS]
         for n, some in enumerate(tried):
             if not some or some in tried[:n]:
@@ -300,7 +303,8 @@ class CompressionRun:
             names = ", ".join(form.layer.name for form in some)
             self.say(f"generators that are shared by {names} change the loss from {least:.4g} to {loss:.4g}")
             if loss < least:
-                best, least = joint, loss
+                best, least, kept = joint, loss, some
+        self.scales = {form.layer.name: form.scale for form in kept}
         self.layers, self.tasks = best[0].layers, best[0].tasks
         return best[1]
 
