@@ -10,7 +10,7 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn.compression import Config, Stage, _run, model_of
+from adtn.compression import Config, Stage, _joint, model_of
 from adtn.compression._joint import _scales, layers_of_one_input
 from adtn.compression._local import LocalTask
 from adtn.compression._model import Layer
@@ -121,15 +121,15 @@ def test_nothing_is_shared_where_it_cannot_be(options: dict[str, Any]) -> None:
 
 def test_what_does_not_help_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    original = _run.joint_forms
+    original = _joint.joint_forms
 
     def worse(search: Any, selection: Any) -> Any:
         found.extend(original(search, selection))
         zero = {name: 0.0 * x for name, x in found[0].result.generator.params.items()}
-        broken = _run.to_bytes(found[0].result.generator.with_params(zero))
+        broken = _joint.to_bytes(found[0].result.generator.with_params(zero))
         return [replace(found[0], result=replace(found[0].result, content=broken))]
 
-    monkeypatch.setattr(_run, "joint_forms", worse)
+    monkeypatch.setattr(_joint, "joint_forms", worse)
     _, report, lines = compressed(FRAMEWORKS[0], together=True)
     assert found
     assert any("shared by" in line for line in lines)

@@ -8,14 +8,15 @@ which every block is multiplied by the square root of its weight in that sum.
 
 After the separate choice, such a pair is computed for every group of layers with one input of which a member became a
 low-rank pair. Those that are not expected to lose more, or much more, take the place of the separate forms, if the
-model's outputs then are closer to the dense ones: what is expected adds up single layers, which is not exact.
+model's outputs then are closer to the dense ones, after compensation: what is expected adds up single layers, which is
+not exact.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,11 +34,10 @@ from ._share import first_rows, joined, shared_name
 from ._storage import to_bytes
 from ._weighted import weighted_pair
 
-GROWTHS = (1.02, 1.3)
-"""Of the expected loss, up to which joint forms are tried together."""
+_GROWTHS = (1.02, 1.3)  # of the expected loss, up to which joint forms are tried together
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Joint:
     """A group of layers with the generator that they would share.
 
@@ -92,18 +92,75 @@ def joint_forms(search: Search, selection: Selection) -> list[Joint]:
     return found
 
 
-def with_joint(search: Search, selection: Selection, forms: Sequence[Joint]) -> tuple[Search, Selection]:
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """A selection in which some layers may share generators.
+
+    Parameters
+    ----------
+    search : Search
+        With the groups as layers.
+    selection : Selection
+    scales : mapping of str to numpy.ndarray
+        By which errors of rows count, by group.
+    """
+
+    search: Search
+    selection: Selection
+    scales: Mapping[str, Float[np.ndarray, " rows"]]
+
+
+def best_joint(
+    search: Search,
+    selection: Selection,
+    *,
+    loss: Callable[[Selection, Mapping[str, Float[np.ndarray, " rows"]]], float],
+    fits: Callable[[Selection], bool],
+) -> Joined:
+    """Return the selection with those joint forms that have the smallest loss, or with none.
+
+    Parameters
+    ----------
+    search, selection
+        The separate choice.
+    loss : callable
+        A measure of what a selection with these scales loses.
+    fits : callable
+        Whether a selection is within the budget.
+    """
+    best = Joined(search=search, selection=selection, scales={})
+    forms = joint_forms(search, selection)
+    least = loss(selection, {}) if forms else 0.0
+    tried: list[list[Joint]] = [[]]
+    for growth in _GROWTHS:
+        some = [form for form in forms if form.growth <= growth]
+        if some in tried:
+            continue
+        tried.append(some)
+        joint = with_joint(search, selection, some)
+        if not fits(joint.selection):
+            continue
+        found = loss(joint.selection, joint.scales)
+        names = ", ".join(form.layer.name for form in some)
+        search.say(f"generators that are shared by {names} change the loss from {least:.4g} to {found:.4g}")
+        if found < least:
+            best, least = joint, found
+    return best
+
+
+def with_joint(search: Search, selection: Selection, forms: Sequence[Joint]) -> Joined:
     """Return the search and the selection with joint forms in the place of the separate ones."""
     members = {layer.name for form in forms for layer in form.layer.group}
     layers = [layer for layer in search.layers if layer.name not in members]
     results = {name: result for name, result in selection.results.items() if name not in members}
-    return (
-        replace(
+    return Joined(
+        search=replace(
             search,
             layers=[*layers, *(form.layer for form in forms)],
             tasks={**search.tasks, **{form.task.name: form.task for form in forms}},
         ),
-        replace(selection, results={**results, **{form.task.name: form.result for form in forms}}),
+        selection=replace(selection, results={**results, **{form.task.name: form.result for form in forms}}),
+        scales={form.layer.name: form.scale for form in forms},
     )
 
 
@@ -134,7 +191,7 @@ def _joint(search: Search, selection: Selection, group: Sequence[Layer], ladders
     result = LocalResult(task.name, to_bytes(generator), math.sqrt(error2[0]))
     before = sum(ladders[name].loss(r.relative_error**2) for name, r in results.items() if r is not None)
     after = sum(ladders[name].loss(error2) for name, error2 in zip(names, errors2, strict=True))
-    if not after < GROWTHS[-1] * before:
+    if not after < _GROWTHS[-1] * before:
         return None
     kinds = ", ".join(dict.fromkeys(layer.kind for layer in group))
     layer = Layer(

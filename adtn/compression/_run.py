@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ._comparison import SAMPLES, compared_outputs, comparison
 from ._compensate import NORMALISED, compensate, waves
 from ._config import Config
 from ._expected import expected_losses
-from ._joint import GROWTHS, Joint, joint_forms, with_joint
+from ._joint import best_joint
 from ._ladder import Ladder
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
@@ -288,25 +288,27 @@ class CompressionRun:
     def or_joint(self, search: Search, selection: Selection, most: int) -> Selection:
         """Return the selection, or one in which layers of one input share low-rank forms, if that is better."""
         local = any(stage.name == "distill-local" for stage in self.stages)  # trains one layer at a time
-        if not self.joins or local or self.config.share or self.config.mode == "adapter" or not search.sample:
+        measured = search.sample and not search.is_expected
+        if not self.joins or local or self.config.share or self.config.mode == "adapter" or not measured:
             return selection
-        forms = joint_forms(search, selection)
-        best, least, kept = (search, selection), search.loss_of(selection) if forms else 0.0, list[Joint]()
-        tried = [[form for form in forms if form.growth <= growth] for growth in GROWTHS]
-        for n, some in enumerate(tried):
-            if not some or some in tried[:n]:
-                continue
-            joint = with_joint(search, selection, some)
-            if search.unit == "bytes" and self._stored_bytes(joint[1]) > most:
-                continue
-            loss = search.loss_of(joint[1])
-            names = ", ".join(form.layer.name for form in some)
-            self.say(f"generators that are shared by {names} change the loss from {least:.4g} to {loss:.4g}")
-            if loss < least:
-                best, least, kept = joint, loss, some
-        self.scales = {form.layer.name: form.scale for form in kept}
-        self.layers, self.tasks = best[0].layers, best[0].tasks
-        return best[1]
+        loss, is_file = partial(self._final_loss, search), search.unit == "bytes"
+        fits = (lambda one: self._stored_bytes(one) <= most) if is_file else (lambda one: True)
+        found = best_joint(search, selection, loss=loss, fits=fits)
+        self.layers, self.tasks, self.scales = found.search.layers, found.search.tasks, found.scales
+        return found.selection
+
+    def _final_loss(self, search: Search, selection: Selection, scales: Mapping[str, np.ndarray]) -> float:
+        """Measure what the outputs lose with a selection, after compensation if that is a stage."""
+        if not any(stage.name == "compensate" for stage in self.stages):
+            return search.loss_of(selection)
+        _, compare = self._compensation
+        self._install({name: r.generator for name, r in selection.results.items() if r is not None})
+        try:
+            self.scales = scales
+            self.compensate()
+            return compare()
+        finally:
+            self.adapter.restore()
 
     def _stored_bytes(self, selection: Selection) -> int:
         """Return the size of the file of a model with what was chosen."""
