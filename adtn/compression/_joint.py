@@ -7,9 +7,9 @@ the sum of s_g tr(D_g M D_g^T) / tr(W_g M W_g^T), as the allocation over layers 
 which every block is multiplied by the square root of its weight in that sum.
 
 After the separate choice, such a pair is computed for every group of layers with one input of which a member became a
-low-rank pair. Those that are not expected to lose more, or much more, take the place of the separate forms, if the
-model's outputs then are closer to the dense ones, after compensation: what is expected adds up single layers, which is
-not exact.
+low-rank pair. Those that are not expected to lose more, or much more, take the place of the separate forms, or all
+layers are chosen again with every group as one unit, if the model's outputs then are closer to the dense ones, after
+compensation: what is expected adds up single layers, which is not exact.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .._typing import Float
+from .._typing import Float, Shape
 from ..generator import Generator
+from ..layout import Layout
 from ..precision import Precision
 from ..topology import LowRank
 from ._choice import Choice, dense_choice, families
@@ -80,16 +81,8 @@ def layers_of_one_input(layers: Sequence[Layer], tasks: Mapping[str, LocalTask])
 def joint_forms(search: Search, selection: Selection) -> list[Joint]:
     """Return the joint forms that are not expected to lose much more than what was chosen, at no more than its cost."""
     ladders = {ladder.name: ladder for ladder in selection.ladders}
-    found: list[Joint] = []
-    for group in layers_of_one_input(search.layers, search.tasks):
-        own = [search.config.options_of(layer) for layer in group]
-        allowed = own[0].candidates is None or LowRank() in own[0].candidates
-        if not allowed or any(one.candidates != own[0].candidates or one.base is not None for one in own):
-            continue
-        joint = _joint(search, selection, group, ladders)
-        if joint is not None:
-            found.append(joint)
-    return found
+    found = [_joint(search, selection, group, ladders) for group in _allowed(search)]
+    return [joint for joint in found if joint is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +108,9 @@ def best_joint(
     selection: Selection,
     *,
     loss: Callable[[Selection, Mapping[str, Float[np.ndarray, " rows"]]], float],
-    fits: Callable[[Selection], bool],
+    choose: Callable[[Search, int], Selection | None],
+    size: Callable[[Selection], int],
+    most: int,
 ) -> Joined:
     """Return the selection with those joint forms that have the smallest loss, or with none.
 
@@ -125,27 +120,78 @@ def best_joint(
         The separate choice.
     loss : callable
         A measure of what a selection with these scales loses.
-    fits : callable
-        Whether a selection is within the budget.
+    choose : callable
+        A choice within the budget, as the separate one was made.
+    size : callable
+        The size of the file of a selection, for a budget in bytes.
+    most : int
+        The budget.
     """
     best = Joined(search=search, selection=selection, scales={})
     forms = joint_forms(search, selection)
     least = loss(selection, {}) if forms else 0.0
-    tried: list[list[Joint]] = [[]]
-    for growth in _GROWTHS:
-        some = [form for form in forms if form.growth <= growth]
-        if some in tried:
-            continue
-        tried.append(some)
-        joint = with_joint(search, selection, some)
-        if not fits(joint.selection):
+    tried: list[list[Joint]] = []
+    for some in ([form for form in forms if form.growth <= growth] for growth in _GROWTHS):
+        if some and some not in tried:
+            tried.append(some)
+    options = [with_joint(search, selection, some) for some in tried]
+    if forms:  # with other sizes for all layers
+        whole = _with_groups(search)
+        other = choose(whole, most)
+        options += [] if other is None else [Joined(search=whole, selection=other, scales={})]
+    for joint in options:
+        if search.unit == "bytes" and size(joint.selection) > most:
             continue
         found = loss(joint.selection, joint.scales)
-        names = ", ".join(form.layer.name for form in some)
+        names = ", ".join(layer.name for layer in joint.search.layers if layer.group)
         search.say(f"generators that are shared by {names} change the loss from {least:.4g} to {found:.4g}")
         if found < least:
             best, least = joint, found
     return best
+
+
+def chosen_within(search: Search, most: int) -> Selection | None:
+    """Return the choice within a number of parameters of the layers."""
+    return search.find(search.ladders(most), most)
+
+
+def _with_groups(search: Search) -> Search:
+    """Return the search with every group of layers with one input as a single unit."""
+    groups = [_group(search, group) for group in _allowed(search)]
+    members = {layer.name for group, _ in groups for layer in group.group}
+    return replace(
+        search,
+        layers=[*(y for y in search.layers if y.name not in members), *(layer for layer, _ in groups)],
+        tasks={**search.tasks, **{task.name: task for _, task in groups}},
+    )
+
+
+def _allowed(search: Search) -> list[tuple[Layer, ...]]:
+    """Return the groups of layers with one input that may become low-rank pairs and have the same options."""
+    found: list[tuple[Layer, ...]] = []
+    for group in layers_of_one_input(search.layers, search.tasks):
+        own = [search.config.options_of(layer) for layer in group]
+        allowed = own[0].candidates is None or LowRank() in own[0].candidates
+        if allowed and all(one.candidates == own[0].candidates and one.base is None for one in own):
+            found.append(group)
+    return found
+
+
+def _group(search: Search, group: Sequence[Layer]) -> tuple[Layer, LocalTask]:
+    """Return a group as a layer with one weight, and the task of that weight."""
+    names = [layer.name for layer in group]
+    weights = [search.tasks[name].weight for name in names]
+    shape = (sum(map(len, weights)), weights[0].shape[1])
+    name = shared_name(names)
+    task = replace(search.tasks[names[0]], name=name, weight=joined(weights, shape), layout=Layout.whole(shape))
+    layer = Layer(
+        name=name,
+        kind=", ".join(dict.fromkeys(layer.kind for layer in group)),
+        weights={name: shape},
+        itemsize=max(layer.itemsize for layer in group),
+        group=tuple(group),
+    )
+    return layer, task
 
 
 def with_joint(search: Search, selection: Selection, forms: Sequence[Joint]) -> Joined:
@@ -171,21 +217,14 @@ def _joint(search: Search, selection: Selection, group: Sequence[Layer], ladders
     precision = _precision_of_pairs(results)
     if precision == ():
         return None
+    layer, task = _group(search, group)
     weights = [search.tasks[name].weight for name in names]
-    shape = (sum(map(len, weights)), weights[0].shape[1])
-    choice = _largest(search, group, shape, precision[0], _cost(search, group, results))
-    if choice is None:
+    choice = _largest(search, group, task.weight.shape, precision[0], _cost(search, group, results))
+    if choice is None or choice.topology is None:
         return None
-    task = replace(
-        search.tasks[names[0]],
-        name=shared_name(names),
-        weight=joined(weights, shape),
-        topology=choice.topology or LowRank(),
-        layout=choice.layout or search.tasks[names[0]].layout,
-        precision=precision[0],
-    )
+    task = replace(task, topology=choice.topology, precision=precision[0])
     scale = _scales([_weight_of(search.tasks[name], ladders[name]) for name in names], weights)
-    pair = Generator(shape, task.topology, layout=task.layout, scale=1.0)
+    pair = Generator(task.weight.shape, task.topology, layout=task.layout, scale=1.0)
     generator = weighted_pair(pair, task.weight, task.moment, scale, task.precision)
     errors2, error2 = _errors2(task, generator.weight(), weights), _errors2(task, generator.weight(), [task.weight])
     result = LocalResult(task.name, to_bytes(generator), math.sqrt(error2[0]))
@@ -193,14 +232,6 @@ def _joint(search: Search, selection: Selection, group: Sequence[Layer], ladders
     after = sum(ladders[name].loss(error2) for name, error2 in zip(names, errors2, strict=True))
     if not after < _GROWTHS[-1] * before:
         return None
-    kinds = ", ".join(dict.fromkeys(layer.kind for layer in group))
-    layer = Layer(
-        name=task.name,
-        kind=kinds,
-        weights={task.name: shape},
-        itemsize=max(layer.itemsize for layer in group),
-        group=tuple(group),
-    )
     return Joint(layer=layer, task=task, result=result, growth=after / before, scale=scale)
 
 
@@ -239,7 +270,7 @@ def _cost(search: Search, group: Sequence[Layer], results: Mapping[str, LocalRes
 
 
 def _largest(
-    search: Search, group: Sequence[Layer], shape: tuple[int, int], precision: Precision | None, most: int
+    search: Search, group: Sequence[Layer], shape: Shape, precision: Precision | None, most: int
 ) -> Choice | None:
     precisions = () if precision is None else (precision,)
     options = families(shape, (LowRank(),), precisions, max(layer.itemsize for layer in group))

@@ -22,7 +22,7 @@ from ._comparison import SAMPLES, compared_outputs, comparison
 from ._compensate import NORMALISED, compensate, waves
 from ._config import Config
 from ._expected import expected_losses
-from ._joint import best_joint
+from ._joint import best_joint, chosen_within
 from ._ladder import Ladder
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
@@ -204,7 +204,7 @@ class CompressionRun:
         selection = search.find(search.ladders(most - rest), most - rest) or search.smallest()
         if rest + selection.cost > most:
             raise self._too_small(selection, most, rest + selection.cost, rest)
-        outcome = self._run_chosen(self.or_joint(search, selection, most))
+        outcome = self._run_chosen(self.or_joint(search, selection, most - rest, chosen_within))
         params, _ = self.adapter.sizes()
         if params > most:
             raise CompressError(f"Got {params:,} parameters for a budget of {most:,}; this is a bug of adtn.")
@@ -265,7 +265,7 @@ class CompressionRun:
 
     def _within_file(self, search: Search, most: int) -> Outcome:
         """Run all stages with a choice whose file has at most that many bytes."""
-        selection = self.or_joint(search, self.chosen_for_file(search, most), most)
+        selection = self.or_joint(search, self.chosen_for_file(search, most), most, self.chosen_for_file)
         outcome, rest = self._run_chosen(selection), _precision_of(selection.rest)
         # after the training, as entries that half precision does not hold are stored as they are
         size = state_bytes(self.adapter, self.adapter.generators(), rest, self.beside)
@@ -285,15 +285,16 @@ class CompressionRun:
         self.say(f"what was chosen costs {own:.4g}, the same integers for all weights {same:.4g}")
         return other if same < own else selection
 
-    def or_joint(self, search: Search, selection: Selection, most: int) -> Selection:
+    def or_joint(
+        self, search: Search, selection: Selection, most: int, choose: Callable[[Search, int], Selection | None]
+    ) -> Selection:
         """Return the selection, or one in which layers of one input share low-rank forms, if that is better."""
         local = any(stage.name == "distill-local" for stage in self.stages)  # trains one layer at a time
         measured = search.sample and not search.is_expected
         if not self.joins or local or self.config.share or self.config.mode == "adapter" or not measured:
             return selection
-        loss, is_file = partial(self._final_loss, search), search.unit == "bytes"
-        fits = (lambda one: self._stored_bytes(one) <= most) if is_file else (lambda one: True)
-        found = best_joint(search, selection, loss=loss, fits=fits)
+        loss = partial(self._final_loss, search)
+        found = best_joint(search, selection, loss=loss, choose=choose, size=self._stored_bytes, most=most)
         self.layers, self.tasks, self.scales = found.search.layers, found.search.tasks, found.scales
         return found.selection
 
