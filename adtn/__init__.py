@@ -35,6 +35,7 @@ from .topology import TTN as TTN
 from .topology import BrickWall as BrickWall
 from .topology import Dense as Dense
 from .topology import IdentityBase as IdentityBase
+from .topology import KroneckerSum as KroneckerSum
 from .topology import LowRank as LowRank
 from .topology import RandomFeatures as RandomFeatures
 from .topology import ScaledIdentity as ScaledIdentity

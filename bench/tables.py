@@ -387,6 +387,68 @@ def compress_nonlinear_table(content: dict) -> list[str]:
     return [*lines, ""]
 
 
+def compress_disentanglers_table(content: dict) -> list[str]:
+    """Tabulate errors of decompositions with disentanglers."""
+    lines = [
+        "Relative errors in the metric of the inputs: of a decomposition, after more steps of L-BFGS (their number in",
+        "brackets), and of the tree of equal bonds, which has fewer parameters.",
+        "",
+        "| matrix | topology | parameters | CPU seconds | decomposition | more steps | above it | tree, parameters |",
+        "|---" * 8 + "|",
+    ]
+    for r in content["compress_disentanglers"]:
+        tree = f"{r['error_without_disentanglers']:.4f}, {r['params_without_disentanglers']:,}"
+        after = f"{r['error_after_steps']:.4f} ({r['steps']:,})"
+        lines.append(
+            f"| {r['matrix']} | {r['topology']}({r['bond']}) | {r['params']:,} | {r['cpu_seconds']} "
+            f"| {r['error']:.4f} | {after} | {r['above_it']:.1%} | {tree} |"
+        )
+    return [*lines, ""]
+
+
+def compress_rates_table(content: dict) -> list[str]:
+    """Tabulate short trainings with equal rates and with rates relative to the entries of cores."""
+    rows = content["compress_rates"]
+    lines = [
+        "Loss on held-out batches and quality on test data after a short training from the same closed forms, means",
+        "over seeds: with one learning rate for all cores, and with rates in proportion to the size of their entries.",
+        "",
+        "| model | steps | rate | loss, equal | relative | quality, equal | relative | standard error |",
+        "|---" * 8 + "|",
+    ]
+    for case, lr in dict.fromkeys((r["case"], r["lr"]) for r in rows):
+        own = [r for r in rows if (r["case"], r["lr"]) == (case, lr)]
+        both = [[r for r in own if r["relative"] is relative] for relative in (False, True)]
+        losses = [f"{mean(r['held loss'] for r in some):.4f}" for some in both]
+        quality = [f"{mean(next(iter(r['quality'].values())) for r in some):.3f}" for some in both]
+        error = f"{own[0]['standard error']:.3f}"
+        lines.append(f"| {' | '.join([case, str(own[0]['steps']), f'{lr:g}', *losses, *quality, error])} |")
+    return [*lines, ""]
+
+
+def compress_joint_table(content: dict) -> list[str]:
+    """Tabulate the automatic choice with and without generators that layers of one input share."""
+    rows = content["compress_joint"]
+    lines = [
+        "Without training, at the same budget of the layers: the automatic choice without and with low-rank pairs that",
+        "layers of one input share where the model's outputs on other data are closer to the dense ones.",
+        "",
+        "| model | budget | measure | separate | shared where better | groups | CPU seconds, separate; with sharing |",
+        "|---" * 7 + "|",
+    ]
+    for case, unit, ratio in dict.fromkeys((r["case"], r["unit"], r["ratio"]) for r in rows):
+        both = [r for r in rows if (r["case"], r["unit"], r["ratio"]) == (case, unit, ratio)]
+        if len(both) < 2:
+            continue
+        separate, shared = sorted(both, key=lambda r: r["joint"])
+        measure = next(iter(separate["quality"]))
+        found = [f"{r['quality'][measure]:.3f}" for r in (separate, shared)]
+        seconds = f"{separate['cpu_seconds']}; {shared['cpu_seconds']}"
+        cells = [case, f"{ratio:g}x {unit}", measure, *found, str(len(shared["groups"])), seconds]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def compress_share_table(content: dict) -> list[str]:
     """Tabulate errors and qualities of separate and shared generators of the same size."""
     rows = content["compress_share"]
@@ -610,6 +672,9 @@ def table_of(content: dict) -> list[str]:
         "compress_models": compress_models_table,
         "compress_full": compress_full_table,
         "compress_nonlinear": compress_nonlinear_table,
+        "compress_rates": compress_rates_table,
+        "compress_joint": compress_joint_table,
+        "compress_disentanglers": compress_disentanglers_table,
         "compress_share": compress_share_table,
         "compress_forward": compress_forward_table,
         "kv": kv_table,

@@ -132,7 +132,7 @@ def main(out: Path) -> None:
             for gen in generators(row):
                 use(gen, device)
             fit(next(generators(row)), device)
-    for name in ("tt", "mpo", "ring", "tucker", "cp", "ttn-linear", "low-rank", "low-rank-spatial"):
+    for name in ("tt", "mpo", "ring", "tucker", "cp", "ttn-linear", "low-rank", "low-rank-spatial", "kronecker"):
         row = TOPOLOGIES[name]
         weight = np.random.default_rng(0).standard_normal(row.shape)
         inputs = np.random.default_rng(1).standard_normal((50, weight.size // len(weight)))

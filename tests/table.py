@@ -75,6 +75,8 @@ TOPOLOGIES = {
     "low-rank": Row(adtn.LowRank(bond=3), (13, 20), (13, 20)),
     "low-rank-legs": Row(adtn.LowRank(bond=2), (12, 16), order="interleaved"),
     "low-rank-spatial": Row(adtn.LowRank(bond=4, split="spatial"), (8, 6, 3, 3), (8, 6, 3, 3)),
+    "kronecker": Row(adtn.KroneckerSum(terms=3), (12, 20), (4, 5), order="interleaved"),
+    "kronecker-conv": Row(adtn.KroneckerSum(terms=2), (8, 6, 3, 3), (4, 3, 3, 3)),
     "tucker": Row(adtn.Tucker(bond=2), (16, 15)),
     "tucker-2": Row(adtn.Tucker(bond=(4, 3, None, None)), (8, 6, 3, 3), (8, 6, 3, 3)),
     "tucker-uncut": Row(adtn.Tucker(bond=(2, None, 3, 2), activation="tanh"), (16, 15)),

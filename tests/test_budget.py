@@ -90,8 +90,8 @@ def test_allocation_of_large_costs_never_exceeds_the_budget() -> None:
 def test_members_of_families_cost_what_their_generators_do(
     shape: tuple[int, ...], precision: adtn.Precision | None
 ) -> None:
-    found = families(shape, (*TOPOLOGIES, adtn.LowRank()), [], 4)
-    kinds = {type(t) for t in TOPOLOGIES} | {adtn.LowRank}
+    found = families(shape, (*TOPOLOGIES, adtn.LowRank(), adtn.KroneckerSum()), [], 4)
+    kinds = {type(t) for t in TOPOLOGIES} | {adtn.LowRank, adtn.KroneckerSum}
     assert {type(f.topology) for f in found} == kinds
     for family in found:
         choice = replace(family, precision=precision).within(1500)

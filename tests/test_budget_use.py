@@ -61,6 +61,18 @@ def test_batches_that_can_be_read_only_once_are_refused(name: str) -> None:
         adtn.compress(net(), Config(**QUICK), budget="4x", **options)
 
 
+def test_sums_of_kronecker_products_are_chosen_within_a_budget() -> None:
+    model, data = net(), batches()
+    config = Config(**QUICK, targets=["4"], candidates=(adtn.KroneckerSum(),))
+    with torch.no_grad():  # a weight that is one exactly
+        model[4].weight.copy_(torch.kron(torch.randn(8, 16), torch.randn(4, 8)))
+    want = model(data[0][0])
+    report = adtn.compress(model, config, budget="2x", data=data)
+    assert report.layers[0].topology.startswith("KroneckerSum")
+    assert report.generators["4"].params["left"].shape[1:] == (8, 16)
+    torch.testing.assert_close(model(data[0][0]), want, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("baselines", [False, True])
 def test_codes_are_not_decoded_where_a_slower_model_is_allowed(baselines: bool) -> None:
     model, data = net(), batches()

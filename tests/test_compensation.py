@@ -10,7 +10,8 @@ import adtn
 import numpy as np
 import pytest
 from adtn.compression import _compensate, _run, dense_generator, model_of
-from adtn.compression._compensate import answering, behind, waves
+from adtn.compression._compensate import answering, behind, compensate, waves
+from adtn.compression._share import joined
 
 pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
 
@@ -194,6 +195,46 @@ def test_layers_of_one_input_go_together_and_those_of_several_calls_are_left_out
     assert model.in_order([torch.randn(4, 8)]) == [["query", "key"]], "inputs of out are keywords"
 
 
+@pytest.mark.skipif("torch" not in FRAMEWORKS, reason="a model of PyTorch")
+def test_layers_that_share_a_generator_and_their_input_are_changed_together() -> None:
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.query, self.key, self.out = (nn.Linear(8, n) for n in (8, 8, 4, 8))
+            self.key.weight.data[:] = self.query.weight.data[:4]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            return self.out(torch.cat([self.query(x), self.key(x)], -1)[:, :8])
+
+    torch.manual_seed(0)
+    model, data = model_of(Net().eval(), None), [torch.randn(64, 8) for _ in range(4)]
+    both = joined([model.weight(name) for name in ("query", "key")], (12, 8))
+    with torch.no_grad():
+        want = torch.cat([model.model.query(y := model.model.first(data[0])), model.model.key(y)], -1)
+    installed = {"first": low_rank(model.weight("first"), 3), "query + key": low_rank(both, 6)}
+    model.install(installed)
+    assert model.in_order(data) == [["first"], ["query + key"]]
+    assert waves(model, data) == [["first"], ["query + key"]]
+
+    def away() -> float:
+        net: Any = model.model
+        with torch.no_grad():
+            return float((torch.cat([net.query(y := net.first(data[0])), net.key(y)], -1) - want).norm())
+
+    (moment, cross) = model.moments_behind(["query + key"], data, 1000)["query + key"]
+    before, behind_first = away(), behind(installed["query + key"], both, moment, cross)
+    compensate(model, data, [["query + key"]], lambda: None)
+    np.testing.assert_allclose(model.generators()["query + key"].weight(), behind_first.weight(), atol=1e-4)
+    assert away() < before
+    model.restore()
+    model.install({"query": low_rank(model.weight("query"), 2), "first + out": low_rank(np.zeros((16, 8)), 2)})
+    assert model.in_order(data) == [["query"]], "inputs of first and out differ"
+
+
 def test_layers_with_very_many_inputs_are_left_out(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> None:
     import adtn_backends.shared._inputs as shared
 
@@ -241,7 +282,7 @@ def test_outputs_of_whole_models_become_closer(framework: Framework) -> None:
 
 
 def test_compensation_that_does_not_help_is_undone(framework: Framework, monkeypatch: pytest.MonkeyPatch) -> None:
-    def worse(model: Any, data: Any, groups: Any, advance: Any) -> None:
+    def worse(model: Any, data: Any, groups: Any, advance: Any, scales: Any) -> None:
         model.update(
             {name: g.with_params({k: 3 * x for k, x in g.params.items()}) for name, g in model.generators().items()}
         )

@@ -6,6 +6,7 @@ import base64
 import copy
 import io
 import json
+import math
 import pickle
 import re
 import warnings
@@ -20,7 +21,7 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn.compression import Config, Layer, LayerRow, ModelCost, Stage, _local, model_of
+from adtn.compression import Config, Layer, LayerRow, ModelCost, Stage, Tuning, _local, model_of
 from adtn.compression._page import _png
 from adtn.compression._quality import faults_of
 from adtn.compression._state import state_bytes
@@ -1130,6 +1131,23 @@ def test_rates_of_parameters() -> None:
         adtn.compress(net(), Config(**QUICK, rates={"*": 0.0}), data=batches())
     with pytest.raises(CompressError, match="numbers of at least 0"):
         Config(rates={"*": -1.0})
+
+
+def test_first_steps_are_in_proportion_to_the_entries_of_a_core() -> None:
+    model = model_of(net(), None)
+    gen = adtn.Generator((32, 128), adtn.LowRank(bond=3), seed=1, scale=0.1)
+    gen = gen.with_params({"left": 9.0 * gen.params["left"], "right": gen.params["right"] / 9.0})
+    model.install({"4": gen})
+    bias = model.model[4].bias.detach().clone()
+    tuning = Tuning(steps=1, lr=1e-3, train="all", relative=True, clip=None)
+    model.tune(batches(), None, tuning, lambda step, loss: None)
+    now = model.generators()["4"].params
+    sizes = {name: math.sqrt(float(np.mean(np.square(x)))) for name, x in gen.params.items()}
+    for name, x in gen.params.items():  # the first step of Adam changes every entry by the rate
+        want = 1e-3 * sizes[name] / math.sqrt(sizes["left"] * sizes["right"])
+        assert np.median(np.abs(now[name] - x)) == pytest.approx(want, rel=1e-3)
+    assert float((model.model[4].bias.detach() - bias).abs().median()) == pytest.approx(1e-3, rel=1e-3)
+    assert Config(relative_rates=True).tuning(Stage("finetune")).relative
 
 
 def test_configs_are_read_from_toml_and_yaml(tmp_path: Path) -> None:

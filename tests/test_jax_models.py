@@ -10,7 +10,7 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn.compression import Config, Stage, run_folder
+from adtn.compression import Config, Stage, Tuning, model_of, run_folder
 from adtn.errors import CompressError, LayoutError
 
 from flax_models import Language, Net, batches, numbers, same, texts
@@ -44,6 +44,21 @@ def test_layers_are_replaced_trained_and_reported() -> None:
         own = dict(nnx.iter_modules(model))[("linears", 0) if name == "linears.0" else ("conv",)]
         np.testing.assert_allclose(own.weight, generator.weight(), rtol=1e-4, atol=1e-6)
     assert not model.drop.deterministic  # still in training mode
+
+
+def test_first_steps_are_in_proportion_to_the_entries_of_a_core() -> None:
+    model = model_of(Net(), None)
+    shape = model.weight("linears.0").shape
+    gen = adtn.Generator(shape, adtn.LowRank(bond=3), seed=1, scale=0.1)
+    gen = gen.with_params({"left": 9.0 * gen.params["left"], "right": gen.params["right"] / 9.0})
+    model.install({"linears.0": gen})
+    tuning = Tuning(steps=1, lr=1e-3, train="all", relative=True, clip=None)
+    model.tune(batches(), None, tuning, lambda step, loss: None)
+    now = model.generators()["linears.0"].params
+    sizes = {name: float(np.sqrt(np.mean(np.square(x)))) for name, x in gen.params.items()}
+    for name, x in gen.params.items():  # the first step of Adam changes every entry by the rate
+        want = 1e-3 * sizes[name] / float(np.sqrt(sizes["left"] * sizes["right"]))
+        assert np.median(np.abs(now[name] - x)) == pytest.approx(want, rel=1e-2)
 
 
 def test_capture_and_autocast_are_refused() -> None:

@@ -30,6 +30,7 @@ NAMES = {  # listed by hand, so that public names change only on purpose
     "Generator",
     "IdentityBase",
     "KVCodec",
+    "KroneckerSum",
     "Layout",
     "LowRank",
     "MERA",

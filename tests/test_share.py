@@ -511,7 +511,7 @@ def test_the_metric_is_the_mean_of_second_moments() -> None:
     assert not np.allclose(found.weight(), nearest, atol=1e-2)
 
 
-def test_compensation_leaves_groups_as_they_are() -> None:
+def test_compensation_leaves_groups_of_several_inputs_as_they_are() -> None:
     found: list[dict[str, adtn.Generator]] = []
     for recipe in (["closed-form"], ["closed-form", "compensate"]):
         data = [(torch.randn(64, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(64).long())]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import adtn
 import numpy as np
 import pytest
@@ -70,6 +72,49 @@ def test_pairs_of_factors_have_whole_axes() -> None:
     conv = adtn.Generator((10, 6, 3, 5), adtn.LowRank(bond=7, split="spatial"))
     assert {name: x.shape for name, x in conv.params.items()} == {"left": (10, 3, 7), "right": (7, 6, 5)}
     assert adtn.Generator((10, 6, 1, 1), adtn.LowRank(bond=99, split="spatial")).params["left"].shape == (10, 6)
+
+
+def test_sums_of_kronecker_products() -> None:
+    gen = adtn.Generator((24, 30), adtn.KroneckerSum(terms=3), scale=1.0, dtype="float64", seed=1)
+    left, right = gen.params["left"], gen.params["right"]
+    assert (left.shape, right.shape) == ((3, 6, 6), (3, 4, 5))
+    np.testing.assert_allclose(gen.weight(), sum(map(np.kron, left, right)))
+    site = adtn.Generator((24, 30), adtn.MPO(bond=3), layout=gen.layout, dtype="float64")
+    same = site.with_params({"site0": left, "site1": right})
+    np.testing.assert_allclose(same.weight() / same.scale, gen.weight(), err_msg="an MPO of two sites")
+    conv = adtn.Generator((8, 6, 3, 1), adtn.KroneckerSum(terms=2))
+    assert {name: x.shape for name, x in conv.params.items()} == {"left": (2, 4, 3, 3), "right": (2, 2, 2)}
+    padded = adtn.Generator((13, 1009), adtn.KroneckerSum(terms=99))
+    assert {name: x.shape for name, x in padded.params.items()} == {"left": (93, 5, 33), "right": (93, 3, 31)}
+    assert padded.weight().shape == (13, 1009)
+    assert adtn.Generator((3, 2), adtn.KroneckerSum(terms=4)).params["right"].shape == (1,), "a matrix and a number"
+
+
+def test_a_sum_of_kronecker_products_is_the_best_one() -> None:
+    weight = np.random.default_rng(0).standard_normal((12, 20))
+    gen = adtn.Generator((12, 20), adtn.KroneckerSum(terms=4), dtype="float64")
+    found = adtn.decompose(gen, weight).weight()
+    rearranged = weight.reshape(4, 3, 5, 4).transpose(0, 2, 1, 3).reshape(20, 12)
+    want = math.sqrt(float((np.linalg.svd(rearranged, compute_uv=False)[4:] ** 2).sum()))
+    assert np.linalg.norm(found - weight) == pytest.approx(want)
+    # where the second moment of the inputs is a product as well, so is the best one in its metric
+    rng = np.random.default_rng(1)
+    a, b = (x @ x.T for x in (rng.standard_normal((5, 9)), rng.standard_normal((4, 9))))
+    white = np.kron(np.linalg.cholesky(a), np.linalg.cholesky(b))
+    rearranged = (weight @ white).reshape(4, 3, 5, 4).transpose(0, 2, 1, 3).reshape(20, 12)
+    want = math.sqrt(float((np.linalg.svd(rearranged, compute_uv=False)[4:] ** 2).sum()))
+    found = adtn.decompose(gen, weight, moment=np.kron(a, b), sweeps=0).weight()
+    assert np.linalg.norm((found - weight) @ white) == pytest.approx(want)
+
+
+def test_a_sum_of_kronecker_products_multiplies_twice() -> None:
+    gen = adtn.Generator((1024, 1024), adtn.KroneckerSum(terms=2))
+    plan = adtn.plan(gen, task="apply", batch=64)
+    assert plan.mode == "factored"
+    assert len(list(plan.executable.steps())) == 2
+    x = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
+    want = x @ np.asarray(gen.weight()).T
+    assert np.linalg.norm(gen.apply(x) - want) <= 1e-5 * np.linalg.norm(want)
 
 
 def test_ranks_of_chosen_legs() -> None:

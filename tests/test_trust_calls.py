@@ -89,6 +89,7 @@ CALLS: dict[str, Call] = {
             "BrickWall",
             "CP",
             "Dense",
+            "KroneckerSum",
             "LowRank",
             "MERA",
             "MPO",

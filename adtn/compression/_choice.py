@@ -12,7 +12,7 @@ from .._typing import Shape
 from ..errors import LayoutError, TopologyError
 from ..layout import Layout
 from ..precision import Precision
-from ..topology import TT, Dense, LowRank, Topology, Tucker
+from ..topology import TT, Dense, KroneckerSum, LowRank, Topology, Tucker
 from ._sizes import rounded_bytes, stored_params
 
 Unit = Literal["parameters", "bytes"]
@@ -175,7 +175,7 @@ def _for_shape(topology: Topology, shape: Shape) -> Topology:
 def _layouts(shape: Shape, topology: Topology) -> list[Layout]:
     """Return the usual layout of a topology, whole axes for trains over convolutions, and larger legs for matrices."""
     usual = topology.default_layout(shape)
-    if topology.exact or usual == Layout.whole(shape):
+    if topology.exact or usual == Layout.whole(shape) or isinstance(topology, KroneckerSum):
         return [usual]
     if len(shape) > 2:
         return [Layout.whole(shape)] if type(topology) is TT else [usual]

@@ -9,8 +9,9 @@ errors of all before it, which would otherwise add up.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 
 import numpy as np
 
@@ -22,16 +23,23 @@ from ._local import dense_generator
 from ._model import Model
 from ._rounding import rounded_in_metric
 from ._samples import first_samples
+from ._share import joined, sharing
+from ._weighted import weighted_pair
 
 _WAVES = 24  # passes over the data: with more groups of layers than that, several are changed at once
 _ROWS = 64  # per column, from which moments are computed: on MiniLM 16 gained half as much
 _RIDGE = 0.03  # of the mean of the diagonal of M: inputs that hardly vary are mapped as by the dense layer
 NORMALISED = 256  # samples for statistics after every change; all of them are used afterwards
 _SWEEPS = 12
+NO_SCALES: Mapping[str, Float[np.ndarray, " rows"]] = MappingProxyType({})
 
 
 def compensate(
-    model: Model, data: Sequence[object], groups: Iterable[Sequence[str]], advance: Callable[[], None]
+    model: Model,
+    data: Sequence[object],
+    groups: Iterable[Sequence[str]],
+    advance: Callable[[], None],
+    scales: Mapping[str, Float[np.ndarray, " rows"]] = NO_SCALES,
 ) -> None:
     """Decompose all installed weights again, each behind the layers before it.
 
@@ -45,13 +53,17 @@ def compensate(
         The weights that are changed in every pass, see :func:`waves`.
     advance : callable
         Called after every pass.
+    scales : mapping of str to numpy.ndarray
+        By which errors of rows count, for low-rank pairs that layers share.
     """
     statistics = list(first_samples(data, NORMALISED))
     for names in groups:
         generators = model.generators()
         changed: dict[str, Generator] = {}
         for name, (moment, cross) in model.moments_behind(names, data, _ROWS).items():
-            changed[name] = behind(generators[name], model.weight(name), moment, cross)
+            members = [model.weight(member) for member in sharing(name)]
+            weight = members[0] if len(members) == 1 else joined(members, generators[name].shape)
+            changed[name] = behind(generators[name], weight, moment, cross, scales.get(name))
         model.update(changed)
         model.normalise(statistics)
         advance()
@@ -80,6 +92,7 @@ def behind(
     weight: Float[np.ndarray, "*shape"],
     moment: Float[np.ndarray, "columns columns"],
     cross: Float[np.ndarray, "columns columns"],
+    scale: Float[np.ndarray, " rows"] | None = None,
 ) -> Generator:
     """Return a generator of the same structure for the weight that answers to changed inputs.
 
@@ -90,10 +103,14 @@ def behind(
         The dense weight W.
     moment, cross : numpy.ndarray
         M and K.
+    scale : numpy.ndarray, optional
+        By which the error of every row counts, for a low-rank pair.
     """
     if not np.trace(moment) > 0.0:
         return generator  # all inputs are zero
     target = answering(weight, moment, cross)
+    if scale is not None:
+        return weighted_pair(generator, target, moment, scale, generator.precision)
     if isinstance(generator.topology, Dense):
         changed = dense_generator(target)
     else:

@@ -204,6 +204,7 @@ def compress_with(
         folder=folder,
         say=Progress(progress),
         narrows=limited.budget is config.budget,
+        joins=not baselines,
         beside=beside,
     )
     try:

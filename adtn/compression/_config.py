@@ -155,6 +155,9 @@ class Config:
     rates : mapping of str to float
         Factors of ``tune_lr`` for parameters whose names match a pattern, such as ``{"*.generated.*": 1, "*": 0.1}``;
         the first match counts, and 0 freezes.
+    relative_rates : bool
+        Whether the rate of every core is in proportion to the root mean square of its entries, over the geometric mean
+        of all, so that all cores change by about the same part in a step.
     seed : int
         The seed of all random numbers.
 
@@ -220,6 +223,7 @@ class Config:
     rates: Annotated[Mapping[str, NotNegative], "numbers of at least 0 by names, such as {'*': 0.1}"] = field(
         default_factory=dict
     )
+    relative_rates: bool = False
     seed: Seed = 0
 
     def __post_init__(self) -> None:
@@ -401,6 +405,7 @@ class Config:
             train=self.train or ("all" if is_close else "generated"),
             clip=self.clip,
             rates=self.rates,
+            relative=self.relative_rates,
             seed=self.seed,
             optimizer=self.tune_optimizer,
             dropout=self.dropout,

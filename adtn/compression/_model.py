@@ -77,6 +77,8 @@ class Tuning:
         The largest norm of all gradients together.
     rates : mapping of str to float
         Factors of the learning rate for parameters whose names match a pattern; the first match counts, and 0 freezes.
+    relative : bool
+        Whether the rates of cores are in proportion to the root mean squares of their entries.
     seed : int
         The seed of random numbers.
     optimizer : {"adam", "sgd"}
@@ -97,6 +99,7 @@ class Tuning:
     train: str = "generated"
     clip: float | None = 1.0
     rates: Mapping[str, float] = field(default_factory=dict)
+    relative: bool = False
     seed: int = 0
     optimizer: str = "adam"
     dropout: float | None = None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import CompressError
 from ..generator import Generator
@@ -20,6 +22,7 @@ from ._comparison import SAMPLES, compared_outputs, comparison
 from ._compensate import NORMALISED, compensate, waves
 from ._config import Config
 from ._expected import expected_losses
+from ._joint import best_joint, chosen_within
 from ._ladder import Ladder
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
@@ -67,8 +70,9 @@ class Outcome:
 class CompressionRun:
     """A call of :func:`adtn.compress`, with its arguments.
 
-    ``narrows`` says whether what is not among the layers may be stored in another precision, and ``beside`` has the
-    digests of other files of the model, which its file lists.
+    ``narrows`` says whether what is not among the layers may be stored in another precision, ``joins`` whether layers
+    may share a generator without being told to, and ``beside`` has the digests of other files of the model, which its
+    file lists. ``scales`` are those of rows of generators that layers came to share.
     """
 
     adapter: Model
@@ -85,8 +89,10 @@ class CompressionRun:
     folder: Path | None
     say: Progress
     narrows: bool = True
+    joins: bool = True
     beside: Mapping[str, str] = field(default_factory=dict)
     checkpoints: set[Path] = field(default_factory=set)
+    scales: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def compress(self, before: ModelCost) -> Outcome:
         """Replace the layers, within the budget if there is one."""
@@ -154,7 +160,7 @@ class CompressionRun:
             self.adapter.normalise(first_samples(batches, NORMALISED))  # as afterwards
             before = compare()
             self.say.stage("compensation", len(groups))
-            compensate(self.adapter, batches, groups, self.say.advance)
+            compensate(self.adapter, batches, groups, self.say.advance, self.scales)
         after = compare()
         self.say(f"compensation of earlier errors changes what the outputs lose from {before:.4g} to {after:.4g}")
         if not after < before:
@@ -198,7 +204,7 @@ class CompressionRun:
         selection = search.find(search.ladders(most - rest), most - rest) or search.smallest()
         if rest + selection.cost > most:
             raise self._too_small(selection, most, rest + selection.cost, rest)
-        outcome = self._run_chosen(selection)
+        outcome = self._run_chosen(self.or_joint(search, selection, most - rest, chosen_within))
         params, _ = self.adapter.sizes()
         if params > most:
             raise CompressError(f"Got {params:,} parameters for a budget of {most:,}; this is a bug of adtn.")
@@ -259,7 +265,7 @@ class CompressionRun:
 
     def _within_file(self, search: Search, most: int) -> Outcome:
         """Run all stages with a choice whose file has at most that many bytes."""
-        selection = self.chosen_for_file(search, most)
+        selection = self.or_joint(search, self.chosen_for_file(search, most), most, self.chosen_for_file)
         outcome, rest = self._run_chosen(selection), _precision_of(selection.rest)
         # after the training, as entries that half precision does not hold are stored as they are
         size = state_bytes(self.adapter, self.adapter.generators(), rest, self.beside)
@@ -278,6 +284,32 @@ class CompressionRun:
         own, same = search.loss_of(selection), search.loss_of(other)
         self.say(f"what was chosen costs {own:.4g}, the same integers for all weights {same:.4g}")
         return other if same < own else selection
+
+    def or_joint(
+        self, search: Search, selection: Selection, most: int, choose: Callable[[Search, int], Selection | None]
+    ) -> Selection:
+        """Return the selection, or one in which layers of one input share low-rank forms, if that is better."""
+        local = any(stage.name == "distill-local" for stage in self.stages)  # trains one layer at a time
+        measured = search.sample and not search.is_expected
+        if not self.joins or local or self.config.share or self.config.mode == "adapter" or not measured:
+            return selection
+        loss = partial(self._final_loss, search)
+        found = best_joint(search, selection, loss=loss, choose=choose, size=self._stored_bytes, most=most)
+        self.layers, self.tasks, self.scales = found.search.layers, found.search.tasks, found.scales
+        return found.selection
+
+    def _final_loss(self, search: Search, selection: Selection, scales: Mapping[str, np.ndarray]) -> float:
+        """Measure what the outputs lose with a selection, after compensation if that is a stage."""
+        if not any(stage.name == "compensate" for stage in self.stages):
+            return search.loss_of(selection)
+        _, compare = self._compensation
+        self._install({name: r.generator for name, r in selection.results.items() if r is not None})
+        try:
+            self.scales = scales
+            self.compensate()
+            return compare()
+        finally:
+            self.adapter.restore()
 
     def _stored_bytes(self, selection: Selection) -> int:
         """Return the size of the file of a model with what was chosen."""

@@ -19,6 +19,7 @@ from ..generator import Generator
 from ..topology import LowRank, TensorRing
 from ._alternating import alternate
 from ._balance import balanced
+from ._disentangle import disentangle, has_disentanglers
 from ._metric import InputMetric, along, checked_moment, padded_moment
 from ._nearly_linear import slope_of, through_activations
 from ._whitened_svd import whitened_svd
@@ -32,13 +33,15 @@ def decompose(
 
     Without a moment, this is a truncated decomposition. With the second moment M of the inputs, it minimises the error
     of the outputs, :math:`\mathrm{tr}((\hat W - W) M (\hat W - W)^\top)`: in closed form for a pair of factors, else by
-    alternating least squares that start from the truncated decomposition.
+    alternating least squares that start from the truncated decomposition. Disentanglers are found by alternating
+    Procrustes problems, and then improved together with the tree by L-BFGS, with a moment or without.
 
     Parameters
     ----------
     generator : Generator
         A generator without a base: LowRank (SVD), TT or MPO (TT-SVD), TensorRing (TR-SVD), Tucker (HOSVD), CP
-        (alternating least squares), or a TTN, ATTN or MERA (SVDs from the legs to the root). Between activations that
+        (alternating least squares), KroneckerSum (SVD of the rearranged weight), or a TTN, ATTN or MERA (SVDs from the
+        legs to the root; with disentanglers never worse than the tree of equal bonds). Between activations that
         are nearly linear around zero (tanh, silu, gelu, sine), the parameters are those of the network without
         activations, with states so small that the weight changes by at most 1 %.
     target : array
@@ -47,8 +50,8 @@ def decompose(
         ``(n_in, n_in)``, the mean of ``x xᵀ`` over the layer's inputs, with all axes of the weight but the first
         flattened to ``n_in``. It may be singular.
     sweeps : int
-        The largest number of sweeps of alternating least squares over the cores; they end when the error no longer
-        decreases. A few are enough to compare topologies.
+        The largest number of sweeps of alternating least squares over the cores, or, with disentanglers, of 30 steps of
+        L-BFGS each; they end when the error no longer decreases. A few are enough to compare topologies.
 
     Returns
     -------
@@ -63,7 +66,8 @@ def decompose(
     ----------
     TT-SVD: I. Oseledets (2011), SIAM J. Sci. Comput. 33, 2295. TR-SVD: Q. Zhao, G. Zhou, S. Xie, L. Zhang, A. Cichocki
     (2016), arXiv:1606.05535. HOSVD: L. De Lathauwer, B. De Moor, J. Vandewalle (2000), SIAM J. Matrix Anal. Appl. 21,
-    1253. Trees: L. Grasedyck (2010), SIAM J. Matrix Anal. Appl. 31, 2029. ALS: T. Kolda, B. Bader (2009), SIAM Review
+    1253. Trees: L. Grasedyck (2010), SIAM J. Matrix Anal. Appl. 31, 2029. Disentanglers: G. Evenbly, G. Vidal (2009),
+    arXiv:0707.1454. Kronecker products: C. Van Loan, N. Pitsianis (1993). ALS: T. Kolda, B. Bader (2009), SIAM Review
     51, 455.
 
     Examples
@@ -92,8 +96,9 @@ def decompose(
     topology, layout, initial = generator.topology, generator.layout, generator.params
     state = np.asarray(generator.weighting.to_state(_weight(generator, target)))
     second = None if moment is None else checked_moment(moment, generator.shape)
-    if second is None and isinstance(topology, TensorRing):  # SVDs do not find exact rings
-        second = np.eye(math.prod(generator.shape[1:]))
+    segment = generator.segments[-1]
+    if second is None and (isinstance(topology, TensorRing) or has_disentanglers(segment)):
+        second = np.eye(math.prod(generator.shape[1:]))  # SVDs do not find exact rings, or disentanglers
     if second is None or len(second) == 1:
         return generator.with_params(topology.decompose(layout, state, initial))
     if isinstance(topology, LowRank) and topology.split == "axes":
@@ -101,8 +106,8 @@ def decompose(
     metric = InputMetric(generator.weighting, second)
     white = metric.whiten(state)
     start = topology.decompose(layout, white, initial)
-    (segment,) = generator.segments
-    params = alternate(segment, layout, metric, white, start, sweeps=sweeps)
+    improve = disentangle if has_disentanglers(segment) else alternate
+    params = improve(segment, layout, metric, white, start, sweeps=sweeps)
     legs = {layout.leg_names[q]: inverse for q, inverse in metric.inverse_roots.items()}
     for core in segment.cores:
         for axis, ind in enumerate(core.inds):

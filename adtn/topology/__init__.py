@@ -13,6 +13,7 @@ from ._controls import Dense as Dense
 from ._controls import ScaledIdentity as ScaledIdentity
 from ._controls import ScaledRandom as ScaledRandom
 from ._decompositions import hosvd as hosvd
+from ._kronecker import KroneckerSum as KroneckerSum
 from ._linear import CP as CP
 from ._linear import MPO as MPO
 from ._linear import TT as TT

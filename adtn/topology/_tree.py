@@ -207,7 +207,7 @@ class TTN(Topology):
     def decompose(
         self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
     ) -> dict[str, Float[np.ndarray, "..."]]:
-        """Compute the cores by SVDs from the legs to the root; disentanglers are identities."""
+        """Compute the cores by SVDs from the legs to the root; disentanglers are identities, to start from."""
         ranks = build_ranks(layout, self.bond, self.arity, self.leaves)
         upwards = list(pairwise(ranks[::-1]))
         root, isometries = tree_svd(state, [upper.groups for _, upper in upwards], [upper.dims for _, upper in upwards])

@@ -22,11 +22,12 @@ from jax.core import Tracer
 
 from ..shared._batches import IGNORED, cycled
 from ..shared._model import NO_PARAMETERS, ReplacedModel, seen_by, with_inputs
+from ..shared._relative import relative_rates
 from ..shared._rest import CodedArrays, coded, decoded_arrays, half_of, is_coded
 from ._distill import Seen, distill_layer, packed
 from ._loss import check_range, classes_of, loss_of, outputs_of
 from ._normalise import statistics_of
-from ._step import train
+from ._step import root_mean_square, train
 from .layers import GeneratedWeight
 from .layers._adapted import MODULES
 from .layers._kinds import kind_of, kind_of_generated, layer_like, weight_of
@@ -131,6 +132,8 @@ class NnxModel(ReplacedModel):
             for path, v in variables_of(self.model).items()
             if isinstance(v, nnx.Param) and (tuning.train == "all" or id(v) in cores)
         }
+        sizes = {path: root_mean_square(v[...]) for path, v in chosen.items() if tuning.relative and id(v) in cores}
+        factors = relative_rates(sizes)
         teacher: Any = None
         if tuning.distill and self._dense is not None:
             with _mode(self._dense, training=False):
@@ -143,7 +146,7 @@ class NnxModel(ReplacedModel):
 
         batches = self._batches(cycled(data, tuning.steps), check=loss is None)
         with _mode(self.model, training=True), _dropout(self.model, tuning.dropout):
-            return train(self.model, chosen, value, batches, tuning, report)
+            return train(self.model, chosen, value, batches, tuning, report, factors)
 
     def _distilled(self) -> list[str]:
         return list(self._weights)  # a module at several places is distilled once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from flax import nnx
 
 from ..shared._model import rate_of, refuse_nothing
 from ..shared._training_file import Data, cosine, run
+
+NO_FACTORS: Mapping[str, float] = MappingProxyType({})
 
 
 class Training:
@@ -29,6 +32,8 @@ class Training:
         ``loss(module, batch)``, which is traced.
     tuning : Tuning
         The options of the training.
+    factors : mapping of str to float
+        Factors of the learning rates beside those of ``tuning``.
 
     Raises
     ------
@@ -36,11 +41,19 @@ class Training:
         If nothing is trained.
     """
 
-    def __init__(self, module: Any, chosen: Mapping[str, Any], loss: Callable[[Any, Any], Any], tuning: Tuning) -> None:
+    def __init__(
+        self,
+        module: Any,
+        chosen: Mapping[str, Any],
+        loss: Callable[[Any, Any], Any],
+        tuning: Tuning,
+        factors: Mapping[str, float],
+    ) -> None:
         self.module, self.tuning, self.loss = module, tuning, loss
         self.data = Data(tuning.checkpoint)
         names = {id(v): name for name, v in chosen.items()}
-        self._rates = {name: rate for name in chosen if (rate := rate_of(name, tuning.rates))}
+        rates = {name: rate_of(name, tuning.rates) * factors.get(name, 1.0) for name in chosen}
+        self._rates = {name: rate for name, rate in rates.items() if rate}
         refuse_nothing(self._rates)
         self._places = {path: names[id(v)] for path, v in nnx.iter_graph(module) if names.get(id(v)) in self._rates}
         self._graph, state, rest = nnx.split(module, self._is_trained, ...)
@@ -124,6 +137,7 @@ def train(
     batches: Iterable[Any],
     tuning: Tuning,
     report: Callable[[int, float], None],
+    factors: Mapping[str, float] = NO_FACTORS,
 ) -> list[float]:
     """Train with a cosine schedule of the learning rate, and return the losses; layers update their statistics as well.
 
@@ -141,16 +155,23 @@ def train(
         The options of the training.
     report : callable
         ``report(step, loss)`` is called after each step.
+    factors : mapping of str to float
+        Factors of the learning rates beside those of ``tuning``.
 
     Raises
     ------
     CompressError
         If a loss is not finite, or nothing is trained.
     """
-    training = Training(module, chosen, loss, tuning)
+    training = Training(module, chosen, loss, tuning, factors)
     losses = run(training, training.step, iter(batches), tuning, report)
     training.finish()
     return losses
+
+
+def root_mean_square(x: Any) -> float:
+    """Return the root mean square of the entries of an array."""
+    return float(jnp.sqrt(jnp.mean(jnp.square(jnp.asarray(x, jnp.float32))))) if x.size else 0.0
 
 
 def _like(leaf: Any, stored: Any) -> Any:

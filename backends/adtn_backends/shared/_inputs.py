@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
-from adtn.compression import Layer, first_samples
+from adtn.compression import Layer, first_samples, sharing
 
 from ._batches import cycled
 from ._moments import LEAST_ROWS, ROWS_PER_COLUMN_OF_ALL, Moments, SpacedRows
@@ -84,10 +84,11 @@ class WatchedInputs(ABC):
         """Return the installed weights that act on rows, in the order of their calls; those of one input together.
 
         Layers that are called several times are left out, and so are those that no call of the first batch reaches, or
-        whose second moments would be too large.
+        whose second moments would be too large, and those that share a generator but not their input.
         """
         calls: list[tuple[str, Any]] = []
-        names = [name for name, weight in self._weights.items() if name in self._originals and has_moment(weight.shape)]
+        wholes = {member: name for name in self._weights for member in sharing(name) if member in self._originals}
+        names = [member for member, name in wholes.items() if has_moment(self._weights[name].shape)]
 
         def look(name: str, inputs: Any, rows: Any | None) -> None:
             if rows is not None:
@@ -95,14 +96,17 @@ class WatchedInputs(ABC):
 
         self._look_at_inputs(self.model, names, next(cycled(data, 1)), look)
         counts = Counter(name for name, _ in calls)
+        inputs_of = dict(calls)
         groups: list[list[str]] = []
         last: Any = None
         for name, inputs in calls:
-            if counts[name] > 1:
+            first, *others = sharing(wholes[name])
+            apart = any(counts[one] != 1 or inputs_of[one] is not inputs for one in (first, *others))
+            if apart or name != first:  # what is shared is listed once
                 continue
             if inputs is not last:
                 groups.append([])
-            groups[-1].append(name)
+            groups[-1].append(wholes[name])
             last = inputs
         return groups
 
@@ -114,7 +118,7 @@ class WatchedInputs(ABC):
         Parameters
         ----------
         names : sequence of str
-            Layers that are called once, see :meth:`in_order`.
+            Weights whose layers are called once, see :meth:`in_order`.
         data : iterable
             Batches.
         most : int
@@ -122,11 +126,13 @@ class WatchedInputs(ABC):
         """
         now, cross = Moments(), Moments()
         columns: dict[str, int] = {}
+        wholes = {sharing(name)[0]: name for name in names}  # layers that share a generator have one input
+        firsts = list(wholes)
         for n, batch in enumerate(data):
-            with self._resumed(self._dense, ("dense", n), names):
-                dense = self._rows_until(self._dense, names, batch)
-            with self._resumed(self.model, ("now", n), names):
-                found = self._rows_until(self.model, names, batch)
+            with self._resumed(self._dense, ("dense", n), firsts):
+                dense = self._rows_until(self._dense, firsts, batch)
+            with self._resumed(self.model, ("now", n), firsts):
+                found = self._rows_until(self.model, firsts, batch)
             for name, rows in found.items():
                 if name in dense and dense[name].shape == rows.shape:  # routed differently otherwise
                     now.add_product(name, rows, rows)
@@ -135,7 +141,7 @@ class WatchedInputs(ABC):
             if columns and all(now.rows(name) >= most * width for name, width in columns.items()):
                 break
         means = now.means()
-        return {name: (means[name], mean) for name, mean in cross.means().items()}
+        return {wholes[name]: (means[name], mean) for name, mean in cross.means().items()}
 
     def in_turn(self, batch: Any) -> AbstractContextManager[bool]:
         """Declare that weights change in the order of their calls inside this block, and batches stay the same.

@@ -324,7 +324,8 @@ class ReplacedModel(WatchedInputs):
     def update(self, generators: Mapping[str, Generator]) -> None:
         """Give installed weights other parameters; their structures and precisions are the same."""
         for name, generator in generators.items():
-            self._take_generator(self._weights[name], self.modules.generated(generator, self._originals[name]))
+            place = self._originals[sharing(name)[0] if name in self._shared else name]
+            self._take_generator(self._weights[name], self.modules.generated(generator, place))
 
     def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
         """Compute the mean loss in evaluation mode."""

@@ -24,7 +24,6 @@ from torch import nn
 from ..shared._batches import IGNORED, cycled
 from ..shared._model import (
     NO_PARAMETERS,
-    rate_of,
     refuse_nothing,
     seen_by,
     with_inputs,
@@ -33,11 +32,12 @@ from ..shared._rest import KEY, CodedArrays, decoded_arrays, half_of
 from ..shared._training_file import run
 from ._checkpoint import Training
 from ._distill import Seen, copied, distill_layer, nbytes
+from ._groups import groups_of
 from ._loss import check_range, classes_of, exact, loss_of, outputs_of
 from ._memory import PeakMemory
 from ._narrow import coded_of, narrowed
 from ._normalise import statistics_of
-from ._overlap import fill, load_state, overlaps
+from ._overlap import fill, load_state
 from ._passes import ModelWithPasses
 from ._replacement import declare_tie, dense_of, generated_in_place_of, is_whole, owners_of, ties_of, weights_of
 from ._step import step_of
@@ -142,7 +142,7 @@ class TorchModel(ModelWithPasses):
     def _tune(
         self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
     ) -> list[float]:
-        groups = self._groups(tuning)
+        groups = groups_of(self.model, [p for w in self._weights.values() for p in w.parameters()], tuning)
         frozen = [p for p in groups.pop(0.0, []) if p.requires_grad]
         refuse_nothing(groups)
         teacher = self._dense.eval() if tuning.distill and self._dense is not None else None
@@ -164,16 +164,6 @@ class TorchModel(ModelWithPasses):
                 return run(training, step, cycled(data, tuning.steps), tuning, report)
             finally:
                 update.optimizer.zero_grad()  # a user may accumulate gradients from the start
-
-    def _groups(self, tuning: Tuning) -> dict[float, list[nn.Parameter]]:
-        """Group all parameters by the factor of their learning rate, which is 0 for those that are not trained."""
-        cores = {id(p) for w in self._weights.values() for p in w.parameters()}
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, p in self.model.named_parameters():
-            # PyTorch's optimizers refuse to write to entries that share memory
-            trained = p.requires_grad and not overlaps(p) and (tuning.train == "all" or id(p) in cores)
-            groups.setdefault(rate_of(name, tuning.rates) * trained, []).append(p)
-        return groups
 
     @contextmanager
     def _training(self, frozen: Sequence[nn.Parameter], tuning: Tuning) -> Generated[None, None, None]:
