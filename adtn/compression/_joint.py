@@ -109,7 +109,6 @@ def best_joint(
     *,
     loss: Callable[[Selection, Mapping[str, Float[np.ndarray, " rows"]]], float],
     choose: Callable[[Search, int], Selection | None],
-    size: Callable[[Selection], int],
     most: int,
 ) -> Joined:
     """Return the selection with those joint forms that have the smallest loss, or with none.
@@ -122,10 +121,8 @@ def best_joint(
         A measure of what a selection with these scales loses.
     choose : callable
         A choice within the budget, as the separate one was made.
-    size : callable
-        The size of the file of a selection, for a budget in bytes.
     most : int
-        The budget.
+        The budget, in parameters.
     """
     best = Joined(search=search, selection=selection, scales={})
     forms = joint_forms(search, selection)
@@ -140,8 +137,6 @@ def best_joint(
         other = choose(whole, most)
         options += [] if other is None else [Joined(search=whole, selection=other, scales={})]
     for joint in options:
-        if search.unit == "bytes" and size(joint.selection) > most:
-            continue
         found = loss(joint.selection, joint.scales)
         names = ", ".join(layer.name for layer in joint.search.layers if layer.group)
         search.say(f"generators that are shared by {names} change the loss from {least:.4g} to {found:.4g}")

@@ -265,7 +265,7 @@ class CompressionRun:
 
     def _within_file(self, search: Search, most: int) -> Outcome:
         """Run all stages with a choice whose file has at most that many bytes."""
-        selection = self.or_joint(search, self.chosen_for_file(search, most), most, self.chosen_for_file)
+        selection = self.chosen_for_file(search, most)
         outcome, rest = self._run_chosen(selection), _precision_of(selection.rest)
         # after the training, as entries that half precision does not hold are stored as they are
         size = state_bytes(self.adapter, self.adapter.generators(), rest, self.beside)
@@ -288,13 +288,16 @@ class CompressionRun:
     def or_joint(
         self, search: Search, selection: Selection, most: int, choose: Callable[[Search, int], Selection | None]
     ) -> Selection:
-        """Return the selection, or one in which layers of one input share low-rank forms, if that is better."""
+        """Return the selection, or one in which layers of one input share low-rank forms, if that is better.
+
+        This is for budgets in parameters: as files of so many bytes, integers of separate weights were always better.
+        """
         local = any(stage.name == "distill-local" for stage in self.stages)  # trains one layer at a time
         measured = search.sample and not search.is_expected
         if not self.joins or local or self.config.share or self.config.mode == "adapter" or not measured:
             return selection
         loss = partial(self._final_loss, search)
-        found = best_joint(search, selection, loss=loss, choose=choose, size=self._stored_bytes, most=most)
+        found = best_joint(search, selection, loss=loss, choose=choose, most=most)
         self.layers, self.tasks, self.scales = found.search.layers, found.search.tasks, found.scales
         return found.selection
 
