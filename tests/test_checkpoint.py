@@ -161,7 +161,7 @@ def task(**changes: int | str) -> Any:
 
 
 class OfADictionary:
-    """Looks every attribute up in a dictionary, as some libraries do, and raises what that raises."""
+    """An object that looks every attribute up in a dictionary, as in some libraries, and raises what that raises."""
 
     def __init__(self, **values: Any) -> None:
         object.__setattr__(self, "_values", values)

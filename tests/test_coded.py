@@ -189,6 +189,17 @@ def test_precisions() -> None:
         Precision("coded", rate=0.1)
 
 
+def test_precisions_have_names(tmp_path) -> None:
+    for precision in adtn.Config().precisions:
+        assert Precision.named(str(precision)) == precision
+    for wrong in ("int4/", "int4/x", "coded", "coded/", "coded/x", "int9", "", "coded/1/2"):
+        with pytest.raises(PrecisionError):
+            Precision.named(wrong)
+    (tmp_path / "c.toml").write_text('precisions = ["int8", "coded/2.5"]')
+    config = adtn.Config.load(tmp_path / "c.toml")
+    assert config.precisions == (Precision("int8"), Precision("coded", rate=2.5))
+
+
 @pytest.mark.parametrize(
     "topology", [adtn.Dense(), adtn.LowRank(bond=12), adtn.TTN(bond=4, activation="silu")], ids=str
 )

@@ -463,6 +463,8 @@ def _value(key: str, value: Any) -> Any:
         return tuple(_value("recipe", one) if isinstance(one, Mapping) else one for one in value)
     if key == "candidates" and isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_value("topology", candidate) for candidate in value)
+    if key == "precisions" and isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(Precision.named(one) if isinstance(one, str) else one for one in value)
     if key == "budget" and isinstance(value, Mapping):
         return Budget.from_dict(value)
     if key == "topology" and isinstance(value, str | Mapping):

@@ -127,6 +127,31 @@ class Precision:
             return Precision("float32")
         return Precision("float16") if size < _SMALL and self.bits < 16 else self
 
+    @classmethod
+    def named(cls, name: str) -> Precision:
+        """Make the precision with this name: its format, and behind a slash its group, or its rate.
+
+        Raises
+        ------
+        PrecisionError
+            If there is none.
+
+        Examples
+        --------
+        >>> [str(Precision.named(name)) for name in ("float16", "int4/32", "coded/2.5")]
+        ['float16', 'int4/32', 'coded/2.5']
+        """
+        format, slash, rest = name.partition("/")
+        try:
+            own: dict[str, Any] = (
+                {"rate": float(rest)} if format == "coded" else {"group": int(rest) if slash else None}
+            )
+        except ValueError as error:
+            raise PrecisionError(
+                f"Got the precision {name!r}; expected a name such as 'float16', 'int8', 'int4/64' or 'coded/2.5'."
+            ) from error
+        return cls(format, **own)  # type: ignore[arg-type]
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for :meth:`from_json`."""
         if self.rate is not None:

@@ -135,7 +135,9 @@ FACTORISED: Mapping[str, Factorised] = {
 _FORMATS = ("int8/128", "int4/32", "int4/64", "int4/128", "int3/32", "int3/64", "int3/128", "int2/32", "int2/64")
 INTEGERS: Mapping[str, Integers] = {
     **{name: Integers(precision=Precision(name[:4], int(name[5:]))) for name in _FORMATS},  # pyright: ignore[reportArgumentType]
-    **{f"coded {rate:g}": Integers(precision=Precision("coded", rate=rate)) for rate in (1.5, 2.0, 2.5, 3.0, 4.0, 4.25)},
+    **{
+        f"coded {rate:g}": Integers(precision=Precision("coded", rate=rate)) for rate in (1.5, 2.0, 2.5, 3.0, 4.0, 4.25)
+    },
     "nearest coded 4.25": Integers(precision=Precision("coded", rate=4.25), feedback=False),
     "nearest int4/32": Integers(precision=Precision("int4", 32), feedback=False),
 }
