@@ -113,6 +113,15 @@ def test_a_model_goes_on_with_a_parked_prefix(model: Any) -> None:
     assert out.shape == (1, LENGTH + 5)
 
 
+def test_a_cache_is_decoded_where_it_is_wanted(codec: KVCodec) -> None:
+    parked = codec.encode(prefilled(MODELS["llama"], ids := texts(1, LENGTH)[0]), ids)
+    assert {layer.keys.device.type for layer in codec.decode(parked).layers} == {"cpu"}
+    there = codec.decode(parked, device="meta")
+    assert {x.device.type for layer in there.layers for x in (layer.keys, layer.values)} == {"meta"}
+    with pytest.raises(KVCacheError, match="device='moon'"):
+        codec.decode(parked, device="moon")
+
+
 def test_the_step_is_chosen_for_the_divergence(codec: KVCodec) -> None:
     model = MODELS["llama"]
     decoder, found = HFDecoder(model=model), []

@@ -6,16 +6,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from autoray import do
 
-from .._atomic import write_atomic
 from .._checks import Range, checked
-from .._files import KEY, check_writable, header_text, read_header, read_whole, sealed
+from .._files import read_header, read_whole
 from .._typing import Array, Int
-from ..errors import FileFormatError, KVCacheError
+from ..errors import KVCacheError
 from ._ans import Coded, ideal_bits
 from ._basis import Basis
 from ._calibrate import (
@@ -39,16 +38,18 @@ from ._order import Order
 from ._pair import Pair
 from ._parked import Coder, Parked, half, small_ids
 from ._step import Divergence, step_for
+from ._stored import Stored
 from ._tables import grid_index, grid_value
 
-FORMAT = 1
-_KIND = "cache codec"
+_OF_BASIS = ("mean", "inverse", "components", "codes", "scales")
+_OF_MAGNITUDES = ("indices", "parts")
+_IN_HEADER = ("model", "layers", "groups", "step", "finest", "unit", "sinks")
 _MAGNITUDE_TEXTS = 16  # from which magnitudes are estimated
 _STEP_TEXTS = 4  # on which the step is chosen
 
 
 @dataclass(frozen=True, kw_only=True)
-class KVCodec:
+class KVCodec(Stored):
     """A codec for the caches of one decoder.
 
     Parameters
@@ -93,6 +94,9 @@ class KVCodec:
     Rotation undone, Karhunen-Loeve bases over layers and sinks: KVTC (2025), arXiv:2511.01815. Weights by second
     moments of gradients and prediction by token ids are our own.
     """
+
+    file_kind: ClassVar[str] = "cache codec"
+    file_format: ClassVar[int] = 1
 
     model: str
     layers: tuple[int, ...]
@@ -294,19 +298,25 @@ class KVCodec:
             coder=coder,
         )
 
-    def decode(self, parked: Parked) -> Any:
-        """Return the cache, with which ``generate`` goes on, on the device of the model.
+    def decode(self, parked: Parked, *, device: Any = None) -> Any:
+        """Return the cache, with which ``generate`` goes on.
+
+        Parameters
+        ----------
+        parked : Parked
+        device : optional
+            Where its arrays are, such as ``"cpu"``; the device of the model if it is not given.
 
         Raises
         ------
         KVCacheError
-            If the prefix was coded by another codec.
+            If the prefix was coded by another codec, or there is no such device.
         FileFormatError
             If its content was modified.
         """
         decoder = self._bound
         states = self.decode_states(parked, like=decoder.like)
-        return decoder.cache(states, {name: np.asarray(x) for name, x in parked.others.items()})
+        return decoder.cache(states, {name: np.asarray(x) for name, x in parked.others.items()}, device=device)
 
     def decode_states(self, parked: Parked, like: Array | None = None) -> States:
         """Return keys before rotation, and values, as float32 arrays of the framework and device of ``like``."""
@@ -469,45 +479,7 @@ class KVCodec:
     @cached_property
     def digest(self) -> str:
         """The SHA-256 digest of the file."""
-        return str((read_header(self.to_bytes(), _KIND, FORMAT) or {})["sha256"])
-
-    @cached_property
-    def nbytes(self) -> int:
-        """The size of the file."""
-        return len(self.to_bytes())
-
-    def to_bytes(self) -> bytes:
-        """Return the content of the file that :meth:`save` writes."""
-        from safetensors.numpy import save
-
-        tensors: dict[str, np.ndarray] = {}
-        for kind in ("k", "v"):
-            for g, (basis, magnitudes, _) in enumerate(self._parts(kind)):
-                tensors |= {
-                    f"{kind}.{g}.mean": basis.mean,
-                    f"{kind}.{g}.inverse": basis.inverse,
-                    f"{kind}.{g}.components": basis.components,
-                    f"{kind}.{g}.codes": basis.codes,
-                    f"{kind}.{g}.scales": basis.scales,
-                    f"{kind}.{g}.indices": magnitudes.indices,
-                    f"{kind}.{g}.parts": magnitudes.parts,
-                }
-        content = {
-            name: getattr(self, name) for name in ("model", "layers", "groups", "step", "finest", "unit", "sinks")
-        }
-        arrays = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
-        return sealed(save(arrays, {KEY: header_text(_KIND, FORMAT, **content)}))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a file, atomically.
-
-        Raises
-        ------
-        OutputError
-            If nothing can be written there.
-        """
-        check_writable(path, "path", "file")
-        write_atomic(path, self.to_bytes())
+        return str((read_header(self.to_bytes(), self.file_kind, self.file_format) or {})["sha256"])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Any = None) -> KVCodec:
@@ -546,34 +518,32 @@ class KVCodec:
             )
         return replace(self, decoder=decoder)
 
+    def _content(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays: dict[str, np.ndarray] = {}
+        for kind in ("k", "v"):
+            for g, (basis, magnitudes, _) in enumerate(self._parts(kind)):
+                arrays |= {f"{kind}.{g}.{name}": getattr(basis, name) for name in _OF_BASIS}
+                arrays |= {f"{kind}.{g}.{name}": getattr(magnitudes, name) for name in _OF_MAGNITUDES}
+        return arrays, {name: getattr(self, name) for name in _IN_HEADER}
+
     @classmethod
-    def from_bytes(cls, data: bytes) -> KVCodec:
-        """Read what :meth:`to_bytes` returns."""
-        from safetensors.numpy import load
+    def _of_content(cls, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> KVCodec:
+        groups = tuple(tuple(group) for group in header["groups"])
 
-        header = read_header(data, _KIND, FORMAT)
-        if header is None:
-            raise FileFormatError("This is not a cache codec: it has no adtn header.")
-        try:
-            arrays, groups = load(data), tuple(tuple(group) for group in header["groups"])
+        def own(kind: str, names: Sequence[str], make: Any) -> tuple[Any, ...]:
+            return tuple(make(**{n: arrays[f"{kind}.{g}.{n}"] for n in names}) for g in range(len(groups)))
 
-            def own(kind: str, names: Sequence[str], make: Any) -> tuple[Any, ...]:
-                return tuple(make(**{n: arrays[f"{kind}.{g}.{n}"] for n in names}) for g in range(len(groups)))
-
-            of_basis, of_magnitudes = ("mean", "inverse", "components", "codes", "scales"), ("indices", "parts")
-            return cls(
-                model=str(header["model"]),
-                layers=tuple(header["layers"]),
-                groups=groups,
-                bases=Pair(k=own("k", of_basis, Basis), v=own("v", of_basis, Basis)),
-                magnitudes=Pair(k=own("k", of_magnitudes, Magnitudes), v=own("v", of_magnitudes, Magnitudes)),
-                step=int(header["step"]),
-                finest=int(header["finest"]),
-                unit=int(header["unit"]),
-                sinks=int(header["sinks"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"The cache codec cannot be read ({error!r}).") from error
+        return cls(
+            model=str(header["model"]),
+            layers=tuple(header["layers"]),
+            groups=groups,
+            bases=Pair(k=own("k", _OF_BASIS, Basis), v=own("v", _OF_BASIS, Basis)),
+            magnitudes=Pair(k=own("k", _OF_MAGNITUDES, Magnitudes), v=own("v", _OF_MAGNITUDES, Magnitudes)),
+            step=int(header["step"]),
+            finest=int(header["finest"]),
+            unit=int(header["unit"]),
+            sinks=int(header["sinks"]),
+        )
 
 
 def _encoded(symbols: Sequence[np.ndarray], tables: Sequence[np.ndarray], coder: Coder) -> Coded:

