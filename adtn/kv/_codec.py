@@ -15,37 +15,29 @@ from .._checks import Range, checked
 from .._files import read_header, read_whole
 from .._typing import Array, Int
 from ..errors import KVCacheError
-from ._ans import Coded, ideal_bits
 from ._basis import Basis
 from ._calibrate import (
     Moments,
     Precision,
     Recipe,
     Weighting,
-    active,
-    bases_of,
     checked_texts,
     groups_of,
-    magnitudes_of,
     moments_of,
-    prefixes,
     to_host,
 )
+from ._code import Places, StatesCode
 from ._coefficients import Magnitudes
 from ._decoder import Decoder, States, decoder_of
-from ._live import CODERS, LayerCode, LiveOptions
+from ._fit import fitted
+from ._live import LayerCode, LiveOptions
 from ._order import Order
 from ._pair import Pair
-from ._parked import Coder, Parked, half, small_ids
-from ._step import Divergence, step_for
+from ._parked import Coder, Parked, Rounded, half, small_ids
 from ._stored import Stored
 from ._tables import grid_index, grid_value
 
-_OF_BASIS = ("mean", "inverse", "components", "codes", "scales")
-_OF_MAGNITUDES = ("indices", "parts")
 _IN_HEADER = ("model", "layers", "groups", "step", "finest", "unit", "sinks")
-_MAGNITUDE_TEXTS = 16  # from which magnitudes are estimated
-_STEP_TEXTS = 4  # on which the step is chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +88,7 @@ class KVCodec(Stored):
     """
 
     file_kind: ClassVar[str] = "cache codec"
-    file_format: ClassVar[int] = 1
+    file_format: ClassVar[int] = 2  # 1: without shifts
 
     model: str
     layers: tuple[int, ...]
@@ -192,40 +184,18 @@ class KVCodec(Stored):
         finest: float,
     ) -> KVCodec:
         """Make a codec of moments that are known; see :meth:`calibrate`."""
-        bases, unit = bases_of(moments, groups, recipe.weighting)
-        first = prefixes(decoder, texts[:_MAGNITUDE_TEXTS], recipe.continuation, recipe.sinks)
-        whole = cls(
+        code, step, finest_step, unit = fitted(decoder, moments, groups, texts, recipe, kl, finest)
+        return cls(
             model=decoder.digest,
             layers=decoder.layers,
             groups=groups,
-            bases=bases.map(tuple),
-            magnitudes=magnitudes_of(bases, groups, first).map(tuple),
-            step=0,
-            finest=-(1 << 14),
+            bases=code.bases,
+            magnitudes=code.magnitudes,
+            step=step,
+            finest=finest_step,
             unit=unit,
             sinks=recipe.sinks,
             decoder=decoder,
-        )
-        recipe.say("choosing the step")
-        measure = Divergence.of(decoder, texts[-_STEP_TEXTS:], recipe.continuation)
-        # errors of rounding by one step have a mean square of a twelfth
-        values = len(texts[-1]) * sum(m.mean.size for m in moments)
-        start = int(grid_index(np.sqrt(np.array(24.0 * kl / values)))) - unit
-        step = step_for(kl, lambda index: measure(lambda states, ids: whole._recoded(states, ids, index)), start)
-        found = replace(whole, step=step)
-        return found._without_inactive(step + int(grid_index(np.array(finest))), recipe.precision)
-
-    def _without_inactive(self, finest: int, precision: Precision) -> KVCodec:
-        """Leave out components that have no symbols at the finest step."""
-        pairs = Pair(
-            k=[active(basis, magnitudes, finest, precision) for basis, magnitudes, _ in self._parts("k")],
-            v=[active(basis, magnitudes, finest, precision) for basis, magnitudes, _ in self._parts("v")],
-        )
-        return replace(
-            self,
-            bases=pairs.map(lambda own: tuple(basis for basis, _ in own)),
-            magnitudes=pairs.map(lambda own: tuple(magnitudes for _, magnitudes in own)),
-            finest=finest,
         )
 
     @checked(KVCacheError)
@@ -237,6 +207,7 @@ class KVCodec(Stored):
         step: Annotated[float, Range(0, above=True)] | None = None,
         order: Literal["ids", "natural"] = "ids",
         coder: Coder = "ans",
+        finer_at_end: bool = True,
     ) -> Parked:
         """Encode the exact cache of a prefix.
 
@@ -252,6 +223,9 @@ class KVCodec(Stored):
             Whether earlier tokens of the same id predict later ones.
         coder : {"ans", "rice"}
             Entropy coding by ``constriction``, or codes of whole bits, which need no package.
+        finer_at_end : bool
+            Whether tokens near the end have finer steps than those far from it, which matter less to what follows. Turn
+            it off for a prefix of which only the beginning may be used.
 
         Raises
         ------
@@ -260,7 +234,15 @@ class KVCodec(Stored):
         """
         decoder = self._bound
         states = decoder.states(cache)
-        return self.encode_states(states, token_ids, step=step, order=order, coder=coder, others=decoder.others(cache))
+        return self.encode_states(
+            states,
+            token_ids,
+            step=step,
+            order=order,
+            coder=coder,
+            finer_at_end=finer_at_end,
+            others=decoder.others(cache),
+        )
 
     @checked(KVCacheError)
     def encode_states(
@@ -271,30 +253,24 @@ class KVCodec(Stored):
         step: Annotated[float, Range(0, above=True)] | None = None,
         order: Literal["ids", "natural"] = "ids",
         coder: Coder = "ans",
+        finer_at_end: bool = True,
         others: Mapping[str, np.ndarray] | None = None,
     ) -> Parked:
         """Encode keys before rotation, and values, ``(tokens, layers, heads, channels)``, of any framework."""
         ids = small_ids(token_ids)
-        self._check(states, ids)
-        index = self._step(step)
+        self._code.check(states, len(ids))
         sinks = min(self.sinks, len(ids))
-        ordered = self._order(ids, order == "ids")
-        symbols: list[np.ndarray] = []
-        tables: list[np.ndarray] = []
-        for kind, x in (("k", states.k), ("v", states.v)):
-            for basis, magnitudes, group in self._parts(kind):
-                c = to_host(basis.coefficients(x[sinks:][:, list(group)]))
-                symbols.append(magnitudes.encode(c, ordered, index)[0])
-                tables.append(magnitudes.tables(index)[ordered.classes])
+        places = Places(order=self._order(ids, order == "ids"), step=self._step(step), is_even=not finer_at_end)
         return Parked(
             codec=self.digest,
             token_ids=ids,
             shapes=states.map(lambda x: tuple(int(n) for n in x.shape[1:])),
-            sinks=states.map(lambda x: half(to_host(x[:sinks]))),
-            coded=_encoded(symbols, tables, coder),
+            sinks=states.map(lambda x: Rounded.of(to_host(x[:sinks]))),
+            coded=self._code.encode(states.map(lambda x: x[sinks:]), places, coder),
             others={name: half(x) if x.dtype == np.float32 else x for name, x in (others or {}).items()},
-            step=index,
+            step=places.step,
             by_id=order == "ids",
+            is_even=places.is_even,
             coder=coder,
         )
 
@@ -325,25 +301,15 @@ class KVCodec(Stored):
                 f"The prefix was coded by the codec {parked.codec[:12]}; this is {self.digest[:12]}. Load the codec "
                 "that was used, or encode the prefix again."
             )
-        sinks = len(parked.sinks.k)
-        ordered = self._order(parked.token_ids, parked.by_id)
-        tables = [
-            magnitudes.tables(parked.step)[ordered.classes]
-            for kind in ("k", "v")
-            for _, magnitudes, _ in self._parts(kind)
-        ]
-        symbols = iter(_decoded(parked.coded, tables, parked.coder))
+        order = self._order(parked.token_ids, parked.by_id)
+        places = Places(order=order, step=parked.step, is_even=parked.is_even)
         place = np.empty(0, np.float32) if like is None else like
-        found: list[Array] = []
-        for kind, first in (("k", parked.sinks.k), ("v", parked.sinks.v)):
-            own = [
-                basis.states(do("asarray", magnitudes.decode(next(symbols), ordered, parked.step), like=place))
-                for basis, magnitudes, _ in self._parts(kind)
-            ]
-            rest = do("concatenate", own, axis=1)
-            found.append(do("concatenate", [do("asarray", first.astype(np.float32), like=place), rest], axis=0))
-            assert sinks == len(first)
-        return Pair(k=found[0], v=found[1])
+        coded = self._code.decode(parked.coded, places, parked.coder, place)
+
+        def whole(first: Rounded, rest: Array) -> Array:
+            return do("concatenate", [do("asarray", first.values, like=place), rest], axis=0)
+
+        return Pair(k=whole(parked.sinks.k, coded.k), v=whole(parked.sinks.v, coded.v))
 
     def live(self, *, step: float | None = None, **options: Any) -> Any:
         """Make an empty cache that codes its old tokens while a model generates.
@@ -397,8 +363,8 @@ class KVCodec(Stored):
         own, index = LiveOptions(**chosen), self._step(step)
         codes = [
             LayerCode(
-                bases=Pair(k=self.bases.k[g], v=self.bases.v[g]),
-                magnitudes=Pair(k=self.magnitudes.k[g], v=self.magnitudes.v[g]),
+                bases=self.bases.map(lambda x, g=g: x[g]),
+                magnitudes=self.magnitudes.map(lambda x, g=g: x[g]),
                 step=index,
                 coder=own.coder,
             )
@@ -409,35 +375,19 @@ class KVCodec(Stored):
     def shares(self, states: States, token_ids: Any) -> dict[str, float]:
         """Return the parts of the coded bits of a prefix by kind and layers, at the calibrated step."""
         ids = small_ids(token_ids)
-        self._check(states, ids)
-        ordered, bits = self._order(ids, True), dict[str, float]()
-        for kind, what, x in (("k", "keys", states.k), ("v", "values", states.v)):
-            for basis, magnitudes, group in self._parts(kind):
-                c = to_host(basis.coefficients(x[min(self.sinks, len(ids)) :][:, list(group)]))
-                symbols, tables = magnitudes.encode(c, ordered, self.step)[0], magnitudes.tables(self.step)
-                name = f"{what} of layers {self.layers[group[0]]} to {self.layers[group[-1]]}"
-                bits[name] = ideal_bits([symbols], [tables[ordered.classes]])
-        total = sum(bits.values()) or 1.0
-        return {name: own / total for name, own in bits.items()}
+        self._code.check(states, len(ids))
+        order, sinks = self._order(ids, True), min(self.sinks, len(ids))
+        places = Places(order=order, step=self.step, is_even=False)
+        bits = self._code.ideal_bits(states.map(lambda x: x[sinks:]), places)
+        names = [f"layers {self.layers[group[0]]} to {self.layers[group[-1]]}" for group in self.groups]
+        found = {f"keys of {name}": x for name, x in zip(names, bits.k, strict=True)}
+        found |= {f"values of {name}": x for name, x in zip(names, bits.v, strict=True)}
+        total = sum(found.values()) or 1.0
+        return {name: own / total for name, own in found.items()}
 
-    def _recoded(self, states: States, ids: Int[np.ndarray, " tokens"], index: int) -> States:
-        """Return states as they are after coding, without making bytes of them."""
-        sinks = min(self.sinks, len(ids))
-        ordered = self._order(ids, True)
-
-        def of(kind: str, x: Array) -> Array:
-            own = [
-                basis.states(do("asarray", magnitudes.encode(c, ordered, index)[1], like=x))
-                for basis, magnitudes, group in self._parts(kind)
-                for c in [to_host(basis.coefficients(x[sinks:][:, list(group)]))]
-            ]
-            return do("concatenate", [x[:sinks], do("concatenate", own, axis=1)], axis=0)
-
-        return Pair(k=of("k", states.k), v=of("v", states.v))
-
-    def _parts(self, kind: str) -> list[tuple[Basis, Magnitudes, tuple[int, ...]]]:
-        bases, magnitudes = getattr(self.bases, kind), getattr(self.magnitudes, kind)
-        return list(zip(bases, magnitudes, self.groups, strict=True))
+    @property
+    def _code(self) -> StatesCode:
+        return StatesCode(groups=self.groups, bases=self.bases, magnitudes=self.magnitudes)
 
     def _order(self, ids: Int[np.ndarray, " tokens"], by_id: bool) -> Order:
         rest = ids[min(self.sinks, len(ids)) :]
@@ -454,16 +404,6 @@ class KVCodec(Stored):
                 "calibrated one. Calibrate with a smaller divergence."
             )
         return index
-
-    def _check(self, states: States, ids: Int[np.ndarray, " tokens"]) -> None:
-        for kind, x in (("k", states.k), ("v", states.v)):
-            heads, channels = getattr(self.bases, kind)[0].mean.shape[1:]
-            expected = (len(ids), len(self.layers), heads, channels)
-            if tuple(x.shape) != expected:
-                raise KVCacheError(
-                    f"Got states of shape {tuple(x.shape)} for {len(ids)} token ids; expected {expected}: tokens, "
-                    "layers, heads, channels."
-                )
 
     @property
     def _bound(self) -> Decoder:
@@ -519,39 +459,19 @@ class KVCodec(Stored):
         return replace(self, decoder=decoder)
 
     def _content(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        arrays: dict[str, np.ndarray] = {}
-        for kind in ("k", "v"):
-            for g, (basis, magnitudes, _) in enumerate(self._parts(kind)):
-                arrays |= {f"{kind}.{g}.{name}": getattr(basis, name) for name in _OF_BASIS}
-                arrays |= {f"{kind}.{g}.{name}": getattr(magnitudes, name) for name in _OF_MAGNITUDES}
-        return arrays, {name: getattr(self, name) for name in _IN_HEADER}
+        return self._code.arrays(), {name: getattr(self, name) for name in _IN_HEADER}
 
     @classmethod
     def _of_content(cls, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> KVCodec:
-        groups = tuple(tuple(group) for group in header["groups"])
-
-        def own(kind: str, names: Sequence[str], make: Any) -> tuple[Any, ...]:
-            return tuple(make(**{n: arrays[f"{kind}.{g}.{n}"] for n in names}) for g in range(len(groups)))
-
+        code = StatesCode.of_arrays(arrays, tuple(tuple(group) for group in header["groups"]))
         return cls(
             model=str(header["model"]),
             layers=tuple(header["layers"]),
-            groups=groups,
-            bases=Pair(k=own("k", _OF_BASIS, Basis), v=own("v", _OF_BASIS, Basis)),
-            magnitudes=Pair(k=own("k", _OF_MAGNITUDES, Magnitudes), v=own("v", _OF_MAGNITUDES, Magnitudes)),
+            groups=code.groups,
+            bases=code.bases,
+            magnitudes=code.magnitudes,
             step=int(header["step"]),
             finest=int(header["finest"]),
             unit=int(header["unit"]),
             sinks=int(header["sinks"]),
         )
-
-
-def _encoded(symbols: Sequence[np.ndarray], tables: Sequence[np.ndarray], coder: Coder) -> Coded:
-    encode = CODERS[coder][0]
-    return encode(np.concatenate([x.ravel() for x in symbols]), np.concatenate([x.ravel() for x in tables]))
-
-
-def _decoded(coded: Coded, tables: Sequence[np.ndarray], coder: Coder) -> list[np.ndarray]:
-    flat = CODERS[coder][1](coded, np.concatenate([x.ravel() for x in tables]))
-    sizes = np.cumsum([x.size for x in tables])[:-1]
-    return [part.reshape(x.shape) for part, x in zip(np.split(flat, sizes), tables, strict=True)]

@@ -21,6 +21,38 @@ Coder = Literal["ans", "rice"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rounded:
+    """States in 8 bits, with one scale per vector.
+
+    Parameters
+    ----------
+    codes : array, (tokens, layers, heads, channels)
+        In int8; files of the first format have float16 here.
+    scales : array, (tokens, layers, heads)
+    """
+
+    codes: np.ndarray
+    scales: Float[np.ndarray, "tokens layers heads"]
+
+    @classmethod
+    def of(cls, x: Float[np.ndarray, "tokens layers heads channels"]) -> Rounded:
+        """Round states."""
+        scales = half(np.abs(x).max(-1, initial=0.0) / 127.0)
+        divisors = np.maximum(scales.astype(np.float32), np.finfo(np.float16).smallest_subnormal)[..., None]
+        return cls(codes=np.clip(np.rint(x / divisors), -127, 127).astype(np.int8), scales=scales)
+
+    @property
+    def values(self) -> Float[np.ndarray, "tokens layers heads channels"]:
+        """The states, in float32."""
+        return self.codes.astype(np.float32) * self.scales.astype(np.float32)[..., None]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of both arrays."""
+        return self.codes.nbytes + self.scales.nbytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parked(Stored):
     """The cache of a prefix, coded.
 
@@ -31,8 +63,8 @@ class Parked(Stored):
     token_ids : array, (tokens,)
     shapes : Pair of tuple of int
         (layers, heads, channels) of keys and of values.
-    sinks : Pair of array, (sinks, layers, heads, channels)
-        The states of the first tokens, as they are, in float16 or float32.
+    sinks : Pair of Rounded
+        The states of the first tokens.
     coded : Coded
         The states of all other tokens.
     others : mapping of str to array
@@ -41,20 +73,23 @@ class Parked(Stored):
         Of the quantisation, a point of the grid of steps.
     by_id : bool
         Whether earlier tokens of the same id predict later ones.
+    is_even : bool
+        Whether all tokens have the same step.
     coder : {"ans", "rice"}
     """
 
     file_kind: ClassVar[str] = "parked cache"
-    file_format: ClassVar[int] = 1
+    file_format: ClassVar[int] = 2  # 1: sinks in float16, one step for all tokens
 
     codec: str
     token_ids: Int[np.ndarray, " tokens"]
     shapes: Pair[Shape]
-    sinks: Pair[Float[np.ndarray, "sinks layers heads channels"]]
+    sinks: Pair[Rounded]
     coded: Coded
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
     step: int
     by_id: bool
+    is_even: bool
     coder: Coder
 
     @property
@@ -104,8 +139,8 @@ class Parked(Stored):
             "token_ids": self.token_ids,
             "words": self.coded.words,
             "beyond": self.coded.beyond,
-            "sinks.k": self.sinks.k,
-            "sinks.v": self.sinks.v,
+            **{f"sinks.{kind}": own.codes for kind, own in zip("kv", self.sinks, strict=True)},
+            **{f"sinks.{kind}.scales": own.scales for kind, own in zip("kv", self.sinks, strict=True)},
             **{f"layers.{name}": x for name, x in self.others.items()},
         }
         header = {
@@ -113,6 +148,7 @@ class Parked(Stored):
             "shapes": list(self.shapes),
             "step": self.step,
             "by_id": self.by_id,
+            "is_even": self.is_even,
             "coder": self.coder,
         }
         return {name: x for name, x in arrays.items() if x.size or name == "token_ids"}, header
@@ -120,12 +156,18 @@ class Parked(Stored):
     @classmethod
     def _of_content(cls, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> Parked:
         shapes = [tuple(int(n) for n in shape) for shape in header["shapes"]]
-        empty = [np.empty((0, *shape), np.float16) for shape in shapes]
+
+        def sinks(kind: str, shape: Shape) -> Rounded:
+            codes = arrays.get(f"sinks.{kind}", np.empty((0, *shape), np.int8))
+            return Rounded(
+                codes=codes, scales=arrays.get(f"sinks.{kind}.scales", np.ones(codes.shape[:-1], np.float16))
+            )
+
         return cls(
             codec=str(header["codec"]),
             token_ids=arrays["token_ids"],
             shapes=Pair(k=shapes[0], v=shapes[1]),
-            sinks=Pair(k=arrays.get("sinks.k", empty[0]), v=arrays.get("sinks.v", empty[1])),
+            sinks=Pair(k=sinks("k", shapes[0]), v=sinks("v", shapes[1])),
             coded=Coded(
                 words=arrays.get("words", np.empty(0, np.uint32)),
                 beyond=arrays.get("beyond", np.empty(0, np.int32)),
@@ -133,6 +175,7 @@ class Parked(Stored):
             others={n.removeprefix("layers."): x for n, x in arrays.items() if n.startswith("layers.")},
             step=int(header["step"]),
             by_id=bool(header["by_id"]),
+            is_even=bool(header.get("is_even", True)),
             coder=header["coder"],
         )
 

@@ -1,0 +1,120 @@
+"""Controls of coded caches of SmolLM2-135M: what each part of the codec is worth, one change at a time.
+
+Run as ``python bench/kv_controls.py`` with what ``bench/kv.py`` needs, after it, as it reads the same moments; writes
+``bench/results/kv-controls.json``. Codecs have ten layers per basis. Two texts of each kind are coded, with prefixes of
+1,024 tokens if nothing else is said, and read by the next 128 tokens. ``late`` is the divergence of the last 32 of
+them, which are further from the prefix. A run that was interrupted goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from adtn.kv import KVCodec
+from adtn.kv._code import Places
+from adtn.kv._order import Order
+from kv_case import CONTINUATION, Case
+from processes import write_results
+
+LAYERS, EACH, LATE = 10, 2, 32
+KINDS = ("WikiText-2", "Shakespeare", "Python")
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prefix with its exact cache, and what follows with its exact log-probabilities."""
+
+    ids: np.ndarray
+    rest: np.ndarray
+    cache: Any
+    exact: torch.Tensor
+
+
+@cache
+def prefixes(case: Case, kind: str) -> list[Prefix]:
+    """Read the texts of one kind exactly."""
+    found: list[Prefix] = []
+    for ids in case.pieces[kind][:EACH]:
+        first, rest = ids[: case.prefix], ids[case.prefix :]
+        exact = case.decoder.log_probabilities(case.decoder.prefill(first), rest)
+        found.append(Prefix(ids=first, rest=rest, cache=case.decoder.prefill(first), exact=exact))
+    return found
+
+
+def measured(codec: KVCodec, own: Prefix, *, shuffled: bool = False, **options: Any) -> dict[str, float]:
+    """Code one prefix, and read on from it."""
+    decoder = codec.decoder
+    assert decoder is not None
+    ids = np.random.default_rng(0).permutation(own.ids) if shuffled else own.ids
+    parked = codec.encode(own.cache, ids, **options)
+    found = decoder.log_probabilities(codec.decode(parked), own.rest)
+    divergence = (own.exact.exp() * (own.exact - found)).sum(-1)
+    n = min(codec.sinks, len(ids))
+    order = Order.by_id(ids[n:]) if parked.by_id else Order.natural(len(ids) - n)
+    ideal = codec._code.ideal_bits(
+        decoder.states(own.cache).map(lambda x: x[n:]), Places(order=order, step=parked.step, is_even=parked.is_even)
+    )
+    return {
+        "bits": parked.bits_per_value,
+        "coded_bytes": parked.coded.nbytes,
+        "ideal_bytes": sum(map(sum, ideal)) / 8.0,
+        "divergence": float(divergence.mean()),
+        "late": float(divergence[-LATE:].mean()),
+    }
+
+
+def controls(case: Case, texts: int) -> Iterator[tuple[str, Case, KVCodec, dict[str, Any]]]:
+    """Return names, prefixes, codecs and options of all controls."""
+    mixed = case.mixed(texts)
+    codec = case.codec(mixed, LAYERS)
+    yield "as in bench/kv.py", case, codec, {}
+    yield "natural order", case, codec, {"order": "natural"}
+    yield "shuffled token ids", case, codec, {"shuffled": True}
+    yield "Golomb-Rice codes", case, codec, {"coder": "rice"}
+    yield "Golomb-Rice codes, step 1.2", case, codec, {"coder": "rice", "step": 1.2}
+    yield "one step for all tokens", case, codec, {"finer_at_end": False}
+    yield "one step for all tokens, 1.2", case, codec, {"finer_at_end": False, "step": 1.2}
+    for prefix in (256, 2048):
+        yield f"prefixes of {prefix:,} tokens", Case(prefix), codec, {}
+    del codec
+    yield "components for steps from 0.7", case, case.codec(mixed, LAYERS, finest=0.7), {}
+    for n in (32, 64):
+        if n < texts:
+            yield f"{n} texts of calibration", case, case.codec(case.mixed(n), LAYERS), {}
+    yield "scalar weights", case, case.codec(mixed, LAYERS, weighting="scalar"), {}
+    yield "scalar weights, no basis", case, case.codec(mixed, LAYERS, weighting="scalar", with_basis=False), {}
+    yield "no weights", case, case.codec(mixed, LAYERS, weighting="none"), {}
+
+
+def main() -> None:
+    """Measure what is not yet in the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kv-controls.json")
+    parser.add_argument("--calibrated", type=int, default=128, help="texts of the calibration")
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = json.loads(arguments.out.read_text())["kv_controls"] if arguments.out.exists() else []
+    for name, case, codec, options in controls(Case(), arguments.calibrated):
+        if name in {row["control"] for row in rows}:
+            continue
+        bound = replace(codec, decoder=case.decoder)
+        for kind in KINDS:
+            found = [measured(bound, own, **options) for own in prefixes(case, kind)]
+            row = {key: float(np.mean([one[key] for one in found])) for key in found[0]}
+            size = {"texts": len(found), "prefix": case.prefix, "continuation": CONTINUATION}
+            rows.append({"control": name, "text": kind, **size, "codec_bytes": codec.nbytes, **row})
+            print(rows[-1], flush=True)
+        if case.prefix != Case().prefix:
+            prefixes.cache_clear()
+        write_results(arguments.out, kv_controls=rows)
+
+
+if __name__ == "__main__":
+    main()
