@@ -117,7 +117,7 @@ class Case:
         if not path.exists():
             groups = groups_of(len(self.decoder.layers), None)
             found = moments_of(self.decoder, pieces, groups, replace(self.recipe(), seed=seed))
-            arrays = {
+            arrays: dict[str, Any] = {
                 f"{kind}.{name}": np.asarray(x)
                 for kind, own in (("k", found.k), ("v", found.v))
                 for name, x in (*((name, getattr(own, name)) for name in _SMALL), ("covariance", own.covariances[0]))
@@ -164,7 +164,7 @@ def _mean(parts: Sequence[Moments]) -> Moments:
     near = sum(part.near for part in parts)
     nearness = sum(part.nearness * part.near for part in parts) / np.maximum(near, 1)
     return Moments(
-        fisher=sum(part.fisher for part in parts) / n,
+        fisher=np.asarray(sum(part.fisher for part in parts) / n),
         mean=np.asarray(mean),
         covariances=[np.asarray(covariance, np.float32)],
         nearness=nearness,

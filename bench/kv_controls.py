@@ -50,7 +50,7 @@ def prefixes(case: Case, kind: str) -> list[Prefix]:
 
 
 def measured(codec: KVCodec, own: Prefix, *, shuffled: bool = False, **options: Any) -> dict[str, float]:
-    """Code one prefix, and read on from it."""
+    """Store one prefix, and read on from what comes back."""
     decoder = codec.decoder
     assert decoder is not None
     ids = np.random.default_rng(0).permutation(own.ids) if shuffled else own.ids
@@ -59,7 +59,7 @@ def measured(codec: KVCodec, own: Prefix, *, shuffled: bool = False, **options: 
     divergence = (own.exact.exp() * (own.exact - found)).sum(-1)
     n = min(codec.sinks, len(ids))
     order = Order.by_id(ids[n:]) if parked.by_id else Order.natural(len(ids) - n)
-    ideal = codec._code.ideal_bits(
+    ideal = codec.code.ideal_bits(
         decoder.states(own.cache).map(lambda x: x[n:]), Places(order=order, step=parked.step, is_even=parked.is_even)
     )
     return {
@@ -86,7 +86,7 @@ def controls(case: Case, texts: int) -> Iterator[tuple[str, Case, KVCodec, dict[
         yield f"prefixes of {prefix:,} tokens", Case(prefix), codec, {}
     del codec
     yield "components for steps from 0.7", case, case.codec(mixed, LAYERS, finest=0.7), {}
-    for n in (32, 64):
+    for n in (32,):
         if n < texts:
             yield f"{n} texts of calibration", case, case.codec(case.mixed(n), LAYERS), {}
     yield "scalar weights", case, case.codec(mixed, LAYERS, weighting="scalar"), {}
@@ -98,7 +98,7 @@ def main() -> None:
     """Measure what is not yet in the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kv-controls.json")
-    parser.add_argument("--calibrated", type=int, default=128, help="texts of the calibration")
+    parser.add_argument("--calibrated", type=int, default=64, help="texts of the calibration")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = json.loads(arguments.out.read_text())["kv_controls"] if arguments.out.exists() else []
     for name, case, codec, options in controls(Case(), arguments.calibrated):

@@ -258,7 +258,7 @@ class KVCodec(Stored):
     ) -> Parked:
         """Encode keys before rotation, and values, ``(tokens, layers, heads, channels)``, of any framework."""
         ids = small_ids(token_ids)
-        self._code.check(states, len(ids))
+        self.code.check(states, len(ids))
         sinks = min(self.sinks, len(ids))
         places = Places(order=self._order(ids, order == "ids"), step=self._step(step), is_even=not finer_at_end)
         return Parked(
@@ -266,7 +266,7 @@ class KVCodec(Stored):
             token_ids=ids,
             shapes=states.map(lambda x: tuple(int(n) for n in x.shape[1:])),
             sinks=states.map(lambda x: Rounded.of(to_host(x[:sinks]))),
-            coded=self._code.encode(states.map(lambda x: x[sinks:]), places, coder),
+            coded=self.code.encode(states.map(lambda x: x[sinks:]), places, coder),
             others={name: half(x) if x.dtype == np.float32 else x for name, x in (others or {}).items()},
             step=places.step,
             by_id=order == "ids",
@@ -304,7 +304,7 @@ class KVCodec(Stored):
         order = self._order(parked.token_ids, parked.by_id)
         places = Places(order=order, step=parked.step, is_even=parked.is_even)
         place = np.empty(0, np.float32) if like is None else like
-        coded = self._code.decode(parked.coded, places, parked.coder, place)
+        coded = self.code.decode(parked.coded, places, parked.coder, place)
 
         def whole(first: Rounded, rest: Array) -> Array:
             return do("concatenate", [do("asarray", first.values, like=place), rest], axis=0)
@@ -375,10 +375,10 @@ class KVCodec(Stored):
     def shares(self, states: States, token_ids: Any) -> dict[str, float]:
         """Return the parts of the coded bits of a prefix by kind and layers, at the calibrated step."""
         ids = small_ids(token_ids)
-        self._code.check(states, len(ids))
+        self.code.check(states, len(ids))
         order, sinks = self._order(ids, True), min(self.sinks, len(ids))
         places = Places(order=order, step=self.step, is_even=False)
-        bits = self._code.ideal_bits(states.map(lambda x: x[sinks:]), places)
+        bits = self.code.ideal_bits(states.map(lambda x: x[sinks:]), places)
         names = [f"layers {self.layers[group[0]]} to {self.layers[group[-1]]}" for group in self.groups]
         found = {f"keys of {name}": x for name, x in zip(names, bits.k, strict=True)}
         found |= {f"values of {name}": x for name, x in zip(names, bits.v, strict=True)}
@@ -386,7 +386,8 @@ class KVCodec(Stored):
         return {name: own / total for name, own in found.items()}
 
     @property
-    def _code(self) -> StatesCode:
+    def code(self) -> StatesCode:
+        """The code of states, by bases and magnitudes."""
         return StatesCode(groups=self.groups, bases=self.bases, magnitudes=self.magnitudes)
 
     def _order(self, ids: Int[np.ndarray, " tokens"], by_id: bool) -> Order:
@@ -459,7 +460,7 @@ class KVCodec(Stored):
         return replace(self, decoder=decoder)
 
     def _content(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        return self._code.arrays(), {name: getattr(self, name) for name in _IN_HEADER}
+        return self.code.arrays(), {name: getattr(self, name) for name in _IN_HEADER}
 
     @classmethod
     def _of_content(cls, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> KVCodec:

@@ -22,7 +22,7 @@ Coder = Literal["ans", "rice"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rounded:
-    """States in 8 bits, with one scale per vector.
+    """The states of tokens in 8 bits, with one scale per vector.
 
     Parameters
     ----------
