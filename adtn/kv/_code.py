@@ -146,6 +146,15 @@ class StatesCode:
 
         return Pair(k=of("k", states.k), v=of("v", states.v))
 
+    def shares(self, states: States, places: Places, layers: Sequence[int]) -> dict[str, float]:
+        """Return the parts of the bits of states, by kinds and groups of layers."""
+        bits = self.ideal_bits(states, places)
+        names = [f"layers {layers[group[0]]} to {layers[group[-1]]}" for group in self.groups]
+        found = {f"keys of {name}": x for name, x in zip(names, bits.k, strict=True)}
+        found |= {f"values of {name}": x for name, x in zip(names, bits.v, strict=True)}
+        total = sum(found.values()) or 1.0
+        return {name: own / total for name, own in found.items()}
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all arrays, by names that end with those of their group."""
         found: dict[str, np.ndarray] = {}
@@ -153,7 +162,12 @@ class StatesCode:
             for g, (basis, magnitudes, _) in enumerate(self.parts(kind)):
                 found |= {f"{kind}.{g}.{name}": getattr(basis, name) for name in _OF_BASIS}
                 found |= {f"{kind}.{g}.{name}": getattr(magnitudes, name) for name in _OF_MAGNITUDES}
-        return found
+        return found if self.has_shifts else {n: x for n, x in found.items() if not n.endswith(".shifts")}
+
+    @property
+    def has_shifts(self) -> bool:
+        """Whether any step depends on the distance from the end."""
+        return any(m.shifts.any() for own in self.magnitudes for m in own)
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray], groups: tuple[tuple[int, ...], ...]) -> StatesCode:

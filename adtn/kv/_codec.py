@@ -15,7 +15,6 @@ from .._checks import Range, checked
 from .._files import read_header, read_whole
 from .._typing import Array, Int
 from ..errors import KVCacheError
-from ._basis import Basis
 from ._calibrate import (
     Moments,
     Precision,
@@ -27,7 +26,6 @@ from ._calibrate import (
     to_host,
 )
 from ._code import Places, StatesCode
-from ._coefficients import Magnitudes
 from ._decoder import Decoder, States, decoder_of
 from ._fit import fitted
 from ._live import LayerCode, LiveOptions
@@ -37,7 +35,7 @@ from ._parked import Coder, Parked, Rounded, half, small_ids
 from ._stored import Stored
 from ._tables import grid_index, grid_value
 
-_IN_HEADER = ("model", "layers", "groups", "step", "finest", "unit", "sinks")
+_IN_HEADER = ("step", "finest", "unit", "sinks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +48,8 @@ class KVCodec(Stored):
         The digest of the model's parameters.
     layers : tuple of int
         The layers of the model that are coded.
-    groups : tuple of tuple of int
-        Positions in ``layers`` that share a basis.
-    bases : Pair of tuple of Basis
-        By group.
-    magnitudes : Pair of tuple of Magnitudes
-        By group.
+    code : StatesCode
+        Bases and magnitudes of groups of these layers.
     step : int
         The step that is used if no other is asked for, a point of the grid of steps.
     finest : int
@@ -92,9 +86,7 @@ class KVCodec(Stored):
 
     model: str
     layers: tuple[int, ...]
-    groups: tuple[tuple[int, ...], ...]
-    bases: Pair[tuple[Basis, ...]]
-    magnitudes: Pair[tuple[Magnitudes, ...]]
+    code: StatesCode
     step: int
     finest: int
     unit: int
@@ -188,9 +180,7 @@ class KVCodec(Stored):
         return cls(
             model=decoder.digest,
             layers=decoder.layers,
-            groups=groups,
-            bases=code.bases,
-            magnitudes=code.magnitudes,
+            code=code,
             step=step,
             finest=finest_step,
             unit=unit,
@@ -354,21 +344,22 @@ class KVCodec(Stored):
         (99, True)
         """
         decoder = self._bound
-        if any(len(group) > 1 for group in self.groups):
+        shared = max(map(len, self.code.groups))
+        if shared > 1:
             raise KVCacheError(
-                f"Got a codec whose bases are shared by up to {max(map(len, self.groups))} layers; a live cache codes "
-                "layer by layer. Calibrate with layers_per_basis=1."
+                f"Got a codec whose bases are shared by up to {shared} layers; a live cache codes layer by layer. "
+                "Calibrate with layers_per_basis=1."
             )
         chosen: dict[str, Any] = {"sinks": self.sinks, **options}
         own, index = LiveOptions(**chosen), self._step(step)
         codes = [
             LayerCode(
-                bases=self.bases.map(lambda x, g=g: x[g]),
-                magnitudes=self.magnitudes.map(lambda x, g=g: x[g]),
+                bases=self.code.bases.map(lambda x, g=g: x[g]),
+                magnitudes=self.code.magnitudes.map(lambda x, g=g: x[g]),
                 step=index,
                 coder=own.coder,
             )
-            for g in range(len(self.groups))
+            for g in range(len(self.code.groups))
         ]
         return decoder.live(codes, own)
 
@@ -376,19 +367,8 @@ class KVCodec(Stored):
         """Return the parts of the coded bits of a prefix by kind and layers, at the calibrated step."""
         ids = small_ids(token_ids)
         self.code.check(states, len(ids))
-        order, sinks = self._order(ids, True), min(self.sinks, len(ids))
-        places = Places(order=order, step=self.step, is_even=False)
-        bits = self.code.ideal_bits(states.map(lambda x: x[sinks:]), places)
-        names = [f"layers {self.layers[group[0]]} to {self.layers[group[-1]]}" for group in self.groups]
-        found = {f"keys of {name}": x for name, x in zip(names, bits.k, strict=True)}
-        found |= {f"values of {name}": x for name, x in zip(names, bits.v, strict=True)}
-        total = sum(found.values()) or 1.0
-        return {name: own / total for name, own in found.items()}
-
-    @property
-    def code(self) -> StatesCode:
-        """The code of states, by bases and magnitudes."""
-        return StatesCode(groups=self.groups, bases=self.bases, magnitudes=self.magnitudes)
+        places = Places(order=self._order(ids, True), step=self.step, is_even=False)
+        return self.code.shares(states.map(lambda x: x[min(self.sinks, len(ids)) :]), places, self.layers)
 
     def _order(self, ids: Int[np.ndarray, " tokens"], by_id: bool) -> Order:
         rest = ids[min(self.sinks, len(ids)) :]
@@ -460,7 +440,12 @@ class KVCodec(Stored):
         return replace(self, decoder=decoder)
 
     def _content(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        return self.code.arrays(), {name: getattr(self, name) for name in _IN_HEADER}
+        own = {"model": self.model, "layers": self.layers, "groups": self.code.groups}
+        return self.code.arrays(), {**own, **{name: getattr(self, name) for name in _IN_HEADER}}
+
+    @property
+    def _format(self) -> int:
+        return self.file_format if self.code.has_shifts else 1
 
     @classmethod
     def _of_content(cls, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> KVCodec:
@@ -468,11 +453,6 @@ class KVCodec(Stored):
         return cls(
             model=str(header["model"]),
             layers=tuple(header["layers"]),
-            groups=code.groups,
-            bases=code.bases,
-            magnitudes=code.magnitudes,
-            step=int(header["step"]),
-            finest=int(header["finest"]),
-            unit=int(header["unit"]),
-            sinks=int(header["sinks"]),
+            code=code,
+            **{name: int(header[name]) for name in _IN_HEADER},
         )
