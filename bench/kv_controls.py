@@ -3,16 +3,18 @@
 Run as ``python bench/kv_controls.py`` with what ``bench/kv.py`` needs, after it, as it reads the same moments; writes
 ``bench/results/kv-controls.json``. Codecs have ten layers per basis. Two texts of each kind are coded, with prefixes of
 1,024 tokens if nothing else is said, and read by the next 128 tokens. ``late`` is the divergence of the last 32 of
-them, which are further from the prefix. A run that was interrupted goes on where it ended.
+them, which are further from the prefix. If the package ``optimum-quanto`` is there, the cache of transformers with
+integers is measured, too. A run that was interrupted goes on where it ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ import numpy as np
 import torch
 from adtn.kv import KVCodec
 from adtn.kv._code import Places
+from adtn.kv._fit import without_inactive
 from adtn.kv._order import Order
+from adtn.kv._tables import grid_index
 from kv_case import CONTINUATION, Case
 from processes import write_results
 
@@ -71,6 +75,25 @@ def measured(codec: KVCodec, own: Prefix, *, shuffled: bool = False, **options: 
     }
 
 
+def quantized(case: Case, own: Prefix, bits: int) -> dict[str, float]:
+    """Read on from a ``QuantizedCache`` of transformers with the backend quanto, which has coded the whole prefix."""
+    from transformers import QuantizedCache
+
+    model = case.loaded[0]
+    cache = QuantizedCache(backend="quanto", config=model.config, nbits=bits, axis_key=0, axis_value=0)
+    with torch.no_grad():
+        model(input_ids=torch.as_tensor(own.ids)[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    held = [x for layer in cache.layers for x in (layer._quantized_keys, layer._quantized_values)]
+    codes = sum(x._data._data.nbytes for x in held)
+    scales = sum(x._scale.numel() + x._shift.numel() for x in held)
+    divergence = (own.exact.exp() * (own.exact - case.decoder.log_probabilities(cache, own.rest))).sum(-1)
+    return {
+        "bits": 8 * (codes + 2 * scales) / sum(x.numel() for x in held),  # scales have the dtype of the model
+        "divergence": float(divergence.mean()),
+        "late": float(divergence[-LATE:].mean()),
+    }
+
+
 def controls(case: Case, texts: int) -> Iterator[tuple[str, Case, KVCodec, dict[str, Any]]]:
     """Return names, prefixes, codecs and options of all controls."""
     mixed = case.mixed(texts)
@@ -84,8 +107,14 @@ def controls(case: Case, texts: int) -> Iterator[tuple[str, Case, KVCodec, dict[
     yield "one step for all tokens, 1.2", case, codec, {"finer_at_end": False, "step": 1.2}
     for prefix in (256, 2048):
         yield f"prefixes of {prefix:,} tokens", Case(prefix), codec, {}
+    least = codec.step + int(grid_index(np.array(0.7)))
+    yield (
+        "components for steps from 0.7",
+        case,
+        replace(codec, code=without_inactive(codec.code, least, "int8"), finest=least),
+        {},
+    )
     del codec
-    yield "components for steps from 0.7", case, case.codec(mixed, LAYERS, finest=0.7), {}
     for n in (32,):
         if n < texts:
             yield f"{n} texts of calibration", case, case.codec(case.mixed(n), LAYERS), {}
@@ -101,19 +130,24 @@ def main() -> None:
     parser.add_argument("--calibrated", type=int, default=64, help="texts of the calibration")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = json.loads(arguments.out.read_text())["kv_controls"] if arguments.out.exists() else []
-    for name, case, codec, options in controls(Case(), arguments.calibrated):
+
+    def add(name: str, case: Case, measure: Callable[[Prefix], dict[str, float]], codec_bytes: int = 0) -> None:
         if name in {row["control"] for row in rows}:
-            continue
-        bound = replace(codec, decoder=case.decoder)
+            return
         for kind in KINDS:
-            found = [measured(bound, own, **options) for own in prefixes(case, kind)]
+            found = [measure(own) for own in prefixes(case, kind)]
             row = {key: float(np.mean([one[key] for one in found])) for key in found[0]}
             size = {"texts": len(found), "prefix": case.prefix, "continuation": CONTINUATION}
-            rows.append({"control": name, "text": kind, **size, "codec_bytes": codec.nbytes, **row})
+            rows.append({"control": name, "text": kind, **size, "codec_bytes": codec_bytes, **row})
             print(rows[-1], flush=True)
-        if case.prefix != Case().prefix:
-            prefixes.cache_clear()
         write_results(arguments.out, kv_controls=rows)
+
+    case = Case()
+    for bits in (4, 2) if find_spec("optimum") else ():
+        add(f"QuantizedCache of transformers (quanto), {bits} bits", case, partial(quantized, case, bits=bits))
+    for name, own, codec, options in controls(case, arguments.calibrated):
+        bound = replace(codec, decoder=own.decoder)
+        add(name, own, partial(measured, bound, **options), codec.nbytes)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,7 @@ from .._checks import Range, checked
 from .._files import read_header, read_whole
 from .._typing import Array, Int
 from ..errors import KVCacheError
-from ._calibrate import (
-    Moments,
-    Precision,
-    Recipe,
-    Weighting,
-    checked_texts,
-    groups_of,
-    moments_of,
-    to_host,
-)
+from ._calibrate import Moments, Precision, Recipe, Weighting, checked_texts, groups_of, moments_of, to_host
 from ._code import Places, StatesCode
 from ._decoder import Decoder, States, decoder_of
 from ._fit import fitted
@@ -250,7 +241,7 @@ class KVCodec(Stored):
         ids = small_ids(token_ids)
         self.code.check(states, len(ids))
         sinks = min(self.sinks, len(ids))
-        places = Places(order=self._order(ids, order == "ids"), step=self._step(step), is_even=not finer_at_end)
+        places = self._places(ids, self._step(step), order == "ids", is_even=not finer_at_end)
         return Parked(
             codec=self.digest,
             token_ids=ids,
@@ -291,8 +282,7 @@ class KVCodec(Stored):
                 f"The prefix was coded by the codec {parked.codec[:12]}; this is {self.digest[:12]}. Load the codec "
                 "that was used, or encode the prefix again."
             )
-        order = self._order(parked.token_ids, parked.by_id)
-        places = Places(order=order, step=parked.step, is_even=parked.is_even)
+        places = self._places(parked.token_ids, parked.step, parked.by_id, is_even=parked.is_even)
         place = np.empty(0, np.float32) if like is None else like
         coded = self.code.decode(parked.coded, places, parked.coder, place)
 
@@ -367,22 +357,21 @@ class KVCodec(Stored):
         """Return the parts of the coded bits of a prefix by kind and layers, at the calibrated step."""
         ids = small_ids(token_ids)
         self.code.check(states, len(ids))
-        places = Places(order=self._order(ids, True), step=self.step, is_even=False)
-        return self.code.shares(states.map(lambda x: x[min(self.sinks, len(ids)) :]), places, self.layers)
+        coded = states.map(lambda x: x[min(self.sinks, len(ids)) :])
+        return self.code.shares(coded, self._places(ids, self.step, True, is_even=False), self.layers)
 
-    def _order(self, ids: Int[np.ndarray, " tokens"], by_id: bool) -> Order:
+    def _places(self, ids: Int[np.ndarray, " tokens"], step: int, by_id: bool, *, is_even: bool) -> Places:
         rest = ids[min(self.sinks, len(ids)) :]
-        return Order.by_id(rest) if by_id else Order.natural(len(rest))
+        return Places(order=Order.by_id(rest) if by_id else Order.natural(len(rest)), step=step, is_even=is_even)
 
     def _step(self, relative: float | None) -> int:
         if relative is None:
             return self.step
         index = self.step + int(grid_index(np.array(relative)))
         if index < self.finest:
-            least = grid_value(self.finest - self.step)
             raise KVCacheError(
-                f"Got step={relative:g}; the components of this codec serve for steps from {least:.3g} times the "
-                "calibrated one. Calibrate with a smaller divergence."
+                f"Got step={relative:g}; the components of this codec serve for steps from {self.relative_finest:.3g} "
+                "times the calibrated one. Calibrate with a smaller divergence."
             )
         return index
 

@@ -46,7 +46,7 @@ def fitted(
 
     step = step_for(kl, loss, start)
     least = step + int(grid_index(np.array(finest)))
-    return _without_inactive(code, least, recipe.precision), step, least, unit
+    return without_inactive(code, least, recipe.precision), step, least, unit
 
 
 def _recoded(code: StatesCode, states: States, ids: Int[np.ndarray, " tokens"], step: int, sinks: int) -> States:
@@ -61,7 +61,7 @@ def _recoded(code: StatesCode, states: States, ids: Int[np.ndarray, " tokens"], 
     return Pair(k=whole(states.k, again.k), v=whole(states.v, again.v))
 
 
-def _without_inactive(code: StatesCode, finest: int, precision: Precision) -> StatesCode:
+def without_inactive(code: StatesCode, finest: int, precision: Precision) -> StatesCode:
     """Leave out components that have no symbols at the finest step."""
     pairs = Pair(
         k=[active(basis, magnitudes, finest, precision) for basis, magnitudes, _ in code.parts("k")],
