@@ -496,9 +496,9 @@ def kv_controls_table(content: dict) -> list[str]:
     rows = content["kv_controls"]
     first = rows[0]
     lines = [
-        f"Ten layers per basis, {first['texts']} texts of each kind, read by the next {first['continuation']} tokens. Bits "
-        "per value of the whole file / divergence in nats / that of the last 32 tokens. The last column is by how much the "
-        "coded bytes exceed the ideal code length.",
+        f"Ten layers per basis, {first['texts']} texts of each kind, read by the next {first['continuation']} tokens.",
+        "Bits per value of the whole file / divergence in nats / that of the last 32 tokens. The last column is by how",
+        "much the coded bytes exceed the ideal code length.",
         "",
         "| | WikiText-2 | Shakespeare | Python | codec, MB | over ideal |",
         "|---" * 6 + "|",
