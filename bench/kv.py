@@ -20,7 +20,7 @@ from kv_case import CONTINUATION, Case
 from processes import write_results
 
 TEXTS = {"WikiText-2": 6, "Shakespeare": 4, "Python": 4}
-STEPS = (0.7, 1.0, 1.4)
+STEPS = (0.7, 0.85, 1.0, 1.4)
 
 
 def main() -> None:

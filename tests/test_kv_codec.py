@@ -12,7 +12,7 @@ from adtn.kv import _ans, _rice
 from adtn.kv._ans import decode_symbols, encode_symbols, ideal_bits
 from adtn.kv._baselines import integers, low_rank, normal_levels, rotated_code
 from adtn.kv._basis import Basis, components_of, weights_of, with_columns
-from adtn.kv._coefficients import Magnitudes, earlier_means
+from adtn.kv._coefficients import LEAST, Magnitudes, earlier_means
 from adtn.kv._nearness import BUCKETS, buckets_of, shifts_of
 from adtn.kv._order import CLASSES, Order
 from adtn.kv._step import step_for
@@ -81,7 +81,7 @@ def test_decoded_coefficients_are_those_that_the_encoder_has_seen(ids: np.ndarra
     steps = magnitudes.steps(step, len(ids))
     symbols, seen = magnitudes.encode(c, order, steps)
     assert np.array_equal(magnitudes.decode(symbols, order, steps), seen)
-    active = magnitudes.indices[order.classes] - steps[:, None] >= FIRST
+    active = magnitudes.indices[order.classes] - steps[:, None] >= LEAST
     assert not symbols[~active].any()
     lengths = np.array([[grid_value(int(step))] for step in steps]).reshape(-1, 1)  # of intervals
     assert np.all((np.abs(c - seen) <= lengths * 1.001 + 1e-5)[active])

@@ -279,9 +279,9 @@ def active(basis: Basis, magnitudes: Magnitudes, finest: int, precision: Precisi
     order = np.concatenate((np.flatnonzero(large), np.flatnonzero(~large & (tables >= FIRST))))
     return (
         with_columns(basis, basis.columns[:, order], large[order]),
-        Magnitudes(
+        replace(
+            magnitudes,
             indices=np.ascontiguousarray(magnitudes.indices[:, order]),
             parts=np.ascontiguousarray(magnitudes.parts[:, order]),
-            shifts=magnitudes.shifts,
         ),
     )

@@ -21,6 +21,7 @@ from ._nearness import BUCKETS
 from ._order import Order
 from ._pair import Pair
 from ._parked import Coder
+from ._tables import FIRST
 
 _OF_BASIS = ("mean", "inverse", "components", "codes", "scales")
 _OF_MAGNITUDES = ("indices", "parts", "shifts")
@@ -162,26 +163,27 @@ class StatesCode:
             for g, (basis, magnitudes, _) in enumerate(self.parts(kind)):
                 found |= {f"{kind}.{g}.{name}": getattr(basis, name) for name in _OF_BASIS}
                 found |= {f"{kind}.{g}.{name}": getattr(magnitudes, name) for name in _OF_MAGNITUDES}
-        return found if self.has_shifts else {n: x for n, x in found.items() if not n.endswith(".shifts")}
+        return {n: x for n, x in found.items() if self.least != FIRST or not n.endswith(".shifts")}
 
     @property
-    def has_shifts(self) -> bool:
-        """Whether any step depends on the distance from the end."""
-        return any(m.shifts.any() for own in self.magnitudes for m in own)
+    def least(self) -> int:
+        """Index of the smallest ratio that has symbols; ``FIRST`` in the first format of files, which had no shifts."""
+        return self.magnitudes.k[0].least
 
     @classmethod
-    def of_arrays(cls, arrays: Mapping[str, np.ndarray], groups: tuple[tuple[int, ...], ...]) -> StatesCode:
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray], groups: tuple[tuple[int, ...], ...], least: int) -> StatesCode:
         """Build the code of what :meth:`arrays` returned; the first format of files had no shifts."""
         none = {f"{kind}.{g}.shifts": np.zeros(BUCKETS, np.int8) for kind in _KINDS for g in range(len(groups))}
         found = {**none, **arrays}
 
-        def own(kind: str, names: Sequence[str], make: Any) -> tuple[Any, ...]:
-            return tuple(make(**{n: found[f"{kind}.{g}.{n}"] for n in names}) for g in range(len(groups)))
+        def own(kind: str, names: Sequence[str], make: Any, **more: int) -> tuple[Any, ...]:
+            return tuple(make(**{n: found[f"{kind}.{g}.{n}"] for n in names}, **more) for g in range(len(groups)))
 
+        magnitudes = [own(kind, _OF_MAGNITUDES, Magnitudes, least=least) for kind in _KINDS]
         return cls(
             groups=groups,
             bases=Pair(k=own("k", _OF_BASIS, Basis), v=own("v", _OF_BASIS, Basis)),
-            magnitudes=Pair(k=own("k", _OF_MAGNITUDES, Magnitudes), v=own("v", _OF_MAGNITUDES, Magnitudes)),
+            magnitudes=Pair(k=magnitudes[0], v=magnitudes[1]),
         )
 
     def _tables(self, places: Places) -> Sequence[np.ndarray]:

@@ -24,7 +24,7 @@ from ._order import Order
 from ._pair import Pair
 from ._parked import Coder, Parked, Rounded, half, small_ids
 from ._stored import Stored
-from ._tables import grid_index, grid_value
+from ._tables import FIRST, grid_index, grid_value
 
 _IN_HEADER = ("step", "finest", "unit", "sinks")
 
@@ -73,7 +73,7 @@ class KVCodec(Stored):
     """
 
     file_kind: ClassVar[str] = "cache codec"
-    file_format: ClassVar[int] = 2  # 1: without shifts
+    file_format: ClassVar[int] = 2  # 1: without shifts and least
 
     model: str
     layers: tuple[int, ...]
@@ -430,15 +430,17 @@ class KVCodec(Stored):
 
     def _content(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         own = {"model": self.model, "layers": self.layers, "groups": self.code.groups}
-        return self.code.arrays(), {**own, **{name: getattr(self, name) for name in _IN_HEADER}}
+        new = {} if self._format == 1 else {"least": self.code.least}
+        return self.code.arrays(), {**own, **{name: getattr(self, name) for name in _IN_HEADER}, **new}
 
     @property
     def _format(self) -> int:
-        return self.file_format if self.code.has_shifts else 1
+        return 1 if self.code.least == FIRST else self.file_format
 
     @classmethod
     def _of_content(cls, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> KVCodec:
-        code = StatesCode.of_arrays(arrays, tuple(tuple(group) for group in header["groups"]))
+        groups = tuple(tuple(group) for group in header["groups"])
+        code = StatesCode.of_arrays(arrays, groups, int(header.get("least", FIRST)))
         return cls(
             model=str(header["model"]),
             layers=tuple(header["layers"]),

@@ -14,7 +14,13 @@ import numpy as np
 from .._typing import Float, Int
 from ._nearness import buckets_of
 from ._order import CLASSES, Order
-from ._tables import FIRST, LAST, ROUNDING, grid_index, grid_value, table
+from ._tables import FIRST, LAST, PER_OCTAVE, ROUNDING, grid_index, grid_value, table
+
+LEAST = FIRST + PER_OCTAVE
+"""Index of the smallest ratio that is coded: symbols of smaller coefficients cost more than a finer step of all others.
+
+Codecs of the first format have symbols from ``FIRST`` on.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +35,25 @@ class Magnitudes:
         The parts of the mean of earlier tokens of the same id that predict the next, in units of 1 / 127.
     shifts : array, (buckets,), int8
         How much coarser the step of tokens is by their distance from the end, in points of the grid.
+    least : int
+        Index of the smallest ratio that has symbols.
     """
 
     indices: Int[np.ndarray, "classes coefficients"]
     parts: Int[np.ndarray, "classes coefficients"]
     shifts: Int[np.ndarray, " buckets"]
+    least: int = LEAST
 
     def tables(self, order: Order, steps: Int[np.ndarray, " tokens"]) -> Int[np.ndarray, "tokens coefficients"]:
         """Return the index of the table of every coefficient, ``FIRST - 1`` for those without symbols."""
-        return np.clip(self.indices.astype(np.int64)[order.classes] - steps[:, None], FIRST - 1, LAST)
+        return self._with_symbols(self.indices.astype(np.int64)[order.classes] - steps[:, None])
 
     def tables_of_classes(self, step: int) -> Int[np.ndarray, "classes coefficients"]:
         """Return the tables of tokens of every class that have one step."""
-        return np.clip(self.indices.astype(np.int64) - step, FIRST - 1, LAST)
+        return self._with_symbols(self.indices.astype(np.int64) - step)
+
+    def _with_symbols(self, ratios: Int[np.ndarray, "n coefficients"]) -> Int[np.ndarray, "n coefficients"]:
+        return np.where(ratios < self.least, FIRST - 1, np.minimum(ratios, LAST))
 
     def steps(self, step: int, tokens: int) -> Int[np.ndarray, " tokens"]:
         """Return the steps of the last tokens of a prefix, which are finer near its end."""
