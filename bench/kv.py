@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kv.json")
     parser.add_argument("--layers", nargs="*", type=int, default=[10, 30, 1], help="layers per basis")
-    parser.add_argument("--precision", choices=("int8", "float16"), default="int8")
+    parser.add_argument("--precision", choices=("int4", "int8", "float16"), default="int8")
     parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--calibrated", type=int, default=64, help="texts of the calibration")
     parser.add_argument("--prefix", type=int, default=1024, help="tokens that are coded")

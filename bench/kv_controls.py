@@ -108,12 +108,9 @@ def controls(case: Case, texts: int) -> Iterator[tuple[str, Case, KVCodec, dict[
     for prefix in (256, 2048):
         yield f"prefixes of {prefix:,} tokens", Case(prefix), codec, {}
     least = codec.step + int(grid_index(np.array(0.7)))
-    yield (
-        "components for steps from 0.7",
-        case,
-        replace(codec, code=without_inactive(codec.code, least, "int8"), finest=least),
-        {},
-    )
+    for precision, name in (("int8", ""), ("int4", ", the smallest in 4 bits")):
+        code = without_inactive(codec.code, least, precision)
+        yield f"components for steps from 0.7{name}", case, replace(codec, code=code, finest=least), {}
     del codec
     for n in (32,):
         if n < texts:

@@ -200,6 +200,13 @@ def test_complete_bases_are_inverted() -> None:
     columns = np.linalg.qr(random.normal(size=(12, 12)))[0]
     basis = with_columns(basis, columns, np.arange(12) < 5)
     assert np.allclose(basis.columns, columns, atol=0.5 * np.abs(columns).max() / 127 + 1e-3)
+    small = np.arange(12) >= 9
+    basis = with_columns(basis, columns, np.arange(12) < 5, small)
+    assert basis.nibbles.nbytes == 6 * 3 and basis.codes.shape == (12, 4)
+    assert np.array_equal(basis.columns[:, :9], with_columns(basis, columns[:, :9], np.arange(9) < 5).columns)
+    errors = basis.columns[:, small] - columns[:, small]
+    assert np.all(np.abs(errors).max(0) <= 0.5 * np.abs(columns[:, small]).max(0))
+    assert np.mean(errors**2) <= (np.abs(columns).max() / 7) ** 2 / 12
     basis = with_columns(basis, columns)
     x = random.normal(size=(7, 2, 2, 3)).astype(np.float32)
     assert np.allclose(basis.states(basis.coefficients(x)), x, atol=2e-2)

@@ -187,7 +187,8 @@ def test_files_of_the_first_format_are_read(codec: KVCodec) -> None:
     states = HFDecoder(model=MODELS["llama"]).states(prefilled(MODELS["llama"], ids))
     arrays, header = codec._content()
     del header["least"]
-    data = first("cache codec", {name: x for name, x in arrays.items() if not name.endswith("shifts")}, header)
+    new = ("shifts", "nibbles", "nibble_scales")
+    data = first("cache codec", {name: x for name, x in arrays.items() if not name.endswith(new)}, header)
     old = KVCodec.from_bytes(data)
     assert old.to_bytes() == data  # so its digest is still that in the files that it has coded
     parked = old.encode_states(states, ids)

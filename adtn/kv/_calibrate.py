@@ -19,9 +19,10 @@ from ._order import Order
 from ._pair import Pair
 from ._tables import FIRST, PER_OCTAVE, grid_index, grid_value
 
-Precision = Literal["int8", "float16"]
-"""How components are stored: the small ones in int8, or all in float16."""
+Precision = Literal["int4", "int8", "float16"]
+"""How components are stored: small ones in int8, those and the smallest in 8 and 4 bits, or all in float16."""
 _LARGE = 3 * PER_OCTAVE  # coefficients of at least so many steps have components in float16
+_SMALL = -PER_OCTAVE // 2  # those of fewer finest steps may have them in 4 bits
 Weighting = Literal["full", "scalar", "none"]
 """How errors of states count: by the second moments of gradients, by their traces, or all alike."""
 
@@ -275,10 +276,12 @@ def _coefficients(bases: Sequence[Basis], groups: Sequence[Sequence[int]], x: An
 def active(basis: Basis, magnitudes: Magnitudes, finest: int, precision: Precision) -> tuple[Basis, Magnitudes]:
     """Return a basis without the coefficients that have no symbols at the finest step, in a precision."""
     tables = magnitudes.tables_of_classes(finest).max(0)
-    large = tables >= (_LARGE if precision == "int8" else FIRST)
-    order = np.concatenate((np.flatnonzero(large), np.flatnonzero(~large & (tables >= FIRST))))
+    large = tables >= (FIRST if precision == "float16" else _LARGE)
+    small = (tables < _SMALL) & (precision == "int4")
+    kept = tables >= FIRST
+    order = np.concatenate([np.flatnonzero(kept & own) for own in (large, ~large & ~small, small)])
     return (
-        with_columns(basis, basis.columns[:, order], large[order]),
+        with_columns(basis, basis.columns[:, order], large[order], small[order]),
         replace(
             magnitudes,
             indices=np.ascontiguousarray(magnitudes.indices[:, order]),

@@ -23,8 +23,9 @@ from ._pair import Pair
 from ._parked import Coder
 from ._tables import FIRST
 
-_OF_BASIS = ("mean", "inverse", "components", "codes", "scales")
+_OF_BASIS = ("mean", "inverse", "components", "codes", "scales", "nibbles", "nibble_scales")
 _OF_MAGNITUDES = ("indices", "parts", "shifts")
+_NEW = (".shifts", ".nibbles", ".nibble_scales")  # which the first format of files did not have
 _KINDS: tuple[Literal["k", "v"], ...] = ("k", "v")
 
 
@@ -163,7 +164,7 @@ class StatesCode:
             for g, (basis, magnitudes, _) in enumerate(self.parts(kind)):
                 found |= {f"{kind}.{g}.{name}": getattr(basis, name) for name in _OF_BASIS}
                 found |= {f"{kind}.{g}.{name}": getattr(magnitudes, name) for name in _OF_MAGNITUDES}
-        return {n: x for n, x in found.items() if self.least != FIRST or not n.endswith(".shifts")}
+        return {n: x for n, x in found.items() if self.least != FIRST or not n.endswith(_NEW)}
 
     @property
     def least(self) -> int:
@@ -172,8 +173,14 @@ class StatesCode:
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray], groups: tuple[tuple[int, ...], ...], least: int) -> StatesCode:
-        """Build the code of what :meth:`arrays` returned; the first format of files had no shifts."""
-        none = {f"{kind}.{g}.shifts": np.zeros(BUCKETS, np.int8) for kind in _KINDS for g in range(len(groups))}
+        """Build the code of what :meth:`arrays` returned; the first format of files lacked some."""
+        absent = (np.zeros(BUCKETS, np.int8), np.zeros((0, 0), np.uint8), np.zeros(0, np.float16))
+        none = {
+            f"{kind}.{g}{name}": x
+            for kind in _KINDS
+            for g in range(len(groups))
+            for name, x in zip(_NEW, absent, strict=True)
+        }
         found = {**none, **arrays}
 
         def own(kind: str, names: Sequence[str], make: Any, **more: int) -> tuple[Any, ...]:

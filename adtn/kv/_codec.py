@@ -49,7 +49,7 @@ class KVCodec(Stored):
         Of the weights, a point of the same grid: with it the divergence per token that errors of coefficients cause is
         about half the sum of their squares.
     sinks : int
-        The number of tokens at the beginning that are stored as they are.
+        The number of tokens at the beginning that are stored in 8 bits.
     decoder : Decoder, optional
         The model.
 
@@ -124,11 +124,12 @@ class KVCodec(Stored):
         weighting : {"full", "scalar", "none"}
             How errors count: by the second moments of gradients, their traces, or all alike.
         sinks : int
-            The number of tokens at the beginning that are stored as they are.
+            The number of tokens at the beginning that are stored in 8 bits.
         finest : float
             The finest step the codec serves for, relative to that for ``kl``.
-        precision : {"int8", "float16"}
-            Of the components in the codec's file; with ``"int8"`` those of large coefficients still have 16 bits.
+        precision : {"int4", "int8", "float16"}
+            Of the components in the codec's file; with ``"int8"`` those of large coefficients still have 16 bits, with
+            ``"int4"`` those of the smallest ones 4.
         seed : int
             Of the labels that are drawn.
         say : callable

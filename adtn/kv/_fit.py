@@ -62,7 +62,7 @@ def _recoded(code: StatesCode, states: States, ids: Int[np.ndarray, " tokens"], 
 
 
 def without_inactive(code: StatesCode, finest: int, precision: Precision) -> StatesCode:
-    """Leave out components that have no symbols at the finest step."""
+    """Return a code without the components that have no symbols at the finest step."""
     pairs = Pair(
         k=[active(basis, magnitudes, finest, precision) for basis, magnitudes, _ in code.parts("k")],
         v=[active(basis, magnitudes, finest, precision) for basis, magnitudes, _ in code.parts("v")],
