@@ -102,7 +102,7 @@ def controls(case: Case, texts: int) -> Iterator[tuple[str, Case, KVCodec, dict[
     yield "natural order", case, codec, {"order": "natural"}
     yield "shuffled token ids", case, codec, {"shuffled": True}
     yield "Golomb-Rice codes", case, codec, {"coder": "rice"}
-    yield "Golomb-Rice codes, step 1.2", case, codec, {"coder": "rice", "step": 1.2}
+    yield "Golomb-Rice codes, step 0.8", case, codec, {"coder": "rice", "step": 0.8}
     yield "one step for all tokens", case, codec, {"finer_at_end": False}
     yield "one step for all tokens, 1.2", case, codec, {"finer_at_end": False, "step": 1.2}
     for prefix in (256, 2048):

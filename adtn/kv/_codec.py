@@ -430,9 +430,9 @@ class KVCodec(Stored):
         return replace(self, decoder=decoder)
 
     def _content(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        own = {"model": self.model, "layers": self.layers, "groups": self.code.groups}
-        new = {} if self._format == 1 else {"least": self.code.least}
-        return self.code.arrays(), {**own, **{name: getattr(self, name) for name in _IN_HEADER}, **new}
+        header = {"model": self.model, "layers": self.layers, "groups": self.code.groups}
+        header |= {name: getattr(self, name) for name in _IN_HEADER}
+        return self.code.arrays(), header if self._format == 1 else {**header, "least": self.code.least}
 
     @property
     def _format(self) -> int:
@@ -442,9 +442,5 @@ class KVCodec(Stored):
     def _of_content(cls, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> KVCodec:
         groups = tuple(tuple(group) for group in header["groups"])
         code = StatesCode.of_arrays(arrays, groups, int(header.get("least", FIRST)))
-        return cls(
-            model=str(header["model"]),
-            layers=tuple(header["layers"]),
-            code=code,
-            **{name: int(header[name]) for name in _IN_HEADER},
-        )
+        numbers: dict[str, Any] = {name: int(header[name]) for name in _IN_HEADER}
+        return cls(model=str(header["model"]), layers=tuple(header["layers"]), code=code, **numbers)
