@@ -23,6 +23,7 @@ import torch
 from adtn.device import cache_dir
 from adtn.kv import Decoder, KVCodec, Pair, decoder_of
 from adtn.kv._calibrate import Moments, Precision, Recipe, Weighting, groups_of, moments_of
+from adtn.kv._tables import grid_index
 
 CONTINUATION, SINKS = 128, 1
 _PART = 32  # texts whose moments are one file
@@ -91,7 +92,7 @@ class Case:
         """Return pieces for a calibration, evenly from some of the texts."""
         return [self.pieces[kinds[k % len(kinds)]][k // len(kinds)] for k in range(n)]
 
-    def recipe(self, precision: Precision = "int8", weighting: Weighting = "full") -> Recipe:
+    def recipe(self, precision: Precision = "int8", weighting: Weighting = "full", least: float = 0.125) -> Recipe:
         """Return how texts are read."""
         return Recipe(
             continuation=CONTINUATION,
@@ -100,6 +101,7 @@ class Case:
             sinks=SINKS,
             seed=0,
             precision=precision,
+            least=int(grid_index(np.array(least))),
             say=lambda line: print(line, flush=True),
         )
 
@@ -137,6 +139,7 @@ class Case:
         precision: Precision = "int8",
         weighting: Weighting = "full",
         with_basis: bool = True,
+        least: float = 0.125,
     ) -> KVCodec:
         """Calibrate a codec with ``layers`` layers per basis.
 
@@ -147,7 +150,7 @@ class Case:
         own = self.moments(pieces).map(lambda m: m.regrouped(groups))
         if not with_basis:
             own = own.map(lambda m: replace(m, covariances=[np.diag(np.diag(x)) for x in m.covariances]))
-        recipe = self.recipe(precision, weighting)
+        recipe = self.recipe(precision, weighting, least)
         return KVCodec.from_moments(self.decoder, own, groups, pieces, recipe, kl=kl, finest=finest)
 
 

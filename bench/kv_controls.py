@@ -1,10 +1,10 @@
 """Controls of coded caches of SmolLM2-135M: what each part of the codec is worth, one change at a time.
 
 Run as ``python bench/kv_controls.py`` with what ``bench/kv.py`` needs, after it, as it reads the same moments; writes
-``bench/results/kv-controls.json``. Codecs have ten layers per basis. Two texts of each kind are coded, with prefixes of
-1,024 tokens if nothing else is said, and read by the next 128 tokens. ``late`` is the divergence of the last 32 of
-them, which are further from the prefix. If the package ``optimum-quanto`` is there, the cache of transformers with
-integers is measured, too. A run that was interrupted goes on where it ended.
+``bench/results/kv-controls.json``. Codecs have ten layers per basis, and no coefficients below a quarter of a step. Two
+texts of each kind are coded, with prefixes of 1,024 tokens if nothing else is said, and read by the next 128 tokens.
+``late`` is the divergence of the last 32 of them, which are further from the prefix. If the package ``optimum-quanto``
+is there, the cache of transformers with integers is measured, too. A run that was interrupted goes on where it ended.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from kv_case import CONTINUATION, Case
 from processes import write_results
 
 LAYERS, EACH, LATE = 10, 2, 32
+LEAST = 0.25  # of a step; the default of half of that is in bench/kv.py
 KINDS = ("WikiText-2", "Shakespeare", "Python")
 
 
@@ -97,8 +98,8 @@ def quantized(case: Case, own: Prefix, bits: int) -> dict[str, float]:
 def controls(case: Case, texts: int) -> Iterator[tuple[str, Case, KVCodec, dict[str, Any]]]:
     """Return names, prefixes, codecs and options of all controls."""
     mixed = case.mixed(texts)
-    codec = case.codec(mixed, LAYERS)
-    yield "as in bench/kv.py", case, codec, {}
+    codec = case.codec(mixed, LAYERS, least=LEAST)
+    yield "the codec", case, codec, {}
     yield "natural order", case, codec, {"order": "natural"}
     yield "shuffled token ids", case, codec, {"shuffled": True}
     yield "Golomb-Rice codes", case, codec, {"coder": "rice"}
@@ -114,10 +115,13 @@ def controls(case: Case, texts: int) -> Iterator[tuple[str, Case, KVCodec, dict[
     del codec
     for n in (32,):
         if n < texts:
-            yield f"{n} texts of calibration", case, case.codec(case.mixed(n), LAYERS), {}
-    yield "scalar weights", case, case.codec(mixed, LAYERS, weighting="scalar"), {}
-    yield "scalar weights, no basis", case, case.codec(mixed, LAYERS, weighting="scalar", with_basis=False), {}
-    yield "no weights", case, case.codec(mixed, LAYERS, weighting="none"), {}
+            yield f"{n} texts of calibration", case, case.codec(case.mixed(n), LAYERS, least=LEAST), {}
+    for name, change in (
+        ("scalar weights", {"weighting": "scalar"}),
+        ("scalar weights, no basis", {"weighting": "scalar", "with_basis": False}),
+        ("no weights", {"weighting": "none"}),
+    ):
+        yield name, case, case.codec(mixed, LAYERS, least=LEAST, **change), {}
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from adtn.kv import _ans, _rice
 from adtn.kv._ans import decode_symbols, encode_symbols, ideal_bits
 from adtn.kv._baselines import integers, low_rank, normal_levels, rotated_code
 from adtn.kv._basis import Basis, components_of, weights_of, with_columns
-from adtn.kv._coefficients import LEAST, Magnitudes, earlier_means
+from adtn.kv._coefficients import Magnitudes, earlier_means
 from adtn.kv._nearness import BUCKETS, buckets_of, shifts_of
 from adtn.kv._order import CLASSES, Order
 from adtn.kv._step import step_for
@@ -75,13 +75,14 @@ def test_decoded_coefficients_are_those_that_the_encoder_has_seen(ids: np.ndarra
         indices=random.integers(-30, 30, (CLASSES, 4)).astype(np.int16),
         parts=random.integers(0, 127, (CLASSES, 4)).astype(np.int8),
         shifts=random.integers(-9, 9, BUCKETS).astype(np.int8),
+        least=(least := int(random.integers(FIRST, 0))),
     )
     c = random.normal(size=(len(ids), 4)).astype(np.float32)
     order = Order.by_id(ids)
     steps = magnitudes.steps(step, len(ids))
     symbols, seen = magnitudes.encode(c, order, steps)
     assert np.array_equal(magnitudes.decode(symbols, order, steps), seen)
-    active = magnitudes.indices[order.classes] - steps[:, None] >= LEAST
+    active = magnitudes.indices[order.classes] - steps[:, None] >= least
     assert not symbols[~active].any()
     lengths = np.array([[grid_value(int(step))] for step in steps]).reshape(-1, 1)  # of intervals
     assert np.all((np.abs(c - seen) <= lengths * 1.001 + 1e-5)[active])

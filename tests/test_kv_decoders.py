@@ -19,6 +19,7 @@ import adtn
 import torch
 from adtn.errors import FileFormatError, KVCacheError, OutputWarning
 from adtn.kv import KVCodec, Pair, Parked, PromptStore, kv_report
+from adtn.kv._tables import FIRST
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
 from adtn_backends.torch._decoder import HFDecoder
@@ -186,7 +187,7 @@ def test_files_of_the_first_format_are_read(codec: KVCodec) -> None:
     ids = texts(1, LENGTH, seed=3)[0]
     states = HFDecoder(model=MODELS["llama"]).states(prefilled(MODELS["llama"], ids))
     arrays, header = codec._content()
-    del header["least"]
+    assert not codec.code.is_first and header.pop("least") == FIRST
     new = ("shifts", "nibbles", "nibble_scales")
     data = first("cache codec", {name: x for name, x in arrays.items() if not name.endswith(new)}, header)
     old = KVCodec.from_bytes(data)
@@ -362,7 +363,15 @@ def test_wrong_input_is_refused(codec: KVCodec, tmp_path: Path) -> None:
         codec.encode(two, ids)
     with pytest.raises(KVCacheError, match="expected a model such as"):
         KVCodec.calibrate(torch.nn.Linear(2, 2), texts(2, LENGTH))
-    for options in ({"kl": -1.0}, {"samples": 0}, {"sinks": -1}, {"finest": 2.0}, {"weighting": "x"}, {"kl": np.nan}):
+    for options in (
+        {"kl": -1.0},
+        {"samples": 0},
+        {"sinks": -1},
+        {"finest": 2.0},
+        {"weighting": "x"},
+        {"kl": np.nan},
+        {"least": 0.1},
+    ):
         with pytest.raises(KVCacheError, match=f"Got {next(iter(options))}"):
             KVCodec.calibrate(model, texts(2, LENGTH), **{"continuation": CONTINUATION, **options})
     with pytest.raises(KVCacheError, match="token ids from"):

@@ -37,6 +37,7 @@ class Recipe:
     sinks: int
     seed: int
     precision: Precision
+    least: int
     say: Callable[[str], None]
 
 
@@ -236,6 +237,7 @@ def magnitudes_of(
     groups: Sequence[Sequence[int]],
     texts: Iterable[tuple[Pair[Any], Int[np.ndarray, " tokens"]]],
     moments: Pair[Moments],
+    least: int,
 ) -> Pair[list[Magnitudes]]:
     """Return what is expected of the coefficients of texts, given as states and token ids, and their steps."""
     held: list[tuple[Pair[list[np.ndarray]], Order]] = []
@@ -258,7 +260,7 @@ def magnitudes_of(
             sums.add_magnitudes(c - parts[order.classes] * mean, order)
         whole = getattr(moments, kind)
         shifts = shifts_of(whole.nearness[list(groups[g])], whole.near)
-        return Magnitudes(indices=sums.indices, parts=sums.parts, shifts=shifts)
+        return Magnitudes(indices=sums.indices, parts=sums.parts, shifts=shifts, least=least)
 
     return Pair(
         k=[of("k", g, basis) for g, basis in enumerate(bases.k)],

@@ -164,12 +164,18 @@ class StatesCode:
             for g, (basis, magnitudes, _) in enumerate(self.parts(kind)):
                 found |= {f"{kind}.{g}.{name}": getattr(basis, name) for name in _OF_BASIS}
                 found |= {f"{kind}.{g}.{name}": getattr(magnitudes, name) for name in _OF_MAGNITUDES}
-        return {n: x for n, x in found.items() if self.least != FIRST or not n.endswith(_NEW)}
+        return {n: x for n, x in found.items() if not (self.is_first and n.endswith(_NEW))}
 
     @property
     def least(self) -> int:
-        """Index of the smallest ratio that has symbols; ``FIRST`` in the first format of files, which had no shifts."""
+        """Index of the smallest ratio that has symbols."""
         return self.magnitudes.k[0].least
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the first format of files can hold it: one step for all tokens, and no columns in 4 bits."""
+        shifted = any(m.shifts.any() for own in self.magnitudes for m in own)
+        return self.least == FIRST and not shifted and not any(b.nibbles.size for own in self.bases for b in own)
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray], groups: tuple[tuple[int, ...], ...], least: int) -> StatesCode:

@@ -68,8 +68,7 @@ class KVCodec(Stored):
 
     References
     ----------
-    Rotation undone, Karhunen-Loeve bases over layers and sinks: KVTC (2025), arXiv:2511.01815. Weights by second
-    moments of gradients and prediction by token ids are our own.
+    Rotation undone, Karhunen-Loeve bases over layers and sinks: KVTC (2025), arXiv:2511.01815. The rest is our own.
     """
 
     file_kind: ClassVar[str] = "cache codec"
@@ -99,6 +98,7 @@ class KVCodec(Stored):
         sinks: Annotated[int, Range(0)] = 4,
         finest: Annotated[float, Range(0, 1, above=True)] = 0.7,
         precision: Precision = "int8",
+        least: Annotated[float, Range(0.125, 1)] = 0.125,
         seed: Annotated[int, Range(0)] = 0,
         say: Callable[[str], None] = lambda line: None,
     ) -> KVCodec:
@@ -130,6 +130,8 @@ class KVCodec(Stored):
         precision : {"int4", "int8", "float16"}
             Of the components in the codec's file; with ``"int8"`` those of large coefficients still have 16 bits, with
             ``"int4"`` those of the smallest ones 4.
+        least : float
+            Coefficients of a smaller mean magnitude, in steps, are left out. 0.25 makes the codec a fifth smaller.
         seed : int
             Of the labels that are drawn.
         say : callable
@@ -150,6 +152,7 @@ class KVCodec(Stored):
             sinks=sinks,
             seed=seed,
             precision=precision,
+            least=int(grid_index(np.array(least))),
             say=say,
         )
         moments = moments_of(decoder, texts, groups, recipe)
@@ -436,7 +439,7 @@ class KVCodec(Stored):
 
     @property
     def _format(self) -> int:
-        return 1 if self.code.least == FIRST else self.file_format
+        return 1 if self.code.is_first else self.file_format
 
     @classmethod
     def _of_content(cls, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> KVCodec:

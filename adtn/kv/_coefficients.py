@@ -14,13 +14,7 @@ import numpy as np
 from .._typing import Float, Int
 from ._nearness import buckets_of
 from ._order import CLASSES, Order
-from ._tables import FIRST, LAST, PER_OCTAVE, ROUNDING, grid_index, grid_value, table
-
-LEAST = FIRST + PER_OCTAVE
-"""Index of the smallest ratio that is coded: symbols of smaller coefficients cost more than a finer step of all others.
-
-Codecs of the first format have symbols from ``FIRST`` on.
-"""
+from ._tables import FIRST, LAST, ROUNDING, grid_index, grid_value, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +36,7 @@ class Magnitudes:
     indices: Int[np.ndarray, "classes coefficients"]
     parts: Int[np.ndarray, "classes coefficients"]
     shifts: Int[np.ndarray, " buckets"]
-    least: int = LEAST
+    least: int = FIRST
 
     def tables(self, order: Order, steps: Int[np.ndarray, " tokens"]) -> Int[np.ndarray, "tokens coefficients"]:
         """Return the index of the table of every coefficient, ``FIRST - 1`` for those without symbols."""

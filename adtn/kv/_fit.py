@@ -33,7 +33,7 @@ def fitted(
     """Return the code, the step for a divergence, the finest step, and the unit of the weights."""
     bases, unit = bases_of(moments, groups, recipe.weighting)
     first = prefixes(decoder, texts[:_MAGNITUDE_TEXTS], recipe.continuation, recipe.sinks)
-    magnitudes = magnitudes_of(bases, groups, first, moments)
+    magnitudes = magnitudes_of(bases, groups, first, moments, recipe.least)
     code = StatesCode(groups=groups, bases=bases.map(tuple), magnitudes=magnitudes.map(tuple))
     recipe.say("choosing the step")
     measure = Divergence.of(decoder, texts[-_STEP_TEXTS:], recipe.continuation)
