@@ -15,14 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from adtn.kv import KVCodec, decoder_of
-from adtn.kv._calibrate import Recipe, groups_of
 from adtn.kv._step import divergence
+from kv_case import CONTINUATION, Case
 from processes import write_results
 
-from kv import CONTINUATION, PREFIX, SINKS, moments, pieces, smollm2
-
-PIECE = 256
+PREFIX, PIECE = 1024, 256
 TEXTS = {"WikiText-2": 3, "Shakespeare": 1, "Python": 1}
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"window": 0, "chunk": 256, "step": 1.0, "coder": "ans"},
@@ -82,26 +79,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kv-live.json")
     parser.add_argument("--kl", type=float, default=0.0065)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    model, tokenizer = smollm2()
-    decoder, texts = decoder_of(model), pieces(tokenizer)
-    mixed = [texts[("wiki", "code")[n % 2]][n // 2] for n in range(64)]
-    recipe = Recipe(
-        continuation=CONTINUATION,
-        samples=2,
-        weighting="full",
-        sinks=SINKS,
-        seed=0,
-        precision="float16",
-        say=lambda line: print(line, flush=True),
-    )
-    groups = groups_of(len(decoder.layers), 1)
-    own = moments(decoder, mixed, recipe).map(lambda m: m.regrouped(groups))
-    codec = KVCodec.from_moments(decoder, own, groups, mixed, recipe, kl=arguments.kl, finest=0.5)
+    case = Case(PREFIX)
+    model, decoder = case.loaded[0], case.decoder
+    codec = case.codec(case.mixed(64), 1, kl=arguments.kl, precision="float16")
     print(f"codec of {codec.nbytes:,} bytes, {100 * codec.nbytes / decoder.nbytes:.2f} % of the model", flush=True)
     rows: list[dict[str, Any]] = []
     for name, n in TEXTS.items():
-        for k, ids in enumerate(texts[name][:n]):
+        for k, ids in enumerate(case.pieces[name][:n]):
             exact = scores(model, DynamicCache(config=model.config), ids)
             for options in SETTINGS:
                 rows.append(

@@ -13,6 +13,7 @@ from adtn.kv._ans import decode_symbols, encode_symbols, ideal_bits
 from adtn.kv._baselines import integers, low_rank, normal_levels, rotated_code
 from adtn.kv._basis import Basis, components_of, weights_of, with_columns
 from adtn.kv._coefficients import Magnitudes, earlier_means
+from adtn.kv._nearness import BUCKETS, buckets_of, shifts_of
 from adtn.kv._order import CLASSES, Order
 from adtn.kv._step import step_for
 from adtn.kv._tables import FIRST, LAST, ROUNDING, grid_index, grid_value, table
@@ -73,14 +74,41 @@ def test_decoded_coefficients_are_those_that_the_encoder_has_seen(ids: np.ndarra
     magnitudes = Magnitudes(
         indices=random.integers(-30, 30, (CLASSES, 4)).astype(np.int16),
         parts=random.integers(0, 127, (CLASSES, 4)).astype(np.int8),
+        shifts=random.integers(-9, 9, BUCKETS).astype(np.int8),
+        least=(least := int(random.integers(FIRST, 0))),
     )
     c = random.normal(size=(len(ids), 4)).astype(np.float32)
     order = Order.by_id(ids)
-    symbols, seen = magnitudes.encode(c, order, step)
-    assert np.array_equal(magnitudes.decode(symbols, order, step), seen)
-    active = (magnitudes.tables(step) >= FIRST)[order.classes]
+    steps = magnitudes.steps(step, len(ids))
+    symbols, seen = magnitudes.encode(c, order, steps)
+    assert np.array_equal(magnitudes.decode(symbols, order, steps), seen)
+    active = magnitudes.indices[order.classes] - steps[:, None] >= least
     assert not symbols[~active].any()
-    assert np.all(np.abs(c - seen)[active] <= grid_value(step) * 1.001 + 1e-5)  # intervals have the length of a step
+    lengths = np.array([[grid_value(int(step))] for step in steps]).reshape(-1, 1)  # of intervals
+    assert np.all((np.abs(c - seen) <= lengths * 1.001 + 1e-5)[active])
+
+
+@given(n=st.integers(0, 70_000))
+@settings(max_examples=20)
+def test_buckets_double_with_the_distance_from_the_end(n: int) -> None:
+    found = buckets_of(n)
+    assert len(found) == n
+    for t in {0, n // 2, n - 3, n - 2, n - 1} & set(range(n)):
+        assert found[t] == min((n - 1 - t).bit_length(), BUCKETS - 1)
+
+
+def test_steps_follow_the_fourth_root_of_what_errors_cost() -> None:
+    near = np.array([1, 1, 2, 4, 8, 16, 0, *[0] * 9])
+    cost = 4.0 ** -np.arange(16.0)
+    nearness = np.stack([[cost, 7.0 * cost]])
+    nearness[..., near == 0] = 0.0
+    shifts = shifts_of(nearness, near)
+    assert shifts.dtype == np.int8
+    # a factor of four is half an octave of the step: four points of the grid
+    assert np.diff(shifts[:6].astype(int)).tolist() == [4, 4, 4, 4, 4]
+    assert np.all(shifts[6:] == shifts[5])
+    assert not shifts_of(0.0 * nearness, near).any()
+    assert not shifts_of(np.ones((1, 2, 16)), np.ones(16, np.int64)).any()
 
 
 def drawn(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -173,6 +201,13 @@ def test_complete_bases_are_inverted() -> None:
     columns = np.linalg.qr(random.normal(size=(12, 12)))[0]
     basis = with_columns(basis, columns, np.arange(12) < 5)
     assert np.allclose(basis.columns, columns, atol=0.5 * np.abs(columns).max() / 127 + 1e-3)
+    small = np.arange(12) >= 9
+    basis = with_columns(basis, columns, np.arange(12) < 5, small)
+    assert basis.nibbles.nbytes == 6 * 3 and basis.codes.shape == (12, 4)
+    assert np.array_equal(basis.columns[:, :9], with_columns(basis, columns[:, :9], np.arange(9) < 5).columns)
+    errors = basis.columns[:, small] - columns[:, small]
+    assert np.all(np.abs(errors).max(0) <= 0.5 * np.abs(columns[:, small]).max(0))
+    assert np.mean(errors**2) <= (np.abs(columns).max() / 7) ** 2 / 12
     basis = with_columns(basis, columns)
     x = random.normal(size=(7, 2, 2, 3)).astype(np.float32)
     assert np.allclose(basis.states(basis.coefficients(x)), x, atol=2e-2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import adtn
 import torch
 from adtn.errors import FileFormatError, KVCacheError, OutputWarning
 from adtn.kv import KVCodec, Pair, Parked, PromptStore, kv_report
+from adtn.kv._tables import FIRST
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
 from adtn_backends.torch._decoder import HFDecoder
@@ -113,6 +115,15 @@ def test_a_model_goes_on_with_a_parked_prefix(model: Any) -> None:
     assert out.shape == (1, LENGTH + 5)
 
 
+def test_a_cache_is_decoded_where_it_is_wanted(codec: KVCodec) -> None:
+    parked = codec.encode(prefilled(MODELS["llama"], ids := texts(1, LENGTH)[0]), ids)
+    assert {layer.keys.device.type for layer in codec.decode(parked).layers} == {"cpu"}
+    there = codec.decode(parked, device="meta")
+    assert {x.device.type for layer in there.layers for x in (layer.keys, layer.values)} == {"meta"}
+    with pytest.raises(KVCacheError, match="device='moon'"):
+        codec.decode(parked, device="moon")
+
+
 def test_the_step_is_chosen_for_the_divergence(codec: KVCodec) -> None:
     model = MODELS["llama"]
     decoder, found = HFDecoder(model=model), []
@@ -136,6 +147,61 @@ def test_finer_steps_lose_less_and_take_more_bytes(codec: KVCodec) -> None:
         errors.append(float((codec.decode_states(parked, like=states.k).k - states.k).norm()))
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
     assert errors == sorted(errors) and errors[0] < errors[-1]
+
+
+def test_tokens_near_the_end_are_finer_if_wanted(codec: KVCodec) -> None:
+    ids = texts(1, LENGTH, seed=3)[0]
+    states = HFDecoder(model=MODELS["llama"]).states(prefilled(MODELS["llama"], ids))
+    shifted = codec.code.magnitudes.map(
+        lambda own: tuple(replace(m, shifts=np.arange(-8, 24, 2).astype(np.int8)) for m in own)
+    )
+    own = replace(codec, code=replace(codec.code, magnitudes=shifted))
+    errors = {}
+    for finer in (False, True):
+        parked = own.encode_states(states, ids, finer_at_end=finer)
+        assert parked.is_even is not finer
+        again = own.decode_states(Parked.from_bytes(parked.to_bytes()), like=states.v)
+        errors[finer] = (again.v - states.v).square().sum((1, 2, 3))
+    # buckets 0 to 3 have finer steps, those from 5 on coarser ones
+    assert errors[True][-8:].sum() < 0.8 * errors[False][-8:].sum()
+    assert errors[True][4:-32].sum() > 1.2 * errors[False][4:-32].sum()
+
+
+def test_first_tokens_are_within_half_a_step_of_eight_bits(codec: KVCodec) -> None:
+    ids = texts(1, LENGTH, seed=3)[0]
+    states = HFDecoder(model=MODELS["llama"]).states(prefilled(MODELS["llama"], ids))
+    again = codec.decode_states(codec.encode_states(states, ids), like=states.k)
+    for x, y in zip(again, states, strict=True):
+        most = y[: codec.sinks].abs().amax(-1, keepdim=True)
+        assert torch.all((x - y)[: codec.sinks].abs() <= most * (0.5 / 127 + 2e-3))
+
+
+def test_files_of_the_first_format_are_read(codec: KVCodec) -> None:
+    from adtn._files import KEY, header_text, sealed
+    from safetensors.numpy import save
+
+    def first(kind: str, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> bytes:
+        whole = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+        return sealed(save(whole, {KEY: header_text(kind, 1, **header)}))
+
+    ids = texts(1, LENGTH, seed=3)[0]
+    states = HFDecoder(model=MODELS["llama"]).states(prefilled(MODELS["llama"], ids))
+    arrays, header = codec._content()
+    assert not codec.code.is_first and header.pop("least") == FIRST
+    new = ("shifts", "nibbles", "nibble_scales")
+    data = first("cache codec", {name: x for name, x in arrays.items() if not name.endswith(new)}, header)
+    old = KVCodec.from_bytes(data)
+    assert old.to_bytes() == data  # so its digest is still that in the files that it has coded
+    parked = old.encode_states(states, ids)
+    arrays, header = parked._content()
+    sinks = {"sinks.k": states.k[: codec.sinks].numpy(), "sinks.v": states.v[: codec.sinks].numpy()}
+    del header["is_even"]
+    arrays = {name: x for name, x in arrays.items() if "sinks" not in name} | sinks
+    again = old.decode_states(Parked.from_bytes(first("parked cache", arrays, header)))
+    reference = old.decode_states(parked)
+    for x, y, z in zip(again, reference, states, strict=True):
+        assert np.array_equal(x[codec.sinks :], y[codec.sinks :])
+        assert np.array_equal(x[: codec.sinks], z[: codec.sinks])
 
 
 def test_token_ids_that_are_shuffled_gain_nothing() -> None:
@@ -297,7 +363,15 @@ def test_wrong_input_is_refused(codec: KVCodec, tmp_path: Path) -> None:
         codec.encode(two, ids)
     with pytest.raises(KVCacheError, match="expected a model such as"):
         KVCodec.calibrate(torch.nn.Linear(2, 2), texts(2, LENGTH))
-    for options in ({"kl": -1.0}, {"samples": 0}, {"sinks": -1}, {"finest": 2.0}, {"weighting": "x"}, {"kl": np.nan}):
+    for options in (
+        {"kl": -1.0},
+        {"samples": 0},
+        {"sinks": -1},
+        {"finest": 2.0},
+        {"weighting": "x"},
+        {"kl": np.nan},
+        {"least": 0.1},
+    ):
         with pytest.raises(KVCacheError, match=f"Got {next(iter(options))}"):
             KVCodec.calibrate(model, texts(2, LENGTH), **{"continuation": CONTINUATION, **options})
     with pytest.raises(KVCacheError, match="token ids from"):

@@ -7,7 +7,7 @@ one vector z, and the basis U are the eigenvectors of E[z z^T]: with it no two c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,7 @@ from autoray import do
 
 from .._typing import Array, Bool, Float, Int
 
+_ZERO = np.int8(8)  # of entries in 4 bits
 _SHRINKAGE = 0.02  # of second moments of gradients towards their mean eigenvalue
 
 
@@ -32,6 +33,9 @@ class Basis:
     codes : array, (layers * heads * channels, others), int8
         The other columns, divided by their scales. Their coefficients are small, and so are the errors of rounding.
     scales : array, (others,), float16
+    nibbles : array, (layers * heads * channels / 2, last), uint8
+        The last columns, in 4 bits, two rows in a byte. Their coefficients are smaller still.
+    nibble_scales : array, (last,), float16
     """
 
     mean: Float[np.ndarray, "layers heads channels"]
@@ -39,6 +43,8 @@ class Basis:
     components: Float[np.ndarray, "n leading"]
     codes: Int[np.ndarray, "n others"]
     scales: Float[np.ndarray, " others"]
+    nibbles: Int[np.ndarray, "half last"] = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+    nibble_scales: Float[np.ndarray, " last"] = field(default_factory=lambda: np.zeros(0, np.float16))
 
     @cached_property
     def weight(self) -> Float[np.ndarray, "layers heads channels channels"]:
@@ -49,7 +55,12 @@ class Basis:
     def columns(self) -> Float[np.ndarray, "n coefficients"]:
         """All columns, in float32."""
         others = self.codes.astype(np.float32) * self.scales.astype(np.float32)
-        return np.concatenate((self.components.astype(np.float32), others), axis=1)
+        leading = np.concatenate((self.components.astype(np.float32), others), axis=1)
+        if not self.nibbles.size:
+            return leading
+        pairs = np.stack((self.nibbles & 15, self.nibbles >> 4), axis=1).reshape(-1, self.nibbles.shape[1])
+        last = (pairs[: len(leading)].astype(np.float32) - _ZERO) * self.nibble_scales.astype(np.float32)
+        return np.concatenate((leading, last), axis=1)
 
     def coefficients(self, x: Float[Array, "tokens layers heads channels"]) -> Float[Array, "tokens coefficients"]:
         """Return the coefficients of states."""
@@ -65,20 +76,45 @@ class Basis:
 
 
 def with_columns(
-    basis: Basis, columns: Float[np.ndarray, "n coefficients"], large: Bool[np.ndarray, " coefficients"] | None = None
+    basis: Basis,
+    columns: Float[np.ndarray, "n coefficients"],
+    large: Bool[np.ndarray, " coefficients"] | None = None,
+    small: Bool[np.ndarray, " coefficients"] | None = None,
 ) -> Basis:
-    """Return a basis with other columns: ``large`` ones, which come first, in float16 and the others in int8.
+    """Return a basis with other columns: ``large`` ones in float16, ``small`` ones in 4 bits, others in int8.
 
-    All of them are in float16 if that is not said.
+    They are in this order. All of them are in float16 if that is not said.
     """
     first = np.ones(columns.shape[1], bool) if large is None else np.asarray(large)
-    others = columns[:, ~first].astype(np.float32)
-    scales = (np.abs(others).max(0, initial=0.0) / 127.0).astype(np.float16)
-    divisors = np.maximum(scales.astype(np.float32), np.finfo(np.float16).smallest_subnormal)
-    codes = np.clip(np.rint(others / divisors), -127, 127).astype(np.int8)
+    last = np.zeros(columns.shape[1], bool) if small is None else np.asarray(small)
+    codes, scales = _rounded(columns[:, ~first & ~last], 127, np.ones(1))
+    nibbles, nibble_scales = _rounded(columns[:, last], 7, np.linspace(0.5, 1.0, 9))
+    pairs = np.concatenate((nibbles, np.zeros((len(nibbles) % 2, nibbles.shape[1]), np.int8))) + _ZERO
     return replace(
-        basis, components=np.ascontiguousarray(columns[:, first]).astype(np.float16), codes=codes, scales=scales
+        basis,
+        components=np.ascontiguousarray(columns[:, first]).astype(np.float16),
+        codes=codes,
+        scales=scales,
+        nibbles=(pairs[::2] | pairs[1::2] << 4).astype(np.uint8),
+        nibble_scales=nibble_scales,
     )
+
+
+def _rounded(
+    columns: Float[np.ndarray, "n m"], most: int, clips: Float[np.ndarray, " tried"]
+) -> tuple[Int[np.ndarray, "n m"], Float[np.ndarray, " m"]]:
+    """Return integers and scales; those parts of the largest entry that have the least error."""
+    x = columns.astype(np.float32)
+    codes, scales = np.zeros(x.shape, np.int8), np.zeros(x.shape[1], np.float16)
+    least = np.full(x.shape[1], np.inf)
+    for clip in clips:
+        tried = (clip * np.abs(x).max(0, initial=0.0) / most).astype(np.float16)
+        divisors = np.maximum(tried.astype(np.float32), np.finfo(np.float16).smallest_subnormal)
+        found = np.clip(np.rint(x / divisors), -most, most)
+        errors = ((found * tried.astype(np.float32) - x) ** 2).sum(0)
+        better = errors < least
+        codes[:, better], scales[better], least[better] = found[:, better], tried[better], errors[better]
+    return codes, scales
 
 
 def _like(a: np.ndarray, x: Array) -> Array:

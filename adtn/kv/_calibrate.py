@@ -14,13 +14,15 @@ from ..errors import KVCacheError
 from ._basis import Basis, components_of, weights_of, with_columns
 from ._coefficients import Magnitudes, Sums, earlier_means
 from ._decoder import Decoder
+from ._nearness import BUCKETS, buckets_of, shifts_of
 from ._order import Order
 from ._pair import Pair
 from ._tables import FIRST, PER_OCTAVE, grid_index, grid_value
 
-Precision = Literal["int8", "float16"]
-"""How components are stored: the small ones in int8, or all in float16."""
+Precision = Literal["int4", "int8", "float16"]
+"""How components are stored: small ones in int8, those and the smallest in 8 and 4 bits, or all in float16."""
 _LARGE = 3 * PER_OCTAVE  # coefficients of at least so many steps have components in float16
+_SMALL = -PER_OCTAVE // 2  # those of fewer finest steps may have them in 4 bits
 Weighting = Literal["full", "scalar", "none"]
 """How errors of states count: by the second moments of gradients, by their traces, or all alike."""
 
@@ -35,6 +37,7 @@ class Recipe:
     sinks: int
     seed: int
     precision: Precision
+    least: int
     say: Callable[[str], None]
 
 
@@ -49,13 +52,19 @@ class Moments:
     mean : array, (layers, heads, channels)
     covariances : list of array, (n, n)
         Second moments of the states of every group of layers; after :meth:`finished`, without the mean.
+    nearness : array, (layers, heads, buckets)
+        Squared norms of gradients, by how far tokens are from the end of their prefix; see :func:`buckets_of`.
+    near : array, (buckets,)
+        The number of tokens in these sums.
     gradients, tokens : int
-        The number of tokens in both kinds of sums.
+        The number of tokens in both kinds of other sums.
     """
 
     fisher: Float[np.ndarray, "layers heads channels channels"]
     mean: Float[np.ndarray, "layers heads channels"]
     covariances: list[Float[np.ndarray, "n n"]]
+    nearness: Float[np.ndarray, "layers heads buckets"]
+    near: Int[np.ndarray, " buckets"]
     gradients: int = 0
     tokens: int = 0
 
@@ -68,6 +77,8 @@ class Moments:
             fisher=np.zeros((*shape, d)),
             mean=np.zeros(shape),
             covariances=[np.zeros((n, n), np.float32) for n in sizes],
+            nearness=np.zeros((*shape[:2], BUCKETS)),
+            near=np.zeros(BUCKETS, np.int64),
         )
 
     def add_states(self, x: Float[np.ndarray, "tokens layers heads channels"], groups: Sequence[Sequence[int]]) -> None:
@@ -82,6 +93,11 @@ class Moments:
         """Add the gradients of tokens."""
         self.fisher += np.einsum("tlhc,tlhd->lhcd", g, g, optimize=True)
         self.gradients += len(g)
+        buckets = buckets_of(len(g))
+        self.near += np.bincount(buckets, minlength=BUCKETS)
+        norms = np.einsum("tlhc,tlhc->tlh", g, g)
+        for bucket in np.unique(buckets):
+            self.nearness[..., bucket] += norms[buckets == bucket].sum(0)
 
     def regrouped(self, groups: Sequence[Sequence[int]]) -> Moments:
         """Return the moments of other groups of layers, for those of one group of all layers."""
@@ -100,6 +116,8 @@ class Moments:
             fisher=self.fisher / max(self.gradients, 1),
             mean=mean,
             covariances=covariances,
+            nearness=self.nearness / np.maximum(self.near, 1),
+            near=self.near,
             gradients=self.gradients,
             tokens=self.tokens,
         )
@@ -218,8 +236,10 @@ def magnitudes_of(
     bases: Pair[list[Basis]],
     groups: Sequence[Sequence[int]],
     texts: Iterable[tuple[Pair[Any], Int[np.ndarray, " tokens"]]],
+    moments: Pair[Moments],
+    least: int,
 ) -> Pair[list[Magnitudes]]:
-    """Return what is expected of the coefficients of texts, given as states and token ids."""
+    """Return what is expected of the coefficients of texts, given as states and token ids, and their steps."""
     held: list[tuple[Pair[list[np.ndarray]], Order]] = []
     for states, ids in texts:
         held.append(
@@ -238,7 +258,9 @@ def magnitudes_of(
         parts = sums.parts.astype(np.float32) / 127.0
         for (c, order), mean in zip(own, means, strict=True):
             sums.add_magnitudes(c - parts[order.classes] * mean, order)
-        return Magnitudes(indices=sums.indices, parts=sums.parts)
+        whole = getattr(moments, kind)
+        shifts = shifts_of(whole.nearness[list(groups[g])], whole.near)
+        return Magnitudes(indices=sums.indices, parts=sums.parts, shifts=shifts, least=least)
 
     return Pair(
         k=[of("k", g, basis) for g, basis in enumerate(bases.k)],
@@ -255,12 +277,15 @@ def _coefficients(bases: Sequence[Basis], groups: Sequence[Sequence[int]], x: An
 
 def active(basis: Basis, magnitudes: Magnitudes, finest: int, precision: Precision) -> tuple[Basis, Magnitudes]:
     """Return a basis without the coefficients that have no symbols at the finest step, in a precision."""
-    tables = magnitudes.tables(finest).max(0)
-    large = tables >= (_LARGE if precision == "int8" else FIRST)
-    order = np.concatenate((np.flatnonzero(large), np.flatnonzero(~large & (tables >= FIRST))))
+    tables = magnitudes.tables_of_classes(finest).max(0)
+    large = tables >= (FIRST if precision == "float16" else _LARGE)
+    small = (tables < _SMALL) & (precision == "int4")
+    kept = tables >= FIRST
+    order = np.concatenate([np.flatnonzero(kept & own) for own in (large, ~large & ~small, small)])
     return (
-        with_columns(basis, basis.columns[:, order], large[order]),
-        Magnitudes(
+        with_columns(basis, basis.columns[:, order], large[order], small[order]),
+        replace(
+            magnitudes,
             indices=np.ascontiguousarray(magnitudes.indices[:, order]),
             parts=np.ascontiguousarray(magnitudes.parts[:, order]),
         ),

@@ -6,49 +6,31 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from autoray import do
 
-from .._atomic import write_atomic
 from .._checks import Range, checked
-from .._files import KEY, check_writable, header_text, read_header, read_whole, sealed
+from .._files import read_header, read_whole
 from .._typing import Array, Int
-from ..errors import FileFormatError, KVCacheError
-from ._ans import Coded, ideal_bits
-from ._basis import Basis
-from ._calibrate import (
-    Moments,
-    Precision,
-    Recipe,
-    Weighting,
-    active,
-    bases_of,
-    checked_texts,
-    groups_of,
-    magnitudes_of,
-    moments_of,
-    prefixes,
-    to_host,
-)
-from ._coefficients import Magnitudes
+from ..errors import KVCacheError
+from ._calibrate import Moments, Precision, Recipe, Weighting, checked_texts, groups_of, moments_of, to_host
+from ._code import Places, StatesCode
 from ._decoder import Decoder, States, decoder_of
-from ._live import CODERS, LayerCode, LiveOptions
+from ._fit import fitted
+from ._live import LayerCode, LiveOptions
 from ._order import Order
 from ._pair import Pair
-from ._parked import Coder, Parked, half, small_ids
-from ._step import Divergence, step_for
-from ._tables import grid_index, grid_value
+from ._parked import Coder, Parked, Rounded, half, small_ids
+from ._stored import Stored
+from ._tables import FIRST, grid_index, grid_value
 
-FORMAT = 1
-_KIND = "cache codec"
-_MAGNITUDE_TEXTS = 16  # from which magnitudes are estimated
-_STEP_TEXTS = 4  # on which the step is chosen
+_IN_HEADER = ("step", "finest", "unit", "sinks")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KVCodec:
+class KVCodec(Stored):
     """A codec for the caches of one decoder.
 
     Parameters
@@ -57,12 +39,8 @@ class KVCodec:
         The digest of the model's parameters.
     layers : tuple of int
         The layers of the model that are coded.
-    groups : tuple of tuple of int
-        Positions in ``layers`` that share a basis.
-    bases : Pair of tuple of Basis
-        By group.
-    magnitudes : Pair of tuple of Magnitudes
-        By group.
+    code : StatesCode
+        Bases and magnitudes of groups of these layers.
     step : int
         The step that is used if no other is asked for, a point of the grid of steps.
     finest : int
@@ -71,7 +49,7 @@ class KVCodec:
         Of the weights, a point of the same grid: with it the divergence per token that errors of coefficients cause is
         about half the sum of their squares.
     sinks : int
-        The number of tokens at the beginning that are stored as they are.
+        The number of tokens at the beginning that are stored in 8 bits.
     decoder : Decoder, optional
         The model.
 
@@ -90,15 +68,15 @@ class KVCodec:
 
     References
     ----------
-    Rotation undone, Karhunen-Loeve bases over layers and sinks: KVTC (2025), arXiv:2511.01815. Weights by second
-    moments of gradients and prediction by token ids are our own.
+    Rotation undone, Karhunen-Loeve bases over layers and sinks: KVTC (2025), arXiv:2511.01815. The rest is our own.
     """
+
+    file_kind: ClassVar[str] = "cache codec"
+    file_format: ClassVar[int] = 2  # 1: without shifts and least
 
     model: str
     layers: tuple[int, ...]
-    groups: tuple[tuple[int, ...], ...]
-    bases: Pair[tuple[Basis, ...]]
-    magnitudes: Pair[tuple[Magnitudes, ...]]
+    code: StatesCode
     step: int
     finest: int
     unit: int
@@ -120,6 +98,7 @@ class KVCodec:
         sinks: Annotated[int, Range(0)] = 4,
         finest: Annotated[float, Range(0, 1, above=True)] = 0.7,
         precision: Precision = "int8",
+        least: Annotated[float, Range(0.125, 1)] = 0.125,
         seed: Annotated[int, Range(0)] = 0,
         say: Callable[[str], None] = lambda line: None,
     ) -> KVCodec:
@@ -145,11 +124,14 @@ class KVCodec:
         weighting : {"full", "scalar", "none"}
             How errors count: by the second moments of gradients, their traces, or all alike.
         sinks : int
-            The number of tokens at the beginning that are stored as they are.
+            The number of tokens at the beginning that are stored in 8 bits.
         finest : float
             The finest step the codec serves for, relative to that for ``kl``.
-        precision : {"int8", "float16"}
-            Of the components in the codec's file; with ``"int8"`` those of large coefficients still have 16 bits.
+        precision : {"int4", "int8", "float16"}
+            Of the components in the codec's file; with ``"int8"`` those of large coefficients still have 16 bits, with
+            ``"int4"`` those of the smallest ones 4.
+        least : float
+            Coefficients of a smaller mean magnitude, in steps, are left out. 0.25 makes the codec a fifth smaller.
         seed : int
             Of the labels that are drawn.
         say : callable
@@ -170,6 +152,7 @@ class KVCodec:
             sinks=sinks,
             seed=seed,
             precision=precision,
+            least=int(grid_index(np.array(least))),
             say=say,
         )
         moments = moments_of(decoder, texts, groups, recipe)
@@ -188,40 +171,16 @@ class KVCodec:
         finest: float,
     ) -> KVCodec:
         """Make a codec of moments that are known; see :meth:`calibrate`."""
-        bases, unit = bases_of(moments, groups, recipe.weighting)
-        first = prefixes(decoder, texts[:_MAGNITUDE_TEXTS], recipe.continuation, recipe.sinks)
-        whole = cls(
+        code, step, finest_step, unit = fitted(decoder, moments, groups, texts, recipe, kl, finest)
+        return cls(
             model=decoder.digest,
             layers=decoder.layers,
-            groups=groups,
-            bases=bases.map(tuple),
-            magnitudes=magnitudes_of(bases, groups, first).map(tuple),
-            step=0,
-            finest=-(1 << 14),
+            code=code,
+            step=step,
+            finest=finest_step,
             unit=unit,
             sinks=recipe.sinks,
             decoder=decoder,
-        )
-        recipe.say("choosing the step")
-        measure = Divergence.of(decoder, texts[-_STEP_TEXTS:], recipe.continuation)
-        # errors of rounding by one step have a mean square of a twelfth
-        values = len(texts[-1]) * sum(m.mean.size for m in moments)
-        start = int(grid_index(np.sqrt(np.array(24.0 * kl / values)))) - unit
-        step = step_for(kl, lambda index: measure(lambda states, ids: whole._recoded(states, ids, index)), start)
-        found = replace(whole, step=step)
-        return found._without_inactive(step + int(grid_index(np.array(finest))), recipe.precision)
-
-    def _without_inactive(self, finest: int, precision: Precision) -> KVCodec:
-        """Leave out components that have no symbols at the finest step."""
-        pairs = Pair(
-            k=[active(basis, magnitudes, finest, precision) for basis, magnitudes, _ in self._parts("k")],
-            v=[active(basis, magnitudes, finest, precision) for basis, magnitudes, _ in self._parts("v")],
-        )
-        return replace(
-            self,
-            bases=pairs.map(lambda own: tuple(basis for basis, _ in own)),
-            magnitudes=pairs.map(lambda own: tuple(magnitudes for _, magnitudes in own)),
-            finest=finest,
         )
 
     @checked(KVCacheError)
@@ -233,6 +192,7 @@ class KVCodec:
         step: Annotated[float, Range(0, above=True)] | None = None,
         order: Literal["ids", "natural"] = "ids",
         coder: Coder = "ans",
+        finer_at_end: bool = True,
     ) -> Parked:
         """Encode the exact cache of a prefix.
 
@@ -248,6 +208,9 @@ class KVCodec:
             Whether earlier tokens of the same id predict later ones.
         coder : {"ans", "rice"}
             Entropy coding by ``constriction``, or codes of whole bits, which need no package.
+        finer_at_end : bool
+            Whether tokens near the end have finer steps than those far from it, which matter less to what follows. Turn
+            it off for a prefix of which only the beginning may be used.
 
         Raises
         ------
@@ -256,7 +219,15 @@ class KVCodec:
         """
         decoder = self._bound
         states = decoder.states(cache)
-        return self.encode_states(states, token_ids, step=step, order=order, coder=coder, others=decoder.others(cache))
+        return self.encode_states(
+            states,
+            token_ids,
+            step=step,
+            order=order,
+            coder=coder,
+            finer_at_end=finer_at_end,
+            others=decoder.others(cache),
+        )
 
     @checked(KVCacheError)
     def encode_states(
@@ -267,46 +238,46 @@ class KVCodec:
         step: Annotated[float, Range(0, above=True)] | None = None,
         order: Literal["ids", "natural"] = "ids",
         coder: Coder = "ans",
+        finer_at_end: bool = True,
         others: Mapping[str, np.ndarray] | None = None,
     ) -> Parked:
         """Encode keys before rotation, and values, ``(tokens, layers, heads, channels)``, of any framework."""
         ids = small_ids(token_ids)
-        self._check(states, ids)
-        index = self._step(step)
+        self.code.check(states, len(ids))
         sinks = min(self.sinks, len(ids))
-        ordered = self._order(ids, order == "ids")
-        symbols: list[np.ndarray] = []
-        tables: list[np.ndarray] = []
-        for kind, x in (("k", states.k), ("v", states.v)):
-            for basis, magnitudes, group in self._parts(kind):
-                c = to_host(basis.coefficients(x[sinks:][:, list(group)]))
-                symbols.append(magnitudes.encode(c, ordered, index)[0])
-                tables.append(magnitudes.tables(index)[ordered.classes])
+        places = self._places(ids, self._step(step), order == "ids", is_even=not finer_at_end)
         return Parked(
             codec=self.digest,
             token_ids=ids,
             shapes=states.map(lambda x: tuple(int(n) for n in x.shape[1:])),
-            sinks=states.map(lambda x: half(to_host(x[:sinks]))),
-            coded=_encoded(symbols, tables, coder),
+            sinks=states.map(lambda x: Rounded.of(to_host(x[:sinks]))),
+            coded=self.code.encode(states.map(lambda x: x[sinks:]), places, coder),
             others={name: half(x) if x.dtype == np.float32 else x for name, x in (others or {}).items()},
-            step=index,
+            step=places.step,
             by_id=order == "ids",
+            is_even=places.is_even,
             coder=coder,
         )
 
-    def decode(self, parked: Parked) -> Any:
-        """Return the cache, with which ``generate`` goes on, on the device of the model.
+    def decode(self, parked: Parked, *, device: Any = None) -> Any:
+        """Return the cache, with which ``generate`` goes on.
+
+        Parameters
+        ----------
+        parked : Parked
+        device : optional
+            Where its arrays are, such as ``"cpu"``; the device of the model if it is not given.
 
         Raises
         ------
         KVCacheError
-            If the prefix was coded by another codec.
+            If the prefix was coded by another codec, or there is no such device.
         FileFormatError
             If its content was modified.
         """
         decoder = self._bound
         states = self.decode_states(parked, like=decoder.like)
-        return decoder.cache(states, {name: np.asarray(x) for name, x in parked.others.items()})
+        return decoder.cache(states, {name: np.asarray(x) for name, x in parked.others.items()}, device=device)
 
     def decode_states(self, parked: Parked, like: Array | None = None) -> States:
         """Return keys before rotation, and values, as float32 arrays of the framework and device of ``like``."""
@@ -315,25 +286,14 @@ class KVCodec:
                 f"The prefix was coded by the codec {parked.codec[:12]}; this is {self.digest[:12]}. Load the codec "
                 "that was used, or encode the prefix again."
             )
-        sinks = len(parked.sinks.k)
-        ordered = self._order(parked.token_ids, parked.by_id)
-        tables = [
-            magnitudes.tables(parked.step)[ordered.classes]
-            for kind in ("k", "v")
-            for _, magnitudes, _ in self._parts(kind)
-        ]
-        symbols = iter(_decoded(parked.coded, tables, parked.coder))
+        places = self._places(parked.token_ids, parked.step, parked.by_id, is_even=parked.is_even)
         place = np.empty(0, np.float32) if like is None else like
-        found: list[Array] = []
-        for kind, first in (("k", parked.sinks.k), ("v", parked.sinks.v)):
-            own = [
-                basis.states(do("asarray", magnitudes.decode(next(symbols), ordered, parked.step), like=place))
-                for basis, magnitudes, _ in self._parts(kind)
-            ]
-            rest = do("concatenate", own, axis=1)
-            found.append(do("concatenate", [do("asarray", first.astype(np.float32), like=place), rest], axis=0))
-            assert sinks == len(first)
-        return Pair(k=found[0], v=found[1])
+        coded = self.code.decode(parked.coded, places, parked.coder, place)
+
+        def whole(first: Rounded, rest: Array) -> Array:
+            return do("concatenate", [do("asarray", first.values, like=place), rest], axis=0)
+
+        return Pair(k=whole(parked.sinks.k, coded.k), v=whole(parked.sinks.v, coded.v))
 
     def live(self, *, step: float | None = None, **options: Any) -> Any:
         """Make an empty cache that codes its old tokens while a model generates.
@@ -378,82 +338,46 @@ class KVCodec:
         (99, True)
         """
         decoder = self._bound
-        if any(len(group) > 1 for group in self.groups):
+        shared = max(map(len, self.code.groups))
+        if shared > 1:
             raise KVCacheError(
-                f"Got a codec whose bases are shared by up to {max(map(len, self.groups))} layers; a live cache codes "
-                "layer by layer. Calibrate with layers_per_basis=1."
+                f"Got a codec whose bases are shared by up to {shared} layers; a live cache codes layer by layer. "
+                "Calibrate with layers_per_basis=1."
             )
         chosen: dict[str, Any] = {"sinks": self.sinks, **options}
         own, index = LiveOptions(**chosen), self._step(step)
         codes = [
             LayerCode(
-                bases=Pair(k=self.bases.k[g], v=self.bases.v[g]),
-                magnitudes=Pair(k=self.magnitudes.k[g], v=self.magnitudes.v[g]),
+                bases=self.code.bases.map(lambda x, g=g: x[g]),
+                magnitudes=self.code.magnitudes.map(lambda x, g=g: x[g]),
                 step=index,
                 coder=own.coder,
             )
-            for g in range(len(self.groups))
+            for g in range(len(self.code.groups))
         ]
         return decoder.live(codes, own)
 
     def shares(self, states: States, token_ids: Any) -> dict[str, float]:
         """Return the parts of the coded bits of a prefix by kind and layers, at the calibrated step."""
         ids = small_ids(token_ids)
-        self._check(states, ids)
-        ordered, bits = self._order(ids, True), dict[str, float]()
-        for kind, what, x in (("k", "keys", states.k), ("v", "values", states.v)):
-            for basis, magnitudes, group in self._parts(kind):
-                c = to_host(basis.coefficients(x[min(self.sinks, len(ids)) :][:, list(group)]))
-                symbols, tables = magnitudes.encode(c, ordered, self.step)[0], magnitudes.tables(self.step)
-                name = f"{what} of layers {self.layers[group[0]]} to {self.layers[group[-1]]}"
-                bits[name] = ideal_bits([symbols], [tables[ordered.classes]])
-        total = sum(bits.values()) or 1.0
-        return {name: own / total for name, own in bits.items()}
+        self.code.check(states, len(ids))
+        coded = states.map(lambda x: x[min(self.sinks, len(ids)) :])
+        return self.code.shares(coded, self._places(ids, self.step, True, is_even=False), self.layers)
 
-    def _recoded(self, states: States, ids: Int[np.ndarray, " tokens"], index: int) -> States:
-        """Return states as they are after coding, without making bytes of them."""
-        sinks = min(self.sinks, len(ids))
-        ordered = self._order(ids, True)
-
-        def of(kind: str, x: Array) -> Array:
-            own = [
-                basis.states(do("asarray", magnitudes.encode(c, ordered, index)[1], like=x))
-                for basis, magnitudes, group in self._parts(kind)
-                for c in [to_host(basis.coefficients(x[sinks:][:, list(group)]))]
-            ]
-            return do("concatenate", [x[:sinks], do("concatenate", own, axis=1)], axis=0)
-
-        return Pair(k=of("k", states.k), v=of("v", states.v))
-
-    def _parts(self, kind: str) -> list[tuple[Basis, Magnitudes, tuple[int, ...]]]:
-        bases, magnitudes = getattr(self.bases, kind), getattr(self.magnitudes, kind)
-        return list(zip(bases, magnitudes, self.groups, strict=True))
-
-    def _order(self, ids: Int[np.ndarray, " tokens"], by_id: bool) -> Order:
+    def _places(self, ids: Int[np.ndarray, " tokens"], step: int, by_id: bool, *, is_even: bool) -> Places:
         rest = ids[min(self.sinks, len(ids)) :]
-        return Order.by_id(rest) if by_id else Order.natural(len(rest))
+        return Places(order=Order.by_id(rest) if by_id else Order.natural(len(rest)), step=step, is_even=is_even)
 
     def _step(self, relative: float | None) -> int:
         if relative is None:
             return self.step
         index = self.step + int(grid_index(np.array(relative)))
         if index < self.finest:
-            least = grid_value(self.finest - self.step)
             raise KVCacheError(
-                f"Got step={relative:g}; the components of this codec serve for steps from {least:.3g} times the "
-                "calibrated one. Calibrate with a smaller divergence."
+                f"Got step={relative:g}; the components of this codec serve for steps from {self.relative_finest:.3g} "
+                "times the calibrated one. Calibrate with a smaller divergence."
             )
         return index
-
-    def _check(self, states: States, ids: Int[np.ndarray, " tokens"]) -> None:
-        for kind, x in (("k", states.k), ("v", states.v)):
-            heads, channels = getattr(self.bases, kind)[0].mean.shape[1:]
-            expected = (len(ids), len(self.layers), heads, channels)
-            if tuple(x.shape) != expected:
-                raise KVCacheError(
-                    f"Got states of shape {tuple(x.shape)} for {len(ids)} token ids; expected {expected}: tokens, "
-                    "layers, heads, channels."
-                )
 
     @property
     def _bound(self) -> Decoder:
@@ -469,45 +393,7 @@ class KVCodec:
     @cached_property
     def digest(self) -> str:
         """The SHA-256 digest of the file."""
-        return str((read_header(self.to_bytes(), _KIND, FORMAT) or {})["sha256"])
-
-    @cached_property
-    def nbytes(self) -> int:
-        """The size of the file."""
-        return len(self.to_bytes())
-
-    def to_bytes(self) -> bytes:
-        """Return the content of the file that :meth:`save` writes."""
-        from safetensors.numpy import save
-
-        tensors: dict[str, np.ndarray] = {}
-        for kind in ("k", "v"):
-            for g, (basis, magnitudes, _) in enumerate(self._parts(kind)):
-                tensors |= {
-                    f"{kind}.{g}.mean": basis.mean,
-                    f"{kind}.{g}.inverse": basis.inverse,
-                    f"{kind}.{g}.components": basis.components,
-                    f"{kind}.{g}.codes": basis.codes,
-                    f"{kind}.{g}.scales": basis.scales,
-                    f"{kind}.{g}.indices": magnitudes.indices,
-                    f"{kind}.{g}.parts": magnitudes.parts,
-                }
-        content = {
-            name: getattr(self, name) for name in ("model", "layers", "groups", "step", "finest", "unit", "sinks")
-        }
-        arrays = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
-        return sealed(save(arrays, {KEY: header_text(_KIND, FORMAT, **content)}))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a file, atomically.
-
-        Raises
-        ------
-        OutputError
-            If nothing can be written there.
-        """
-        check_writable(path, "path", "file")
-        write_atomic(path, self.to_bytes())
+        return str((read_header(self.to_bytes(), self.file_kind, self.file_format) or {})["sha256"])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Any = None) -> KVCodec:
@@ -546,42 +432,18 @@ class KVCodec:
             )
         return replace(self, decoder=decoder)
 
+    def _content(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        header = {"model": self.model, "layers": self.layers, "groups": self.code.groups}
+        header |= {name: getattr(self, name) for name in _IN_HEADER}
+        return self.code.arrays(), header if self._format == 1 else {**header, "least": self.code.least}
+
+    @property
+    def _format(self) -> int:
+        return 1 if self.code.is_first else self.file_format
+
     @classmethod
-    def from_bytes(cls, data: bytes) -> KVCodec:
-        """Read what :meth:`to_bytes` returns."""
-        from safetensors.numpy import load
-
-        header = read_header(data, _KIND, FORMAT)
-        if header is None:
-            raise FileFormatError("This is not a cache codec: it has no adtn header.")
-        try:
-            arrays, groups = load(data), tuple(tuple(group) for group in header["groups"])
-
-            def own(kind: str, names: Sequence[str], make: Any) -> tuple[Any, ...]:
-                return tuple(make(**{n: arrays[f"{kind}.{g}.{n}"] for n in names}) for g in range(len(groups)))
-
-            of_basis, of_magnitudes = ("mean", "inverse", "components", "codes", "scales"), ("indices", "parts")
-            return cls(
-                model=str(header["model"]),
-                layers=tuple(header["layers"]),
-                groups=groups,
-                bases=Pair(k=own("k", of_basis, Basis), v=own("v", of_basis, Basis)),
-                magnitudes=Pair(k=own("k", of_magnitudes, Magnitudes), v=own("v", of_magnitudes, Magnitudes)),
-                step=int(header["step"]),
-                finest=int(header["finest"]),
-                unit=int(header["unit"]),
-                sinks=int(header["sinks"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"The cache codec cannot be read ({error!r}).") from error
-
-
-def _encoded(symbols: Sequence[np.ndarray], tables: Sequence[np.ndarray], coder: Coder) -> Coded:
-    encode = CODERS[coder][0]
-    return encode(np.concatenate([x.ravel() for x in symbols]), np.concatenate([x.ravel() for x in tables]))
-
-
-def _decoded(coded: Coded, tables: Sequence[np.ndarray], coder: Coder) -> list[np.ndarray]:
-    flat = CODERS[coder][1](coded, np.concatenate([x.ravel() for x in tables]))
-    sizes = np.cumsum([x.size for x in tables])[:-1]
-    return [part.reshape(x.shape) for part, x in zip(np.split(flat, sizes), tables, strict=True)]
+    def _of_content(cls, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> KVCodec:
+        groups = tuple(tuple(group) for group in header["groups"])
+        code = StatesCode.of_arrays(arrays, groups, int(header.get("least", FIRST)))
+        numbers: dict[str, Any] = {name: int(header[name]) for name in _IN_HEADER}
+        return cls(model=str(header["model"]), layers=tuple(header["layers"]), code=code, **numbers)

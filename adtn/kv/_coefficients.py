@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from .._typing import Float, Int
+from ._nearness import buckets_of
 from ._order import CLASSES, Order
 from ._tables import FIRST, LAST, ROUNDING, grid_index, grid_value, table
 
@@ -25,43 +27,53 @@ class Magnitudes:
         Mean magnitudes of what is not predicted, as points of the grid of :mod:`._tables`.
     parts : array, (classes, coefficients), int8
         The parts of the mean of earlier tokens of the same id that predict the next, in units of 1 / 127.
+    shifts : array, (buckets,), int8
+        How much coarser the step of tokens is by their distance from the end, in points of the grid.
+    least : int
+        Index of the smallest ratio that has symbols.
     """
 
     indices: Int[np.ndarray, "classes coefficients"]
     parts: Int[np.ndarray, "classes coefficients"]
+    shifts: Int[np.ndarray, " buckets"]
+    least: int = FIRST
 
-    def tables(self, step: int) -> Int[np.ndarray, "classes coefficients"]:
-        """Return the index of the table of every coefficient for a step, ``FIRST - 1`` for those without symbols."""
-        return np.clip(self.indices.astype(np.int64) - step, FIRST - 1, LAST)
+    def tables(self, order: Order, steps: Int[np.ndarray, " tokens"]) -> Int[np.ndarray, "tokens coefficients"]:
+        """Return the index of the table of every coefficient, ``FIRST - 1`` for those without symbols."""
+        return self._with_symbols(self.indices.astype(np.int64)[order.classes] - steps[:, None])
+
+    def tables_of_classes(self, step: int) -> Int[np.ndarray, "classes coefficients"]:
+        """Return the tables of tokens of every class that have one step."""
+        return self._with_symbols(self.indices.astype(np.int64) - step)
+
+    def _with_symbols(self, ratios: Int[np.ndarray, "n coefficients"]) -> Int[np.ndarray, "n coefficients"]:
+        return np.where(ratios < self.least, FIRST - 1, np.minimum(ratios, LAST))
+
+    def steps(self, step: int, tokens: int) -> Int[np.ndarray, " tokens"]:
+        """Return the steps of the last tokens of a prefix, which are finer near its end."""
+        return step + self.shifts.astype(np.int64)[buckets_of(tokens)]
 
     def encode(
-        self, c: Float[np.ndarray, "tokens coefficients"], order: Order, step: int
+        self, c: Float[np.ndarray, "tokens coefficients"], order: Order, steps: Int[np.ndarray, " tokens"]
     ) -> tuple[Int[np.ndarray, "tokens coefficients"], Float[np.ndarray, "tokens coefficients"]]:
         """Quantise coefficients, and return the symbols with what they decode to."""
-        unit, active = np.float32(grid_value(step)), self.tables(step) >= FIRST
+        units, tables = _units(steps), self.tables(order, steps)
         symbols = np.zeros(c.shape, np.int32)
 
         def residual(at: Int[np.ndarray, " n"], predicted: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
             x = c[at] - predicted
-            q = np.where(active[order.classes[at]], np.floor(np.abs(x) / unit + np.float32(ROUNDING)), 0.0)
+            q = np.where(tables[at] >= FIRST, np.floor(np.abs(x) / units[at] + np.float32(ROUNDING)), 0.0)
             symbols[at] = np.copysign(q, x).astype(np.int32)
-            return self._reconstructed(symbols[at], order.classes[at], step)
+            return _reconstructed(symbols[at], tables[at], units[at])
 
         return symbols, self._in_order(order, c.shape, residual)
 
     def decode(
-        self, symbols: Int[np.ndarray, "tokens coefficients"], order: Order, step: int
+        self, symbols: Int[np.ndarray, "tokens coefficients"], order: Order, steps: Int[np.ndarray, " tokens"]
     ) -> Float[np.ndarray, "tokens coefficients"]:
         """Return the coefficients that symbols stand for."""
-        return self._in_order(
-            order, symbols.shape, lambda at, _: self._reconstructed(symbols[at], order.classes[at], step)
-        )
-
-    def _reconstructed(
-        self, symbols: Int[np.ndarray, "n m"], classes: Int[np.ndarray, " n"], step: int
-    ) -> Float[np.ndarray, "n m"]:
-        centres = _centres()[self.tables(step) - (FIRST - 1)][classes]
-        return (np.sign(symbols) * (np.abs(symbols) + centres) * np.float32(grid_value(step))).astype(np.float32)
+        units, tables = _units(steps), self.tables(order, steps)
+        return self._in_order(order, symbols.shape, lambda at, _: _reconstructed(symbols[at], tables[at], units[at]))
 
     def _in_order(
         self,
@@ -79,6 +91,19 @@ class Magnitudes:
         return found
 
 
+def _units(steps: Int[np.ndarray, " tokens"]) -> Float[np.ndarray, "tokens 1"]:
+    values, at = np.unique(steps, return_inverse=True)
+    return np.array([grid_value(int(i)) for i in values], np.float32)[at][:, None]
+
+
+def _reconstructed(
+    symbols: Int[np.ndarray, "n m"], tables: Int[np.ndarray, "n m"], units: Float[np.ndarray, "n 1"]
+) -> Float[np.ndarray, "n m"]:
+    centres = _centres()[tables - (FIRST - 1)]
+    return (np.sign(symbols) * (np.abs(symbols) + centres) * units).astype(np.float32)
+
+
+@cache
 def _centres() -> Float[np.ndarray, " tables"]:
     return np.array([0.0, *(table(i).centre for i in range(FIRST, LAST + 1))], np.float32)
 

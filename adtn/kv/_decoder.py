@@ -58,8 +58,10 @@ class Decoder(Protocol):
         """Return what is not coded of a cache, by name."""
         ...
 
-    def cache(self, states: States, others: Mapping[str, np.ndarray], *, rotated: bool = False) -> Any:
-        """Build a cache, with which the model goes on; see :meth:`states`."""
+    def cache(
+        self, states: States, others: Mapping[str, np.ndarray], *, rotated: bool = False, device: Any = None
+    ) -> Any:
+        """Build a cache, with which the model goes on, on its device if none is given; see :meth:`states`."""
         ...
 
     def live(self, codes: Sequence[LayerCode], options: LiveOptions) -> Any:

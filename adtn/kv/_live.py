@@ -88,7 +88,7 @@ class LayerCode:
         for kind in _KINDS:
             x, basis, magnitudes = getattr(states, kind), getattr(self.bases, kind), getattr(self.magnitudes, kind)
             c = np.asarray(do("to_numpy", basis.coefficients(x[:, None])), np.float32)
-            symbols.append(magnitudes.encode(c, Order.natural(len(c)), self.step)[0].ravel())
+            symbols.append(magnitudes.encode(c, Order.natural(len(c)), np.full(len(c), self.step))[0].ravel())
         return CODERS[self.coder][0](np.concatenate(symbols), np.concatenate([*self._tables(len(states.k))]))
 
     def decode(self, coded: Sequence[Coded], tokens: Sequence[int], like: Array) -> Pair[Array]:
@@ -101,7 +101,7 @@ class LayerCode:
         def of(kind: Literal["k", "v"], symbols: np.ndarray) -> Array:
             basis, magnitudes = getattr(self.bases, kind), getattr(self.magnitudes, kind)
             n, columns = sum(tokens), basis.columns.shape[1]
-            c = magnitudes.decode(symbols.reshape(n, columns), Order.natural(n), self.step)
+            c = magnitudes.decode(symbols.reshape(n, columns), Order.natural(n), np.full(n, self.step))
             return basis.states(do("asarray", c, like=like))[:, 0]
 
         return Pair(k=of("k", np.concatenate([k for k, _ in split])), v=of("v", np.concatenate([v for _, v in split])))
@@ -115,4 +115,4 @@ class LayerCode:
         return tokens * sum(basis.mean.size for basis in self.bases)
 
     def _tables(self, tokens: int) -> Pair[np.ndarray]:
-        return self.magnitudes.map(lambda m: np.tile(m.tables(self.step)[0], tokens))
+        return self.magnitudes.map(lambda m: np.tile(m.tables_of_classes(self.step)[0], tokens))

@@ -5,27 +5,55 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from .._atomic import write_atomic
-from .._files import KEY, check_writable, header_text, read_header, read_whole, sealed
+from .._files import read_whole
 from .._typing import Float, Int, Shape
-from ..errors import FileFormatError, KVCacheError
+from ..errors import KVCacheError
 from ._ans import Coded
 from ._pair import Pair
+from ._stored import Stored
 
 Coder = Literal["ans", "rice"]
 """Entropy coding by ``constriction``, or Golomb-Rice codes without any package."""
 
-FORMAT = 1
-_KIND = "parked cache"
+
+@dataclass(frozen=True, kw_only=True)
+class Rounded:
+    """The states of tokens in 8 bits, with one scale per vector.
+
+    Parameters
+    ----------
+    codes : array, (tokens, layers, heads, channels)
+        In int8; files of the first format have float16 here.
+    scales : array, (tokens, layers, heads)
+    """
+
+    codes: np.ndarray
+    scales: Float[np.ndarray, "tokens layers heads"]
+
+    @classmethod
+    def of(cls, x: Float[np.ndarray, "tokens layers heads channels"]) -> Rounded:
+        """Round states."""
+        scales = half(np.abs(x).max(-1, initial=0.0) / 127.0)
+        divisors = np.maximum(scales.astype(np.float32), np.finfo(np.float16).smallest_subnormal)[..., None]
+        return cls(codes=np.clip(np.rint(x / divisors), -127, 127).astype(np.int8), scales=scales)
+
+    @property
+    def values(self) -> Float[np.ndarray, "tokens layers heads channels"]:
+        """The states, in float32."""
+        return self.codes.astype(np.float32) * self.scales.astype(np.float32)[..., None]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of both arrays."""
+        return self.codes.nbytes + self.scales.nbytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parked:
+class Parked(Stored):
     """The cache of a prefix, coded.
 
     Parameters
@@ -35,8 +63,8 @@ class Parked:
     token_ids : array, (tokens,)
     shapes : Pair of tuple of int
         (layers, heads, channels) of keys and of values.
-    sinks : Pair of array, (sinks, layers, heads, channels)
-        The states of the first tokens, as they are, in float16 or float32.
+    sinks : Pair of Rounded
+        The states of the first tokens.
     coded : Coded
         The states of all other tokens.
     others : mapping of str to array
@@ -45,17 +73,23 @@ class Parked:
         Of the quantisation, a point of the grid of steps.
     by_id : bool
         Whether earlier tokens of the same id predict later ones.
+    is_even : bool
+        Whether all tokens have the same step.
     coder : {"ans", "rice"}
     """
+
+    file_kind: ClassVar[str] = "parked cache"
+    file_format: ClassVar[int] = 2  # 1: sinks in float16, one step for all tokens
 
     codec: str
     token_ids: Int[np.ndarray, " tokens"]
     shapes: Pair[Shape]
-    sinks: Pair[Float[np.ndarray, "sinks layers heads channels"]]
+    sinks: Pair[Rounded]
     coded: Coded
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
     step: int
     by_id: bool
+    is_even: bool
     coder: Coder
 
     @property
@@ -67,11 +101,6 @@ class Parked:
     def values(self) -> int:
         """The number of values of the dense cache, without layers that are not coded."""
         return self.tokens * sum(int(np.prod(shape)) for shape in self.shapes)
-
-    @cached_property
-    def nbytes(self) -> int:
-        """The size of the file."""
-        return len(self.to_bytes())
 
     @property
     def bytes_by_part(self) -> dict[str, int]:
@@ -94,39 +123,6 @@ class Parked:
         """The size of the cache in bfloat16 divided by that of the file."""
         return 16 / self.bits_per_value
 
-    def to_bytes(self) -> bytes:
-        """Return the content of the file that :meth:`save` writes."""
-        from safetensors.numpy import save
-
-        tensors = {
-            "token_ids": self.token_ids,
-            "words": self.coded.words,
-            "beyond": self.coded.beyond,
-            "sinks.k": self.sinks.k,
-            "sinks.v": self.sinks.v,
-            **{f"layers.{name}": x for name, x in self.others.items()},
-        }
-        content: dict[str, Any] = {
-            "codec": self.codec,
-            "shapes": list(self.shapes),
-            "step": self.step,
-            "by_id": self.by_id,
-            "coder": self.coder,
-        }
-        arrays = {name: np.ascontiguousarray(x) for name, x in tensors.items() if x.size or name == "token_ids"}
-        return sealed(save(arrays, {KEY: header_text(_KIND, FORMAT, **content)}))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a file, atomically.
-
-        Raises
-        ------
-        OutputError
-            If nothing can be written there.
-        """
-        check_writable(path, "path", "file")
-        write_atomic(path, self.to_bytes())
-
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Parked:
         """Read a file that :meth:`save` has written.
@@ -138,34 +134,50 @@ class Parked:
         """
         return cls.from_bytes(read_whole(path, "a parked cache"))
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Parked:
-        """Read what :meth:`to_bytes` returns."""
-        from safetensors.numpy import load
+    def _content(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays = {
+            "token_ids": self.token_ids,
+            "words": self.coded.words,
+            "beyond": self.coded.beyond,
+            **{f"sinks.{kind}": own.codes for kind, own in zip("kv", self.sinks, strict=True)},
+            **{f"sinks.{kind}.scales": own.scales for kind, own in zip("kv", self.sinks, strict=True)},
+            **{f"layers.{name}": x for name, x in self.others.items()},
+        }
+        header = {
+            "codec": self.codec,
+            "shapes": list(self.shapes),
+            "step": self.step,
+            "by_id": self.by_id,
+            "is_even": self.is_even,
+            "coder": self.coder,
+        }
+        return {name: x for name, x in arrays.items() if x.size or name == "token_ids"}, header
 
-        header = read_header(data, _KIND, FORMAT)
-        if header is None:
-            raise FileFormatError("This is not a parked cache: it has no adtn header.")
-        try:
-            arrays = load(data)
-            shapes = [tuple(int(n) for n in shape) for shape in header["shapes"]]
-            empty = [np.empty((0, *shape), np.float16) for shape in shapes]
-            return cls(
-                codec=str(header["codec"]),
-                token_ids=arrays["token_ids"],
-                shapes=Pair(k=shapes[0], v=shapes[1]),
-                sinks=Pair(k=arrays.get("sinks.k", empty[0]), v=arrays.get("sinks.v", empty[1])),
-                coded=Coded(
-                    words=arrays.get("words", np.empty(0, np.uint32)),
-                    beyond=arrays.get("beyond", np.empty(0, np.int32)),
-                ),
-                others={n.removeprefix("layers."): x for n, x in arrays.items() if n.startswith("layers.")},
-                step=int(header["step"]),
-                by_id=bool(header["by_id"]),
-                coder=header["coder"],
+    @classmethod
+    def _of_content(cls, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> Parked:
+        shapes = [tuple(int(n) for n in shape) for shape in header["shapes"]]
+
+        def sinks(kind: str, shape: Shape) -> Rounded:
+            codes = arrays.get(f"sinks.{kind}", np.empty((0, *shape), np.int8))
+            return Rounded(
+                codes=codes, scales=arrays.get(f"sinks.{kind}.scales", np.ones(codes.shape[:-1], np.float16))
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"The parked cache cannot be read ({error!r}).") from error
+
+        return cls(
+            codec=str(header["codec"]),
+            token_ids=arrays["token_ids"],
+            shapes=Pair(k=shapes[0], v=shapes[1]),
+            sinks=Pair(k=sinks("k", shapes[0]), v=sinks("v", shapes[1])),
+            coded=Coded(
+                words=arrays.get("words", np.empty(0, np.uint32)),
+                beyond=arrays.get("beyond", np.empty(0, np.int32)),
+            ),
+            others={n.removeprefix("layers."): x for n, x in arrays.items() if n.startswith("layers.")},
+            step=int(header["step"]),
+            by_id=bool(header["by_id"]),
+            is_even=bool(header.get("is_even", True)),
+            coder=header["coder"],
+        )
 
     def __repr__(self) -> str:
         return f"Parked({self.tokens:,} tokens, {self.nbytes:,} bytes, {self.ratio:.1f} times smaller than bfloat16)"

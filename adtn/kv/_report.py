@@ -205,7 +205,7 @@ def kv_report(
             found.setdefault(f"adtn, step {step:g}", []).append(_coded(codec, prefix, step))
         for baseline in baselines(codec.sinks) if with_baselines else ():
             found.setdefault(baseline.name, []).append(_baseline(decoder, prefix, baseline))
-    values = sum(int(np.prod(basis.mean.shape)) for bases in codec.bases for basis in bases)
+    values = sum(int(np.prod(basis.mean.shape)) for bases in codec.code.bases for basis in bases)
     return KVReport(
         rows=[_row(name, readings) for name, readings in found.items()],
         texts=len(texts),

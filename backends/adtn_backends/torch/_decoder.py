@@ -141,23 +141,44 @@ class HFDecoder:
             found[f"{k}.length"] = np.array([layer.get_seq_length()], np.int64)
         return found
 
-    def cache(self, states: Pair[torch.Tensor], others: Mapping[str, np.ndarray], *, rotated: bool = False) -> Any:
-        """Build a cache of one sequence, in the dtype and on the device of the model; see :meth:`states`."""
+    def cache(
+        self,
+        states: Pair[torch.Tensor],
+        others: Mapping[str, np.ndarray],
+        *,
+        rotated: bool = False,
+        device: str | torch.device | None = None,
+    ) -> Any:
+        """Build a cache of one sequence, in the dtype of the model, on its device if none is given; see :meth:`states`.
+
+        Raises
+        ------
+        KVCacheError
+            If there is no such device.
+        """
         from transformers import DynamicCache
 
-        dtype = next(self.model.parameters()).dtype
+        dtype, place = next(self.model.parameters()).dtype, self._place(device)
         keys, values = (x.permute(1, 2, 0, 3)[:, None].to(self.device) for x in states)
         if self.rotary is not None and not rotated:
             keys = self.rotary.apply(keys, torch.arange(keys.shape[-2], device=self.device))
         cache: Any = DynamicCache(config=self.model.config)
         for k, own_keys, own_values in zip(self.layers, keys.to(dtype), values.to(dtype), strict=True):
-            cache.layers[k].update(own_keys, own_values)
+            cache.layers[k].update(own_keys.to(place), own_values.to(place))
         for k in sorted({int(name.split(".")[0]) for name in others}):
-            own = (torch.as_tensor(others[f"{k}.{name}"]).to(self.device, dtype) for name in ("keys", "values"))
+            own = (torch.as_tensor(others[f"{k}.{name}"]).to(place, dtype) for name in ("keys", "values"))
             cache.layers[k].update(*own)
             if hasattr(cache.layers[k], "cumulative_length"):
                 cache.layers[k].cumulative_length = int(others[f"{k}.length"][0])
         return cache
+
+    def _place(self, device: str | torch.device | None) -> torch.device:
+        if device is None:
+            return self.device
+        try:
+            return torch.empty(0, device=device).device
+        except (RuntimeError, TypeError, AssertionError) as error:  # torch without CUDA fails with an assertion
+            raise KVCacheError(f"Got device={device!r}; expected one of PyTorch, such as 'cpu' ({error}).") from error
 
     def live(self, codes: Sequence[LayerCode], options: LiveOptions) -> Any:
         """Make an empty cache that codes the old tokens of :attr:`layers`; see :meth:`adtn.kv.KVCodec.live`."""
