@@ -148,7 +148,6 @@ def test_codes_of_whole_bits_are_close_to_the_ideal_length(i: int) -> None:
 @settings(max_examples=30)
 @given(seed=st.integers(0, 999), n=st.integers(0, 300))
 def test_symbols_come_back_and_take_their_ideal_length(seed: int, n: int) -> None:
-    pytest.importorskip("constriction")
     symbols, tables = drawn(seed, n)
     coded = encode_symbols(symbols, tables)
     assert np.array_equal(decode_symbols(coded, tables), symbols)
@@ -157,7 +156,6 @@ def test_symbols_come_back_and_take_their_ideal_length(seed: int, n: int) -> Non
 
 
 def test_files_take_their_ideal_length_within_one_percent() -> None:
-    pytest.importorskip("constriction")
     random = np.random.default_rng(0)
     tables = random.integers(-16, 30, 20_000)
     symbols = np.rint(random.laplace(size=20_000) * 2.0 ** (tables / 8)).astype(np.int32)
@@ -166,7 +164,6 @@ def test_files_take_their_ideal_length_within_one_percent() -> None:
 
 
 def test_damaged_symbols_are_found() -> None:
-    pytest.importorskip("constriction")
     tables = np.full(500, 8)
     symbols = np.random.default_rng(0).integers(-3, 4, 500).astype(np.int32)
     coded = encode_symbols(symbols, tables)

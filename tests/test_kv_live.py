@@ -17,7 +17,6 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-pytest.importorskip("constriction")
 
 import torch
 from adtn.errors import KVCacheError

@@ -1,15 +1,15 @@
-"""Symbols as bytes: asymmetric numeral systems, symbols of one table after the other (package ``constriction``)."""
+"""Symbols as bytes: asymmetric numeral systems, symbols of one table after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from .._typing import Int
-from ..errors import FileFormatError, missing
+from ..errors import FileFormatError
+from ..precision import Reader, Writer
 from ._tables import FIRST, LAST, table
 
 
@@ -33,14 +33,6 @@ class Coded:
         return self.words.nbytes + self.beyond.nbytes
 
 
-def _constriction() -> Any:
-    try:
-        import constriction
-    except ImportError as error:
-        raise missing("constriction", "kv", "Entropy coding of a cache") from error
-    return constriction
-
-
 def runs(tables: Int[np.ndarray, " n"]) -> list[tuple[int, Int[np.ndarray, " k"]]]:
     """Return tables that have symbols, in order, with the positions of their symbols."""
     at = np.argsort(tables.astype(np.int16), kind="stable")
@@ -51,15 +43,14 @@ def runs(tables: Int[np.ndarray, " n"]) -> list[tuple[int, Int[np.ndarray, " k"]
 
 def encode_symbols(symbols: Int[np.ndarray, " n"], tables: Int[np.ndarray, " n"]) -> Coded:
     """Encode symbols, each with the table of its index; those without a table are zero."""
-    constriction = _constriction()
-    coder = constriction.stream.stack.AnsCoder()
+    writer = Writer()
     beyond: list[np.ndarray] = []
     for i, at in reversed(runs(tables)):
         own, most = symbols[at], table(i).most
         far = np.abs(own) > most
         beyond.append(own[far])
-        coder.encode_reverse(np.where(far, 2 * most + 1, own + most).astype(np.int32), _model(constriction, i))
-    return Coded(words=coder.get_compressed(), beyond=np.concatenate([*reversed(beyond), np.empty(0, np.int32)]))
+        writer.push(np.where(far, 2 * most + 1, own + most), table(i).probabilities)
+    return Coded(words=writer.words, beyond=np.concatenate([*reversed(beyond), np.empty(0, np.int32)]))
 
 
 def decode_symbols(coded: Coded, tables: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
@@ -70,13 +61,12 @@ def decode_symbols(coded: Coded, tables: Int[np.ndarray, " n"]) -> Int[np.ndarra
     FileFormatError
         If the words are not those of symbols with these tables.
     """
-    constriction = _constriction()
-    coder = constriction.stream.stack.AnsCoder(np.ascontiguousarray(coded.words, np.uint32))
+    reader = Reader(coded.words)
     symbols = np.zeros(tables.shape, np.int32)
     used = 0
     for i, at in runs(tables):
         most = table(i).most
-        own = coder.decode(_model(constriction, i), len(at)) - most
+        own = reader.pop(len(at), table(i).probabilities) - most
         far = own > most
         n = int(far.sum())
         if used + n > len(coded.beyond):
@@ -84,13 +74,9 @@ def decode_symbols(coded: Coded, tables: Int[np.ndarray, " n"]) -> Int[np.ndarra
         own[far] = coded.beyond[used : used + n]
         used += n
         symbols[at] = own
-    if used != len(coded.beyond) or not coder.is_empty():
+    if used != len(coded.beyond) or not reader.is_empty:
         raise FileFormatError("The coded cache was modified: its words do not end with its last symbol.")
     return symbols
-
-
-def _model(constriction: Any, i: int) -> Any:
-    return constriction.stream.model.Categorical(table(i).probabilities, perfect=False)
 
 
 def ideal_bits(symbols: Sequence[np.ndarray], tables: Sequence[np.ndarray]) -> float:

@@ -207,7 +207,7 @@ class KVCodec(Stored):
         order : {"ids", "natural"}
             Whether earlier tokens of the same id predict later ones.
         coder : {"ans", "rice"}
-            Entropy coding by ``constriction``, or codes of whole bits, which need no package.
+            Asymmetric numeral systems, or Golomb-Rice codes, which are codes of whole bits.
         finer_at_end : bool
             Whether tokens near the end have finer steps than those far from it, which matter less to what follows. Turn
             it off for a prefix of which only the beginning may be used.
@@ -329,6 +329,7 @@ class KVCodec(Stored):
         >>> config = LlamaConfig(
         ...     vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
         ... )
+        >>> _ = torch.manual_seed(0)  # the model may end its text at once otherwise
         >>> model = LlamaForCausalLM(config).eval()
         >>> texts = np.random.default_rng(0).integers(0, 40, (4, 96))
         >>> codec = KVCodec.calibrate(model, texts, continuation=32, kl=0.02, layers_per_basis=1)

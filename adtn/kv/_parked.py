@@ -17,7 +17,7 @@ from ._pair import Pair
 from ._stored import Stored
 
 Coder = Literal["ans", "rice"]
-"""Entropy coding by ``constriction``, or Golomb-Rice codes without any package."""
+"""Entropy coding by asymmetric numeral systems, or Golomb-Rice codes."""
 
 
 @dataclass(frozen=True, kw_only=True)

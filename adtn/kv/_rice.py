@@ -1,4 +1,4 @@
-"""Symbols as bits without any package: Golomb-Rice codes, plane by plane, with trees of zeros.
+"""Symbols as bits: Golomb-Rice codes, plane by plane, with trees of zeros.
 
 The table of a coefficient says how large its symbols are, so no parameters are stored. Magnitudes are split into low
 bits, stored as they are, and a rest in unary, of which all first bits are stored before all second bits, and so on.

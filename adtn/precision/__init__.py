@@ -10,6 +10,8 @@ from ._precision import parts_of as parts_of
 from ._precision import stored_bytes as stored_bytes
 from ._round import round_symmetric as round_symmetric
 from ._round import round_to as round_to
+from ._symbols import Reader as Reader
+from ._symbols import Writer as Writer
 from ._trained import Straight as Straight
 from ._trained import gains_shape as gains_shape
 from ._trained import rounded_again as rounded_again

@@ -169,7 +169,8 @@ def decode(data: Int[np.ndarray, " nbytes"], rows: int, columns: int) -> Stepped
     beyond = np.concatenate(far)
     high, low = (reader.pop(len(beyond), _uniform(8)).astype(np.int64) for _ in range(2))
     integers[beyond] = (high << 8) + low - LARGEST - 1
-    reader.end()
+    if not reader.is_empty:
+        raise PrecisionError("Got coded entries that do not end with the last one; get the file again.")
     integers = integers.reshape(rows, columns).astype(np.int16)
     return Stepped(integers=integers, step=step, exponents=exponents, shift=shift, unit=unit)
 

@@ -8,7 +8,6 @@ import constriction
 import numpy as np
 
 from .._typing import Float, Int
-from ..errors import PrecisionError
 
 _STREAM: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue] # a compiled module
 _Model = _STREAM.model.Categorical
@@ -41,7 +40,7 @@ class Reader:
     """
 
     def __init__(self, words: Int[np.ndarray, " words"]) -> None:
-        self._coder = _STREAM.stack.AnsCoder(np.trim_zeros(words, "b"))
+        self._coder = _STREAM.stack.AnsCoder(np.trim_zeros(np.asarray(words, np.uint32), "b"))
 
     def pop(self, n: int, probabilities: Float[np.ndarray, " k"]) -> Int[np.ndarray, " n"]:
         """Remove and return the next ``n`` symbols."""
@@ -49,13 +48,7 @@ class Reader:
             return np.zeros(n, np.int32)
         return self._coder.decode(_Model(probabilities, perfect=False), n)
 
-    def end(self) -> None:
-        """Check that all symbols were popped.
-
-        Raises
-        ------
-        PrecisionError
-            If some are left, or the words end before the last symbol.
-        """
-        if not self._coder.is_empty():
-            raise PrecisionError("Got coded entries that do not end with the last one; get the file again.")
+    @property
+    def is_empty(self) -> bool:
+        """Whether all symbols were popped, and no more."""
+        return self._coder.is_empty()
