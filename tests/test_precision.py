@@ -24,20 +24,10 @@ from adtn.precision._precision import parts_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arrays import moment, weights
+
 INTEGERS = ("int8", "int4", "int3", "int2")
 FLOATS = ("float32", "float16", "bfloat16")
-
-
-def weights(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def moment(columns: int, seed: int = 0) -> np.ndarray:
-    """Make a second moment of correlated inputs of different sizes."""
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((4 * columns, max(columns // 4, 1))) @ rng.standard_normal((max(columns // 4, 1), columns))
-    x = (x + 0.3 * rng.standard_normal(x.shape)) * np.exp(0.5 * rng.standard_normal(columns))
-    return x.T @ x / len(x)
 
 
 def error_in(moment: np.ndarray, away: np.ndarray) -> np.ndarray:

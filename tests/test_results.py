@@ -108,9 +108,10 @@ def test_the_best_single_method_takes_no_more_bytes() -> None:
         row("low rank", 8.0, 8.02, 70.0),
         row("automatic", 4.0, 4.0, 88.05),
         row("automatic", 8.0, 8.0, 69.0),
+        row("fixed length", 8.0, 8.0, 68.5),
         {"method": "spatial", "ratio": 32.0, "unit": "bytes", "steps": 0, "failed": "too small"},
     ]
     assert plot.envelope(rows[1:4]) == [(4.01, 88.0), (6.9, 88.0), (8.02, 70.0)]
     lines = plot.table({"compress_models": rows})
-    assert "| 4x | 88.05 ± 0.10 | 88.00 | int4/32, 6.9x | +0.05 | level |" in lines
-    assert "| 8x | 69.00 ± 0.10 | 70.00 | low rank, 8.0x | -1.00 | **below** |" in lines
+    assert "| 4x | 88.05 ± 0.10 | not run | 88.00 | int4/32, 6.9x | +0.05 | level |" in lines
+    assert "| 8x | 69.00 ± 0.10 | 68.50 | 70.00 | low rank, 8.0x | -1.00 | **below** |" in lines

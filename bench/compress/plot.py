@@ -12,7 +12,7 @@ from statistics import mean, stdev
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results"
-AUTOMATIC = "automatic"
+AUTOMATIC, FIXED = "automatic", "fixed length"
 BUDGETS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 _SLACK = 1.001  # of ratios: a budget is a whole number of bytes
 _NAMES = {"lenet5": "LeNet-5", "resnet20": "ResNet-20", "resnet56": "ResNet-56", "minilm": "MiniLM-L6"}
@@ -121,7 +121,7 @@ def table(content: dict[str, Any]) -> list[str]:
     rows = _untrained(content)
     measure = _measure(content)
     dense = next((r for r in rows if r["method"] == "dense"), None)
-    single = [r for r in rows if r["method"] not in (AUTOMATIC, "dense", "float32")]
+    single = [r for r in rows if r["method"] not in (AUTOMATIC, FIXED, "dense", "float32")]
     budgets = sorted({r["ratio"] for r in rows if r["ratio"] is not None}.union(BUDGETS))
     digits = 2 if measure == "accuracy" else 3
     lines: list[str] = []
@@ -129,22 +129,25 @@ def table(content: dict[str, Any]) -> list[str]:
         spread = dense["standard errors"][measure]
         lines += [f"Dense: {_value(dense):.{digits}f} ± {spread:.{digits}f} ({_MEASURES.get(measure, measure)}).", ""]
     lines += [f"Single methods that were measured: {', '.join(dict.fromkeys(r['method'] for r in single))}.", ""]
-    lines += ["| times smaller | automatic | best single method | | difference | |", "|---" * 6 + "|"]
+    lines += ["| times smaller | automatic | fixed length | best single method | | difference | |", "|---" * 7 + "|"]
     for budget in budgets:
         own = [r for r in rows if r["method"] == AUTOMATIC and r["ratio"] == budget]
         others = [r for r in single if r["ratio of bytes"] * _SLACK >= budget]
         best = max(others, key=_value, default=None)
-        cells = ["not run", "-", "none is as small", "", ""]
+        cells = ["not run", "not run", "-", "none is as small", "", ""]
         value = sum(map(_value, own)) / max(len(own), 1)
         error = max((r["standard errors"][measure] for r in own), default=0.0)
         if own:
             cells[0] = f"{value:.{digits}f} ± {error:.{digits}f}"
+        fixed = [_value(r) for r in rows if r["method"] == FIXED and r["ratio"] == budget]
+        if fixed:
+            cells[1] = f"{mean(fixed):.{digits}f}"
         if best is not None:
-            cells[1:3] = f"{_value(best):.{digits}f}", f"{best['method']}, {best['ratio of bytes']:.1f}x"
+            cells[2:4] = f"{_value(best):.{digits}f}", f"{best['method']}, {best['ratio of bytes']:.1f}x"
         if own and best is not None:
             change = value - _value(best)
             verdict = "above" if change > error else "**below**" if change < -error else "level"
-            cells[3:] = f"{change:+.{digits}f}", verdict
+            cells[4:] = f"{change:+.{digits}f}", verdict
         lines.append(f"| {budget:g}x | {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -171,9 +174,11 @@ def _curve(row: Row) -> str:
     method: str = row["method"]
     if row["steps"]:
         return f"{method}, {row['steps']} steps"
-    for start in ("torchao HQQ", "torchao", "nearest"):
+    for start in ("torchao HQQ", "torchao", "nearest coded", "nearest"):
         if method.startswith(start):
             return f"{start} integers"
+    if method.startswith("coded"):
+        return "entropy codes"
     return "integers with feedback" if method.startswith("int") else method
 
 
@@ -200,7 +205,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
         curves.setdefault(_curve(row), []).append((row["ratio of bytes"], _value(row)))
     dense = curves.pop("dense", None)
     figure, axis = plt.subplots(figsize=(8.0, 4.4), layout="constrained")
-    single = [r for r in _untrained(content) if r["method"] not in (AUTOMATIC, "dense", "float32")]
+    single = [r for r in _untrained(content) if r["method"] not in (AUTOMATIC, FIXED, "dense", "float32")]
     border = [(x, y) for x, y in envelope(single) if x <= 1.05 * 32.0]
     if border:
         axis.step(*zip(*border, strict=True), where="pre", color="0.75", lw=5, zorder=1, label="best single method")
@@ -212,7 +217,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
         axis.plot(
             *zip(*sorted(curves[name]), strict=True),
             "osD^v<>"[n % 7] + ("-" if name == AUTOMATIC else "--" if is_own else "-"),
-            color="k" if is_own else colors[order[n % 20]],
+            color="k" if is_own else "0.45" if name == FIXED else colors[order[n % 20]],
             lw=2.5 if is_own else 1.0,
             ms=6 if is_own else 4,
             zorder=3 if is_own else 2,

@@ -17,7 +17,8 @@ _CURVES = """# Results
 
 ## Bytes against quality, without training
 
-Whole trained models, stored in a given number of bytes by `adtn.compress` with a budget (*automatic*) and by single
+Whole trained models, stored in a given number of bytes by `adtn.compress` with a budget (*automatic*), the same without
+entropy codes (*fixed length*, measured by an earlier version), and by single
 methods, which are listed for each model: low-rank, spatial, Tucker-2 and tensor-train forms, whose ranks are allocated
 over the layers by the same search, in float32 or as integers; the dense weights as integers, rounded with error
 feedback or to the nearest; integers of torchao and decompositions of TensorLy. Nothing is trained: only a few batches
