@@ -20,7 +20,7 @@ from ._config import Config
 from ._rest import stored_as
 from ._rows import COLUMNS, Baseline, LayerRow, ModelCost, baseline_cells, baseline_columns, cells, describe, own_row
 
-_DECODED = ", with decoded values beside the integers; allow_slower=True holds the integers only, and is slower"
+_DECODED = ", with decoded values beside the codes; allow_slower=True holds integers undecoded, which is slower"
 if TYPE_CHECKING:
     from rich.table import Table
 
