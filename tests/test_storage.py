@@ -154,7 +154,7 @@ def test_forging_works() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (setter("format", value=3), "version 3; this adtn reads up to 2. Upgrade"),
+        (setter("format", value=4), "version 4; this adtn reads up to 3. Upgrade"),
         (setter("format", value="x"), "version x"),
         (setter("layout", "shape", value=[10**9, 10**9]), "does not describe|fewer than"),
         (setter("layout", "factors", value=[[2] * 40, [2] * 40]), "does not describe"),
