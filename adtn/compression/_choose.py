@@ -187,7 +187,10 @@ class Search:
 
     @property
     def _precisions(self) -> Sequence[Precision]:
-        return self.config.precisions if self.unit == "bytes" else ()
+        if self.unit != "bytes":
+            return ()
+        # entropy codes are decoded when a layer is made, but only codes should stay in memory where calls may decode
+        return [p for p in self.config.precisions if not (p.is_coded and self.config.allow_slower)]
 
     def _low_rank(self, name: str, family: Any) -> Curve:
         task = self.tasks[name]

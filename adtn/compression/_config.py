@@ -92,8 +92,8 @@ class Config:
     precisions : sequence of Precision
         The precisions to choose from for a budget in bytes: all for dense weights, and for cores the integers, of each
         number of bits those with the largest groups, and entropy codes of 2, 3 and 4 bits. Entropy codes
-        (``Precision("coded", rate=...)``) make the smallest files, and are decoded when a model is loaded: leave them
-        out where the memory of the running model counts (with ``allow_slower``).
+        (``Precision("coded", rate=...)``) make the smallest files, and are decoded when a model is loaded; they are not
+        chosen with ``allow_slower``, which is for models whose memory counts.
     largest_error : float
         The largest relative error of a weight that is allowed for a budget without data, as nothing else shows then
         what the model loses.
