@@ -21,12 +21,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .._typing import Float, Shape
+from .._typing import Float
 from ..generator import Generator
 from ..layout import Layout
-from ..precision import Precision
 from ..topology import LowRank
-from ._choice import Choice, dense_choice, families
+from ._choice import families
 from ._choose import Search, Selection
 from ._ladder import Ladder
 from ._local import LocalResult, LocalTask
@@ -209,15 +208,18 @@ def _joint(search: Search, selection: Selection, group: Sequence[Layer], ladders
     """Return the joint form of a group, ``None`` if there is none, or it is expected to lose much more."""
     names = [layer.name for layer in group]
     results = {name: selection.results.get(name) for name in names}
-    precision = _precision_of_pairs(results)
-    if precision == ():
+    if not any(r is not None and isinstance(r.generator.topology, LowRank) for r in results.values()):
         return None
     layer, task = _group(search, group)
     weights = [search.tasks[name].weight for name in names]
-    choice = _largest(search, group, task.weight.shape, precision[0], _cost(search, group, results))
+    params = sum(
+        w.size if (r := results[n]) is None else r.generator.num_params for n, w in zip(names, weights, strict=True)
+    )
+    (pairs,) = families(task.weight.shape, (LowRank(),), (), layer.itemsize)
+    choice = pairs.within(params)
     if choice is None or choice.topology is None:
         return None
-    task = replace(task, topology=choice.topology, precision=precision[0])
+    task = replace(task, topology=choice.topology)
     scale = _scales([_weight_of(search.tasks[name], ladders[name]) for name in names], weights)
     pair = Generator(task.weight.shape, task.topology, layout=task.layout, scale=1.0)
     generator = weighted_pair(pair, task.weight, task.moment, scale, task.precision)
@@ -240,40 +242,6 @@ def _scales(factors: Sequence[float], members: Sequence[Float[np.ndarray, "n col
     """Return the square roots of the factors of squared errors, for every row of the stack."""
     roots = np.sqrt(np.maximum(np.asarray(factors) / max(factors), 1e-6))  # a member without influence is kept as well
     return np.repeat(roots, [len(member) for member in members])
-
-
-def _precision_of_pairs(results: Mapping[str, LocalResult | None]) -> tuple[Precision | None, ...]:
-    """Return the precision of the largest low-rank pair among the members, as the only element; empty without one."""
-    pairs = [r.generator for r in results.values() if r is not None]
-    pairs = [g for g in pairs if isinstance(g.topology, LowRank)]
-    return (max(pairs, key=lambda g: g.nbytes).precision,) if pairs else ()
-
-
-def _cost(search: Search, group: Sequence[Layer], results: Mapping[str, LocalResult | None]) -> int:
-    """Return what the members cost as they were chosen."""
-    total = 0
-    for layer in group:
-        result = results[layer.name]
-        if result is None:
-            total += dense_choice(layer.weights[layer.name], layer.itemsize).cost(search.unit)
-        elif search.unit == "parameters":
-            total += result.generator.num_params
-        else:
-            generator = result.generator
-            total += generator.nbytes if generator.precision is not None else generator.num_params * layer.itemsize
-    return total
-
-
-def _largest(
-    search: Search, group: Sequence[Layer], shape: Shape, precision: Precision | None, most: int
-) -> Choice | None:
-    precisions = () if precision is None else (precision,)
-    options = families(shape, (LowRank(),), precisions, max(layer.itemsize for layer in group))
-    pair = [one for one in options if isinstance(one.topology, LowRank) and one.precision == precision]
-    if not pair:
-        return None
-    fitting = [choice for choice in pair[0].members(most) if choice.cost(search.unit) <= most]
-    return fitting[-1] if fitting else None
 
 
 def _errors2(

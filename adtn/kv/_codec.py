@@ -446,5 +446,5 @@ class KVCodec(Stored):
     def _of_content(cls, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> KVCodec:
         groups = tuple(tuple(group) for group in header["groups"])
         code = StatesCode.of_arrays(arrays, groups, int(header.get("least", FIRST)))
-        numbers: dict[str, Any] = {name: int(header[name]) for name in _IN_HEADER}
-        return cls(model=str(header["model"]), layers=tuple(header["layers"]), code=code, **numbers)
+        sizes: dict[str, Any] = {name: int(header[name]) for name in _IN_HEADER}
+        return cls(model=str(header["model"]), layers=tuple(header["layers"]), code=code, **sizes)
