@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from ..errors import ADTNError, CompressError
 from ..generator import Generator
-from ..precision import Precision
+from ..precision import Precision, stored_bytes
 from ..topology import LowRank, ScaledIdentity, ScaledRandom, Topology
 from ._budget import Budget
 from ._choose import Search
@@ -25,6 +26,8 @@ from ._samples import first_samples
 from ._state import state_bytes
 
 _INTEGERS = (Precision("int8"), Precision("int4", 32))
+_RATES = range(50, 1201)  # of entropy codes, in hundredths of a bit
+_MORE_BYTES = 32  # of a header, for the name of a rate instead of that of an integer format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +61,9 @@ class Baselines:
             "frozen random": lambda: self._control("frozen random", ScaledRandom(seed=self.run.config.seed)),
             "SVD": self._svd,
         }
-        makers |= {str(p): lambda p=p: self._integers(p) for p in _INTEGERS}
+        makers |= {str(p): lambda p=p: self._rounded(p) for p in _INTEGERS}
         found: list[Baseline] = []
+        makers["entropy codes"] = lambda: self._coded(found)
         self.run.say.stage("baselines", len(makers))
         try:
             for name, make in makers.items():
@@ -145,19 +149,43 @@ class Baselines:
             say=lambda line: None,
         )
 
-    def _integers(self, precision: Precision) -> list[Baseline]:
+    def _coded(self, rows: Sequence[Baseline]) -> list[Baseline]:
+        """Store all layers as entropy codes of one rate, the largest within the bytes of the result."""
+        integers = _INTEGERS[0]
+        size = next((row.bytes for row in rows if row.name == _all_layers(integers)), None)
+        if size is None:
+            raise CompressError(f"Their sizes follow from that of {integers}, which was left out.")
+        shapes = [weight.shape for weight in self._weights.values()]
+        left = self.result.compared_bytes - size - _MORE_BYTES * len(shapes)
+        left += sum(stored_bytes(shape, integers.of(shape)) for shape in shapes)
+
+        def fits(percent: int) -> bool:
+            precision = Precision("coded", rate=percent / 100)
+            return sum(stored_bytes(shape, precision.of(shape)) for shape in shapes) <= left
+
+        n = bisect_left(_RATES, True, key=lambda percent: not fits(percent))
+        if n == 0:
+            raise CompressError("The coarsest have more bytes than the result.")
+        precision = Precision("coded", rate=_RATES[n - 1] / 100)
+        return self._rounded(precision)
+
+    def _rounded(self, precision: Precision) -> list[Baseline]:
         """Round all layers of the model, those that the result leaves dense as well."""
-        layers, _ = Config(targets=("*",), smallest=self.run.config.smallest).select(self._adapter.layers())
         own: dict[str, Generator] = {}
-        for name in (name for layer in layers for name in layer.weights):
-            weight = self._adapter.weight(name)
-            if np.isfinite(weight).all() and weight.any():
-                task = self.run.tasks.get(name)
-                moment = None if task is None else task.moment
-                own[name] = rounded_in_metric(dense_generator(weight), precision, weight, moment)
+        for name, weight in self._weights.items():
+            task = self.run.tasks.get(name)
+            moment = None if task is None else task.moment
+            own[name] = rounded_in_metric(dense_generator(weight), precision, weight, moment)
         self._adapter.install(own)
         self._correct()
-        return [self._row(f"{precision}, all layers", self.rest)]
+        return [self._row(_all_layers(precision), self.rest)]
+
+    @property
+    def _weights(self) -> dict[str, np.ndarray]:
+        """The weights of all layers that can be rounded."""
+        layers, _ = Config(targets=("*",), smallest=self.run.config.smallest).select(self._adapter.layers())
+        found = {name: self._adapter.weight(name) for layer in layers for name in layer.weights}
+        return {name: weight for name, weight in found.items() if np.isfinite(weight).all() and weight.any()}
 
     def _correct(self) -> None:
         """Run the stages between closed forms and trainings, as for the result."""
@@ -205,11 +233,19 @@ class Baselines:
             quality = self._adapter.score(run.score)
         elif run.test is not None:
             quality = self._adapter.accuracy(run.test)
-        params, size = self._adapter.sizes()
-        if self.result.file_bytes is not None:
-            size = state_bytes(self._adapter, self._adapter.generators(), rest, run.beside)
         loss = None if run.test is None else self._adapter.loss_on(run.test, run.loss)
-        return Baseline(name=name, params=params, bytes=size, quality=quality, loss=loss)
+        params, _ = self._adapter.sizes()
+        return Baseline(name=name, params=params, bytes=self._size(rest), quality=quality, loss=loss)
+
+    def _size(self, rest: Precision | None) -> int:
+        """Return the bytes of the model as it is: of its file, where that is what the result counts."""
+        if self.result.file_bytes is None:
+            return self._adapter.sizes()[1]
+        return state_bytes(self._adapter, self._adapter.generators(), rest, self.run.beside)
+
+
+def _all_layers(precision: Precision) -> str:
+    return f"{precision}, all layers"
 
 
 def scaled(topology: Topology, weight: np.ndarray, moment: np.ndarray | None) -> Generator:

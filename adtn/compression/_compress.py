@@ -92,8 +92,9 @@ def compress(
         stages with the time left on standard error. By default they are shown on a terminal only.
     baselines : bool
         Whether to measure other ways to make the model as small, for the report: low-rank pairs of the same bytes
-        (also after the same training), all layers as integers, a scaled identity and frozen random weights, and the
-        dense model after the same training. This takes several times as long, and needs ``test`` or ``score``.
+        (also after the same training), all layers as integers, and as entropy codes of the same bytes, a scaled
+        identity and frozen random weights, and the dense model after the same training. This takes several times as
+        long, and needs ``test`` or ``score``.
 
     Returns
     -------
