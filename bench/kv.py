@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +33,42 @@ def main() -> None:
     parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--calibrated", type=int, default=64, help="texts of the calibration")
     parser.add_argument("--prefix", type=int, default=1024, help="tokens that are coded")
+    parser.add_argument("--steps", type=float, nargs="*", default=list(STEPS), help="steps over the calibrated one")
     parser.add_argument("--kl", type=float, default=0.0065)
     arguments = parser.parse_args()
     case = Case(arguments.prefix)
     mixed = case.mixed(arguments.calibrated)
     rows: list[dict[str, Any]] = json.loads(arguments.out.read_text())["kv"] if arguments.out.exists() else []
+    by_text = {(row["layers"], row["text"]): row for row in rows}
     for layers in arguments.layers:
         missing = {
-            name: n for name, n in TEXTS.items() if (layers, name) not in {(r["layers"], r["text"]) for r in rows}
+            name: steps for name in TEXTS if (steps := missing_steps(by_text.get((layers, name)), arguments.steps))
         }
         if not missing:
             continue
         codec = case.codec(mixed, layers, kl=arguments.kl, precision=arguments.precision)
-        for name, n in missing.items():
+        for name, steps in missing.items():
+            done = by_text.get((layers, name))
             report = kv_report(
                 codec,
-                case.pieces[name][:n],
+                case.pieces[name][: TEXTS[name]],
                 continuation=CONTINUATION,
-                steps=STEPS,
-                with_baselines=arguments.baselines and layers == arguments.layers[0],
+                steps=steps,
+                with_baselines=done is None and arguments.baselines and layers == arguments.layers[0],
             )
             print(f"{layers} layers, {name}\n{report}", flush=True)
-            rows.append({"layers": layers, "text": name, **report.to_json()})
+            content = report.to_json()
+            if done is None:
+                rows.append({"layers": layers, "text": name, **content})
+            else:
+                done["rows"] = sorted([*done["rows"], *content["rows"]], key=lambda row: -row["bits_per_value"])
             write_results(arguments.out, kv=rows)
+
+
+def missing_steps(row: Mapping[str, Any] | None, steps: Sequence[float]) -> list[float]:
+    """Return the steps that were not measured yet."""
+    done = set() if row is None else {one["name"] for one in row["rows"]}
+    return [step for step in steps if f"adtn, step {step:g}" not in done]
 
 
 if __name__ == "__main__":

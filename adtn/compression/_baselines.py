@@ -24,6 +24,7 @@ from ._rows import Baseline, ModelCost
 from ._run import CompressionRun
 from ._samples import first_samples
 from ._state import state_bytes
+from ._within import WithinBudget
 
 _INTEGERS = (Precision("int8"), Precision("int4", 32))
 _RATES = range(50, 1201)  # of entropy codes, in hundredths of a bit
@@ -110,8 +111,9 @@ class Baselines:
         """Replace weights by low-rank pairs within the bytes of the result, and then train as long."""
         search = self._search()
         if self.result.file_bytes is not None:
-            search = replace(search, rests=self.run.rests(search, [self.rest]))
-            chosen = self.run.chosen_for_file(search, self.result.file_bytes).results
+            within = WithinBudget(self.run)
+            search = replace(search, rests=within.rests(search, [self.rest]))
+            chosen = within.chosen_for_file(search, self.result.file_bytes).results
         else:
             most = self.result.bytes - (self.before.bytes - search.entries)
             chosen = search.choose(search.ladders(most), most).results

@@ -22,6 +22,7 @@ from ._rows import Baseline, LayerRow, ModelCost
 from ._run import CompressionRun, Outcome
 from ._share import members_of
 from ._state import state_bytes
+from ._within import compressed, makes_file
 
 _BEST_DENSE = "best left dense within this budget"
 _CORNER = 96  # rows and columns of a weight that the report shows
@@ -59,9 +60,9 @@ class Result:
     def of(cls, run: CompressionRun, before: ModelCost, *, baselines: bool) -> Result:
         """Replace the layers of the model, and measure what that changes."""
         adapter = run.adapter
-        if baselines and run.makes_file:
+        if baselines and makes_file(run.config):
             before = replace(before, file_bytes=state_bytes(adapter, {}, None, run.beside))
-        outcome = run.compress(before)
+        outcome = compressed(run, before)
         adapter.decode_once(not run.config.allow_slower)
         after = cost_of(adapter, run.test, run.loss, run.score)
         generators = adapter.generators()

@@ -43,7 +43,9 @@ RATIOS = (1.5, 2, 4, 6.4, 9.6, 12.8, 18, 26, 32)
 FEW_RATIOS = (9.6, 12.8, 26)
 FULL = ("layer.0.attention", "layer3.1")  # layers with all sizes, and with the slow methods
 FORMATS = (None, Precision("int8"), Precision("int4", 128), Precision("int3", 128), Precision("int2", 128))
+PARTS = ("dense", "coded", "generated", "corrected", "automatic")
 SWEEPS = 6
+_HEADER = 16  # bytes beside the bits of the entries
 CORRECTIONS = 3
 
 
@@ -88,6 +90,18 @@ def dense_points(task: Task) -> Iterator[dict[str, Any]]:
                 codes = round_to(task.weight, precision, moment)
                 seconds = time.perf_counter() - start
                 yield _point(task, method, str(precision), codes.nbytes, codes.decode(), seconds)
+
+
+def coded_points(task: Task, ratios: tuple[float, ...]) -> Iterator[dict[str, Any]]:
+    """Store the dense weight as entropy codes of the rates of these sizes."""
+    for ratio in ratios:
+        rate = math.floor(100 * (32 / ratio - 8 * _HEADER / task.weight.size)) / 100
+        if rate <= 12.0:
+            precision = Precision("coded", rate=rate)
+            start = time.perf_counter()
+            codes = round_to(task.weight, precision, task.moment)
+            seconds = time.perf_counter() - start
+            yield _point(task, "dense, entropy codes", str(precision), codes.nbytes, codes.decode(), seconds, ratio)
 
 
 def generated_points(task: Task, ratios: tuple[float, ...]) -> Iterator[dict[str, Any]]:
@@ -249,10 +263,11 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="*", default=[""], help="layers whose name contains one of these; the file keeps others"
     )
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS, help="groups of methods")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "compress-layers.json")
     options = parser.parse_args()
     content: dict[str, Any] = {"compress_layers": []}
-    if options.only != [""] and options.out.exists():
+    if (options.only != [""] or options.parts != list(PARTS)) and options.out.exists():
         content = json.loads(options.out.read_text())
     for case, names in LAYERS.items():
         if not any(part in f"{case} {name}" for name in names for part in options.only):
@@ -261,13 +276,16 @@ def main() -> None:
             if not any(part in task.name for part in options.only):
                 continue
             ratios = RATIOS if task.is_full else FEW_RATIOS
-            points = [
-                *dense_points(task),
-                *generated_points(task, ratios),
-                *(corrected_points(task, ratios) if task.is_full else ()),
-                *automatic_points(task, ratios),
-            ]
-            kept = [point for point in content["compress_layers"] if point["layer"] != task.name]
+            makers = {
+                "dense": lambda task=task: dense_points(task),
+                "coded": lambda task=task, ratios=ratios: coded_points(task, ratios),
+                "generated": lambda task=task, ratios=ratios: generated_points(task, ratios),
+                "corrected": lambda task=task, ratios=ratios: corrected_points(task, ratios) if task.is_full else (),
+                "automatic": lambda task=task, ratios=ratios: automatic_points(task, ratios),
+            }
+            points = [point for part in options.parts for point in makers[part]()]
+            measured = {(point["layer"], point["method"]) for point in points}
+            kept = [point for point in content["compress_layers"] if (point["layer"], point["method"]) not in measured]
             content = {
                 "command": "python bench/compress/layers.py",
                 "machine": machine(),
