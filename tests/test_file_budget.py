@@ -93,6 +93,16 @@ def test_budgets_are_used_up(framework: str, tmp_path: Path) -> None:
     assert 0.97 * 31_500 < (report.file_bytes or 0) <= 31_500
 
 
+@pytest.mark.parametrize("most", [9_500, 7_300, 5_700])
+def test_a_single_matrix_has_entropy_codes_of_the_rate_that_fits(most: int) -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    model, data = torch.nn.Sequential(torch.nn.Linear(128, 128)), [torch.randn(64, 128)]
+    config = Config(recipe="closed-form", budget=adtn.Budget(bytes=most))
+    report = adtn.compress(model, config, data=data)
+    assert 0.98 * most < (report.file_bytes or 0) <= most
+
+
 def test_without_data_everything_else_is_stored_small_as_well(framework: str, tmp_path: Path) -> None:
     config = config_of(framework, budget=adtn.Budget(bytes=34_000))
     report = run_folder(lambda: model_of_words(framework), config, tmp_path)

@@ -28,6 +28,7 @@ from ._comparison import Compared, comparison
 from ._config import Config
 from ._errors import rounding_errors
 from ._expected import ExpectedLosses
+from ._finer import with_finer_codes
 from ._ladder import Curve, Ladder, low_rank_errors, with_exact
 from ._local import Executor, LocalResult, LocalTask, dense_generator, run_local
 from ._model import Layer, Model
@@ -292,18 +293,21 @@ class Search:
             ladders, choices, rest = settled
             if measures < _MEASURES and self.sample:
                 ladders = self.measured(ladders, choices)
-        for name, choice in choices.items():
-            error = f", error {results[name, choice].relative_error:.3f}" if (name, choice) in results else ""
-            self.say(f"{name}: {choice}{error}")
+        loss = sum(ladder.loss(ladder.expected(choices[ladder.name])) for ladder in ladders)
+        if self.unit == "bytes":
+            choices = with_finer_codes(choices, most - (0 if rest is None else rest.bytes))
+        last = self.solve([one for one in choices.items() if one[1].topology is not None], _ALL_SWEEPS)
+        for one in choices.items():
+            error = f", error {last[one].relative_error:.3f}" if one in last else ""
+            self.say(f"{one[0]}: {one[1]}{error}")
         if rest is not None:
             self.say(f"everything else: {rest.precision or 'as it is'}, {rest.bytes:,} bytes")
-        last = self.solve([one for one in choices.items() if one in results], _ALL_SWEEPS)
         return Selection(
             results=self._completed({name: last.get((name, choice)) for name, choice in choices.items()}),
             rest=rest,
             ladders=ladders,
             cost=sum(choice.cost(self.unit) for choice in choices.values()) + (0 if rest is None else rest.bytes),
-            loss=sum(ladder.loss(ladder.expected(choices[ladder.name])) for ladder in ladders),
+            loss=loss,
         )
 
     @property
