@@ -982,7 +982,8 @@ def test_stages_take_from_the_config_what_they_do_not_have() -> None:
         Stage("finetune", steps=4, lr=0.2, batches=2),
     )
     assert Config(topology=TTN, recipe=Stage("finetune")).stages(True)[0].lr == 5e-3
-    assert Config(recipe=Stage("finetune")).stages(True)[0].lr == 1e-3
+    assert Config(recipe=Stage("finetune")).stages(True)[0].lr is None, "it is tried"
+    assert Config(recipe=Stage("finetune"), tune_lr=0.2).stages(True)[0].lr == 0.2
     adapter = Config(mode="adapter", recipe=["closed-form", Stage("finetune", steps=9)])
     assert adapter.stages(True) == (Stage("finetune", steps=9, lr=5e-3),)
     tuning = config.tuning(config.stages(True)[2])

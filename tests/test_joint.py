@@ -10,7 +10,7 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn.compression import Config, Stage, _joint, _run, model_of
+from adtn.compression import Config, Stage, _joint, _within, model_of
 from adtn.compression._joint import _scales, layers_of_one_input
 from adtn.compression._local import LocalTask
 from adtn.compression._model import Layer
@@ -130,7 +130,7 @@ def test_what_does_not_help_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> No
         return [replace(found[0], result=replace(found[0].result, content=broken))]
 
     monkeypatch.setattr(_joint, "joint_forms", worse)
-    monkeypatch.setattr(_run, "chosen_within", lambda search, most: None)
+    monkeypatch.setattr(_within, "chosen_within", lambda search, most: None)
     _, report, lines = compressed(FRAMEWORKS[0], together=True)
     assert found
     assert any("shared by" in line for line in lines)

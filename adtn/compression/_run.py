@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .._files import write_bytes
 from ..errors import CompressError
 from ..generator import Generator
 from ..optim import fingerprint
@@ -18,8 +20,9 @@ from ..precision import Precision
 from ._comparison import SAMPLES, comparison
 from ._compensate import NORMALISED, compensate, waves
 from ._config import Config
+from ._learning_rate import SHORTEST, largest_good_rate
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
-from ._model import Layer, Model
+from ._model import Layer, Model, Tuning
 from ._progress import Progress
 from ._samples import first_batches, first_samples
 from ._stage import Stage
@@ -143,7 +146,7 @@ class CompressionRun:
 
     @cached_property
     def compensation(self) -> tuple[Sequence[Any], Callable[[], float]]:
-        """Batches for second moments and a comparison on others if there are more; made before any is replaced."""
+        """The batches for second moments and a comparison on others if there are more; made before any is replaced."""
         stage = next(stage for stage in self.stages if stage.name == "compensate")
         batches = list(first_samples(self.data_of(stage), self.config.samples + SAMPLES))
         used = list(first_samples(batches, self.config.samples))
@@ -190,7 +193,9 @@ class CompressionRun:
     def _tune(self, stage: Stage, place: int | None = None) -> list[float]:
         """Train the model, with progress and checkpoints in a stage at some place; a rung has neither."""
         data, tuning = self.data_of(stage), self.config.tuning(stage, self._is_labelled)
-        if place is not None and self.folder is not None:
+        if place is None:
+            return self.adapter.tune(data, self.loss, tuning, lambda step, value: None)
+        if self.folder is not None:
             # other data are compared when the training continues, as they are drawn again anyway
             first = data[:_BATCHES] if isinstance(data, list | tuple) else None
             count = len(data) if isinstance(data, Sized) else None
@@ -200,17 +205,17 @@ class CompressionRun:
             path = self.folder / f"training-{mark[:16]}"
             tuning = replace(tuning, checkpoint=path)
             self.checkpoints.add(path)
-
-        def report(step: int, value: float) -> None:
-            if place is not None:
-                self.say.advance(step)
-            if step % tuning.every == 0 and place is not None:
-                self.say(f"step {step} of {tuning.steps}: loss {value:.4f}")
-
-        if place is None:
-            return self.adapter.tune(data, self.loss, tuning, report)
         held = list(first_samples(data if self.validation is None else self.validation, SAMPLES))
         before, state = self._measured_on(held, tuning.distill), self.adapter.state()
+        if stage.lr is None and tuning.steps >= SHORTEST:
+            tuning = replace(tuning, lr=self._good_rate(data, tuning, held, before))
+            self.stages = [replace(one, lr=tuning.lr) if n == place else one for n, one in enumerate(self.stages)]
+
+        def report(step: int, value: float) -> None:
+            self.say.advance(step)
+            if step % tuning.every == 0:
+                self.say(f"step {step} of {tuning.steps}: loss {value:.4f}")
+
         self.say.stage("training", tuning.steps)
         losses = self.adapter.tune(data, self.loss, tuning, report)
         after = self._measured_on(held, tuning.distill)
@@ -218,6 +223,30 @@ class CompressionRun:
             self.say(f"training ended at {after:.4f}, above {before:.4f} where it began; its result is discarded")
             self.adapter.set_state(state)
         return losses
+
+    def _good_rate(self, data: Iterable[Any], tuning: Tuning, held: Sequence[Any], before: float) -> float:
+        """Try learning rates for a tenth of the steps, or read what was found before the training was interrupted."""
+        known = None if tuning.checkpoint is None else tuning.checkpoint.with_suffix(".rate")
+        if known is not None:
+            self.checkpoints.add(known)
+            if known.exists():
+                return float(known.read_text())
+        state, few = self.adapter.state(), replace(tuning, steps=tuning.steps // 10, checkpoint=None)
+
+        def loss_after(rate: float) -> float:
+            try:
+                self.adapter.tune(data, self.loss, replace(few, lr=rate), lambda step, value: None)
+                found = self._measured_on(held, tuning.distill)
+            except CompressError:  # the loss became infinite
+                found = math.inf
+            self.adapter.set_state(state)
+            self.say(f"learning rate {rate:g}: loss {found:.4f} after {few.steps} steps, {before:.4f} before")
+            return found
+
+        rate = largest_good_rate(loss_after, before)
+        if known is not None:
+            write_bytes(known, repr(rate).encode())
+        return rate
 
     @cached_property
     def _is_labelled(self) -> bool:
