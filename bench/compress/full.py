@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--bytes", type=float, help="ratio of bytes")
     parser.add_argument("--params", type=float, help="ratio of parameters")
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float)
     parser.add_argument("--optimizer", default="adam")
     parser.add_argument("--distill", type=float)
     parser.add_argument("--formats", nargs="*", help="integer formats, such as int4/32, to choose from")
