@@ -26,6 +26,7 @@ from ._joint import best_joint, chosen_within
 from ._ladder import Ladder
 from ._local import Executor, LocalResult, LocalTask, run_local, solve
 from ._model import Layer, Model
+from ._orders import orders_for
 from ._progress import Progress
 from ._rest import RESTS, Rest
 from ._rows import ModelCost
@@ -188,6 +189,7 @@ class CompressionRun:
             sample=sample,
             dense=dense,
             expected=expected_losses(self.adapter, self.layers, self.tasks, dense),
+            orders=orders_for(self.adapter, self.layers, self.tasks, self.config, self.data),
             loss=self.loss,
             unit=budget.unit,
             executor=self.executor,
