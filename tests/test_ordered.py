@@ -238,6 +238,15 @@ def test_ladders_have_orders_where_these_pay() -> None:
     assert with_orders(ladder_of(x), with_inputs, orders).curves == ladder_of(x).curves, "nothing judges"
 
 
+def test_cores_are_not_ordered() -> None:
+    own = families((64, 48), (adtn.LowRank(),), (ORDERED,), 4)
+    assert {(type(f.topology), f.precision) for f in own} == {
+        (adtn.LowRank, None),
+        (adtn.LowRank, INT4),
+        (Dense, ORDERED),
+    }
+
+
 def test_halves() -> None:
     first, second = halved([(np.arange(6), [np.arange(6), 1.0])])
     assert np.array_equal(first[0][0], [0, 1, 2]) and np.array_equal(second[0][1][0], [3, 4, 5])

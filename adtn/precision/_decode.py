@@ -87,11 +87,13 @@ def _times_scales(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float
 
 def positions(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Int[Array, " columns"]:
     """Read where each column is among the stored ones, which come group by group; any bytes make a permutation."""
-    planes = data[parts.order].reshape(-1, packed_bytes(parts.columns, 1))
-    groups = 0
-    for k in range(planes.shape[0]):
-        groups = groups | (bits.cast(unpacked(planes[k], parts.columns, 1, bits), "int32") << k)
-    return bits.sort(bits.sort(groups))
+    width = 8 * packed_bytes(parts.columns, 1)
+    size = 8 * (parts.order.stop - parts.order.start)
+    planes = bits.cast(unpacked(data[parts.order], size, 1, bits), "int32").reshape(size // width, width)
+    groups = planes[0]
+    for k in range(1, size // width):
+        groups = groups | (planes[k] << k)
+    return bits.sort(bits.sort(groups[: parts.columns]))
 
 
 def scales_of(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float[Array, "rows groups"]:
