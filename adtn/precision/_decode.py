@@ -78,7 +78,8 @@ def _times_scales(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float
     integers = unpacked(data[parts.entries], rows * parts.columns, n_bits, bits).reshape(rows, parts.columns)
     whole = parts.columns // group
     full = bits.cast(integers[:, : whole * group], "float32").reshape(rows, whole, group)
-    full = ((full - zeros[:, :whole, None]) * scales[:, :whole, None]).reshape(rows, whole * group)
+    full = full - zeros[:, :whole, None]  # in two steps, each of which frees what it was made of
+    full = (full * scales[:, :whole, None]).reshape(rows, whole * group)
     if whole == groups:
         return full
     rest = bits.cast(integers[:, whole * group :], "float32")  # the last group is shorter
