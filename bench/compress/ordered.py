@@ -33,7 +33,7 @@ from models import CASES
 RESULTS = Path(__file__).parents[1] / "results"
 FORMATS = ("int4/64", "int4/128")
 ORDERS = ("as it is", "by moments", "ordered", "ordered, accepted")
-MODELS = {"stories260k": (4.0, 6.0, 8.0), "lenet5": (24.0, 32.0), "minilm": (8.0,)}
+MODELS = {"stories260k": (4.0, 6.0, 8.0), "lenet5": (24.0, 32.0)}
 Moments = Mapping[str, np.ndarray]
 _LEAST = 0.995  # ratio of errors, above which a gain could be one by chance
 
