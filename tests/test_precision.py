@@ -18,7 +18,7 @@ from adtn.precision import Codes, round_to, stored_bytes
 from adtn.precision._codes import NUMPY
 from adtn.precision._decode import unpacked
 from adtn.precision._descent import descend
-from adtn.precision._feedback import Rounded, clipped, inverse_factor, with_feedback, with_row_feedback
+from adtn.precision._feedback import Feedback, Rounded, clipped, inverse_factor, with_feedback, with_row_feedback
 from adtn.precision._packing import packed, packed_bytes
 from adtn.precision._precision import parts_of
 from hypothesis import given
@@ -166,7 +166,7 @@ def test_feedback_is_that_of_a_plain_loop(format, group: int) -> None:
     bits, columns = int(format[3:]), 24
     x, hessian = weights((5, columns)) / 4, moment(columns)
     hessian /= hessian.diagonal().max()
-    fast = with_feedback(x, hessian, group, bits)
+    fast = with_feedback(x, Feedback.of(hessian), group, bits)
 
     def quantise(value: float, r: int, g: int) -> float:
         scale, zero = float(fast.scales[r, g]), float(fast.zeros[r, g])
@@ -189,7 +189,7 @@ def test_feedback_over_rows(format, group) -> None:
     # with one scale for everything, rows are columns
     one = np.tile(weights((1, 24)) / 4, (5, 1))
     square = moment(24) / moment(24).diagonal().max()
-    wide = with_feedback(one, square, 24, 4)
+    wide = with_feedback(one, Feedback.of(square), 24, 4)
     tall = with_row_feedback(
         one.T,
         square,
@@ -367,7 +367,7 @@ def test_precisions_are_values() -> None:
 def test_descent_never_loses_and_ends_where_no_single_change_gains(bits: int) -> None:
     x, hessian = weights((40, 150)) / 4, moment(150)
     hessian /= hessian.diagonal().max()
-    start = with_feedback(x, hessian, 32, bits)
+    start = with_feedback(x, Feedback.of(hessian), 32, bits)
     place = np.arange(150) // 32
     scales, zeros = start.scales[:, place].T, start.zeros[:, place].T
     errors, integers = [error_in(hessian, start.decode() - x)], start.integers.T
@@ -389,7 +389,7 @@ def test_descent_never_loses_and_ends_where_no_single_change_gains(bits: int) ->
 def test_descent_leaves_what_is_never_used() -> None:
     x, hessian = weights((6, 20)) / 4, moment(20)
     hessian[3], hessian[:, 3] = 0.0, 0.0
-    start = with_feedback(x, hessian, 20, 3)
+    start = with_feedback(x, Feedback.of(hessian), 20, 3)
     place = np.zeros(20, int)
     zeros = start.zeros[:, place].T
     levels = start.integers.T - zeros

@@ -20,6 +20,7 @@ PRECISIONS = [
     Precision("int8"),
     Precision("int4", 16),
     Precision("int3", 20),
+    Precision("int4", 16, ordered=True),
     Precision("int2"),
     Precision("coded", rate=3.0),
     Precision("bfloat16"),

@@ -207,6 +207,7 @@ CALLS: dict[str, Call] = {
             "candidates": "[]",
             "precisions": "[]",
             "largest_error": "0",
+            "orders": "True False",
             "smallest": "0",
             "steps": "0",
             "tune_steps": "0",

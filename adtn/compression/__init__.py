@@ -18,6 +18,7 @@ from ._model import Layer as Layer
 from ._model import Model as Model
 from ._model import Tuning as Tuning
 from ._model import model_of as model_of
+from ._orders import order_gains as order_gains
 from ._report import CompressReport as CompressReport
 from ._rounding import rounded_in_metric as rounded_in_metric
 from ._rows import Baseline as Baseline

@@ -153,10 +153,11 @@ def families(
 def _of_cores(precisions: Sequence[Precision]) -> list[Precision]:
     """Return the integers of each number of bits with the largest groups: more ranks are better than more scales.
 
-    Of entropy codes, those of whole bits are enough, as the rank changes in small steps.
+    Of entropy codes, those of whole bits are enough, as the rank changes in small steps. Columns of cores are not
+    ordered: with the order, errors of rounded pairs of MiniLM were 1 percent larger in the mean.
     """
     found: dict[float, Precision] = {}
-    for precision in precisions:
+    for precision in (replace(p, ordered=False) for p in precisions):
         best = found.get(precision.bits)
         larger = best is None or (best.group is not None and (precision.group or math.inf) > best.group)
         if precision.is_integer and larger:

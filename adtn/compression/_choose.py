@@ -15,8 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .._typing import Shape
 from ..errors import CompressError
 from ..optim import best_within
@@ -29,9 +27,10 @@ from ._config import Config
 from ._errors import rounding_errors
 from ._expected import ExpectedLosses
 from ._finer import with_finer_codes
-from ._ladder import Curve, Ladder, low_rank_errors, with_exact
+from ._ladder import Curve, Ladder, low_rank_errors, with_exact, with_points
 from ._local import Executor, LocalResult, LocalTask, dense_generator, run_local
 from ._model import Layer, Model
+from ._orders import Orders, with_orders
 from ._rest import Rest
 from ._screening import compared, reference, screened
 from ._storage import to_bytes
@@ -99,6 +98,8 @@ class Search:
         The outputs of the dense model for the sample, where they are known.
     expected : ExpectedLosses, optional
         Losses that need no measuring.
+    orders : Orders, optional
+        The comparison of integers with and without an order of the columns; without it, there are no orders.
     """
 
     layers: Sequence[Layer]
@@ -114,6 +115,7 @@ class Search:
     rests: Sequence[Rest] = ()
     dense: Compared | None = None
     expected: ExpectedLosses | None = None
+    orders: Orders | None = None
     solved: dict[tuple[str, Choice, int], LocalResult] = field(default_factory=dict)
 
     @property
@@ -142,7 +144,10 @@ class Search:
                 wanted += [(name, probe) for probe in probes]
         for (name, choice), result in self.solve(wanted).items():
             ladders[name] = ladders[name].corrected(choice, result.relative_error**2)
-        ladders = {name: with_exact(ladder) for name, ladder in ladders.items()}
+        ladders = {
+            name: ladder if name in others else with_orders(with_exact(ladder), self.tasks[name], self._orders)
+            for name, ladder in ladders.items()
+        }
         return [
             self._compared(ladder, [ladders[other] for other in others[name]]) if name in others else ladder
             for name, ladder in ladders.items()
@@ -155,7 +160,7 @@ class Search:
             (own,) = rounding_errors(task.weight, task.moment, [precision])
         pairs = [c.family for c in others[0].curves if c.family.topology == LowRank(bond=1) and not c.family.precision]
         curves = [self._low_rank(ladder.name, family) for family in pairs]
-        return compared(replace(ladder, curves=curves), others, own)
+        return with_orders(compared(replace(ladder, curves=curves), others, own), task, self._orders, others)
 
     def _curves(self, name: str, shape: Shape, layer: Layer, fraction: float) -> tuple[list[Curve], list[Choice]]:
         """Return the curves of a weight, and the choices whose errors they need."""
@@ -193,6 +198,10 @@ class Search:
         # entropy codes are decoded when a layer is made, but only codes should stay in memory where calls may decode
         return [p for p in self.config.precisions if not (p.is_coded and self.config.allow_slower)]
 
+    @property
+    def _orders(self) -> Orders | None:
+        return self.orders if self.unit == "bytes" else None
+
     def _low_rank(self, name: str, family: Any) -> Curve:
         task = self.tasks[name]
         errors = low_rank_errors(task.weight.reshape(task.weight.shape[0], -1), task.moment)
@@ -224,7 +233,7 @@ class Search:
             found[layer.name] = error2, self._loss_with(own)
             costs = "is expected to cost" if self.is_expected else "costs"
             self.say(f"{layer.name}: error {math.sqrt(error2):.3f} {costs} {found[layer.name][1]:.4g}")
-        return _with_points(ladders, found)
+        return with_points(ladders, found)
 
     def _loss_with(self, results: Mapping[str, LocalResult]) -> float:
         """Return what the outputs lose with one layer replaced: what is expected, or else measured."""
@@ -329,10 +338,8 @@ class Search:
                 continue
             choices, loss = {}, 0.0
             for ladder in ladders:
-                own = [
-                    c for c in ladder.curves if isinstance(c.family.topology, Dense) and c.family.precision == precision
-                ]
-                choice = own[0].family.members(ladder.entries)[-1] if own else next(iter(ladder.fixed))
+                own = [c.family.members(ladder.entries)[-1] for c in ladder.curves if _is_of(c, precision)]
+                choice = min(own, key=ladder.expected, default=next(iter(ladder.fixed)))
                 choices[ladder.name] = choice
                 loss += ladder.loss(ladder.expected(choice))
             cost = sum(choice.bytes for choice in choices.values())
@@ -468,23 +475,14 @@ def _probed(found: Sequence[Family]) -> Precision | None:
     return ordered[(len(ordered) - 1) // 2] if ordered else None
 
 
-def _with_points(ladders: Sequence[Ladder], found: Mapping[str, tuple[float, float]]) -> list[Ladder]:
-    """Add measured points to ladders; layers without any have a typical sensitivity."""
-    finite = [loss for _, loss in found.values() if math.isfinite(loss)]
-    most = max(finite, default=1.0)
-    floor = 1e-3 * max((loss / error2 for error2, loss in found.values() if math.isfinite(loss)), default=1.0)
-    points = {  # even if the outputs do not change, a smaller error is better
-        layer: (error2, min(max(loss, floor * error2, 1e-12), 10.0 * most)) for layer, (error2, loss) in found.items()
-    }
-    typical = float(np.median([loss / error2 for error2, loss in points.values()])) if points else 1.0
-    added: list[Ladder] = []
-    for ladder in ladders:
-        if ladder.layer in points:
-            error2, loss = points[ladder.layer]
-            added.append(replace(ladder, measured={**ladder.measured, error2: loss}))
-        else:
-            added.append(ladder if ladder.measured else replace(ladder, measured={1.0: typical}))
-    return added
+def _is_of(curve: Curve, precision: Precision) -> bool:
+    """Return whether a curve is that of the dense weight in this precision, with or without an order."""
+    own = curve.family.precision
+    return isinstance(curve.family.topology, Dense) and own in (precision, _ordered(precision))
+
+
+def _ordered(precision: Precision) -> Precision:
+    return replace(precision, ordered=True) if precision.group is not None else precision
 
 
 def has_closed_form(topology: Topology | None) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from .._typing import Float
-from ..precision import Precision, round_to
+from ..precision import Precision, order_of, round_to
 
 _ROWS = 48
 """Rows that are rounded for an estimate; rows do not depend on each other."""
@@ -40,7 +41,7 @@ def rounding_errors(
     True
     """
     every = np.asarray(weight).reshape(len(weight), -1)
-    order = np.random.default_rng(0).permutation(len(every))
+    drawn = np.random.default_rng(0).permutation(len(every))
     metric = None if moment is None else np.asarray(moment, np.float64)
 
     def power(x: np.ndarray) -> float:
@@ -49,9 +50,13 @@ def rounding_errors(
     def error(precision: Precision) -> float:
         # columns of one array are one row when it is rounded, so a single row is as it is
         n = _CODED_ROWS if precision.is_coded else _ROWS
-        rows = every[order[:n]] if len(every) > n else every
-        whole = power(rows.astype(np.float64))
-        return max(power(round_to(rows, precision, metric).decode() - rows), 0.0) / whole if whole > 0.0 else 0.0
+        rows = every[drawn[:n]] if len(every) > n else every
+        whole, order = power(rows.astype(np.float64)), None
+        if precision.ordered:  # which few rows would choose for themselves
+            precision = replace(precision, along="rows")
+            order = order_of(every, precision, metric)
+        found = round_to(rows, precision, metric, order=order).decode()
+        return max(power(found - rows), 0.0) / whole if whole > 0.0 else 0.0
 
     coded = [error(Precision("coded", rate=rate)) for rate in _RATES] if any(p.is_coded for p in precisions) else []
     return [_between(coded, p.bits) if p.is_coded else error(p) for p in precisions]

@@ -161,6 +161,25 @@ def with_exact(ladder: Ladder) -> Ladder:
     return replace(ladder, curves=[curve for curve in curves if curve.errors])
 
 
+def with_points(ladders: Sequence[Ladder], found: Mapping[str, tuple[float, float]]) -> list[Ladder]:
+    """Add measured points to ladders; layers without any have a typical sensitivity."""
+    finite = [loss for _, loss in found.values() if math.isfinite(loss)]
+    most = max(finite, default=1.0)
+    floor = 1e-3 * max((loss / error2 for error2, loss in found.values() if math.isfinite(loss)), default=1.0)
+    points = {  # even if the outputs do not change, a smaller error is better
+        layer: (error2, min(max(loss, floor * error2, 1e-12), 10.0 * most)) for layer, (error2, loss) in found.items()
+    }
+    typical = float(np.median([loss / error2 for error2, loss in points.values()])) if points else 1.0
+    added: list[Ladder] = []
+    for ladder in ladders:
+        if ladder.layer in points:
+            error2, loss = points[ladder.layer]
+            added.append(replace(ladder, measured={**ladder.measured, error2: loss}))
+        else:
+            added.append(ladder if ladder.measured else replace(ladder, measured={1.0: typical}))
+    return added
+
+
 def _exactness(precision: Precision) -> float:
     """Return the bits of integers of a fixed length with about the same error."""
     return precision.bits + (_CODED if precision.is_coded else 0.0)

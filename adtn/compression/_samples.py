@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -38,6 +38,34 @@ def first_batches(data: Iterable[Any], most: int | None) -> Iterable[Any]:
     if most is None:
         return data
     return data[:most] if isinstance(data, list | tuple) else _First(data, most)
+
+
+def halved(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Divide batches into two halves; a single batch is divided along its first axis.
+
+    Examples
+    --------
+    >>> halved([1, 2, 3])
+    ([1, 3], [2])
+    >>> import numpy as np
+    >>> halved([(np.arange(5), {"mask": np.arange(5)})])[1]
+    [(array([3, 4]), {'mask': array([3, 4])})]
+    """
+    if len(batches) != 1:
+        return list(batches[0::2]), list(batches[1::2])
+    n = _samples_in(batches[0])
+    middle = (n + 1) // 2
+    return [_part(batches[0], slice(0, middle), n)], [_part(batches[0], slice(middle, n), n)] if n > 1 else []
+
+
+def _part(batch: Any, part: slice, n: int) -> Any:
+    """Return a part of every array of a batch that has ``n`` samples."""
+    if isinstance(batch, Mapping):
+        return {name: _part(x, part, n) for name, x in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(_part(x, part, n) for x in batch)
+    shape = tuple[int, ...](getattr(batch, "shape", ()))
+    return batch[part] if shape and shape[0] == n else batch
 
 
 class _First:

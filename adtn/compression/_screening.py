@@ -49,10 +49,9 @@ def screened(kinds: Mapping[str, Hashable]) -> dict[str, tuple[str, ...]]:
 def reference(ladders: Sequence[Ladder]) -> Precision | None:
     """Return the integers by which the other formats of dense weights are compared: the one in the middle."""
     rounded = {c.family.precision for c in ladders[0].curves if _is_rounded(c)}
-    ordered = sorted(
-        (p for p in rounded if p is not None and p.is_coarse), key=lambda p: (p.bits, -(p.group or math.inf))
-    )
-    return ordered[(len(ordered) - 1) // 2] if ordered else None
+    coarse = [p for p in rounded if p is not None and p.is_coarse and not p.ordered]
+    by_error = sorted(coarse, key=lambda p: (p.bits, -(p.group or math.inf)))
+    return by_error[(len(by_error) - 1) // 2] if by_error else None
 
 
 def compared(ladder: Ladder, others: Sequence[Ladder], own: float | None) -> Ladder:
@@ -71,8 +70,8 @@ def compared(ladder: Ladder, others: Sequence[Ladder], own: float | None) -> Lad
     precision = reference(others)
     for curve in others[0].curves:
         family = curve.family
-        if family in curves:
-            continue
+        if family in curves or (family.precision is not None and family.precision.ordered):
+            continue  # whether an order pays is compared for every weight
         known = [c for other in others for c in other.curves if c.family == family and c.errors]
         if _is_rounded(curve) and own is not None:
             ratios = [_ratio(other, curve, precision) for other in others]

@@ -21,8 +21,8 @@ from ..topology import IdentityBase, SeededBase, topology_from_json, topology_to
 from ..weight import BASE, BASE_SCALE
 
 FORMAT = 3
-_WITH_INTEGERS = 2  # the formats of generators that are rounded to integers, and of those that are not rounded, which
-_WITHOUT_CODES = 1  # an older adtn can read
+_WITH_INTEGERS = 2  # the formats of generators that are rounded to integers in the order of the weight, and of those
+_WITHOUT_CODES = 1  # that are not rounded, which an older adtn can read
 
 StoreDtype = Literal["float64", "float32", "bfloat16", "float16", "int8", "int4", "int3", "int2"]
 _DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -74,8 +74,8 @@ def to_bytes(generator: Generator, dtype: StoreDtype | Precision | None = None) 
         raise FileFormatError(f"Got dtype={store!r}; expected one of {', '.join(_DTYPES)}.")
     header = {"format": _WITHOUT_CODES, **structure_to_json(generator), "sha256": _files.NO_DIGEST}
     if generator.codes and dtype is None:
-        coded = generator.precision is not None and generator.precision.is_coded
-        header["format"] = FORMAT if coded else _WITH_INTEGERS
+        newer = generator.precision is not None and (generator.precision.is_coded or generator.precision.ordered)
+        header["format"] = FORMAT if newer else _WITH_INTEGERS
         tensors = {name: (np.array(codes.data), "uint8") for name, codes in generator.codes.items()}
     else:
         header.pop("precision", None)

@@ -20,6 +20,7 @@ from ._config import Config
 from ._expected import expected_losses
 from ._joint import best_joint, chosen_within
 from ._ladder import Ladder
+from ._orders import orders_for
 from ._rest import RESTS, Rest
 from ._rows import ModelCost
 from ._run import CompressionRun, Outcome
@@ -76,6 +77,7 @@ class WithinBudget:
             sample=sample,
             dense=dense,
             expected=expected_losses(self.run.adapter, self.run.layers, self.run.tasks, dense),
+            orders=orders_for(self.run.adapter, self.run.layers, self.run.tasks, self.run.config, self.run.data),
             loss=self.run.loss,
             unit=budget.unit,
             executor=self.run.executor,

@@ -8,6 +8,7 @@ from ._precision import Parts as Parts
 from ._precision import Precision as Precision
 from ._precision import parts_of as parts_of
 from ._precision import stored_bytes as stored_bytes
+from ._round import order_of as order_of
 from ._round import round_symmetric as round_symmetric
 from ._round import round_to as round_to
 from ._symbols import Reader as Reader

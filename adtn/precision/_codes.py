@@ -12,7 +12,7 @@ from .._typing import Float, Int, Shape
 from ..errors import PrecisionError
 from ._coded import SHIFTS, Stepped
 from ._coded import decode as decode_matrix
-from ._decode import Bits, decoded, scales_of, unpacked
+from ._decode import Bits, decoded, positions, scales_of, unpacked
 from ._precision import Parts, Precision, parts_of
 
 NUMPY = Bits(
@@ -20,6 +20,8 @@ NUMPY = Bits(
     cast=lambda x, dtype: x.astype(dtype),
     join=lambda arrays, axis: np.concatenate(arrays, axis),
     stack=lambda arrays, axis: np.stack(arrays, axis),
+    sort=lambda x: np.argsort(x, kind="stable"),
+    take=lambda x, indices: np.take(x, indices, 1),
 )
 
 
@@ -88,12 +90,29 @@ class Codes:
 
     @property
     def integers(self) -> Int[np.ndarray, "rows columns"]:
-        """The integers, from 0 to ``2**bits - 1``, of both signs for entropy codes; none for floating-point formats."""
+        """The integers, from 0 to ``2**bits - 1``, of both signs for entropy codes; none for floating-point formats.
+
+        Where columns are ordered, they come group by group, in the :attr:`order`.
+        """
         if self.precision.is_coded:
             return self.stepped().integers
         parts = self._parts()
         n = parts.rows * parts.columns
         return unpacked(self.data[parts.entries], n, self.precision.n_bits, NUMPY).reshape(parts.rows, parts.columns)
+
+    @property
+    def order(self) -> Int[np.ndarray, " columns"]:
+        """The columns of the first group, of the second and so on."""
+        return np.argsort(self._positions(), kind="stable")
+
+    @property
+    def groups(self) -> Int[np.ndarray, " columns"]:
+        """The group of each column."""
+        return self._positions() // parts_of(self.shape, self.precision).group
+
+    def _positions(self) -> Int[np.ndarray, " columns"]:
+        parts = parts_of(self.shape, self.precision)
+        return positions(self.data, parts, NUMPY) if parts.is_ordered else np.arange(parts.columns)
 
     @property
     def zeros(self) -> Float[np.ndarray, "rows groups"]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._typing import Array, Float, Int
-from ._packing import unit_of
+from ._packing import packed_bytes, unit_of
 from ._precision import Parts, array_of
 
 
@@ -29,12 +29,18 @@ class Bits:
         ``(arrays, axis)``: the arrays, one behind the other.
     stack : callable
         ``(arrays, axis)``: the arrays along a new axis.
+    sort : callable
+        ``(x,)``: the indices that sort an array of integers; equal ones keep their order.
+    take : callable
+        ``(x, indices)``: the columns of a matrix with these indices.
     """
 
     view: Callable[[Any, str], Any]
     cast: Callable[[Any, str], Any]
     join: Callable[[list[Any], int], Any]
     stack: Callable[[list[Any], int], Any]
+    sort: Callable[[Any], Any]
+    take: Callable[[Any, Any], Any]
 
 
 def decoded(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float[Array, "..."]:
@@ -52,6 +58,8 @@ def decoded(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float[Array
     precision, entries = parts.precision, data[parts.entries]
     if precision.is_integer:
         values = _times_scales(data, parts, bits)
+        if parts.is_ordered:
+            values = bits.take(values, positions(data, parts, bits))
     elif precision.format == "bfloat16":  # the upper half of a float32
         values = bits.view(_words(entries, 2, "int32", bits) << 16, "float32")
     elif precision.format == "float16":
@@ -70,11 +78,23 @@ def _times_scales(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float
     integers = unpacked(data[parts.entries], rows * parts.columns, n_bits, bits).reshape(rows, parts.columns)
     whole = parts.columns // group
     full = bits.cast(integers[:, : whole * group], "float32").reshape(rows, whole, group)
-    full = ((full - zeros[:, :whole, None]) * scales[:, :whole, None]).reshape(rows, whole * group)
+    full = full - zeros[:, :whole, None]  # in two steps, each of which frees what it was made of
+    full = (full * scales[:, :whole, None]).reshape(rows, whole * group)
     if whole == groups:
         return full
     rest = bits.cast(integers[:, whole * group :], "float32")  # the last group is shorter
     return bits.join([full, (rest - zeros[:, whole:]) * scales[:, whole:]], 1)
+
+
+def positions(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Int[Array, " columns"]:
+    """Read where each column is among the stored ones, which come group by group; any bytes make a permutation."""
+    width = 8 * packed_bytes(parts.columns, 1)
+    size = 8 * (parts.order.stop - parts.order.start)
+    planes = bits.cast(unpacked(data[parts.order], size, 1, bits), "int32").reshape(size // width, width)
+    groups = planes[0]
+    for k in range(1, size // width):
+        groups = groups | (planes[k] << k)
+    return bits.sort(bits.sort(groups[: parts.columns]))
 
 
 def scales_of(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float[Array, "rows groups"]:

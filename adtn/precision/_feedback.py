@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .._typing import Float
+from .._typing import Float, Int
 from ._scales import group_scales, inverse
 
 _DAMPING = 0.01
@@ -68,23 +68,20 @@ def nearest(x: Float[np.ndarray, "rows columns"], group: int, n_bits: int) -> Ro
     )
 
 
-def with_feedback(
-    x: Float[np.ndarray, "rows columns"], moment: Float[np.ndarray, "columns columns"], group: int, n_bits: int
-) -> Rounded:
+def with_feedback(x: Float[np.ndarray, "rows columns"], feedback: Feedback, group: int, n_bits: int) -> Rounded:
     """Round the columns one after the other with error feedback.
 
     Parameters
     ----------
     x : array
         The matrix, with entries of at most 1.
-    moment : array
-        The second moment of what its columns are multiplied with.
+    feedback : Feedback
+        For the second moment of what its columns are multiplied with.
     group : int
         The number of columns of a group.
     n_bits : int
         The number of bits of an entry.
     """
-    feedback = Feedback.of(moment)
     scales, zeros = _scales_of(x, feedback.importance, group, n_bits)
     place = _groups(x.shape[1], group)
     zero = zeros[place]
@@ -154,6 +151,10 @@ class Feedback:
         # those that matter most first, as the others, which can make up for them, are then still free
         order = np.argsort(-np.diagonal(moment), kind="stable")
         return cls(order, inverse_factor(moment[np.ix_(order, order)]))
+
+    def permuted(self, order: Int[np.ndarray, " n"]) -> Feedback:
+        """Return the same for the rows in this order."""
+        return replace(self, order=np.argsort(order)[self.order])
 
     @property
     def importance(self) -> Float[np.ndarray, " n"]:

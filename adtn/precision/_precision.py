@@ -15,6 +15,7 @@ from ._packing import packed_bytes
 
 Format = Literal["float32", "float16", "bfloat16", "int8", "int4", "int3", "int2", "coded"]
 _SMALL = 64
+_ORDERED = " ordered"
 _FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -40,12 +41,15 @@ class Precision:
         The side along which groups run where rows are shorter than a group: the longer one, or always rows.
     rate : float, optional
         The bits of an entry, for ``"coded"`` only, which needs it: all bits but for 12 bytes per array.
+    ordered : bool
+        Whether columns of similar entries share a group, wherever they are, for groups of integers only. All rows have
+        the same groups of columns, which take ``log2(columns / group)`` bits per column, rounded up.
 
     Raises
     ------
     PrecisionError
-        If the format is unknown, or the group is not a positive number, or given for floating-point numbers, or the
-        rate is missing, or given for another format.
+        If the format is unknown, or the group is not a positive number, or given for floating-point numbers, or missing
+        for an order, or the rate is missing, or given for another format.
 
     References
     ----------
@@ -61,12 +65,15 @@ class Precision:
     True
     >>> adtn.Precision("coded", rate=2.5).bits
     2.5
+    >>> str(adtn.Precision("int4", group=64, ordered=True))
+    'int4/64 ordered'
     """
 
     format: Format
     group: Annotated[int, Range(1)] | None = None
     along: Literal["longer", "rows"] = "longer"
     rate: Annotated[float, Range(0.5, 12.0)] | None = None
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, PrecisionError)
@@ -79,10 +86,13 @@ class Precision:
                 f"Got rate={self.rate} for {self.format!r}; expected bits per entry for 'coded', such as rate=3.0, and "
                 "none for others."
             )
+        if self.ordered and self.group is None:
+            raise PrecisionError(f"Got ordered=True for {self.format} without a group; pass an integer format and one.")
 
     def __str__(self) -> str:
         own = self.group if self.rate is None else f"{self.rate:g}"
-        return self.format if own is None else f"{self.format}/{own}"
+        name = self.format if own is None else f"{self.format}/{own}"
+        return f"{name}{_ORDERED}" if self.ordered else name
 
     @property
     def is_integer(self) -> bool:
@@ -138,10 +148,10 @@ class Precision:
 
         Examples
         --------
-        >>> [str(Precision.named(name)) for name in ("float16", "int4/32", "coded/2.5")]
-        ['float16', 'int4/32', 'coded/2.5']
+        >>> [str(Precision.named(name)) for name in ("float16", "int4/32", "int4/32 ordered", "coded/2.5")]
+        ['float16', 'int4/32', 'int4/32 ordered', 'coded/2.5']
         """
-        format, slash, rest = name.partition("/")
+        format, slash, rest = name.removesuffix(_ORDERED).partition("/")
         try:
             own: dict[str, Any] = (
                 {"rate": float(rest)} if format == "coded" else {"group": int(rest) if slash else None}
@@ -150,7 +160,7 @@ class Precision:
             raise PrecisionError(
                 f"Got the precision {name!r}; expected a name such as 'float16', 'int8', 'int4/64' or 'coded/2.5'."
             ) from error
-        return cls(format, **own)  # type: ignore[arg-type]
+        return cls(format, **own, ordered=name.endswith(_ORDERED))  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for :meth:`from_json`."""
@@ -158,7 +168,8 @@ class Precision:
             return {"format": self.format, "rate": self.rate}
         if self.group is None:
             return {"format": self.format}
-        return {"format": self.format, "group": self.group, "along": self.along}
+        ordered = {"ordered": True} if self.ordered else {}
+        return {"format": self.format, "group": self.group, "along": self.along, **ordered}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Precision:
@@ -174,13 +185,15 @@ class Precision:
             "group",
             "along",
             "rate",
+            "ordered",
         }:
             raise PrecisionError(
                 f"Got {shown(values)}; expected a format ({', '.join(get_args(Format))}) and a group or a rate."
             )
         if "group" not in values:
             return cls(values["format"], rate=values.get("rate"))
-        return cls(values["format"], values["group"], values.get("along", "rows"))  # older files do not say it
+        along, ordered = values.get("along", "rows"), values.get("ordered", False)  # older files do not say it
+        return cls(values["format"], values["group"], along, ordered=ordered)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,9 +214,10 @@ class Parts:
         The number of columns of a group.
     groups : int
         The number of groups of a row.
-    scales, zeros, entries : slice
-        The bytes of the scales (float16), of the zero points, and of the entries; the first two are empty for
-        floating-point formats.
+    scales, zeros, entries, order : slice
+        The bytes of the scales (float16), of the zero points, of the entries, and of the groups of columns; the first
+        two are empty for floating-point formats, and the last one is empty unless columns are ordered. The numbers of
+        the groups are stored as planes of one bit per column, the low bits first.
     exponent : int or None
         The place of the byte with the exponent of a common power of two, as in the bits of a float32.
     nbytes : int
@@ -220,8 +234,14 @@ class Parts:
     scales: slice
     zeros: slice
     entries: slice
+    order: slice
     exponent: int | None
     nbytes: int
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the groups of columns are stored, as they are not runs; a single group needs no order."""
+        return self.order.stop > self.order.start
 
 
 def matrix_of(x: Array, parts: Parts) -> Float[Array, "rows columns"]:
@@ -255,6 +275,8 @@ def parts_of(shape: Shape, precision: Precision) -> Parts:
         entries = coded_bytes(size, precision.rate)
     else:
         entries = size * _FLOAT_BYTES[precision.format]
+    planes = (groups - 1).bit_length() if precision.ordered else 0
+    order = entries + planes * packed_bytes(columns, 1)
     has_exponent = precision.is_integer or precision.format == "float16"
     return Parts(
         shape=tuple(shape),
@@ -267,8 +289,9 @@ def parts_of(shape: Shape, precision: Precision) -> Parts:
         scales=slice(0, scales),
         zeros=slice(scales, zeros),
         entries=slice(zeros, entries),
-        exponent=entries if has_exponent else None,
-        nbytes=entries + has_exponent,
+        order=slice(entries, order),
+        exponent=order if has_exponent else None,
+        nbytes=order + has_exponent,
     )
 
 

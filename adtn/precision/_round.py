@@ -13,9 +13,10 @@ from ..errors import PrecisionError
 from ._coded import encode
 from ._codes import Codes
 from ._descent import descend
-from ._feedback import Rounded, clipped, nearest, with_feedback, with_row_feedback
+from ._feedback import Feedback, Rounded, clipped, nearest, with_feedback, with_row_feedback
+from ._order import column_order
 from ._packing import packed
-from ._precision import Precision, matrix_of, parts_of, stored_bytes
+from ._precision import Parts, Precision, matrix_of, parts_of, stored_bytes
 from ._rate import fitted, with_rate
 from ._scales import UNIT, inverse
 
@@ -31,6 +32,7 @@ def round_to(
     hessian: Float[np.ndarray, "columns columns"] | None = None,
     *,
     row_hessian: Float[np.ndarray, "rows rows"] | None = None,
+    order: Int[np.ndarray, " columns"] | None = None,
 ) -> Codes:
     """Round an array to a precision.
 
@@ -50,6 +52,9 @@ def round_to(
     row_hessian : array, optional
         The second moment ``(rows, rows)`` of what the rows are multiplied with instead, such as that of the output
         factor of a product of two matrices, whose rows are the rank.
+    order : array, optional
+        The columns of the first group, of the second and so on, for an ordered precision only; by default, columns of
+        similar entries come together (our choice: by fourth moments over importance, then exchanged).
 
     Returns
     -------
@@ -58,7 +63,8 @@ def round_to(
     Raises
     ------
     PrecisionError
-        If an entry is not finite, or too large for float32, or a moment does not fit, or both are given.
+        If an entry is not finite, or too large for float32, or a moment or an order does not fit, or both moments are
+        given.
 
     Examples
     --------
@@ -75,9 +81,10 @@ def round_to(
         raise PrecisionError(
             f"Got an array with an entry of {largest:.3g}; expected at most {_LARGEST:.3g}. Divide it."
         )
+    parts = parts_of(x.shape, precision)
+    order = _checked_order(order, parts)
     if not precision.is_coarse:
         return Codes(x.shape, precision, _floats(x, precision.format, largest))
-    parts = parts_of(x.shape, precision)
     # in units in which the largest entry is from 1/2 to 1, nothing overflows
     unit = int(np.frexp(largest)[1]) if largest else 0
     matrix = np.ascontiguousarray(matrix_of(np.ldexp(x, -unit), parts), np.float32)
@@ -87,22 +94,82 @@ def round_to(
         unit = min(max(unit, -_HALF), _HALF - 1)
         matrix = np.ascontiguousarray(matrix_of(np.ldexp(x, -unit), parts), np.float32)
         return _coded(x.shape, precision, matrix, unit, hessian, row_hessian)
-    rounded = nearest(matrix, parts.group, precision.n_bits)
     within, between = (row_hessian, hessian) if parts.turned else (hessian, row_hessian)  # a row of the matrix
     names = ("hessian", "columns"), ("row_hessian", "rows")
-    if within is not None:
-        moment = _moment(within, parts.columns, *names[parts.turned])
-        if moment.any():
-            rounded = _better(matrix, moment, rounded, with_feedback(matrix, moment, parts.group, precision.n_bits))
-            rounded = _descended(matrix, moment, rounded, precision.n_bits)
-    elif between is not None:
-        moment = _moment(between, parts.rows, *names[not parts.turned])
-        if moment.any():
-            fed = with_row_feedback(matrix, moment, rounded, precision.n_bits)
-            rounded = _better_columns(matrix, moment, rounded, fed)
+    of_columns = None if within is None else _moment(within, parts.columns, *names[parts.turned])
+    of_rows = None if between is None else _moment(between, parts.rows, *names[not parts.turned])
+    of_columns, of_rows = (None if m is None or not m.any() else m for m in (of_columns, of_rows))
+    feedback = None if of_columns is None else Feedback.of(of_columns)
+    if parts.is_ordered:
+        importance = None if feedback is None else feedback.importance
+        order = column_order(matrix, importance, parts.group) if order is None else order
+        matrix = np.ascontiguousarray(matrix[:, order])
+        of_columns = None if of_columns is None else of_columns[np.ix_(order, order)]
+        feedback = None if feedback is None else feedback.permuted(order)
+    rounded = nearest(matrix, parts.group, precision.n_bits)
+    if of_columns is not None and feedback is not None:
+        fed = with_feedback(matrix, feedback, parts.group, precision.n_bits)
+        rounded = _descended(matrix, of_columns, _better(matrix, of_columns, rounded, fed), precision.n_bits)
+    elif of_rows is not None:
+        fed = with_row_feedback(matrix, of_rows, rounded, precision.n_bits)
+        rounded = _better_columns(matrix, of_rows, rounded, fed)
     exponent = max(unit - int(np.log2(UNIT)), 1 - _BIAS)
     scales = np.ldexp(rounded.scales * np.float32(UNIT), unit - int(np.log2(UNIT)) - exponent)
-    return _encoded(x.shape, precision, rounded.integers, rounded.zeros, scales, exponent)
+    return _encoded(x.shape, precision, rounded.integers, rounded.zeros, scales, exponent, order)
+
+
+def order_of(
+    x: Float[np.ndarray, "..."], precision: Precision, hessian: Float[np.ndarray, "columns columns"] | None = None
+) -> Int[np.ndarray, " columns"]:
+    """Find the order in which :func:`round_to` groups the columns of an array.
+
+    Parameters
+    ----------
+    x : array
+        The array.
+    precision : Precision
+        A precision with groups of integers.
+    hessian : array, optional
+        The second moment of what the columns are multiplied with.
+
+    Returns
+    -------
+    array
+        The columns of the first group, of the second and so on.
+
+    Raises
+    ------
+    PrecisionError
+        If an entry is not finite, or the moment does not fit, or groups run along the rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adtn.precision import Precision, order_of
+    >>> order_of(np.array([[1.0, 0.1, 0.9, 0.2], [0.9, 0.2, 1.0, 0.1]]), Precision("int4", group=2)).tolist()
+    [0, 2, 1, 3]
+    """
+    x = _checked("x", x)
+    parts = parts_of(x.shape, precision)
+    if parts.turned or not precision.is_integer:
+        raise PrecisionError(f"Got an array of shape {x.shape} in {precision}, which has no groups of columns.")
+    moment = None if hessian is None else _moment(hessian, parts.columns, "hessian", "columns")
+    importance = None if moment is None or not moment.any() else Feedback.of(moment).importance
+    return column_order(matrix_of(x, parts) / (np.abs(x).max() or 1.0), importance, parts.group)
+
+
+def _checked_order(order: Any, parts: Parts) -> Int[np.ndarray, " columns"] | None:
+    """Return an order in which columns of one group are in their order in the matrix, as only groups are stored."""
+    if order is None:
+        return None
+    if not parts.precision.ordered:
+        raise PrecisionError(f"Got an order for {parts.precision}; pass a precision with ordered=True.")
+    given = np.asarray(order)
+    if given.shape != (parts.columns,) or not np.array_equal(np.sort(given), np.arange(parts.columns)):
+        raise PrecisionError(
+            f"Got order={shown(order)}; expected each number from 0 to {parts.columns - 1} exactly once."
+        )
+    return np.concatenate([np.sort(given[at : at + parts.group]) for at in range(0, parts.columns, parts.group)])
 
 
 def _coded(
@@ -172,12 +239,12 @@ def with_scales(x: Float[np.ndarray, "..."], start: Codes, scales: Float[np.ndar
     largest = int(np.frexp(np.abs(scales).max())[1])
     exponent = max(int(start.data[parts.exponent]) - _BIAS, largest - 15)
     halves = np.ldexp(scales.astype(np.float64), -exponent).astype(np.float16).astype(np.float32)
-    place = np.arange(parts.columns) // parts.group
+    place, order = np.arange(parts.columns) // parts.group, start.order
     # the integers of the given scales, as those of the stored ones differ where an entry is between two integers
     steps = np.asarray(scales, np.float32)[:, place]
-    levels = matrix_of(np.asarray(x, np.float32), parts) * inverse(steps) + zeros[:, place]
+    levels = matrix_of(np.asarray(x, np.float32), parts)[:, order] * inverse(steps) + zeros[:, place]
     integers = np.clip(np.rint(levels), 0, 2**precision.n_bits - 1)
-    return _encoded(x.shape, precision, integers, zeros, halves, exponent)
+    return _encoded(x.shape, precision, integers, zeros, halves, exponent, order)
 
 
 def round_symmetric(x: Float[np.ndarray, "..."]) -> Codes:
@@ -225,13 +292,23 @@ def _encoded(
     zeros: np.ndarray,
     scales: np.ndarray,
     exponent: int,
+    order: Int[np.ndarray, " columns"] | None = None,
 ) -> Codes:
-    """Return the codes of integers, with scales in units of a power of two."""
+    """Return the codes of integers in the order of their columns, with scales in units of a power of two."""
+    parts = parts_of(shape, precision)
+    planes = np.zeros(0, np.uint8)
+    if parts.is_ordered:
+        assert order is not None, "columns are put in order before they are rounded"
+        groups = np.empty(parts.columns, np.int64)
+        groups[order] = np.arange(parts.columns) // parts.group
+        bits = range((parts.groups - 1).bit_length())
+        planes = np.concatenate([packed((groups >> k) & 1, 1) for k in bits])
     data = np.concatenate(
         [
             np.ascontiguousarray(scales, "<f2").reshape(-1).view(np.uint8),
             packed((zeros / precision.zero_step).astype(np.uint8), precision.n_bits),
             packed(integers.astype(np.uint8), precision.n_bits),
+            planes,
             np.array([exponent + _BIAS], np.uint8),
         ]
     )

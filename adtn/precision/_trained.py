@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .._typing import Array, Float
+from .._typing import Array, Float, Int
 from ._coded import LARGEST
 from ._codes import Codes
 from ._precision import Parts, array_of, matrix_of
@@ -39,12 +39,15 @@ class Straight:
         The same array, of which no derivative is taken.
     repeat : callable
         ``(x, n)``: every column ``n`` times.
+    take : callable
+        ``(x, indices)``: the columns of a matrix with these indices.
     """
 
     clip: Callable[[Any, float, float], Any]
     round: Callable[[Any], Any]
     stop: Callable[[Any], Any]
     repeat: Callable[[Any, int], Any]
+    take: Callable[[Any, Any], Any]
 
 
 def rounded_through(
@@ -54,6 +57,7 @@ def rounded_through(
     parts: Parts,
     ops: Straight,
     shift: float = 0.0,
+    groups: Int[Array, " columns"] | None = None,
 ) -> Float[Array, "..."]:
     """Round an array to integers with given scales, differentiably.
 
@@ -69,8 +73,13 @@ def rounded_through(
         The functions of the framework.
     shift : float
         What magnitudes are smaller than their integers, of entropy codes.
+    groups : array, optional
+        The group of each column, where columns are ordered.
     """
-    step, zero = (ops.repeat(every, parts.group)[:, : parts.columns] for every in (scales, zeros))
+    if groups is None:
+        step, zero = (ops.repeat(every, parts.group)[:, : parts.columns] for every in (scales, zeros))
+    else:
+        step, zero = (ops.take(every, groups) for every in (scales, zeros))
     used = step != 0  # a group of zeros stays zero
     levels = matrix_of(x, parts) / (step + ~used)
     if parts.precision.is_coded:

@@ -28,9 +28,11 @@ from single import FACTORISED, INTEGERS
 from models import CASES
 
 RESULTS = Path(__file__).parents[1] / "results"
+_FIXED = tuple(p for p in adtn.Config().precisions if not p.is_coded)
 SEARCHED: Mapping[str, Mapping[str, Any]] = {  # by options of a config
     "automatic": {},
-    "fixed length": {"precisions": tuple(p for p in adtn.Config().precisions if not p.is_coded)},
+    "fixed length": {"precisions": _FIXED, "orders": False},
+    "fixed length ordered": {"precisions": _FIXED, "orders": True},
     "float32": {"precisions": ()},
 }
 OF_ONE_SIZE = ("dense", *INTEGERS, *TORCHAO)

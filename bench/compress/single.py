@@ -140,4 +140,7 @@ INTEGERS: Mapping[str, Integers] = {
     },
     "nearest coded 4.25": Integers(precision=Precision("coded", rate=4.25), feedback=False),
     "nearest int4/32": Integers(precision=Precision("int4", 32), feedback=False),
+    "nearest int4/64": Integers(precision=Precision("int4", 64), feedback=False),
+    **{name: Integers(precision=Precision.named(name)) for name in ("int4/64 ordered", "int4/128 ordered")},
+    "nearest int4/64 ordered": Integers(precision=Precision("int4", 64, ordered=True), feedback=False),
 }

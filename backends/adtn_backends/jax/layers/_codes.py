@@ -17,12 +17,15 @@ _BITS = Bits(
     cast=lambda x, dtype: x.astype(dtype),
     join=lambda arrays, axis: jnp.concatenate(arrays, axis),
     stack=lambda arrays, axis: jnp.stack(arrays, axis),
+    sort=jnp.argsort,
+    take=lambda x, indices: jnp.take(x, indices, axis=1),
 )
 _STRAIGHT = Straight(
     clip=jnp.clip,
     round=jnp.round,
     stop=jax.lax.stop_gradient,
     repeat=lambda x, n: jnp.repeat(x, n, axis=1),
+    take=lambda x, indices: jnp.take(x, indices, axis=1),
 )
 
 
@@ -58,13 +61,15 @@ class TrainedCodes(nnx.Module):
         if codes.precision.is_coarse:
             self.gains = nnx.Param(jnp.ones(gains_shape(self.parts), jnp.float32))
             self.scales, self.zeros = Coded(jnp.asarray(codes.scales)), Coded(jnp.asarray(codes.zeros))
+            self.groups = Coded(jnp.asarray(codes.groups)) if self.parts.is_ordered else None
 
     def __call__(self) -> Float[jax.Array, "..."]:
         """Return the values."""
         if not self.parts.precision.is_coarse:
             return self.values[...]
         scales = self.gains[...] * self.scales[...]
-        return rounded_through(self.values[...], scales, self.zeros[...], self.parts, _STRAIGHT, self.shift)
+        groups = None if self.groups is None else self.groups[...]
+        return rounded_through(self.values[...], scales, self.zeros[...], self.parts, _STRAIGHT, self.shift, groups)
 
     def rounded(self, start: Codes) -> Codes:
         """Return the codes, given those at the start."""

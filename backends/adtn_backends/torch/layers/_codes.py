@@ -20,12 +20,15 @@ _BITS = Bits(
     cast=lambda x, dtype: x.to(_DTYPES[dtype]),
     join=lambda arrays, axis: torch.cat(arrays, axis),
     stack=lambda arrays, axis: torch.stack(arrays, axis),
+    sort=lambda x: torch.argsort(x, stable=True),
+    take=lambda x, indices: x.index_select(1, indices),  # three times as fast as x[:, indices]
 )
 _STRAIGHT = Straight(
     clip=torch.clamp,
     round=torch.round,
     stop=lambda x: x.detach(),
     repeat=lambda x, n: x.repeat_interleave(n, 1),
+    take=lambda x, indices: x.index_select(1, indices),
 )
 
 
@@ -70,14 +73,18 @@ class TrainedCodes(nn.Module):
             self.gains = nn.Parameter(torch.ones(gains_shape(parts), device=device))
             self.scales: torch.Tensor
             self.zeros: torch.Tensor
+            self.groups: torch.Tensor | None
             self.register_buffer("scales", torch.tensor(self.start.scales, device=device))
             self.register_buffer("zeros", torch.tensor(self.start.zeros, device=device))
+            groups = torch.tensor(self.start.groups, device=device) if parts.is_ordered else None
+            self.register_buffer("groups", groups)
 
     def forward(self) -> Float[torch.Tensor, "..."]:
         """Return the values."""
         if not self.parts.precision.is_coarse:
             return self.values
-        return rounded_through(self.values, self.gains * self.scales, self.zeros, self.parts, _STRAIGHT, self.shift)
+        scales = self.gains * self.scales
+        return rounded_through(self.values, scales, self.zeros, self.parts, _STRAIGHT, self.shift, self.groups)
 
     def rounded(self) -> Int[torch.Tensor, " bytes"]:
         """Return the bytes of the codes."""
