@@ -76,6 +76,21 @@ def test_permutations_that_do_not_fit_are_refused() -> None:
     assert Generator((8, 8), adtn.TTN(bond=2), permutations=[None, range(8)]).permutations == ()
 
 
+def test_other_permutations_make_another_weight() -> None:
+    plain, gen, orders = permuted(LAYERS["mpo"], dtype="float32")
+    want = np.array(gen.weight())
+    x = np.random.default_rng(0).standard_normal((3, 20)).astype("float32")
+    product = gen.apply(x)
+    again = plain.with_permutations(orders)
+    assert plain.weight() is not None and np.array_equal(again.weight(), want)  # not what the other one has compiled
+    np.testing.assert_allclose(again.apply(x), product, rtol=1e-5)
+    assert np.array_equal(gen.with_permutations([None, None]).weight(), plain.weight())
+    coded = plain.rounded(adtn.Precision("int8")).with_permutations(orders)
+    assert coded.precision == adtn.Precision("int8")
+    with pytest.raises(LayoutError, match="axis 1, which has 20"):
+        plain.with_permutations([None, range(7)])
+
+
 # all topologies and backends
 
 

@@ -143,7 +143,7 @@ class SortedTensor:
         signs = None if self.signs is None else np.packbits(taken.permute(self._factors(), axis).reshape(-1) < 0)
         rest = replace(
             self,
-            generator=_permuted(self.generator, order.permutations),
+            generator=self.generator.with_permutations(order.permutations),
             order=order,
             signs=signs,
             bits=replace(self.bits, permutations=order.bits),
@@ -172,16 +172,3 @@ class SortedTensor:
         if "control" in self.__dict__:  # which is not computed to print it
             lines.append(f"control         {self.control}")
         return "\n".join(lines)
-
-
-def _permuted(generator: Generator, permutations: tuple[Permutation | None, ...]) -> Generator:
-    """Return a generator with the same parameters and other permutations."""
-    new = Generator(
-        generator.shape,
-        generator.topology,
-        layout=generator.layout,
-        scale=generator.scale,
-        permutations=permutations if any(p is not None for p in permutations) else None,
-        params=generator.params,
-    )
-    return new if generator.precision is None else new.with_codes(generator.precision, generator.codes)
