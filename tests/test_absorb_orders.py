@@ -354,6 +354,8 @@ def test_wrong_calls_are_refused(framework: Framework) -> None:
     model = model_of(framework, {"up": generator(5, WIDTH)}, lambda self, x: self.up(x))
     with pytest.raises(LayoutError, match="no example inputs"):
         framework.absorb(model)
+    with pytest.raises(LayoutError, match="Got a list as the model"):
+        framework.absorb([model], framework.array(X))
     rng = np.random.default_rng(0)
     model = model_of(framework, {"up": generator(5, WIDTH)}, lambda self, x: self.up(x) * rng.standard_normal())
     with pytest.raises(LayoutError, match="differ between two calls"):

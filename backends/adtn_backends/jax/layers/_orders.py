@@ -55,7 +55,7 @@ def absorb_orders(model: nnx.Module, *inputs: Any, **options: Any) -> Absorption
     Raises
     ------
     LayoutError
-        If there is no example, or the model answers differently to the same inputs.
+        If there is no model or example, or the model answers differently to the same inputs.
 
     Examples
     --------
@@ -70,6 +70,8 @@ def absorb_orders(model: nnx.Module, *inputs: Any, **options: Any) -> Absorption
       hidden: layers.0 outputs -> layers.2 inputs (79.0 bits)
       kept: layers.0 inputs (44.3 bits), no layer before it has outputs of this size
     """
+    if not isinstance(model, nnx.Module):
+        raise LayoutError(f"Got a {type(model).__name__} as the model; expected a flax.nnx.Module.")
     if not inputs and not options:
         raise LayoutError("Got no example inputs; expected those of a call, absorb_orders(model, x).")
     return absorb_all(NnxOrders(model, inputs, options))

@@ -57,7 +57,7 @@ def absorb_orders(model: nn.Module, *inputs: Any, **options: Any) -> Absorption:
     Raises
     ------
     LayoutError
-        If there is no example, the model is compiled, or it answers differently to the same inputs.
+        If there is no model or example, the model is compiled, or it answers differently to the same inputs.
 
     Examples
     --------
@@ -70,6 +70,8 @@ def absorb_orders(model: nn.Module, *inputs: Any, **options: Any) -> Absorption:
       hidden: 0 outputs -> 2 inputs (79.0 bits)
       kept: 0 inputs (44.3 bits), no layer before it has outputs of this size
     """
+    if not isinstance(model, nn.Module):
+        raise LayoutError(f"Got a {type(model).__name__} as the model; expected a torch.nn.Module.")
     if not inputs and not options:
         raise LayoutError("Got no example inputs; expected those of a call, absorb_orders(model, x).")
     if hasattr(model, "_orig_mod"):
