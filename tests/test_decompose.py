@@ -212,6 +212,16 @@ def test_activations_cost_little_and_can_be_trained(activation: str) -> None:
     assert found.relative_error < relative_error(near.weight(), weight)
 
 
+def test_an_activation_without_cores_behind_it_has_no_decomposition() -> None:
+    weight = np.random.default_rng(0).standard_normal((12, 18))
+    bare = Generator((12, 18), adtn.Tucker(bond=(None, None), activation="tanh"))  # the entries of a core
+    assert not has_decomposition(bare)
+    with pytest.raises(TopologyError, match="trained cores before and behind"):
+        adtn.decompose(bare, weight)
+    half = Generator((12, 18), adtn.Tucker(bond=(12, None), activation="tanh"), scale=1.0, dtype="float64")
+    assert relative_error(adtn.decompose(half, weight).weight(), weight) < 0.02
+
+
 @pytest.mark.parametrize("activation", ["relu", "softplus", "leaky_relu"])
 def test_activations_with_a_bend_have_no_decomposition(activation: str) -> None:
     gen = Generator((12, 18), adtn.TTN(bond=3, activation=activation))

@@ -19,6 +19,7 @@ from adtn.ordering import (
     Entries,
     Leaf,
     Norm,
+    Order,
     Search,
     Spectral,
     bits_of_multinomial,
@@ -27,6 +28,7 @@ from adtn.ordering import (
     register_ordering,
 )
 from adtn.ordering._gauge import fixed
+from adtn.ordering._metric import Metric
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -202,7 +204,7 @@ def test_a_search_gains_on_noise_what_its_control_says() -> None:
 def test_orders_of_rows_and_columns_keep_singular_values(seed: int) -> None:
     tensor = noise(9, 7, seed=seed)
     for way in (Norm, Spectral, Leaf):
-        sorted_ = way().order(tensor, lambda x: x).sort(tensor)
+        sorted_ = way().order(tensor, lambda order: order.sort(tensor)).sort(tensor)
         np.testing.assert_allclose(
             np.linalg.svd(sorted_, compute_uv=False), np.linalg.svd(tensor, compute_uv=False), rtol=1e-9
         )
@@ -214,7 +216,7 @@ def test_sorted_tensors_do_not_depend_on_the_order_in_which_they_are_given(seed:
     tensor = noise(8, 6, seed=seed)
     shuffled = tensor[rng.permutation(8)][:, rng.permutation(6)]
     for way in (Norm(), Entries(), Spectral()):
-        a, b = (way.order(x, lambda y: y).sort(x) for x in (tensor, shuffled))
+        a, b = (way.order(x, lambda order, x=x: order.sort(x)).sort(x) for x in (tensor, shuffled))
         np.testing.assert_allclose(np.sort(np.abs(a).reshape(-1)), np.sort(np.abs(b).reshape(-1)))
         if not isinstance(way, Spectral):  # whose direction is arbitrary
             np.testing.assert_allclose(a, b)
@@ -393,3 +395,107 @@ def test_an_axis_without_an_order_is_not_absorbed() -> None:
     for axis in (0, 1, 2):
         with pytest.raises(OrderingError, match="no order of its own"):
             rest.absorb(axis)
+
+
+# the metric of the inputs
+
+
+def inputs_of(n: int, seed: int = 0) -> np.ndarray:
+    """Make a second moment of correlated inputs of different sizes."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((4 * n, n)) @ rng.standard_normal((n, n)) * np.geomspace(1.0, 0.02, n)[rng.permutation(n)]
+    return x.T @ x / len(x)
+
+
+def of_outputs(found: adtn.SortedTensor, tensor: np.ndarray, moment: np.ndarray) -> float:
+    away = (found.dense(dtype="float64") - tensor).reshape(len(tensor), -1)
+    rows = tensor.reshape(len(tensor), -1)
+    return math.sqrt(float(np.vdot(away @ moment, away)) / float(np.vdot(rows @ moment, rows)))
+
+
+@pytest.mark.parametrize("precision", [None, INT8], ids=str)
+@pytest.mark.parametrize("name", ["none", "norm", "leaf", "search"])
+def test_a_moment_makes_the_error_of_outputs_small(name: str, precision: adtn.Precision | None) -> None:
+    tensor, moment = noise(16, 24), inputs_of(24)
+    options: Any = {"ordering": name, "topology": "mpo", "bytes": 700 if precision is None else 300}
+    plain = adtn.einsort(tensor, precision=precision, **options)
+    found = adtn.einsort(tensor, precision=precision, moment=moment, **options)
+    assert found.weighted_error == pytest.approx(of_outputs(found, tensor, moment), rel=1e-3)
+    assert found.relative_error == pytest.approx(relative_error(found.dense(dtype="float64"), tensor), rel=1e-3)
+    assert found.weighted_error is not None and found.weighted_error < 0.7 * of_outputs(plain, tensor, moment)
+    assert found.relative_error > plain.relative_error
+    assert plain.weighted_error is None and "of outputs" in str(found) and "weighted=" in repr(found)
+
+
+def test_a_moment_of_equal_inputs_changes_nothing() -> None:
+    tensor = noise(12, 18)
+    for name in ("norm", "spectral"):
+        plain = adtn.einsort(tensor, ordering=name, topology="lowrank", bytes=500)
+        found = adtn.einsort(tensor, ordering=name, topology="lowrank", bytes=500, moment=3.0 * np.eye(18))
+        assert found.permutations == plain.permutations
+        assert found.weighted_error == pytest.approx(found.relative_error, rel=1e-6)
+        assert found.relative_error == pytest.approx(plain.relative_error, rel=1e-6)
+
+
+@given(st.integers(0, 2**31))
+def test_orders_in_a_metric_do_not_depend_on_the_given_order(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tensor, moment = noise(6, 4, 3, seed=seed), inputs_of(12, seed)
+    metric = Metric.of(moment, tensor.shape)
+    order = Order(axes=(rng.permutation(6), rng.permutation(4), rng.permutation(3)))
+    there = metric.sorted(order, tensor.shape)
+    np.testing.assert_allclose(there.whiten(order.sort(tensor)), order.sort(metric.whiten(tensor)), atol=1e-10)
+    np.testing.assert_allclose(there.root @ there.root, there.moment, atol=1e-10)
+    columns = np.arange(12).reshape(4, 3)[np.ix_(*order.axes[1:])].reshape(-1)
+    np.testing.assert_allclose(there.moment, metric.moment[np.ix_(columns, columns)])
+
+
+def test_inputs_are_ordered_by_what_they_do_to_outputs() -> None:
+    tensor, sizes = noise(20, 8), np.array([3.0, 1.0, 7.0, 2.0, 9.0, 4.0, 8.0, 5.0])
+    options: Any = {"ordering": Norm(axes=(1,)), "topology": "tt", "bytes": 900}
+    found = adtn.einsort(tensor, moment=np.diag(sizes**4), **options)
+    wanted = np.argsort(-(sizes**2) * np.linalg.norm(tensor, axis=0))
+    order = found.order.axes[1]
+    assert order is not None and np.array_equal(order, wanted)
+    convolution = adtn.einsort(noise(8, 4, 3, 3), ordering="norm", topology="tucker", bytes=900, moment=inputs_of(36))
+    assert convolution.weighted_error is not None and convolution.weighted_error < 0.9
+
+
+def test_a_search_in_a_metric_finds_what_its_control_does_not_find_in_noise() -> None:
+    moment = inputs_of(36)
+    moment += 0.3 * np.trace(moment) / 36 * np.eye(36)
+    layout = adtn.Layout.of((36, 36), 6, "interleaved")
+    options: Any = {"topology": "mpo", "layout": layout, "bytes": 1000, "moment": moment}
+    plain = adtn.einsort(hidden(), ordering="none", **options)
+    found = adtn.einsort(hidden(), ordering="search", controls=2, **options)
+    assert found.weighted_error is not None and plain.weighted_error is not None
+    control = found.control
+    assert control.gain == pytest.approx(1.0 - found.weighted_error / plain.weighted_error) and control.gain > 0.2
+    assert control.difference > 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"moment": np.eye(15)}, r"\(16, 16\)"),
+        ({"moment": np.zeros((16, 16))}, "all zero"),
+        ({"moment": np.triu(np.ones((16, 16)))}, "not symmetric"),
+        ({"ordering": "rows"}, "knows no inputs"),
+        ({"signs_apart": True}, "signs_apart"),
+        ({"nonnegative": True}, "nonnegative"),
+    ],
+    ids=str,
+)
+def test_moments_that_do_not_fit_are_refused(change: dict[str, Any], match: str) -> None:
+    options: dict[str, Any] = {"ordering": "norm", "topology": "tt", "bytes": 300, "moment": np.eye(16)} | change
+    with pytest.raises(OrderingError, match=match):
+        adtn.einsort(noise(16, 16), **options)
+
+
+def test_ranks_follow_from_the_metric() -> None:
+    moment = np.kron(np.eye(4), np.diag([1.0, 1.0, 1e-8, 1e-8]))  # half of a leg has no effect
+    layout = adtn.Layout.of((16, 16), 4)
+    options: Any = {"ordering": "none", "topology": "tucker", "layout": layout, "bytes": 560}
+    found = adtn.einsort(noise(16, 16), moment=moment, **options)
+    assert found.weighted_error is not None and found.weighted_error < 1e-3
+    assert isinstance(found.generator.topology, adtn.Tucker) and found.generator.topology.bond == (None, None, None, 2)

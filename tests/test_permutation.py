@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 import pickle
 from typing import Any
 
 import adtn
 import numpy as np
 import pytest
-from adtn import Generator, Permutation
+from adtn import Generator, Permutation, _files
 from adtn.backends import check_device, get_backend
+from adtn.compression import structure_from_json, structure_to_json
 from adtn.errors import LayoutError, ScheduleError
+from adtn.layout import decode_permutation, encode_permutation
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save as save_file
 
 from oracles import dense_weight
 from table import Row, relative_error, to_numpy, tolerance, usable
@@ -74,6 +79,21 @@ def test_permutations_that_do_not_fit_are_refused() -> None:
     with pytest.raises(LayoutError, match="axis 1, which has 8"):
         Generator((8, 8), adtn.TTN(bond=2), permutations=[None, range(7)])
     assert Generator((8, 8), adtn.TTN(bond=2), permutations=[None, range(8)]).permutations == ()
+
+
+def test_other_permutations_make_another_weight() -> None:
+    plain, gen, orders = permuted(LAYERS["mpo"], dtype="float32")
+    want = np.array(gen.weight())
+    x = np.random.default_rng(0).standard_normal((3, 20)).astype("float32")
+    product = gen.apply(x)
+    again = plain.with_permutations(orders)
+    assert plain.weight() is not None and np.array_equal(again.weight(), want)  # not what the other one has compiled
+    np.testing.assert_allclose(again.apply(x), product, rtol=1e-5)
+    assert np.array_equal(gen.with_permutations([None, None]).weight(), plain.weight())
+    coded = plain.rounded(adtn.Precision("int8")).with_permutations(orders)
+    assert coded.precision == adtn.Precision("int8")
+    with pytest.raises(LayoutError, match="axis 1, which has 20"):
+        plain.with_permutations([None, range(7)])
 
 
 # all topologies and backends
@@ -205,6 +225,50 @@ def test_task_losses_see_the_weight_in_its_order() -> None:
     seen = []
     adtn.fit(gen, lambda w: (seen.append(np.array(w)), (float(np.sum(w * w)), 2 * w))[1], steps=1)
     np.testing.assert_allclose(seen[0], gen.weight(), rtol=1e-5)
+
+
+@given(st.integers(0, 200), st.integers(0, 2**31))
+def test_permutations_are_few_bytes_and_exact(n: int, seed: int) -> None:
+    p = Permutation.random(n, seed)
+    data = encode_permutation(p)
+    assert decode_permutation(data, n) == p
+    assert math.lgamma(n + 1) / math.log(2) / 8 <= len(data) + 1e-9
+    assert len(data) <= math.lgamma(n + 1) / math.log(2) / 8 + -(-n // 64)
+    if n > 2:
+        with pytest.raises(LayoutError, match="permutation of"):
+            decode_permutation(data + b"0", n)
+        with pytest.raises(LayoutError, match=r"not a permutation|expected"):
+            decode_permutation(b"\xff" * len(data), n)
+
+
+@pytest.mark.parametrize("precision", [None, adtn.Precision("int8"), adtn.Precision("int4", 8)], ids=str)
+def test_files_have_the_bits_that_are_counted(tmp_path: Any, precision: Any) -> None:
+    """Compare files of two sizes, as both have nearly the same header."""
+    tensor = np.random.default_rng(0).standard_normal((96, 400))
+    layout = adtn.Layout.of(tensor.shape, 20)
+    path, sizes, headers = tmp_path / "a.safetensors", [], []
+    for ordering in ("none", "norm"):
+        found = adtn.einsort(tensor, ordering=ordering, topology="tt", layout=layout, bytes=9000, precision=precision)
+        adtn.save(path, found.generator)
+        data = path.read_bytes()
+        headers.append(8 + int.from_bytes(data[:8], "little"))
+        sizes.append(len(data) - headers[-1] - found.bits.total / 8)
+    assert 0.0 <= sizes[0] < 8.0  # safetensors pads the end of its header only
+    assert 0.0 <= sizes[1] < 8.0 + 96 / 64 + 1 + 400 / 64 + 1
+    assert headers[1] - headers[0] < 250
+
+
+def test_files_with_lists_of_numbers_are_still_read(tmp_path: Any) -> None:
+    _, gen, orders = permuted(LAYERS["mpo"])
+    header = {"format": 1, **structure_to_json(gen), "stored": "float64", "sha256": _files.NO_DIGEST}
+    header["permutations"] = [p.tolist() for p in orders]
+    data = save_file(dict(gen.stored), {_files.KEY: json.dumps(header, sort_keys=True)})
+    (tmp_path / "old.safetensors").write_bytes(_files.sealed(data))
+    back = adtn.load(tmp_path / "old.safetensors")
+    assert back.permutations == gen.permutations and np.array_equal(back.weight(), gen.weight())
+    description = json.loads(json.dumps(structure_to_json(gen)))
+    assert structure_from_json(description).permutations == gen.permutations
+    assert structure_from_json(description | {"permutations": header["permutations"]}).permutations == gen.permutations
 
 
 def test_files_hold_permutations(tmp_path: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +16,17 @@ from .._checks import checked
 from .._plugins import UnregisteredError
 from ..errors import ADTNError, FileFormatError
 from ..generator import Generator
-from ..layout import Layout
+from ..layout import Layout, Permutation, decode_permutation, encode_permutation
 from ..precision import Codes, Precision
 from ..topology import IdentityBase, SeededBase, topology_from_json, topology_to_json
 from ..weight import BASE, BASE_SCALE
 
-FORMAT = 3
-_WITH_INTEGERS = 2  # the formats of generators that are rounded to integers in the order of the weight, and of those
-_WITHOUT_CODES = 1  # that are not rounded, which an older adtn can read
+FORMAT = 4
+_WITH_ENTROPY_CODES = 3  # the formats of generators without permutations and ordered columns: with entropy codes,
+_WITH_INTEGERS = 2  # with other integers,
+_WITHOUT_CODES = 1  # and not rounded, which an older adtn can read
+_ORDER = "permutation.{}"
+"""The name of the tensor of bytes that holds the permutation of an axis."""
 
 StoreDtype = Literal["float64", "float32", "bfloat16", "float16", "int8", "int4", "int3", "int2"]
 _DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -74,8 +78,7 @@ def to_bytes(generator: Generator, dtype: StoreDtype | Precision | None = None) 
         raise FileFormatError(f"Got dtype={store!r}; expected one of {', '.join(_DTYPES)}.")
     header = {"format": _WITHOUT_CODES, **structure_to_json(generator), "sha256": _files.NO_DIGEST}
     if generator.codes and dtype is None:
-        newer = generator.precision is not None and (generator.precision.is_coded or generator.precision.ordered)
-        header["format"] = FORMAT if newer else _WITH_INTEGERS
+        header["format"] = _format_of_codes(generator.precision)
         tensors = {name: (np.array(codes.data), "uint8") for name, codes in generator.codes.items()}
     else:
         header.pop("precision", None)
@@ -83,12 +86,22 @@ def to_bytes(generator: Generator, dtype: StoreDtype | Precision | None = None) 
         tensors = {name: (_packed(name, x, store), store) for name, x in generator.stored.items()}
     if isinstance(generator.base, np.ndarray):
         tensors[BASE] = np.ascontiguousarray(generator.base, dtype="<f8"), "float64"
+    if generator.permutations:  # as bytes, which need not be text
+        orders = {k: encode_permutation(p) for k, p in enumerate(generator.permutations) if p is not None}
+        header |= {"format": FORMAT, "permutations": [k in orders for k in range(len(generator.shape))]}
+        tensors |= {_ORDER.format(k): (np.frombuffer(data, np.uint8), "uint8") for k, data in orders.items()}
     # the specs point to the arrays in ``tensors``, which must live until serialize is done
     specs = {
         name: TensorSpec(dtype=kind, shape=x.shape, data_ptr=x.ctypes.data, data_len=x.nbytes)
         for name, (x, kind) in tensors.items()
     }
     return _files.sealed(serialize(specs, {_files.KEY: json.dumps(header, sort_keys=True)}))
+
+
+def _format_of_codes(precision: Precision | None) -> int:
+    if precision is not None and precision.ordered:
+        return FORMAT
+    return _WITH_ENTROPY_CODES if precision is not None and precision.is_coded else _WITH_INTEGERS
 
 
 def _rounded(generator: Generator, dtype: str | Precision) -> Generator:
@@ -107,7 +120,7 @@ def structure_to_json(generator: Generator) -> dict[str, Any]:
         base = {"kind": "identity"}
     elif isinstance(generator.base, np.ndarray):
         base = {"kind": "given", "dtype": str(generator.base.dtype)}
-    permutations = [None if p is None else p.array.tolist() for p in generator.permutations]
+    texts = [None if p is None else b64encode(encode_permutation(p)).decode() for p in generator.permutations]
     return {
         "topology": topology_to_json(generator.topology),
         "layout": {
@@ -119,7 +132,7 @@ def structure_to_json(generator: Generator) -> dict[str, Any]:
         "dtype": generator.dtype,
         "scale": generator.scale.hex(),
         "base": base,
-        **({"permutations": permutations} if permutations else {}),
+        **({"permutations": texts} if texts else {}),
         **({} if generator.precision is None else {"precision": generator.precision.to_json()}),
     }
 
@@ -180,7 +193,7 @@ def from_bytes(data: bytes) -> Generator:
     """Read a generator from the content of a file; see :func:`load`."""
     header = read_header(data)
     try:
-        generator = _generator(header, read_tensors(data, codes="precision" in header))
+        generator = _generator(header, read_tensors(data, codes=bool({"precision", "permutations"} & set(header))))
         for name, x in generator.stored.items():
             if not np.isfinite(x).all():
                 raise FileFormatError(f"Got NaN or infinite entries in parameter {name!r}; expected finite ones.")
@@ -244,7 +257,9 @@ def _generator(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | No
             "identity": IdentityBase,
         }
         base = read[base["kind"]]()
-    orders = header.get("permutations")
+    given = header.get("permutations") or []
+    orders = [_order(k, order, n, tensors) for k, (order, n) in enumerate(zip(given, lay.shape, strict=bool(given)))]
+    bytes_of_orders = {_ORDER.format(k) for k, order in enumerate(given) if order is True}
     generator = Generator(
         lay.shape,
         topology,
@@ -252,10 +267,19 @@ def _generator(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | No
         scale=float.fromhex(header["scale"]),
         base=base,
         dtype=header["dtype"],
-        params={name: x for name, x in tensors.items() if name != BASE},
-        permutations=[None if p is None else _ints(p) for p in orders] if orders else None,
+        params={name: x for name, x in tensors.items() if name != BASE and name not in bytes_of_orders},
+        permutations=orders or None,
     )
     return generator if precision is None else generator.with_codes(precision, codes)
+
+
+def _order(axis: int, given: Any, n: int, tensors: Mapping[str, np.ndarray]) -> Permutation | None:
+    """Return a permutation: text in descriptions, bytes beside them in files, and numbers before format 4."""
+    if given is None or given is False:
+        return None
+    if given is True:
+        return decode_permutation(tensors[_ORDER.format(axis)].tobytes(), n)
+    return decode_permutation(b64decode(given), n) if isinstance(given, str) else Permutation(_ints(given))
 
 
 def read_header(data: bytes) -> dict[str, Any]:

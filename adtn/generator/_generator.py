@@ -431,6 +431,33 @@ class Generator:
         new._given = Decoded({name: codes.get(name, self._given[name]) for name in self._given}, self._dtype)
         return new
 
+    @checked(LayoutError)
+    def with_permutations(self, permutations: Sequence[Permutation | Sequence[int] | None]) -> Generator:
+        """Return a generator with the same parameters or codes, and other permutations of the axes of its weight.
+
+        Parameters
+        ----------
+        permutations : sequence of (Permutation, sequence of int, or None)
+            One per axis, ``None`` where the axis shall have the order of the network. A base keeps its order.
+
+        Raises
+        ------
+        LayoutError
+            If their number or a size does not fit.
+
+        Examples
+        --------
+        >>> import adtn
+        >>> gen = adtn.Generator((4, 6), adtn.TT(bond=2), permutations=[[2, 0, 1, 3], None])
+        >>> plain = gen.with_permutations([None, None])
+        >>> bool((plain.weight()[[2, 0, 1, 3]] == gen.weight()).all())
+        True
+        """
+        new = self._copied()
+        new._weighting = formula(self._layout, self._scale, self._base, permutations)
+        new._compiled = Recent(_PLACES)
+        return new
+
     def constants(self, implied: bool = True) -> dict[str, Float[np.ndarray, "..."]]:
         """Return frozen values: cores that are not trained, and the base (an identity only if ``implied``)."""
         frozen = dict(self._frozen)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Annotated, Any
 
 import numpy as np
@@ -87,8 +88,8 @@ def decompose(
     """
     if not _is_plain(generator):
         raise TopologyError(
-            "A decomposition needs a topology without shared cores and without a base, whose activations are nearly "
-            "linear around zero; train it instead."
+            f"Got {generator.topology}; a decomposition needs a topology without shared cores and a base, whose "
+            "activations are nearly linear around zero, with trained cores before and behind them. Train it instead."
         )
     if not is_linear(generator):
         twin = decompose(_without_activations(generator), target, moment=moment, sweeps=sweeps)
@@ -162,5 +163,8 @@ def is_linear(generator: Generator) -> bool:
 def _is_plain(generator: Generator) -> bool:
     segments = generator.segments
     smooth = all(slope_of(segment.activation) is not None for segment in segments[:-1])
+    nonlinear = [pair for pair in pairwise(segments) if pair[0].activation != "identity"]
+    # which take the small scale of the states; a Tucker form without factors has none behind its activation
+    has_cores = all(any(core.trainable for core in s.cores) for pair in nonlinear for s in pair)
     is_free = not generator.topology.share and generator.base is None
-    return smooth and segments[-1].activation == "identity" and is_free
+    return smooth and has_cores and segments[-1].activation == "identity" and is_free

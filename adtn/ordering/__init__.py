@@ -1,5 +1,8 @@
 """Orders of the entries of a tensor before it is approximated by a network, and their price in bits."""
 
+from ._absorption import Absorbed as Absorbed
+from ._absorption import Absorption as Absorption
+from ._absorption import Kept as Kept
 from ._assignment import Assignment as Assignment
 from ._bits import StoredBits as StoredBits
 from ._bits import bits_of_multinomial as bits_of_multinomial

@@ -59,9 +59,9 @@ class Control:
 
 
 def control(tensor: Float[np.ndarray, "*shape"], request: Request, error: float) -> Control:
-    """Repeat a search on noise."""
+    """Repeat a search on noise, in the metric of the same inputs if there is one."""
     gains: list[float] = []
     for k in range(request.controls):
         noise = np.random.default_rng([request.seed, k]).standard_normal(tensor.shape)
-        gains.append(gain(noise, request, solve(noise, request).error))
+        gains.append(gain(noise, request, solve(noise, request).score))
     return Control(gain=gain(tensor, request, error), gaussian=tuple(gains))

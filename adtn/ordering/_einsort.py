@@ -12,6 +12,7 @@ from ..errors import OrderingError
 from ..layout import Layout
 from ..precision import Precision
 from ._gauge import Gauge
+from ._metric import Metric
 from ._registry import get_ordering
 from ._solve import Request, solve
 from ._sorted_tensor import SortedTensor
@@ -26,6 +27,7 @@ def einsort(
     ordering: Any = "search",
     topology: Any = "auto",
     bytes: Positive,
+    moment: Any = None,
     layout: Layout | None = None,
     precision: Precision | None = None,
     signs_apart: bool = False,
@@ -58,6 +60,11 @@ def einsort(
         the best of LowRank, TT, Tucker, MPO and TTN.
     bytes : float
         The largest number of bytes. With several topologies or sizes of legs, the one with the smallest error is taken.
+    moment : array, optional
+        The second moment ``x.T @ x / n`` of the inputs ``x`` over all axes but the first, ``(n_in, n_in)``. Order,
+        network, ranks and rounding are then chosen for small errors of the outputs, ``weighted_error``, which stands
+        beside the plain one. Exchanges of inputs are sought as if each were weighted on its own, and are kept only if
+        the error falls.
     layout : Layout, optional
         The legs; by default, several sizes are tried.
     precision : Precision, optional
@@ -82,7 +89,8 @@ def einsort(
     ------
     OrderingError
         If the tensor has no axes, more than four or entries that are not finite, the ordering is unknown, or nothing is
-        as small as ``bytes``.
+        as small as ``bytes``; if the moment does not fit, or is given with entries that are ordered, signs that are
+        stored apart, or non-negative cores.
     TopologyError
         If the topology is unknown.
 
@@ -118,6 +126,7 @@ def einsort(
         gauge=gauge,
         seed=seed,
         controls=controls,
+        metric=None if moment is None else Metric.of(moment, values.shape),
     )
     if layout is not None and layout.shape != values.shape:
         raise OrderingError(
@@ -131,6 +140,7 @@ def einsort(
         signs=solved.signs,
         bits=solved.bits,
         relative_error=solved.error,
+        weighted_error=solved.weighted_error,
         source=values,
         request=request,
     )

@@ -16,9 +16,6 @@ from ..errors import OrderingError
 from ..layout import Permutation
 from ._bits import bits_of_permutation
 
-Approximate = Callable[[Float[np.ndarray, "*shape"]], Float[np.ndarray, "*shape"]]
-"""A fit of a network of fixed ranks, ``approximate(tensor)``."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
@@ -59,6 +56,10 @@ class Order:
         return tuple(None if order is None else Permutation(np.argsort(order)) for order in self.axes)
 
 
+Approximate = Callable[[Order], Float[np.ndarray, "*shape"]]
+"""A fit of a network of fixed ranks to the tensor in an order, ``approximate(order)``, in that order."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ordering:
     """A way to order a tensor before it is approximated; the base class of all of them.
@@ -81,12 +82,15 @@ class Ordering:
 
     @abstractmethod
     def order(self, tensor: Float[np.ndarray, "*shape"], approximate: Approximate) -> Order:
-        """Order a tensor, with a fit of the network that will approximate it."""
+        """Order a tensor, with a fit of the network that will approximate it.
+
+        With a moment of the inputs, the tensor and what the fit returns are multiplied with the root of it.
+        """
 
     def starts(self, tensor: Float[np.ndarray, "*shape"]) -> list[Order]:
         """Return the orders with which a network is chosen, the order itself if it does not depend on that."""
 
-        def nothing(tensor: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        def nothing(order: Order) -> Float[np.ndarray, "*shape"]:
             raise OrderingError(f"Got {self}, which needs an approximation; expected a class variable refines=True.")
 
         return [self.order(tensor, nothing)]

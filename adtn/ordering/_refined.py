@@ -44,8 +44,8 @@ class Refined(OfSlices):
         best, least = orders, self._error(orders, tensor, approximate)
         for _ in range(self.rounds):
             for k in axes:
-                sorted_ = self.found(orders, tensor.ndim).sort(tensor)
-                better = self.improved(rows_along(sorted_, k), rows_along(approximate(sorted_), k))
+                order = self.found(orders, tensor.ndim)
+                better = self.improved(rows_along(order.sort(tensor), k), rows_along(approximate(order), k))
                 orders = {**orders, k: orders[k][better]}
             error = self._error(orders, tensor, approximate)
             gained = error < (1.0 - _LEAST_GAIN) * least
@@ -74,5 +74,5 @@ class Refined(OfSlices):
     def _error(
         self, orders: dict[int, Int[np.ndarray, " n"]], tensor: Float[np.ndarray, "*shape"], approximate: Approximate
     ) -> float:
-        sorted_ = self.found(orders, tensor.ndim).sort(tensor)
-        return relative_error(approximate(sorted_), sorted_)
+        order = self.found(orders, tensor.ndim)
+        return relative_error(approximate(order), order.sort(tensor))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -18,10 +17,16 @@ from ..optim import decompose, has_decomposition, is_linear, round_cores
 from ..precision import Precision
 from ._bits import StoredBits, bits_of_generator
 from ._gauge import Gauge, fixed
+from ._metric import Metric
 from ._none import Unordered
 from ._nonnegative import nonnegative
-from ._ordering import Order, Ordering, relative_error
+from ._ordering import Approximate, Order, Ordering, relative_error
 from ._structure import Form, forms, smallest_bits, within
+
+_WIDE = 512
+"""Inputs from which on a sweep in their metric takes seconds, so that there are few of them."""
+_TO_CHOOSE, _TO_SETTLE = (6, 1), (40, 4)
+"""Sweeps of fits among which one is chosen, and of that one: up to that many inputs, and beyond."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +43,21 @@ class Request:
     gauge: Gauge
     seed: Seed
     controls: Annotated[int, Range(2)]
+    metric: Metric | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, OrderingError)
+        if self.metric is not None and (self.signs_apart or self.nonnegative or self.ordering.is_flat):
+            what = "signs_apart" if self.signs_apart else "nonnegative" if self.nonnegative else f"{self.ordering}"
+            raise OrderingError(f"Got a moment with {what}, which knows no inputs; leave one of the two out.")
+
+    def content(self, tensor: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """Return the tensor whose plain error is minimised: in the metric of the inputs, if there is one."""
+        return tensor if self.metric is None else self.metric.whiten(tensor)
+
+    def error(self, found: Float[np.ndarray, "..."], wanted: Float[np.ndarray, "..."]) -> float:
+        """Compute the relative error that is minimised."""
+        return relative_error(self.content(found), self.content(wanted))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +69,12 @@ class Solved:
     signs: np.ndarray | None
     bits: StoredBits
     error: float
+    weighted_error: float | None
+
+    @property
+    def score(self) -> float:
+        """The error that was minimised."""
+        return self.error if self.weighted_error is None else self.weighted_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +106,15 @@ def solve(tensor: Float[np.ndarray, "*shape"], request: Request) -> Solved:
         permutations=best.order.bits,
         signs=float(tensor.size) if request.signs_apart else 0.0,
     )
-    error = relative_error(np.asarray(generator.weight(dtype="float64")).reshape(values.shape), values)
-    return Solved(generator=generator, order=best.order, signs=signs, bits=bits, error=error)
+    made = np.asarray(generator.weight(dtype="float64")).reshape(values.shape)
+    return Solved(
+        generator=generator,
+        order=best.order,
+        signs=signs,
+        bits=bits,
+        error=relative_error(made, values),
+        weighted_error=None if request.metric is None else request.error(made, values),
+    )
 
 
 def without_order(request: Request) -> Request:
@@ -93,10 +123,10 @@ def without_order(request: Request) -> Request:
 
 
 def _best(values: Float[np.ndarray, "*shape"], request: Request, bits: float) -> _Candidate:
-    ordering = request.ordering
+    ordering, content = request.ordering, request.content(values)
     found = forms(values.shape, request.topology, request.layout, ordering.is_flat)
     most = ordering.bits(values)
-    tried = [_fitted(form, order, values, bits - most, request) for order in ordering.starts(values) for form in found]
+    tried = [_fitted(form, order, values, bits - most, request) for order in ordering.starts(content) for form in found]
     fitting = [one for one in tried if one is not None]
     if not fitting:
         raise OrderingError(
@@ -104,25 +134,44 @@ def _best(values: Float[np.ndarray, "*shape"], request: Request, bits: float) ->
             f"smallest network {smallest_bits(found, request.precision):,.0f}. Allow more bytes, or absorb the order."
         )
     best = min(fitting, key=lambda one: one.error)
-    if not ordering.refines:
-        return best
-    order = ordering.order(values, _refit(best.generator))
-    refined = _fitted(best.form, order, values, bits - order.bits, request)
-    assert refined is not None, "the order costs no more than was kept for it"
-    return min(refined, best, key=lambda one: one.error)
+    if ordering.refines:
+        order = ordering.order(content, _refit(best.generator, values, request))
+        refined = _fitted(best.form, order, values, bits - order.bits, request)
+        assert refined is not None, "the order costs no more than was kept for it"
+        best = min(refined, best, key=lambda one: one.error)
+    return best if request.metric is None else _settled(best, values, request)
 
 
-def _refit(generator: Generator) -> Callable[[Float[np.ndarray, "*shape"]], Float[np.ndarray, "*shape"]]:
-    """Return a function that approximates a tensor by a network of the same ranks."""
+def _settled(best: _Candidate, values: Float[np.ndarray, "*shape"], request: Request) -> _Candidate:
+    """Fit the network that was chosen in as many sweeps as its cores still gain from."""
+    assert request.metric is not None, "without a moment, a decomposition has no sweeps"
+    generator = decompose(
+        best.generator, values, moment=request.metric.moment, sweeps=_sweeps(request.metric, _TO_SETTLE)
+    )
+    error = request.error(np.asarray(generator.weight()), values)
+    return replace(best, generator=generator, error=error) if error < best.error else best
+
+
+def _refit(generator: Generator, values: Float[np.ndarray, "*shape"], request: Request) -> Approximate:
+    """Return a function that approximates the tensor in an order by a network of the same ranks."""
     plain = Generator(generator.shape, generator.topology, layout=generator.layout, scale=1.0, dtype="float64")
-    return lambda tensor: np.asarray(decompose(plain, tensor).weight())
+
+    def approximate(order: Order) -> Float[np.ndarray, "*shape"]:
+        if request.metric is None:
+            return np.asarray(decompose(plain, order.sort(values)).weight())
+        metric = request.metric.sorted(order, values.shape)
+        sweeps = _sweeps(metric, _TO_CHOOSE)
+        found = decompose(plain, order.sort(values), moment=metric.moment, sweeps=sweeps)
+        return metric.whiten(np.asarray(found.weight()))
+
+    return approximate
 
 
 def _fitted(
     form: Form, order: Order, values: Float[np.ndarray, "*shape"], bits: float, request: Request
 ) -> _Candidate | None:
-    sorted_ = order.sort(values)
-    topology = within(form, sorted_, bits, request.precision)
+    # ranks follow from the spectra of the tensor that is multiplied with the root of the moment
+    topology = within(form, order.sort(request.content(values)), bits, request.precision)
     if topology is None:
         return None
     permutations = order.permutations
@@ -137,13 +186,20 @@ def _fitted(
     if not has_decomposition(start):
         raise OrderingError(f"Got {topology}, which has no decomposition; use TT, MPO, Tucker, TTN, CP or LowRank.")
     target = values.reshape(start.shape)
-    generator = decompose(start, target)
+    moment = None if request.metric is None else request.metric.moment
+    sweeps = _sweeps(request.metric, _TO_CHOOSE)
+    generator = decompose(start, target, moment=moment, sweeps=sweeps)
     if request.nonnegative:
         if not is_linear(generator):
             raise OrderingError(f"Got nonnegative=True for {topology}; use it without an activation.")
         generator = nonnegative(generator, target)
-    error = relative_error(np.asarray(generator.weight()), target)
+    error = request.error(np.asarray(generator.weight()), target)
     return _Candidate(form=form, order=order, generator=generator, error=error)
+
+
+def _sweeps(metric: Metric | None, few_or_many: tuple[int, int]) -> int:
+    """Return how many sweeps are worth their time; without a moment, decompositions have none."""
+    return few_or_many[metric is not None and len(metric.moment) > _WIDE]
 
 
 def _stored(best: _Candidate, values: Float[np.ndarray, "*shape"], request: Request) -> Generator:
@@ -162,10 +218,11 @@ def _stored(best: _Candidate, values: Float[np.ndarray, "*shape"], request: Requ
         return small
     if request.nonnegative or not is_linear(small) or len(small.segments) > 1:
         return small.rounded(precision)
-    return round_cores(small, precision, values.reshape(small.shape), None)
+    moment = None if request.metric is None else request.metric.moment
+    return round_cores(small, precision, values.reshape(small.shape), moment)
 
 
 def gain(tensor: Float[np.ndarray, "*shape"], request: Request, error: float) -> float:
     """Compute the part of the error that an order saves, at equal bytes."""
-    plain = solve(tensor, without_order(request)).error
+    plain = solve(tensor, without_order(request)).score
     return (1.0 - error / plain) if plain > 0.0 else (0.0 if error == 0.0 else -math.inf)

@@ -37,6 +37,9 @@ class SortedTensor:
         The number of bits by part.
     relative_error : float
         The norm of the difference to the tensor, over that of the tensor.
+    weighted_error : float or None
+        The same in the metric of the moment that was given, which is the relative error of the outputs for such inputs;
+        ``None`` without a moment.
     source : array
         The tensor, for the control.
     request : Request
@@ -58,6 +61,7 @@ class SortedTensor:
     signs: np.ndarray | None
     bits: StoredBits
     relative_error: float
+    weighted_error: float | None
     source: Float[np.ndarray, "*shape"]
     request: Request
 
@@ -95,7 +99,8 @@ class SortedTensor:
     @cached_property
     def control(self) -> Control:
         """The gain of the order beside the gains of the same search on noise; computed when it is first read."""
-        return control(self.source, self.request, self.relative_error)
+        error = self.relative_error if self.weighted_error is None else self.weighted_error
+        return control(self.source, self.request, error)
 
     def absorb(self, axis: int) -> tuple[SortedTensor, Permutation]:
         """Keep the tensor in the order of its network along an axis, which then costs no bits.
@@ -143,7 +148,7 @@ class SortedTensor:
         signs = None if self.signs is None else np.packbits(taken.permute(self._factors(), axis).reshape(-1) < 0)
         rest = replace(
             self,
-            generator=_permuted(self.generator, order.permutations),
+            generator=self.generator.with_permutations(order.permutations),
             order=order,
             signs=signs,
             bits=replace(self.bits, permutations=order.bits),
@@ -152,9 +157,10 @@ class SortedTensor:
         return rest, taken
 
     def __repr__(self) -> str:
+        weighted = "" if self.weighted_error is None else f", weighted={self.weighted_error:.4f}"
         return (
             f"SortedTensor({'x'.join(map(str, self.shape))}, {self.request.ordering}, {self.generator.topology}, "
-            f"legs={self.generator.layout.dims}, error={self.relative_error:.4f}, "
+            f"legs={self.generator.layout.dims}, error={self.relative_error:.4f}{weighted}, "
             f"{self.bits_per_entry:.3f} bits per entry)"
         )
 
@@ -166,22 +172,10 @@ class SortedTensor:
             f"order           {self.request.ordering}",
             f"network         {gen.topology} on legs {gen.layout.dims}, {gen.precision or 'float32'}",
             f"relative error  {self.relative_error:.5f}",
+            *([] if self.weighted_error is None else [f"  of outputs    {self.weighted_error:.5f}"]),
             f"bits per entry  {self.bits_per_entry:.4f}",
             *(f"  {name:<13} {bits / n:.4f}" for name, bits in parts.items() if bits),
         ]
         if "control" in self.__dict__:  # which is not computed to print it
             lines.append(f"control         {self.control}")
         return "\n".join(lines)
-
-
-def _permuted(generator: Generator, permutations: tuple[Permutation | None, ...]) -> Generator:
-    """Return a generator with the same parameters and other permutations."""
-    new = Generator(
-        generator.shape,
-        generator.topology,
-        layout=generator.layout,
-        scale=generator.scale,
-        permutations=permutations if any(p is not None for p in permutations) else None,
-        params=generator.params,
-    )
-    return new if generator.precision is None else new.with_codes(generator.precision, generator.codes)

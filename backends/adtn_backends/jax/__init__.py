@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .layers import GeneratedWeight as GeneratedWeight
     from .layers import Mode as Mode
     from .layers import absorb_hidden as absorb_hidden
+    from .layers import absorb_orders as absorb_orders
     from .layers import adapter_generators as adapter_generators
     from .layers import adapter_names as adapter_names
     from .layers import add_adapter as add_adapter
@@ -42,6 +43,7 @@ __all__ = [
     "GeneratedWeight",
     "Mode",
     "absorb_hidden",
+    "absorb_orders",
     "adapter_generators",
     "adapter_names",
     "add_adapter",

@@ -31,7 +31,7 @@ from ._step import root_mean_square, train
 from .layers import GeneratedWeight
 from .layers._adapted import MODULES
 from .layers._kinds import kind_of, kind_of_generated, layer_like, weight_of
-from .layers._places import modules_of, params_of, put_module, variables_of
+from .layers._places import mode_of, modules_of, params_of, put_module, variables_of
 from .layers._shards import replicated
 from .layers._slice import Weight, shared_once
 from .layers._weight import Frozen
@@ -136,7 +136,7 @@ class NnxModel(ReplacedModel):
         factors = relative_rates(sizes)
         teacher: Any = None
         if tuning.distill and self._dense is not None:
-            with _mode(self._dense, training=False):
+            with mode_of(self._dense, training=False):
                 teacher = nnx.split(self._dense)
 
         def value(model: Any, batch: Any) -> Any:
@@ -145,7 +145,7 @@ class NnxModel(ReplacedModel):
                 return loss_of(model, batch, loss, dense, tuning.distill)
 
         batches = self._batches(cycled(data, tuning.steps), check=loss is None)
-        with _mode(self.model, training=True), _dropout(self.model, tuning.dropout):
+        with mode_of(self.model, training=True), _dropout(self.model, tuning.dropout):
             return train(self.model, chosen, value, batches, tuning, report, factors)
 
     def _distilled(self) -> list[str]:
@@ -197,7 +197,7 @@ class NnxModel(ReplacedModel):
             yield None if counts is None else (int(counts[0]), int(counts[1]))
 
     def _evaluating(self) -> AbstractContextManager[None]:
-        return _mode(self.model, training=False)
+        return mode_of(self.model, training=False)
 
     def state(self) -> dict[str, Any]:
         """Return all arrays by path; as JAX's arrays are immutable, they are not copied."""
@@ -284,7 +284,7 @@ class NnxModel(ReplacedModel):
         runs: dict[str, Callable[[], Any]] = {}
         peaks: dict[str, int | None] = {}
         for name, model in (("dense", self._dense), ("now", self.model)):
-            with _mode(model, training=False):
+            with mode_of(model, training=False):
                 graph, state = nnx.split(model)
                 jitted = jax.jit(lambda s, b, graph=graph: outputs_of(nnx.merge(graph, s, copy=True), b))
                 forward = jitted.lower(state, batch).compile()
@@ -326,13 +326,13 @@ class NnxModel(ReplacedModel):
 
     def _outputs(self, batch: Any) -> Any:
         """Return the shapes of the model's outputs."""
-        with _mode(self.model, training=False):
+        with mode_of(self.model, training=False):
             graph, state = nnx.split(self.model)
         return jax.eval_shape(lambda s, b: outputs_of(nnx.merge(graph, s, copy=True), b), state, batch)
 
     def _each(self, data: Iterable[Any], function: Callable[[Any, Any], Any], *, check: bool) -> Iterator[Any]:
         """Yield ``function(model, batch)`` for every batch, compiled, in evaluation mode."""
-        with _mode(self.model, training=False):
+        with mode_of(self.model, training=False):
             graph, state = nnx.split(self.model)
         run = jax.jit(lambda state, batch: function(nnx.merge(graph, state, copy=True), batch))
         for batch in self._batches(data, check=check):
@@ -399,7 +399,7 @@ class NnxModel(ReplacedModel):
         try:
             for place, name in spots.items():
                 put_module(model, place, _Watched(modules[place], name, look))
-            with _mode(model, training=False):
+            with mode_of(model, training=False):
                 for batch in data:
                     outputs_of(model, _arrays(batch))
                     yield
@@ -445,19 +445,6 @@ def _narrowed(x: jax.Array, rest: str) -> jax.Array:
 def _stored(model: nnx.Module) -> dict[str, Any]:
     """Return the variables to be stored; frozen values are stored with their generators, or follow from a rule."""
     return {name: v for name, v in variables_of(model).items() if not isinstance(v, nnx.RngState | Frozen)}
-
-
-@contextmanager
-def _mode(model: nnx.Module, *, training: bool) -> Generated[None, None, None]:
-    """Call ``model.train()`` or ``model.eval()``, and undo it at the end of this block."""
-    flags = ("deterministic", "use_running_average")
-    before = [(m, flag, vars(m)[flag]) for _, m in modules_of(model) for flag in flags if flag in vars(m)]
-    (model.train if training else model.eval)()
-    try:
-        yield
-    finally:
-        for module, flag, value in before:
-            setattr(module, flag, value)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .layers import Parametrized as Parametrized
     from .layers import absorb_heads as absorb_heads
     from .layers import absorb_hidden as absorb_hidden
+    from .layers import absorb_orders as absorb_orders
     from .layers import absorb_residual as absorb_residual
     from .layers import absorb_rotary as absorb_rotary
     from .layers import absorb_values as absorb_values
@@ -49,6 +50,7 @@ __all__ = [
     "Parametrized",
     "absorb_heads",
     "absorb_hidden",
+    "absorb_orders",
     "absorb_residual",
     "absorb_rotary",
     "absorb_values",

@@ -19,6 +19,7 @@ from ._dense import to_dense as to_dense
 from ._embedding import ADTNEmbedding as ADTNEmbedding
 from ._linear import ADTNLinear as ADTNLinear
 from ._linear import ADTNLinearGeneral as ADTNLinearGeneral
+from ._orders import absorb_orders as absorb_orders
 from ._slice import GeneratedSlice as GeneratedSlice
 from ._weight import GeneratedWeight as GeneratedWeight
 from ._weight import Mode as Mode

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from flax import nnx
@@ -44,3 +45,16 @@ def variables_of(model: nnx.Module) -> dict[str, Any]:
             if isinstance(v, nnx.Variable):
                 variables.setdefault(id(v), (f"{name}.{part}" if name else part, v))
     return dict(variables.values())
+
+
+@contextmanager
+def mode_of(model: nnx.Module, *, training: bool) -> Generator[None, None, None]:
+    """Call ``model.train()`` or ``model.eval()``, and undo it at the end of this block."""
+    flags = ("deterministic", "use_running_average")
+    before = [(m, flag, vars(m)[flag]) for _, m in modules_of(model) for flag in flags if flag in vars(m)]
+    (model.train if training else model.eval)()
+    try:
+        yield
+    finally:
+        for module, flag, value in before:
+            setattr(module, flag, value)

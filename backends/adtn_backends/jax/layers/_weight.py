@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from adtn import Generator
+from adtn import Generator, Permutation
 from adtn._checks import checked
 from adtn._typing import Float, Int, Params
 from adtn.backends import get_backend
@@ -20,6 +20,7 @@ from adtn.weight import ANY_BATCH, Layer, Materialised, Mode
 from flax import nnx
 
 from ...shared._cache import remember
+from ...shared._permuted import permuted
 from ._codes import Coded, TrainedCodes, array_of, codes_of, decoder
 from ._shards import replicated
 
@@ -128,6 +129,16 @@ class GeneratedWeight(nnx.Module):
     def shape(self) -> tuple[int, ...]:
         """The shape of the weight."""
         return self.structure.generator.shape
+
+    def permute(self, axis: int, order: Permutation) -> None:
+        """Permute an axis of the weight, ``new[i] = old[order.array[i]]``, without a change of parameters.
+
+        Raises
+        ------
+        LayoutError
+            If the weight has a base, which keeps its order, or the permutation does not fit.
+        """
+        self.structure = _Static(permuted(self.structure.generator, axis, order))
 
     @property
     def dtype(self) -> Any:

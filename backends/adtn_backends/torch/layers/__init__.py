@@ -22,6 +22,7 @@ from ._conv import ADTNConv3d as ADTNConv3d
 from ._dense import to_dense as to_dense
 from ._embedding import ADTNEmbedding as ADTNEmbedding
 from ._linear import ADTNLinear as ADTNLinear
+from ._orders import absorb_orders as absorb_orders
 from ._parametrized import Parametrized as Parametrized
 from ._parametrized import parametrized as parametrized
 from ._slice import GeneratedSlice as GeneratedSlice

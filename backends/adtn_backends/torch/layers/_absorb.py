@@ -14,7 +14,7 @@ from adtn import Permutation
 from adtn.errors import LayoutError
 from torch import nn
 
-_FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
+FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 Gather = tuple[nn.Module, str, int, torch.Tensor]
 
 
@@ -122,9 +122,9 @@ def absorb_rotary(model: nn.Module, order: Permutation) -> None:
     """
     body = _body(model)
     rotary = getattr(body, "rotary_emb", None)
-    if rotary is None or getattr(rotary, "rope_type", "") not in _FIXED_ROTARY:
+    if rotary is None or getattr(rotary, "rope_type", "") not in FIXED_ROTARY:
         kind = getattr(rotary, "rope_type", "none")
-        raise LayoutError(f"Got rotary positions of type {kind!r}; expected one of {', '.join(_FIXED_ROTARY)}.")
+        raise LayoutError(f"Got rotary positions of type {kind!r}; expected one of {', '.join(FIXED_ROTARY)}.")
     index = torch.tensor(order.array)
     changes: list[Gather] = [(rotary, name, 0, index) for name in ("inv_freq", "original_inv_freq")]
     for layer in body.layers:

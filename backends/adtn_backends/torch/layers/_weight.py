@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from adtn import Generator, Layout
+from adtn import Generator, Layout, Permutation
 from adtn._checks import checked
 from adtn._typing import Float, Int
 from adtn.backends import get_backend
@@ -26,6 +26,7 @@ from adtn.weight import BASE, EinsumSteps, Factored, Layer, Materialised, Mode, 
 from torch import nn
 
 from ...shared._cache import remember
+from ...shared._permuted import permuted
 from .._vjp import differentiable_vjp, must_differentiate
 from ._calls import PLAIN, differentiable, in_own_precision, is_traced
 from ._codes import TrainedCodes, codes_of, decode, tensor_of
@@ -87,19 +88,39 @@ class GeneratedWeight(nn.Module):
         for name, key in self._constants.items():
             x = torch.tensor(np.asarray(constants[name], dtype=generator.dtype))
             self.register_buffer(key, x, persistent=name in stored)  # values that follow from a rule are not saved
-        self._whole: Materialised = decide(generator, "generate", device="torch:cpu").materialised.on(_BACKEND)
         for segment in generator.segments:  # autoray imports functions at first use, which compilers cannot trace
             get_activation(segment.activation).value(torch.zeros(1))
-        linear = len(generator.shape) == 2 and generator.segments[-1].activation == "identity"
-        self.without = TracedApply(generator.segments, generator.weighting, _BACKEND) if linear else None
-        # a decoded core that is the weight itself
-        self._is_weight = bool(self._codes) and _is_core(generator)
         self._trained: nn.ModuleDict | None = None  # by names of buffers
         self._held: dict[str, str] = {}  # buffers of decoded cores by name, if codes are decoded once
+        self._follow(self._structure)
+        self.decode_once(False)
+
+    def _follow(self, structure: Generator) -> None:
+        """Prepare for the weight of a structure, whose cores are those of this module."""
+        self._structure = structure
+        self._whole: Materialised = decide(structure, "generate", device="torch:cpu").materialised.on(_BACKEND)
+        linear = len(structure.shape) == 2 and structure.segments[-1].activation == "identity"
+        self.without = TracedApply(structure.segments, structure.weighting, _BACKEND) if linear else None
+        # a decoded core that is the weight itself
+        self._is_weight = bool(self._codes) and _is_core(structure)
         self._cache: _Cached | None = None
         self._layers: dict[tuple[Any, ...], Any] = {}
         self._traced: dict[tuple[str | None, ...], EinsumSteps | None] = {}
-        self.decode_once(False)
+
+    @property
+    def structure(self) -> Generator:
+        """The generator without its present parameters: layout, topology, permutations."""
+        return self._structure
+
+    def permute(self, axis: int, order: Permutation) -> None:
+        """Permute an axis of the weight, ``new[i] = old[order.array[i]]``, without a change of parameters.
+
+        Raises
+        ------
+        LayoutError
+            If the weight has a base, which keeps its order, or the permutation does not fit.
+        """
+        self._follow(permuted(self._structure, axis, order))
 
     def extra_repr(self) -> str:
         """Return the description of the generator."""
