@@ -8,7 +8,7 @@ from typing import Any
 import adtn
 import pytest
 from adtn import Config
-from adtn.compression import _learning_rate, model_of
+from adtn.compression import _learning_rate, _run, model_of
 
 from models import batches, net, same, state_of
 
@@ -70,8 +70,24 @@ def test_an_interrupted_training_goes_on_with_the_rate_that_was_found(
         patch.setattr(adapter, "tune", interrupted)
         trained(first, folder=tmp_path)
     assert tried(first)
-    second: list[str] = []
-    model = trained(second, folder=tmp_path)
-    assert not tried(second)
+    (known,) = tmp_path.glob("training-*.rate")
+    found, second, third = known.read_text(), list[str](), list[str]()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(adapter, "tune", interrupted)
+        known.write_text("damaged")
+        trained(second, folder=tmp_path)
+    assert tried(second) == tried(first) and known.read_text() == found
+    model = trained(third, folder=tmp_path)
+    assert not tried(third)
     assert same(model, state_of(trained([])))
     assert not list(tmp_path.glob("training-*")), "nothing is left when a training is finished"
+
+
+def test_a_full_disk_does_not_end_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_run, "write_atomic", full)
+    with pytest.warns(adtn.errors.OutputWarning, match=r"learning rate was not written to .*No space left"):
+        model = trained([], folder=tmp_path)
+    assert same(model, state_of(trained([])))

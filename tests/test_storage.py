@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from adtn import Layout, Precision
 from adtn.compression import read_header
-from adtn.compression._storage import from_bytes, structure_from_json, structure_to_json, to_bytes
+from adtn.compression._storage import FORMAT, from_bytes, structure_from_json, structure_to_json, to_bytes
 from adtn.errors import FileFormatError
 from adtn.precision import Codes
 from safetensors.numpy import save as save_plain
@@ -154,7 +154,7 @@ def test_forging_works() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (setter("format", value=4), "version 4; this adtn reads up to 3. Upgrade"),
+        (setter("format", value=FORMAT + 1), f"version {FORMAT + 1}; this adtn reads up to {FORMAT}. Upgrade"),
         (setter("format", value="x"), "version x"),
         (setter("layout", "shape", value=[10**9, 10**9]), "does not describe|fewer than"),
         (setter("layout", "factors", value=[[2] * 40, [2] * 40]), "does not describe"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -12,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .._files import write_bytes
-from ..errors import CompressError
+from .._atomic import write_atomic
+from ..errors import CompressError, OutputWarning
 from ..generator import Generator
 from ..optim import fingerprint
 from ..precision import Precision
@@ -229,7 +231,7 @@ class CompressionRun:
         known = None if tuning.checkpoint is None else tuning.checkpoint.with_suffix(".rate")
         if known is not None:
             self.checkpoints.add(known)
-            if known.exists():
+            with suppress(OSError, ValueError):  # it was not written, or is damaged
                 return float(known.read_text())
         state, few = self.adapter.state(), replace(tuning, steps=tuning.steps // 10, checkpoint=None)
 
@@ -245,7 +247,11 @@ class CompressionRun:
 
         rate = largest_good_rate(loss_after, before)
         if known is not None:
-            write_bytes(known, repr(rate).encode())
+            try:
+                write_atomic(known, repr(rate).encode())
+            except OSError as error:
+                text = f"The learning rate was not written to {known} ({error}); the training continues."
+                warnings.warn(text, OutputWarning, stacklevel=2)
         return rate
 
     @cached_property
