@@ -15,7 +15,14 @@ RESULTS = Path(__file__).parents[1] / "results"
 AUTOMATIC, FIXED = "automatic", "fixed length"
 BUDGETS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 _SLACK = 1.001  # of ratios: a budget is a whole number of bytes
-_NAMES = {"lenet5": "LeNet-5", "resnet20": "ResNet-20", "resnet56": "ResNet-56", "minilm": "MiniLM-L6"}
+_NAMES = {
+    "lenet5": "LeNet-5",
+    "resnet20": "ResNet-20",
+    "resnet56": "ResNet-56",
+    "minilm": "MiniLM-L6",
+    "smollm2": "SmolLM2-135M",
+    "stories260k": "stories260K",
+}
 _ABOUT = {
     "lenet5": "All layers, on MNIST; the first one, of 150 entries, stays in float32. The network is the one below.",
     "resnet20": "All layers, on CIFAR-10; calibrated by 3,072 training images.",
