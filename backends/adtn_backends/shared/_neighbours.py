@@ -14,7 +14,7 @@ from adtn.ordering import Absorbed, Absorption, Kept, bits_of_permutation
 from adtn.ordering._absorption import SIDES, Kind
 
 from ._blocks import divisors, gathered, moved_blocks, of_blocks, pairs_in_blocks, same, spread
-from ._probes import Attention, LinearLayer, Mask, OrderedModel, Probe, Trace
+from ._probes import Heads, LinearLayer, Mask, OrderedModel, Probe, Trace
 
 _NEAREST = 4  # layers before an input that are tried
 _OUT, _IN = 0, 1
@@ -251,7 +251,7 @@ class _Search:
         heads = group.heads or _blocks_moved(next(iter(probe.gathers.values())))
         return "heads" if heads and Mask(probe, heads).run() else None
 
-    def _inside(self, attention: Attention, axis: int, index: Index) -> _Move:
+    def _inside(self, attention: Heads, axis: int, index: Index) -> _Move:
         """Find the orders of queries, keys, values and outputs of an attention whose projections are one weight."""
         d, n = attention.channels, self.model.layers()[attention.out].n_in
         if axis == _OUT:

@@ -40,7 +40,7 @@ class LinearLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention:
+class Heads:
     """An attention whose projections are one weight: queries, keys, values; its parts are called by nobody else.
 
     Parameters
@@ -79,7 +79,7 @@ class OrderedModel(ABC):
         """Return the linear layers by name, as they are now."""
 
     @abstractmethod
-    def attentions(self) -> list[Attention]:
+    def attentions(self) -> list[Heads]:
         """List the attentions whose projections are one weight."""
 
     @abstractmethod

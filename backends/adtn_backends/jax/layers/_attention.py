@@ -83,3 +83,8 @@ class ADTNMultiheadAttention(nnx.Module):
 
 GENERATED = (ADTNMultiheadAttention,)
 """Generated layers without a kind: in a model of Flax, the projections of an attention are replaced one by one."""
+
+
+def is_attention(module: Any) -> bool:
+    """Return whether a module is an attention with generated projections."""
+    return isinstance(module, ADTNMultiheadAttention)

@@ -218,3 +218,13 @@ LINEAR_GENERAL = Kind(
 )
 KINDS = (LINEAR, LINEAR_GENERAL)
 """Linear layers over one axis, and over several."""
+
+
+def is_linear(module: Any) -> bool:
+    """Return whether a module is a linear layer over one axis or several, dense or generated."""
+    return any(type(module) is kind.dense for kind in KINDS) or type(module) in (ADTNLinear, ADTNLinearGeneral)
+
+
+def is_general(module: Any) -> bool:
+    """Return whether a module is a generated linear layer over several axes."""
+    return isinstance(module, ADTNLinearGeneral)

@@ -18,11 +18,11 @@ from flax import nnx
 from jax.core import Tracer
 
 from ...shared._neighbours import absorb_all
-from ...shared._probes import Attention, LinearLayer, OrderedModel, Watch
+from ...shared._probes import Heads, LinearLayer, OrderedModel, Watch
 from ._adapted import Adapted
-from ._attention import ADTNMultiheadAttention
+from ._attention import is_attention
 from ._kinds import known_kind_of
-from ._linear import KINDS, ADTNLinear, ADTNLinearGeneral
+from ._linear import is_general, is_linear
 from ._places import mode_of, modules_of, params_of, put_module
 from ._weight import GeneratedWeight
 
@@ -85,19 +85,15 @@ class NnxOrders(OrderedModel):
         dtypes = {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param)) if jnp.issubdtype(x.dtype, jnp.inexact)}
         self.eps = max((float(jnp.finfo(dtype).eps) for dtype in dtypes), default=0.0)
         modules = dict(modules_of(model))
-        self._heads: dict[str, Any] = {k: m for k, m in modules.items() if isinstance(m, ADTNMultiheadAttention)}
-        hidden = tuple(f"{k}." for k, m in modules.items() if isinstance(m, (*self._whole(), _ONE_WEIGHT)))
-        self._modules = {k: m for k, m in modules.items() if _is_linear(m) and not k.startswith(hidden)}
+        self._heads: dict[str, Any] = {k: m for k, m in modules.items() if is_attention(m)}
+        hidden = tuple(f"{k}." for k, m in modules.items() if _is_whole(m) or isinstance(m, _ONE_WEIGHT))
+        self._modules = {k: m for k, m in modules.items() if is_linear(m) and not k.startswith(hidden)}
         places = Counter(id(m) for m in modules.values())
         holders = Counter(id(getattr(m, "generated", m)) for m in (*self._modules.values(), *self._heads.values()))
         self._shared = {key for counts in (places, holders) for key, n in counts.items() if n > 1}
         owned = {id(m): m for m in modules.values() if isinstance(m, nnx.Module)}
         owners = Counter(id(v) for m in owned.values() for v in params_of(m))
         self._tied = {key for key, n in owners.items() if n > 1}
-
-    @staticmethod
-    def _whole() -> tuple[type[Any], ...]:
-        return (ADTNMultiheadAttention, ADTNLinearGeneral)
 
     def layers(self) -> dict[str, LinearLayer]:
         """Return the linear layers, and the projections inside attentions."""
@@ -130,11 +126,11 @@ class NnxOrders(OrderedModel):
             n_out, n_in = (math.prod(_sizes(x)) for x in (module.out_features, module.in_features))
         return LinearLayer(n_out=n_out, n_in=n_in, orders=orders, reason=reason)
 
-    def attentions(self) -> list[Attention]:
+    def attentions(self) -> list[Heads]:
         """List the attentions whose projections are one weight."""
         parts = {name: self._parts(name) for name in self._heads}
         sizes = {name: m.generated.shape[1] // m.num_heads for name, m in self._heads.items()}
-        return [Attention(into=parts[name][0], out=parts[name][1], channels=sizes[name]) for name in parts]
+        return [Heads(into=parts[name][0], out=parts[name][1], channels=sizes[name]) for name in parts]
 
     def tables(self) -> dict[str, int]:
         """Return the frequencies of rotary positions."""
@@ -173,7 +169,7 @@ class NnxOrders(OrderedModel):
         else:
             kind = known_kind_of(module)
             kind.filled(module, jnp.take(kind.weight(module), jnp.asarray(index), axis), None)
-        bias = module.linear.bias if isinstance(module, ADTNLinearGeneral) else module.bias
+        bias = module.linear.bias if is_general(module) else module.bias
         if axis == 0 and bias is not None:
             bias[...] = bias[...].reshape(-1)[jnp.asarray(index)].reshape(bias[...].shape)
 
@@ -191,9 +187,9 @@ class NnxOrders(OrderedModel):
         return np.asarray(x, np.float64)
 
 
-def _is_linear(module: Any) -> bool:
-    dense = any(type(module) is kind.dense for kind in KINDS)
-    return dense or type(module) in (ADTNLinear, ADTNLinearGeneral)
+def _is_whole(module: Any) -> bool:
+    """Return whether a generated layer has linear layers inside."""
+    return is_attention(module) or is_general(module)
 
 
 def _sizes(x: Any) -> tuple[int, ...]:
@@ -216,7 +212,7 @@ class _Watched(nnx.Module):
         layer = self.layer
         if isinstance(inputs, Tracer):  # inside a transformation, inputs have no values here
             return layer(inputs, *args, **options)
-        if isinstance(layer, ADTNLinearGeneral):
+        if is_general(layer):
             wide = len(layer.inputs), len(layer.outputs)
         else:
             wide = len(_sizes(layer.in_features)), len(_sizes(layer.out_features))

@@ -140,6 +140,11 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
         return dense.train(self.training)
 
 
+def is_attention(module: nn.Module) -> bool:
+    """Return whether a module is an attention with all its projections, dense or generated."""
+    return isinstance(module, nn.MultiheadAttention)
+
+
 def _build(dense: Any, weights: Weights, bias: bool) -> ADTNMultiheadAttention:
     return ADTNMultiheadAttention.of(dense, weights["in_proj"], weights["out_proj"])
 

@@ -173,3 +173,8 @@ TRANSPOSED = Kind(
 )
 KINDS = (LINEAR, TRANSPOSED)
 """Linear layers of PyTorch, and those of GPT-2."""
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module is a linear layer, dense or generated."""
+    return type(module) is ADTNLinear or any(kind.takes(module) for kind in KINDS)

@@ -18,13 +18,14 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ...shared._neighbours import absorb_all
-from ...shared._probes import Attention, LinearLayer, OrderedModel, Watch
+from ...shared._probes import Heads, LinearLayer, OrderedModel, Watch
 from .._structures import note_structures, noted_structures
 from ._absorb import FIXED_ROTARY
 from ._adapted import Adapted
+from ._attention import is_attention
 from ._kind import at
 from ._kinds import kind_of
-from ._linear import LINEAR, TRANSPOSED, ADTNLinear
+from ._linear import is_linear
 from ._weight import GeneratedWeight
 
 
@@ -92,9 +93,9 @@ class TorchOrders(OrderedModel):
         owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)  # pyright: ignore[reportPrivateUsage]
         self._tied = {key for key, n in owners.items() if n > 1}
         modules = list(model.named_modules())
-        self._heads: dict[str, Any] = {name: m for name, m in modules if isinstance(m, nn.MultiheadAttention)}
-        hidden = tuple(f"{name}." for name, m in modules if isinstance(m, nn.MultiheadAttention | Adapted) or _own(m))
-        self._modules = {name: m for name, m in modules if _is_linear(m) and not f"{name}.".startswith(hidden)}
+        self._heads: dict[str, Any] = {name: m for name, m in modules if is_attention(m)}
+        hidden = tuple(f"{name}." for name, m in modules if is_attention(m) or isinstance(m, Adapted) or _own(m))
+        self._modules = {name: m for name, m in modules if is_linear(m) and not f"{name}.".startswith(hidden)}
         holders = Counter(id(w) for m in self._modules.values() for w in [getattr(m, "generated", m)])
         holders.update(id(getattr(m, "generated", m)) for m in self._heads.values())
         self._shared = {key for key, n in holders.items() if n > 1}
@@ -123,7 +124,7 @@ class TorchOrders(OrderedModel):
             orders: Any = structure.permutations or (None, None)
         else:
             orders = None
-            name = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+            name = "in_proj_weight" if is_attention(module) else "weight"
             x = weight if weight is not None else getattr(module, name)
             if weight is not None or is_parametrized(module) or module._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
                 reason = "its weight is a part of another one, or is computed from others"
@@ -134,10 +135,10 @@ class TorchOrders(OrderedModel):
             reason = "its weight is that of another layer as well"
         return LinearLayer(n_out=shape[0], n_in=shape[1], orders=orders, reason=reason)
 
-    def attentions(self) -> list[Attention]:
+    def attentions(self) -> list[Heads]:
         """List the attentions of PyTorch."""
         heads = self._heads.items()
-        return [Attention(into=self._parts(k)[0][0], out=self._parts(k)[1][0], channels=m.head_dim) for k, m in heads]
+        return [Heads(into=self._parts(k)[0][0], out=self._parts(k)[1][0], channels=m.head_dim) for k, m in heads]
 
     def tables(self) -> dict[str, int]:
         """Return the frequencies of rotary positions, unless they change with the length of the input."""
@@ -195,20 +196,14 @@ class TorchOrders(OrderedModel):
             note_structures(self.model, changed, noted)
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return type(module) is ADTNLinear or LINEAR.takes(module) or TRANSPOSED.takes(module)
-
-
 def _own(module: nn.Module) -> bool:
     """Return whether a module other than a linear layer has a weight that is generated for all of it."""
-    return not _is_linear(module) and not isinstance(module, GeneratedWeight) and hasattr(module, "generated")
+    return not is_linear(module) and not isinstance(module, GeneratedWeight) and hasattr(module, "generated")
 
 
 def _oriented(module: Any) -> torch.Tensor:
     """Return the weight of a dense layer as ``(n_out, n_in)``, a view."""
-    return (
-        module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else kind_of(module).oriented(module.weight)
-    )
+    return module.in_proj_weight if is_attention(module) else kind_of(module).oriented(module.weight)
 
 
 def _take(x: torch.Tensor, axis: int, index: Int[np.ndarray, " n"]) -> None:
