@@ -361,7 +361,8 @@ def compress_full_table(content: dict) -> list[str]:
         budget = f"{r['bytes']:g}x bytes" if r["bytes"] else f"{r['params']:g}x parameters"
         sizes = f"{r['ratio of bytes']:.2f}x", f"{r['ratio of parameters']:.2f}x"
         quality = (f"{r['quality'][m]:.4g} ± {r['standard errors'][m]:.2g}" for m in measures)
-        cells = (r["case"], budget, *sizes, r["steps"], r["lr"], r["seed"], *quality, r["cpu_seconds"])
+        own = ("default" if r["lr"] is None else r["lr"], r["seed"], *quality, r["cpu_seconds"] or "interrupted")
+        cells = (r["case"], budget, *sizes, r["steps"], *own)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return [*lines, ""]
 

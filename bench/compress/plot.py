@@ -93,6 +93,13 @@ def page(folder: Path) -> list[str]:
     return [*lines, *parameters()]
 
 
+def _settings(row: Row) -> str:
+    """Describe the settings of a training."""
+    if row.get("lr") is None:
+        return "default settings"
+    return f"rate {row['lr']:g}, dense outputs {row['distill'] or 0.0:.0%} of the loss"
+
+
 def parameters() -> list[str]:
     """Tabulate the results of budgets of parameters, means over the seeds."""
     cells: dict[tuple[Any, ...], list[Row]] = {}
@@ -103,18 +110,18 @@ def parameters() -> list[str]:
             if row["method"] == "dense":
                 dense[row["case"]] = _value(row)
             elif row["unit"] == "parameters" and "quality" in row:
-                cells.setdefault((row["case"], row["ratio"], row["steps"]), []).append(row)
+                cells.setdefault((row["case"], row["ratio"], row["steps"], _settings(row)), []).append(row)
         for row in content.get("compress_full", []):
             if row["params"] is not None:
-                cells.setdefault((row["case"], row["params"], row["steps"]), []).append(row)
+                cells.setdefault((row["case"], row["params"], row["steps"], _settings(row)), []).append(row)
     lines = ["| model | parameters of its layers | training | quality | dense | seeds |", "|---" * 6 + "|"]
-    for (case, ratio, steps), rows in sorted(cells.items()):
+    for (case, ratio, steps, settings), rows in sorted(cells.items()):
         measure = next(iter(rows[0]["quality"]))
         digits = 2 if measure == "accuracy" else 3
         values = [_value(row) for row in rows]
         spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
         before = f"{dense[case]:.{digits}f}" if case in dense else "-"
-        trained = f"{steps:,} steps" if steps else "none"
+        trained = f"{steps:,} steps, {settings}" if steps else "none"
         lines.append(
             f"| {_NAMES.get(case, case)} | {ratio:g} times fewer | {trained} | "
             f"{mean(values):.{digits}f}{spread} ({_MEASURES.get(measure, measure)}) | {before} | {len(values)} |"
