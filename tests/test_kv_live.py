@@ -271,7 +271,7 @@ def test_reset_caches_are_as_new(codec: KVCodec) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2, no rotation"])
 @pytest.mark.parametrize("cached", [False, True])
 def test_chunks_decode_to_what_a_whole_prefix_does(name: str, cached: bool) -> None:
-    """Equal ids predict each other across chunks, as they do where all layers are coded at once."""
+    """Compare predictions across chunks with those where all layers are coded at once."""
     model, codec, ids = MODELS[name], codec_of(name), ids_of(1, 60)
     parked = codec.encode(HFDecoder(model=model).prefill(ids[0].numpy()), ids[0], step=2.0**9, finer_at_end=False)
     exact = codec.decode(parked)

@@ -1,4 +1,4 @@
-"""What a module of a model was last called with, heard in the thread of the call."""
+"""A listener to the calls of one module of a model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Listener:
 
     @property
     def heard(self) -> torch.Tensor:
-        """What was read at the last call in this thread."""
+        """The value that was read at the last call in this thread."""
         return self._last.heard
 
     @property
