@@ -188,6 +188,18 @@ class JaxBackend:
 
         return NnxModel(model, device)
 
+    def probe(self, model: Any, names: Sequence[str], patch: Mapping[str, Any]) -> Any | None:
+        """Probe the bonds of a :class:`flax.nnx.Module`; return ``None`` for other objects."""
+        try:
+            from flax import nnx
+        except ImportError as error:
+            raise missing("flax", "jax", "models of Flax") from error
+        if not isinstance(model, nnx.Module):
+            return None
+        from .layers._probe import Probe
+
+        return Probe(model, names, patch)
+
     def optimizer(self, name: str, **options: float) -> OptaxOptimizer:
         """Make Adam, AdamW or SGD."""
         return OptaxOptimizer(name, **options)

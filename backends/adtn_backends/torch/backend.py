@@ -251,6 +251,14 @@ class TorchBackend(InPlace):
 
         return TorchModel(model, device)
 
+    def probe(self, model: Any, names: Sequence[str], patch: Mapping[str, Any]) -> Any | None:
+        """Probe the bonds of a :class:`torch.nn.Module`; return ``None`` for other objects."""
+        if not isinstance(model, torch.nn.Module):
+            return None
+        from .layers._probe import Probe
+
+        return Probe(model, names, patch)
+
     def decoder(self, model: Any) -> Any | None:
         """Wrap a decoder of transformers, whose caches ``adtn.KVCodec`` codes; return ``None`` for other objects."""
         from ._decoder import decoder_of

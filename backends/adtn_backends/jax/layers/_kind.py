@@ -57,6 +57,9 @@ class Kind:
     batch : callable
         ``batch(layer, x)`` returns the number of rows to which the generated layer is applied, or 0 if it generates its
         weight for any input.
+    through : callable, optional
+        ``through(layer, product, inputs)`` is the forward pass of the generated layer with another function
+        ``(..., n_in)`` to ``(..., n_out)`` in place of the product with its weight.
     """
 
     dense: type[nnx.Module]
@@ -69,6 +72,7 @@ class Kind:
     refusal: Callable[[Any], str] = no_reason
     rows: Callable[[Any, Any], Any | None] = no_rows
     batch: Callable[[Any, Any], int] = lambda layer, x: 0
+    through: Callable[[Any, Callable[[Any], Any], Any], Any] | None = None
 
     def reason(self, dense: Any) -> str:
         """Say why a dense layer of this kind has no generated form; return an empty string if it has one."""

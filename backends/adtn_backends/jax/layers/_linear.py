@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax
@@ -185,6 +186,11 @@ def _batch(layer: ADTNLinear, x: Any) -> int:
     return x.size // layer.in_features
 
 
+def _through(layer: ADTNLinear, product: Callable[[Any], Any], inputs: Any) -> Any:
+    y = as_dtype(product(inputs), layer.dtype)
+    return y if layer.bias is None else y + as_dtype(layer.bias[...], layer.dtype)
+
+
 def _general(dense: Any, weight: Weight, bias: Any) -> ADTNLinearGeneral:
     flat = bias if bias is False else bias.reshape(-1)
     return ADTNLinearGeneral(weight, flat, dense.in_features, dense.out_features, dense.dtype)
@@ -205,6 +211,7 @@ LINEAR = Kind(
     write=lambda dense, weight: weight.T,
     rows=lambda dense, x: x.reshape(-1, x.shape[-1]),
     batch=_batch,
+    through=_through,
 )
 LINEAR_GENERAL = Kind(
     dense=nnx.LinearGeneral,

@@ -16,7 +16,7 @@ from torch.nn.utils import skip_init
 from ...shared._from_dense import Fit, FromLinear
 from ...shared._geometry import check_input
 from ._calls import autocasts, differentiable, in_own_precision, is_traced, recomputed, refuse_tracers
-from ._kind import Kind, Weights
+from ._kind import Kind, Products, Weights
 from ._parts import as_weight, bias_parameter, filled, fitted_weight, refuse_subclass
 from ._slice import Weight
 from ._weight import Mode
@@ -137,6 +137,11 @@ def _rows(dense: Any, x: torch.Tensor) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
+def _through(layer: ADTNLinear, products: Products, input: torch.Tensor) -> torch.Tensor:
+    y = products[""](input)
+    return y if layer.bias is None else y + layer.bias
+
+
 def _batch(layer: ADTNLinear, x: torch.Tensor) -> int:
     return x.numel() // layer.in_features
 
@@ -158,6 +163,7 @@ LINEAR = Kind(
     build=_build,
     rows=_rows,
     batch=_batch,
+    through=_through,
     adaptable=True,
     tied=lambda dense: True,
 )
@@ -169,6 +175,7 @@ TRANSPOSED = Kind(
     transposed=True,
     rows=_rows,
     batch=_batch,
+    through=_through,
     adaptable=True,
 )
 KINDS = (LINEAR, TRANSPOSED)
