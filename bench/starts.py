@@ -48,7 +48,7 @@ def started(topology: adtn.Topology, init: Init, seed: int) -> adtn.Generator:
 
 
 def effective_rank(gen: adtn.Generator) -> float:
-    """Average the effective ranks across the cuts that separate two neighbouring legs from all others."""
+    """Return the mean of the effective ranks across the cuts that separate two neighbouring legs from all others."""
     state = LAYOUT.to_legs(np.asarray(gen.weight(dtype="float64")))
     found: list[float] = []
     for k in range(0, state.ndim, 2):

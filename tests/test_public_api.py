@@ -66,6 +66,7 @@ NAMES = {  # listed by hand, so that public names change only on purpose
     "load_model",
     "load_pretrained",
     "plan",
+    "probe",
     "register_activation",
     "register_optimizer",
     "register_topology",

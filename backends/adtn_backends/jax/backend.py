@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial
 from typing import Any
@@ -189,7 +189,7 @@ class JaxBackend:
         return NnxModel(model, device)
 
     def probe(self, model: Any, names: Sequence[str], patch: Mapping[str, Any]) -> Any | None:
-        """Probe the bonds of a :class:`flax.nnx.Module`; return ``None`` for other objects."""
+        """Return a probe of the bonds of a :class:`flax.nnx.Module`; return ``None`` for other objects."""
         try:
             from flax import nnx
         except ImportError as error:

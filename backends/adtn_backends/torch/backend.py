@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -252,7 +252,7 @@ class TorchBackend(InPlace):
         return TorchModel(model, device)
 
     def probe(self, model: Any, names: Sequence[str], patch: Mapping[str, Any]) -> Any | None:
-        """Probe the bonds of a :class:`torch.nn.Module`; return ``None`` for other objects."""
+        """Return a probe of the bonds of a :class:`torch.nn.Module`; return ``None`` for other objects."""
         if not isinstance(model, torch.nn.Module):
             return None
         from .layers._probe import Probe

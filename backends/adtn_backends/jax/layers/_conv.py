@@ -105,7 +105,6 @@ class _ADTNConv(FromConv, nnx.Module):
         y = placed(y, out_sharding)
         return y if self.bias is None else y + as_dtype(self.bias[...], self.dtype)
 
-
     def padded(self, x: Float[jax.Array, " batch *size_in"]) -> tuple[Float[jax.Array, " batch *size_in"], Any]:
         """Return the input with all padding that a convolution cannot add itself, and what is left to add."""
         g, x = self.geometry, as_dtype(x, self.dtype)
@@ -197,7 +196,7 @@ def _patches(dense: Any, x: Any) -> Any | None:
 
 
 def _through(layer: _ADTNConv, product: Callable[[Any], Any], inputs: Any) -> Any:
-    """Apply the layer to windows, ``(batch, *size, in * kernel)``."""
+    """Apply the layer to windows, ``(batch, *size, groups, in / groups * kernel)``; one group has no axis."""
     g, (x, padding) = layer.geometry, layer.padded(inputs)
     size = "DHW"[3 - layer.axes :]
     windows = jax.lax.conv_general_dilated_patches(
@@ -208,7 +207,13 @@ def _through(layer: _ADTNConv, product: Callable[[Any], Any], inputs: Any) -> An
         rhs_dilation=g.dilation,
         dimension_numbers=(f"N{size}C", f"{size}IO", f"N{size}C"),
     )
-    y = as_dtype(product(windows), x.dtype)
+    if g.groups > 1:  # all rows of the weight for every group, of which each has its own
+        y = product(windows.reshape(*windows.shape[:-1], g.groups, -1))
+        y = y.reshape(*y.shape[:-1], g.groups, -1)
+        y = jnp.moveaxis(jnp.diagonal(y, axis1=-3, axis2=-2), -1, -2).reshape(*windows.shape[:-1], -1)
+    else:
+        y = product(windows)
+    y = as_dtype(y, x.dtype)
     return y if layer.bias is None else y + as_dtype(layer.bias[...], layer.dtype)
 
 

@@ -72,7 +72,7 @@ class GeneratedWeight(nnx.Module):
         constants = {name: x for name, x in generator.constants(implied=False).items() if name not in known}
         self.constants = {name: f"frozen_{name.replace('.', '_')}" for name in constants}
         for name, key in self.constants.items():
-            setattr(self, key, Frozen(jnp.asarray(np.asarray(constants[name]), dtype=generator.dtype)))
+            setattr(self, key, Frozen(jnp.asarray(np.asarray(constants[name]), dtype=self.decoded_dtype)))
         self.opened = False  # whether codes are trained
         self.held: dict[str, str] = {}  # variables of decoded cores by name, if codes are decoded once
         self.trained: Any = nnx.Dict() if self.codes else None  # by names of variables

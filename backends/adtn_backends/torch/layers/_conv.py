@@ -106,11 +106,11 @@ class _ADTNConv(FromConv, nn.Module):
         self, weight: Float[torch.Tensor, "n_out in_per_group *kernel"], x: Float[torch.Tensor, "*batch_in_size"]
     ) -> Float[torch.Tensor, "*batch_out_size"]:
         g = self.geometry
-        x, padding = self._padded(x)
+        x, padding = self.padded(x)
         conv: Any = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[self.axes - 1]
         return conv(x, weight, self.bias, g.stride, padding, g.dilation, g.groups)
 
-    def _padded(self, x: Float[torch.Tensor, "*batch_in_size"]) -> tuple[Float[torch.Tensor, "*batch_in_size"], Any]:
+    def padded(self, x: Float[torch.Tensor, "*batch_in_size"]) -> tuple[Float[torch.Tensor, "*batch_in_size"], Any]:
         """Return the input with all padding that a convolution cannot add itself, and what is left to add."""
         g = self.geometry
         if g.padding_mode == "zeros" and all(before == after for before, after in g.padding):
@@ -180,8 +180,8 @@ def _patches(dense: Any, x: torch.Tensor) -> torch.Tensor | None:
 
 
 def _through(layer: _ADTNConv, products: Products, input: torch.Tensor) -> torch.Tensor:
-    """Apply the layer to windows, ``(batch, positions, in * kernel)``."""
-    g, (x, padding) = layer.geometry, layer._padded(input)
+    """Apply the layer to windows, ``(batch, positions, groups, in / groups * kernel)``; one group has no axis."""
+    g, (x, padding) = layer.geometry, layer.padded(input)
     batched = x.ndim == layer.axes + 2
     x, padding = x if batched else x[None], (padding,) * layer.axes if isinstance(padding, int) else padding
     places = zip(x.shape[2:], padding, g.dilation, g.kernel_size, g.stride, strict=True)
@@ -192,7 +192,12 @@ def _through(layer: _ADTNConv, products: Products, input: torch.Tensor) -> torch
     else:
         options = [g.kernel_size, g.dilation, padding, g.stride]
     windows = nn.functional.unfold(x, *options).transpose(1, 2)
-    y = products[""](windows).transpose(1, 2).reshape(x.shape[0], -1, *size)
+    if g.groups > 1:  # all rows of the weight for every group, of which each has its own
+        y = products[""](windows.unflatten(-1, (g.groups, -1))).unflatten(-1, (g.groups, -1))
+        y = y.diagonal(dim1=-3, dim2=-2).transpose(-2, -1).flatten(-2)
+    else:
+        y = products[""](windows)
+    y = y.transpose(1, 2).reshape(x.shape[0], -1, *size)
     y = y if layer.bias is None else y + layer.bias.reshape(-1, *(1 for _ in size))
     return y if batched else y[0]
 

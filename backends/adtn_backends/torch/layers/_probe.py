@@ -135,7 +135,7 @@ class Probe(Mapping[str, torch.Tensor]):
             prefix = ".".join(filter(None, (name, _CONTAINER)))
             if not any(own.startswith(f"{prefix}.") for own in wanted):
                 continue
-            if _CONTAINER in layer._modules:
+            if _CONTAINER in dict(layer.named_children()):
                 self.close()
                 raise TopologyError(f"Another probe is open in {name or 'the model'}; close it first.")
             bonds = probed[""].points if "" in probed else nn.ModuleDict({k: own.points for k, own in probed.items()})
@@ -189,7 +189,7 @@ class Probe(Mapping[str, torch.Tensor]):
 
 
 def _restored(layer: nn.Module) -> None:
-    del layer._modules[_CONTAINER]
+    delattr(layer, _CONTAINER)
     del layer.__dict__["forward"]
 
 
