@@ -1,0 +1,5 @@
+"""Bond spaces: spectra of the bonds of a generator, cuts, and what their components are worth."""
+
+from ._bond import Bond as Bond
+from ._bonds import Bonds as Bonds
+from ._bonds import bonds as bonds
