@@ -3,3 +3,4 @@
 from ._bond import Bond as Bond
 from ._bonds import Bonds as Bonds
 from ._bonds import bonds as bonds
+from ._gradients import bond_gradients as bond_gradients

@@ -11,6 +11,7 @@ from ._bonds import BondIndex as BondIndex
 from ._bonds import BondKind as BondKind
 from ._bonds import bond_indices as bond_indices
 from ._bonds import find_bond as find_bond
+from ._bonds import is_elementwise as is_elementwise
 from ._bonds import renamed_index as renamed_index
 from ._brickwall import BrickWall as BrickWall
 from ._bridge import from_tensornetwork as from_tensornetwork

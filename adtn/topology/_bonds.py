@@ -131,6 +131,14 @@ def _places(segment: Segment) -> dict[str, tuple[str, ...]]:
     return places
 
 
+def is_elementwise(segments: Sequence[Segment], bond: BondIndex, side: str) -> bool:
+    """Return whether a leg of a state is an index of the input and of the result of the segment on one side of it."""
+    if bond.kind != "state":
+        return False
+    segment = segments[bond.segment + (side == "below")]
+    return bond.index in segment.inputs and bond.index in segment.outputs
+
+
 def renamed_index(inds: Inds, old: str, new: str) -> Inds:
     """Rename one index."""
     return tuple(new if i == old else i for i in inds)
