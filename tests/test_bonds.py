@@ -153,3 +153,231 @@ def test_wrong_questions_are_refused() -> None:
         adtn.bonds(np.eye(4), topology=adtn.BrickWall())
     with pytest.raises(TopologyError, match="which has its own"):
         adtn.bonds(TOPOLOGIES["tt"].generator(), topology=adtn.TT())
+
+
+def frustrated_ring(c: float = 0.9) -> Generator:
+    """Make a ring of four sites in which two components nearly cancel around the loop."""
+    layout = Layout.of((16, 16), 4)
+    gen = Generator((16, 16), adtn.TensorRing(bond=2), layout=layout, dtype="float64", scale=1.0)
+    rng = np.random.default_rng(0)
+    params: dict[str, np.ndarray] = {}
+    for k, (name, x) in enumerate(gen.params.items()):
+        inner = np.diag([1.0, -c if k == 0 else c])
+        params[name] = np.einsum("lr,i->lri", inner, rng.standard_normal(4)) + 0.1 * rng.standard_normal(x.shape)
+    return gen.with_params(params)
+
+
+def least_error(gen: Generator, name: str, dim: int, rank: int) -> float:
+    """Find the best matrix of a rank on a bond by alternating least squares on the dense network."""
+    weight = np.asarray(gen.weight()).ravel()
+    units = [np.outer(np.eye(dim)[k], np.eye(dim)[n]) for k in range(dim) for n in range(dim)]
+    parts = np.stack([np.asarray(gen.with_bond(name, unit).weight()).ravel() for unit in units], axis=1)
+    parts = parts.reshape(-1, dim, dim)
+    found: list[float] = []
+    for seed in range(3):
+        right = np.random.default_rng(seed).standard_normal((rank, dim))
+        for _ in range(300):
+            a = np.einsum("xkl,rl->xkr", parts, right).reshape(len(weight), -1)
+            left = np.linalg.lstsq(a, weight, rcond=None)[0].reshape(dim, rank)
+            a = np.einsum("xkl,kr->xrl", parts, left).reshape(len(weight), -1)
+            right = np.linalg.lstsq(a, weight, rcond=None)[0].reshape(rank, dim)
+        away = np.einsum("xkl,kl->x", parts, left @ right) - weight
+        found.append(float(np.linalg.norm(away) / np.linalg.norm(weight)))
+    return min(found)
+
+
+def test_on_a_loop_the_spectrum_may_be_wrong_and_is_marked() -> None:
+    gen = frustrated_ring()
+    bond = adtn.bonds(gen)["b0"]
+    values = bond.spectrum()
+    predicted = float(values[1] / np.linalg.norm(values))
+    weight = np.asarray(gen.weight())
+    cut = np.asarray(gen.with_bond("b0", bond.without(1)).weight())
+    assert not bond.exact and not bond.is_exact()
+    assert predicted < 0.06  # 0.05, where removing that component costs 0.72, and the best truncation 0.25
+    assert np.linalg.norm(cut - weight) / np.linalg.norm(weight) > 0.6
+    assert least_error(gen, "b0", 2, 1) > 4 * predicted
+    assert "does not predict" in str(adtn.bonds(gen))
+
+
+def test_belief_propagation_is_exact_on_trees() -> None:
+    for key in ("tt", "ttn-linear", "tucker", "cp"):
+        view = adtn.bonds(TOPOLOGIES[key].generator())._source.view(0)
+        assert view.messages is not None and view.beliefs.converged
+        for edge in view.graph.edges:
+            assert difference(view.beliefs.spectrum(edge), view.messages.spectrum(edge)) < 1e-10
+
+
+def test_a_loop_that_repeats_what_a_bond_carries_shows_in_its_span() -> None:
+    layout = Layout.of((16, 16), 4)
+    gen = Generator((16, 16), adtn.TensorRing(bond=4), layout=layout, dtype="float64", scale=1.0)
+    rng = np.random.default_rng(0)
+    assert adtn.bonds(gen)["b0"].span == 16
+    # a loop that no leg sees, beside the bonds of a ring of dimension 2
+    cores = {
+        name: np.einsum("ab,pqi->apbqi", np.eye(2), rng.standard_normal((2, 2, 4))).reshape(4, 4, 4)
+        for name in gen.params
+    }
+    assert adtn.bonds(gen.with_params(cores))["b0"].span == 4
+    tree = adtn.bonds(TOPOLOGIES["tt"].generator())["b0"]
+    assert tree.span == tree.dim**2
+    wide = Generator((64, 64), adtn.TensorRing(bond=8), layout=Layout.of((64, 64), 8))
+    assert adtn.bonds(wide)["b0"].span == 64
+    assert adtn.bonds(Generator((4096, 4096), adtn.TensorRing(bond=8)))["b0"].span is None
+
+
+NONLINEAR = ["ttn", "ttn-ternary", "ttn-conv", "ttn-all", "ttn-some", "attn", "mera", "brickwall", "tucker-uncut"]
+
+
+@pytest.mark.parametrize("key", NONLINEAR)
+def test_the_spectra_of_a_nonlinear_network_are_different_things(key: str) -> None:
+    gen = TOPOLOGIES[key].generator(scale=0.7)
+    arrays = {**gen.params, **gen.constants()}
+    weight, names = 0.7 * dense_state(gen.segments, arrays), list(gen.layout.leg_names)
+    for bond in adtn.bonds(gen):
+        if bond.kind != "state":
+            continue
+        segments, legs = gen.segments[: bond.segment + 1], list(gen.segments[bond.segment].outputs)
+        index = bond.index.partition("#")[0]
+        want = singular_values(unfolding(dense_state(segments, arrays), legs, (index,)))
+        assert difference(bond.state_spectrum(), want) < 1e-13
+        before = (*segments[:-1], type(segments[-1])(segments[-1].inputs, segments[-1].cores, segments[-1].outputs))
+        want = singular_values(unfolding(dense_state(before, arrays), legs, (index,)))
+        assert difference(bond.state_spectrum("before"), want) < 1e-13
+        want = singular_values(unfolding(weight, names, bond.weight_legs))
+        assert difference(bond.weight_spectrum(), want) < 1e-12
+        assert bond.weight_legs == bond.legs
+        assert bond.entropy == pytest.approx(adtn.bondspace.entropy(bond.state_spectrum()))
+
+
+def test_the_weight_has_more_values_than_the_bond_behind_an_activation() -> None:
+    gen = Generator((64, 64), adtn.TTN(bond=3), layout=Layout.of((64, 64), 4), dtype="float64")
+    bond = adtn.bonds(gen)["b1_0"]
+    assert bond.dim == 3 and len(bond.state_spectrum()) == 3
+    values = bond.weight_spectrum()
+    assert (values > 1e-6 * values[0]).sum() > bond.dim
+    linear = adtn.bonds(Generator((64, 64), adtn.TTN(bond=3, activation=None), layout=gen.layout, dtype="float64"))
+    assert difference(linear["b1_0"].weight_spectrum(), linear["b1_0"].spectrum()) < 1e-13
+
+
+def test_components_are_removed_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    for key in ("tt", "ttn-linear", "tucker", "low-rank"):
+        gen = TOPOLOGIES[key].generator()
+        for bond in adtn.bonds(gen):
+            values = bond.spectrum()  # without a Schmidt component, the weight loses its value
+            want = values / np.linalg.norm(values)
+            np.testing.assert_allclose(bond.ablation()[: len(want)], want, rtol=0, atol=1e-12)
+    gen = TOPOLOGIES["ttn"].generator()
+    x, bond = rng.standard_normal((7, 20)), adtn.bonds(gen)["b2_1"]
+    weight, wants = np.asarray(gen.weight()), []
+    for k in range(3):
+        leaf = np.array(gen.params["leaf2_1"])
+        leaf[k] = 0.0
+        wants.append(np.asarray(gen.with_params({**gen.params, "leaf2_1": leaf}).weight()))
+    got = bond.ablation(inputs=x)
+    np.testing.assert_allclose(
+        got, [np.linalg.norm((w - weight) @ x.T) / np.linalg.norm(weight @ x.T) for w in wants], rtol=1e-10
+    )
+    loss = bond.ablation(loss=lambda w: float(np.sum(w**3)))
+    np.testing.assert_allclose(loss, [np.sum(w**3) - np.sum(weight**3) for w in wants], rtol=1e-8)
+    assert len(adtn.bonds(TOPOLOGIES["cp"].generator())["r@factor1"].ablation()) == 3
+    with pytest.raises(TopologyError, match=r"Got inputs=.*expected \(n, 20\)"):
+        bond.ablation(inputs=np.ones((3, 7)))
+    with pytest.raises(TopologyError, match="Got component=9"):
+        bond.without(9)
+
+
+def moments(gen: Generator, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    n_out, n_in = gen.shape[0], math.prod(gen.shape[1:])
+    x = rng.standard_normal((3 * n_in, n_in)) @ rng.standard_normal((n_in, n_in))
+    g = rng.standard_normal((3 * n_out, n_out)) @ rng.standard_normal((n_out, n_out))
+    return x.T @ x / len(x), g.T @ g / len(g)
+
+
+def root(moment: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(moment)
+    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+
+
+@pytest.mark.parametrize("key", ["low-rank", "low-rank-spatial", "tt", "ttn-linear", "tucker-2"])
+def test_in_a_metric_a_bond_between_outputs_and_inputs_has_singular_values(key: str) -> None:
+    row = TOPOLOGIES[key]
+    rng = np.random.default_rng(0)
+    gen = row.generator(scale=0.7, permutations=[rng.permutation(n) for n in row.shape])
+    c, g = moments(gen, rng)
+    rows = np.asarray(gen.weight()).reshape(len(g), -1)
+    for metric, want in (
+        (adtn.bondspace.Metric(inputs=c), rows @ root(c)),
+        (adtn.bondspace.Metric(outputs=g), root(g) @ rows),
+        (adtn.bondspace.Metric(inputs=c, outputs=g), root(g) @ rows @ root(c)),
+    ):
+        tested = 0
+        for bond in adtn.bonds(gen):
+            norm = float(np.linalg.norm(bond.spectrum(metric)))
+            assert norm == pytest.approx(float(np.linalg.norm(want)), rel=1e-10), bond  # whatever the values are
+            if (
+                {leg[:2] for leg in bond.legs} == {"a1"}
+                and sum(leg[:2] == "a1" for leg in bond.legs) == sum(name[:2] == "a1" for name in gen.layout.leg_names)
+                and len(gen.shape) == 2
+            ):
+                assert bond.is_exact(metric)
+                assert difference(bond.spectrum(metric), singular_values(want)) < 1e-9
+                tested += 1
+        assert tested or len(gen.shape) > 2 or key == "ttn-linear"
+
+
+@pytest.mark.parametrize("key", ["mpo", "tt", "ttn-linear", "cp"])
+def test_environments_are_those_of_the_dense_network(key: str) -> None:
+    gen = TOPOLOGIES[key].generator(scale=0.7)
+    rng = np.random.default_rng(0)
+    c, g = moments(gen, rng)
+    b = adtn.bonds(gen)
+    for metric, (left, right) in {
+        None: (np.eye(len(g)), np.eye(len(c))),
+        adtn.bondspace.Metric(inputs=c): (np.eye(len(g)), root(c)),
+        adtn.bondspace.Metric(outputs=g): (root(g), np.eye(len(c))),
+        adtn.bondspace.Metric(inputs=c, outputs=g): (root(g), root(c)),
+    }.items():
+        for bond in b:
+            if bond.kind == "hyper":
+                continue
+            d = bond.dim
+            units = [np.outer(np.eye(d)[k], np.eye(d)[n]) for k in range(d) for n in range(d)]
+            parts = [left @ np.asarray(gen.with_bond(bond.index, u).weight()) @ right for u in units]
+            want = np.array([[np.vdot(p, q) for q in parts] for p in parts]).reshape(d, d, d, d)
+            got = bond.environment(metric)
+            assert np.abs(got - want).max() < 1e-11 * np.abs(want).max(), (bond, metric)
+
+
+def test_generalised_values_are_singular_values_where_the_metric_is_a_product() -> None:
+    row = TOPOLOGIES["mpo"]
+    gen = row.generator(scale=0.7)
+    rng = np.random.default_rng(0)
+    layout = gen.layout
+    by_leg = []
+    for d in layout.factors[1]:
+        x = rng.standard_normal((3 * d, d))
+        by_leg.append(x.T @ x / len(x))
+    c = by_leg[0]
+    for leg in by_leg[1:]:
+        c = np.kron(c, leg)
+    metric = adtn.bondspace.Metric(inputs=c)
+    white = layout.to_legs(np.asarray(gen.weight()) @ root(c))
+    for bond in adtn.bonds(gen):
+        want = singular_values(unfolding(white, list(layout.leg_names), bond.legs))
+        assert not bond.is_exact(metric)  # as far as can be told from the legs
+        assert difference(bond.spectrum(metric), want) < 1e-7
+
+
+def test_wrong_metrics_are_refused() -> None:
+    bond = adtn.bonds(TOPOLOGIES["tt"].generator())["b0"]
+    with pytest.raises(TopologyError, match=r"Got metric of the type ndarray; expected an adtn.bondspace.Metric"):
+        bond.spectrum(np.eye(15))
+    with pytest.raises(TopologyError, match=r"Got a moment of shape \(3, 3\)"):
+        bond.spectrum(adtn.bondspace.Metric(inputs=np.eye(3)))
+    nonlinear = adtn.bonds(TOPOLOGIES["ttn-some"].generator())["b1_0"]
+    with pytest.raises(TopologyError, match="with activations"):
+        nonlinear.spectrum(adtn.bondspace.Metric(inputs=np.eye(16)))
+    with pytest.raises(TopologyError, match="on a loop"):
+        adtn.bonds(frustrated_ring())["b0"].spectrum(adtn.bondspace.Metric(inputs=np.eye(16)))

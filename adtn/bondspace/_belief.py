@@ -61,6 +61,10 @@ class Beliefs:
         factor = triangular(x.reshape(-1, x.shape[-1]))
         return factor / max(float(np.linalg.norm(factor)), 1e-300)
 
+    def factor(self, edge: str, node: int) -> Float[np.ndarray, "rank bond"]:
+        """Return the factor of the side of ``node``, one of the two ends of an edge."""
+        return self._of[edge, node]
+
     def norm(self) -> float:
         """Return the norm of the network in the approximation of Bethe, which is exact on a tree."""
         log = 0.0

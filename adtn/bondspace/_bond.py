@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -91,7 +92,97 @@ class Bond:
             return self._values
         from ._metric import metric_spectrum  # imported late: it is seldom needed
 
-        return metric_spectrum(self._source, self.segment, self.name, self.ends[-1], metric)[0]
+        return metric_spectrum(self._source, self.name, self.ends[-1], metric)
+
+    def is_exact(self, metric: Any = None) -> bool:
+        """Return whether :meth:`spectrum` are singular values across a cut.
+
+        In a metric they are where all input legs are on one side of the bond and, if outputs have a metric, so are all
+        output legs. Otherwise they are generalised values, see :class:`adtn.bondspace.Metric`.
+        """
+        if metric is None or not self.exact:
+            return self.exact
+        from ._metric import is_product
+
+        return is_product(self._source, self.legs, metric)
+
+    def environment(self, metric: Any = None) -> Float[np.ndarray, "dim dim dim dim"]:
+        r"""Compute the environment :math:`Y_{kl,mn} = \langle W_{kl}, W_{mn}\rangle`, with :math:`W = \sum_k W_{kk}`.
+
+        The squared norm of the weight with a matrix M on the bond is :math:`\sum M_{kl} Y_{kl,mn} M_{mn}`.
+
+        Parameters
+        ----------
+        metric : Metric, optional
+            See :class:`adtn.bondspace.Metric`; by default, the Frobenius norm.
+
+        Raises
+        ------
+        TopologyError
+            If the bond is a leg of a state, or does not cut a network without activations.
+        """
+        if self.kind == "state":
+            raise TopologyError(f"Got the bond {self.name!r}, a leg of a state, which has no environment.")
+        from ._metric import metric_environment
+
+        return metric_environment(self._source, self.name, self.ends[-1], metric)
+
+    def without(self, component: int) -> Float[np.ndarray, "dim dim"]:
+        r"""Return the matrix for :meth:`adtn.Generator.with_bond` that removes one component.
+
+        On a linear bond this is the Schmidt component at that position of :meth:`spectrum`, and the matrix
+        :math:`1 - R_b^\top v\, u^\top R_a / s`. On hyper-indices and legs of states it is the entry itself.
+
+        Parameters
+        ----------
+        component : int
+            From 0, which is the largest on a linear bond.
+
+        Raises
+        ------
+        TopologyError
+            If there is no such component, or it is zero.
+        """
+        d = self.dim
+        if not isinstance(component, int) or not 0 <= component < d:
+            raise TopologyError(f"Got component={component!r} of the bond {self.name!r}; expected 0 to {d - 1}.")
+        if self.kind != "linear":
+            return np.diag(np.arange(d) != component).astype(np.float64)
+        r_a, r_b = self._source.view(self.segment).factors(self.name, self.ends[-1])
+        u, s, vt = np.linalg.svd(r_a @ r_b.T)
+        if component >= len(s) or s[component] <= 1e-15 * s[0]:
+            return np.eye(d)
+        return np.eye(d) - np.outer(r_b.T @ vt[component], u[:, component] @ r_a) / s[component]
+
+    def ablation(
+        self, *, inputs: Any = None, loss: Callable[[Any], float] | None = None, place: Place = "after"
+    ) -> Float[np.ndarray, " dim"]:
+        r"""Measure what the weight loses without each of the components, see :meth:`without`.
+
+        Parameters
+        ----------
+        inputs : array, optional
+            Inputs x of the layer, ``(n, n_in)``. The result is the norm of the change of the outputs,
+            :math:`\lVert \Delta W x\rVert`, relative to that of the outputs. Without inputs and a loss, it is that of
+            the change of the weight relative to the weight.
+        loss : callable, optional
+            A function of the weight, a NumPy array; the result is its increase.
+        place : {"before", "after"}
+            On a leg of a state: before or after its activation.
+
+        Returns
+        -------
+        numpy.ndarray
+            One number per component, ``(dim,)``.
+
+        Raises
+        ------
+        TopologyError
+            If the inputs do not fit, or both arguments are given.
+        """
+        from ._ablation import ablation
+
+        return ablation(self, self._source.generator, inputs, loss, place)
 
     @cached_property
     def _values(self) -> Float[np.ndarray, " rank"]:

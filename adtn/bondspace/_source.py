@@ -61,6 +61,15 @@ class SegmentView:
             return self.messages.spectrum(edge) * self.scale
         return self.beliefs.spectrum(edge) * self.scale
 
+    def factors(self, edge: str, core: str) -> tuple[Float[np.ndarray, "first dim"], Float[np.ndarray, "second dim"]]:
+        """Return the triangular factors of both sides of an edge, that of ``core`` second; on loops, beliefs."""
+        found = self.messages if self.messages is not None and self.is_exact(edge) else self.beliefs
+        graph = found.graph
+        a, b = graph.edges[edge]
+        if core in graph.nodes[a].names:
+            a, b = b, a
+        return found.factor(edge, a), found.factor(edge, b)
+
     def span(self, edge: str) -> int | None:
         """Return the dimension of the span of the networks with fixed values at both ends of a cut edge.
 

@@ -19,7 +19,7 @@ from .._typing import Float
 from ..topology import BondIndex, Core, Segment, bond_indices, cores_of
 
 _SWEEPS = 200
-_TOLERANCE = 1e-11  # relative difference of the Gram matrices of both sides
+_TOLERANCE = 1e-9  # relative difference of the Gram matrices of both sides
 
 
 def balanced_values(

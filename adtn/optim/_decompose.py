@@ -18,10 +18,11 @@ from .._typing import Float
 from ..errors import TopologyError
 from ..generator import Generator
 from ..topology import LowRank, TensorRing
+from ..weight import checked_moment, padded_moment
 from ._alternating import alternate
 from ._balance import balanced
 from ._disentangle import disentangle, has_disentanglers
-from ._metric import InputMetric, along, checked_moment, padded_moment
+from ._metric import InputMetric, along
 from ._nearly_linear import slope_of, through_activations
 from ._whitened_svd import whitened_svd
 
