@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__ as __version__
+from .bondspace import bonds as bonds
 from .bondspace import probe as probe
 from .device import DeviceProfile as DeviceProfile
 from .device import devices as devices

@@ -1,3 +1,12 @@
-"""Bond spaces: what is on the bonds of a generator."""
+"""Bond spaces: spectra of the bonds of a generator, cuts, what components are worth, and what inputs put on them."""
 
+from ._bond import Bond as Bond
+from ._bonds import Bonds as Bonds
+from ._bonds import bonds as bonds
+from ._gradients import bond_gradients as bond_gradients
+from ._measures import effective_rank as effective_rank
+from ._measures import entropy as entropy
+from ._measures import participation as participation
+from ._metric import Metric as Metric
+from ._probe import Probe as Probe
 from ._probe import probe as probe

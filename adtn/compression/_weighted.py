@@ -6,7 +6,7 @@ import numpy as np
 
 from .._typing import Float
 from ..generator import Generator
-from ..optim import balanced, decompose
+from ..optim import decompose
 from ..precision import Precision
 from ._rounding import rounded_in_metric
 
@@ -35,7 +35,8 @@ def weighted_pair(
     """
     found = decompose(pair, weight * scale[:, None], moment=moment)
     left = np.asarray(found.params["left"])
-    exact = balanced(found.with_params({**found.params, "left": left / scale.reshape(-1, *(1,) * (left.ndim - 1))}))
+    left = left / scale.reshape(-1, *(1,) * (left.ndim - 1))
+    exact = found.with_params({**found.params, "left": left}).balanced()
     if precision is None:
         return exact
     options = [exact.rounded(precision), rounded_in_metric(exact, precision, weight, moment)]

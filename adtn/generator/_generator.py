@@ -23,6 +23,8 @@ from ..program import Program, cached_program
 from ..schedule import decide
 from ..topology import Networks, RuleBase, Segment, Topology, TopologyArgument, Where, cores_of, read_networks
 from ..weight import BASE, BASE_SCALE, Mode, WeightFunction, Weighting
+from ._balance import balanced_values
+from ._bond_matrix import Place, absorb, topology_for
 from ._decoded import Decoded
 from ._networks import networks_of, shape_of
 from ._requests import Request, by_rows, placed, requested
@@ -360,6 +362,98 @@ class Generator:
         new._given = MappingProxyType(dict(self._given))
         new._precision, new._codes = None, MappingProxyType({})
         return new
+
+    @checked(TopologyError)
+    def with_bond(
+        self, name: str, matrix: Any, *, into: str | None = None, place: Place = "after", unshare: bool = False
+    ) -> Generator:
+        r"""Return a generator with a matrix on one of its bonds, which the cores next to it absorb.
+
+        With the cores A and B on both sides of a bond, :math:`W(M) = \sum_{kl} A_k M_{kl} B_l`. A projection removes
+        what the bond carries in some directions, and two factors of lower rank make it smaller. The result has the same
+        topology, if its options can express the new bonds, or else one that lists its cores. It is not rounded.
+
+        Parameters
+        ----------
+        name : str
+            The bond, as :func:`adtn.bonds` lists it (its ``index``).
+        matrix : array, or tuple of two arrays
+            M, ``(dim, dim)``, or its diagonal, ``(dim,)``: one core absorbs it. Two factors ``(dim, r)`` and
+            ``(r, dim)`` of M are absorbed by one side each, and the bond has the dimension r afterwards. A hyper-index
+            takes a diagonal matrix only.
+        into : str, optional
+            The core that absorbs it, one of both ends; by default, a trained one that shares its parameter with no
+            other.
+        place : {"before", "after"}
+            On a leg of a state: whether the matrix acts before or after the activation. Of two factors the first one
+            acts before and the second one after it, so that the weight is the same only for factors that the
+            activation commutes with, such as a selection of components.
+        unshare : bool
+            Give a core with a shared parameter one of its own; otherwise its bonds are refused.
+
+        Returns
+        -------
+        Generator
+
+        Raises
+        ------
+        TopologyError
+            If there is no such bond, the matrix does not fit, or no core can absorb it.
+
+        Examples
+        --------
+        >>> import adtn, numpy as np
+        >>> gen = adtn.Generator((64, 64), adtn.MPO(bond=3), dtype="float64")
+        >>> half = gen.with_bond("b0", 0.5 * np.eye(3))
+        >>> bool(np.allclose(half.weight(), 0.5 * gen.weight()))
+        True
+        >>> gen.with_bond("b0", (np.eye(3)[:, :2], np.eye(3)[:2])).topology
+        MPO(bond=(2,))
+        """
+        values = {**self._params, **self._frozen}
+        found = absorb(self.segments, values, name, matrix, into=into, place=place, unshare=unshare)
+        if found.segments == self.segments:
+            return self.with_params({**self._params, **found.values})
+        params = {**self._params, **self._given, **found.values}
+        used = {core.param for core in cores_of(found.segments)} | {BASE_SCALE}
+        return Generator(
+            self.shape,
+            topology_for(self._topology, self._layout, found.segments),
+            layout=self._layout,
+            scale=self._scale,
+            base=self._base,
+            dtype=self._dtype,
+            params={k: x for k, x in params.items() if k in used},
+            permutations=self.permutations or None,
+        )
+
+    def balanced(self) -> Generator:
+        """Return a generator with the same weight, whose cores have the least sum of squared norms.
+
+        Inside a segment, both sides of every bond then have equal Gram matrices, and all cores equal norms, so that
+        their gradients are comparable: cores of very different norms train badly. Legs of states keep their gauge, as
+        do frozen cores and those that share a parameter. Components of a bond that contribute nothing to the weight
+        become zero on both sides. The result is not rounded.
+
+        Returns
+        -------
+        Generator
+
+        References
+        ----------
+        G. Kempf, L. Ness (1979), Lecture Notes in Mathematics 732, 233. A. Acuaviva et al. (2022), arXiv:2209.14358.
+
+        Examples
+        --------
+        >>> import adtn, numpy as np
+        >>> params = {"left": [[8.0], [0.0]], "right": [[0.0, 2.0]]}
+        >>> pair = adtn.Generator((2, 2), adtn.LowRank(bond=1), scale=1.0, params=params)
+        >>> {name: float(np.linalg.norm(x)) for name, x in pair.balanced().params.items()}
+        {'left': 4.0, 'right': 4.0}
+        """
+        cores = {core.param for core in cores_of(self.segments)}
+        values = balanced_values(self.segments, {k: x for k, x in self._params.items() if k in cores})
+        return self.with_params({**self._params, **values})
 
     def _copied(self) -> Generator:
         new = object.__new__(Generator)

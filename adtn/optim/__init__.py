@@ -8,7 +8,6 @@ from ._decompose import is_linear as is_linear
 from ._fingerprint import fingerprint as fingerprint
 from ._fit import fit as fit
 from ._fit import run_fit as run_fit
-from ._metric import checked_moment as checked_moment
 from ._objective import DataAwareReconstruction as DataAwareReconstruction
 from ._objective import Objective as Objective
 from ._objective import Reconstruction as Reconstruction

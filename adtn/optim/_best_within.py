@@ -17,9 +17,9 @@ from ..errors import TopologyError
 from ..generator import Generator
 from ..layout import Layout
 from ..topology import TT, LowRank, TensorRing, Topology, TopologyArgument, Tucker, hosvd
-from ..weight import Weighting
+from ..weight import Weighting, checked_moment
 from ._decompose import decompose
-from ._metric import InputMetric, checked_moment, roots
+from ._metric import InputMetric, roots
 
 _LEAST = 1e-10  # least eigenvalue of a moment, relative to the largest
 _TRIAL = 2  # sweeps to compare choices by

@@ -18,10 +18,11 @@ from .._typing import Float
 from ..errors import TopologyError
 from ..generator import Generator
 from ..topology import LowRank, TensorRing
+from ..weight import checked_moment, padded_moment
 from ._alternating import alternate
 from ._balance import balanced
 from ._disentangle import disentangle, has_disentanglers
-from ._metric import InputMetric, along, checked_moment, padded_moment
+from ._metric import InputMetric, along
 from ._nearly_linear import slope_of, through_activations
 from ._whitened_svd import whitened_svd
 
@@ -35,7 +36,8 @@ def decompose(
     Without a moment, this is a truncated decomposition. With the second moment M of the inputs, it minimises the error
     of the outputs, :math:`\mathrm{tr}((\hat W - W) M (\hat W - W)^\top)`: in closed form for a pair of factors, else by
     alternating least squares that start from the truncated decomposition. Disentanglers are found by alternating
-    Procrustes problems, and then improved together with the tree by L-BFGS, with a moment or without.
+    Procrustes problems, and then improved together with the tree by L-BFGS, with a moment or without. Without
+    activations, the cores are those of least norm, see :meth:`adtn.Generator.balanced`.
 
     Parameters
     ----------
@@ -92,8 +94,14 @@ def decompose(
             "activations are nearly linear around zero, with trained cores before and behind them. Train it instead."
         )
     if not is_linear(generator):
-        twin = decompose(_without_activations(generator), target, moment=moment, sweeps=sweeps)
+        # the gauge of the isometries suits the states that the activations see
+        twin = _decomposed(_without_activations(generator), target, moment, sweeps)
         return through_activations(generator, twin.params, np.asarray(twin.weight()))
+    return _decomposed(generator, target, moment, sweeps).balanced()
+
+
+def _decomposed(generator: Generator, target: Any, moment: Any, sweeps: int) -> Generator:
+    """Decompose a weight without activations, in the gauge that the decomposition leaves."""
     topology, layout, initial = generator.topology, generator.layout, generator.params
     state = np.asarray(generator.weighting.to_state(_weight(generator, target)))
     second = None if moment is None else checked_moment(moment, generator.shape)

@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
-from .._arrays import finite_array
 from .._typing import Float, Shape
-from ..errors import TopologyError
-from ..layout import Layout
-from ..weight import Weighting
+from ..weight import Weighting, padded_moment
 
 _LEAST_OF_LEG = 1e-6  # least eigenvalue of the moment of one leg, relative to the largest
 _LEAST = 1e-10  # added to the whitened moment, so that no direction is free
-
-
-def checked_moment(moment: Any, shape: Shape) -> Float[np.ndarray, "n_in n_in"]:
-    """Convert a second moment of the inputs of a weight of that shape to float64.
-
-    Raises
-    ------
-    TopologyError
-        If its shape does not fit, or it is not symmetric, or zero.
-    """
-    n_in = math.prod(shape[1:])
-    found = np.asarray(finite_array("moment", moment, TopologyError), dtype=np.float64)
-    if found.shape != (n_in, n_in):
-        raise TopologyError(
-            f"Got a moment of shape {found.shape} for a weight of {shape}; expected {(n_in, n_in)}, the mean of x xᵀ "
-            "over the inputs."
-        )
-    largest = float(np.abs(found).max())
-    if not np.trace(found) > 0.0:
-        raise TopologyError("Got a moment of inputs that are all zero; check that they were collected.")
-    if not np.allclose(found, found.T, rtol=1e-4, atol=1e-6 * largest):
-        raise TopologyError("Got a moment that is not symmetric; expected x.T @ x / n of the layer's inputs.")
-    return (found + found.T) * (0.5 / largest)
 
 
 class InputMetric:
@@ -100,13 +73,6 @@ class InputMetric:
         matrix = tensor.reshape(moment.shape)
         spread = np.trace(matrix) / len(matrix)
         return (matrix + matrix.T) * (0.5 / spread) + _LEAST * np.eye(len(matrix))
-
-
-def padded_moment(layout: Layout, moment: Float[np.ndarray, "n_in n_in"]) -> Float[np.ndarray, "padded_in padded_in"]:
-    """Append zeros to a moment in generated order for the padding of the input axes."""
-    inner, padded = layout.shape[1:], layout.padded_shape[1:]
-    thickness = [(0, p - n) for n, p in zip(inner * 2, padded * 2, strict=True)]
-    return np.pad(moment.reshape(inner * 2), thickness).reshape(math.prod(padded), -1)
 
 
 def along(matrix: Float[np.ndarray, "m n"], tensor: Float[np.ndarray, "..."], axis: int) -> Float[np.ndarray, "..."]:

@@ -17,8 +17,8 @@ from ..calculus import forward
 from ..generator import Generator
 from ..precision import Codes, Precision, round_to
 from ..program import compile_program
+from ..weight import checked_moment, padded_moment
 from ._block import MOMENT, PULLED, Block
-from ._metric import checked_moment, padded_moment
 
 Factor = tuple[Inds, Float[np.ndarray, "n n"] | None]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._typing import Float, Shape
 from ..errors import OrderingError, TopologyError
-from ..optim import checked_moment
+from ..weight import checked_moment
 from ._ordering import Order
 
 

@@ -6,6 +6,13 @@ from ._activation import get_activation as get_activation
 from ._activation import register_activation as register_activation
 from ._base import IdentityBase as IdentityBase
 from ._base import RuleBase as RuleBase
+from ._bonds import BondGauge as BondGauge
+from ._bonds import BondIndex as BondIndex
+from ._bonds import BondKind as BondKind
+from ._bonds import bond_indices as bond_indices
+from ._bonds import find_bond as find_bond
+from ._bonds import is_elementwise as is_elementwise
+from ._bonds import renamed_index as renamed_index
 from ._brickwall import BrickWall as BrickWall
 from ._bridge import from_tensornetwork as from_tensornetwork
 from ._bridge import to_tensornetwork as to_tensornetwork

@@ -6,6 +6,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from autoray import astype, do, get_dtype_name
@@ -15,6 +16,8 @@ from .._plugins import load_plugin, unregistered
 from .._typing import Array, ElementwiseFunction, Float
 from ..backends import get_backend
 from ..errors import TopologyError
+
+Gauge = Literal["GL", "positive monomial", "signed permutations", "permutations"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,17 @@ class Activation:
         Functions of one array; ``derivative(z)`` is the derivative of ``value`` at ``z``.
     own : bool
         Whether a user registered the activation.
+    gauge : {"GL", "positive monomial", "signed permutations", "permutations"}
+        The matrices M on a leg with ``value(z M) = value(z) M``, which change the cores but not the weight: all
+        invertible ones for the identity, permutations times positive scalings for ReLU, permutations with signs for odd
+        functions, and permutations for every function.
     """
 
     name: str
     value: ElementwiseFunction
     derivative: ElementwiseFunction
     own: bool = False
+    gauge: Gauge = "permutations"
 
 
 _POINTS = np.array([-2.3, -0.7, 0.4, 1.9])
@@ -80,14 +88,14 @@ def _tanh_derivative(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 _ACTIVATIONS: dict[str, Activation] = {
     a.name: a
     for a in (
-        Activation("identity", lambda z: z, lambda z: z * 0.0 + 1.0),
-        Activation("relu", lambda z: do("where", z > 0, z, z * 0.0), _step),
-        Activation("leaky_relu", lambda z: do("where", z > 0, z, z * 0.01), _leaky_slope),
+        Activation("identity", lambda z: z, lambda z: z * 0.0 + 1.0, gauge="GL"),
+        Activation("relu", lambda z: do("where", z > 0, z, z * 0.0), _step, gauge="positive monomial"),
+        Activation("leaky_relu", lambda z: do("where", z > 0, z, z * 0.01), _leaky_slope, gauge="positive monomial"),
         Activation("silu", lambda z: z * _sigmoid(z), _silu_derivative),
         Activation("gelu", lambda z: z * _normal_cdf(z), _gelu_derivative),
-        Activation("tanh", lambda z: do("tanh", z), _tanh_derivative),
+        Activation("tanh", lambda z: do("tanh", z), _tanh_derivative, gauge="signed permutations"),
         Activation("softplus", _softplus, _sigmoid),
-        Activation("sine", lambda z: do("sin", z), lambda z: do("cos", z)),
+        Activation("sine", lambda z: do("sin", z), lambda z: do("cos", z), gauge="signed permutations"),
     )
 }
 

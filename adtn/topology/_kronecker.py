@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -70,6 +70,10 @@ class KroneckerSum(Topology):
     def rank(self, layout: Layout) -> int:
         """Return the number of terms, clipped to the number of entries of either factor."""
         return min(self.terms, *(math.prod(layout.dims[q] for q in side) for side in self.sides(layout)))
+
+    def resized(self, layout: Layout, sizes: Mapping[str, int]) -> Self | None:
+        """Return this topology with another number of terms."""
+        return replace(self, terms=sizes["k"])
 
     def levels(self, layout: Layout) -> list[Segment]:
         """Build a single level of both factors."""

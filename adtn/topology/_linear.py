@@ -92,6 +92,11 @@ class TT(Topology):
         """Return this topology with ``size`` as its largest bond; the proportions of given bonds are kept."""
         return replace(self, bond=size if isinstance(self.bond, int) else in_proportion(self.bond, size))
 
+    def resized(self, layout: Layout, sizes: Mapping[str, int]) -> Self | None:
+        """Return this topology with one dimension per bond."""
+        dims = tuple(sizes[f"b{k}"] for k in range(len(self.bonds(layout))))
+        return replace(self, bond=dims) if dims else None
+
     def bonds(self, layout: Layout) -> list[int]:
         """Return the bond dimensions from the first site to the last."""
         dims = [math.prod(layout.dims[q] for q in legs) for legs in self.sites(layout)]
@@ -235,6 +240,12 @@ class Tucker(Topology):
     def grown(self, size: int) -> Self:
         """Return this topology with ``size`` as its largest rank; the proportions of given ranks are kept."""
         return replace(self, bond=size if isinstance(self.bond, int) else in_proportion(self.bond, size))
+
+    def resized(self, layout: Layout, sizes: Mapping[str, int]) -> Self | None:
+        """Return this topology with one rank per leg."""
+        return replace(
+            self, bond=tuple(None if r is None else sizes[f"b{q}"] for q, r in enumerate(self.ranks(layout)))
+        )
 
     def default_layout(self, shape: tuple[int, ...]) -> Layout:
         """Choose the layout used when none is given: one leg per axis if ranks are given one by one."""

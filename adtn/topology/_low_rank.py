@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
@@ -73,6 +73,10 @@ class LowRank(Topology):
     def rank(self, layout: Layout) -> int:
         """Return the rank, clipped to the dimension of either side."""
         return min(self.bond, *(math.prod(layout.dims[q] for q in side) for side in self.sides(layout)))
+
+    def resized(self, layout: Layout, sizes: Mapping[str, int]) -> Self | None:
+        """Return this topology with another rank."""
+        return replace(self, bond=sizes["r"])
 
     def levels(self, layout: Layout) -> list[Segment]:
         """Build a single level of both factors."""

@@ -125,6 +125,17 @@ class Topology:
             raise TopologyError(f"Got {self}, which has no bond dimension to choose; use it without a budget.")
         return replace(self, **{self.grows: size})
 
+    def resized(self, layout: Layout, sizes: Mapping[str, int]) -> Self | None:
+        """Return this topology with bonds of the dimensions ``sizes``, by index.
+
+        Returns
+        -------
+        Topology or None
+            A topology that may have these bonds; ``None`` if its options cannot express them.
+        """
+        del layout, sizes
+        return None
+
     def decompose(
         self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
     ) -> dict[str, Float[np.ndarray, "..."]]:

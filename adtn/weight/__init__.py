@@ -12,6 +12,8 @@ from ._materialised import Materialised as Materialised
 from ._mode import ANY_BATCH as ANY_BATCH
 from ._mode import MODES as MODES
 from ._mode import Mode as Mode
+from ._moment import checked_moment as checked_moment
+from ._moment import padded_moment as padded_moment
 from ._projected import Projected as Projected
 from ._projected import projecting as projecting
 from ._projected import squared_distance as squared_distance
