@@ -10,3 +10,5 @@ from ._measures import participation as participation
 from ._metric import Metric as Metric
 from ._probe import Probe as Probe
 from ._probe import probe as probe
+from ._truncate import Truncation as Truncation
+from ._truncate import truncate as truncate
