@@ -661,19 +661,45 @@ def kv_live_table(content: dict) -> list[str]:
     lines = [
         f"Codec: {size['bytes']:,} bytes, {100 * size['bytes'] / size['model_bytes']:.2f} % of the model.",
         "",
-        "| text | segments | window | chunk | step | coder | coded tokens | bits of coded tokens "
+        "| text | segments | window | chunk | step | coder | order | coded tokens | bits of coded tokens "
         "| bits of the whole cache | with 16 bits for dense values | KL | largest |",
-        "|---" * 12 + "|",
+        "|---" * 13 + "|",
     ]
-    names = ("text", "window", "chunk", "step", "coder")
+    names = ("text", "window", "chunk", "step", "coder", "order")
     for case in dict.fromkeys(tuple(r[n] for n in names) for r in rows):
         own = [r for r in rows if tuple(r[n] for n in names) == case]
-        text, window, chunk, step, coder = case
+        text, window, chunk, step, coder, order = case
         bits = " | ".join(f"{mean(r[n] for r in own):.3f}" for n in ("compressed_bits", "whole_bits", "whole_bits_16"))
         losses = [r["divergence"] for r in own]
         lines.append(
-            f"| {text} | {len(own)} | {window} | {chunk} | {step:g} | {coder} | {own[0]['coded_tokens']} | {bits} "
-            f"| {mean(losses):.4f} | {max(losses):.4f} |"
+            f"| {text} | {len(own)} | {window} | {chunk} | {step:g} | {coder} | {order} | {own[0]['coded_tokens']} "
+            f"| {bits} | {mean(losses):.4f} | {max(losses):.4f} |"
+        )
+    return [*lines, ""]
+
+
+def starts_table(content: dict) -> list[str]:
+    """Tabulate trainings from both starts: means over seeds, and the paired differences."""
+    rows = content["starts"]
+    lines = [
+        "| network | parameters | seeds | effective ranks, normal | isometric | accuracy, normal | isometric "
+        "| paired difference |",
+        "|---" * 8 + "|",
+    ]
+    for name in dict.fromkeys(r["topology"] for r in rows):
+        own = {(r["init"], r["seed"]): r for r in rows if r["topology"] == name}
+        seeds = sorted({seed for _, seed in own})
+        pairs = [(own["normal", seed], own["isometric", seed]) for seed in seeds]
+        gains = [b["accuracy"] - a["accuracy"] for a, b in pairs]
+        error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+        cells = [
+            f"{mean(x[key] for x in own):.{n}f}"
+            for key, n in (("ranks", 1), ("accuracy", 2))
+            for own in zip(*pairs, strict=True)
+        ]
+        lines.append(
+            f"| {name} | {pairs[0][0]['params']:,} | {len(pairs)} | {' | '.join(cells)} "
+            f"| {mean(gains):+.2f} ± {error:.2f} |"
         )
     return [*lines, ""]
 
@@ -783,6 +809,7 @@ def table_of(content: dict) -> list[str]:
         "kv": kv_table,
         "kv_controls": kv_controls_table,
         "kv_live": kv_live_table,
+        "starts": starts_table,
         "ordered": compress_ordered_table,
         "einsort": einsort_table,
         "config": side_by_side_table,
