@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import adtn
 import numpy as np
 import pytest
 from adtn import Generator, Layout
 from adtn.bondspace import Bond
+from adtn.cli import main
 from adtn.errors import TopologyError
 from adtn.topology import sizes_of
 
@@ -381,3 +387,31 @@ def test_wrong_metrics_are_refused() -> None:
         nonlinear.spectrum(adtn.bondspace.Metric(inputs=np.eye(16)))
     with pytest.raises(TopologyError, match="on a loop"):
         adtn.bonds(frustrated_ring())["b0"].spectrum(adtn.bondspace.Metric(inputs=np.eye(16)))
+
+
+def test_tables_pages_and_json_show_every_bond(tmp_path: Path) -> None:
+    for key in ("ttn-some", "ring", "cp", "dense"):
+        b = adtn.bonds(TOPOLOGIES[key].generator())
+        text = str(b)
+        assert all(bond.name in text for bond in b)
+        b.save(tmp_path / "b.html")
+        page = (tmp_path / "b.html").read_text()
+        assert page.count("<svg") == len(b) and "<script" not in page and "http" not in page
+        ElementTree.fromstring("<svg>" + "".join(re.findall(r"<svg.*?</svg>", page)) + "</svg>")
+        b.save(tmp_path / "b.json")
+        rows = json.loads((tmp_path / "b.json").read_text())["bonds"]
+        assert [row["name"] for row in rows] == [bond.name for bond in b]
+        for row, bond in zip(rows, b, strict=True):
+            values = bond.state_spectrum() if bond.kind == "state" else bond.spectrum()
+            assert row["spectrum"] == values.tolist() and row["exact"] == bond.exact
+    assert "no bonds" in text
+
+
+def test_inspect_shows_bonds(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    gen = TOPOLOGIES["ttn-some"].generator()
+    adtn.save(tmp_path / "g.safetensors", gen)
+    monkeypatch.setattr("sys.argv", ["adtn", "inspect", str(tmp_path / "g.safetensors"), "--bonds"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code in (0, None)
+    assert capsys.readouterr().out.endswith(f"{adtn.bonds(gen)}\n")
