@@ -290,8 +290,28 @@ def test_components_are_removed_one_by_one() -> None:
     assert len(adtn.bonds(TOPOLOGIES["cp"].generator())["r@factor1"].ablation()) == 3
     with pytest.raises(TopologyError, match=r"Got inputs=.*expected \(n, 20\)"):
         bond.ablation(inputs=np.ones((3, 7)))
+    shared = adtn.bonds(TOPOLOGIES["ttn-five-axes"].generator())["b3_0"]
+    assert (shared.ablation(place="before") > 0).all()
     with pytest.raises(TopologyError, match="Got component=9"):
         bond.without(9)
+
+
+@pytest.mark.parametrize("key", ["tt", "mpo", "ttn-linear", "low-rank"])
+def test_leading_components_are_the_best_truncation_of_a_tree(key: str) -> None:
+    gen = TOPOLOGIES[key].generator()
+    weight = np.asarray(gen.weight())
+    for bond in adtn.bonds(gen):
+        values = bond.spectrum()
+        for rank in range(1, len(values) + 1):
+            small = gen.with_bond(bond.index, bond.leading(rank))
+            found = next(b for b in adtn.bonds(small) if b.name == bond.name)
+            assert found.dim == rank and difference(found.spectrum(), values[:rank]) < 1e-13
+            away = float(np.linalg.norm(small.function(small.arrays("numpy:cpu", "float64")) - weight))
+            assert away == pytest.approx(float(np.linalg.norm(values[rank:])), abs=1e-12 * values[0])
+    with pytest.raises(TopologyError, match="Got rank=0"):
+        bond.leading(0)
+    with pytest.raises(TopologyError, match="a hyper bond; expected a linear one"):
+        adtn.bonds(TOPOLOGIES["cp"].generator())["r@factor0"].leading(1)
 
 
 def moments(gen: Generator, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
