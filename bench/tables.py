@@ -156,6 +156,33 @@ def launches_table(content: dict) -> list[str]:
     return [*lines, ""]
 
 
+def bonds_table(content: dict) -> list[str]:
+    """Tabulate times of spectra, rings whose spectrum is wrong, and the weight behind activations."""
+    found = content["bonds"]
+    lines = ["| linear tree | bond | bonds | weight s | all spectra s | ratio |", "|---|---|---|---|---|---|"]
+    for r in found["spectra"]:
+        lines.append(
+            f"| {'x'.join(map(str, r['shape']))} | {r['bond']} | {r['bonds']} | {r['weight_seconds']:.4f} "
+            f"| {r['bonds_seconds']:.4f} | {r['ratio']:.3f} |"
+        )
+    for r in found["accuracy"]:
+        lines += [
+            "",
+            f"Largest difference from dense singular values at {'x'.join(map(str, r['shape']))} with a bond of "
+            f"{r['bond']}, relative to the largest: {r['largest_difference']:.1e}.",
+        ]
+    lines += ["", "| ring of four sites, damping | predicted | cost of the cut | best cut |", "|---|---|---|---|"]
+    for r in found["rings"]:
+        lines.append(f"| {r['damping']} | {r['predicted']:.3f} | {r['cost']:.3f} | {r['best']:.3f} |")
+    for r in found["behind_activations"]:
+        lines += [
+            "",
+            f"Behind activations, a bond of {r['bond']} of a tree for {'x'.join(map(str, r['shape']))} has "
+            f"{r['values_of_the_weight_above_1e-6']} singular values of the weight above 1e-6 of the largest.",
+        ]
+    return [*lines, ""]
+
+
 def growth_table(content: dict) -> list[str]:
     """Tabulate time and memory by size."""
     columns = ("entries", "device", "parameters", "tiles", "ms", "predicted ms", "additional MiB", "weight MiB")
@@ -784,6 +811,7 @@ def _einsort_options(rows: list[dict]) -> list[str]:
 def table_of(content: dict) -> list[str]:
     """Choose the table that fits the content."""
     for key, make in {
+        "bonds": bonds_table,
         "growth": growth_table,
         "capture": capture_table,
         "apply": apply_table,

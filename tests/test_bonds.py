@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import adtn
 import numpy as np
 import pytest
 from adtn import Generator, Layout
 from adtn.bondspace import Bond
+from adtn.cli import main
 from adtn.errors import TopologyError
 from adtn.topology import sizes_of
 
@@ -284,8 +290,28 @@ def test_components_are_removed_one_by_one() -> None:
     assert len(adtn.bonds(TOPOLOGIES["cp"].generator())["r@factor1"].ablation()) == 3
     with pytest.raises(TopologyError, match=r"Got inputs=.*expected \(n, 20\)"):
         bond.ablation(inputs=np.ones((3, 7)))
+    shared = adtn.bonds(TOPOLOGIES["ttn-five-axes"].generator())["b3_0"]
+    assert (shared.ablation(place="before") > 0).all()
     with pytest.raises(TopologyError, match="Got component=9"):
         bond.without(9)
+
+
+@pytest.mark.parametrize("key", ["tt", "mpo", "ttn-linear", "low-rank"])
+def test_leading_components_are_the_best_truncation_of_a_tree(key: str) -> None:
+    gen = TOPOLOGIES[key].generator()
+    weight = np.asarray(gen.weight())
+    for bond in adtn.bonds(gen):
+        values = bond.spectrum()
+        for rank in range(1, len(values) + 1):
+            small = gen.with_bond(bond.index, bond.leading(rank))
+            found = next(b for b in adtn.bonds(small) if b.name == bond.name)
+            assert found.dim == rank and difference(found.spectrum(), values[:rank]) < 1e-13
+            away = float(np.linalg.norm(small.function(small.arrays("numpy:cpu", "float64")) - weight))
+            assert away == pytest.approx(float(np.linalg.norm(values[rank:])), abs=1e-12 * values[0])
+    with pytest.raises(TopologyError, match="Got rank=0"):
+        bond.leading(0)
+    with pytest.raises(TopologyError, match="a hyper bond; expected a linear one"):
+        adtn.bonds(TOPOLOGIES["cp"].generator())["r@factor0"].leading(1)
 
 
 def moments(gen: Generator, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -381,3 +407,31 @@ def test_wrong_metrics_are_refused() -> None:
         nonlinear.spectrum(adtn.bondspace.Metric(inputs=np.eye(16)))
     with pytest.raises(TopologyError, match="on a loop"):
         adtn.bonds(frustrated_ring())["b0"].spectrum(adtn.bondspace.Metric(inputs=np.eye(16)))
+
+
+def test_tables_pages_and_json_show_every_bond(tmp_path: Path) -> None:
+    for key in ("ttn-some", "ring", "cp", "dense"):
+        b = adtn.bonds(TOPOLOGIES[key].generator())
+        text = str(b)
+        assert all(bond.name in text for bond in b)
+        b.save(tmp_path / "b.html")
+        page = (tmp_path / "b.html").read_text()
+        assert page.count("<svg") == len(b) and "<script" not in page and "http" not in page
+        ElementTree.fromstring("<svg>" + "".join(re.findall(r"<svg.*?</svg>", page)) + "</svg>")
+        b.save(tmp_path / "b.json")
+        rows = json.loads((tmp_path / "b.json").read_text())["bonds"]
+        assert [row["name"] for row in rows] == [bond.name for bond in b]
+        for row, bond in zip(rows, b, strict=True):
+            values = bond.state_spectrum() if bond.kind == "state" else bond.spectrum()
+            assert row["spectrum"] == values.tolist() and row["exact"] == bond.exact
+    assert "no bonds" in text
+
+
+def test_inspect_shows_bonds(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    gen = TOPOLOGIES["ttn-some"].generator()
+    adtn.save(tmp_path / "g.safetensors", gen)
+    monkeypatch.setattr("sys.argv", ["adtn", "inspect", str(tmp_path / "g.safetensors"), "--bonds"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code in (0, None)
+    assert capsys.readouterr().out.endswith(f"{adtn.bonds(gen)}\n")

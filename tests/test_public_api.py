@@ -55,6 +55,7 @@ NAMES = {  # listed by hand, so that public names change only on purpose
     "TensorRing",
     "Topology",
     "Tucker",
+    "bonds",
     "calibrate",
     "compress",
     "decompose",

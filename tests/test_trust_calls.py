@@ -24,6 +24,7 @@ import adtn
 import numpy as np
 import pytest
 from adtn.bench import BenchConfig
+from adtn.bondspace import bond_gradients
 from adtn.demo import run_demo
 from adtn.device import parse_bytes
 from adtn.optim import FitOptions, make_schedule
@@ -58,6 +59,7 @@ GEN = adtn.Generator((8, 8), adtn.TTN(bond=2), layout=adtn.Layout.of((8, 8), 4))
 CONV = adtn.Generator((4, 3, 3, 3), adtn.TTN(bond=2))
 W = np.add.outer(np.arange(8.0), np.cos(np.arange(8)))
 MOMENT = np.eye(8)
+LINEAR = adtn.Generator((8, 8), adtn.TT(bond=2), layout=adtn.Layout.of((8, 8), 4))
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,15 @@ CALLS: dict[str, Call] = {
     "Generator.weight": Call(GEN.weight, {}),
     "Generator.arrays": Call(GEN.arrays, {"device": "numpy:cpu", "dtype": "float32"}),
     "Generator.apply": Call(GEN.apply, {"x": np.ones((2, 8), "float32")}, {"memory": "0 10**30", "x": "nan_array"}),
+    "Generator.with_bond": Call(
+        LINEAR.with_bond,
+        {"name": "b0", "matrix": np.eye(2)},
+        {"matrix": ""},
+    ),
+    "bonds": Call(adtn.bonds, {"generator": W, "topology": adtn.TT(bond=2)}, {"generator": "wrong_array"}),
+    "Bonds.cut": Call(adtn.bonds(LINEAR).cut, {"legs": ["a0_0"]}, {"legs": "[]"}),
+    "Bond.state_spectrum": Call(adtn.bonds(GEN)["b1_0"].state_spectrum, {}),
+    "bond_gradients": Call(bond_gradients, {"generator": GEN, "grads": dict(GEN.params)}, {"grads": "{}"}),
     "Generator.with_params": Call(GEN.with_params, {"params": dict(GEN.params)}),
     "register_topology": Call(adtn.register_topology, {"cls": adtn.TTN}),
     "register_activation": Call(

@@ -39,8 +39,8 @@ class Bond:
         The open legs of its segment on the side of the last of its ends, where its cut separates any; for a leg of a
         state, the legs of the weight that depend on it.
     exact : bool
-        Whether the spectrum is that of a cut. On loops it is that of belief propagation, which predicts no errors: in a
-        ring of four sites it predicted 0.219 where the truncation cost 0.667.
+        Whether the spectrum is that of a cut. On loops it is that of belief propagation, which predicts no errors: in
+        short loops a truncation can cost many times what the spectrum says.
     gauge : str
         The matrices that can be inserted with their inverse: ``"GL"`` on linear bonds, where only Schmidt components
         have a meaning; on a leg of a state what its activation leaves (``"positive monomial"``, ``"signed
@@ -153,6 +153,39 @@ class Bond:
         if component >= len(s) or s[component] <= 1e-15 * s[0]:
             return np.eye(d)
         return np.eye(d) - np.outer(r_b.T @ vt[component], u[:, component] @ r_a) / s[component]
+
+    def leading(self, rank: int) -> tuple[Float[np.ndarray, "dim rank"], Float[np.ndarray, "rank dim"]]:
+        r"""Return the two factors for :meth:`adtn.Generator.with_bond` that keep the leading Schmidt components only.
+
+        Their product is :math:`\sum_{j < r} R_b^\top v_j\, u_j^\top R_a / s_j`. On a tree no other bond of this
+        dimension is closer to the weight in the Frobenius norm; on a loop others are.
+
+        Parameters
+        ----------
+        rank : int
+            The new dimension, from 1 to the number of values that are not zero.
+
+        Raises
+        ------
+        TopologyError
+            If the bond is not linear, or has fewer components.
+
+        Examples
+        --------
+        >>> import adtn
+        >>> gen = adtn.Generator((64, 64), adtn.MPO(bond=3), dtype="float64")
+        >>> gen.with_bond("b0", adtn.bonds(gen)["b0"].leading(2)).topology
+        MPO(bond=(2,))
+        """
+        if self.kind != "linear":
+            raise TopologyError(f"Got the bond {self.name!r}, a {self.kind} bond; expected a linear one.")
+        r_a, r_b = self._source.view(self.segment).factors(self.name, self.ends[-1])
+        u, s, vt = np.linalg.svd(r_a @ r_b.T, full_matrices=False)
+        most = int((s > 1e-15 * s[0]).sum()) if s.size else 0
+        if not isinstance(rank, int) or not 1 <= rank <= most:
+            raise TopologyError(f"Got rank={rank!r} of the bond {self.name!r}; expected 1 to {most}.")
+        root = np.sqrt(s[:rank])
+        return r_b.T @ vt[:rank].T / root, u[:, :rank].T @ r_a / root[:, None]
 
     def ablation(
         self, *, inputs: Any = None, loss: Callable[[Any], float] | None = None, place: Place = "after"

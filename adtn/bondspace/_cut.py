@@ -77,7 +77,7 @@ def _part(
     return _compressed(x.reshape(a, -1, bond))
 
 
-def _compressed(x: Float[np.ndarray, "first second bond"]) -> Float[np.ndarray, "first second bond"]:
+def _compressed(x: Float[np.ndarray, "first second bond"]) -> Float[np.ndarray, "rank rank2 bond"]:
     """Replace the first two axes by the rows of triangular factors where these are fewer."""
     for _ in range(2):
         a, b, d = x.shape

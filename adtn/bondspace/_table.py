@@ -6,29 +6,38 @@ from collections.abc import Iterable
 
 from ._bond import Bond
 
-_HEAD = ("bond", "kind", "between", "dim", "entropy", "rank", "particip.", "gauge", "exact", "legs")
+HEAD = ("bond", "kind", "between", "dim", "entropy", "rank", "particip.", "gauge", "exact", "legs")
+_NUMBERS = range(3, 7)
 _WIDEST = 34
 
 
 def table(bonds: Iterable[Bond]) -> str:
     """Render bonds as lines of a table, with what the reader must know below it."""
     bonds = list(bonds)
-    rows = [_HEAD, *map(_row, bonds)]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(_HEAD))]
-    numbers = range(3, 7)
+    rows = [HEAD, *map(row, bonds)]
+    widths = [max(len(one[k]) for one in rows) for k in range(len(HEAD))]
     lines = [
-        "  ".join(x.rjust(w) if k in numbers else x.ljust(w) for k, (x, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
+        "  ".join(x.rjust(w) if k in _NUMBERS else x.ljust(w) for k, (x, w) in enumerate(zip(one, widths, strict=True)))
+        for one in rows
     ]
-    notes = []
+    return "\n".join([*(line.rstrip() for line in lines), *notes(bonds)])
+
+
+def notes(bonds: Iterable[Bond]) -> list[str]:
+    """List what the reader of these spectra must know."""
+    bonds = list(bonds)
+    found: list[str] = []
     if any(not bond.exact for bond in bonds):
-        notes.append("~: on a loop, by belief propagation; such a spectrum does not predict the error of a truncation")
+        found.append("~: on a loop, by belief propagation; such a spectrum does not predict the error of a truncation")
     if any(bond.kind == "state" for bond in bonds):
-        notes.append("state: singular values of the state along that leg; the weight can have more across its legs")
-    return "\n".join([*(line.rstrip() for line in lines), *notes])
+        found.append("state: singular values of the state along that leg; the weight can have more across its legs")
+    if not bonds:
+        found.append("no bonds: all cores belong to one tensor")
+    return found
 
 
-def _row(bond: Bond) -> tuple[str, ...]:
+def row(bond: Bond) -> tuple[str, ...]:
+    """Return the cells of one bond."""
     return (
         bond.name,
         bond.kind,

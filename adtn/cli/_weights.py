@@ -83,6 +83,7 @@ def inspect(
         typer.Option(help="File with the weight that it replaces, to show the error beside that of an SVD."),
     ] = None,
     key: Annotated[str | None, typer.Option(help="Name of that weight in a file with several.")] = None,
+    bonds: Annotated[bool, typer.Option("--bonds", help="Show the bonds of a generator as well.")] = False,
     modules: Imports = None,
 ) -> None:
     """Show the content of a file: a generator with its segments, or plain weights with their spectra."""
@@ -116,6 +117,10 @@ def inspect(
             frozen = "" if core.trainable else "  frozen"
             codes = f"  {gen.codes[core.param].precision}" if core.param in gen.codes else ""
             print(f"  {core.name:16s} {core.kind:14s} {core.shape!s:20s} {' '.join(core.inds)}{frozen}{codes}")
+    if bonds:
+        from ..bondspace import bonds as bonds_of
+
+        print(f"\n{bonds_of(gen)}")
 
 
 def _error_of(generator: Any, name: str, weight: np.ndarray) -> str:

@@ -93,4 +93,4 @@ def _equal_norms(cores: Sequence[Core], values: dict[str, Float[np.ndarray, "...
         return
     mean = math.exp(sum(map(math.log, norms.values())) / len(norms))
     for name, norm in norms.items():
-        values[name] = values[name] * (mean / norm)
+        values[name] = np.asarray(values[name] * (mean / norm))
