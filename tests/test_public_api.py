@@ -74,6 +74,7 @@ NAMES = {  # listed by hand, so that public names change only on purpose
     "save",
     "save_model",
     "to_tensornetwork",
+    "truncate",
 }
 
 

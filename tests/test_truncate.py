@@ -9,7 +9,7 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn.bondspace import Metric
+from adtn.bondspace import Metric, grow
 from adtn.bondspace._double_layer import double_layer
 from adtn.bondspace._metric import metric_environment
 from adtn.bondspace._projection import cost, environment_projection, schmidt_projection
@@ -29,6 +29,7 @@ LOOPS: dict[str, adtn.Topology] = {
     "ring": adtn.TensorRing(bond=3),
     "mera": adtn.MERA(bond=3, activation=None, noise=0.3),
 }
+HYPER: dict[str, adtn.Topology] = {"cp": adtn.CP(bond=9)}
 NONLINEAR: dict[str, adtn.Topology] = {
     "ttn": adtn.TTN(bond=3),
     "wall": adtn.BrickWall(layers=2, activation="tanh"),
@@ -145,9 +146,9 @@ def test_parameters_are_saved_where_it_costs_least(name: str, with_metric: bool,
     assert all(cut.after < cut.before for cut in found.cuts) and found.cuts[0].bond in str(found)
 
 
-@pytest.mark.parametrize("name", [*TREES, *LOOPS])
+@pytest.mark.parametrize("name", [*TREES, *LOOPS, *HYPER])
 def test_errors_are_kept_to(name: str) -> None:
-    gen = generator({**TREES, **LOOPS}[name])
+    gen = generator({**TREES, **LOOPS, **HYPER}[name])
     sizes: list[int] = []
     for limit in (0.0, 0.05, 0.2, 0.5, 1.0):
         found = adtn.truncate(gen, error=limit)
@@ -210,3 +211,62 @@ def test_wrong_goals_are_refused() -> None:
     shared = generator(adtn.TTN(bond=3, share=True, activation=None), layout=adtn.Layout.of(SHAPE, leg=6))
     with pytest.raises(TopologyError, match="expected at least"):
         adtn.truncate(shared, params=2)
+
+
+@pytest.mark.parametrize("name", ["mpo", "ttn", "tucker", "low rank", "silu"])
+def test_grown_bonds_keep_the_weight_and_follow_the_gradient(name: str) -> None:
+    """Compare first steps along the zeros with those along random directions of the same size."""
+    topology = {**TREES, "silu": adtn.TTN(bond=4, leaves=False)}[name]
+    gen = generator(topology, layout=adtn.Layout.of(SHAPE, leg=6) if name == "silu" else None)
+    target = np.random.default_rng(5).standard_normal(SHAPE) * gen.scale
+    gradient = gen.weight() - target
+    for bond in adtn.bonds(gen):
+        if bond.kind != "linear":
+            continue
+        try:
+            larger = grow(gen, bond.name, 1, gradient)
+        except TopologyError as error:
+            assert "at most 0" in str(error)
+            continue
+        assert np.allclose(larger.weight(), gen.weight(), rtol=1e-10, atol=1e-12)
+        assert {b.name: b.dim for b in adtn.bonds(larger)}[bond.name] == bond.dim + 1
+        axis = {core.name: core for s in larger.segments for core in s.cores}[bond.ends[0]].inds.index(bond.name)
+        _, grads = larger.function.vjp(larger.arrays("numpy:cpu", "float64"), gradient)
+        size = np.linalg.norm(np.take(grads[bond.ends[1]], [-1], _axis(larger, bond, 1)))
+        assert size > 0.0
+        for seed in range(5):
+            values = dict(larger.params)
+            new = np.take(values[bond.ends[0]], [-1], axis)
+            other = np.random.default_rng(seed).standard_normal(new.shape)
+            changed = np.array(values[bond.ends[0]])
+            np.moveaxis(changed, axis, 0)[-1] = np.moveaxis(
+                other * np.linalg.norm(new) / np.linalg.norm(other), axis, 0
+            )[0]
+            rival = larger.with_params({**values, bond.ends[0]: changed})
+            _, grads = rival.function.vjp(rival.arrays("numpy:cpu", "float64"), gradient)
+            assert np.linalg.norm(np.take(grads[bond.ends[1]], [-1], _axis(larger, bond, 1))) <= size * (1 + 1e-9)
+
+
+def _axis(gen: adtn.Generator, bond: Any, end: int) -> int:
+    cores = {core.name: core for s in gen.segments for core in s.cores}
+    return cores[bond.ends[end]].inds.index(bond.name)
+
+
+def test_wrong_growth_is_refused() -> None:
+    gen = generator(TREES["mpo"])
+    with pytest.raises(TopologyError, match="expected at most"):
+        grow(gen, "b0", 1000, gen.weight())
+    with pytest.raises(TopologyError, match="expected the shape of the weight"):
+        grow(gen, "b0", 1, np.zeros((3, 3)))
+    with pytest.raises(TopologyError, match="'hyper'"):
+        grow(generator(HYPER["cp"]), "r", 1, np.zeros(SHAPE))
+
+
+def test_components_of_hyper_indices_are_selected() -> None:
+    gen = generator(HYPER["cp"])
+    kept = np.eye(9)[:, [0, 2, 5]]
+    diagonal = gen.with_bond("r", np.diag(kept @ kept.T))
+    small = gen.with_bond("r", (kept, kept.T))
+    assert small.topology == adtn.CP(bond=3) and np.allclose(small.weight(), diagonal.weight())
+    with pytest.raises(TopologyError, match="select components"):
+        gen.with_bond("r", (2.0 * kept, 0.5 * kept.T))

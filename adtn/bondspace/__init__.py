@@ -4,6 +4,7 @@ from ._bond import Bond as Bond
 from ._bonds import Bonds as Bonds
 from ._bonds import bonds as bonds
 from ._gradients import bond_gradients as bond_gradients
+from ._grow import grow as grow
 from ._measures import effective_rank as effective_rank
 from ._measures import entropy as entropy
 from ._measures import participation as participation
@@ -12,3 +13,4 @@ from ._probe import Probe as Probe
 from ._probe import probe as probe
 from ._truncate import Truncation as Truncation
 from ._truncate import truncate as truncate
+from ._truncate import truncate_together as truncate_together

@@ -66,7 +66,7 @@ def nearest_product(
 
 
 def environment_projection(y: Float[np.ndarray, "k l m n"], rank: int) -> Projection:
-    """Minimise the change of the weight over matrices of a rank."""
+    """Find the least change of the weight over matrices of a rank."""
     d = y.shape[0]
     left, right = schmidt_projection(*nearest_product(y), rank).factors
     identity = np.eye(d)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -134,19 +135,69 @@ def truncate(
     """
     if (params is None) == (error is None):
         raise TopologyError(f"Got params={shown(params)} and error={shown(error)}; expected one of them.")
+    if params is not None:
+        return truncate_together({"": generator}, params=params, metrics={"": metric})[""]
+    assert error is not None
     work = _Work(generator, metric)
-    limit = math.inf if error is None else error**2
-    while params is None or work.generator.num_params > params:
-        step = work.cheapest(limit)
-        if step is None:
-            break
+    while (step := work.cheapest(error**2)) is not None:
         work.take(step)
-    if params is not None and work.generator.num_params > params:
-        raise TopologyError(
-            f"Got params={params:,}; expected at least {work.generator.num_params:,}, where every bond that can be "
-            "truncated has the dimension 1."
-        )
     return work.result(error)
+
+
+@checked(TopologyError)
+def truncate_together(
+    generators: Mapping[str, Generator],
+    *,
+    params: Annotated[int, Range(1)],
+    metrics: Mapping[str, Metric | None] | None = None,
+) -> dict[str, Truncation]:
+    """Make the bonds of several generators smaller, each where the sum of all losses grows least.
+
+    Parameters
+    ----------
+    generators : mapping of str to Generator
+    params : int
+        The largest number of parameters of all results together.
+    metrics : mapping of str to Metric, optional
+        By the same names. With second moments of inputs and of gradients with respect to outputs, the losses of layers
+        of one network compare; by default, they are squared Frobenius norms.
+
+    Returns
+    -------
+    dict of str to Truncation
+
+    Raises
+    ------
+    TopologyError
+        If the number of parameters cannot be reached by smaller bonds.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> from adtn.bondspace import truncate_together
+    >>> low = adtn.LowRank(bond=8)
+    >>> pair = {name: adtn.Generator((64, 64), low, scale=scale) for name, scale in (("a", 1.0), ("b", 9.0))}
+    >>> found = truncate_together(pair, params=1800)
+    >>> [one.generator.topology for one in found.values()]
+    [LowRank(bond=6), LowRank(bond=8)]
+    """
+    works = {name: _Work(own, (metrics or {}).get(name)) for name, own in generators.items()}
+    steps: dict[str, _Step | None] = {}
+    while (total := sum(work.generator.num_params for work in works.values())) > params:
+        for name, work in works.items():
+            if name not in steps:
+                steps[name] = work.cheapest(math.inf)
+        prices = {name: step.price * works[name].size for name, step in steps.items() if step is not None}
+        if not prices:
+            raise TopologyError(
+                f"Got params={params:,}; expected at least {total:,}, where every bond that can be truncated has the "
+                "dimension 1."
+            )
+        name = min(prices, key=prices.__getitem__)
+        step = steps.pop(name)
+        assert step is not None
+        works[name].take(step)
+    return {name: work.result(None) for name, work in works.items()}
 
 
 @dataclass
@@ -232,7 +283,7 @@ class _Work:
 
     def _linear(self, source: Source, bond: BondIndex) -> Iterator[Projection]:
         view, core, rank = source.view(0), bond.ends[-1], bond.dim - 1
-        whole = self._size
+        whole = self.size
         if self.metric is None and view.is_exact(bond.index):
             found = schmidt_projection(*view.factors(bond.index, core), rank)
             outside = view.messages.outside(bond.index) if view.messages is not None else 1.0
@@ -260,13 +311,10 @@ class _Work:
             kept = np.eye(bond.dim)[:, np.arange(bond.dim) != k]
             yield Projection(factors=(kept, kept.T), loss=math.nan)
 
-    @property
-    def _size(self) -> float:
+    @cached_property
+    def size(self) -> float:
         """The squared norm of the original weight, without its base, in the metric."""
-        if not hasattr(self, "_norm"):
-            found = self._squared(self._dense(self.original)) if self._can_measure else self._estimated()
-            self._norm = max(found, 1e-300)
-        return self._norm
+        return max(self._squared(self._dense(self.original)) if self._can_measure else self._estimated(), 1e-300)
 
     def _estimated(self) -> float:
         """Compute the squared norm from an environment, as the weight is too large."""
@@ -296,7 +344,7 @@ class _Work:
         """Return the squared relative error of a generator."""
         if self._weight is None:
             self._weight = self._dense(self.original)
-        return self._squared(self._dense(generator) - self._weight) / self._size
+        return self._squared(self._dense(generator) - self._weight) / self.size
 
     def result(self, error: float | None) -> Truncation:
         """Return the smallest generator that keeps to the error, balanced."""

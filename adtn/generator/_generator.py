@@ -380,7 +380,7 @@ class Generator:
         matrix : array, or tuple of two arrays
             M, ``(dim, dim)``, or its diagonal, ``(dim,)``: one core absorbs it. Two factors ``(dim, r)`` and
             ``(r, dim)`` of M are absorbed by one side each, and the bond has the dimension r afterwards. A hyper-index
-            takes a diagonal matrix only.
+            takes a diagonal matrix, or factors that select some of its components.
         into : str, optional
             The core that absorbs it, one of both ends; by default, a trained one that shares its parameter with no
             other.
@@ -414,16 +414,46 @@ class Generator:
         found = absorb(self.segments, values, name, matrix, into=into, place=place, unshare=unshare)
         if found.segments == self.segments:
             return self.with_params({**self._params, **found.values})
-        params = {**self._params, **self._given, **found.values}
-        used = {core.param for core in cores_of(found.segments)} | {BASE_SCALE}
+        return self.with_topology(topology_for(self._topology, self._layout, found.segments), found.values)
+
+    @checked(TopologyError)
+    def with_topology(self, topology: Topology, params: Mapping[str, Any]) -> Generator:
+        """Return a generator with another topology on the same layout, scale, base and permutations.
+
+        Parameters
+        ----------
+        topology : Topology
+        params : mapping of str to array
+            Values of its cores that are new or have other shapes; all others keep theirs.
+
+        Returns
+        -------
+        Generator
+            It is not rounded.
+
+        Raises
+        ------
+        GeneratorError
+            If a core has no value, or one of another shape.
+
+        Examples
+        --------
+        >>> import adtn, numpy as np
+        >>> gen = adtn.Generator((64, 64), adtn.LowRank(bond=3))
+        >>> first = {name: np.take(x, [0], np.argmin(x.shape)) for name, x in gen.params.items()}
+        >>> gen.with_topology(adtn.LowRank(bond=1), first).num_params
+        128
+        """
+        known = {**self._params, **self._given, **params}
+        used = {core.param for core in cores_of(topology.segments(self._layout))} | {BASE_SCALE}
         return Generator(
             self.shape,
-            topology_for(self._topology, self._layout, found.segments),
+            topology,
             layout=self._layout,
             scale=self._scale,
             base=self._base,
             dtype=self._dtype,
-            params={k: x for k, x in params.items() if k in used},
+            params={k: x for k, x in known.items() if k in used},
             permutations=self.permutations or None,
         )
 
