@@ -180,7 +180,7 @@ def test_hidden_ranks_are_found_without_loss() -> None:
 
 
 def test_permutations_bases_and_padding_stay() -> None:
-    order = np.random.default_rng(0).permutation(35)
+    order = np.random.default_rng(0).permutation(35).tolist()
     gen = adtn.Generator(
         (23, 35), adtn.MPO(bond=6), seed=1, dtype="float64", permutations=[None, order], base=np.eye(23, 35)
     )
@@ -199,7 +199,8 @@ def test_rounded_generators_are_truncated_and_not_rounded() -> None:
 
 def test_wrong_goals_are_refused() -> None:
     gen = generator(TREES["mpo"])
-    for options in ({}, {"params": 100, "error": 0.1}):
+    goals: tuple[dict[str, Any], ...] = ({}, {"params": 100, "error": 0.1})
+    for options in goals:
         with pytest.raises(TopologyError, match="expected one of them"):
             adtn.truncate(gen, **options)
     with pytest.raises(TopologyError, match=r"params=3; expected at least \d+"):

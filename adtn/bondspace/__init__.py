@@ -11,6 +11,9 @@ from ._measures import participation as participation
 from ._metric import Metric as Metric
 from ._probe import Probe as Probe
 from ._probe import probe as probe
+from ._statistics import BondStatistics as BondStatistics
+from ._statistics import Watched as Watched
+from ._statistics import watch as watch
 from ._truncate import Truncation as Truncation
 from ._truncate import truncate as truncate
 from ._truncate import truncate_together as truncate_together

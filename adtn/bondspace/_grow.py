@@ -1,7 +1,7 @@
 r"""New components of a bond, which change nothing at first and follow the gradient of a loss.
 
-With :math:`W = \sum_k A_k B_k` and the gradient G of the loss with respect to the tensor :math:`A B` of both cores, a new
-component :math:`u \otimes v` changes the loss most, at first order and for a given norm, if u and v are the leading
+With :math:`W = \sum_k A_k B_k` and the gradient G of the loss with respect to the tensor :math:`A B` of both cores, a
+new component :math:`u \otimes v` changes the loss most, at first order and for a given norm, if u and v are the leading
 singular vectors of G. It starts at :math:`u \otimes 0`, so that the weight stays and the gradient of the zeros is
 :math:`G^\top u`.
 """
