@@ -102,7 +102,7 @@ def fresh(bond: int | tuple[int, ...], seed: int) -> adtn.Generator:
 
 
 def truncations(problem: Problem, add: Callable[..., None]) -> None:
-    """Cut a trained network."""
+    """Make the bonds of a trained network smaller."""
     whole = problem.trained(fresh(BOND, problem.seed), STEPS)
     add("bonds of 8", whole)
     both = problem.moments(whole)

@@ -4,8 +4,8 @@ One batch of n samples gives feature matrices X and Y, ``(n, features)``, with G
 
 - Variances of components: the covariance of the vectors on a bond, over samples and everything else that is open.
 - Separability: the variance between classes over that within them, summed over features.
-- CKA: :math:`\mathrm{HSIC}(K, L) / \sqrt{\mathrm{HSIC}(K, K)\, \mathrm{HSIC}(L, L)}`, each an unbiased estimate per batch,
-  averaged over batches before the division, so its bias does not depend on the size of batches.
+- CKA: :math:`\mathrm{HSIC}(K, L) / \sqrt{\mathrm{HSIC}(K, K)\, \mathrm{HSIC}(L, L)}`, each an unbiased estimate per
+  batch, averaged over batches before the division, so its bias does not depend on the size of batches.
 - SVCCA: the mean canonical correlation of the principal components with 99 % of the variance. Features beyond 256 are
   projected at random, which keeps inner products approximately.
 """
@@ -67,7 +67,7 @@ class BondStatistics:
 
     @property
     def covariance(self) -> Float[np.ndarray, "bond bond"]:
-        """Their covariance."""
+        """The covariance of the vectors on the bond."""
         return self._products / self._vectors - np.outer(self.mean, self.mean)
 
     def pca(self) -> tuple[Float[np.ndarray, " bond"], Float[np.ndarray, "bond bond"]]:
@@ -135,7 +135,7 @@ def _projected(x: Float[np.ndarray, "n p"]) -> Float[np.ndarray, "n q"]:
 
 @dataclass(kw_only=True)
 class Watched(Mapping[str, BondStatistics]):
-    """Statistics by the names of bonds and other activations; see :func:`watch`."""
+    """The statistics by the names of bonds and other activations; see :func:`watch`."""
 
     _own: dict[str, BondStatistics]
     _pairs: dict[tuple[str, str], _Pair]
