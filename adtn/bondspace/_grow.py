@@ -47,8 +47,8 @@ def grow(generator: Generator, bond: str, components: Annotated[int, Range(1)], 
     Raises
     ------
     TopologyError
-        If it is not a bond between two trained cores with parameters of their own, it cannot have as many components, or
-        the gradient does not fit.
+        If it is not a bond between two trained cores with parameters of their own, it cannot have as many components,
+        or the gradient does not fit.
 
     Examples
     --------
