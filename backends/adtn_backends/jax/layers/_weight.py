@@ -161,7 +161,7 @@ class GeneratedWeight(nnx.Module):
         return order_in_groups(replicated(getattr(self, self.codes[name])[...]), self.structure.parts[name])
 
     def arrays(self, *, in_groups: bool = False) -> dict[str, jax.Array]:
-        """Return trained and frozen cores by their names; ``in_groups`` with their columns as :meth:`order_for` says."""
+        """Return trained and frozen cores by name; ``in_groups`` with their columns as :meth:`order_for` says."""
         arrays = {name: replicated(getattr(self, key)[...]) for name, key in (self.names | self.constants).items()}
         if self.opened:
             arrays |= {name: self.trained[key]().astype(self.decoded_dtype) for name, key in self.codes.items()}
