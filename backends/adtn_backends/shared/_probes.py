@@ -218,7 +218,7 @@ class Probe(Watch):
 
 
 def moved_parts(index: Int[np.ndarray, " n"], size: int) -> dict[int, Int[np.ndarray, " size"]]:
-    """Return the orders of parts that are not as they were, by their numbers; none if entries of parts are mixed."""
+    """Return the orders of parts that are not as they were, by their places; none if entries of parts are mixed."""
     return {k: part for k, part in enumerate(apart(index, size) or []) if not same(part, np.arange(size))}
 
 
