@@ -43,6 +43,7 @@ LINEARS = (
 GROUP = 64
 PAIRED = 1.5  # seconds of calls in pairs
 BATCHES = 32  # of calibration samples, for second moments
+SIDE_IN_METRIC = 192  # as alternating least squares take a minute per search at 384
 
 
 def tensors() -> Iterator[tuple[str, np.ndarray]]:
@@ -150,22 +151,22 @@ def moment_part() -> Iterator[dict[str, Any]]:
 
 
 def tensors_with_moments() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Load blocks of weights with the second moments of their inputs."""
+    """Load the first rows and columns of weights with the second moments of the inputs of these columns."""
     from language import minilm, smollm2
 
     from adtn_backends.torch._model import TorchModel
 
     for label, case, parts in (
         ("MiniLM", minilm, {"query, layer 0": "encoder.encoder.layer.0.attention.self.query",
-                            "MLP, layer 2, 384 hidden units": "encoder.encoder.layer.2.intermediate.dense"}),
+                            "MLP, layer 2": "encoder.encoder.layer.2.intermediate.dense"}),
         ("SmolLM2", smollm2, {"query, layer 10": "decoder.model.layers.10.self_attn.q_proj"}),
     ):  # fmt: skip
         made = case()
         model = TorchModel(made.model, None)
         found = model.second_moments(list(parts.values()), made.calibration[:BATCHES])
         for part, name in parts.items():
-            moment = np.asarray(found[name], np.float64)[:SIDE, :SIDE]
-            yield f"{label} {part}", model.weight(name)[:SIDE, :SIDE].astype(np.float64), moment
+            moment = np.asarray(found[name], np.float64)[:SIDE_IN_METRIC, :SIDE_IN_METRIC]
+            yield f"{label} {part}", model.weight(name)[:SIDE_IN_METRIC, :SIDE_IN_METRIC].astype(np.float64), moment
 
 
 def theory_part() -> Iterator[dict[str, Any]]:

@@ -551,6 +551,45 @@ def test_grouped_queries_of_a_llama() -> None:
     assert found.bits == pytest.approx(2 * bits(32, 16, 16, 40))
 
 
+@pytest.mark.parametrize("where", ["up", "down"])
+def test_layers_of_a_scan_have_one_order(where: str) -> None:
+    jax, nnx = pytest.importorskip("jax"), pytest.importorskip("flax.nnx")
+    from adtn_backends.jax import ADTNLinear, absorb_orders
+
+    p = RNG.permutation(HIDDEN)
+    made = {"up": generator(HIDDEN, WIDTH, p), "down": generator(WIDTH, HIDDEN, None, p)}[where]
+
+    class Block(nnx.Module):
+        def __init__(self, rngs: Any) -> None:
+            self.up, self.down = nnx.Linear(WIDTH, HIDDEN, rngs=rngs), nnx.Linear(HIDDEN, WIDTH, rngs=rngs)
+            self.up.bias[...] = jax.random.normal(rngs.params(), (HIDDEN,))
+            setattr(self, where, ADTNLinear(made))
+
+        def __call__(self, x: Any) -> Any:
+            return x + self.down(jax.nn.silu(self.up(x)))
+
+    class Model(nnx.Module):
+        def __init__(self) -> None:
+            make = nnx.split_rngs(splits=3)(nnx.vmap(Block, in_axes=(0,), out_axes=0))
+            self.blocks = make(nnx.Rngs(0))
+            for variable in jax.tree.leaves(
+                nnx.state(self.blocks, nnx.Param), is_leaf=lambda x: isinstance(x, nnx.Param)
+            ):
+                assert variable.shape[0] == 3
+
+        def __call__(self, x: Any) -> Any:
+            return nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, self.blocks)
+
+    model, x = Model(), jax.numpy.asarray(X, "float32")
+    before, dense = numbers(model(x)), getattr(model.blocks, "down" if where == "up" else "up")
+    kernel = numbers(dense.kernel[...])
+    found = absorb_orders(model, x)
+    (one,) = found.absorbed
+    assert one.kind == "hidden" and not found.kept and one.bits == pytest.approx(bits(HIDDEN))
+    assert not np.array_equal(numbers(dense.kernel[...]), kernel)
+    assert np.abs(numbers(model(x)) - before).max() <= TOLERANCE * np.abs(before).max()
+
+
 def test_projections_of_gpt2() -> None:
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")

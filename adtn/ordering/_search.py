@@ -66,7 +66,7 @@ class Exchanges:
         self._least = _NONE * float(np.vdot(rows, rows))
 
     def one_by_one(self, most: int) -> Int[np.ndarray, " n"]:
-        """Exchange the pair with the largest gain of all, up to ``most`` times."""
+        """Swap the pair with the largest gain of all, up to ``most`` times."""
         products = self._products()
         for _ in range(most):
             gains = self._all(products)
@@ -81,7 +81,7 @@ class Exchanges:
         return self.order
 
     def in_passes(self, most: int) -> Int[np.ndarray, " n"]:
-        """Exchange up to ``most`` pairs, in each pass those without a slice in common, the largest gains first."""
+        """Swap up to ``most`` pairs, in each pass those without a slice in common, the largest gains first."""
         left = most
         while left > 0:
             pairs = self._disjoint(self._all(self._products()))
@@ -122,7 +122,7 @@ class Exchanges:
         return pairs
 
     def _exchanged(self, i: int, j: int) -> bool:
-        """Exchange two slices if this still gains something after the exchanges before."""
+        """Swap two slices if this still gains something after the exchanges before."""
         if self.gain(i, j) <= self._least:
             return False
         if self.is_free:
