@@ -548,3 +548,22 @@ def test_ranks_follow_from_the_metric() -> None:
     found = adtn.einsort(noise(16, 16), moment=moment, **options)
     assert found.weighted_error is not None and found.weighted_error < 1e-3
     assert isinstance(found.generator.topology, adtn.Tucker) and found.generator.topology.bond == (None, None, None, 2)
+
+
+def test_a_search_of_many_inputs_sweeps_for_the_promising_starts_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor, moment = hidden(), inputs_of(36)
+    options: Any = {"topology": "mpo", "bytes": 1200, "moment": moment}
+    sweeps: list[int] = []
+
+    def counted(*args: Any, **given: Any) -> Any:
+        sweeps.append(given.get("sweeps", -1))
+        return adtn.decompose(*args, **given)
+
+    monkeypatch.setattr("adtn.ordering._solve.decompose", counted)
+    monkeypatch.setattr("adtn.ordering._solve._WIDE", 8)
+    plain = adtn.einsort(tensor, ordering="none", **options)
+    assert 0 not in sweeps
+    found = adtn.einsort(tensor, ordering="search", **options)
+    assert sweeps.count(0) > 3 and found.weighted_error <= plain.weighted_error * (1 + 1e-9)
+    compared = sweeps[len(sweeps) - sweeps[::-1].index(0) :]
+    assert compared[:3] == [1, 1, 1], "the three best starts have a sweep before the search begins"

@@ -48,7 +48,7 @@ class Search(Refined):
 
 
 class Exchanges:
-    """Exchanges of pairs of rows, as long as they gain something.
+    """The exchanges of pairs of rows, as long as they gain something.
 
     Parameters
     ----------
