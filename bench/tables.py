@@ -612,10 +612,15 @@ def einsort_table(content: dict) -> list[str]:
     lines: list[str] = []
     if "orders" in parts:
         lines += _einsort_orders(parts["orders"])
+    if "moment" in parts:
+        lines += ["In the metric of their inputs: relative errors of the outputs, and noise with the same inputs.", ""]
+        lines += _einsort_orders(parts["moment"])
     if "groups" in parts:
         lines += _einsort_groups(parts["groups"])
     if "options" in parts:
         lines += _einsort_options(parts["options"])
+    if "calls" in parts:
+        lines += _einsort_calls(parts["calls"])
     if "theory" in parts:
         lines += [
             "Part of the squared norm that the best approximation of a rank leaves, of m x m independent entries.",
@@ -788,6 +793,22 @@ def _einsort_groups(rows: list[dict]) -> list[str]:
             f"| {way} | {plain['mean error']:.4f} | {ordered['mean error']:.4f} | {better} of {len(plain['errors'])} "
             f"| {' | '.join(cosines)} | {ordered['permutation bits per entry']:.3f} |"
         )
+    return [*lines, ""]
+
+
+def _einsort_calls(rows: list[dict]) -> list[str]:
+    frameworks = list(dict.fromkeys(r["framework"] for r in rows))
+    lines = [
+        "Layers of int4/64 that decode in every call, one thread: milliseconds of a call without an order, and the",
+        "median ratio of calls with ordered columns to those without, in turns.",
+        "",
+        f"| weight | rows | {' | '.join(frameworks)} |",
+        "|---" * (2 + len(frameworks)) + "|",
+    ]
+    for shape, n in dict.fromkeys((tuple(r["shape"]), r["rows"]) for r in rows):
+        own = {r["framework"]: r for r in rows if (tuple(r["shape"]), r["rows"]) == (shape, n)}
+        cells = (f"{own[f]['milliseconds']:.2f} ms, {own[f]['median ratio']:.2f}" for f in frameworks)
+        lines.append(f"| {'x'.join(map(str, shape))} | {n} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 

@@ -26,6 +26,7 @@ from ..weight import BASE, BASE_SCALE, Mode, WeightFunction, Weighting
 from ._balance import balanced_values
 from ._bond_matrix import Place, absorb, topology_for
 from ._decoded import Decoded
+from ._grouped import in_groups
 from ._networks import networks_of, shape_of
 from ._requests import Request, by_rows, placed, requested
 from ._rounding import checked_codes, rounded_codes
@@ -682,7 +683,10 @@ class Generator:
                 return placed(*place, {k: x for k, x in self.constants().items() if k not in self._codes})
 
             # only what follows from rules is cached
-            return lambda x: apply({**self._placed.get(place, others), **placed(*place, self.stored)}, x)
+            def product(x: Array) -> Array:
+                return apply({**self._placed.get(place, others), **placed(*place, self.stored)}, x)
+
+            return in_groups(self, apply, backend, request) or product
         return layer.fixed(
             lambda: self._placed.get(place, lambda: self.arrays(*place)),
             lambda: self._weights.get(place, lambda: self.weight(*place)),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 from adtn import Generator
 from adtn._checks import checked
 from adtn._typing import Float, Params
@@ -89,7 +90,9 @@ class ADTNLinear(FromLinear, nnx.Module):
         """Map ``(..., n_in)`` to ``(..., n_out)``."""
         x = inputs  # a name that callers of flax.nnx use
         check_input(x.shape, self.in_features)
-        y = by_shards(self._product, self.generated.arrays(), x, 1, out_sharding)
+        order = self.generated.order_for(x)  # of ordered columns; then it is the input that is permuted
+        given = x if order is None else jnp.take(x, order, axis=-1, mode="clip")
+        y = by_shards(self._product, self.generated.arrays(in_groups=order is not None), given, 1, out_sharding)
         return y if self.bias is None else y + as_dtype(self.bias[...], self.dtype)
 
     def _product(self, arrays: Params, x: Float[jax.Array, "*batch n_in"]) -> Float[jax.Array, "*batch n_out"]:

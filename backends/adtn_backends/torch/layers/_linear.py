@@ -91,8 +91,14 @@ class ADTNLinear(FromLinear, nn.Module):
         if self.generated.made or x.is_meta or x.is_nested:
             return nn.functional.linear(x, self.generated.now(), self.bias)
         if self.generated.is_coded:
-            return recomputed(lambda x: self.generated(lambda arrays: self._eager(arrays, x)), x)
+            return recomputed(self._decoding, x)
         return self.generated(lambda arrays: self._eager(arrays, x))
+
+    def _decoding(self, x: Float[torch.Tensor, "*batch n_in"]) -> Float[torch.Tensor, "*batch n_out"]:
+        """Apply a weight that is decoded in every call; of ordered columns and few rows, these are permuted instead."""
+        order = self.generated.order_for(x)
+        given = x if order is None else x.index_select(-1, order)
+        return self.generated(lambda arrays: self._eager(arrays, given), in_groups=order is not None)
 
     def _traced(
         self, arrays: dict[str, torch.Tensor], x: Float[torch.Tensor, "*batch n_in"]
