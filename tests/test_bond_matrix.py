@@ -344,7 +344,9 @@ def test_terms_of_a_hyper_index_are_balanced_each() -> None:
 
 
 def test_cores_of_zeros_stay_as_they_are() -> None:
-    gen = Generator((16, 16), adtn.MPO(bond=3), base=adtn.IdentityBase(), dtype="float64")
+    layout = Layout.of((16, 16), 4, "interleaved")
+    gen = Generator((16, 16), adtn.MPO(bond=3), layout=layout, base=adtn.IdentityBase(), dtype="float64")
+    assert sum(np.linalg.norm(x) == 0.0 for x in gen.params.values()) == 1
     even = gen.balanced()  # an adapter starts at zero, and can be trained
     assert all(np.linalg.norm(x) > 0.0 for name, x in even.params.items() if np.linalg.norm(gen.params[name]) > 0.0)
 
