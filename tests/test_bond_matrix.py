@@ -198,6 +198,20 @@ def test_frozen_cores_change_only_if_no_other_can() -> None:
     assert isinstance(other.topology, Networks)
 
 
+def test_frozen_cores_of_given_values_absorb_matrices() -> None:
+    qtn = pytest.importorskip("quimb.tensor")
+    first, second = qtn.rand_tensor((3, 4), ("b", "x"), tags="A", seed=1), qtn.rand_tensor((3, 4), ("b", "y"), seed=2)
+    network = qtn.TensorNetwork([first, second])
+    gen = Generator.from_networks([network], trainable="A", dtype="float64")
+    frozen = gen.segments[0].cores[1].name
+    matrix = np.random.default_rng(0).standard_normal((3, 3))
+    want = np.einsum("kx,kl,ly->xy", first.data, matrix, second.data)
+    for into in (None, frozen):
+        assert relative_error(weight_of(gen.with_bond("b", matrix, into=into)), want) < 1e-13
+    u, s, vt = np.linalg.svd(matrix)
+    assert relative_error(weight_of(gen.with_bond("b", (u * s, vt))), want) < 1e-13
+
+
 @pytest.mark.parametrize(
     ("key", "name", "matrix", "options", "match"),
     [

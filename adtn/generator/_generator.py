@@ -412,7 +412,7 @@ class Generator:
         """
         values = {**self._params, **self._frozen}
         found = absorb(self.segments, values, name, matrix, into=into, place=place, unshare=unshare)
-        if found.segments == self.segments:
+        if found.segments == self.segments and set(found.values) <= set(self._params):
             return self.with_params({**self._params, **found.values})
         params = {**self._params, **self._given, **found.values}
         used = {core.param for core in cores_of(found.segments)} | {BASE_SCALE}
