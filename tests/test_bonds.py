@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from adtn import Generator, Layout
 from adtn.bondspace import Bond
+from adtn.bondspace._messages import triangular
 from adtn.cli import main
 from adtn.errors import TopologyError
 from adtn.topology import sizes_of
@@ -159,6 +160,14 @@ def test_permutations_and_bases_do_not_change_spectra() -> None:
     for bond, a, c in zip(adtn.bonds(gen), adtn.bonds(other), adtn.bonds(based), strict=True):
         np.testing.assert_array_equal(bond.spectrum(), a.spectrum())
         np.testing.assert_array_equal(bond.spectrum(), c.spectrum())
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5000, 3), (4097, 7), (9000, 300)], ids=str)
+def test_triangular_factors_of_blocks_have_the_same_singular_values(shape: tuple[int, int]) -> None:
+    matrix = np.random.default_rng(0).standard_normal(shape) * np.logspace(0, -8, shape[1])
+    factor = triangular(matrix)
+    assert len(factor) <= shape[1]
+    assert difference(singular_values(factor), singular_values(matrix)) < 1e-14
 
 
 def test_measures_of_a_spectrum() -> None:
