@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__ as __version__
 from .bondspace import bonds as bonds
+from .bondspace import probe as probe
+from .bondspace import truncate as truncate
 from .device import DeviceProfile as DeviceProfile
 from .device import devices as devices
 from .errors import ADTNError as ADTNError

@@ -21,6 +21,7 @@ import numpy as np
 from adtn.bench import machine
 from adtn.ordering import Buckets, bits_of_permutation
 from adtn.precision import round_to
+from adtn.topology import Dense
 
 sys.path.insert(0, str(Path(__file__).parent / "compress"))  # the benchmarks are scripts, not a package
 
@@ -40,6 +41,9 @@ LINEARS = (
     "output.dense",
 )
 GROUP = 64
+PAIRED = 1.5  # seconds of calls in pairs
+BATCHES = 32  # of calibration samples, for second moments
+SIDE_IN_METRIC = 192  # as alternating least squares take a minute per search at 384
 
 
 def tensors() -> Iterator[tuple[str, np.ndarray]]:
@@ -80,15 +84,18 @@ def _relative(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 
 
-def attempt(tensor: np.ndarray, ordering: Any, topology: str, nbytes: float) -> dict[str, Any] | None:
-    """Fit once, or return ``None`` if nothing fits."""
+def attempt(
+    tensor: np.ndarray, ordering: Any, topology: str, nbytes: float, moment: np.ndarray | None = None
+) -> dict[str, Any] | None:
+    """Fit once, or return ``None`` if nothing fits; with a moment, the error is that of the outputs."""
     start = time.perf_counter()
     try:
-        found = adtn.einsort(tensor, ordering=ordering, topology=topology, bytes=nbytes, precision=CORES)
+        found = adtn.einsort(tensor, ordering=ordering, topology=topology, bytes=nbytes, precision=CORES, moment=moment)
     except adtn.ADTNError:
         return None
+    error = found.relative_error if found.weighted_error is None else found.weighted_error
     return {
-        "error": found.relative_error,
+        "error": error,
         "bits per entry": found.bits_per_entry,
         "permutation bits per entry": found.bits.permutations / tensor.size,
         "network": str(found.generator.topology),
@@ -121,6 +128,45 @@ def orders_part() -> Iterator[dict[str, Any]]:
             row = {"tensor": name, "shape": tensor.shape, "bytes": nbytes, "ordering": label, "topology": topology}
             found = attempt(tensor, ordering, topology, nbytes)
             yield row | (found or {"error": None}) | {"noise": noise[key]}
+
+
+def moment_part() -> Iterator[dict[str, Any]]:
+    """Compare orders in the metric of the inputs, of weights and of noise with the same inputs."""
+    for name, tensor, moment in tensors_with_moments():
+        codes = round_to(tensor, INTEGERS, moment)
+        common = {"tensor": name, "shape": tensor.shape, "bytes": codes.nbytes}
+        away = codes.decode() - tensor
+        error = math.sqrt(np.vdot(away @ moment, away) / np.vdot(tensor @ moment, tensor))
+        yield common | {"ordering": "int4/64", "error": error}
+        for topology in ("lowrank", "tt", "mpo"):
+            for ordering in ("none", "norm", "search")[: 1 if topology == "lowrank" else 3]:
+                found = attempt(tensor, ordering, topology, codes.nbytes, moment)
+                noise: list[float | None] = []
+                for k in range(SEEDS if topology != "lowrank" else 0):
+                    drawn = np.random.default_rng([k, *tensor.shape]).standard_normal(tensor.shape)
+                    on_noise = attempt(drawn, ordering, topology, codes.nbytes, moment)
+                    noise.append(None if on_noise is None else on_noise["error"])
+                row = common | {"ordering": ordering, "topology": topology}
+                yield row | (found or {"error": None}) | {"noise": noise}
+
+
+def tensors_with_moments() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Load the first rows and columns of weights with the second moments of the inputs of these columns."""
+    from language import minilm, smollm2
+
+    from adtn_backends.torch._model import TorchModel
+
+    for label, case, parts in (
+        ("MiniLM", minilm, {"query, layer 0": "encoder.encoder.layer.0.attention.self.query",
+                            "MLP, layer 2": "encoder.encoder.layer.2.intermediate.dense"}),
+        ("SmolLM2", smollm2, {"query, layer 10": "decoder.model.layers.10.self_attn.q_proj"}),
+    ):  # fmt: skip
+        made = case()
+        model = TorchModel(made.model, None)
+        found = model.second_moments(list(parts.values()), made.calibration[:BATCHES])
+        for part, name in parts.items():
+            moment = np.asarray(found[name], np.float64)[:SIDE_IN_METRIC, :SIDE_IN_METRIC]
+            yield f"{label} {part}", model.weight(name)[:SIDE_IN_METRIC, :SIDE_IN_METRIC].astype(np.float64), moment
 
 
 def theory_part() -> Iterator[dict[str, Any]]:
@@ -234,11 +280,79 @@ def groups_part() -> Iterator[dict[str, Any]]:
             }
 
 
+def calls_part() -> Iterator[dict[str, Any]]:
+    """Time layers that decode integers in every call, with ordered columns and without, in pairs with one thread."""
+    for n_out, n_in in ((SIDE, SIDE), (SIDE, 4 * SIDE), (4 * SIDE, SIDE)):
+        weight = np.random.default_rng(0).standard_normal((n_out, n_in)) / math.sqrt(n_in)
+        dense = adtn.Generator(
+            weight.shape, Dense(), layout=adtn.Layout.whole(weight.shape), scale=1.0, params={"weight": weight}
+        )
+        both = [dense.rounded(adtn.Precision("int4", GROUP, ordered=ordered)) for ordered in (False, True)]
+        for rows in (1, 16, 128, 1024):
+            x = np.random.default_rng(1).standard_normal((rows, n_in)).astype(np.float32)
+            for framework, made in (("numpy", _numpy_call), ("torch", _torch_call), ("jax", _jax_call)):
+                plain, ordered, ratio = _paired(*[made(generator, x) for generator in both])
+                yield {
+                    "framework": framework,
+                    "shape": (n_out, n_in),
+                    "rows": rows,
+                    "milliseconds": plain,
+                    "milliseconds, ordered": ordered,
+                    "median ratio": ratio,
+                }
+
+
+def _numpy_call(generator: adtn.Generator, x: np.ndarray) -> Callable[[], Any]:
+    return lambda: generator.apply(x)
+
+
+def _torch_call(generator: adtn.Generator, x: np.ndarray) -> Callable[[], Any]:
+    import torch
+
+    from adtn_backends.torch import ADTNLinear
+
+    torch.set_num_threads(1)
+    layer, given = ADTNLinear(generator), torch.from_numpy(x)
+
+    def call() -> Any:
+        with torch.no_grad():
+            return layer(given)
+
+    return call
+
+
+def _jax_call(generator: adtn.Generator, x: np.ndarray) -> Callable[[], Any]:
+    import jax
+    from flax import nnx
+
+    from adtn_backends.jax import ADTNLinear
+
+    layer, given, apply = ADTNLinear(generator), jax.numpy.asarray(x), nnx.jit(lambda layer, x: layer(x))
+    return lambda: apply(layer, given).block_until_ready()
+
+
+def _paired(plain: Callable[[], Any], ordered: Callable[[], Any]) -> tuple[float, float, float]:
+    """Return the median milliseconds of two calls in turns, and the median of the ratios of neighbours."""
+    times: list[tuple[float, float]] = []
+    end = math.inf
+    while len(times) < 20 or time.perf_counter() < end:
+        first = time.perf_counter()
+        plain()
+        second = time.perf_counter()
+        ordered()
+        times.append((second - first, time.perf_counter() - second))
+        end = time.perf_counter() + PAIRED if len(times) == 5 else end  # the first ones warm up
+    kept = np.array(times[5:])
+    return (*(1e3 * np.median(kept, axis=0)).tolist(), float(np.median(kept[:, 1] / kept[:, 0])))
+
+
 PARTS: Mapping[str, Callable[[], Iterator[dict[str, Any]]]] = {
     "theory": theory_part,
     "groups": groups_part,
     "options": options_part,
     "orders": orders_part,
+    "moment": moment_part,
+    "calls": calls_part,
 }
 
 

@@ -26,6 +26,7 @@ from adtn.kv._calibrate import Moments, Precision, Recipe, Weighting, groups_of,
 from adtn.kv._tables import grid_index
 
 CONTINUATION, SINKS = 128, 1
+_TESTED = 8  # pieces of Shakespeare that are never calibrated on
 _PART = 32  # texts whose moments are one file
 _SMALL = ("fisher", "mean", "nearness", "near")
 
@@ -86,11 +87,12 @@ class Case:
         for name, text in texts().items():
             ids = np.array(self.loaded[1](text)["input_ids"])
             found[name] = ids[: len(ids) // length * length].reshape(-1, length)
-        return {name: own[random.permutation(len(own))] for name, own in found.items()}
+        shuffled = {name: own[random.permutation(len(own))] for name, own in found.items()}
+        return {**shuffled, "plays": shuffled["Shakespeare"][_TESTED:]}  # dialogue, for a calibration
 
-    def mixed(self, n: int, kinds: Sequence[str] = ("wiki", "code")) -> list[np.ndarray]:
-        """Return pieces for a calibration, evenly from some of the texts."""
-        return [self.pieces[kinds[k % len(kinds)]][k // len(kinds)] for k in range(n)]
+    def mixed(self, n: int, kinds: Sequence[str] = ("wiki", "code"), first: int = 0) -> list[np.ndarray]:
+        """Return pieces for a calibration, evenly from some of the texts, after the ``first`` ones."""
+        return [self.pieces[kinds[k % len(kinds)]][k // len(kinds)] for k in range(first, first + n)]
 
     def recipe(self, precision: Precision = "int8", weighting: Weighting = "full", least: float = 0.125) -> Recipe:
         """Return how texts are read."""

@@ -4,7 +4,9 @@ Run as ``python bench/kv_controls.py`` with what ``bench/kv.py`` needs, after it
 ``bench/results/kv-controls.json``. Codecs have ten layers per basis, and no coefficients below a quarter of a step. Two
 texts of each kind are coded, with prefixes of 1,024 tokens if nothing else is said, and read by the next 128 tokens.
 ``late`` is the divergence of the last 32 of them, which are further from the prefix. If the package ``optimum-quanto``
-is there, the cache of transformers with integers is measured, too. A run that was interrupted goes on where it ended.
+is there, the cache of transformers with integers is measured, too. Other calibrations have more, fewer or other texts
+of the same kinds, texts of one kind alone, or also plays, which are dialogue (other pieces than those that are coded).
+A run that was interrupted goes on where it ended.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from adtn.kv import KVCodec
+from adtn.kv._calibrate import Precision
 from adtn.kv._code import Places
 from adtn.kv._fit import without_inactive
 from adtn.kv._order import Order
@@ -95,33 +98,65 @@ def quantized(case: Case, own: Prefix, bits: int) -> dict[str, float]:
     }
 
 
-def controls(case: Case, texts: int) -> Iterator[tuple[str, Case, KVCodec, dict[str, Any]]]:
-    """Return names, prefixes, codecs and options of all controls."""
-    mixed = case.mixed(texts)
-    codec = case.codec(mixed, LAYERS, least=LEAST)
-    yield "the codec", case, codec, {}
-    yield "natural order", case, codec, {"order": "natural"}
-    yield "shuffled token ids", case, codec, {"shuffled": True}
-    yield "Golomb-Rice codes", case, codec, {"coder": "rice"}
-    yield "Golomb-Rice codes, step 0.8", case, codec, {"coder": "rice", "step": 0.8}
-    yield "one step for all tokens", case, codec, {"finer_at_end": False}
-    yield "one step for all tokens, 1.2", case, codec, {"finer_at_end": False, "step": 1.2}
-    for prefix in (256, 2048):
-        yield f"prefixes of {prefix:,} tokens", Case(prefix), codec, {}
-    least = codec.step + int(grid_index(np.array(0.7)))
-    for precision, name in (("int8", ""), ("int4", ", the smallest in 4 bits")):
-        code = without_inactive(codec.code, least, precision)
-        yield f"components for steps from 0.7{name}", case, replace(codec, code=code, finest=least), {}
-    del codec
-    for n in (32,):
-        if n < texts:
-            yield f"{n} texts of calibration", case, case.codec(case.mixed(n), LAYERS, least=LEAST), {}
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """One change of the codec, of how it is calibrated, or of how it is used."""
+
+    name: str
+    codec: Callable[[], KVCodec]
+    case: Case
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def controls(case: Case, texts: int) -> Iterator[Control]:
+    """Return all controls; codecs are made when they are asked for."""
+
+    @cache
+    def usual() -> KVCodec:
+        return case.codec(case.mixed(texts), LAYERS, least=LEAST)
+
+    def calibrated(pieces: Callable[[], list[np.ndarray]], **change: Any) -> Callable[[], KVCodec]:
+        return lambda: case.codec(pieces(), LAYERS, least=LEAST, **change)
+
+    def smaller(precision: Precision) -> Callable[[], KVCodec]:
+        def make() -> KVCodec:
+            codec = usual()
+            least = codec.step + int(grid_index(np.array(0.7)))
+            return replace(codec, code=without_inactive(codec.code, least, precision), finest=least)
+
+        return make
+
+    uses: dict[str, dict[str, Any]] = {
+        "the codec": {},
+        "the codec, step 0.92": {"step": 0.92},
+        "the codec, step 0.84": {"step": 0.84},
+        "natural order": {"order": "natural"},
+        "shuffled token ids": {"shuffled": True},
+        "Golomb-Rice codes": {"coder": "rice"},
+        "Golomb-Rice codes, step 0.8": {"coder": "rice", "step": 0.8},
+        "one step for all tokens": {"finer_at_end": False},
+        "one step for all tokens, 1.2": {"finer_at_end": False, "step": 1.2},
+    }
+    for name, options in uses.items():
+        yield Control(name=name, codec=usual, case=case, options=options)
+    for prefix in (256, 2048, 4096):
+        yield Control(name=f"prefixes of {prefix:,} tokens", codec=usual, case=Case(prefix))
+    yield Control(name="components for steps from 0.7", codec=smaller("int8"), case=case)
+    yield Control(name="components for steps from 0.7, the smallest in 4 bits", codec=smaller("int4"), case=case)
+    for n in (4, 16, 32, 128, 256):
+        yield Control(name=f"{n} texts of calibration", codec=calibrated(lambda n=n: case.mixed(n)), case=case)
+    for first in (64, 128):
+        own = calibrated(lambda first=first: case.mixed(texts, first=first))
+        yield Control(name=f"{texts} other texts of calibration, after {first}", codec=own, case=case)
+    for kinds in (("wiki",), ("code",), ("wiki", "code", "plays")):
+        own = calibrated(lambda kinds=kinds: case.mixed(32, kinds))
+        yield Control(name=f"32 texts of calibration: {', '.join(kinds)}", codec=own, case=case)
     for name, change in (
         ("scalar weights", {"weighting": "scalar"}),
         ("scalar weights, no basis", {"weighting": "scalar", "with_basis": False}),
         ("no weights", {"weighting": "none"}),
     ):
-        yield name, case, case.codec(mixed, LAYERS, least=LEAST, **change), {}
+        yield Control(name=name, codec=calibrated(lambda: case.mixed(texts), **change), case=case)
 
 
 def main() -> None:
@@ -132,9 +167,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = json.loads(arguments.out.read_text())["kv_controls"] if arguments.out.exists() else []
 
+    def is_missing(name: str) -> bool:
+        return name not in {row["control"] for row in rows}
+
     def add(name: str, case: Case, measure: Callable[[Prefix], dict[str, float]], codec_bytes: int = 0) -> None:
-        if name in {row["control"] for row in rows}:
-            return
         for kind in KINDS:
             found = [measure(own) for own in prefixes(case, kind)]
             row = {key: float(np.mean([one[key] for one in found])) for key in found[0]}
@@ -145,10 +181,12 @@ def main() -> None:
 
     case = Case()
     for bits in (4, 2) if find_spec("optimum") else ():
-        add(f"QuantizedCache of transformers (quanto), {bits} bits", case, partial(quantized, case, bits=bits))
-    for name, own, codec, options in controls(case, arguments.calibrated):
-        bound = replace(codec, decoder=own.decoder)
-        add(name, own, partial(measured, bound, **options), codec.nbytes)
+        if is_missing(name := f"QuantizedCache of transformers (quanto), {bits} bits"):
+            add(name, case, partial(quantized, case, bits=bits))
+    for control in controls(case, arguments.calibrated):
+        if is_missing(control.name):
+            codec = replace(control.codec(), decoder=control.case.decoder)
+            add(control.name, control.case, partial(measured, codec, **control.options), codec.nbytes)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ Run as ``python bench/kv_live.py`` with what ``bench/kv.py`` needs; writes ``ben
 1,024 tokens is read in pieces of 256 through the cache, so that later pieces read what is coded of earlier ones; the
 next 128 tokens are compared with those that an exact cache gives. The codec, with one basis per layer, is calibrated on
 the same texts as in ``bench/kv.py``. The model is in float32; bits of the whole cache are also given with 16 bits for
-every value that is not coded.
+every value that is not coded. A run that was interrupted goes on where it ended; delete the file to start again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,19 @@ from kv_case import CONTINUATION, Case
 from processes import write_results
 
 PREFIX, PIECE = 1024, 256
-TEXTS = {"WikiText-2": 3, "Shakespeare": 1, "Python": 1}
-SETTINGS: tuple[dict[str, Any], ...] = (
-    {"window": 0, "chunk": 256, "step": 1.0, "coder": "ans"},
-    {"window": 0, "chunk": 256, "step": 1.4, "coder": "ans"},
-    {"window": 128, "chunk": 256, "step": 1.0, "coder": "ans"},
-    {"window": 128, "chunk": 256, "step": 1.0, "coder": "rice"},
-    {"window": 128, "chunk": 256, "step": 1.6, "coder": "ans"},
+TEXTS = {"WikiText-2": 6, "Shakespeare": 4, "Python": 4}
+_USUAL: dict[str, Any] = {"window": 128, "chunk": 256, "step": 1.4, "coder": "ans", "order": "ids"}
+SETTINGS: tuple[dict[str, Any], ...] = tuple(
+    {**_USUAL, **change}
+    for change in (
+        {},
+        {"step": 1.0},
+        {"step": 1.7},
+        {"coder": "rice"},
+        {"order": "natural"},
+        {"window": 0, "step": 1.0},
+        {"window": 0},
+    )
 )
 
 
@@ -83,14 +90,15 @@ def main() -> None:
     model, decoder = case.loaded[0], case.decoder
     codec = case.codec(case.mixed(64), 1, kl=arguments.kl, precision="float16")
     print(f"codec of {codec.nbytes:,} bytes, {100 * codec.nbytes / decoder.nbytes:.2f} % of the model", flush=True)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = json.loads(arguments.out.read_text())["kv_live"] if arguments.out.exists() else []
     for name, n in TEXTS.items():
         for k, ids in enumerate(case.pieces[name][:n]):
             exact = scores(model, DynamicCache(config=model.config), ids)
             for options in SETTINGS:
-                rows.append(
-                    {"text": name, "segment": k, **options, **measured(model, codec.live(**options), ids, exact)}
-                )
+                own = {"text": name, "segment": k, **options}
+                if any(own.items() <= row.items() for row in rows):
+                    continue
+                rows.append({**own, **measured(model, codec.live(**options), ids, exact)})
                 print(rows[-1], flush=True)
             write_results(
                 arguments.out,

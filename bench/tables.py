@@ -612,10 +612,15 @@ def einsort_table(content: dict) -> list[str]:
     lines: list[str] = []
     if "orders" in parts:
         lines += _einsort_orders(parts["orders"])
+    if "moment" in parts:
+        lines += ["In the metric of their inputs: relative errors of the outputs, and noise with the same inputs.", ""]
+        lines += _einsort_orders(parts["moment"])
     if "groups" in parts:
         lines += _einsort_groups(parts["groups"])
     if "options" in parts:
         lines += _einsort_options(parts["options"])
+    if "calls" in parts:
+        lines += _einsort_calls(parts["calls"])
     if "theory" in parts:
         lines += [
             "Part of the squared norm that the best approximation of a rank leaves, of m x m independent entries.",
@@ -688,19 +693,45 @@ def kv_live_table(content: dict) -> list[str]:
     lines = [
         f"Codec: {size['bytes']:,} bytes, {100 * size['bytes'] / size['model_bytes']:.2f} % of the model.",
         "",
-        "| text | segments | window | chunk | step | coder | coded tokens | bits of coded tokens "
+        "| text | segments | window | chunk | step | coder | order | coded tokens | bits of coded tokens "
         "| bits of the whole cache | with 16 bits for dense values | KL | largest |",
-        "|---" * 12 + "|",
+        "|---" * 13 + "|",
     ]
-    names = ("text", "window", "chunk", "step", "coder")
+    names = ("text", "window", "chunk", "step", "coder", "order")
     for case in dict.fromkeys(tuple(r[n] for n in names) for r in rows):
         own = [r for r in rows if tuple(r[n] for n in names) == case]
-        text, window, chunk, step, coder = case
+        text, window, chunk, step, coder, order = case
         bits = " | ".join(f"{mean(r[n] for r in own):.3f}" for n in ("compressed_bits", "whole_bits", "whole_bits_16"))
         losses = [r["divergence"] for r in own]
         lines.append(
-            f"| {text} | {len(own)} | {window} | {chunk} | {step:g} | {coder} | {own[0]['coded_tokens']} | {bits} "
-            f"| {mean(losses):.4f} | {max(losses):.4f} |"
+            f"| {text} | {len(own)} | {window} | {chunk} | {step:g} | {coder} | {order} | {own[0]['coded_tokens']} "
+            f"| {bits} | {mean(losses):.4f} | {max(losses):.4f} |"
+        )
+    return [*lines, ""]
+
+
+def starts_table(content: dict) -> list[str]:
+    """Tabulate trainings from both starts: means over seeds, and the paired differences."""
+    rows = content["starts"]
+    lines = [
+        "| network | parameters | seeds | effective ranks, normal | isometric | accuracy, normal | isometric "
+        "| paired difference |",
+        "|---" * 8 + "|",
+    ]
+    for name in dict.fromkeys(r["topology"] for r in rows):
+        own = {(r["init"], r["seed"]): r for r in rows if r["topology"] == name}
+        seeds = sorted({seed for _, seed in own})
+        pairs = [(own["normal", seed], own["isometric", seed]) for seed in seeds]
+        gains = [b["accuracy"] - a["accuracy"] for a, b in pairs]
+        error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+        cells = [
+            f"{mean(x[key] for x in own):.{n}f}"
+            for key, n in (("ranks", 1), ("accuracy", 2))
+            for own in zip(*pairs, strict=True)
+        ]
+        lines.append(
+            f"| {name} | {pairs[0][0]['params']:,} | {len(pairs)} | {' | '.join(cells)} "
+            f"| {mean(gains):+.2f} ± {error:.2f} |"
         )
     return [*lines, ""]
 
@@ -765,6 +796,22 @@ def _einsort_groups(rows: list[dict]) -> list[str]:
     return [*lines, ""]
 
 
+def _einsort_calls(rows: list[dict]) -> list[str]:
+    frameworks = list(dict.fromkeys(r["framework"] for r in rows))
+    lines = [
+        "Layers of int4/64 that decode in every call, one thread: milliseconds of a call without an order, and the",
+        "median ratio of calls with ordered columns to those without, in turns.",
+        "",
+        f"| weight | rows | {' | '.join(frameworks)} |",
+        "|---" * (2 + len(frameworks)) + "|",
+    ]
+    for shape, n in dict.fromkeys((tuple(r["shape"]), r["rows"]) for r in rows):
+        own = {r["framework"]: r for r in rows if (tuple(r["shape"]), r["rows"]) == (shape, n)}
+        cells = (f"{own[f]['milliseconds']:.2f} ms, {own[f]['median ratio']:.2f}" for f in frameworks)
+        lines.append(f"| {'x'.join(map(str, shape))} | {n} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def _einsort_options(rows: list[dict]) -> list[str]:
     lines = [
         "Relative errors of a MiniLM query matrix (layer 0). Signs and buckets at the bytes of int4/64, gauges at 2",
@@ -811,6 +858,7 @@ def table_of(content: dict) -> list[str]:
         "kv": kv_table,
         "kv_controls": kv_controls_table,
         "kv_live": kv_live_table,
+        "starts": starts_table,
         "ordered": compress_ordered_table,
         "einsort": einsort_table,
         "config": side_by_side_table,

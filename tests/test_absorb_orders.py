@@ -269,6 +269,80 @@ def test_rotary_pairs(framework: Framework) -> None:
     assert not found.absorbed and len(found.kept) == 1
 
 
+# outputs that are computed together
+
+
+def fused(*parts: np.ndarray) -> np.ndarray:
+    return np.concatenate([part + WIDTH * k for k, part in enumerate(parts)])
+
+
+SWAPPED = of_blocks(np.array([1, 0]), CHANNELS)
+STAYS = np.arange(WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("where", "order", "kind"),
+    [
+        ("c_attn", fused(STAYS, STAYS, inside()), "values"),
+        ("c_attn", fused(inside(PAIRS), inside(PAIRS), STAYS), "keys"),
+        ("c_attn", fused(SWAPPED, SWAPPED, SWAPPED), "heads"),
+        ("c_attn", fused(SWAPPED, SWAPPED, SWAPPED[inside()]), "heads"),
+        ("c_attn", fused(inside(PAIRS), STAYS, STAYS), ""),
+        ("c_attn", fused(SWAPPED, SWAPPED, STAYS), ""),
+        ("c_attn", RNG.permutation(3 * WIDTH), ""),
+        ("c_proj", inside(), "values"),
+        ("c_proj", SWAPPED, "heads"),
+        ("c_proj", inside()[SWAPPED], "heads"),
+        ("c_proj", RNG.permutation(WIDTH), ""),
+    ],
+    ids=[
+        "values",
+        "keys",
+        "heads",
+        "heads and values",
+        "queries alone",
+        "heads of queries and keys",
+        "mixed",
+        "values of the output",
+        "heads of the output",
+        "heads and values of the output",
+        "mixed inputs",
+    ],
+)
+def test_queries_keys_and_values_of_one_layer(framework: Framework, where: str, order: Any, kind: str) -> None:
+    def call(self: Any, x: Any) -> Any:
+        y = self.c_attn(x)
+        parts = (y[..., WIDTH * k : WIDTH * (k + 1)].reshape(*x.shape[:2], HEADS, CHANNELS) for k in range(3))
+        return x + self.c_proj(framework.attend(*parts).reshape(x.shape))
+
+    sizes = {"c_attn": (WIDTH, 3 * WIDTH), "c_proj": (WIDTH, WIDTH)}
+    made = generator(3 * WIDTH, WIDTH, order) if where == "c_attn" else generator(WIDTH, WIDTH, None, order)
+    found = absorbed(framework, model_of(framework, sizes | {where: made}, call))
+    assert [one.kind for one in found.absorbed] == ([kind] if kind else [])
+    if kind:
+        (one,) = found.absorbed
+        assert one.bits == pytest.approx(bits(len(order))) and not found.kept
+        rest = {"c_attn": () if kind == "keys" else ("c_proj inputs",), "c_proj": ("c_attn outputs",)}
+        assert one.into == rest[where]
+    else:
+        assert len(found.kept) == 1
+
+
+@pytest.mark.parametrize("where", ["gate_up", "down"])
+def test_a_gate_in_one_layer_with_what_it_multiplies(framework: Framework, where: str) -> None:
+    silu, p = framework.functions["silu"], RNG.permutation(HIDDEN)
+
+    def call(self: Any, x: Any) -> Any:
+        y = self.gate_up(x)
+        return self.down(silu(y[..., :HIDDEN]) * y[..., HIDDEN:])
+
+    sizes = {"gate_up": (WIDTH, 2 * HIDDEN), "down": (HIDDEN, 5)}
+    up = generator(2 * HIDDEN, WIDTH, np.concatenate([p, p + HIDDEN]))
+    made = up if where == "gate_up" else generator(5, HIDDEN, None, p)
+    (one,) = absorbed(framework, model_of(framework, sizes | {where: made}, call)).absorbed
+    assert one.kind == "hidden"
+
+
 # where nothing moves
 
 
@@ -375,10 +449,6 @@ def test_the_report_says_what_moved_and_why_the_rest_stays(framework: Framework)
 # PyTorch alone
 
 
-def fused(*parts: np.ndarray) -> np.ndarray:
-    return np.concatenate([part + WIDTH * k for k, part in enumerate(parts)])
-
-
 @pytest.mark.parametrize(
     ("orders", "kinds"),
     [
@@ -479,6 +549,62 @@ def test_grouped_queries_of_a_llama() -> None:
     kinds = sorted(one.kind for one in found.absorbed)
     assert kinds == ["hidden", "hidden", "rotary", "values", "values"] and not found.kept
     assert found.bits == pytest.approx(2 * bits(32, 16, 16, 40))
+
+
+@pytest.mark.parametrize("where", ["up", "down"])
+def test_layers_of_a_scan_have_one_order(where: str) -> None:
+    jax, nnx = pytest.importorskip("jax"), pytest.importorskip("flax.nnx")
+    from adtn_backends.jax import ADTNLinear, absorb_orders
+
+    p = RNG.permutation(HIDDEN)
+    made = {"up": generator(HIDDEN, WIDTH, p), "down": generator(WIDTH, HIDDEN, None, p)}[where]
+
+    class Block(nnx.Module):
+        def __init__(self, rngs: Any) -> None:
+            self.up, self.down = nnx.Linear(WIDTH, HIDDEN, rngs=rngs), nnx.Linear(HIDDEN, WIDTH, rngs=rngs)
+            self.up.bias[...] = jax.random.normal(rngs.params(), (HIDDEN,))
+            setattr(self, where, ADTNLinear(made))
+
+        def __call__(self, x: Any) -> Any:
+            return x + self.down(jax.nn.silu(self.up(x)))
+
+    class Model(nnx.Module):
+        def __init__(self) -> None:
+            make = nnx.split_rngs(splits=3)(nnx.vmap(Block, in_axes=(0,), out_axes=0))
+            self.blocks = make(nnx.Rngs(0))
+
+        def __call__(self, x: Any) -> Any:
+            return nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, self.blocks)
+
+    model, x = Model(), jax.numpy.asarray(X, "float32")
+    before, dense = numbers(model(x)), getattr(model.blocks, "down" if where == "up" else "up")
+    kernel = numbers(dense.kernel[...])
+    assert len(kernel) == 3
+    found = absorb_orders(model, x)
+    (one,) = found.absorbed
+    assert one.kind == "hidden" and not found.kept and one.bits == pytest.approx(bits(HIDDEN))
+    assert not np.array_equal(numbers(dense.kernel[...]), kernel)
+    assert np.abs(numbers(model(x)) - before).max() <= TOLERANCE * np.abs(before).max()
+
+
+def test_projections_of_gpt2() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    from adtn_backends.torch import ADTNLinear, absorb_orders
+
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=WIDTH, n_layer=2, n_head=HEADS)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    first, second = model.transformer.h
+    first.attn.c_attn = ADTNLinear(generator(3 * WIDTH, WIDTH, fused(STAYS, STAYS, inside())))
+    second.attn.c_proj = ADTNLinear(generator(WIDTH, WIDTH, None, SWAPPED))
+    second.mlp.c_fc = ADTNLinear(generator(4 * WIDTH, WIDTH, RNG.permutation(4 * WIDTH)))
+    ids = torch.tensor([[3, 14, 15, 9, 2, 6, 5, 35, 8, 9, 7, 9], [1, 5, 11, 30, 40, 2, 0, 7, 7, 23, 4, 31]])
+    with torch.no_grad():
+        before = model(ids).logits
+        found = absorb_orders(model, input_ids=ids)
+        assert (model(ids).logits - before).abs().max() <= TOLERANCE * before.abs().max()
+    assert sorted(one.kind for one in found.absorbed) == ["heads", "hidden", "values"] and not found.kept
 
 
 # blocks

@@ -222,7 +222,7 @@ def test_frozen_cores_of_given_values_absorb_matrices() -> None:
         ("tt", "b0", np.eye(3), {"into": "site3"}, "Got into='site3'"),
         ("tt", "b0", (np.eye(3), np.eye(3)), {"into": "site0"}, "Got into='site0'"),
         ("cp", "r", np.ones((3, 3)), {}, "on 4 cores; expected a diagonal"),
-        ("cp", "r", (np.eye(3), np.eye(3)), {}, "on 4 cores; expected a diagonal"),
+        ("cp", "r", (2.0 * np.eye(3), np.eye(3) / 2.0), {}, "on 4 cores; expected a diagonal"),
         ("ttn-conv", "b2_2#1", np.eye(2), {"place": "after"}, "no core takes it.*place='before'"),
     ],
 )

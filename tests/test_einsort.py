@@ -6,6 +6,7 @@ import itertools
 import math
 import pickle
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from adtn.ordering import (
 )
 from adtn.ordering._gauge import fixed
 from adtn.ordering._metric import Metric
+from adtn.ordering._search import Exchanges
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -251,6 +253,53 @@ def test_no_exchange_is_left_that_gains(seed: int) -> None:
         swapped = order.copy()
         swapped[[i, j]] = swapped[[j, i]]
         assert captured(rows[swapped], fitted, 2) <= best * (1 + 1e-8)
+
+
+WAYS = pytest.mark.parametrize("way", ["one_by_one", "in_passes"])
+
+
+def brought_nearer(rows: np.ndarray, fitted: np.ndarray) -> float:
+    """Return the decrease of the squared error by an approximation as it is."""
+    return float(np.vdot(rows, rows) - np.linalg.norm(rows - fitted) ** 2)
+
+
+@WAYS
+@pytest.mark.parametrize("is_free", [True, False])
+@given(seed=st.integers(0, 2**31))
+def test_exchanges_end_where_a_slow_evaluation_finds_no_gain(way: str, is_free: bool, seed: int) -> None:
+    rows, fitted = noise(7, 9, seed=seed), noise(7, 9, seed=seed + 1)
+    fitted = fitted[:, :2] @ fitted[:2] if is_free else fitted
+    value = partial(captured, fitted=fitted, rank=2) if is_free else partial(brought_nearer, fitted=fitted)
+    exchanges = Exchanges(rows.copy(), fitted)
+    for i, j in itertools.combinations(range(7), 2):
+        swapped = rows.copy()
+        swapped[[i, j]] = swapped[[j, i]]
+        assert exchanges.gain(i, j) == pytest.approx(value(swapped) - value(rows), abs=1e-8)
+    order = getattr(exchanges, way)(100)
+    best = value(rows[order])
+    assert sorted(order) == list(range(7)) and best >= value(rows) - 1e-9
+    for i, j in itertools.combinations(range(7), 2):
+        swapped = order.copy()
+        swapped[[i, j]] = swapped[[j, i]]
+        assert value(rows[swapped]) <= best + 1e-8 * abs(best) + 1e-8
+
+
+@WAYS
+def test_the_number_of_exchanges_is_limited(way: str) -> None:
+    rows, fitted = noise(40, 9), noise(40, 2, seed=1) @ noise(2, 9, seed=2)
+    values = [captured(rows[getattr(Exchanges(rows.copy(), fitted), way)(most)], fitted, 2) for most in (1, 5, 80)]
+    moved = getattr(Exchanges(rows.copy(), fitted), way)(1) != np.arange(40)
+    assert moved.sum() == 2 and values == sorted(values) and values[0] < values[-1]
+    assert np.array_equal(Search(exchanges=1).improved(rows, fitted), Exchanges(rows, fitted).one_by_one(1))
+    with pytest.raises(OrderingError, match="exchanges"):
+        Search(exchanges=0)
+
+
+def test_passes_are_as_good_as_one_exchange_at_a_time() -> None:
+    rows, fitted = noise(120, 60), noise(120, 20, seed=1) @ noise(20, 60, seed=2)
+    found = {way: captured(rows[getattr(Exchanges(rows.copy(), fitted), way)(240)], fitted, 20) for way in
+             ("one_by_one", "in_passes")}  # fmt: skip
+    assert found["in_passes"] >= 0.98 * found["one_by_one"] > captured(rows, fitted, 20)
 
 
 @given(st.integers(0, 2**31))
@@ -499,3 +548,22 @@ def test_ranks_follow_from_the_metric() -> None:
     found = adtn.einsort(noise(16, 16), moment=moment, **options)
     assert found.weighted_error is not None and found.weighted_error < 1e-3
     assert isinstance(found.generator.topology, adtn.Tucker) and found.generator.topology.bond == (None, None, None, 2)
+
+
+def test_a_search_of_many_inputs_sweeps_for_the_promising_starts_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor, moment = hidden(), inputs_of(36)
+    options: Any = {"topology": "mpo", "bytes": 1200, "moment": moment}
+    sweeps: list[int] = []
+
+    def counted(*args: Any, **given: Any) -> Any:
+        sweeps.append(given.get("sweeps", -1))
+        return adtn.decompose(*args, **given)
+
+    monkeypatch.setattr("adtn.ordering._solve.decompose", counted)
+    monkeypatch.setattr("adtn.ordering._solve._WIDE", 8)
+    plain = adtn.einsort(tensor, ordering="none", **options)
+    assert 0 not in sweeps
+    found = adtn.einsort(tensor, ordering="search", **options)
+    assert sweeps.count(0) > 3 and found.weighted_error <= plain.weighted_error * (1 + 1e-9)
+    compared = sweeps[len(sweeps) - sweeps[::-1].index(0) :]
+    assert compared[:3] == [1, 1, 1], "the three best starts have a sweep before the search begins"

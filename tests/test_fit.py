@@ -349,7 +349,7 @@ def test_a_loss_that_blows_up_keeps_the_best_and_says_what_to_do(optimizer: str,
 
 
 def test_the_best_parameters_are_returned_even_if_later_steps_are_worse(device: str) -> None:
-    rate = lambda step: 0.02 if step < 20 else 0.3
+    rate = lambda step: 0.02 if step < 20 else 3.0
     solution = adtn.fit(make(), TARGET, device=device, dtype="float32", schedule=rate, steps=40)
     assert solution.loss == min(solution.history)
     assert np.argmin(solution.history) < 39

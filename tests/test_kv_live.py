@@ -20,7 +20,7 @@ pytest.importorskip("transformers")
 
 import torch
 from adtn.errors import KVCacheError
-from adtn.kv import KVCodec, LayerCode
+from adtn.kv import KVCodec, LayerCode, Order
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
@@ -116,7 +116,7 @@ def test_sinks_begin_after_left_padding(codec: KVCodec) -> None:
     coarse = codec.live(step=1e4, **SMALL)
     exact = generated(MODELS["llama"], plain(MODELS["llama"]), ids, attention_mask=mask).past_key_values
     generated(MODELS["llama"], coarse, ids, attention_mask=mask, max_new_tokens=1)
-    keys = coarse.layers[0]._past().k
+    keys = coarse.layers[0]._past().states.k
     for row, start in ((0, 0), (1, 13)):
         own, other = (x[row, :, start : start + 5] for x in (keys, exact.layers[0].keys))
         assert torch.equal(own[:, :4], other[:, :4]) and not torch.allclose(own[:, 4], other[:, 4], rtol=1e-2)
@@ -162,10 +162,10 @@ def test_keys_are_coded_as_before_their_rotation(codec: KVCodec, monkeypatch: py
     live = codec.live(window=2, chunk=7, sinks=0)
     encode = LayerCode.encode
 
-    def seen(code: LayerCode, states: Any) -> Any:
+    def seen(code: LayerCode, states: Any, *more: Any) -> Any:
         if code is live.layers[0].code:
             found.append(states.k)
-        return encode(code, states)
+        return encode(code, states, *more)
 
     monkeypatch.setattr(LayerCode, "encode", seen)
     for own in (slice(0, 17), slice(17, 18), slice(18, 30)):
@@ -268,6 +268,58 @@ def test_reset_caches_are_as_new(codec: KVCodec) -> None:
     assert_same(model, live, ids_of(2, seed=11))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2, no rotation"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_chunks_decode_to_what_a_whole_prefix_does(name: str, cached: bool) -> None:
+    """Compare predictions across chunks with those where all layers are coded at once."""
+    model, codec, ids = MODELS[name], codec_of(name), ids_of(1, 60)
+    parked = codec.encode(HFDecoder(model=model).prefill(ids[0].numpy()), ids[0], step=2.0**9, finer_at_end=False)
+    exact = codec.decode(parked)
+    live = codec.live(step=2.0**9, window=0, chunk=12, cached=cached)
+    read(model, live, ids)
+    for own, other in zip(live.layers, exact.layers, strict=True):
+        found = own._past().states
+        for x, y in ((found.k, other.keys), (found.v, other.values)):
+            assert torch.allclose(x[..., 4:, :], y[..., 4:, :], rtol=0.0, atol=1e-5 * float(y.abs().max()))
+
+
+def test_ids_need_fewer_bits_where_they_are_known(codec: KVCodec) -> None:
+    model, ids = MODELS["llama"], ids_of(2, 200)
+    options = {"window": 0, "chunk": 40, "step": 2.0**8}
+    found: dict[str, LiveCache] = {}
+    for name, order in (("ids", "ids"), ("natural", "natural"), ("vectors", "ids")):
+        found[name] = codec.live(order=order, **options)
+        with torch.no_grad():
+            given = {"inputs_embeds": model.get_input_embeddings()(ids)} if name == "vectors" else {"input_ids": ids}
+            if name == "vectors":
+                model(input_ids=ids[:, :7], use_cache=False)  # what was heard of another text is not taken for theirs
+            model(**given, past_key_values=found[name])
+    bits = {name: 8 * sum(r.coded.nbytes for x in own.layers for r in x.rows) for name, own in found.items()}
+    assert bits["ids"] < 0.97 * bits["natural"] == 0.97 * bits["vectors"]
+
+
+@settings(max_examples=30, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.data())
+def test_parts_of_sequences_are_ordered_as_the_sequences(data: st.DataObject) -> None:
+    ids = [np.array(data.draw(st.lists(st.integers(-1, 3), min_size=0, max_size=5)), np.int32) for _ in range(6)]
+    parents = [data.draw(st.integers(-1, k - 1)) for k in range(6)]
+    chains: list[list[int]] = []
+    for k in range(6):
+        chain = [k]
+        while parents[chain[0]] >= 0:
+            chain.insert(0, parents[chain[0]])
+        chains.append(chain)
+    order = Order.of_chains(ids, chains)
+    starts = np.cumsum([0, *map(len, ids)])
+    for chain in chains:
+        at = [int(starts[k]) + j for k in chain for j in range(len(ids[k]))]
+        own = [int(x) for k in chain for x in ids[k]]
+        for n, (t, x) in enumerate(zip(at, own, strict=True)):
+            earlier = [m for m in range(n) if own[m] == x >= 0]
+            assert order.counts[t] == len(earlier)
+            assert not earlier or order.previous[t] == at[earlier[-1]]
+
+
 @pytest.mark.parametrize("coder", ["ans", "rice"])
 def test_coders_agree(codec: KVCodec, coder: str) -> None:
     found = [codec.live(**SMALL, coder=name) for name in ("ans", coder)]
@@ -296,7 +348,7 @@ def held_bytes(root: Any) -> int:
             left.extend(x.values())
         elif isinstance(x, (list, tuple)):
             left.extend(x)
-        elif type(x).__name__ not in ("LayerCode", "Positions") and hasattr(x, "__dict__"):
+        elif type(x).__name__ not in ("LayerCode", "Positions", "TokenIds") and hasattr(x, "__dict__"):
             left.extend(vars(x).values())
     return sum(found.values())
 
@@ -384,16 +436,17 @@ def test_copies_go_on_apart(codec: KVCodec) -> None:
 
 def test_listeners_leave_with_their_cache(codec: KVCodec) -> None:
     hooks = HFDecoder(model=MODELS["llama"]).rotary.module._forward_hooks
+    embedding = MODELS["llama"].get_input_embeddings()
     gc.collect()
     before = len(hooks)
     live = codec.live(**SMALL)
     read(MODELS["llama"], live, ids_of())
-    assert len(hooks) == before + 1
+    assert len(hooks) == before + 1 and len(embedding._forward_hooks) == 1
     del live
     assert len(hooks) == before
     with codec.live(**SMALL) as live:
         read(MODELS["llama"], live, ids_of())
-    assert len(hooks) == before and live.nbytes > 0
+    assert len(hooks) == before and not embedding._forward_hooks and live.nbytes > 0
     with pytest.raises(KVCacheError, match="closed"):
         read(MODELS["llama"], live, ids_of())
 
@@ -417,7 +470,12 @@ def test_keys_without_positions_are_refused(codec: KVCodec) -> None:
 def test_wrong_options_are_refused(codec: KVCodec) -> None:
     with pytest.raises(KVCacheError, match="layers_per_basis=1"):
         KVCodec.calibrate(MODELS["llama"], texts(3, 48), continuation=8, layers_per_basis=2, kl=1e-2).live()
-    for options, match in (({"chunk": 0}, "chunk=0"), ({"window": -1}, "window=-1"), ({"coder": "zip"}, "'zip'")):
+    for options, match in (
+        ({"chunk": 0}, "chunk=0"),
+        ({"window": -1}, "window=-1"),
+        ({"coder": "zip"}, "'zip'"),
+        ({"order": "size"}, "'size'"),
+    ):
         with pytest.raises(KVCacheError, match=match):
             codec.live(**options)
     with pytest.raises(KVCacheError, match="step"):
@@ -435,5 +493,5 @@ def test_half_precision() -> None:
     codec = KVCodec.calibrate(model, texts(4, 48), continuation=8, kl=1e-3, layers_per_basis=1, weighting="scalar")
     live, past = codec.live(**SMALL), plain(model)
     exact, own = (read(model, x, ids_of(2, 60), 40, 20).float().log_softmax(-1) for x in (past, live))
-    assert live.layers[0].keys.dtype == torch.bfloat16 == live.layers[0]._past().k.dtype
+    assert live.layers[0].keys.dtype == torch.bfloat16 == live.layers[0]._past().states.k.dtype
     assert float((exact.exp() * (exact - own)).sum(-1).mean()) < 0.05

@@ -179,6 +179,64 @@ def test_frameworks_decode_to_the_same_bits(framework: str) -> None:
             assert np.array_equal(to_numpy(weight()), gen.weight())
 
 
+def ordered_generator(shape: tuple[int, int], seed: int = 0) -> adtn.Generator:
+    x = sized(*shape, seed)
+    gen = adtn.Generator(x.shape, Dense(), layout=Layout.whole(x.shape), params={"weight": x}, scale=1.0)
+    return gen.rounded(ORDERED)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])  # fewer rows than outputs are permuted, otherwise the weight
+def test_products_are_those_with_the_weight(rows: int) -> None:
+    gen, x = ordered_generator((24, 70)), weights((rows, 70))
+    want = x.astype(np.float64) @ gen.weight().astype(np.float64).T
+    found = {"numpy": gen.apply(x)}
+    bar = weights((rows, 24), seed=1)
+    wanted_bar = bar.astype(np.float64) @ gen.weight().astype(np.float64)
+    gradients: dict[str, np.ndarray] = {}
+    if "torch" in FRAMEWORKS:
+        import torch
+
+        from adtn_backends.torch import ADTNLinear
+
+        layer, given = ADTNLinear(gen, False), torch.tensor(x, requires_grad=True)
+        y = layer(given)
+        (gradient,) = torch.autograd.grad(y, given, torch.tensor(bar))
+        gradients["torch"] = gradient.numpy()
+        found["torch"] = y.detach().numpy()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(given).dtype == torch.bfloat16
+    if "jax" in FRAMEWORKS:
+        import jax
+
+        from adtn_backends.jax import ADTNLinear as Linear
+
+        made = Linear(gen, False)
+        y, pull = jax.vjp(lambda x: made(x), jax.numpy.asarray(x))
+        found["jax"], gradients["jax"] = np.asarray(y), np.asarray(pull(jax.numpy.asarray(bar))[0])
+    for name, y in found.items():
+        assert np.abs(y - want).max() <= 1e-5 * np.abs(want).max(), name
+    for name, y in gradients.items():
+        assert np.abs(y - wanted_bar).max() <= 1e-5 * np.abs(wanted_bar).max(), name
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
+def test_other_codes_have_another_order() -> None:
+    torch = pytest.importorskip("torch")
+    from adtn_backends.torch import ADTNLinear
+
+    one, other = (ordered_generator((24, 70), seed).codes["weight"] for seed in (0, 1))
+    assert not np.array_equal(one.order, other.order)
+    layer, x = ADTNLinear(ordered_generator((24, 70)), False), torch.tensor(weights((2, 70)))
+    with torch.inference_mode():
+        layer(x)  # reads the order
+    layer.load_state_dict(ADTNLinear(ordered_generator((24, 70), seed=1), False).state_dict())
+    want = x.double() @ torch.tensor(other.decode()).double().T
+    assert (layer(x) - want).abs().max() <= 1e-5 * want.abs().max()
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    assert (compiled(x) - want).abs().max() <= 1e-5 * want.abs().max()
+
+
 # acceptance
 
 

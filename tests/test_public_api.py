@@ -67,12 +67,14 @@ NAMES = {  # listed by hand, so that public names change only on purpose
     "load_model",
     "load_pretrained",
     "plan",
+    "probe",
     "register_activation",
     "register_optimizer",
     "register_topology",
     "save",
     "save_model",
     "to_tensornetwork",
+    "truncate",
 }
 
 

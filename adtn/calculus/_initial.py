@@ -31,6 +31,15 @@ def _identity(core: Core) -> Float[np.ndarray, "*core"]:
     return np.eye(outgoing, core.fan_in).reshape(core.shape)
 
 
+def _isometry(normal: Float[np.ndarray, "*core"]) -> Float[np.ndarray, "*core"]:
+    """Orthonormalise rows or columns, whichever are shorter; entries have unit variance."""
+    matrix = normal.reshape(normal.shape[0], -1)
+    is_wide = matrix.shape[0] <= matrix.shape[1]
+    q, r = np.linalg.qr(matrix.T if is_wide else matrix)
+    q = q * np.where(np.diag(r) < 0.0, -1.0, 1.0)  # so that all isometries are equally likely
+    return np.sqrt(max(matrix.shape)) * (q.T if is_wide else q).reshape(normal.shape)
+
+
 def _bumps(n: int, d: int, width: float) -> Float[np.ndarray, "n d"]:
     spacing = d / n
     centres = (np.arange(n) + 0.5) * spacing - 0.5
@@ -54,6 +63,8 @@ def core_values(core: Core, seed: int) -> Float[np.ndarray, "*core"]:
         return _identity(core) + core.noise * normal
     if core.init == "normal":
         return normal / np.sqrt(core.fan_in)
+    if core.init == "isometric":
+        return _isometry(normal) / np.sqrt(core.fan_in)
     raise TopologyError(
         f"Core {core.name!r} has no rule for its initial values; pass params that contain {core.param!r}."
     )

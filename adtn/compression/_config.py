@@ -38,6 +38,7 @@ Recipe = Literal[
     "reconstruct",
     "reconstruct-data",
     "distill-local",
+    "truncate",
     "finetune",
     "local-then-global",
 ]
@@ -130,6 +131,9 @@ class Config:
         - ``"distill-local"``: train every layer with Adam to have the outputs of the dense one on cached batches, in
           the order of a forward pass: inputs come from the layers that are trained already, or with an executor from
           the dense model. Without an earlier stage, from random generators with the weights' standard deviation
+        - ``"truncate"``: make the bonds of the generators smaller where the outputs of the model are expected to lose
+          least, by second moments of inputs and of gradients in the dense model; layers that share a generator, and
+          rounded ones, stay as they are
         - ``"finetune"``: train by the model's own loss, starting from the result of the other stages
         - ``"local-then-global"``: within a budget, closed forms, compensation, statistics and fine-tuning; without one,
           ``"reconstruct-data"`` and fine-tuning. Without data, closed forms or ``"reconstruct"`` alone

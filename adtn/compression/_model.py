@@ -156,6 +156,10 @@ class Model(Protocol):
         """Count the rows to which weights are applied for one batch; others are left out."""
         ...
 
+    def exchange(self, generators: Mapping[str, Generator]) -> None:
+        """Give installed weights other generators, of other structures as well."""
+        ...
+
     def output_moments(self, names: Sequence[str], data: Iterable[Any], *, classes: bool) -> dict[str, np.ndarray]:
         """Compute G for weights, such that ``tr(G D C Dᵀ)`` is what outputs are expected to lose by a small change D.
 

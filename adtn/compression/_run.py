@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .._atomic import write_atomic
+from ..bondspace import Metric, truncate_together
 from ..errors import CompressError, OutputWarning
 from ..generator import Generator
 from ..optim import fingerprint
@@ -31,6 +32,7 @@ from ._stage import Stage
 from ._storage import to_bytes
 
 _BATCHES = 64  # batches of a list that are compared when a training continues
+_KEPT = 0.5  # of the parameters
 _NORMALISED = 3072  # samples by which running statistics are corrected
 
 
@@ -110,6 +112,8 @@ class CompressionRun:
             generators = self._best_seed(tasks, tuned[0])
         if any(stage.name == "compensate" for stage in self.stages):
             _ = self.compensation  # while nothing is replaced
+        if any(stage.name == "truncate" for stage in self.stages):
+            _ = self._metrics
         self.install(generators)
         losses: list[float] = []
         for n, stage in enumerate(self.stages):
@@ -117,6 +121,8 @@ class CompressionRun:
                 self.normalise(stage)
             if stage.name == "compensate":
                 self.compensate()
+            if stage.name == "truncate":
+                self.truncate(stage)
             if stage.name == "distill-local" and stage.trains:
                 self.say.stage("distillation of layers")
                 self.adapter.distill(self.data_of(stage), config.tuning(stage), self.executor, self.say)
@@ -145,6 +151,32 @@ class CompressionRun:
         self.say(f"compensation of earlier errors changes what the outputs lose from {before:.4g} to {after:.4g}")
         if not after < before:
             self.adapter.set_state(state)
+
+    def truncate(self, stage: Stage) -> None:
+        """Make bonds smaller where the outputs are expected to lose least."""
+        generators = {n: g for n, g in self.adapter.generators().items() if n in self._metrics and g.precision is None}
+        before = sum(generator.num_params for generator in generators.values())
+        if not generators:
+            return
+        params = math.ceil(before * (_KEPT if stage.keep is None else stage.keep))
+        found = truncate_together(generators, params=params, metrics=self._metrics)
+        self.adapter.exchange({name: own.generator for name, own in found.items() if own.cuts})
+        after = sum(own.params[1] for own in found.values())
+        self.say(f"bonds truncated from {before:,} to {after:,} parameters")
+
+    @cached_property
+    def _metrics(self) -> dict[str, Metric]:
+        """The second moments of weights with generators of their own in the dense model."""
+        stage = next(stage for stage in self.stages if stage.name == "truncate")
+        batches = list(first_samples(self.data_of(stage), self.config.samples))
+        names = [name for layer in self.layers if not layer.group for name in layer.weights]
+        inputs = {name: self.tasks[name].moment for name in names}
+        if missing := [name for name, moment in inputs.items() if moment is None]:
+            inputs |= self.adapter.second_moments(missing, batches, self.config.samples)
+        outputs = self.adapter.output_moments(names, batches, classes=self.adapter.has_classes(batches))
+        sizes = {name: len(self.tasks[name].weight) for name in names}
+        fitting = {name: g for name, g in outputs.items() if g.shape == (sizes[name],) * 2 and np.trace(g) > 0.0}
+        return {name: Metric(inputs=inputs[name], outputs=fitting.get(name)) for name in names}
 
     @cached_property
     def compensation(self) -> tuple[Sequence[Any], Callable[[], float]]:

@@ -10,7 +10,7 @@ from .._checks import Count, Positive, Range, check_fields, checked
 from ..errors import CompressError
 
 StageName = Literal[
-    "closed-form", "compensate", "normalise", "reconstruct", "reconstruct-data", "distill-local", "finetune"
+    "closed-form", "compensate", "normalise", "reconstruct", "reconstruct-data", "distill-local", "truncate", "finetune"
 ]
 _OPTIONS: Mapping[StageName, tuple[str, ...]] = {
     "closed-form": ("batches",),
@@ -19,6 +19,7 @@ _OPTIONS: Mapping[StageName, tuple[str, ...]] = {
     "reconstruct": ("steps", "lr"),
     "reconstruct-data": ("steps", "lr", "batches"),
     "distill-local": ("steps", "lr", "batches"),
+    "truncate": ("keep", "batches"),
     "finetune": ("steps", "lr", "batches"),
 }
 STAGES: tuple[StageName, ...] = tuple(_OPTIONS)
@@ -39,6 +40,8 @@ class Stage:
     batches : int, optional
         The number of batches that the stage may use: the first ones of the data, in every pass over them. If both
         ``"closed-form"`` and ``"reconstruct-data"`` have it, the smaller one counts, as they share second moments.
+    keep : float, optional
+        The part of the parameters of the generators that ``"truncate"`` keeps, by default a half.
 
     Raises
     ------
@@ -58,11 +61,12 @@ class Stage:
     steps: Annotated[int, Range(0)] | None = None
     lr: Positive | None = None
     batches: Count | None = None
+    keep: Annotated[float, Range(0.0, 1.0, above=True)] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, CompressError)
         allowed = _OPTIONS[self.name]
-        for option in ("steps", "lr", "batches"):
+        for option in ("steps", "lr", "batches", "keep"):
             if getattr(self, option) is not None and option not in allowed:
                 raise CompressError(
                     f"Got {option}={getattr(self, option)} for the stage {self.name!r}, which has only "

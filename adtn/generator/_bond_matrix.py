@@ -82,6 +82,10 @@ def absorb(
         assert left is not None
         core, is_above = _absorbing(segments, bond, into, place, left, unshare)
         changes = [(core, left if is_above else left.T)]
+    elif bond.kind == "hyper":
+        assert left is not None
+        cores = {core.name: core for core in cores_of(segments)}
+        changes = [(cores[end], left) for end in bond.ends]
     else:
         above, below = (_only(segments, bond, side) for side in ("above", "below"))
         if into is not None:
@@ -91,6 +95,11 @@ def absorb(
         assert left is not None
         changes = [(above, left), (below, right.T)]
     return _changed(segments, values, bond, changes, unshare)
+
+
+def _selects(left: Float[np.ndarray, "dim rank"], right: Float[np.ndarray, "rank dim"]) -> bool:
+    """Return whether factors are columns and rows of the identity, each once."""
+    return np.array_equal(left, right.T) and np.array_equal(right @ left, np.eye(len(right))) and not np.any(left % 1.0)
 
 
 def _factors(bond: BondIndex, matrix: Any) -> tuple[Float[np.ndarray, "dim rank"] | None, np.ndarray | None]:
@@ -103,10 +112,10 @@ def _factors(bond: BondIndex, matrix: Any) -> tuple[Float[np.ndarray, "dim rank"
         fits = len(found) == 2 and all(x.ndim == 2 for x in found)
         if not fits or found[0].shape[::-1] != found[1].shape or len(found[0]) != d or not found[0].shape[1]:
             raise TopologyError(f"Got matrix of shapes {shapes} for the bond {bond.name!r}; expected {expected}.")
-        if bond.kind == "hyper":
+        if bond.kind == "hyper" and not _selects(*found):
             raise TopologyError(
                 f"Got matrix of shapes {shapes} for {bond.name!r}, which is on {len(bond.ends)} cores; expected a "
-                "diagonal matrix, the only one that such an index can carry."
+                "diagonal matrix, the only one that such an index can carry, or two factors that select components."
             )
         return found[0], found[1]
     found = np.asarray(finite_array("matrix", matrix, TopologyError), np.float64)

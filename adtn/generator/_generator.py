@@ -26,6 +26,7 @@ from ..weight import BASE, BASE_SCALE, Mode, WeightFunction, Weighting
 from ._balance import balanced_values
 from ._bond_matrix import Place, absorb, topology_for
 from ._decoded import Decoded
+from ._grouped import in_groups
 from ._networks import networks_of, shape_of
 from ._requests import Request, by_rows, placed, requested
 from ._rounding import checked_codes, rounded_codes
@@ -380,7 +381,7 @@ class Generator:
         matrix : array, or tuple of two arrays
             M, ``(dim, dim)``, or its diagonal, ``(dim,)``: one core absorbs it. Two factors ``(dim, r)`` and
             ``(r, dim)`` of M are absorbed by one side each, and the bond has the dimension r afterwards. A hyper-index
-            takes a diagonal matrix only.
+            takes a diagonal matrix, or factors that select some of its components.
         into : str, optional
             The core that absorbs it, one of both ends; by default, a trained one that shares its parameter with no
             other.
@@ -414,16 +415,46 @@ class Generator:
         found = absorb(self.segments, values, name, matrix, into=into, place=place, unshare=unshare)
         if found.segments == self.segments and set(found.values) <= set(self._params):
             return self.with_params({**self._params, **found.values})
-        params = {**self._params, **self._given, **found.values}
-        used = {core.param for core in cores_of(found.segments)} | {BASE_SCALE}
+        return self.with_topology(topology_for(self._topology, self._layout, found.segments), found.values)
+
+    @checked(TopologyError)
+    def with_topology(self, topology: Topology, params: Mapping[str, Any]) -> Generator:
+        """Return a generator with another topology on the same layout, scale, base and permutations.
+
+        Parameters
+        ----------
+        topology : Topology
+        params : mapping of str to array
+            Values of its cores that are new or have other shapes; all others keep theirs.
+
+        Returns
+        -------
+        Generator
+            It is not rounded.
+
+        Raises
+        ------
+        GeneratorError
+            If a core has no value, or one of another shape.
+
+        Examples
+        --------
+        >>> import adtn, numpy as np
+        >>> gen = adtn.Generator((64, 64), adtn.LowRank(bond=3))
+        >>> first = {name: np.take(x, [0], np.argmin(x.shape)) for name, x in gen.params.items()}
+        >>> gen.with_topology(adtn.LowRank(bond=1), first).num_params
+        128
+        """
+        known = {**self._params, **self._given, **params}
+        used = {core.param for core in cores_of(topology.segments(self._layout))} | {BASE_SCALE}
         return Generator(
             self.shape,
-            topology_for(self._topology, self._layout, found.segments),
+            topology,
             layout=self._layout,
             scale=self._scale,
             base=self._base,
             dtype=self._dtype,
-            params={k: x for k, x in params.items() if k in used},
+            params={k: x for k, x in known.items() if k in used},
             permutations=self.permutations or None,
         )
 
@@ -652,7 +683,10 @@ class Generator:
                 return placed(*place, {k: x for k, x in self.constants().items() if k not in self._codes})
 
             # only what follows from rules is cached
-            return lambda x: apply({**self._placed.get(place, others), **placed(*place, self.stored)}, x)
+            def product(x: Array) -> Array:
+                return apply({**self._placed.get(place, others), **placed(*place, self.stored)}, x)
+
+            return in_groups(self, apply, backend, request) or product
         return layer.fixed(
             lambda: self._placed.get(place, lambda: self.arrays(*place)),
             lambda: self._weights.get(place, lambda: self.weight(*place)),

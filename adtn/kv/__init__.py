@@ -6,6 +6,7 @@ from ._decoder import Decoder as Decoder
 from ._decoder import decoder_of as decoder_of
 from ._live import LayerCode as LayerCode
 from ._live import LiveOptions as LiveOptions
+from ._order import Order as Order
 from ._pair import Pair as Pair
 from ._parked import Parked as Parked
 from ._report import KVReport as KVReport

@@ -54,41 +54,64 @@ class Magnitudes:
         return step + self.shifts.astype(np.int64)[buckets_of(tokens)]
 
     def encode(
-        self, c: Float[np.ndarray, "tokens coefficients"], order: Order, steps: Int[np.ndarray, " tokens"]
-    ) -> tuple[Int[np.ndarray, "tokens coefficients"], Float[np.ndarray, "tokens coefficients"]]:
-        """Quantise coefficients, and return the symbols with what they decode to."""
-        units, tables = _units(steps), self.tables(order, steps)
+        self,
+        c: Float[np.ndarray, "new coefficients"],
+        order: Order,
+        steps: Int[np.ndarray, " tokens"],
+        earlier: Float[np.ndarray, "earlier coefficients"] | None = None,
+    ) -> tuple[Int[np.ndarray, "new coefficients"], Float[np.ndarray, "new coefficients"]]:
+        """Quantise coefficients, and return the symbols with what they decode to.
+
+        Tokens whose coefficients were decoded ``earlier`` come first in the order.
+        """
+        units, tables, first = _units(steps), self.tables(order, steps), _length(earlier)
         symbols = np.zeros(c.shape, np.int32)
 
         def residual(at: Int[np.ndarray, " n"], predicted: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
-            x = c[at] - predicted
+            x = c[at - first] - predicted
             q = np.where(tables[at] >= FIRST, np.floor(np.abs(x) / units[at] + np.float32(ROUNDING)), 0.0)
-            symbols[at] = np.copysign(q, x).astype(np.int32)
-            return _reconstructed(symbols[at], tables[at], units[at])
+            own = symbols[at - first] = np.copysign(q, x).astype(np.int32)
+            return _reconstructed(own, tables[at], units[at])
 
-        return symbols, self._in_order(order, c.shape, residual)
+        return symbols, self._in_order(order, residual, earlier)
 
     def decode(
-        self, symbols: Int[np.ndarray, "tokens coefficients"], order: Order, steps: Int[np.ndarray, " tokens"]
-    ) -> Float[np.ndarray, "tokens coefficients"]:
-        """Return the coefficients that symbols stand for."""
-        units, tables = _units(steps), self.tables(order, steps)
-        return self._in_order(order, symbols.shape, lambda at, _: _reconstructed(symbols[at], tables[at], units[at]))
+        self,
+        symbols: Int[np.ndarray, "new coefficients"],
+        order: Order,
+        steps: Int[np.ndarray, " tokens"],
+        earlier: Float[np.ndarray, "earlier coefficients"] | None = None,
+    ) -> Float[np.ndarray, "new coefficients"]:
+        """Return the coefficients that symbols stand for, after those that were decoded ``earlier``."""
+        units, tables, first = _units(steps), self.tables(order, steps), _length(earlier)
+
+        def residual(at: Int[np.ndarray, " n"], predicted: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
+            return _reconstructed(symbols[at - first], tables[at], units[at])
+
+        return self._in_order(order, residual, earlier)
 
     def _in_order(
         self,
         order: Order,
-        shape: tuple[int, ...],
         residual: Callable[[Int[np.ndarray, " n"], Float[np.ndarray, "n m"]], Float[np.ndarray, "n m"]],
-    ) -> Float[np.ndarray, "tokens coefficients"]:
+        earlier: Float[np.ndarray, "earlier coefficients"] | None,
+    ) -> Float[np.ndarray, "new coefficients"]:
+        shape, first = (len(order.counts), self.indices.shape[1]), _length(earlier)
         parts = self.parts.astype(np.float32) / np.float32(127.0)
         found, means = np.empty(shape, np.float32), np.zeros(shape, np.float32)
+        if earlier is not None:
+            found[:first] = earlier
         for count, at in enumerate(order.rounds):
             before = means[order.previous[at]] if count else np.zeros((len(at), shape[1]), np.float32)
-            predicted = parts[min(count, CLASSES - 1)] * before
-            found[at] = predicted + residual(at, predicted)
+            n = int(np.searchsorted(at, first))
+            predicted = parts[min(count, CLASSES - 1)] * before[n:]
+            found[at[n:]] = predicted + residual(at[n:], predicted)
             means[at] = before + (found[at] - before) / np.float32(count + 1)
-        return found
+        return found[first:]
+
+
+def _length(earlier: Float[np.ndarray, "earlier coefficients"] | None) -> int:
+    return 0 if earlier is None else len(earlier)
 
 
 def _units(steps: Int[np.ndarray, " tokens"]) -> Float[np.ndarray, "tokens 1"]:

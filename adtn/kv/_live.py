@@ -21,7 +21,6 @@ from ._rice import decode_symbols as decode_rice
 from ._rice import encode_symbols as encode_rice
 
 CODERS = {"ans": (encode_symbols, decode_symbols), "rice": (encode_rice, decode_rice)}
-_KINDS: tuple[Literal["k", "v"], ...] = ("k", "v")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,8 @@ class LiveOptions:
         Whether what was decoded is held until the cache changes in another way than by growing.
     offloading : bool
         Whether what is not coded waits in the memory of the host, too.
+    order : {"ids", "natural"}
+        Whether earlier tokens of the same id predict later ones, where the ids are known.
 
     Raises
     ------
@@ -54,6 +55,7 @@ class LiveOptions:
     sinks: int = 4
     cached: bool = False
     offloading: bool = False
+    order: Literal["ids", "natural"] = "ids"
 
     def __post_init__(self) -> None:
         if self.window < 0 or self.chunk < 1:
@@ -62,11 +64,13 @@ class LiveOptions:
             )
         if self.coder not in CODERS:
             raise KVCacheError(f"Got coder={self.coder!r}; expected one of {', '.join(CODERS)}.")
+        if self.order not in ("ids", "natural"):
+            raise KVCacheError(f"Got order={self.order!r}; expected 'ids' or 'natural'.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCode:
-    """The code of the states of one layer, in natural order.
+    """The code of the states of one layer.
 
     Parameters
     ----------
@@ -82,29 +86,57 @@ class LayerCode:
     step: int
     coder: Coder
 
-    def encode(self, states: Pair[Array]) -> Coded:
-        """Encode keys before rotation, and values, ``(tokens, heads, channels)``."""
-        symbols: list[np.ndarray] = []
-        for kind in _KINDS:
-            x, basis, magnitudes = getattr(states, kind), getattr(self.bases, kind), getattr(self.magnitudes, kind)
-            c = np.asarray(do("to_numpy", basis.coefficients(x[:, None])), np.float32)
-            symbols.append(magnitudes.encode(c, Order.natural(len(c)), np.full(len(c), self.step))[0].ravel())
-        return CODERS[self.coder][0](np.concatenate(symbols), np.concatenate([*self._tables(len(states.k))]))
+    def encode(self, states: Pair[Array], order: Order, earlier: Pair[np.ndarray]) -> tuple[Coded, Pair[np.ndarray]]:
+        """Encode keys before rotation, and values, ``(tokens, heads, channels)``, and return what they decode to.
 
-    def decode(self, coded: Sequence[Coded], tokens: Sequence[int], like: Array) -> Pair[Array]:
-        """Return what was encoded, one after the other, as float32 arrays of the framework and device of ``like``."""
-        tables = [self._tables(n) for n in tokens]
-        decode = CODERS[self.coder][1]
-        flat = [decode(own, np.concatenate([*table])) for own, table in zip(coded, tables, strict=True)]
-        split = [np.split(own, [table.k.size]) for own, table in zip(flat, tables, strict=True)]
+        Parameters
+        ----------
+        states : Pair of array
+        order : Order
+            Of earlier tokens and these.
+        earlier : Pair of array, (earlier, coefficients)
+            The coefficients that earlier tokens decode to.
+        """
+        steps = np.full(len(order.counts), self.step)
 
-        def of(kind: Literal["k", "v"], symbols: np.ndarray) -> Array:
-            basis, magnitudes = getattr(self.bases, kind), getattr(self.magnitudes, kind)
-            n, columns = sum(tokens), basis.columns.shape[1]
-            c = magnitudes.decode(symbols.reshape(n, columns), Order.natural(n), np.full(n, self.step))
-            return basis.states(do("asarray", c, like=like))[:, 0]
+        def of(kind: Literal["k", "v"]) -> tuple[np.ndarray, np.ndarray]:
+            c = getattr(self.bases, kind).coefficients(getattr(states, kind)[:, None])
+            own = np.asarray(do("to_numpy", c), np.float32)
+            return getattr(self.magnitudes, kind).encode(own, order, steps, getattr(earlier, kind))
 
-        return Pair(k=of("k", np.concatenate([k for k, _ in split])), v=of("v", np.concatenate([v for _, v in split])))
+        (k, decoded_k), (v, decoded_v) = of("k"), of("v")
+        tables = self._tables(order, len(k))
+        return CODERS[self.coder][0](_flat(k, v), _flat(*tables)), Pair(k=decoded_k, v=decoded_v)
+
+    def decode(
+        self, coded: Sequence[Coded], tokens: Sequence[int], order: Order, earlier: Pair[np.ndarray]
+    ) -> Pair[np.ndarray]:
+        """Return the coefficients of what was encoded, one after the other; see :meth:`encode`."""
+        parts: list[Pair[np.ndarray]] = []
+        ends = len(order.counts) - sum(tokens) + np.cumsum(tokens)
+        for own, n, end in zip(coded, tokens, ends, strict=True):
+            k, v = self._tables(order, n, int(end))
+            flat = CODERS[self.coder][1](own, _flat(k, v))
+            parts.append(Pair(k=flat[: k.size].reshape(k.shape), v=flat[k.size :].reshape(v.shape)))
+        steps = np.full(len(order.counts), self.step)
+
+        def of(kind: Literal["k", "v"]) -> np.ndarray:
+            symbols = np.concatenate([getattr(part, kind) for part in parts])
+            return getattr(self.magnitudes, kind).decode(symbols, order, steps, getattr(earlier, kind))
+
+        return Pair(k=of("k"), v=of("v"))
+
+    def states(self, coefficients: Pair[np.ndarray], like: Array) -> Pair[Array]:
+        """Return keys before rotation, and values, as float32 arrays of the framework and device of ``like``."""
+        return Pair(
+            k=self.bases.k.states(do("asarray", coefficients.k, like=like))[:, 0],
+            v=self.bases.v.states(do("asarray", coefficients.v, like=like))[:, 0],
+        )
+
+    @property
+    def none(self) -> Pair[np.ndarray]:
+        """The coefficients of no tokens."""
+        return self.magnitudes.map(lambda m: np.empty((0, m.indices.shape[1]), np.float32))
 
     def __deepcopy__(self, memo: object) -> LayerCode:
         """Return the same code, as it never changes: copies of a cache share it."""
@@ -114,5 +146,11 @@ class LayerCode:
         """Return the number of values of keys and values of tokens."""
         return tokens * sum(basis.mean.size for basis in self.bases)
 
-    def _tables(self, tokens: int) -> Pair[np.ndarray]:
-        return self.magnitudes.map(lambda m: np.tile(m.tables_of_classes(self.step)[0], tokens))
+    def _tables(self, order: Order, tokens: int, end: int | None = None) -> Pair[np.ndarray]:
+        """Return the tables of some tokens, by default the last ones."""
+        last = len(order.counts) if end is None else end
+        return self.magnitudes.map(lambda m: m.tables_of_classes(self.step)[order.classes[last - tokens : last]])
+
+
+def _flat(k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.concatenate([k.ravel(), v.ravel()])

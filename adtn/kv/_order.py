@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,6 +44,36 @@ class Order:
         counts, previous = np.empty(len(ids), np.int64), np.zeros(len(ids), np.int64)
         counts[at] = np.arange(len(ids)) - starts
         previous[at[1:]] = np.where(repeats[1:], at[:-1], 0)
+        return cls(counts=counts, previous=previous)
+
+    @classmethod
+    def of_chains(cls, ids: Sequence[Int[np.ndarray, " n"]], chains: Sequence[Sequence[int]]) -> Order:
+        """Order the tokens of several sequences that consist of parts, of which they can share the first ones.
+
+        Parameters
+        ----------
+        ids : sequence of arrays
+            The token ids of every part; negative ones are unknown, and unlike all others.
+        chains : sequence of sequence of int
+            The parts of every sequence. A part that is in several of them has the same parts before it in all.
+
+        Returns
+        -------
+        Order
+            Of all tokens, part after part.
+
+        Examples
+        --------
+        >>> Order.of_chains([np.array([7, 5]), np.array([7, -1]), np.array([5])], [[0, 1], [0, 2]]).counts.tolist()
+        [0, 0, 1, 0, 1]
+        """
+        ends = np.cumsum([len(own) for own in ids], dtype=np.int64)
+        counts, previous = np.zeros((2, int(ends[-1]) if len(ends) else 0), np.int64)
+        for chain in chains:
+            at = np.concatenate([np.arange(ends[k] - len(ids[k]), ends[k]) for k in chain])
+            own = np.concatenate([ids[k] for k in chain]).astype(np.int64)
+            order = cls.by_id(np.where(own < 0, -1 - np.arange(len(own)), own))
+            counts[at], previous[at] = order.counts, at[order.previous]
         return cls(counts=counts, previous=previous)
 
     @classmethod

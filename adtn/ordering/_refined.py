@@ -39,15 +39,16 @@ class Refined(OfSlices):
 
     def order(self, tensor: Float[np.ndarray, "*shape"], approximate: Approximate) -> Order:
         """Improve the order of one axis after the other, and fit the network again."""
-        axes = self.ordered(tensor)
-        orders = min(self._begun(tensor), key=lambda one: self._error(one, tensor, approximate))
-        best, least = orders, self._error(orders, tensor, approximate)
+        axes, fit = self.ordered(tensor), _Fit(approximate)
+        begun = [(self._error(one, tensor, fit), k, one) for k, one in enumerate(self._begun(tensor))]
+        least, _, orders = min(begun, key=lambda one: one[:2])
+        best = orders
         for _ in range(self.rounds):
             for k in axes:
                 order = self.found(orders, tensor.ndim)
-                better = self.improved(rows_along(order.sort(tensor), k), rows_along(approximate(order), k))
+                better = self.improved(rows_along(order.sort(tensor), k), rows_along(fit(order), k))
                 orders = {**orders, k: orders[k][better]}
-            error = self._error(orders, tensor, approximate)
+            error = self._error(orders, tensor, fit)
             gained = error < (1.0 - _LEAST_GAIN) * least
             if error < least:
                 best, least = orders, error
@@ -76,3 +77,22 @@ class Refined(OfSlices):
     ) -> float:
         order = self.found(orders, tensor.ndim)
         return relative_error(approximate(order), order.sort(tensor))
+
+
+class _Fit:
+    """A fit that remembers the last order, which an error and an improvement need one after the other."""
+
+    def __init__(self, approximate: Approximate) -> None:
+        self._approximate = approximate
+        self._last: tuple[Order, np.ndarray] | None = None
+
+    def __call__(self, order: Order) -> Float[np.ndarray, "*shape"]:
+        """Return the fit, computed only if the order is another one."""
+        if self._last is None or not _are_equal(self._last[0], order):
+            self._last = order, self._approximate(order)
+        return self._last[1]
+
+
+def _are_equal(one: Order, other: Order) -> bool:
+    pairs = zip(one.axes, other.axes, strict=True)
+    return all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
+from .._checks import Range
 from .._typing import Float, Int
 from ._refined import Refined
 from ._registry import register_ordering
 
 _NONE = 1e-10  # relative size of singular values, and of gains, that count as none
-_PER_SLICE = 2  # exchanges between two fits
+_PER_SLICE = 2  # exchanges between two fits, unless their number is given
+_ONE_BY_ONE = 512  # slices up to which the pair with the largest gain of all is exchanged first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,30 +26,112 @@ class Search(Refined):
     places and V of what is in the slices, a core G = Uᵀ X V leaves the squared error :math:`|X|^2 - |G|^2`, and
     exchanging slices i and j changes G by a matrix of rank one. All n² gains follow from inner products of rows of U
     and of X V. Otherwise it is the gain for the approximation as it is.
+
+    Of more than 512 slices, many pairs without a slice in common are exchanged before all gains are computed again;
+    each is evaluated exactly for the core at that time.
+
+    Parameters
+    ----------
+    axes, absorbed, rounds
+        See :class:`Refined`.
+    exchanges : int, optional
+        The largest number of exchanges along an axis between two fits; by default, twice the number of slices.
     """
+
+    exchanges: Annotated[int, Range(1)] | None = None
 
     def improved(self, rows: Float[np.ndarray, "n rest"], fitted: Float[np.ndarray, "n rest"]) -> Int[np.ndarray, " n"]:
         """Swap pairs until no exchange gains anything."""
-        places, content, values, is_free = _directions(rows, fitted)
-        order = np.arange(len(rows))
-        core = places.T @ content if is_free else values
-        products = places @ core @ content.T  # of place i and of what is at place j
-        far_places = _squared_distances(places) if is_free else 0.0
-        least = _NONE * float(np.vdot(rows, rows))
-        for _ in range(_PER_SLICE * len(rows)):
-            own = np.diag(products)
-            gains = 2.0 * (products + products.T - own[:, None] - own)
-            if is_free:
-                gains += far_places * _squared_distances(content)
-            i, j = divmod(int(np.argmax(gains)), len(rows))
-            if gains[i, j] <= least:
+        found = Exchanges(rows, fitted)
+        most = self.exchanges or _PER_SLICE * len(rows)
+        return found.one_by_one(most) if len(rows) <= _ONE_BY_ONE else found.in_passes(most)
+
+
+class Exchanges:
+    """The exchanges of pairs of rows, as long as they gain something.
+
+    Parameters
+    ----------
+    rows : array
+        What is approximated.
+    fitted : array
+        The approximation.
+    """
+
+    def __init__(self, rows: Float[np.ndarray, "n rest"], fitted: Float[np.ndarray, "n rest"]) -> None:
+        self.places, self.content, values, self.is_free = _directions(rows, fitted)
+        self.core = self.places.T @ self.content if self.is_free else values
+        self.order = np.arange(len(rows))
+        self._far = _squared_distances(self.places) if self.is_free else 0.0
+        self._least = _NONE * float(np.vdot(rows, rows))
+
+    def one_by_one(self, most: int) -> Int[np.ndarray, " n"]:
+        """Swap the pair with the largest gain of all, up to ``most`` times."""
+        products = self._products()
+        for _ in range(most):
+            gains = self._all(products)
+            i, j = divmod(int(np.argmax(gains)), len(self.order))
+            if gains[i, j] <= self._least:
                 break
-            if is_free:
-                of_places, of_content = places[i] - places[j], content[j] - content[i]
-                products += np.outer(places @ of_places, content @ of_content)
-            swap = [j, i]
-            order[[i, j]], content[[i, j]], products[:, [i, j]] = order[swap], content[swap], products[:, swap]
-        return order
+            if self.is_free:
+                of_places, of_content = self.places[i] - self.places[j], self.content[j] - self.content[i]
+                products += np.outer(self.places @ of_places, self.content @ of_content)
+            self._swap(i, j)
+            products[:, [i, j]] = products[:, [j, i]]
+        return self.order
+
+    def in_passes(self, most: int) -> Int[np.ndarray, " n"]:
+        """Swap up to ``most`` pairs, in each pass those without a slice in common, the largest gains first."""
+        left = most
+        while left > 0:
+            pairs = self._disjoint(self._all(self._products()))
+            done = sum(self._exchanged(i, j) for i, j in pairs[:left])
+            if not done:
+                break
+            left -= done
+        return self.order
+
+    def gain(self, i: int, j: int) -> float:
+        """Compute the decrease of the squared error by an exchange of two slices."""
+        of_places, of_content = self.places[i] - self.places[j], self.content[j] - self.content[i]
+        found = 2.0 * float(of_places @ self.core @ of_content)
+        return found + float(of_places @ of_places) * float(of_content @ of_content) if self.is_free else found
+
+    def _products(self) -> Float[np.ndarray, "n n"]:
+        return self.places @ self.core @ self.content.T  # of place i and of what is at place j
+
+    def _all(self, products: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+        own = np.diag(products)
+        gains = 2.0 * (products + products.T - own[:, None] - own)
+        if self.is_free:
+            gains += self._far * _squared_distances(self.content)
+        return gains
+
+    def _disjoint(self, gains: Float[np.ndarray, "n n"]) -> list[tuple[int, int]]:
+        """List pairs without a slice in common: of each slice the best partner, if it is still there."""
+        partners, free = np.argmax(gains, axis=1), np.ones(len(gains), bool)
+        best = gains[np.arange(len(gains)), partners]
+        pairs: list[tuple[int, int]] = []
+        for i in np.argsort(-best, kind="stable"):
+            j = partners[i]
+            if best[i] <= self._least:
+                break
+            if free[i] and free[j]:
+                free[[i, j]] = False
+                pairs.append((int(i), int(j)))
+        return pairs
+
+    def _exchanged(self, i: int, j: int) -> bool:
+        """Swap two slices if this still gains something after the exchanges before."""
+        if self.gain(i, j) <= self._least:
+            return False
+        if self.is_free:
+            self.core += np.outer(self.places[i] - self.places[j], self.content[j] - self.content[i])
+        self._swap(i, j)
+        return True
+
+    def _swap(self, i: int, j: int) -> None:
+        self.order[[i, j]], self.content[[i, j]] = self.order[[j, i]], self.content[[j, i]]
 
 
 def _directions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -27,6 +28,8 @@ _WIDE = 512
 """Inputs from which on a sweep in their metric takes seconds, so that there are few of them."""
 _TO_CHOOSE, _TO_SETTLE = (6, 1), (40, 4)
 """Sweeps of fits among which one is chosen, and of that one: up to that many inputs, and beyond."""
+_COMPARED = 3
+"""Starts of a search that are compared after a sweep, beyond that many inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +129,8 @@ def _best(values: Float[np.ndarray, "*shape"], request: Request, bits: float) ->
     ordering, content = request.ordering, request.content(values)
     found = forms(values.shape, request.topology, request.layout, ordering.is_flat)
     most = ordering.bits(values)
-    tried = [_fitted(form, order, values, bits - most, request) for order in ordering.starts(content) for form in found]
+    started = [(form, order) for order in ordering.starts(content) for form in found]
+    tried = [_fitted(*one, values, bits - most, request) for one in _promising(started, values, bits - most, request)]
     fitting = [one for one in tried if one is not None]
     if not fitting:
         raise OrderingError(
@@ -140,6 +144,17 @@ def _best(values: Float[np.ndarray, "*shape"], request: Request, bits: float) ->
         assert refined is not None, "the order costs no more than was kept for it"
         best = min(refined, best, key=lambda one: one.error)
     return best if request.metric is None else _settled(best, values, request)
+
+
+def _promising(
+    started: Sequence[tuple[Form, Order]], values: Float[np.ndarray, "*shape"], bits: float, request: Request
+) -> Sequence[tuple[Form, Order]]:
+    """Return the starts of a search that are worth the time of their sweeps: the best ones before any."""
+    if not request.ordering.refines or not _is_wide(request.metric) or len(started) <= _COMPARED:
+        return started
+    before = [(one, _fitted(*one, values, bits, request, sweeps=0)) for one in started]
+    errors = [(found.error, k) for k, (_, found) in enumerate(before) if found is not None]
+    return [started[k] for _, k in sorted(errors)[:_COMPARED]]
 
 
 def _settled(best: _Candidate, values: Float[np.ndarray, "*shape"], request: Request) -> _Candidate:
@@ -168,7 +183,13 @@ def _refit(generator: Generator, values: Float[np.ndarray, "*shape"], request: R
 
 
 def _fitted(
-    form: Form, order: Order, values: Float[np.ndarray, "*shape"], bits: float, request: Request
+    form: Form,
+    order: Order,
+    values: Float[np.ndarray, "*shape"],
+    bits: float,
+    request: Request,
+    *,
+    sweeps: int | None = None,
 ) -> _Candidate | None:
     # ranks follow from the spectra of the tensor that is multiplied with the root of the moment
     topology = within(form, order.sort(request.content(values)), bits, request.precision)
@@ -187,7 +208,7 @@ def _fitted(
         raise OrderingError(f"Got {topology}, which has no decomposition; use TT, MPO, Tucker, TTN, CP or LowRank.")
     target = values.reshape(start.shape)
     moment = None if request.metric is None else request.metric.moment
-    sweeps = _sweeps(request.metric, _TO_CHOOSE)
+    sweeps = _sweeps(request.metric, _TO_CHOOSE) if sweeps is None else sweeps
     generator = decompose(start, target, moment=moment, sweeps=sweeps)
     if request.nonnegative:
         if not is_linear(generator):
@@ -199,7 +220,11 @@ def _fitted(
 
 def _sweeps(metric: Metric | None, few_or_many: tuple[int, int]) -> int:
     """Return how many sweeps are worth their time; without a moment, decompositions have none."""
-    return few_or_many[metric is not None and len(metric.moment) > _WIDE]
+    return few_or_many[_is_wide(metric)]
+
+
+def _is_wide(metric: Metric | None) -> bool:
+    return metric is not None and len(metric.moment) > _WIDE
 
 
 def _stored(best: _Candidate, values: Float[np.ndarray, "*shape"], request: Request) -> Generator:

@@ -3,6 +3,8 @@
 from ._codes import Codes as Codes
 from ._decode import Bits as Bits
 from ._decode import decoded as decoded
+from ._decode import in_groups as in_groups
+from ._decode import order_in_groups as order_in_groups
 from ._precision import Format as Format
 from ._precision import Parts as Parts
 from ._precision import Precision as Precision

@@ -12,15 +12,29 @@ from .._typing import Float, Int, Shape
 from ..errors import PrecisionError
 from ._coded import SHIFTS, Stepped
 from ._coded import decode as decode_matrix
-from ._decode import Bits, decoded, positions, scales_of, unpacked
+from ._decode import Bits, decoded, in_groups, order_in_groups, positions, scales_of, unpacked
 from ._precision import Parts, Precision, parts_of
+
+
+def _sort(x: Int[np.ndarray, " n"], end: int) -> Int[np.ndarray, " n"]:
+    narrow = x.astype(np.int16 if end <= 2**15 else np.int32)  # those of 16 bits are sorted by their digits
+    return np.argsort(narrow, kind="stable")
+
+
+def _invert(x: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    inverse = np.empty_like(x)
+    inverse[x] = np.arange(len(x))
+    return inverse
+
 
 NUMPY = Bits(
     view=lambda x, dtype: x.view(dtype),
     cast=lambda x, dtype: x.astype(dtype),
     join=lambda arrays, axis: np.concatenate(arrays, axis),
     stack=lambda arrays, axis: np.stack(arrays, axis),
-    sort=lambda x: np.argsort(x, kind="stable"),
+    count=lambda n, like: np.arange(n, dtype=np.int32),
+    sort=_sort,
+    invert=_invert,
     take=lambda x, indices: np.take(x, indices, 1),
 )
 
@@ -103,7 +117,8 @@ class Codes:
     @property
     def order(self) -> Int[np.ndarray, " columns"]:
         """The columns of the first group, of the second and so on."""
-        return np.argsort(self._positions(), kind="stable")
+        parts = parts_of(self.shape, self.precision)
+        return order_in_groups(self.data, parts, NUMPY) if parts.is_ordered else np.arange(parts.columns)
 
     @property
     def groups(self) -> Int[np.ndarray, " columns"]:
@@ -155,6 +170,10 @@ class Codes:
         if not self.precision.is_integer:
             raise PrecisionError(f"Got codes of {self.precision.format}, which have no integers; call decode instead.")
         return parts_of(self.shape, self.precision)
+
+    def in_groups(self) -> Float[np.ndarray, "rows columns"]:
+        """Return the matrix of integers with the columns in their :attr:`order`, as float32."""
+        return in_groups(self.data, self._parts(), NUMPY)
 
     def decode(self) -> Float[np.ndarray, "..."]:
         """Return the array as float32."""

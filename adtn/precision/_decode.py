@@ -29,8 +29,12 @@ class Bits:
         ``(arrays, axis)``: the arrays, one behind the other.
     stack : callable
         ``(arrays, axis)``: the arrays along a new axis.
+    count : callable
+        ``(n, like)``: the integers from 0 to below ``n`` as int32, on the device of another array.
     sort : callable
-        ``(x,)``: the indices that sort an array of integers; equal ones keep their order.
+        ``(x, end)``: the indices that sort integers from 0 to below ``end``; equal ones keep their order.
+    invert : callable
+        ``(indices,)``: the inverse of a permutation.
     take : callable
         ``(x, indices)``: the columns of a matrix with these indices.
     """
@@ -39,7 +43,9 @@ class Bits:
     cast: Callable[[Any, str], Any]
     join: Callable[[list[Any], int], Any]
     stack: Callable[[list[Any], int], Any]
-    sort: Callable[[Any], Any]
+    count: Callable[[int, Any], Any]
+    sort: Callable[[Any, int], Any]
+    invert: Callable[[Any], Any]
     take: Callable[[Any, Any], Any]
 
 
@@ -57,7 +63,7 @@ def decoded(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float[Array
     """
     precision, entries = parts.precision, data[parts.entries]
     if precision.is_integer:
-        values = _times_scales(data, parts, bits)
+        values = in_groups(data, parts, bits)
         if parts.is_ordered:
             values = bits.take(values, positions(data, parts, bits))
     elif precision.format == "bfloat16":  # the upper half of a float32
@@ -70,7 +76,8 @@ def decoded(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float[Array
     return array_of(values, parts)
 
 
-def _times_scales(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float[Array, "rows columns"]:
+def in_groups(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float[Array, "rows columns"]:
+    """Decode integers to a matrix whose columns come group by group, in :func:`order_in_groups`."""
     rows, groups, group, n_bits = parts.rows, parts.groups, parts.group, parts.precision.n_bits
     scales = scales_of(data, parts, bits)
     zeros = bits.cast(unpacked(data[parts.zeros], rows * groups, n_bits, bits), "float32").reshape(rows, groups)
@@ -86,15 +93,19 @@ def _times_scales(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float
     return bits.join([full, (rest - zeros[:, whole:]) * scales[:, whole:]], 1)
 
 
+def order_in_groups(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Int[Array, " columns"]:
+    """Read the columns of the first group, of the second and so on; any bytes make a permutation."""
+    width, eight = packed_bytes(parts.columns, 1), bits.count(8, data)
+    planes = bits.cast(data[parts.order], "int32").reshape(-1, width, 1)
+    n = planes.shape[0]
+    ones = ((planes >> eight) & 1).reshape(n, -1)[:, : parts.columns]
+    groups = (ones << bits.count(n, data)[:, None]).sum(0)
+    return bits.sort(groups, 1 << n)
+
+
 def positions(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Int[Array, " columns"]:
-    """Read where each column is among the stored ones, which come group by group; any bytes make a permutation."""
-    width = 8 * packed_bytes(parts.columns, 1)
-    size = 8 * (parts.order.stop - parts.order.start)
-    planes = bits.cast(unpacked(data[parts.order], size, 1, bits), "int32").reshape(size // width, width)
-    groups = planes[0]
-    for k in range(1, size // width):
-        groups = groups | (planes[k] << k)
-    return bits.sort(bits.sort(groups[: parts.columns]))
+    """Read where each column is among the stored ones, which come group by group."""
+    return bits.invert(order_in_groups(data, parts, bits))
 
 
 def scales_of(data: Int[Array, " bytes"], parts: Parts, bits: Bits) -> Float[Array, "rows groups"]:

@@ -322,6 +322,10 @@ class CP(Topology):
     grows: ClassVar[str | None] = "bond"
     has_decomposition: ClassVar[bool] = True
 
+    def resized(self, layout: Layout, sizes: Mapping[str, int]) -> Self | None:
+        """Return this topology with another number of terms."""
+        return replace(self, bond=sizes["r"])
+
     def levels(self, layout: Layout) -> list[Segment]:
         """Build a single level of factors that share the index ``r``."""
         factors = tuple(

@@ -10,8 +10,8 @@ from typing import Literal
 from .._typing import Inds, Shape
 from ..errors import TopologyError
 
-Init = Literal["normal", "identity", "basis", "seeded", "given", "bumps"]
-INITS: tuple[Init, ...] = ("normal", "identity", "basis", "seeded", "given", "bumps")
+Init = Literal["normal", "isometric", "identity", "basis", "seeded", "given", "bumps"]
+INITS: tuple[Init, ...] = ("normal", "isometric", "identity", "basis", "seeded", "given", "bumps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,10 @@ class Core:
         Level, layer or site number, for tags.
     fan_in : int
         Product of the dimensions of its incoming legs.
-    init : {"normal", "identity", "basis", "seeded", "given", "bumps"}
+    init : {"normal", "isometric", "identity", "basis", "seeded", "given", "bumps"}
         - ``"normal"``: independent normal entries of variance ``1 / fan_in``
+        - ``"isometric"``: a random isometry from the first leg to the others, or its transpose where these are smaller,
+          with entries of variance ``1 / fan_in``
         - ``"identity"``: identity from incoming to outgoing legs, plus ``noise``
         - ``"basis"``: the first basis vector
         - ``"seeded"``: entries of :class:`adtn.SeededBase`; never stored when it is not trainable

@@ -131,6 +131,7 @@ def _isometries(upper: Rank, lower: Rank, level: int, kind: str, raw: dict[int, 
                 kind=kind,
                 level=level,
                 fan_in=upper.dims[p],
+                init="isometric",
             )
         )
     return cores
@@ -233,7 +234,8 @@ class TTN(Topology):
     def _levels_of(self, ranks: list[Rank], noise: float = 0.0) -> list[Segment]:
         pairs = [[], *(self._pairs(ranks, t) for t in range(1, len(ranks)))]
         ranks = _renamed(ranks, pairs)
-        root = Core(name="root", inds=ranks[0].names, shape=ranks[0].dims, param="root", kind="root")
+        dims = ranks[0].dims
+        root = Core(name="root", inds=ranks[0].names, shape=dims, param="root", kind="root", init="isometric")
         levels = [Segment((), (root,), ranks[0].names)]
         for t, (upper, lower) in enumerate(pairwise(ranks), start=1):
             leaf = self.leaves and t == len(ranks) - 1

@@ -148,14 +148,13 @@ def with_input(
 ) -> tuple[Segment, ...]:
     """Add ``x``, of shape ``(batch, n_in)``, to the last segment as one more tensor."""
     last = segments[-1]
-    by_axis: list[list[tuple[int, str]]] = [[], []]
-    for name, (axis, k) in zip(last.outputs, layout.leg_axes, strict=True):
-        by_axis[axis].append((k, name))
-    rows, columns = (tuple(name for _, name in sorted(legs)) for legs in by_axis)
+    legs = sorted(zip(layout.leg_axes, last.outputs, strict=True))
+    rows = tuple(name for (axis, _), name in legs if axis == 0)
+    columns = tuple(name for (axis, _), name in legs if axis > 0)
     x = Core(
         name=INPUT,
         inds=(_BATCH, *columns),
-        shape=(batch, *layout.factors[1]),
+        shape=(batch, *(d for dims in layout.factors[1:] for d in dims)),
         param=INPUT,
         kind="input",
         init="given",

@@ -38,7 +38,7 @@ class TracedApply:
         if before:
             before[-1] = replace(before[-1], outputs=self.last.inputs)
         self.head = compile_program(tuple(before)) if before else None
-        self.legs = weighting.layout.factors[1]
+        self.legs = tuple(d for dims in weighting.layout.factors[1:] for d in dims)
 
     def steps(self, path: Path) -> EinsumSteps | None:
         """List the last segment as ``(slot, slot, equation)``; ``None`` if a step has too many indices for einsum."""
@@ -46,7 +46,7 @@ class TracedApply:
         nodes = contraction_nodes(terms, self.last.outputs, path)
         inds = [*terms, *(node.inds for node in nodes)]
         inds[-1] = self.last.outputs
-        steps = tuple((n.left, n.right, _equation(inds[n.left], inds[n.right], inds[n.out])) for n in nodes)
+        steps = tuple((n.left, n.right, equation_of(inds[n.left], inds[n.right], inds[n.out])) for n in nodes)
         return steps if all(equation for *_, equation in steps) else None
 
     def __call__(
@@ -61,7 +61,7 @@ class TracedApply:
         return self.weighting.product_from_state(slots[-1], arrays, x)
 
 
-def _equation(a: Inds, b: Inds, c: Inds) -> str:
+def equation_of(a: Inds, b: Inds, c: Inds) -> str:
     """Write the product of two tensors as an equation; empty if there are not enough letters."""
     letter = dict(zip(dict.fromkeys((*a, *b)), ascii_letters, strict=False))
     if any(i not in letter for i in (*a, *b)):

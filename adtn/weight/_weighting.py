@@ -235,8 +235,15 @@ class Weighting:
         return pad(ybar, 1, self.layout.padded_shape[0] - self.layout.shape[0])
 
     def pad_input(self, x: Float[Array, "batch n_in"]) -> Float[Array, "batch padded_in"]:
-        """Convert an input to generated order, and pad it for a contraction with the legs of the second axis."""
-        return pad(self.input(x), 1, self.layout.padded_shape[1] - self.layout.shape[1])
+        """Convert an input to generated order, and pad it for a contraction with the legs of all axes but the first."""
+        shape, padded = self.layout.shape, self.layout.padded_shape
+        if len(shape) == 2:
+            return pad(self.input(x), 1, padded[1] - shape[1])
+        x = do("reshape", x, (x.shape[0], *shape[1:]))
+        for axis in range(1, len(shape)):
+            p = self.permutations[axis] if self.permutations else None
+            x = pad(x if p is None else p.restore(x, axis), axis, padded[axis] - shape[axis])
+        return do("reshape", x, (x.shape[0], -1))
 
     def pad_input_adjoint(self, xbar: Float[Array, "batch ..."]) -> Float[Array, "batch n_in"]:
         """Convert the adjoint of the result of :meth:`pad_input`, with any legs, to ``(batch, n_in)``."""
@@ -261,6 +268,7 @@ class Weighting:
 
     def _times_base(self, arrays: Params, x: Float[Array, "batch n"], axis: int) -> Float[Array, "batch m"]:
         if self.identity is None:
-            return x @ (arrays[BASE].mT if axis else arrays[BASE])
+            base = do("reshape", arrays[BASE], (self.layout.shape[0], -1))
+            return x @ (base.mT if axis else base)
         n = self.layout.shape[1 - axis]
         return pad(x[:, :n] * self.identity, 1, max(n - x.shape[1], 0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial
 from typing import Any
@@ -187,6 +187,18 @@ class JaxBackend:
         from ._model import NnxModel
 
         return NnxModel(model, device)
+
+    def probe(self, model: Any, names: Sequence[str], patch: Mapping[str, Any]) -> Any | None:
+        """Return a probe of the bonds of a :class:`flax.nnx.Module`; return ``None`` for other objects."""
+        try:
+            from flax import nnx
+        except ImportError as error:
+            raise missing("flax", "jax", "models of Flax") from error
+        if not isinstance(model, nnx.Module):
+            return None
+        from .layers._probe import Probe
+
+        return Probe(model, names, patch)
 
     def optimizer(self, name: str, **options: float) -> OptaxOptimizer:
         """Make Adam, AdamW or SGD."""

@@ -5,6 +5,8 @@ A permutation is an index array: the entry ``index[i]`` comes to place ``i``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from adtn._typing import Int
 
@@ -23,6 +25,17 @@ def moved_blocks(index: Int[np.ndarray, " n"], size: int) -> Int[np.ndarray, " b
 def of_blocks(order: Int[np.ndarray, " blocks"], size: int) -> Int[np.ndarray, " n"]:
     """Return the permutation of the entries of blocks that move as a whole."""
     return (order[:, None] * size + np.arange(size)).reshape(-1)
+
+
+def apart(index: Int[np.ndarray, " n"], size: int) -> list[Int[np.ndarray, " size"]] | None:
+    """Return the permutation of each part, such as queries, keys and values, ``None`` if entries of parts are mixed."""
+    parts = index.reshape(-1, size) - size * np.arange(len(index) // size)[:, None]
+    return None if bool(((parts < 0) | (parts >= size)).any()) else list(parts)
+
+
+def joined(parts: Sequence[Int[np.ndarray, " size"]]) -> Int[np.ndarray, " n"]:
+    """Return the permutation of entries whose parts are permuted one by one, the inverse of :func:`apart`."""
+    return np.concatenate([part + k * len(part) for k, part in enumerate(parts)])
 
 
 def spread(index: Int[np.ndarray, " n"], size: int, times: int) -> Int[np.ndarray, " m"] | None:

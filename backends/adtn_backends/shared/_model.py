@@ -327,6 +327,19 @@ class ReplacedModel(WatchedInputs):
             place = self._originals[sharing(name)[0] if name in self._shared else name]
             self._take_generator(self._weights[name], self.modules.generated(generator, place))
 
+    def exchange(self, generators: Mapping[str, Generator]) -> None:
+        """Put other generators of any structure in the places of installed weights."""
+        places = self.modules.places(self.model)
+        for name, generator in generators.items():
+            old = self._weights[name]
+            new = self.modules.generated(generator, self._originals[name])
+            new.decode_once(True)
+            for path, module in places.items():
+                if module is old:
+                    self.modules.put(self.model, path, new)
+            self._weights[name] = new
+        self._changed(self.generators())
+
     def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
         """Compute the mean loss in evaluation mode."""
         losses = self._losses(data, loss)

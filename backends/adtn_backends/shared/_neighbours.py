@@ -13,10 +13,11 @@ from adtn.errors import LayoutError
 from adtn.ordering import Absorbed, Absorption, Kept, bits_of_permutation
 from adtn.ordering._absorption import SIDES, Kind
 
-from ._blocks import divisors, gathered, moved_blocks, of_blocks, pairs_in_blocks, same, spread
-from ._probes import Heads, LinearLayer, Mask, OrderedModel, Probe, Trace
+from ._blocks import apart, divisors, gathered, joined, moved_blocks, of_blocks, pairs_in_blocks, same, spread
+from ._probes import Heads, LinearLayer, Mask, OrderedModel, Probe, Trace, moved_parts
 
 _NEAREST = 4  # layers before an input that are tried
+_PARTS = 3  # of outputs that are computed together: queries, keys and values, or a gate and what it multiplies
 _OUT, _IN = 0, 1
 
 Index = Int[np.ndarray, " n"]
@@ -145,10 +146,14 @@ class _Search:
         if name not in called:
             raise _NothingFound("the examples do not call this layer")
         earlier = list(dict.fromkeys(called[: called.index(name)][::-1]))
-        fitting = [one for one in earlier if len(index) % layers[one].n_out == 0 and not layers[one].reason]
+        fitting = [one for one in earlier if _fits(layers[one].n_out, len(index)) and not layers[one].reason]
         for one in fitting[:_NEAREST]:
-            times = len(index) // layers[one].n_out
-            sizes = [layers[one].n_out] if times == 1 else divisors(layers[one].n_out)
+            n = layers[one].n_out
+            if n > len(index):
+                yield from ((one, wide) for wide in _with_parts(index, n // len(index)))
+                continue
+            times = len(index) // n
+            sizes = [n] if times == 1 else divisors(n)
             shorts = (gathered(index, d, times) for d in sizes)
             yield from ((one, short) for short in shorts if short is not None)
 
@@ -227,7 +232,7 @@ class _Search:
         """Make the move of a probe in which everything fits together."""
         if wanted is not None and not same(probe.found.get(wanted[0], np.arange(0)), wanted[1]):
             raise _NothingFound("no layer before it changes its inputs in the examples")
-        if not probe.found and len(probe.gathers) < 2:
+        if not probe.found and len(probe.gathers) < 2 and not any(map(_moves_two_parts, probe.gathers.values())):
             raise _NothingFound("the examples do not show which layer reads it")
         for name in (*probe.gathers, *probe.found):
             if layers[name].reason:
@@ -242,28 +247,34 @@ class _Search:
         """Return what was permuted, ``None`` if entries, or heads, depend on more than their own ones."""
         if not probe.found:
             return "rotary" if group.tables else "keys"
+        first = next(iter(probe.gathers))
+        moved = moved_parts(probe.gathers[first], probe.parts.get(first, len(probe.gathers[first])))
         if not group.heads and Mask(probe, None).run():
             sizes = {len(index) for index in probe.gathers.values()}
             # a head of its own has channels, while all hidden units are alike
-            mixed = np.random.default_rng(0).permutation(max(sizes))
+            mixed = np.random.default_rng(0).permutation(probe.parts.get(first, max(sizes)))
             every = dict.fromkeys(probe.gathers, mixed)
+            if probe.parts:
+                parts = [np.arange(len(mixed))] * (len(probe.gathers[first]) // len(mixed))
+                every[first] = joined([mixed if k in moved else part for k, part in enumerate(parts)])
             return "values" if len(sizes) > 1 or self._probed(every, {}).failed else "hidden"
-        heads = group.heads or _blocks_moved(next(iter(probe.gathers.values())))
+        heads = 0 if probe.parts else group.heads
+        heads = heads or (_blocks_moved(next(iter(moved.values()))) if moved else 0)
         return "heads" if heads and Mask(probe, heads).run() else None
 
     def _inside(self, attention: Heads, axis: int, index: Index) -> _Move:
         """Find the orders of queries, keys, values and outputs of an attention whose projections are one weight."""
         d, n = attention.channels, self.model.layers()[attention.out].n_in
         if axis == _OUT:
-            parts = [part - k * n for k, part in enumerate(index.reshape(3, n))]
-            if any(bool(((part < 0) | (part >= n)).any()) for part in parts):
+            parts = apart(index, n)
+            if parts is None:
                 raise _NothingFound("it mixes queries, keys and values")
         else:
             order = moved_blocks(index, d)
             if order is None:
                 raise _NothingFound("it mixes channels of different heads")
             parts = [of_blocks(order, d)] * 2 + [index]
-        rows = np.concatenate([part + k * n for k, part in enumerate(parts)])
+        rows = joined(parts)
         moves_heads = any(not same(part // d, np.arange(n) // d) for part in parts)
         moves_values = not same(parts[2], np.arange(n))
         kind: Kind = "heads" if moves_heads else "values" if moves_values else "keys"
@@ -296,6 +307,34 @@ def _like(index: Index, n: int) -> list[Index]:
         return []
     known = [one for one in found if one is not None]
     return [one for k, one in enumerate(known) if not any(same(one, other) for other in known[:k])]
+
+
+def _fits(n_out: int, n_in: int) -> bool:
+    """Return whether inputs may be outputs of this number, copies of their blocks, or one of a few parts of them."""
+    return n_in % n_out == 0 or (n_out % n_in == 0 and n_out <= _PARTS * n_in)
+
+
+def _with_parts(index: Index, times: int) -> Iterator[Index]:
+    """Yield orders of outputs of several parts that may give that of an input: one part, all, or also whole heads."""
+    stay = np.arange(len(index))
+    for k in range(times)[::-1]:  # values are the last ones
+        yield joined([index if j == k else stay for j in range(times)])
+    yield joined([index] * times)
+    for d in divisors(len(index))[-2:0:-1]:
+        order = moved_blocks(index, d)
+        if order is not None and not same(order, np.arange(len(order))):
+            whole = of_blocks(order, d)
+            for k in range(times)[::-1]:
+                yield joined([index if j == k else whole for j in range(times)])
+
+
+def _moves_two_parts(index: Index) -> bool:
+    """Return whether two parts of outputs move alike, such as queries and keys, whose order nothing else sees."""
+    for size in (len(index) // times for times in range(2, _PARTS + 1) if len(index) % times == 0):
+        moved = list(moved_parts(index, size).values())
+        if len(moved) > 1 and all(same(part, moved[0]) for part in moved):
+            return True
+    return False
 
 
 def _in_blocks(inner: Index, n: int) -> Index:

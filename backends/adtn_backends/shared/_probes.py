@@ -13,7 +13,7 @@ import numpy as np
 from adtn import Permutation
 from adtn._typing import Int
 
-from ._blocks import divisors, same, spread
+from ._blocks import apart, divisors, same, spread
 
 _PER_ROUNDING = 256.0  # rounding errors that add up in a model
 _MOST = 0.05  # relative error in half precision
@@ -161,6 +161,7 @@ class Probe(Watch):
         self.trace, self.gathers = trace, gathers
         self.found: dict[str, Int[np.ndarray, " m"]] = {}
         self.sizes: dict[str, tuple[int, int]] = {}  # blocks that are repeated, and how often, of what was found
+        self.parts: dict[str, int] = {}  # sizes of the parts of outputs, of which a layer reads one
         self.failed = ""  # where something else than that order is seen
         self._calls: Counter[str] = Counter()
 
@@ -182,14 +183,16 @@ class Probe(Watch):
         now, started = model.values(x), any(self._calls[one] for one in self.gathers)
         orders = self._orders(was.shape[-1]) if started else []
         if model.close(now, was):
-            if name in self.found or any(model.close(was[..., index], was) for index, _ in orders):
+            if name in self.found or any(model.close(was[..., index], was) for index, _, _ in orders):
                 self._fail(name)  # another call sees an order, or an order would not be seen here
             return given
-        for index, size in orders:
+        for index, size, whole in orders:
             if model.close(now, was[..., index]):
                 if k and not (name in self.found and same(self.found[name], index)):
                     break
                 self.found[name], self.sizes[name] = index, size
+                if whole:
+                    self.parts[whole] = len(index)
                 return given
         return self._fail(name)
 
@@ -201,15 +204,22 @@ class Probe(Watch):
         self.failed = name
         raise _Stop
 
-    def _orders(self, n: int) -> list[tuple[Int[np.ndarray, " n"], tuple[int, int]]]:
-        """List the orders in which an input of this width may be."""
+    def _orders(self, n: int) -> list[tuple[Int[np.ndarray, " n"], tuple[int, int], str]]:
+        """List the orders in which an input of this width may be, with the outputs of which they are a part."""
         orders = []
-        for index in self.gathers.values():
+        for name, index in self.gathers.items():
             if n % len(index) == 0:
                 times = n // len(index)
                 blocks = [len(index)] if times == 1 else divisors(len(index))
-                orders += [(wide, (d, times)) for d in blocks if (wide := spread(index, d, times)) is not None]
+                orders += [(wide, (d, times), "") for d in blocks if (wide := spread(index, d, times)) is not None]
+            elif len(index) % n == 0:
+                orders += [(part, (n, 1), name) for part in moved_parts(index, n).values()]
         return orders
+
+
+def moved_parts(index: Int[np.ndarray, " n"], size: int) -> dict[int, Int[np.ndarray, " size"]]:
+    """Return the orders of parts that are not as they were, by their places; none if entries of parts are mixed."""
+    return {k: part for k, part in enumerate(apart(index, size) or []) if not same(part, np.arange(size))}
 
 
 class Mask(Watch):
@@ -253,7 +263,10 @@ class Mask(Watch):
         if name not in gathers:
             return y
         n = len(gathers[name])
-        entries = np.where(self._marked(n, (n, 1)), (np.arange(n) + 1) % n, np.arange(n))
+        size = self.probe.parts.get(name, n)
+        marked = np.zeros((n // size, size), bool)
+        marked[list(moved_parts(gathers[name], size))] = self._marked(size, (size, 1))
+        entries = np.where(marked.reshape(-1), (np.arange(n) + 1) % n, np.arange(n))
         return y[..., entries] * 0.5 + y * 0.5  # a mean of neighbours is as large as what it replaces
 
     def _marked(self, n: int, size: tuple[int, int]) -> np.ndarray:

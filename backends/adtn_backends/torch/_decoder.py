@@ -187,7 +187,8 @@ class HFDecoder:
         from ._live import live_cache  # which needs transformers when it is imported
 
         plain = DynamicCache(config=self.model.config).layers
-        return live_cache(plain, dict(zip(self.layers, codes, strict=True)), self.rotary, options)
+        embedding = self.model.get_input_embeddings()
+        return live_cache(plain, dict(zip(self.layers, codes, strict=True)), self.rotary, embedding, options)
 
     def gradients(self, cache: Any, continuation: np.ndarray, samples: int, seed: int) -> Iterator[Pair[torch.Tensor]]:
         """Return gradients of log-likelihoods of labels that the model draws; see :class:`adtn.kv.Decoder`."""

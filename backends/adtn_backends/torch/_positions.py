@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import threading
-import weakref
 from typing import Any
 
 import torch
 from adtn.errors import KVCacheError
-from torch import nn
 
+from ._listener import Listener
 from ._rotary import Rotary
-
-_calls = itertools.count(1)
 
 
 class Positions:
@@ -35,8 +30,7 @@ class Positions:
 
     def __init__(self, rotary: Rotary | None) -> None:
         self.rotary = rotary
-        self._last = threading.local()
-        self._stop: weakref.finalize[Any, Any] | None = None
+        self._listener: Listener | None = None
         if rotary is None:
             return
         if rotary.depends_on_length:
@@ -45,27 +39,12 @@ class Positions:
                 "Keys of one sequence then have angles of several kinds; expected one kind, such as rope_type "
                 "'default', 'linear', 'yarn' or 'llama3'."
             )
-        own = weakref.ref(self)
-
-        def listen(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], result: Any) -> None:
-            listener = own()
-            if listener is not None:
-                listener._hear(arguments, named)
-
-        handle = rotary.module.register_forward_hook(listen, with_kwargs=True)
-        self._stop = weakref.finalize(self, handle.remove)
-        self._stop.atexit = False
-
-    def _hear(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        assert self.rotary is not None
-        found = self.rotary.positions_of(arguments, named)
-        if found is not None:
-            self._last.call, self._last.positions = next(_calls), found.detach()
+        self._listener = Listener(rotary.module, rotary.positions_of)
 
     @property
     def last_call(self) -> int:
         """The number of the last call in this thread; 0 before the first."""
-        return getattr(self._last, "call", 0)
+        return 0 if self._listener is None else self._listener.last_call
 
     def of(self, keys: torch.Tensor, seen: int, used: int) -> torch.Tensor:
         """Return the positions of new keys, ``(batch, heads, length, channels)``, as int32 ``(batch, length)``.
@@ -84,9 +63,9 @@ class Positions:
             If the model was not heard since then, or what was heard has another shape.
         """
         batch, length = keys.shape[0], keys.shape[-2]
-        if self.rotary is None:
+        if self._listener is None:
             return torch.arange(seen, seen + length, dtype=torch.int32, device=keys.device).expand(batch, -1)
-        if self._stop is None or not self._stop.alive:
+        if not self._listener.is_open:
             raise KVCacheError("This cache was closed, so it is not told positions any more. Make another one.")
         if self.last_call <= used:
             raise KVCacheError(
@@ -94,7 +73,7 @@ class Positions:
                 "Expected a call of the model that the codec is bound to, in the thread of the update; compiled models "
                 "call no hooks that were added later."
             )
-        found = self._last.positions
+        found = self._listener.heard
         if found.ndim != 2 or found.shape[0] not in (1, batch) or found.shape[1] != length:
             raise KVCacheError(
                 f"Got keys of {batch} sequences of {length} tokens, and positions of shape {tuple(found.shape)}; "
@@ -104,8 +83,8 @@ class Positions:
 
     def close(self) -> None:
         """Stop listening."""
-        if self._stop is not None:
-            self._stop()
+        if self._listener is not None:
+            self._listener.close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Positions:
         """Return another listener to the same model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -250,6 +250,14 @@ class TorchBackend(InPlace):
             return None
 
         return TorchModel(model, device)
+
+    def probe(self, model: Any, names: Sequence[str], patch: Mapping[str, Any]) -> Any | None:
+        """Return a probe of the bonds of a :class:`torch.nn.Module`; return ``None`` for other objects."""
+        if not isinstance(model, torch.nn.Module):
+            return None
+        from .layers._probe import Probe
+
+        return Probe(model, names, patch)
 
     def decoder(self, model: Any) -> Any | None:
         """Wrap a decoder of transformers, whose caches ``adtn.KVCodec`` codes; return ``None`` for other objects."""

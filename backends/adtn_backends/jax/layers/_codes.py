@@ -10,15 +10,32 @@ import jax.numpy as jnp
 import numpy as np
 from adtn._typing import Float, Int
 from adtn.precision import Bits, Codes, Parts, Straight, decoded, gains_shape, parts_of, rounded_again, rounded_through
+from adtn.precision import in_groups as grouped
+from adtn.precision import order_in_groups as order_of
 from flax import nnx
+
+
+def _sort(x: Int[jax.Array, " n"], end: int) -> Int[jax.Array, " n"]:
+    n = len(x)
+    if n * end > 2**31:
+        return jnp.argsort(x)
+    # one array of different numbers is sorted three times as fast as pairs of them
+    return jnp.sort(x.astype(jnp.int32) * n + jnp.arange(n, dtype=jnp.int32)) % n
+
+
+def _invert(x: Int[jax.Array, " n"]) -> Int[jax.Array, " n"]:
+    return jnp.zeros_like(x).at[x].set(jnp.arange(len(x), dtype=x.dtype), unique_indices=True)
+
 
 _BITS = Bits(
     view=lambda x, dtype: jax.lax.bitcast_convert_type(x, jnp.dtype(dtype)),
     cast=lambda x, dtype: x.astype(dtype),
     join=lambda arrays, axis: jnp.concatenate(arrays, axis),
     stack=lambda arrays, axis: jnp.stack(arrays, axis),
-    sort=jnp.argsort,
-    take=lambda x, indices: jnp.take(x, indices, axis=1),
+    count=lambda n, like: jnp.arange(n, dtype=jnp.int32),
+    sort=_sort,
+    invert=_invert,
+    take=lambda x, indices: jnp.take(x, indices, axis=1, mode="clip"),  # as no index is out of range
 )
 _STRAIGHT = Straight(
     clip=jnp.clip,
@@ -77,10 +94,22 @@ class TrainedCodes(nnx.Module):
         return rounded_again(start, np.asarray(self.values[...]), gains)
 
 
-def decoder(parts: Mapping[str, Parts]) -> Callable[[dict[str, jax.Array], Any], dict[str, jax.Array]]:
-    """Compile a function that decodes the bytes of cores to a dtype; entropy codes are decoded on the host."""
+def order_in_groups(data: Int[jax.Array, " bytes"], parts: Parts) -> Int[jax.Array, " columns"]:
+    """Read the columns of the first group of ordered integers, of the second and so on."""
+    return order_of(data, parts, _BITS)
+
+
+def decoder(
+    parts: Mapping[str, Parts], *, in_groups: bool = False
+) -> Callable[[dict[str, jax.Array], Any], dict[str, jax.Array]]:
+    """Compile a function that decodes the bytes of cores to a dtype; entropy codes are decoded on the host.
+
+    With ``in_groups``, the columns of ordered integers come group by group, see :func:`order_in_groups`.
+    """
 
     def decode(data: dict[str, jax.Array], dtype: Any) -> dict[str, jax.Array]:
+        if in_groups:
+            return {k: grouped(x, parts[k], _BITS).reshape(parts[k].shape).astype(dtype) for k, x in data.items()}
         return {name: decoded(x, parts[name], _BITS).astype(dtype) for name, x in data.items()}
 
     compiled = jax.jit(decode, static_argnums=1)

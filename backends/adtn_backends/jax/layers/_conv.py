@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import jax
@@ -90,11 +91,7 @@ class _ADTNConv(FromConv, nnx.Module):
     ) -> Float[jax.Array, " batch *size_out"]:
         """Map ``(batch, *size, in)`` to ``(batch, *size, out)``."""
         x = inputs  # a name that callers of flax.nnx use
-        g, x = self.geometry, as_dtype(x, self.dtype)
-        padding: Any = self.rule or g.padding
-        if g.padding_mode != "zeros":
-            x = jnp.pad(x, ((0, 0), *g.padding, (0, 0)), mode=NUMPY_PAD[g.padding_mode])
-            padding = "VALID"
+        g, (x, padding) = self.geometry, self.padded(x)
         size = "DHW"[3 - self.axes :]
         y = jax.lax.conv_general_dilated(
             x,
@@ -107,6 +104,13 @@ class _ADTNConv(FromConv, nnx.Module):
         )
         y = placed(y, out_sharding)
         return y if self.bias is None else y + as_dtype(self.bias[...], self.dtype)
+
+    def padded(self, x: Float[jax.Array, " batch *size_in"]) -> tuple[Float[jax.Array, " batch *size_in"], Any]:
+        """Return the input with all padding that a convolution cannot add itself, and what is left to add."""
+        g, x = self.geometry, as_dtype(x, self.dtype)
+        if g.padding_mode == "zeros":
+            return x, self.rule or g.padding
+        return jnp.pad(x, ((0, 0), *g.padding, (0, 0)), mode=NUMPY_PAD[g.padding_mode]), "VALID"
 
 
 class ADTNConv1d(_ADTNConv):
@@ -191,6 +195,28 @@ def _patches(dense: Any, x: Any) -> Any | None:
     return columns.reshape(-1, columns.shape[-1])
 
 
+def _through(layer: _ADTNConv, product: Callable[[Any], Any], inputs: Any) -> Any:
+    """Apply the layer to windows, ``(batch, *size, groups, in / groups * kernel)``; one group has no axis."""
+    g, (x, padding) = layer.geometry, layer.padded(inputs)
+    size = "DHW"[3 - layer.axes :]
+    windows = jax.lax.conv_general_dilated_patches(
+        x,
+        g.kernel_size,
+        g.stride,
+        padding,
+        rhs_dilation=g.dilation,
+        dimension_numbers=(f"N{size}C", f"{size}IO", f"N{size}C"),
+    )
+    if g.groups > 1:  # all rows of the weight for every group, of which each has its own
+        y = product(windows.reshape(*windows.shape[:-1], g.groups, -1))
+        y = y.reshape(*y.shape[:-1], g.groups, -1)
+        y = jnp.moveaxis(jnp.diagonal(y, axis1=-3, axis2=-2), -1, -2).reshape(*windows.shape[:-1], -1)
+    else:
+        y = product(windows)
+    y = as_dtype(y, x.dtype)
+    return y if layer.bias is None else y + as_dtype(layer.bias[...], layer.dtype)
+
+
 def _each(value: Any, axes: int) -> tuple[int, ...]:
     return (int(value),) * axes if isinstance(value, int) else tuple(map(int, value))
 
@@ -216,6 +242,7 @@ CONV = Kind(
     write=lambda dense, weight: jnp.moveaxis(weight, (0, 1), (-1, -2)),
     refusal=_refusal,
     rows=_patches,
+    through=_through,
 )
 KINDS = (CONV,)
 """Convolutions over any number of axes."""

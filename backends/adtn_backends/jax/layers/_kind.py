@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from adtn._typing import Int
 from adtn.errors import LayoutError
 from flax import nnx
 
@@ -57,6 +60,9 @@ class Kind:
     batch : callable
         ``batch(layer, x)`` returns the number of rows to which the generated layer is applied, or 0 if it generates its
         weight for any input.
+    through : callable, optional
+        ``through(layer, product, inputs)`` is the forward pass of the generated layer with another function
+        ``(..., n_in)`` to ``(..., n_out)`` in place of the product with its weight.
     """
 
     dense: type[nnx.Module]
@@ -69,10 +75,15 @@ class Kind:
     refusal: Callable[[Any], str] = no_reason
     rows: Callable[[Any, Any], Any | None] = no_rows
     batch: Callable[[Any, Any], int] = lambda layer, x: 0
+    through: Callable[[Any, Callable[[Any], Any], Any], Any] | None = None
 
-    def reason(self, dense: Any) -> str:
-        """Say why a dense layer of this kind has no generated form; return an empty string if it has one."""
-        if getattr(dense, self.variable).ndim != self.axes(dense):  # layers stacked for a scan
+    def is_stacked(self, dense: Any) -> bool:
+        """Return whether the variable holds the weights of several layers, stacked for a scan."""
+        return getattr(dense, self.variable).ndim != self.axes(dense)
+
+    def reason(self, dense: Any, *, stacked: bool = False) -> str:
+        """Say why a dense layer, or with ``stacked`` several in one array, has no generated form; else return ""."""
+        if not stacked and self.is_stacked(dense):
             return "several layers in one array (nnx.vmap); make them a list"
         if custom := _custom_functions(dense):
             return f"its {custom} would be lost"
@@ -81,6 +92,15 @@ class Kind:
     def weight(self, dense: Any) -> jax.Array:
         """Return the weight with the axes of PyTorch, ``(out, in, ...)``."""
         return self.read(dense, getattr(dense, self.variable)[...])
+
+    def permute(self, dense: Any, axis: int, index: Int[np.ndarray, " n"]) -> None:
+        """Permute an axis of the weight, or of all weights that are stacked along the first axis, in place."""
+        variable = getattr(dense, self.variable)
+
+        def permuted(kernel: jax.Array) -> jax.Array:
+            return self.write(dense, jnp.take(self.read(dense, kernel), jnp.asarray(index), axis))
+
+        variable[...] = (jax.vmap(permuted) if self.is_stacked(dense) else permuted)(variable[...])
 
     def refuse_other(self, dense: Any) -> None:
         """Refuse subclasses and layers with custom functions, whose behaviour would be lost.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 from adtn import Generator
 from adtn._checks import checked
 from adtn._typing import Float, Params
@@ -88,7 +90,9 @@ class ADTNLinear(FromLinear, nnx.Module):
         """Map ``(..., n_in)`` to ``(..., n_out)``."""
         x = inputs  # a name that callers of flax.nnx use
         check_input(x.shape, self.in_features)
-        y = by_shards(self._product, self.generated.arrays(), x, 1, out_sharding)
+        order = self.generated.order_for(x)  # of ordered columns; then it is the input that is permuted
+        given = x if order is None else jnp.take(x, order, axis=-1, mode="clip")
+        y = by_shards(self._product, self.generated.arrays(in_groups=order is not None), given, 1, out_sharding)
         return y if self.bias is None else y + as_dtype(self.bias[...], self.dtype)
 
     def _product(self, arrays: Params, x: Float[jax.Array, "*batch n_in"]) -> Float[jax.Array, "*batch n_out"]:
@@ -185,6 +189,11 @@ def _batch(layer: ADTNLinear, x: Any) -> int:
     return x.size // layer.in_features
 
 
+def _through(layer: ADTNLinear, product: Callable[[Any], Any], inputs: Any) -> Any:
+    y = as_dtype(product(inputs), layer.dtype)
+    return y if layer.bias is None else y + as_dtype(layer.bias[...], layer.dtype)
+
+
 def _general(dense: Any, weight: Weight, bias: Any) -> ADTNLinearGeneral:
     flat = bias if bias is False else bias.reshape(-1)
     return ADTNLinearGeneral(weight, flat, dense.in_features, dense.out_features, dense.dtype)
@@ -205,6 +214,7 @@ LINEAR = Kind(
     write=lambda dense, weight: weight.T,
     rows=lambda dense, x: x.reshape(-1, x.shape[-1]),
     batch=_batch,
+    through=_through,
 )
 LINEAR_GENERAL = Kind(
     dense=nnx.LinearGeneral,

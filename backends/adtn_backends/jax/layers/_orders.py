@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -35,15 +36,17 @@ def absorb_orders(model: nnx.Module, *inputs: Any, **options: Any) -> Absorption
     The neighbours are found by experiments with example inputs: outputs of a layer are permuted, and the inputs of all
     others are compared. A permutation moves if everything that sees it can take it over: hidden units between linear
     layers with elementwise functions between them (also gated ones), channels of values inside each head, heads,
-    channels of keys and queries, and their rotary pairs with the frequencies (a variable whose name contains
-    ``freq``). All others stay, and the layer permutes its inputs or outputs as before; so it is with the residual
-    stream, behind normalisations, and for weights that several layers share or that have a base. The model is changed
-    in place; its outputs change by rounding only, which is checked with the example, or else the move is undone.
+    channels of keys and queries, also where one layer computes several of these, and rotary pairs with the frequencies
+    (a variable whose name contains ``freq``). All others stay, and the layer permutes its inputs or outputs as before;
+    so it is with the residual stream, behind normalisations, and for weights that several layers share or that have a
+    base. The model is changed in place; its outputs change by rounding only, which is checked with the example, or else
+    the move is undone.
 
     Parameters
     ----------
     model : flax.nnx.Module
-        The model; layers that are called inside transformations such as :func:`flax.nnx.scan` are not seen.
+        The model. Layers in a :func:`flax.nnx.scan`, stacked along the first axis of their arrays, have one order that
+        moves for all of them; layers in other transformations, such as :func:`flax.nnx.vmap`, are not seen.
     *inputs, **options
         An example call, ``model(*inputs, **options)``: several samples, or tokens, of which no two are equal.
 
@@ -94,6 +97,9 @@ class NnxOrders(OrderedModel):
         owned = {id(m): m for m in modules.values() if isinstance(m, nnx.Module)}
         owners = Counter(id(v) for m in owned.values() for v in params_of(m))
         self._tied = {key for key, n in owners.items() if n > 1}
+        self._traced, self._unrolls = _Traced(), False
+        self.call(Watch())
+        self._unrolls = self._traced.seen
 
     def layers(self) -> dict[str, LinearLayer]:
         """Return the linear layers, and the projections inside attentions."""
@@ -116,7 +122,7 @@ class NnxOrders(OrderedModel):
         elif weight is not None:
             reason = "its weight is a part of another one"
         else:
-            reason = known_kind_of(module).reason(module)
+            reason = _reason(module)
         shared = id(module if weight is None else weight) in self._shared or id(module) in self._shared
         if shared or any(id(v) in self._tied for v in params_of(module)):
             reason = "its weight is that of another layer as well"
@@ -148,9 +154,10 @@ class NnxOrders(OrderedModel):
         """Call the model with wrappers around its layers."""
         try:
             for name, module in self._modules.items():
-                put_module(self.model, name, _Watched(module, name, watch))
-            # products of float32 in fewer bits would hide small differences
-            with mode_of(self.model, training=False), jax.default_matmul_precision("highest"):
+                put_module(self.model, name, _Watched(module, name, watch, self._traced))
+            # products of float32 in fewer bits would hide small differences; without compilation, a scan is a loop
+            unrolled = jax.disable_jit() if self._unrolls else nullcontext()
+            with mode_of(self.model, training=False), jax.default_matmul_precision("highest"), unrolled:
                 run: Any = self.model
                 return [self.values(x) for x in _arrays(run(*self.inputs, **self.options))]
         finally:
@@ -167,11 +174,10 @@ class NnxOrders(OrderedModel):
         if weight is not None:
             weight.permute(axis, Permutation(index))
         else:
-            kind = known_kind_of(module)
-            kind.filled(module, jnp.take(kind.weight(module), jnp.asarray(index), axis), None)
+            known_kind_of(module).permute(module, axis, index)
         bias = module.linear.bias if is_general(module) else module.bias
         if axis == 0 and bias is not None:
-            bias[...] = bias[...].reshape(-1)[jnp.asarray(index)].reshape(bias[...].shape)
+            bias[...] = bias[...].reshape(-1, len(index))[:, jnp.asarray(index)].reshape(bias[...].shape)
 
     def gather_table(self, name: str, index: Int[np.ndarray, " n"]) -> None:
         """Permute frequencies."""
@@ -202,15 +208,35 @@ def _arrays(outputs: Any) -> Iterator[jax.Array]:
     return (x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))
 
 
+def _reason(module: Any) -> str:
+    """Say why a dense layer, or several that are stacked along the first axis, cannot be permuted."""
+    kind = known_kind_of(module)
+    if not kind.is_stacked(module):
+        return kind.reason(module)
+    shape = tuple(math.prod(_sizes(x)) for x in (module.out_features, module.in_features))
+    try:
+        one = jax.eval_shape(lambda x: kind.read(module, x[0]), getattr(module, kind.variable)[...]).shape
+    except (TypeError, ValueError):
+        one = ()
+    return kind.reason(module, stacked=True) if one == shape else kind.reason(module)
+
+
+class _Traced:
+    """Whether a layer was called inside a transformation."""
+
+    seen = False
+
+
 class _Watched(nnx.Module):
     """A wrapper around a layer that lets a watch see, and replace, its inputs and outputs with flattened axes."""
 
-    def __init__(self, layer: Any, name: str, watch: Watch) -> None:
-        self.layer, self.name, self.watch = layer, name, watch
+    def __init__(self, layer: Any, name: str, watch: Watch, traced: _Traced) -> None:
+        self.layer, self.name, self.watch, self.traced = layer, name, watch, traced
 
     def __call__(self, inputs: jax.Array, *args: Any, **options: Any) -> Any:
         layer = self.layer
         if isinstance(inputs, Tracer):  # inside a transformation, inputs have no values here
+            self.traced.seen = True
             return layer(inputs, *args, **options)
         if is_general(layer):
             wide = len(layer.inputs), len(layer.outputs)

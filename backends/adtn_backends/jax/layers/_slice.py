@@ -70,10 +70,14 @@ class GeneratedSlice(nnx.Module):
         """The dtype of the weight."""
         return self.whole.dtype
 
-    def arrays(self) -> dict[str, jax.Array]:
+    def order_for(self, x: Float[jax.Array, "*batch n_in"]) -> None:
+        """Return ``None``: a slice has no order of its own."""
+        return
+
+    def arrays(self, *, in_groups: bool = False) -> dict[str, jax.Array]:
         """Return the cores of the whole weight, or inside :func:`shared_once` the weight itself."""
         made = _MADE.get().get(id(self.whole))
-        return self.whole.arrays() if made is None else {_WHOLE: made}
+        return self.whole.arrays(in_groups=in_groups) if made is None else {_WHOLE: made}
 
     def __call__(self, arrays: Params | None = None) -> Float[jax.Array, "*shape"]:
         """Compute the slice from the module's cores, or from other ones."""

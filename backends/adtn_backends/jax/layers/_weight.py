@@ -13,7 +13,7 @@ from adtn._checks import checked
 from adtn._typing import Float, Int, Params
 from adtn.backends import get_backend
 from adtn.errors import LayoutError
-from adtn.generator import generated_rows
+from adtn.generator import generated_rows, grouped_core
 from adtn.precision import Codes, Parts, parts_of
 from adtn.schedule import decide
 from adtn.weight import ANY_BATCH, Layer, Materialised, Mode
@@ -21,7 +21,7 @@ from flax import nnx
 
 from ...shared._cache import remember
 from ...shared._permuted import permuted
-from ._codes import Coded, TrainedCodes, array_of, codes_of, decoder
+from ._codes import Coded, TrainedCodes, array_of, codes_of, decoder, order_in_groups
 from ._shards import replicated
 
 _BACKEND = get_backend("jax")
@@ -72,7 +72,7 @@ class GeneratedWeight(nnx.Module):
         constants = {name: x for name, x in generator.constants(implied=False).items() if name not in known}
         self.constants = {name: f"frozen_{name.replace('.', '_')}" for name in constants}
         for name, key in self.constants.items():
-            setattr(self, key, Frozen(jnp.asarray(np.asarray(constants[name]), dtype=generator.dtype)))
+            setattr(self, key, Frozen(jnp.asarray(np.asarray(constants[name]), dtype=self.decoded_dtype)))
         self.opened = False  # whether codes are trained
         self.held: dict[str, str] = {}  # variables of decoded cores by name, if codes are decoded once
         self.trained: Any = nnx.Dict() if self.codes else None  # by names of variables
@@ -148,8 +148,20 @@ class GeneratedWeight(nnx.Module):
         first = next(iter((self.names | self.constants).values()))
         return getattr(self, first)[...].dtype
 
-    def arrays(self) -> dict[str, jax.Array]:
-        """Return trained and frozen cores by their names in the generator."""
+    def order_for(self, x: Float[jax.Array, "*batch n_in"]) -> Int[jax.Array, " n_in"] | None:
+        """Return the order of an input for cores ``in_groups``, ``None`` if it is better to permute the weight.
+
+        The compiler decodes inside the product with a single row, but not inside one with several permuted rows.
+        """
+        name, rows = self.structure.grouped, math.prod(x.shape[:-1])
+        if name is None or self.opened or self.held or any(jax.typeof(x).sharding.spec):
+            return None
+        if not isinstance(rows, int) or rows != 1:  # it is symbolic with jax.export
+            return None
+        return order_in_groups(replicated(getattr(self, self.codes[name])[...]), self.structure.parts[name])
+
+    def arrays(self, *, in_groups: bool = False) -> dict[str, jax.Array]:
+        """Return trained and frozen cores by name; ``in_groups`` with their columns as :meth:`order_for` says."""
         arrays = {name: replicated(getattr(self, key)[...]) for name, key in (self.names | self.constants).items()}
         if self.opened:
             arrays |= {name: self.trained[key]().astype(self.decoded_dtype) for name, key in self.codes.items()}
@@ -158,7 +170,7 @@ class GeneratedWeight(nnx.Module):
             rest = {name: key for name, key in self.codes.items() if name not in self.held}
             if rest:
                 data = {name: replicated(getattr(self, key)[...]) for name, key in rest.items()}
-                arrays |= self.structure.decode()(data, self.decoded_dtype)
+                arrays |= self.structure.decode(in_groups=in_groups)(data, self.decoded_dtype)
         return arrays
 
     def generator(self) -> Generator:
@@ -207,7 +219,8 @@ class _Static:
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
         self.parts: dict[str, Parts] = {name: parts_of(x.shape, x.precision) for name, x in generator.codes.items()}
-        self._decode: Any = None
+        self.grouped = grouped_core(generator)
+        self._decode: dict[bool, Any] = {}
         self._weight: Any = None
         self._layers: dict[tuple[Any, ...], tuple[Layer, Any]] = {}
 
@@ -217,10 +230,10 @@ class _Static:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["generator"])
 
-    def decode(self) -> Any:
-        if self._decode is None:
-            self._decode = decoder(self.parts)
-        return self._decode
+    def decode(self, *, in_groups: bool = False) -> Any:
+        if in_groups not in self._decode:
+            self._decode[in_groups] = decoder(self.parts, in_groups=in_groups)
+        return self._decode[in_groups]
 
     def weight(self) -> Any:
         if self._weight is None:

@@ -14,7 +14,7 @@ from torch.nn.utils import skip_init
 
 from ...shared._fitted import fitted
 from ._calls import is_traced, refuse_tracers
-from ._kind import Kind, Part, Weights
+from ._kind import Kind, Part, Products, Weights
 from ._linear import ADTNLinear
 from ._parts import fitted_weight, is_frozen, refuse_subclass
 from ._slice import Weight
@@ -140,6 +140,45 @@ class ADTNMultiheadAttention(nn.MultiheadAttention):
         return dense.train(self.training)
 
 
+def _through(
+    layer: ADTNMultiheadAttention,
+    products: Products,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *args: Any,
+    **options: Any,
+) -> Any:
+    """Apply an attention whose projections are identities between the projections."""
+    plain: Any = skip_init(
+        nn.MultiheadAttention,
+        layer.embed_dim,
+        layer.num_heads,
+        layer.dropout,
+        bias=False,
+        add_bias_kv=layer.bias_k is not None,
+        add_zero_attn=layer.add_zero_attn,
+        batch_first=layer.batch_first,
+        device=layer.generated.device,
+        dtype=layer.generated.dtype,
+    )
+    identity = torch.eye(layer.embed_dim, device=layer.generated.device, dtype=layer.generated.dtype)
+    plain.in_proj_weight = nn.Parameter(torch.cat([identity] * 3), False)
+    plain.out_proj.weight = nn.Parameter(identity, False)
+    if layer.bias_k is not None:
+        plain.bias_k, plain.bias_v = layer.bias_k, layer.bias_v
+    made: dict[int, tuple[torch.Tensor, ...]] = {}
+    for x in (query, key, value):  # usually the same
+        if id(x) not in made:
+            y = products["in_proj"](x)
+            made[id(x)] = (y if layer.in_proj_bias is None else y + layer.in_proj_bias).chunk(3, -1)
+    q, k, v = (made[id(x)][n] for n, x in enumerate((query, key, value)))
+    output: Any = layer.out_proj
+    y, weights = plain.train(layer.training)(q, k, v, *args, **options)
+    y = products["out_proj"](y)
+    return y if output.bias is None else y + output.bias, weights
+
+
 def is_attention(module: nn.Module) -> bool:
     """Return whether a module is an attention with all its projections, dense or generated."""
     return isinstance(module, nn.MultiheadAttention)
@@ -160,6 +199,7 @@ ATTENTION = Kind(
     parts=lambda dense: _PARTS,
     biases=(*_BIASES, "out_proj.bias"),
     refusal=_refusal,
+    through=_through,
     whole=True,
 )
 SUBCLASS = Kind(

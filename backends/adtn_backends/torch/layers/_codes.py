@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 from adtn._typing import Float, Int
-from adtn.precision import Bits, Codes, Parts, Straight, decoded, gains_shape, rounded_again, rounded_through
+from adtn.precision import (
+    Bits,
+    Codes,
+    Parts,
+    Straight,
+    decoded,
+    gains_shape,
+    in_groups,
+    order_in_groups,
+    rounded_again,
+    rounded_through,
+)
 from torch import nn
 
 _DTYPES = {
@@ -20,7 +31,9 @@ _BITS = Bits(
     cast=lambda x, dtype: x.to(_DTYPES[dtype]),
     join=lambda arrays, axis: torch.cat(arrays, axis),
     stack=lambda arrays, axis: torch.stack(arrays, axis),
-    sort=lambda x: torch.argsort(x, stable=True),
+    count=lambda n, like: torch.arange(n, dtype=torch.int32, device=like.device),
+    sort=lambda x, end: torch.argsort(x, stable=True),
+    invert=lambda x: torch.empty_like(x).scatter_(0, x, torch.arange(len(x), device=x.device)),
     take=lambda x, indices: x.index_select(1, indices),  # three times as fast as x[:, indices]
 )
 _STRAIGHT = Straight(
@@ -49,6 +62,29 @@ def decode(data: Int[torch.Tensor, " bytes"], parts: Parts, dtype: torch.dtype) 
     if data.is_meta:
         return torch.empty(parts.shape, dtype=dtype, device=data.device)
     return torch.from_numpy(codes_of(data, parts).decode()).to(data.device, dtype)
+
+
+def decode_in_groups(data: Int[torch.Tensor, " bytes"], parts: Parts, dtype: torch.dtype) -> Float[torch.Tensor, "..."]:
+    """Decode ordered integers with their columns group by group, in the order of :class:`Orders`."""
+    return in_groups(data, parts, _BITS).reshape(parts.shape).to(dtype)
+
+
+class Orders:
+    """The columns of the first group, of the second and so on, read again where the codes have changed."""
+
+    def __init__(self) -> None:
+        self._read: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, data: Int[torch.Tensor, " bytes"], parts: Parts) -> Int[torch.Tensor, " columns"]:
+        """Read the order; on the CPU only if it is another one, while others would wait for the comparison."""
+        stored = data[parts.order]
+        if data.device.type != "cpu":
+            return order_in_groups(data, parts, _BITS)
+        if self._read is None or not torch.equal(self._read[0], stored):
+            with torch.inference_mode(False), torch.no_grad():
+                # half as large as the indices of the sort
+                self._read = stored.clone(), order_in_groups(data, parts, _BITS).to(torch.int32)
+        return self._read[1]
 
 
 class TrainedCodes(nn.Module):

@@ -15,7 +15,7 @@ from torch.nn.utils import skip_init
 from ...shared._from_dense import Fit, FromConv
 from ...shared._geometry import Geometry, PaddingMode, Size
 from ._calls import is_traced, recomputed, refuse_tracers
-from ._kind import Kind, Weights
+from ._kind import Kind, Products, Weights
 from ._parts import as_weight, bias_parameter, filled, fitted_weight, refuse_subclass
 from ._slice import Weight
 
@@ -106,13 +106,17 @@ class _ADTNConv(FromConv, nn.Module):
         self, weight: Float[torch.Tensor, "n_out in_per_group *kernel"], x: Float[torch.Tensor, "*batch_in_size"]
     ) -> Float[torch.Tensor, "*batch_out_size"]:
         g = self.geometry
-        padding: Any = tuple(before for before, _ in g.padding)
-        if g.padding_mode != "zeros" or any(before != after for before, after in g.padding):
-            around = [n for pair in reversed(g.padding) for n in pair]  # last axis first
-            x = nn.functional.pad(x, around, mode="constant" if g.padding_mode == "zeros" else g.padding_mode)
-            padding = 0
+        x, padding = self.padded(x)
         conv: Any = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[self.axes - 1]
         return conv(x, weight, self.bias, g.stride, padding, g.dilation, g.groups)
+
+    def padded(self, x: Float[torch.Tensor, "*batch_in_size"]) -> tuple[Float[torch.Tensor, "*batch_in_size"], Any]:
+        """Return the input with all padding that a convolution cannot add itself, and what is left to add."""
+        g = self.geometry
+        if g.padding_mode == "zeros" and all(before == after for before, after in g.padding):
+            return x, tuple(before for before, _ in g.padding)
+        around = [n for pair in reversed(g.padding) for n in pair]  # last axis first
+        return nn.functional.pad(x, around, mode="constant" if g.padding_mode == "zeros" else g.padding_mode), 0
 
 
 class ADTNConv1d(_ADTNConv):
@@ -175,10 +179,41 @@ def _patches(dense: Any, x: torch.Tensor) -> torch.Tensor | None:
     return columns.transpose(1, 2).reshape(-1, columns.shape[1])
 
 
+def _through(layer: _ADTNConv, products: Products, input: torch.Tensor) -> torch.Tensor:
+    """Apply the layer to windows, ``(batch, positions, groups, in / groups * kernel)``; one group has no axis."""
+    g, (x, padding) = layer.geometry, layer.padded(input)
+    batched = x.ndim == layer.axes + 2
+    x, padding = x if batched else x[None], (padding,) * layer.axes if isinstance(padding, int) else padding
+    places = zip(x.shape[2:], padding, g.dilation, g.kernel_size, g.stride, strict=True)
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in places]
+    if layer.axes == 1:  # unfold takes images only
+        x = x[:, :, None]
+        options = [(1, *own) for own in (g.kernel_size, g.dilation)] + [(0, *padding), (1, *g.stride)]
+    else:
+        options = [g.kernel_size, g.dilation, padding, g.stride]
+    windows = nn.functional.unfold(x, *options).transpose(1, 2)
+    if g.groups > 1:  # all rows of the weight for every group, of which each has its own
+        y = products[""](windows.unflatten(-1, (g.groups, -1))).unflatten(-1, (g.groups, -1))
+        y = y.diagonal(dim1=-3, dim2=-2).transpose(-2, -1).flatten(-2)
+    else:
+        y = products[""](windows)
+    y = y.transpose(1, 2).reshape(x.shape[0], -1, *size)
+    y = y if layer.bias is None else y + layer.bias.reshape(-1, *(1 for _ in size))
+    return y if batched else y[0]
+
+
 _BY_DENSE: dict[type, type[_ADTNConv]] = {layer.dense: layer for layer in (ADTNConv1d, ADTNConv2d, ADTNConv3d)}
 KINDS = (
-    Kind(dense=(nn.Conv1d,), generated=ADTNConv1d, build=_build, adaptable=True),
-    Kind(dense=(nn.Conv2d,), generated=ADTNConv2d, build=_build, rows=_patches, outputs=-3, adaptable=True),
+    Kind(dense=(nn.Conv1d,), generated=ADTNConv1d, build=_build, through=_through, adaptable=True),
+    Kind(
+        dense=(nn.Conv2d,),
+        generated=ADTNConv2d,
+        build=_build,
+        rows=_patches,
+        outputs=-3,
+        through=_through,
+        adaptable=True,
+    ),
     Kind(dense=(nn.Conv3d,), generated=ADTNConv3d, build=_build, adaptable=True),
 )
 """Convolutions by the number of their axes."""

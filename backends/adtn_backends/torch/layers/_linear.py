@@ -16,7 +16,7 @@ from torch.nn.utils import skip_init
 from ...shared._from_dense import Fit, FromLinear
 from ...shared._geometry import check_input
 from ._calls import autocasts, differentiable, in_own_precision, is_traced, recomputed, refuse_tracers
-from ._kind import Kind, Weights
+from ._kind import Kind, Products, Weights
 from ._parts import as_weight, bias_parameter, filled, fitted_weight, refuse_subclass
 from ._slice import Weight
 from ._weight import Mode
@@ -91,8 +91,14 @@ class ADTNLinear(FromLinear, nn.Module):
         if self.generated.made or x.is_meta or x.is_nested:
             return nn.functional.linear(x, self.generated.now(), self.bias)
         if self.generated.is_coded:
-            return recomputed(lambda x: self.generated(lambda arrays: self._eager(arrays, x)), x)
+            return recomputed(self._decoding, x)
         return self.generated(lambda arrays: self._eager(arrays, x))
+
+    def _decoding(self, x: Float[torch.Tensor, "*batch n_in"]) -> Float[torch.Tensor, "*batch n_out"]:
+        """Apply a weight that is decoded in every call; of ordered columns and few rows, these are permuted instead."""
+        order = self.generated.order_for(x)
+        given = x if order is None else x.index_select(-1, order)
+        return self.generated(lambda arrays: self._eager(arrays, given), in_groups=order is not None)
 
     def _traced(
         self, arrays: dict[str, torch.Tensor], x: Float[torch.Tensor, "*batch n_in"]
@@ -137,6 +143,11 @@ def _rows(dense: Any, x: torch.Tensor) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
+def _through(layer: ADTNLinear, products: Products, input: torch.Tensor) -> torch.Tensor:
+    y = products[""](input)
+    return y if layer.bias is None else y + layer.bias
+
+
 def _batch(layer: ADTNLinear, x: torch.Tensor) -> int:
     return x.numel() // layer.in_features
 
@@ -158,6 +169,7 @@ LINEAR = Kind(
     build=_build,
     rows=_rows,
     batch=_batch,
+    through=_through,
     adaptable=True,
     tied=lambda dense: True,
 )
@@ -169,6 +181,7 @@ TRANSPOSED = Kind(
     transposed=True,
     rows=_rows,
     batch=_batch,
+    through=_through,
     adaptable=True,
 )
 KINDS = (LINEAR, TRANSPOSED)

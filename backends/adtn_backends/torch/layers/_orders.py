@@ -35,10 +35,10 @@ def absorb_orders(model: nn.Module, *inputs: Any, **options: Any) -> Absorption:
     The neighbours are found by experiments with example inputs: outputs of a layer are permuted, and the inputs of all
     others are compared. A permutation moves if everything that sees it can take it over: hidden units between linear
     layers with elementwise functions between them (also gated ones), channels of values inside each head, heads,
-    channels of keys and queries, and their rotary pairs with the frequencies. All others stay, and the layer permutes
-    its inputs or outputs as before; so it is with the residual stream, behind normalisations, and for weights that
-    several layers share or that have a base. The model is changed in place; its outputs change by rounding only, which
-    is checked with the example, or else the move is undone.
+    channels of keys and queries, also where one layer computes several of these, and rotary pairs with the frequencies.
+    All others stay, and the layer permutes its inputs or outputs as before; so it is with the residual stream, behind
+    normalisations, and for weights that several layers share or that have a base. The model is changed in place; its
+    outputs change by rounding only, which is checked with the example, or else the move is undone.
 
     The frequencies of rotary positions are no part of most checkpoints: after one of kind ``"rotary"``, a saved state
     belongs to a model with the same frequencies.

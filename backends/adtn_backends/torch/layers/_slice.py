@@ -95,9 +95,13 @@ class GeneratedSlice(nn.Module):
         """Whether the code runs inside :meth:`once`."""
         return self.whole.made
 
-    def forward(self, use: Use | None = None) -> torch.Tensor:
+    def order_for(self, x: Float[torch.Tensor, "*batch n_in"]) -> None:
+        """Return ``None``: a slice has no order of its own."""
+        return
+
+    def forward(self, use: Use | None = None, *, in_groups: bool = False) -> torch.Tensor:
         """Compute the slice, or ``use(arrays)`` from the cores; both differentiable."""
-        return self.whole(use or self.weight_of)
+        return self.whole(use or self.weight_of, in_groups=in_groups)
 
     def cut(self, whole: Float[torch.Tensor, "rows columns"]) -> Float[torch.Tensor, "*shape"]:
         """Return the slice of a matrix, a view where it has all columns."""

@@ -13,15 +13,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from adtn import Generator, Layout, Permutation
+from adtn import Generator, Permutation
 from adtn._checks import checked
 from adtn._typing import Float, Int
 from adtn.backends import get_backend
 from adtn.errors import DeviceError, LayoutError
-from adtn.generator import generated_rows
+from adtn.generator import generated_rows, grouped_core, is_core
 from adtn.precision import Codes, parts_of
 from adtn.schedule import decide
-from adtn.topology import Dense, get_activation
+from adtn.topology import get_activation
 from adtn.weight import BASE, EinsumSteps, Factored, Layer, Materialised, Mode, TracedApply
 from torch import nn
 
@@ -29,7 +29,7 @@ from ...shared._cache import remember
 from ...shared._permuted import permuted
 from .._vjp import differentiable_vjp, must_differentiate
 from ._calls import PLAIN, differentiable, in_own_precision, is_traced
-from ._codes import TrainedCodes, codes_of, decode, tensor_of
+from ._codes import Orders, TrainedCodes, codes_of, decode, decode_in_groups, tensor_of
 
 _BACKEND = get_backend("torch")
 _TRACED_BATCH = 64  # one graph serves all batch sizes, so it is planned for a medium one
@@ -102,7 +102,8 @@ class GeneratedWeight(nn.Module):
         linear = len(structure.shape) == 2 and structure.segments[-1].activation == "identity"
         self.without = TracedApply(structure.segments, structure.weighting, _BACKEND) if linear else None
         # a decoded core that is the weight itself
-        self._is_weight = bool(self._codes) and _is_core(structure)
+        self._is_weight = bool(self._codes) and is_core(structure)
+        self._grouped, self._order = grouped_core(structure), Orders()
         self._cache: _Cached | None = None
         self._layers: dict[tuple[Any, ...], Any] = {}
         self._traced: dict[tuple[str | None, ...], EinsumSteps | None] = {}
@@ -234,11 +235,22 @@ class GeneratedWeight(nn.Module):
             getattr(self, key).requires_grad for key in (self._names | self._constants).values()
         )
 
-    def forward(self, use: Use | None = None) -> torch.Tensor:
+    def order_for(self, x: Float[torch.Tensor, "*batch n_in"]) -> Int[torch.Tensor, " n_in"] | None:
+        """Return the order of an input for a weight ``in_groups``, ``None`` if it is better to permute the weight."""
+        name = self._grouped
+        if name is None or not self.is_coded or x.numel() >= math.prod(self.shape):
+            return None
+        return self._order(getattr(self, self._codes[name]), self._parts[name])
+
+    def forward(self, use: Use | None = None, *, in_groups: bool = False) -> torch.Tensor:
         """Compute the weight, or ``use(arrays)``, which a layer computes from the cores; both differentiable.
 
         Layers read the cores through this method, so that hooks of this module (pruning, weight norms, FSDP) run first.
+        With ``in_groups``, the columns of the weight are in the order in which they are stored, :meth:`order_for`.
         """
+        if in_groups and self._grouped is not None:
+            data, parts = getattr(self, self._codes[self._grouped]), self._parts[self._grouped]
+            return (use or self.weight_of)({self._grouped: decode_in_groups(data, parts, self.dtype)})
         return (use or self.weight_of)(self.arrays())
 
     def weight_of(self, arrays: dict[str, torch.Tensor]) -> Float[torch.Tensor, "*shape"]:
@@ -433,7 +445,7 @@ class GeneratedWeight(nn.Module):
                 self._buffers[key] = torch.tensor(np.asarray(constants[name]), dtype=old.dtype, device=where)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_layers": {}, "_traced": {}, "_cache": None}
+        return {**self.__dict__, "_layers": {}, "_traced": {}, "_cache": None, "_order": Orders()}
 
 
 # as torch.compiler.assume_constant_result does, but without importing the compiler, which takes 1.5 s
@@ -495,13 +507,6 @@ def cached_weights(model: nn.Module) -> collections.abc.Generator[None, None, No
             if isinstance(module, GeneratedWeight) and not module.made:
                 stack.enter_context(module.once())
         yield
-
-
-def _is_core(generator: Generator) -> bool:
-    """Return whether the only core of a generator has the entries of the weight in their order."""
-    has_own_order = bool(generator.permutations) or generator.layout != Layout.whole(generator.shape)
-    changed = generator.scale != 1.0 or generator.base is not None
-    return isinstance(generator.topology, Dense) and not has_own_order and not changed
 
 
 def _preserves(fn: Callable[..., Any]) -> bool:

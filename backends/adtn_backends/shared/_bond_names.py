@@ -1,0 +1,65 @@
+"""Names of the bonds of a model, and what is to be done with what is on them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, TypeAlias
+
+from adtn._typing import Array
+from adtn.errors import TopologyError
+from autoray import do
+
+Patches: TypeAlias = Mapping[str, Callable[[Array], Array]]
+"""Functions of what is on a bond, ``(*batch, rest, bond)``."""
+
+
+def chosen(patterns: str | Sequence[str], names: Iterable[str], skipped: Mapping[str, str] | None = None) -> list[str]:
+    """Return the names that one of the patterns fits; ``skipped`` says why layers have no bonds.
+
+    Raises
+    ------
+    TopologyError
+        If a pattern fits none.
+    """
+    known, found = list(names), dict[str, None]()
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        own = [name for name in known if fnmatchcase(name, pattern)]
+        if not own:
+            near = difflib.get_close_matches(pattern, known, 3, 0.3) or known[:3]
+            why = "; ".join(f"{name or 'the model'}: {reason}" for name, reason in (skipped or {}).items())
+            raise TopologyError(
+                f"Got the name {pattern!r}, which fits none of the {len(known)} bonds of generated layers in the model"
+                + (f", such as {', '.join(near)}" if near else "")
+                + ". Names are those of layers, '.bonds.' and the bond."
+                + (f" Without bonds for inputs: {why}." if why else "")
+            )
+        found.update(dict.fromkeys(own))
+    return list(found)
+
+
+def patches_of(patch: Mapping[str, Any], sizes: Mapping[str, int]) -> Patches:
+    """Return functions for matrices ``(bond, bond)`` and functions, by the names that their patterns fit.
+
+    Raises
+    ------
+    TopologyError
+        If a pattern fits no bond, or a matrix does not fit it.
+    """
+    found: dict[str, Callable[[Array], Array]] = {}
+    for pattern, own in patch.items():
+        for name in chosen(pattern, sizes):
+            if callable(own):
+                found[name] = own
+                continue
+            expected = (sizes[name], sizes[name])
+            if tuple(own.shape) != expected:
+                raise TopologyError(f"Got a patch of shape {tuple(own.shape)} for {name!r}; expected {expected}.")
+            found[name] = partial(_times, own)
+    return found
+
+
+def _times(matrix: Array, value: Array) -> Array:
+    return do("matmul", value, matrix)
