@@ -91,7 +91,7 @@ class Changeable(Described):
         """
         values = {**self._params, **self._frozen}
         found = absorb(self.segments, values, name, matrix, into=into, place=place, unshare=unshare)
-        if found.segments == self.segments:
+        if found.segments == self.segments and set(found.values) <= set(self._params):
             return self.with_params({**self._params, **found.values})
         return self.with_topology(topology_for(self._topology, self._layout, found.segments), found.values)
 
