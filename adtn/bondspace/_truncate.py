@@ -185,21 +185,17 @@ def truncate_together(
     [LowRank(bond=6), LowRank(bond=8)]
     """
     works = {name: _Work(own, (metrics or {}).get(name)) for name, own in generators.items()}
-    steps: dict[str, _Step | None] = {}
     while (total := sum(work.generator.num_params for work in works.values())) > params:
-        for name, work in works.items():
-            if name not in steps:
-                steps[name] = work.cheapest(math.inf)
-        prices = {name: step.price * works[name].size for name, step in steps.items() if step is not None}
-        if not prices:
+        found = {name: work.cheapest(math.inf, excess=total - params) for name, work in works.items()}
+        steps = {name: step for name, step in found.items() if step is not None}
+        if not steps:
             raise TopologyError(
                 f"Got params={params:,}; expected at least {total:,}, where every bond that can be truncated has the "
                 "dimension 1."
             )
-        name = min(prices, key=prices.__getitem__)
-        step = steps.pop(name)
-        assert step is not None
-        works[name].take(step)
+        sizes = {name: works[name].size for name in steps}
+        name = _next({name: (step, sizes[name]) for name, step in steps.items()}, total - params)
+        works[name].take(steps[name])
     return {name: work.result(None) for name, work in works.items()}
 
 
@@ -217,6 +213,7 @@ class _Work:
         self.generator = self.original
         self.history.append((self.original, 0.0))
         self._weight: np.ndarray | None = None
+        self._source: Source | None = None
         self._steps: dict[str, _Step] = {}
         self._fresh: set[str] = set()
         self._stuck: set[str] = set()
@@ -226,28 +223,29 @@ class _Work:
         segments = self.generator.segments
         return len(segments) == 1 and segments[0].activation == "identity"
 
-    def cheapest(self, limit: float) -> _Step | None:
-        """Return the step of the least price whose loss fits under the limit; steps are renewed only when they lead."""
-        source = Source(self.generator)
+    def cheapest(self, limit: float, excess: float = math.inf) -> _Step | None:
+        """Return the next step whose loss fits under the limit; steps are renewed only when they lead."""
         bonds = {bond.name: bond for bond in bond_indices(self.generator.segments)}
         while True:
             for name, bond in bonds.items():
                 if name not in self._steps and name not in self._stuck and bond.dim > 1:
-                    self._renew(source, bond)
-            fitting = [s for s in self._steps.values() if self.lost + s.loss <= limit]
+                    self._renew(bond)
+            fitting = {name: (s, 1.0) for name, s in self._steps.items() if self.lost + s.loss <= limit}
             if not fitting:
                 return None
-            best = min(fitting, key=lambda step: step.price)
-            if best.bond.name in self._fresh:
-                return best
-            self._renew(source, bonds[best.bond.name])
+            name = _next(fitting, excess)
+            if name in self._fresh:
+                return self._steps[name]
+            self._renew(bonds[name])
 
-    def _renew(self, source: Source, bond: BondIndex) -> None:
+    def _renew(self, bond: BondIndex) -> None:
         self._steps.pop(bond.name, None)
         self._fresh.add(bond.name)
         if bond.dim < 2:
             return
-        found = self._step(source, bond)
+        if self._source is None:
+            self._source = Source(self.generator)
+        found = self._step(self._source, bond)
         if found is None:
             self._stuck.add(bond.name)
         else:
@@ -258,7 +256,7 @@ class _Work:
         self.generator = self._applied(step.bond, step.factors)
         self.lost += step.loss
         self.history.append((self.generator, self.lost))
-        self._fresh = set()
+        self._fresh, self._source = set(), None
         del self._steps[step.bond.name]
 
     def _applied(self, bond: BondIndex, factors: tuple[np.ndarray, np.ndarray]) -> Generator:
@@ -377,6 +375,21 @@ class _Work:
             cuts=tuple(Cut(bond=n, before=d, after=after[n]) for n, d in before.items() if after.get(n, d) < d),
             params=(self.original.num_params, generator.num_params),
         )
+
+
+def _next(steps: Mapping[str, tuple[_Step, float]], excess: float) -> str:
+    """Choose the step of the least price; if one is enough for what is too much, that of the least loss.
+
+    Parameters
+    ----------
+    steps : mapping of str to (_Step, float)
+        With the unit of their losses.
+    excess : float
+        The number of parameters that are too many.
+    """
+    cheapest = min(steps, key=lambda name: steps[name][0].price * steps[name][1])
+    enough = [name for name, (step, _) in steps.items() if step.saved >= excess]
+    return min((cheapest, *enough), key=lambda name: steps[name][0].loss * steps[name][1]) if enough else cheapest
 
 
 def _bare(generator: Generator) -> Generator:
