@@ -28,6 +28,7 @@ from ._bond_matrix import Place, absorb, topology_for
 from ._decoded import Decoded
 from ._grouped import in_groups
 from ._networks import networks_of, shape_of
+from ._picture import drawn
 from ._requests import Request, by_rows, placed, requested
 from ._rounding import checked_codes, rounded_codes
 from ._start import formula, start
@@ -35,6 +36,7 @@ from ._values import Base, checked_base, guarded, kaiming, plain, readonly, spre
 
 if TYPE_CHECKING:
     import quimb.tensor as qtn
+    from matplotlib.figure import Figure
 
 _PLACES = 2
 """Devices and dtypes for which a generator caches parameters, a weight and what makes it."""
