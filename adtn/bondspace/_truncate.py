@@ -72,7 +72,7 @@ class Truncation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Step:
+class Step:
     """A bond with one component less: the factors, the relative squared loss, and what it costs per parameter."""
 
     bond: BondIndex
@@ -138,7 +138,7 @@ def truncate(
     if params is not None:
         return truncate_together({"": generator}, params=params, metrics={"": metric})[""]
     assert error is not None
-    work = _Work(generator, metric)
+    work = Work(generator, metric)
     while (step := work.cheapest(error**2)) is not None:
         work.take(step)
     return work.result(error)
@@ -181,8 +181,8 @@ def truncate_together(
     >>> [one.generator.topology for one in found.values()]
     [LowRank(bond=6), LowRank(bond=8)]
     """
-    works = {name: _Work(own, (metrics or {}).get(name)) for name, own in generators.items()}
-    steps: dict[str, _Step | None] = {}
+    works = {name: Work(own, (metrics or {}).get(name)) for name, own in generators.items()}
+    steps: dict[str, Step | None] = {}
     while (total := sum(work.generator.num_params for work in works.values())) > params:
         for name, work in works.items():
             if name not in steps:
@@ -201,7 +201,7 @@ def truncate_together(
 
 
 @dataclass
-class _Work:
+class Work:
     """The present generator, and what was lost before."""
 
     original: Generator
@@ -214,7 +214,7 @@ class _Work:
         self.generator = self.original
         self.history.append((self.original, 0.0))
         self._weight: np.ndarray | None = None
-        self._steps: dict[str, _Step] = {}
+        self._steps: dict[str, Step] = {}
         self._fresh: set[str] = set()
         self._stuck: set[str] = set()
 
@@ -223,7 +223,7 @@ class _Work:
         segments = self.generator.segments
         return len(segments) == 1 and segments[0].activation == "identity"
 
-    def cheapest(self, limit: float) -> _Step | None:
+    def cheapest(self, limit: float) -> Step | None:
         """Return the step of the least price whose loss fits under the limit; steps are renewed only when they lead."""
         source = Source(self.generator)
         bonds = {bond.name: bond for bond in bond_indices(self.generator.segments)}
@@ -250,7 +250,7 @@ class _Work:
         else:
             self._steps[bond.name] = found
 
-    def take(self, step: _Step) -> None:
+    def take(self, step: Step) -> None:
         """Make a bond smaller."""
         self.generator = self._applied(step.bond, step.factors)
         self.lost += step.loss
@@ -261,11 +261,11 @@ class _Work:
     def _applied(self, bond: BondIndex, factors: tuple[np.ndarray, np.ndarray]) -> Generator:
         return self.generator.with_bond(bond.name, factors)
 
-    def _step(self, source: Source, bond: BondIndex) -> _Step | None:
+    def _step(self, source: Source, bond: BondIndex) -> Step | None:
         """Return the best way to take one component off a bond, ``None`` if there is none."""
         is_cut = self._is_linear and bond.kind == "linear"
         candidates = self._linear(source, bond) if is_cut else self._others(source, bond)
-        best: _Step | None = None
+        best: Step | None = None
         for projection in candidates:
             try:
                 changed = self._applied(bond, projection.factors)
@@ -276,9 +276,9 @@ class _Work:
             if saved <= 0:
                 return None
             if math.isnan(loss):
-                loss = max(self._measured(changed) - self.lost, 0.0)
+                loss = max(self.measured(changed) - self.lost, 0.0)
             if best is None or loss < best.loss:
-                best = _Step(bond=bond, factors=projection.factors, loss=loss, saved=saved)
+                best = Step(bond=bond, factors=projection.factors, loss=loss, saved=saved)
         return best
 
     def _linear(self, source: Source, bond: BondIndex) -> Iterator[Projection]:
@@ -314,7 +314,7 @@ class _Work:
     @cached_property
     def size(self) -> float:
         """The squared norm of the original weight, without its base, in the metric."""
-        return max(self._squared(self._dense(self.original)) if self._can_measure else self._estimated(), 1e-300)
+        return max(self._squared(self._dense(self.original)) if self.can_measure else self._estimated(), 1e-300)
 
     def _estimated(self) -> float:
         """Compute the squared norm from an environment, as the weight is too large."""
@@ -324,7 +324,7 @@ class _Work:
         return float(np.einsum("kkmm->", y))
 
     @property
-    def _can_measure(self) -> bool:
+    def can_measure(self) -> bool:
         return math.prod(self.original.layout.padded_shape) <= _DENSE
 
     def _dense(self, generator: Generator) -> Float[np.ndarray, "n_out n_in"]:
@@ -340,7 +340,7 @@ class _Work:
             weight = weight if inputs is None else weight @ inputs.T
         return float(np.vdot(weight, weight))
 
-    def _measured(self, generator: Generator) -> float:
+    def measured(self, generator: Generator) -> float:
         """Return the squared relative error of a generator."""
         if self._weight is None:
             self._weight = self._dense(self.original)
@@ -350,14 +350,14 @@ class _Work:
         """Return the smallest generator that keeps to the error, balanced."""
         while True:
             generator, lost = self.history.pop()
-            found = math.sqrt(max(self._measured(generator) if self._can_measure else lost, 0.0))
+            found = math.sqrt(max(self.measured(generator) if self.can_measure else lost, 0.0))
             if error is None or found <= error or not self.history:
                 break
         before, after = ({b.name: b.dim for b in bond_indices(g.segments)} for g in (self.original, generator))
         return Truncation(
             generator=generator.balanced(),
             relative_error=found,
-            is_measured=self._can_measure,
+            is_measured=self.can_measure,
             cuts=tuple(Cut(bond=n, before=d, after=after[n]) for n, d in before.items() if after.get(n, d) < d),
             params=(self.original.num_params, generator.num_params),
         )

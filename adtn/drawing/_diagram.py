@@ -14,7 +14,7 @@ Role = Literal["core", "dot", "pass", "leg"]
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """Something with a place: a core, a dot, the place where a leg of a state passes a segment, or the end of a leg."""
+    """A thing with a place: a core, a dot, the place where a leg of a state passes a segment, or the end of a leg."""
 
     key: str
     role: Role

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._files import write_bytes
 from ..errors import OutputError, missing
 from ._records import FONT, SCALE, Node, Picture
+from ._shades import Shade
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,22 +37,6 @@ _FILLS = {
 _INK, _GREY = "#1c1917", "#78716c"
 _MARGIN = 0.2  # units
 _DASHES = (0, (1.6, 0.8))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shade:
-    """The colour of a bond.
-
-    Parameters
-    ----------
-    share : float
-        Its entropy over the logarithm of its dimension.
-    exact : bool
-        Whether that is the entropy of a cut; other bonds are dashed.
-    """
-
-    share: float
-    exact: bool
 
 
 def new_figure(width: float, height: float, purpose: str) -> Figure:
@@ -130,8 +114,9 @@ def figure(picture: Picture, shades: Mapping[str, Shade] | None = None) -> Figur
     bar = 0.75 if shades else 0.0
     width = max(wide * SCALE, 3.0) + bar
     entries = _entries(picture, shades or {})
-    columns = min(max(1, int((width - bar) / 0.8)), len(entries) or 1)
-    keys = 0.08 + 0.16 * math.ceil(len(entries) / columns)
+    rows = math.ceil(sum(0.45 + 0.055 * len(entry["label"]) for entry in entries) / (width - bar))
+    columns = math.ceil(len(entries) / max(rows, 1))
+    keys = 0.08 + 0.16 * rows
     height = high * SCALE + keys
     own = new_figure(width, height, "A picture of a generator")
     axes = own.add_axes((0.0, keys / height, (width - bar) / width, 1.0 - keys / height))
@@ -153,7 +138,7 @@ def figure(picture: Picture, shades: Mapping[str, Shade] | None = None) -> Figur
         handles=[_handle(entry) for entry in entries],
         loc="lower center",
         bbox_to_anchor=((width - bar) / width / 2, 0.0),
-        ncols=columns,
+        ncols=max(columns, 1),
         fontsize=FONT,
         frameon=False,
         handlelength=1.6,

@@ -6,10 +6,11 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ._diagram import Diagram
 from ._records import Label, Line, Node, Picture, Piece, Point, label_beyond
-from ._rows import rows_of
+from ._rows import SIDEWAYS, rows_of
 
 _GAP, _SLOPE, _RULE = 0.85, 0.07, 0.2
 _APART = {"core": 0.5, "leg": 0.5, "dot": 0.3, "pass": 0.3, "": 0.3}  # half of the room that an item has in its row
@@ -48,7 +49,10 @@ def layered(diagram: Diagram) -> Picture:
     """Place everything in rows."""
     grid = _Grid(diagram=diagram, rows=rows_of(diagram))
     _thread(grid)
-    _place(grid)
+    legs = [f"(leg) {leg}" for leg in diagram.legs]
+    _place(grid, legs)
+    if all(item.core is None or item.core.kind in SIDEWAYS for item in diagram.items.values()):
+        _place(grid, sorted(legs, key=lambda leg: grid.x[grid.up[leg][0][1]]))  # each below the core that has it
     _heights(grid)
     nodes = _nodes(grid)
     lines = _lines(grid, {node.name: node for node in nodes})
@@ -80,14 +84,13 @@ def _thread(grid: _Grid) -> None:
             chain.append(f"(via) {n} {row}")
         chain.append(lower)
         grid.chains[n] = chain
-        for a, b in zip(chain, chain[1:], strict=False):
+        for a, b in pairwise(chain):
             grid.down[a].append((n, b))
             grid.up[b].append((n, a))
 
 
-def _place(grid: _Grid) -> None:
+def _place(grid: _Grid, legs: list[str]) -> None:
     """Compute positions across, from the legs upwards: an item is above the middle of what is below it."""
-    legs = [f"(leg) {leg}" for leg in grid.diagram.legs]
     for row in range(max(grid.rows.values()), -1, -1):
         wanted: dict[str, float] = {}
         for key in grid.members[row]:
@@ -135,7 +138,7 @@ def _spread(grid: _Grid, wanted: dict[str, float]) -> None:
     place = {key: x if x < math.inf else largest + 1.0 for key, x in wanted.items()}
     keys = sorted(place, key=lambda key: place[key])
     offsets = [0.0]
-    for a, b in zip(keys, keys[1:], strict=False):
+    for a, b in pairwise(keys):
         offsets.append(offsets[-1] + _APART[grid.role(a)] + _APART[grid.role(b)])
     blocks: list[list[float]] = []  # mean and number of items that are pushed together
     for key, offset in zip(keys, offsets, strict=True):
@@ -156,7 +159,7 @@ def _heights(grid: _Grid) -> None:
         across = [
             abs(grid.x[a] - grid.x[b])
             for n, chain in grid.chains.items()
-            for a, b in zip(chain, chain[1:], strict=False)
+            for a, b in pairwise(chain)
             if grid.rows[a] == row and n not in grid.wrapped
         ]
         beside = [grid.rows[grid.diagram.links[n].upper] for n in grid.sideways]
@@ -220,7 +223,7 @@ def _path(grid: _Grid, nodes: dict[str, Node], n: int, border: tuple[float, floa
     """Return the points of a link; two lists of them if it goes around a periodic boundary."""
     chain = grid.chains[n]
     paths: list[list[Point]] = [[]]
-    for a, b in zip(chain, chain[1:], strict=False):
+    for a, b in pairwise(chain):
         start, end = _port(grid, nodes, a, n, below=True), _port(grid, nodes, b, n, below=False)
         paths[-1].append(start)
         if n in grid.wrapped and abs(start[0] - end[0]) > (border[1] - border[0]) / 2:
@@ -272,5 +275,3 @@ def _arc(a: Point, b: Point, height: float) -> tuple[Point, ...]:
     middle, half = (a[0] + b[0]) / 2, (b[0] - a[0]) / 2
     angles: Sequence[float] = [math.pi * (1.0 - k / steps) for k in range(steps + 1)]
     return tuple((middle + half * math.cos(v), a[1] + height * math.sin(v)) for v in angles)
-
-

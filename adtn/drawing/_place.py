@@ -1,4 +1,4 @@
-"""Which picture a network gets."""
+"""The choice of a picture for a network."""
 
 from __future__ import annotations
 

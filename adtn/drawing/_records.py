@@ -1,4 +1,4 @@
-"""What a picture consists of, in units of the distance between neighbouring legs."""
+"""The parts of a picture, in units of the distance between neighbouring legs."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class Node:
 
     @property
     def half(self) -> Point:
-        """Half of its width and height."""
+        """The half of its width and height."""
         return _HALF[self.form]
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Left, bottom, right, top."""
+        """The left, bottom, right and top."""
         (x, y), (w, h) = self.at, self.half
         return x - w, y - h, x + w, y + h
 
@@ -142,20 +142,20 @@ class Label:
 
     @property
     def half(self) -> Point:
-        """Half of its width and height."""
+        """The half of its width and height."""
         unit = FONT / 72.0 / SCALE
         return 0.33 * unit * len(self.text), 0.6 * unit
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Left, bottom, right, top."""
+        """The left, bottom, right and top."""
         (x, y), (w, h) = self.at, self.half
         return x - w, y - h, x + w, y + h
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """Everything that is drawn.
+    """The nodes, lines and texts that are drawn.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ class Picture:
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Left, bottom, right, top of everything."""
+        """The left, bottom, right and top of everything."""
         boxes = [one.box for one in (*self.nodes, *self.labels)]
         points = [p for line in self.lines for piece in line.pieces for p in piece.points]
         points += [p for rule in self.rules for p in rule]
