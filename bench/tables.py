@@ -736,6 +736,21 @@ def starts_table(content: dict) -> list[str]:
     return [*lines, ""]
 
 
+def truncation_table(content: dict) -> list[str]:
+    """Tabulate cut and grown networks: means over seeds."""
+    rows = content["truncation"]
+    lines = ["| | seeds | parameters | relative error in its metric | accuracy | from | to |", "|---" * 7 + "|"]
+    for name in dict.fromkeys(r["name"] for r in rows):
+        own = [r for r in rows if r["name"] == name]
+        accuracies = [r["accuracy"] for r in own]
+        error = f"{mean(r['relative_error'] for r in own):.3f}" if "relative_error" in own[0] else ""
+        lines.append(
+            f"| {name} | {len(own)} | {mean(r['params'] for r in own):,.0f} | {error} | {mean(accuracies):.2f} "
+            f"| {min(accuracies):.2f} | {max(accuracies):.2f} |"
+        )
+    return [*lines, ""]
+
+
 def _einsort_orders(rows: list[dict]) -> list[str]:
     lines = [
         "Relative errors at the bytes of integers of 4 bits in groups of 64, everything counted; cores are int8/64.",
@@ -859,6 +874,7 @@ def table_of(content: dict) -> list[str]:
         "kv_controls": kv_controls_table,
         "kv_live": kv_live_table,
         "starts": starts_table,
+        "truncation": truncation_table,
         "ordered": compress_ordered_table,
         "einsort": einsort_table,
         "config": side_by_side_table,

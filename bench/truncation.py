@@ -4,8 +4,8 @@ Run as ``python bench/truncation.py`` with ``ADTN_DATA`` set; writes ``bench/res
 of a network 784-1024-1024-10 on MNIST is an MPO with bonds of 8. Its bonds are cut to three fifths and to a third of
 the parameters without a training, and one of its bonds to 3 of 8. Beside them stand a short training of what was cut,
 and the same sizes trained from scratch for as many steps. Second moments are those of 4,096 inputs, and of gradients
-with respect to the outputs of the layer for labels that the network draws. A run that was interrupted goes on where it
-ended.
+with respect to the outputs of the layer for labels that the network draws, as they are or damped by their mean. A run
+that was interrupted goes on where it ended.
 """
 
 from __future__ import annotations
@@ -106,7 +106,14 @@ def truncations(problem: Problem, add: Callable[..., None]) -> None:
     whole = problem.trained(fresh(BOND, problem.seed), STEPS)
     add("bonds of 8", whole)
     both = problem.moments(whole)
-    metrics = {"Frobenius": None, "inputs": Metric(inputs=both.inputs), "inputs and gradients": both}
+    g = both.outputs
+    damped = Metric(inputs=both.inputs, outputs=g + np.trace(g) / len(g) * np.eye(len(g)))
+    metrics = {
+        "Frobenius": None,
+        "inputs": Metric(inputs=both.inputs),
+        "inputs and gradients": both,
+        "inputs and damped gradients": damped,
+    }
     for keep in KEEP:
         for name, metric in metrics.items():
             found = adtn.truncate(whole.generator, params=int(keep * whole.generator.num_params), metric=metric)

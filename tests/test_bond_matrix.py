@@ -198,6 +198,20 @@ def test_frozen_cores_change_only_if_no_other_can() -> None:
     assert isinstance(other.topology, Networks)
 
 
+def test_frozen_cores_of_given_values_absorb_matrices() -> None:
+    qtn = pytest.importorskip("quimb.tensor")
+    first, second = qtn.rand_tensor((3, 4), ("b", "x"), tags="A", seed=1), qtn.rand_tensor((3, 4), ("b", "y"), seed=2)
+    network = qtn.TensorNetwork([first, second])
+    gen = Generator.from_networks([network], trainable="A", dtype="float64")
+    frozen = gen.segments[0].cores[1].name
+    matrix = np.random.default_rng(0).standard_normal((3, 3))
+    want = np.einsum("kx,kl,ly->xy", first.data, matrix, second.data)
+    for into in (None, frozen):
+        assert relative_error(weight_of(gen.with_bond("b", matrix, into=into)), want) < 1e-13
+    u, s, vt = np.linalg.svd(matrix)
+    assert relative_error(weight_of(gen.with_bond("b", (u * s, vt))), want) < 1e-13
+
+
 @pytest.mark.parametrize(
     ("key", "name", "matrix", "options", "match"),
     [
@@ -344,7 +358,9 @@ def test_terms_of_a_hyper_index_are_balanced_each() -> None:
 
 
 def test_cores_of_zeros_stay_as_they_are() -> None:
-    gen = Generator((16, 16), adtn.MPO(bond=3), base=adtn.IdentityBase(), dtype="float64")
+    layout = Layout.of((16, 16), 4, "interleaved")
+    gen = Generator((16, 16), adtn.MPO(bond=3), layout=layout, base=adtn.IdentityBase(), dtype="float64")
+    assert sum(np.linalg.norm(x) == 0.0 for x in gen.params.values()) == 1
     even = gen.balanced()  # an adapter starts at zero, and can be trained
     assert all(np.linalg.norm(x) > 0.0 for name, x in even.params.items() if np.linalg.norm(gen.params[name]) > 0.0)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from adtn import Generator, Layout
 from adtn.bondspace import Bond
+from adtn.bondspace._messages import triangular
 from adtn.cli import main
 from adtn.errors import TopologyError
 from adtn.topology import sizes_of
@@ -121,6 +122,35 @@ def test_bonds_of_a_dense_weight_are_those_of_its_decomposition() -> None:
     assert all(bond.exact for bond in padded)
 
 
+def test_networks_of_quimb_have_its_schmidt_values() -> None:
+    qtn = pytest.importorskip("quimb.tensor")
+    state = qtn.MPS_rand_state(6, bond_dim=4, phys_dim=3, dtype="float64", seed=1)
+    gen = Generator.from_networks([state], layout=Layout.from_factors((729,), ((3,) * 6,)), dtype="float64")
+    found = {bond.legs: bond.spectrum() for bond in adtn.bonds(gen)}
+    for site in range(1, 6):
+        legs = tuple(f"a0_{k}" for k in range(site, 6))
+        assert difference(found[legs], state.schmidt_values(site, method="svd") ** 0.5) < 1e-12
+    tree = qtn.TN_rand_tree(8, 3, seed=2, phys_dim=2)
+    gen = Generator.from_networks([tree], dtype="float64", layout=Layout.from_factors((256,), ((2,) * 8,)))
+    assert len(adtn.bonds(gen)) == 7 and all(bond.exact for bond in adtn.bonds(gen))
+
+
+def test_equal_names_of_bonds_get_the_number_of_their_segment() -> None:
+    qtn = pytest.importorskip("quimb.tensor")
+    first = qtn.TensorNetwork(
+        [qtn.rand_tensor((3, 4), ("b", "x"), seed=1), qtn.rand_tensor((3, 4), ("b", "y"), seed=2)]
+    )
+    second = qtn.TensorNetwork(
+        [qtn.rand_tensor((4, 3, 5), ("x", "b", "out"), seed=3), qtn.rand_tensor((4, 3, 5), ("y", "b", "in"), seed=4)]
+    )
+    gen = Generator.from_networks([first, second], activation="tanh", dtype="float64")
+    assert [bond.name for bond in adtn.bonds(gen)] == ["b#1", "x", "y", "b#2"]
+    small = gen.with_bond("b#2", (np.eye(3)[:, :2], np.eye(3)[:2]))
+    assert [bond.dim for bond in adtn.bonds(small)] == [3, 4, 4, 2]
+    cleared = gen.with_bond("b#2", np.array([1.0, 1.0, 0.0]))
+    np.testing.assert_allclose(small.weight(), cleared.weight(), rtol=1e-12)
+
+
 def test_permutations_and_bases_do_not_change_spectra() -> None:
     row = TOPOLOGIES["mpo"]
     gen = row.generator(scale=1.0)
@@ -130,6 +160,14 @@ def test_permutations_and_bases_do_not_change_spectra() -> None:
     for bond, a, c in zip(adtn.bonds(gen), adtn.bonds(other), adtn.bonds(based), strict=True):
         np.testing.assert_array_equal(bond.spectrum(), a.spectrum())
         np.testing.assert_array_equal(bond.spectrum(), c.spectrum())
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5000, 3), (4097, 7), (9000, 300)], ids=str)
+def test_triangular_factors_of_blocks_have_the_same_singular_values(shape: tuple[int, int]) -> None:
+    matrix = np.random.default_rng(0).standard_normal(shape) * np.logspace(0, -8, shape[1])
+    factor = triangular(matrix)
+    assert len(factor) <= shape[1]
+    assert difference(singular_values(factor), singular_values(matrix)) < 1e-14
 
 
 def test_measures_of_a_spectrum() -> None:

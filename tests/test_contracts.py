@@ -47,7 +47,6 @@ PLANTS = [
     Plant(module="adtn.generator._generator", imported="adtn_backends", contract=NEVER),
     Plant(module="adtn.layout._layout", imported="jax", contract=NEVER),
     Plant(module="adtn.layout._layout", imported="adtn.generator", contract="layers of adtn"),
-    Plant(module="adtn.bondspace._bond", imported="adtn.optim", contract="layers of adtn"),
     Plant(module="adtn.optim._fit", imported="adtn.bondspace", contract="layers of adtn"),
     Plant(module="adtn.precision._round", imported="adtn.layout", contract="layers of adtn"),
     Plant(module="adtn.cli._plan", imported="adtn.cli._compress", contract="a command knows no other command"),

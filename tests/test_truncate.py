@@ -171,6 +171,17 @@ def test_nonlinear_networks_are_truncated(name: str) -> None:
         assert np.allclose(w, found.generator.weight(), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["mpo", "tt", "tucker", "ring", "low rank"])
+def test_cores_are_improved_together_in_a_metric(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gen = generator({**TREES, **LOOPS}[name])
+    metric = Metric(inputs=moment(SHAPE[1]), outputs=moment(SHAPE[0], 3))
+    found = adtn.truncate(gen, params=gen.num_params // 2, metric=metric)
+    monkeypatch.setattr("adtn.bondspace._truncate._Work._refined", lambda work, *own: own)
+    before = adtn.truncate(gen, params=gen.num_params // 2, metric=metric)
+    assert found.generator.topology == before.generator.topology
+    assert found.relative_error <= before.relative_error * (1 + 1e-9)
+
+
 def test_hidden_ranks_are_found_without_loss() -> None:
     w = np.random.default_rng(0).standard_normal((24, 3)) @ np.random.default_rng(1).standard_normal((3, 36))
     gen = adtn.decompose(generator(adtn.LowRank(bond=9)), w)

@@ -11,6 +11,7 @@ References: J. Tindall, M. Fishman (2023), arXiv:2306.17837.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from ._messages import triangular, with_factors
 from ._network import Graph
 
 _ITERATIONS = 500
-_TOLERANCE = 1e-12
+_TOLERANCE = 1e-9
 
 
 class Beliefs:
@@ -65,8 +66,9 @@ class Beliefs:
         """Return the factor of the side of ``node``, one of the two ends of an edge."""
         return self._of[edge, node]
 
+    @cached_property
     def norm(self) -> float:
-        """Return the norm of the network in the approximation of Bethe, which is exact on a tree."""
+        """The norm of the network in the approximation of Bethe, which is exact on a tree."""
         log = 0.0
         for n, node in enumerate(self.graph.nodes):
             factors = {e: self._of[e, self.graph.across(e, n)] for e in self.graph.edges_of(n)}
@@ -82,4 +84,4 @@ class Beliefs:
     def spectrum(self, edge: str) -> Float[np.ndarray, " rank"]:
         """Return the values of a bond, whose squares sum to that of :meth:`norm`, in descending order."""
         values = np.linalg.svd(self._matrix(edge), compute_uv=False)
-        return values * (self.norm() / max(float(np.linalg.norm(values)), 1e-300))
+        return values * (self.norm / max(float(np.linalg.norm(values)), 1e-300))

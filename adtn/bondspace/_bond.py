@@ -14,6 +14,7 @@ from .._typing import Float
 from ..errors import TopologyError
 from ..topology import BondGauge, BondKind
 from ._measures import effective_rank, entropy, participation
+from ._messages import triangular
 from ._source import Source
 
 Place = Literal["before", "after"]
@@ -245,8 +246,7 @@ class Bond:
         state = self._source.state(self.segment, activated=place == "after")
         axis = self._source.generator.program.stages[self.segment].segment.outputs.index(self.index.partition("#")[0])
         unfolding = np.moveaxis(state, axis, -1).reshape(-1, state.shape[axis])
-        factor = np.linalg.qr(unfolding, mode="r") if len(unfolding) > unfolding.shape[1] else unfolding
-        return np.linalg.svd(factor, compute_uv=False)
+        return np.linalg.svd(triangular(unfolding), compute_uv=False)
 
     def weight_spectrum(self) -> Float[np.ndarray, " rank"]:
         """Compute the singular values of the generated weight across the legs that depend on this bond.

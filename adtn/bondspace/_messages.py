@@ -9,6 +9,8 @@ import numpy as np
 from .._typing import Float
 from ._network import Graph
 
+_BLOCK = 1024  # rows
+
 
 def with_factors(
     tensor: Float[np.ndarray, "..."], inds: tuple[str, ...], factors: dict[str, Float[np.ndarray, "rows bond"]]
@@ -23,7 +25,15 @@ def with_factors(
 def triangular(matrix: Float[np.ndarray, "rows bond"]) -> Float[np.ndarray, "rank bond"]:
     """Return a factor R of few rows with the same :math:`R^\\top R`."""
     rows, columns = matrix.shape
-    return matrix if rows <= columns else np.asarray(np.linalg.qr(matrix, mode="r"))
+    if rows <= columns:
+        return matrix
+    blocks = rows // max(_BLOCK, 4 * columns)
+    if blocks > 1:  # blocks that fit in the cache: a tall matrix at once takes several times as long
+        whole = blocks * (rows // blocks)
+        factors = np.linalg.qr(matrix[:whole].reshape(blocks, -1, columns), mode="r")
+        matrix = np.concatenate((np.asarray(factors).reshape(-1, columns), matrix[whole:]))
+        return triangular(matrix)
+    return np.asarray(np.linalg.qr(matrix, mode="r"))
 
 
 class Messages:

@@ -14,12 +14,14 @@ from .._checks import Range, checked, shown
 from .._typing import Float
 from ..errors import TopologyError
 from ..generator import Generator
+from ..optim import decompose
 from ..topology import BondIndex, bond_indices
 from ._double_layer import double_layer
 from ._metric import Metric, metric_environment
 from ._projection import Projection, environment_projection, schmidt_projection
 from ._source import Source
 
+_SWEEPS = 8  # of alternating least squares over all cores at the end
 _DENSE = 1 << 25  # entries of a weight that is made to measure an error
 
 
@@ -97,8 +99,9 @@ def truncate(
 
     In every step the bond that loses least per parameter it saves gives up one component: on bonds that cut the network
     the smallest Schmidt component, on loops and in a metric the best projection in the environment of the bond, on
-    hyper-indices and legs of states the entry without which the weight changes least. The result is balanced. Bonds
-    next to cores that share their parameter stay.
+    hyper-indices and legs of states the entry without which the weight changes least. In a metric of inputs, all cores
+    of topologies with a decomposition are then improved together by :func:`adtn.decompose`, if that is better in the
+    whole metric. The result is balanced. Bonds next to cores that share their parameter stay.
 
     Parameters
     ----------
@@ -346,6 +349,18 @@ class Work:
             self._weight = self._dense(self.original)
         return self._squared(self._dense(generator) - self._weight) / self.size
 
+    def _refined(self, generator: Generator, error: float) -> tuple[Generator, float]:
+        """Improve all cores together in the metric of the inputs, if they have a decomposition."""
+        topology, moment = generator.topology, None if self.metric is None else self.metric.inputs
+        possible = self._is_linear and topology.has_decomposition and not topology.share
+        if moment is None or not possible or not self._can_measure or generator is self.original:
+            return generator, error
+        target = np.asarray(_bare(self.original).weight())
+        found = decompose(_bare(generator), target, moment=moment, sweeps=_SWEEPS)
+        changed = generator.with_params({**generator.params, **found.params})
+        own = math.sqrt(max(self._measured(changed), 0.0))
+        return (changed, own) if own < error else (generator, error)
+
     def result(self, error: float | None) -> Truncation:
         """Return the smallest generator that keeps to the error, balanced."""
         while True:
@@ -353,6 +368,7 @@ class Work:
             found = math.sqrt(max(self.measured(generator) if self.can_measure else lost, 0.0))
             if error is None or found <= error or not self.history:
                 break
+        generator, found = self._refined(generator, found)
         before, after = ({b.name: b.dim for b in bond_indices(g.segments)} for g in (self.original, generator))
         return Truncation(
             generator=generator.balanced(),
@@ -361,3 +377,17 @@ class Work:
             cuts=tuple(Cut(bond=n, before=d, after=after[n]) for n, d in before.items() if after.get(n, d) < d),
             params=(self.original.num_params, generator.num_params),
         )
+
+
+def _bare(generator: Generator) -> Generator:
+    """Return a generator without its base."""
+    names = {core.param for segment in generator.segments for core in segment.cores}
+    return Generator(
+        generator.shape,
+        generator.topology,
+        layout=generator.layout,
+        scale=generator.scale,
+        dtype="float64",
+        params={k: x for k, x in generator.params.items() if k in names},
+        permutations=generator.permutations or None,
+    )

@@ -176,6 +176,8 @@ class CompressionRun:
         outputs = self.adapter.output_moments(names, batches, classes=self.adapter.has_classes(batches))
         sizes = {name: len(self.tasks[name].weight) for name in names}
         fitting = {name: g for name, g in outputs.items() if g.shape == (sizes[name],) * 2 and np.trace(g) > 0.0}
+        # damped by their mean, as moments of few samples do not see most directions
+        fitting = {name: g + np.trace(g) / len(g) * np.eye(len(g)) for name, g in fitting.items()}
         return {name: Metric(inputs=inputs[name], outputs=fitting.get(name)) for name in names}
 
     @cached_property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,20 +11,18 @@ from ..backends import Backend
 from ..layout import Layout
 from ..precision import parts_of
 from ..topology import Dense
+from ._described import Described
 from ._requests import Request, placed
 
-if TYPE_CHECKING:
-    from ._generator import Generator
 
-
-def is_core(generator: Generator) -> bool:
+def is_core(generator: Described) -> bool:
     """Return whether the only core of a generator has the entries of the weight in their order."""
     has_own_order = bool(generator.permutations) or generator.layout != Layout.whole(generator.shape)
     changed = generator.scale != 1.0 or generator.base is not None
     return isinstance(generator.topology, Dense) and not has_own_order and not changed
 
 
-def grouped_core(generator: Generator) -> str | None:
+def grouped_core(generator: Described) -> str | None:
     """Return the name of the core that is the matrix with its columns in another order, ``None`` if there is none.
 
     Few rows are permuted faster than the weight, wherever integers are decoded in every call.
@@ -38,7 +35,7 @@ def grouped_core(generator: Generator) -> str | None:
 
 
 def in_groups(
-    generator: Generator, apply: Callable[[Params, np.ndarray], np.ndarray], backend: Backend, request: Request
+    generator: Described, apply: Callable[[Params, np.ndarray], np.ndarray], backend: Backend, request: Request
 ) -> Callable[[np.ndarray], np.ndarray] | None:
     """Return a product on the host that permutes its input, ``None`` where it is better to permute the weight."""
     name = grouped_core(generator)
