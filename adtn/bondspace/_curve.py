@@ -81,8 +81,8 @@ def truncation_curve(
 ) -> TruncationCurve:
     """Make the bonds of a generator smaller step by step, and note the error at some sizes.
 
-    Every point is what :func:`adtn.truncate` returns for that number of parameters; all of them together cost as much
-    as the smallest one.
+    Every point is what :func:`adtn.truncate` returns for that number of parameters; bonds become
+    smaller once for all of them.
 
     Parameters
     ----------
@@ -137,11 +137,8 @@ def truncation_curve(
 
 def _point(work: Work) -> TruncationPoint:
     lost = work.measured(work.generator) if work.can_measure else work.lost
-    return TruncationPoint(
-        params=work.generator.num_params,
-        relative_error=math.sqrt(max(lost, 0.0)),
-        generator=work.generator.balanced(),
-    )
+    generator, error = work.refined(work.generator, math.sqrt(max(lost, 0.0)))
+    return TruncationPoint(params=generator.num_params, relative_error=error, generator=generator.balanced())
 
 
 @checked(TopologyError)

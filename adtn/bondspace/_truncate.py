@@ -349,16 +349,16 @@ class Work:
             self._weight = self._dense(self.original)
         return self._squared(self._dense(generator) - self._weight) / self.size
 
-    def _refined(self, generator: Generator, error: float) -> tuple[Generator, float]:
+    def refined(self, generator: Generator, error: float) -> tuple[Generator, float]:
         """Improve all cores together in the metric of the inputs, if they have a decomposition."""
         topology, moment = generator.topology, None if self.metric is None else self.metric.inputs
         possible = self._is_linear and topology.has_decomposition and not topology.share
-        if moment is None or not possible or not self._can_measure or generator is self.original:
+        if moment is None or not possible or not self.can_measure or generator is self.original:
             return generator, error
         target = np.asarray(_bare(self.original).weight())
         found = decompose(_bare(generator), target, moment=moment, sweeps=_SWEEPS)
         changed = generator.with_params({**generator.params, **found.params})
-        own = math.sqrt(max(self._measured(changed), 0.0))
+        own = math.sqrt(max(self.measured(changed), 0.0))
         return (changed, own) if own < error else (generator, error)
 
     def result(self, error: float | None) -> Truncation:
@@ -368,7 +368,7 @@ class Work:
             found = math.sqrt(max(self.measured(generator) if self.can_measure else lost, 0.0))
             if error is None or found <= error or not self.history:
                 break
-        generator, found = self._refined(generator, found)
+        generator, found = self.refined(generator, found)
         before, after = ({b.name: b.dim for b in bond_indices(g.segments)} for g in (self.original, generator))
         return Truncation(
             generator=generator.balanced(),
