@@ -329,5 +329,7 @@ def test_features_over_layers_and_training() -> None:
     np.testing.assert_allclose(right.lines[0].get_ydata(), [own.separability for own in found.values()])
     assert [text.get_text() for text in left.get_xticklabels()] == ["0.bonds.r", "2.bonds.r"]
     assert len(draw_features(watch(model, [x])).axes) == 1  # no labels, no classes
-    with pytest.raises(TopologyError, match="same bonds"):
+    (swapped, _) = draw_features(found, names=["2.bonds.r", "0.bonds.r"]).axes
+    np.testing.assert_allclose(swapped.lines[0].get_ydata(), left.lines[0].get_ydata()[::-1])
+    with pytest.raises(TopologyError, match=r"2\.bonds\.r; expected results that have all"):
         draw_features({"all": found, "one": watch(model, [x], "0.bonds.*")})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +23,8 @@ _WIDE, _EACH, _HIGH = 1.2, 0.42, 2.9  # inches
 def draw_features(
     watched: Annotated[Watched | Mapping[str, Watched], "statistics of watch(), or several by name"],
     path: str | Path | None = None,
+    *,
+    names: Annotated[Sequence[str] | None, "names of bonds and others"] = None,
 ) -> Figure:
     """Draw effective ranks and, where there were labels, class separability of bonds, in the order of the layers.
 
@@ -32,6 +34,8 @@ def draw_features(
         The result of :func:`watch`, or several by name, such as those before and after a training: one line each.
     path : path, optional
         A file to write, atomically: SVG, PNG or PDF by its ending.
+    names : sequence of str, optional
+        What is shown, in this order; by default, all of the first result.
 
     Returns
     -------
@@ -42,16 +46,19 @@ def draw_features(
     MissingDependencyError
         If matplotlib is not installed.
     TopologyError
-        If there is nothing to draw, or the results have other bonds than the first.
+        If there is nothing to draw, or a result does not have all names.
     OutputError
         If the file cannot be written.
     """
     lines: dict[str, Watched] = {"": watched} if isinstance(watched, Watched) else dict(watched)
-    names = list(next(iter(lines.values()), ()))
-    if not names or any(list(found) != names for found in lines.values()):
-        raise TopologyError(f"Got watched={shown(watched)}; expected statistics of the same bonds, at least one.")
+    names = list(next(iter(lines.values()), ()) if names is None else names)
+    if not names or any(set(names) - set(found) for found in lines.values()):
+        raise TopologyError(
+            f"Got watched={shown(watched)} and the names {', '.join(names) or 'none'}; expected results that have all "
+            "of them, and at least one name."
+        )
     panels: dict[str, Callable[[BondStatistics], float]] = {"effective rank": lambda own: own.effective_rank}
-    if all(own.has_labels for found in lines.values() for own in found.values()):
+    if all(found[name].has_labels for found in lines.values() for name in names):
         panels["class separability"] = lambda own: own.separability
     own = new_figure((_WIDE + _EACH * len(names)) * len(panels), _HIGH, "A picture of features")
     own.set_layout_engine("constrained")
