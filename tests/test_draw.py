@@ -52,7 +52,7 @@ def networks() -> dict[str, Generator]:
         "quimb tree": made(tree.networks(), layout=layout, outputs=layout.leg_names),
         "quimb mera": made(inner, layout=layout, outputs=layout.leg_names),
         "attn far pairs": Generator(
-            (64, 64), adtn.ATTN(bond=2, pairs=((0, 3), (1, 5)), leaves=False), layout=Layout.of((64, 64), 4)
+            (64, 64), adtn.ATTN(bond=2, pairs=((0, 2), (3, 5)), leaves=False), layout=Layout.of((64, 64), 4)
         ),
         "ring nonlinear": Generator((16, 16), adtn.TensorRing(bond=2, activation="tanh", where="all")),
         "mpo nonlinear": Generator((64, 64), adtn.MPO(bond=2, activation="tanh", where="all")),
@@ -116,6 +116,7 @@ def test_nothing_overlaps(picture: Picture) -> None:
         assert not overlap(a.box, b.box), (a, b)
     for label in picture.labels:
         assert not any(overlap(label.box, node.box) for node in picture.nodes), label
+        assert not any(crosses(*s, label.box) for line in picture.lines for s in segments_of(line)), label
     for a, b in itertools.combinations(picture.labels, 2):
         assert not overlap(a.box, b.box), (a, b)
 
@@ -153,6 +154,11 @@ def test_every_bond_and_leg_is_drawn_once_between_its_cores(name: str, generator
             )
         touched = {core for core in line.ends if any(_touches(nodes[core], p) for p in _tips(line))}
         assert touched == set(line.ends), line
+        if line.kind == "hyper":
+            dots = [node for node in picture.nodes if node.kind == "dot"]
+            assert any(
+                all(any(_touches(dot, p) for p in (s.points[0], s.points[-1])) for s in line.pieces) for dot in dots
+            )
         drawn = list(segments_of(line))
         assert drawn and len(set(drawn)) == len(drawn)
 
