@@ -687,6 +687,18 @@ def kv_controls_table(content: dict) -> list[str]:
     return [*lines, ""]
 
 
+def kv_speed_table(content: dict) -> list[str]:
+    """Tabulate the time of coding beside that of prefilling."""
+    lines = [
+        "| layers per basis | threads | encode and decode over prefill | prefill, s | encode, s | decode, s |",
+        "|---" * 6 + "|",
+    ]
+    for r in content["kv_speed"]:
+        seconds = " | ".join(f"{r[f'{name}_seconds']:.2f}" for name in ("prefill", "encode", "decode"))
+        lines.append(f"| {r['layers']} | {r['threads']} | {r['ratio']:.2f} | {seconds} |")
+    return [*lines, ""]
+
+
 def kv_live_table(content: dict) -> list[str]:
     """Tabulate live caches: means over segments."""
     rows, size = content["kv_live"], content["codec"]
@@ -873,6 +885,7 @@ def table_of(content: dict) -> list[str]:
         "kv": kv_table,
         "kv_controls": kv_controls_table,
         "kv_live": kv_live_table,
+        "kv_speed": kv_speed_table,
         "starts": starts_table,
         "truncation": truncation_table,
         "ordered": compress_ordered_table,

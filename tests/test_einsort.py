@@ -567,3 +567,18 @@ def test_a_search_of_many_inputs_sweeps_for_the_promising_starts_only(monkeypatc
     assert sweeps.count(0) > 3 and found.weighted_error <= plain.weighted_error * (1 + 1e-9)
     compared = sweeps[len(sweeps) - sweeps[::-1].index(0) :]
     assert compared[:3] == [1, 1, 1], "the three best starts have a sweep before the search begins"
+
+
+@pytest.mark.parametrize("ordering", ["assignment", "search"])
+@pytest.mark.parametrize("with_moment", [False, True])
+def test_searches_are_never_worse_than_no_order(ordering: str, with_moment: bool) -> None:
+    """Compare on tensors in which an order gains less than its bits are worth in the cores."""
+    rng = np.random.default_rng(0)
+    tensor = np.outer(np.arange(1.0, 25.0), np.arange(1.0, 17.0)) + 0.3 * rng.standard_normal((24, 16))
+    x = rng.standard_normal((60, 16)) * np.linspace(0.1, 2.0, 16)
+    options: dict[str, Any] = {"topology": "tt", "layout": adtn.Layout.of((24, 16), 4), "controls": 2}
+    options |= {"moment": x.T @ x / 60} if with_moment else {}
+    for size in (300, 500, 800):
+        plain, found = (adtn.einsort(tensor, ordering=o, bytes=size, **options) for o in ("none", ordering))
+        errors = [one.relative_error if one.weighted_error is None else one.weighted_error for one in (plain, found)]
+        assert errors[1] <= errors[0] * (1 + 1e-9) and found.bits.total <= 8 * size

@@ -143,7 +143,12 @@ def _best(values: Float[np.ndarray, "*shape"], request: Request, bits: float) ->
         refined = _fitted(best.form, order, values, bits - order.bits, request)
         assert refined is not None, "the order costs no more than was kept for it"
         best = min(refined, best, key=lambda one: one.error)
-    return best if request.metric is None else _settled(best, values, request)
+    if request.metric is not None:
+        best = _settled(best, values, request)
+    if ordering.refines and best.order.bits:  # what an order costs can be worth more in the cores
+        plain = _best(values, without_order(request), bits)
+        best = min(best, plain, key=lambda one: one.error)
+    return best
 
 
 def _promising(
