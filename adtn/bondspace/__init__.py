@@ -3,6 +3,11 @@
 from ._bond import Bond as Bond
 from ._bonds import Bonds as Bonds
 from ._bonds import bonds as bonds
+from ._curve import TruncationCurve as TruncationCurve
+from ._curve import TruncationPoint as TruncationPoint
+from ._curve import draw_curves as draw_curves
+from ._curve import truncation_curve as truncation_curve
+from ._features import draw_features as draw_features
 from ._gradients import bond_gradients as bond_gradients
 from ._grow import grow as grow
 from ._measures import effective_rank as effective_rank

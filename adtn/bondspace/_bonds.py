@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from .._checks import checked, shown
 from .._files import write_bytes
 from .._typing import Float
 from .._version import __version__
+from ..drawing import Shade, measures_shades
 from ..errors import TopologyError
 from ..generator import Generator
 from ..layout import Layout
@@ -23,6 +25,9 @@ from ._bond import Bond
 from ._cut import cut_spectrum
 from ._network import end_label
 from ._source import Source
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Bonds(Sequence[Bond]):
@@ -133,11 +138,62 @@ class Bonds(Sequence[Bond]):
         text = self.to_html() if Path(path).suffix == ".html" else self.to_json() + "\n"
         write_bytes(path, text.encode())
 
+    def shades(self) -> dict[str, Shade]:
+        """Return the colours of the bonds in :meth:`adtn.Generator.draw`: entropies over logarithms of dimensions.
+
+        Raises
+        ------
+        TopologyError
+            If an entropy needs a tensor that is too large.
+        """
+        found: dict[str, Shade] = {}
+        for bond in self:
+            share = bond.entropy / math.log(bond.dim) if bond.dim > 1 else 0.0
+            found[bond.name] = Shade(share=share, exact=bond.exact)
+        return found
+
+    def draw(self, path: str | Path | None = None) -> Figure:
+        """Draw the values of every bond relative to the largest, on a logarithmic scale.
+
+        Every bond has a panel; dots are hollow where a bond is on a loop, so that its values are not those of a cut.
+
+        Parameters
+        ----------
+        path : path, optional
+            A file to write, atomically: SVG, PNG or PDF by its ending.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        MissingDependencyError
+            If matplotlib is not installed.
+        TopologyError
+            If there are no bonds, or their values need a tensor that is too large.
+        OutputError
+            If the file cannot be written.
+
+        Examples
+        --------
+        >>> import adtn
+        >>> picture = adtn.bonds(adtn.Generator((64, 64), adtn.MPO(bond=3))).draw()
+        """
+        from ._spectra import spectra
+
+        return spectra(self, path)
+
     def to_html(self) -> str:
         """Render a self-contained page with a picture of every spectrum."""
         from ._page import page
 
         return page(self)
+
+
+@measures_shades
+def _shades(generator: Generator) -> dict[str, Shade]:
+    return Bonds(generator).shades()
 
 
 def _records(source: Source, index: BondIndex) -> Iterator[Bond]:

@@ -83,6 +83,11 @@ class BondStatistics:
         return float(np.exp(-(p * np.log(p)).sum()))
 
     @property
+    def has_labels(self) -> bool:
+        """Whether batches came with labels."""
+        return bool(self._classes)
+
+    @property
     def separability(self) -> float:
         """The variance between classes over that within them.
 

@@ -74,7 +74,7 @@ class Truncation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Step:
+class Step:
     """A bond with one component less: the factors, the relative squared loss, and what it costs per parameter."""
 
     bond: BondIndex
@@ -141,7 +141,7 @@ def truncate(
     if params is not None:
         return truncate_together({"": generator}, params=params, metrics={"": metric})[""]
     assert error is not None
-    work = _Work(generator, metric)
+    work = Work(generator, metric)
     while (step := work.cheapest(error**2)) is not None:
         work.take(step)
     return work.result(error)
@@ -184,7 +184,7 @@ def truncate_together(
     >>> [one.generator.topology for one in found.values()]
     [LowRank(bond=6), LowRank(bond=8)]
     """
-    works = {name: _Work(own, (metrics or {}).get(name)) for name, own in generators.items()}
+    works = {name: Work(own, (metrics or {}).get(name)) for name, own in generators.items()}
     while (total := sum(work.generator.num_params for work in works.values())) > params:
         found = {name: work.cheapest(math.inf, excess=total - params) for name, work in works.items()}
         steps = {name: step for name, step in found.items() if step is not None}
@@ -200,7 +200,7 @@ def truncate_together(
 
 
 @dataclass
-class _Work:
+class Work:
     """The present generator, and what was lost before."""
 
     original: Generator
@@ -214,7 +214,7 @@ class _Work:
         self.history.append((self.original, 0.0))
         self._weight: np.ndarray | None = None
         self._source: Source | None = None
-        self._steps: dict[str, _Step] = {}
+        self._steps: dict[str, Step] = {}
         self._fresh: set[str] = set()
         self._stuck: set[str] = set()
 
@@ -223,7 +223,7 @@ class _Work:
         segments = self.generator.segments
         return len(segments) == 1 and segments[0].activation == "identity"
 
-    def cheapest(self, limit: float, excess: float = math.inf) -> _Step | None:
+    def cheapest(self, limit: float, excess: float = math.inf) -> Step | None:
         """Return the next step whose loss fits under the limit; steps are renewed only when they lead."""
         bonds = {bond.name: bond for bond in bond_indices(self.generator.segments)}
         while True:
@@ -251,7 +251,7 @@ class _Work:
         else:
             self._steps[bond.name] = found
 
-    def take(self, step: _Step) -> None:
+    def take(self, step: Step) -> None:
         """Make a bond smaller."""
         self.generator = self._applied(step.bond, step.factors)
         self.lost += step.loss
@@ -262,11 +262,11 @@ class _Work:
     def _applied(self, bond: BondIndex, factors: tuple[np.ndarray, np.ndarray]) -> Generator:
         return self.generator.with_bond(bond.name, factors)
 
-    def _step(self, source: Source, bond: BondIndex) -> _Step | None:
+    def _step(self, source: Source, bond: BondIndex) -> Step | None:
         """Return the best way to take one component off a bond, ``None`` if there is none."""
         is_cut = self._is_linear and bond.kind == "linear"
         candidates = self._linear(source, bond) if is_cut else self._others(source, bond)
-        best: _Step | None = None
+        best: Step | None = None
         for projection in candidates:
             try:
                 changed = self._applied(bond, projection.factors)
@@ -277,9 +277,9 @@ class _Work:
             if saved <= 0:
                 return None
             if math.isnan(loss):
-                loss = max(self._measured(changed) - self.lost, 0.0)
+                loss = max(self.measured(changed) - self.lost, 0.0)
             if best is None or loss < best.loss:
-                best = _Step(bond=bond, factors=projection.factors, loss=loss, saved=saved)
+                best = Step(bond=bond, factors=projection.factors, loss=loss, saved=saved)
         return best
 
     def _linear(self, source: Source, bond: BondIndex) -> Iterator[Projection]:
@@ -315,7 +315,7 @@ class _Work:
     @cached_property
     def size(self) -> float:
         """The squared norm of the original weight, without its base, in the metric."""
-        return max(self._squared(self._dense(self.original)) if self._can_measure else self._estimated(), 1e-300)
+        return max(self._squared(self._dense(self.original)) if self.can_measure else self._estimated(), 1e-300)
 
     def _estimated(self) -> float:
         """Compute the squared norm from an environment, as the weight is too large."""
@@ -325,7 +325,7 @@ class _Work:
         return float(np.einsum("kkmm->", y))
 
     @property
-    def _can_measure(self) -> bool:
+    def can_measure(self) -> bool:
         return math.prod(self.original.layout.padded_shape) <= _DENSE
 
     def _dense(self, generator: Generator) -> Float[np.ndarray, "n_out n_in"]:
@@ -341,48 +341,48 @@ class _Work:
             weight = weight if inputs is None else weight @ inputs.T
         return float(np.vdot(weight, weight))
 
-    def _measured(self, generator: Generator) -> float:
+    def measured(self, generator: Generator) -> float:
         """Return the squared relative error of a generator."""
         if self._weight is None:
             self._weight = self._dense(self.original)
         return self._squared(self._dense(generator) - self._weight) / self.size
 
-    def _refined(self, generator: Generator, error: float) -> tuple[Generator, float]:
+    def refined(self, generator: Generator, error: float) -> tuple[Generator, float]:
         """Improve all cores together in the metric of the inputs, if they have a decomposition."""
         topology, moment = generator.topology, None if self.metric is None else self.metric.inputs
         possible = self._is_linear and topology.has_decomposition and not topology.share
-        if moment is None or not possible or not self._can_measure or generator is self.original:
+        if moment is None or not possible or not self.can_measure or generator is self.original:
             return generator, error
         target = np.asarray(_bare(self.original).weight())
         found = decompose(_bare(generator), target, moment=moment, sweeps=_SWEEPS)
         changed = generator.with_params({**generator.params, **found.params})
-        own = math.sqrt(max(self._measured(changed), 0.0))
+        own = math.sqrt(max(self.measured(changed), 0.0))
         return (changed, own) if own < error else (generator, error)
 
     def result(self, error: float | None) -> Truncation:
         """Return the smallest generator that keeps to the error, balanced."""
         while True:
             generator, lost = self.history.pop()
-            found = math.sqrt(max(self._measured(generator) if self._can_measure else lost, 0.0))
+            found = math.sqrt(max(self.measured(generator) if self.can_measure else lost, 0.0))
             if error is None or found <= error or not self.history:
                 break
-        generator, found = self._refined(generator, found)
+        generator, found = self.refined(generator, found)
         before, after = ({b.name: b.dim for b in bond_indices(g.segments)} for g in (self.original, generator))
         return Truncation(
             generator=generator.balanced(),
             relative_error=found,
-            is_measured=self._can_measure,
+            is_measured=self.can_measure,
             cuts=tuple(Cut(bond=n, before=d, after=after[n]) for n, d in before.items() if after.get(n, d) < d),
             params=(self.original.num_params, generator.num_params),
         )
 
 
-def _next(steps: Mapping[str, tuple[_Step, float]], excess: float) -> str:
+def _next(steps: Mapping[str, tuple[Step, float]], excess: float) -> str:
     """Choose the step of the least price; if one is enough for what is too much, that of the least loss.
 
     Parameters
     ----------
-    steps : mapping of str to (_Step, float)
+    steps : mapping of str to (Step, float)
         With the unit of their losses.
     excess : float
         The number of parameters that are too many.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,12 +24,14 @@ from ._changes import Changeable
 from ._described import PLACES, Dtype
 from ._grouped import in_groups
 from ._networks import networks_of, shape_of
+from ._picture import drawn
 from ._requests import Request, by_rows, placed, requested
 from ._start import formula, start
 from ._values import Base, checked_base, kaiming, spread
 
 if TYPE_CHECKING:
     import quimb.tensor as qtn
+    from matplotlib.figure import Figure
 
 
 class Generator(Changeable):
@@ -285,3 +288,41 @@ class Generator(Changeable):
         Tensors are tagged with their name, kind and level; a segment's incoming state is tagged ``STATE``.
         """
         return networks_of(self.program, self.segments, {**self._params, **self._frozen})
+
+    @checked(GeneratorError)
+    def draw(self, path: str | Path | None = None, *, entropies: bool = True) -> Figure:
+        """Draw the whole network, from the root or first segment to the legs of the weight.
+
+        Lines are as wide as their dimension is large, and bonds have the colour of their entropy relative to the
+        logarithm of their dimension; those on loops, whose entropies are not those of a cut, are dashed. Dashed rules
+        are activations. Isometries are triangles, disentanglers and gates squares, other cores circles; cores that are
+        not trained are white.
+
+        Parameters
+        ----------
+        path : path, optional
+            A file to write, atomically: SVG, PNG or PDF by its ending.
+        entropies : bool
+            Whether bonds are coloured by :func:`adtn.bonds`; without them only the structure is needed, so networks of
+            any size can be drawn.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        MissingDependencyError
+            If matplotlib is not installed.
+        TopologyError
+            If an entropy needs a tensor that is too large.
+        OutputError
+            If the file cannot be written, or its ending is no such format.
+
+        Examples
+        --------
+        >>> import adtn
+        >>> gen = adtn.Generator((64, 64), adtn.TTN(bond=3), layout=adtn.Layout.of((64, 64), leg=8))
+        >>> picture = gen.draw(entropies=False)
+        """
+        return drawn(self, path, entropies)
