@@ -89,7 +89,7 @@ def test_wrong_calls_are_refused() -> None:
         watch(model, data, "bonds.b7")
     with pytest.raises(TopologyError, match="pairs with other; expected names among bonds.b0"):
         watch(model, data, pairs=[("bonds.b0", "other")])
-    with pytest.raises(TopologyError, match="without any batch"):
+    with pytest.raises(TopologyError, match="at least one of each"):
         watch(model, [])
     found = watch(model, [x for x, _ in data])
     with pytest.raises(TopologyError, match="without labels"):

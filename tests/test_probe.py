@@ -259,3 +259,93 @@ def test_probes_are_opened_once() -> None:
         adtn.probe(3)
     with pytest.raises(TopologyError, match="compiled"):
         adtn.probe(torch.compile(net, backend="eager"))
+
+
+class Tripled(of_torch.ADTNLinear):
+    """A layer that computes something else."""
+
+    def forward(self, input: Any) -> Any:
+        return 3.0 * super().forward(input)
+
+
+class TripledInFlax(of_jax.ADTNLinear):
+    """A layer that computes something else."""
+
+    def __call__(self, inputs: Any, out_sharding: Any = None) -> Any:
+        return 3.0 * super().__call__(inputs, out_sharding)
+
+
+def test_layers_that_compute_something_else_are_left_alone() -> None:
+    x = torch.tensor(rows((4, SHAPE[1])))
+    wrapped = torch_layer(generator("TTN"))
+    plain = wrapped.forward
+    wrapped.forward = lambda x: plain(x) + 100.0
+    net = torch.nn.ModuleList([Tripled(generator("TTN")).double(), wrapped, torch_layer(generator("MPO"))])
+    exact = [layer(x) for layer in net]
+    with adtn.probe(net) as found:
+        assert all(torch.allclose(layer(x), y) for layer, y in zip(net, exact, strict=True))
+    assert all(torch.allclose(layer(x), y) for layer, y in zip(net, exact, strict=True))
+    assert set(found.skipped) == {"0", "1"} and "was replaced" in found.skipped["1"]
+    assert {name.split(".")[0] for name in found} == {"2"}
+    with pytest.raises(TopologyError, match="the call of this TripledInFlax was replaced"):
+        adtn.probe(TripledInFlax(generator("TTN")))
+
+
+def test_patches_that_return_something_else_are_refused_and_leave_the_model_as_it_was() -> None:
+    for layer, x in (
+        (torch_layer(generator("TTN")), torch.tensor(rows((4, SHAPE[1])))),
+        (of_jax.ADTNLinear(generator("TTN")), jax.numpy.ones((4, SHAPE[1]))),
+    ):
+        exact = layer(x)
+        for patch in (lambda value: value.reshape(-1), lambda value: value[..., :1]):
+            with (
+                pytest.raises(TopologyError, match="expected the shape of what is on the bond"),
+                adtn.probe(layer, patch={"bonds.b1_0": patch}),
+            ):
+                layer(x)
+            assert np.allclose(_host(layer(x)), _host(exact))
+    nothing = adtn.probe(layer, patch={"bonds.b1_0": lambda value: None})
+    with pytest.raises(TopologyError, match="Got NoneType"), nothing:
+        layer(x)
+    with adtn.probe(layer):
+        assert np.allclose(_host(layer(x)), _host(exact), atol=1e-5)
+
+
+def _host(x: Any) -> np.ndarray:
+    return np.asarray(x.detach() if isinstance(x, torch.Tensor) else x)
+
+
+def test_matrices_of_numpy_are_patches_and_autocast_keeps_its_dtype() -> None:
+    layer, x = (
+        of_torch.ADTNLinear(generator("low rank")).float(),
+        torch.tensor(rows((4, SHAPE[1])), dtype=torch.float32),
+    )
+    with adtn.probe(layer, patch={"bonds.r": np.zeros((4, 4))}), torch.no_grad():
+        assert torch.allclose(layer(x), layer.bias.expand(4, -1))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        plain = layer(x)
+        with adtn.probe(layer):
+            assert layer(x).dtype == plain.dtype == torch.bfloat16
+        with adtn.probe(layer), pytest.raises(adtn.ADTNError, match="35"):
+            layer(x[:, :7])
+        with adtn.probe(layer):
+            assert layer(x[:0]).shape == (0, SHAPE[0])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_masked_encoders_and_a_single_attention() -> None:
+    torch.manual_seed(0)
+    layers = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    encoder = torch.nn.TransformerEncoder(layers, 1).eval()
+    config = adtn.Config(topology=adtn.MPO(bond=4), recipe="closed-form", largest_error=1.0)
+    with pytest.warns(adtn.errors.QualityWarning):
+        adtn.compress(encoder, config)
+    x, mask = torch.randn(3, 7, 32), torch.zeros(3, 7, dtype=torch.bool)
+    mask[1:, 5:] = True
+    with torch.no_grad():
+        exact = encoder(x, src_key_padding_mask=mask)
+        with adtn.probe(encoder):
+            found = encoder(x, src_key_padding_mask=mask)
+    assert torch.allclose(exact[~mask], found[~mask], atol=1e-5)
+    attention = encoder.layers[0].self_attn
+    assert {name.split(".")[1] for name in adtn.probe(attention).names} == {"in_proj", "out_proj"}

@@ -9,7 +9,7 @@ from typing import Any
 import adtn
 import numpy as np
 import pytest
-from adtn.bondspace import Metric, grow
+from adtn.bondspace import Metric, grow, truncate_together
 from adtn.bondspace._double_layer import double_layer
 from adtn.bondspace._metric import metric_environment
 from adtn.bondspace._projection import cost, environment_projection, schmidt_projection
@@ -282,3 +282,38 @@ def test_components_of_hyper_indices_are_selected() -> None:
     assert small.topology == adtn.CP(bond=3) and np.allclose(small.weight(), diagonal.weight())
     with pytest.raises(TopologyError, match="select components"):
         gen.with_bond("r", (2.0 * kept, 0.5 * kept.T))
+
+
+def test_padding_does_not_count() -> None:
+    """Compare with errors of the weight itself, for inputs that lie in few directions."""
+    a = np.random.default_rng(0).standard_normal((41, 3))
+    gen = adtn.Generator((37, 41), adtn.MPO(bond=4), seed=1, dtype="float64")
+    assert gen.layout.padding > 1.0
+    found = adtn.truncate(gen, params=200, metric=Metric(inputs=a @ a.T))
+    change = (found.generator.weight() - gen.weight()) @ a
+    assert found.relative_error == pytest.approx(np.linalg.norm(change) / np.linalg.norm(gen.weight() @ a), rel=1e-4)
+
+
+def test_components_that_contribute_nothing_are_dropped() -> None:
+    w = np.random.default_rng(0).standard_normal((24, 2)) @ np.random.default_rng(1).standard_normal((2, 36))
+    gen = adtn.decompose(generator(adtn.LowRank(bond=8)), w)
+    found = adtn.truncate(gen, params=60 * 6)
+    assert found.generator.topology == adtn.LowRank(bond=2) and np.allclose(found.generator.weight(), w)
+
+
+def test_what_is_not_cut_stays_as_it_is() -> None:
+    gen = generator(TREES["mpo"]).rounded(adtn.Precision("int8", 32))
+    goals: tuple[dict[str, Any], ...] = ({"error": 1e-9}, {"params": gen.num_params})
+    for options in goals:
+        found = adtn.truncate(gen, **options)
+        assert found.generator is gen and found.cuts == () and found.relative_error == 0.0
+
+
+def test_weights_of_zeros_are_refused() -> None:
+    start = generator(TREES["mpo"], base=adtn.IdentityBase())
+    with pytest.raises(TopologyError, match=r"squared norm 0.*expected a trained one"):
+        adtn.truncate(start, params=10)
+    with pytest.raises(TopologyError, match="does not reach"):
+        grow(start, adtn.bonds(start)[0].name, 1, np.zeros(SHAPE))
+    with pytest.raises(TopologyError, match="metrics of"):
+        truncate_together({"a": generator(TREES["mpo"])}, params=10, metrics={"b": Metric(inputs=moment(SHAPE[1]))})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,26 @@ def test_wrong_parts_are_refused() -> None:
         adtn.compress(torch_model(), config("closed-form", "truncate"))
     with pytest.raises(TopologyError, match="expected at least"):
         adtn.compress(torch_model(), config("closed-form", adtn.Stage("truncate", keep=0.01)), data=TORCH_DATA)
+
+
+class WithAttention(torch.nn.Module):
+    """An attention, a linear layer behind it, and one that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.MultiheadAttention(32, 4, batch_first=True)
+        self.l, self.unused, self.h = torch.nn.Linear(32, 32), torch.nn.Linear(32, 32), torch.nn.Linear(32, 5)
+
+    def forward(self, x: Any) -> Any:
+        return self.h(torch.relu(self.l(self.a(x, x, x)[0])).mean(1))
+
+
+def test_parts_of_attention_are_cut_and_unused_layers_first() -> None:
+    torch.manual_seed(0)
+    data = [(torch.randn(30, 6, 32), torch.randint(5, (30,))) for _ in range(2)]
+    whole = adtn.Config(topology=adtn.MPO(bond=40), recipe="closed-form", exclude=["h"])
+    before = adtn.compress(WithAttention(), whole, data=data).generators
+    recipe = ("closed-form", adtn.Stage("truncate", keep=0.5))
+    after = adtn.compress(WithAttention(), replace(whole, recipe=recipe), data=data).generators
+    kept = {name: after[name].num_params / before[name].num_params for name in after}
+    assert kept["unused"] < 0.1 and kept["a.in_proj"] < 0.9 and kept["a.out_proj"] < 0.95, kept

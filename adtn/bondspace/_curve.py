@@ -130,6 +130,7 @@ def truncation_curve(
                     "can be truncated has the dimension 1."
                 )
             break
+        work.drop_unused()
         if work.generator.num_params < points[-1].params:
             points.append(_point(work))
     return TruncationCurve(points)

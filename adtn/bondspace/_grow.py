@@ -8,6 +8,7 @@ singular vectors of G. It starts at :math:`u \otimes 0`, so that the weight stay
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -82,6 +83,10 @@ def grow(generator: Generator, bond: str, components: Annotated[int, Range(1)], 
     most = min(matrix.shape) - index.dim
     if components > most:
         raise TopologyError(f"Got components={components} for {bond!r} of {index.dim}; expected at most {most}.")
+    if not 0.0 < np.linalg.norm(matrix) < math.inf or not np.any(first):
+        raise TopologyError(
+            f"Got a gradient that does not reach {bond!r}, as it or another core is zero or not finite; train first."
+        )
     u = np.linalg.svd(matrix, full_matrices=False)[0][:, :components]
     size = float(np.sqrt(np.mean(first**2))) * np.sqrt(rows)  # an entry of u has 1 / sqrt(rows)
     shape = [d for k, d in enumerate(first.shape) if k != at[0]]

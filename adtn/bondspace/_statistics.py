@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
-from autoray import do
+from autoray import do, get_dtype_name
 
 from .._checks import Range, checked, shown
 from .._typing import Array, Float, Int
@@ -44,11 +44,18 @@ class BondStatistics:
     _products: Any = 0.0
     _squares: float = 0.0
     _features: Any = 0.0
-    _classes: dict[int, tuple[int, Any]] = field(default_factory=dict)
+    _classes: dict[Any, tuple[int, Any]] = field(default_factory=dict)
 
     def add(self, value: Float[np.ndarray, "batch *rest bond"], labels: Int[np.ndarray, " batch"] | None) -> None:
         """Add one batch."""
         vectors, features = value.reshape(-1, value.shape[-1]), value.reshape(len(value), -1)
+        if self.samples and features.shape[1] != len(self._features):
+            raise TopologyError(
+                f"Got a batch with {features.shape[1]} values per sample on a bond, after {len(self._features)}; "
+                "expected samples of one length. Watch those of each length on their own."
+            )
+        if labels is not None and len(labels) != len(value):
+            raise TopologyError(f"Got {len(labels)} labels for {len(value)} samples; expected one per sample.")
         self.samples += len(value)
         self._vectors += len(vectors)
         self._sum = self._sum + vectors.sum(0)
@@ -56,9 +63,9 @@ class BondStatistics:
         self._squares += float(np.vdot(features, features))
         self._features = self._features + features.sum(0)
         for label in () if labels is None else np.unique(labels):
-            n, total = self._classes.get(int(label), (0, 0.0))
+            n, total = self._classes.get(label.item(), (0, 0.0))
             own = labels == label
-            self._classes[int(label)] = n + int(own.sum()), total + features[own].sum(0)
+            self._classes[label.item()] = n + int(own.sum()), total + features[own].sum(0)
 
     @property
     def mean(self) -> Float[np.ndarray, " bond"]:
@@ -216,7 +223,7 @@ def watch(
     Parameters
     ----------
     model : torch.nn.Module or flax.nnx.Module
-        In evaluation mode, if it should be.
+        In evaluation mode, if it should be. Of layers that are called several times, the last call counts.
     batches : iterable
         Inputs, or pairs of inputs and labels, as for ``model(x)``.
     names : str or sequence of str
@@ -276,11 +283,15 @@ def watch(
                 statistics.setdefault(name, BondStatistics()).add(value, own)
                 sizes[name] = min(int(np.prod(value.shape[1:])), _FEATURES)
             for (a, b), pair in common.items():
+                if a not in values or b not in values:
+                    raise TopologyError(f"Got the pair {a}, {b}, of which one was not passed in a batch.")
                 pair.add(*(values[name].reshape(len(values[name]), -1) for name in (a, b)))
     if not statistics:
-        raise TopologyError(f"Got batches={shown(batches)} without any batch; expected at least one.")
+        raise TopologyError(f"Got batches={shown(batches)} and names={shown(names)}; expected at least one of each.")
     return Watched(_own=statistics, _pairs=common, _sizes=sizes)
 
 
 def _host(x: Any) -> Float[np.ndarray, "..."]:
+    if get_dtype_name(x) == "bfloat16":  # which NumPy does not have
+        x = do("astype", x, "float32")
     return np.asarray(do("to_numpy", x), np.float64)

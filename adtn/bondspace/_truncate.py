@@ -21,6 +21,7 @@ from ._metric import Metric, metric_environment
 from ._projection import Projection, environment_projection, schmidt_projection
 from ._source import Source
 
+_NOTHING = 1e-26  # squared loss of a component that contributes nothing
 _SWEEPS = 8  # of alternating least squares over all cores at the end
 _DENSE = 1 << 25  # entries of a weight that is made to measure an error
 
@@ -50,8 +51,9 @@ class Truncation:
     ----------
     generator : Generator
     relative_error : float
-        The norm of the change of the weight, relative to the norm of the weight, in the metric. It is measured, or, for
-        a weight of more than 2**25 entries, the root of the sum of the squares of what every step predicted.
+        The norm of the change of the weight, relative to the norm of the generated weight (without its base), in the
+        metric. It is measured, or, for a weight of more than 2**25 entries, the root of the sum of the squares of what
+        every step predicted.
     is_measured : bool
         Whether it is measured.
     cuts : tuple of Cut
@@ -184,6 +186,8 @@ def truncate_together(
     >>> [one.generator.topology for one in found.values()]
     [LowRank(bond=6), LowRank(bond=8)]
     """
+    if unknown := sorted(set(metrics or {}) - set(generators)):
+        raise TopologyError(f"Got metrics of {shown(unknown)}; expected some of {shown(sorted(generators))}.")
     works = {name: Work(own, (metrics or {}).get(name)) for name, own in generators.items()}
     while (total := sum(work.generator.num_params for work in works.values())) > params:
         found = {name: work.cheapest(math.inf, excess=total - params) for name, work in works.items()}
@@ -196,6 +200,8 @@ def truncate_together(
         sizes = {name: works[name].size for name in steps}
         name = _next({name: (step, sizes[name]) for name, step in steps.items()}, total - params)
         works[name].take(steps[name])
+    for work in works.values():
+        work.drop_unused()
     return {name: work.result(None) for name, work in works.items()}
 
 
@@ -315,7 +321,13 @@ class Work:
     @cached_property
     def size(self) -> float:
         """The squared norm of the original weight, without its base, in the metric."""
-        return max(self._squared(self._dense(self.original)) if self.can_measure else self._estimated(), 1e-300)
+        found = self._squared(self._dense(self.original)) if self.can_measure else self._estimated()
+        if not 0.0 < found < math.inf:
+            raise TopologyError(
+                f"Got a generator whose weight, without its base, has the squared norm {found:g} in this metric; "
+                "expected a trained one, with values that are finite."
+            )
+        return found
 
     def _estimated(self) -> float:
         """Compute the squared norm from an environment, as the weight is too large."""
@@ -330,9 +342,10 @@ class Work:
 
     def _dense(self, generator: Generator) -> Float[np.ndarray, "n_out n_in"]:
         """Return the generated weight without its base, in generated order."""
-        state = Source(generator).state(len(generator.segments) - 1)
-        legs = sorted(range(state.ndim), key=lambda q: generator.layout.leg_axes[q])
-        return state.transpose(legs).reshape(generator.layout.padded_shape[0], -1) * generator.scale
+        state, layout = Source(generator).state(len(generator.segments) - 1), generator.layout
+        weight = np.asarray(layout.from_legs(state)) * generator.scale  # without its padding
+        weight = np.pad(weight, [(0, p - n) for n, p in zip(layout.shape, layout.padded_shape, strict=True)])
+        return weight.reshape(len(weight), -1)
 
     def _squared(self, weight: Float[np.ndarray, "n_out n_in"]) -> float:
         if self.metric is not None:
@@ -359,8 +372,25 @@ class Work:
         own = math.sqrt(max(self.measured(changed), 0.0))
         return (changed, own) if own < error else (generator, error)
 
+    def drop_unused(self) -> None:
+        """Take off components that contribute nothing: on both sides zero, they could not be trained."""
+        while len(self.history) > 1 and (step := self.cheapest(math.inf)) is not None and step.loss <= _NOTHING:
+            self.take(step)
+
+    def _unchanged(self) -> Truncation:
+        size = self.original.num_params
+        return Truncation(
+            generator=self.original,
+            relative_error=0.0,
+            is_measured=self.can_measure,
+            cuts=(),
+            params=(size, size),
+        )
+
     def result(self, error: float | None) -> Truncation:
         """Return the smallest generator that keeps to the error, balanced."""
+        if len(self.history) == 1:
+            return self._unchanged()
         while True:
             generator, lost = self.history.pop()
             found = math.sqrt(max(self.measured(generator) if self.can_measure else lost, 0.0))

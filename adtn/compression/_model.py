@@ -156,6 +156,10 @@ class Model(Protocol):
         """Count the rows to which weights are applied for one batch; others are left out."""
         ...
 
+    def called(self, names: Sequence[str], data: Iterable[Any]) -> list[str]:
+        """Return the layers that the first batch reaches, in the order in which they are first called."""
+        ...
+
     def exchange(self, generators: Mapping[str, Generator]) -> None:
         """Give installed weights other generators, of other structures as well."""
         ...

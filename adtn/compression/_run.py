@@ -33,6 +33,7 @@ from ._storage import to_bytes
 
 _BATCHES = 64  # batches of a list that are compared when a training continues
 _KEPT = 0.5  # of the parameters
+_UNUSED = 1e-9  # mean square of gradients, relative to the usual one, of layers without any
 _NORMALISED = 3072  # samples by which running statistics are corrected
 
 
@@ -173,12 +174,24 @@ class CompressionRun:
         inputs = {name: self.tasks[name].moment for name in names}
         if missing := [name for name, moment in inputs.items() if moment is None]:
             inputs |= self.adapter.second_moments(missing, batches, self.config.samples)
-        outputs = self.adapter.output_moments(names, batches, classes=self.adapter.has_classes(batches))
+        watched = [name for name in names if inputs.get(name) is not None]
+        classes = bool(watched) and self.adapter.has_classes(batches)
+        outputs = self.adapter.output_moments(watched, batches, classes=classes) if watched else {}
         sizes = {name: len(self.tasks[name].weight) for name in names}
-        fitting = {name: g for name, g in outputs.items() if g.shape == (sizes[name],) * 2 and np.trace(g) > 0.0}
-        # damped by their mean, as moments of few samples do not see most directions
-        fitting = {name: g + np.trace(g) / len(g) * np.eye(len(g)) for name, g in fitting.items()}
-        return {name: Metric(inputs=inputs[name], outputs=fitting.get(name)) for name in names}
+        reached = set(self.adapter.called([layer.name for layer in self.layers], batches))
+        unused = {name for layer in self.layers if layer.name not in reached for name in layer.weights}
+        fitting = {name: g for name, g in outputs.items() if g.shape == (sizes[name],) * 2}
+        means = {name: float(np.trace(g)) / len(g) for name, g in fitting.items()}
+        usual = float(np.median([mean for mean in means.values() if mean > 0.0] or [1.0]))
+        found: dict[str, Metric] = {}
+        for name in names:
+            mean = 0.0 if name in unused else means.get(name, usual)
+            mean, eye = max(mean, _UNUSED * usual), np.eye(sizes[name])
+            # damped by their mean, as moments of few samples do not see most directions; where gradients cannot be
+            # watched, they are taken as those of other layers
+            g = fitting[name] + mean * eye if name in fitting else mean * eye
+            found[name] = Metric(inputs=inputs.get(name), outputs=g)
+        return found
 
     @cached_property
     def compensation(self) -> tuple[Sequence[Any], Callable[[], float]]:

@@ -356,7 +356,7 @@ class NnxModel(ReplacedModel):
         for _ in self._watched(names, [batch], look_at, model):
             pass
 
-    def _called(self, names: Sequence[str], data: Iterable[Any]) -> list[str]:
+    def called(self, names: Sequence[str], data: Iterable[Any]) -> list[str]:
         called: dict[str, None] = {}
 
         def look(name: str, *_: Any) -> None:

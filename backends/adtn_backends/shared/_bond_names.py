@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from adtn._typing import Array
 from adtn.errors import TopologyError
-from autoray import do
+from autoray import do, get_dtype_name, infer_backend
 
 Patches: TypeAlias = Mapping[str, Callable[[Array], Array]]
 """Functions of what is on a bond, ``(*batch, rest, bond)``."""
@@ -62,4 +62,22 @@ def patches_of(patch: Mapping[str, Any], sizes: Mapping[str, int]) -> Patches:
 
 
 def _times(matrix: Array, value: Array) -> Array:
-    return do("matmul", value, matrix)
+    own = matrix if infer_backend(matrix) == infer_backend(value) else do("asarray", matrix, like=value)
+    return do("matmul", value, do("astype", own, get_dtype_name(value)))
+
+
+def checked_value(bond: str, found: Any, given: Array) -> Array:
+    """Return what goes on from a bond.
+
+    Raises
+    ------
+    TopologyError
+        If it has another shape than what was on the bond.
+    """
+    shape = getattr(found, "shape", None)
+    if shape is None or tuple(shape) != tuple(given.shape):
+        raise TopologyError(
+            f"Got {type(found).__name__} of shape {None if shape is None else tuple(shape)} from a patch or hook of "
+            f"{bond!r}; expected the shape of what is on the bond, {tuple(given.shape)}."
+        )
+    return found

@@ -128,7 +128,7 @@ class ReplacedModel(WatchedInputs):
         """
 
     @abstractmethod
-    def _called(self, names: Sequence[str], data: Iterable[Any]) -> list[str]:
+    def called(self, names: Sequence[str], data: Iterable[Any]) -> list[str]:
         """Return the layers that the first batch reaches, in the order in which they are first called."""
 
     @abstractmethod
@@ -312,7 +312,7 @@ class ReplacedModel(WatchedInputs):
         with self._codes_opened():
             with self._own_random(tuning.seed):
                 if executor is None:
-                    for name in dict.fromkeys([*self._called(names, data), *names]):
+                    for name in dict.fromkeys([*self.called(names, data), *names]):
                         work, *arguments = self._job(name, data, tuning, chained=True)
                         take(name, *work(*arguments))
                     return
@@ -332,7 +332,8 @@ class ReplacedModel(WatchedInputs):
         places = self.modules.places(self.model)
         for name, generator in generators.items():
             old = self._weights[name]
-            new = self.modules.generated(generator, self._originals[name])
+            place = name if name in self._originals else name.rpartition(".")[0]  # a part of a layer
+            new = self.modules.generated(generator, self._originals[place])
             new.decode_once(True)
             for path, module in places.items():
                 if module is old:

@@ -226,7 +226,7 @@ class TorchModel(ModelWithPasses):
             model.eval()
             outputs_of(model, self._to_device(batch))
 
-    def _called(self, names: Sequence[str], data: Iterable[Any]) -> list[str]:
+    def called(self, names: Sequence[str], data: Iterable[Any]) -> list[str]:
         called: dict[str, None] = {}
 
         def look(name: str, *_: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -12,7 +13,8 @@ from adtn.errors import TopologyError
 from adtn.weight import Sweep
 from flax import nnx
 
-from ...shared._bond_names import Patches, chosen, patches_of
+from ...shared._bond_names import Patches, checked_value, chosen, patches_of
+from ...shared._geometry import check_input
 from ._kind import Kind
 from ._kinds import kind_of_generated
 from ._places import modules_of
@@ -62,6 +64,9 @@ class Probe(Mapping[str, jax.Array]):
             kind = kind_of_generated(layer)
             if kind is None or any(own.layer is layer for own in self._layers.values()):
                 continue
+            if type(layer).__call__ not in {own.__call__ for own in kind.generated} and not _is_probed(layer):
+                self.skipped[name] = f"the call of this {type(layer).__name__} was replaced"
+                continue
             weight = layer.generated
             if kind.through is None or not isinstance(weight, GeneratedWeight):
                 if "generated" in vars(layer):  # otherwise a layer inside has it
@@ -91,7 +96,7 @@ class Probe(Mapping[str, jax.Array]):
         wanted = {*self.names, *self._patches}
         for name, own in self._layers.items():
             if any(f"{self._prefix(name)}{bond}" in wanted for bond in own.sweep.bonds):
-                if hasattr(type(own.layer), "_probed_class"):
+                if _is_probed(own.layer):
                     self.close()
                     raise TopologyError(f"Another probe is open in {name or 'the model'}; close it first.")
                 self._classes[name] = type(own.layer)
@@ -104,12 +109,12 @@ class Probe(Mapping[str, jax.Array]):
         base = type(own.layer)
 
         def product(layer: Any, x: jax.Array) -> jax.Array:
+            check_input(x.shape, math.prod(layer.generated.shape[1:]))
             batch, rows = x.shape[:-1], x.reshape(-1, x.shape[-1]).astype(layer.generated.dtype)
 
             def visit(bond: str, value: jax.Array) -> jax.Array:
-                seen, full = value.reshape(*batch, *value.shape[1:]), f"{prefix}{bond}"
-                if full in patches:
-                    seen = patches[full](seen)
+                given, full = value.reshape(*batch, *value.shape[1:]), f"{prefix}{bond}"
+                seen = checked_value(full, patches[full](given), given) if full in patches else given
                 if full in noted:
                     _note(layer, _variable(bond), seen)
                 return seen.reshape(value.shape)
@@ -129,10 +134,10 @@ class Probe(Mapping[str, jax.Array]):
 
     def close(self) -> None:
         """Let the layers compute as before; what was found stays."""
-        self._found = dict(self)
         for name, before in self._classes.items():
             self._layers[name].layer.__class__ = before
         self._classes = {}
+        self._found = dict(self)
         self._forget()
 
     def clear(self) -> None:
@@ -169,6 +174,10 @@ class Probe(Mapping[str, jax.Array]):
     def __repr__(self) -> str:
         """Return a line."""
         return f"<{len(self.names)} bonds of {type(self.model).__name__}, {len(self)} passed>"
+
+
+def _is_probed(layer: Any) -> bool:
+    return hasattr(type(layer), "_probed_class")
 
 
 def _note(layer: Any, name: str, value: jax.Array) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +14,9 @@ from adtn.errors import TopologyError
 from adtn.weight import Sweep
 from torch import nn
 
-from ...shared._bond_names import Patches, chosen, patches_of
-from ._calls import in_own_precision
+from ...shared._bond_names import Patches, checked_value, chosen, patches_of
+from ...shared._geometry import check_input
+from ._calls import autocasts, in_own_precision
 from ._kind import Kind, at
 from ._kinds import kind_of_generated
 from ._weight import GeneratedWeight
@@ -64,15 +66,19 @@ class Probed:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply ``(*batch, n_in)`` to ``(*batch, n_out)``."""
-        batch, rows = x.shape[:-1], x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
+        check_input(x.shape, math.prod(self.weight.shape[1:]))
+        if x.numel() == 0:  # nothing to see
+            return nn.functional.linear(x, self.weight.now().flatten(1))
+        batch, rows = x.shape[:-1], x.reshape(-1, x.shape[-1])
+        rows = rows.to(self.weight.dtype) if autocasts(x.device) else rows
 
         def visit(bond: str, value: torch.Tensor) -> torch.Tensor:
-            seen = self.points[bond](value.reshape(*batch, *value.shape[1:]))
-            return seen.reshape(value.shape)
+            given = value.reshape(*batch, *value.shape[1:])
+            return checked_value(bond, self.points[bond](given), given).reshape(value.shape)
 
         with in_own_precision(x.device):
             y = self.weight(lambda arrays: self.sweep(arrays, rows, visit))
-        return y.reshape(*batch, y.shape[-1]).to(x.dtype)
+        return y.reshape(*batch, y.shape[-1])
 
 
 class Probe(Mapping[str, torch.Tensor]):
@@ -106,6 +112,9 @@ class Probe(Mapping[str, torch.Tensor]):
         for part, own in kind.parts(layer).items():
             full = ".".join(filter(None, (name, part)))
             weight = at(layer, own.generated)
+            if _is_replaced(layer, kind):
+                self.skipped[full] = f"the forward pass of this {type(layer).__name__} was replaced"
+                continue
             if kind.through is None or not isinstance(weight, GeneratedWeight):
                 self.skipped[full] = f"a {type(layer).__name__} does not pass its input through the network"
                 continue
@@ -140,7 +149,7 @@ class Probe(Mapping[str, torch.Tensor]):
                 raise TopologyError(f"Another probe is open in {name or 'the model'}; close it first.")
             bonds = probed[""].points if "" in probed else nn.ModuleDict({k: own.points for k, own in probed.items()})
             layer.add_module(_CONTAINER, bonds)
-            layer.forward = partial(kind.through, layer, probed)  # type: ignore[arg-type, method-assign]
+            layer.forward = partial(_passing, kind, layer, probed)  # type: ignore[method-assign]
             self._stops.append(partial(_restored, layer))
         for name, patch in self._patches.items():
             handle = points[name].register_forward_hook(lambda m, args, value, patch=patch: patch(value))
@@ -159,9 +168,9 @@ class Probe(Mapping[str, torch.Tensor]):
 
     def close(self) -> None:
         """Take the bonds out of the model; what was found stays."""
-        for stop in self._stops:
+        stops, self._stops = self._stops, []
+        for stop in stops:
             stop()
-        self._stops = []
 
     def clear(self) -> None:
         """Forget what was found."""
@@ -188,9 +197,28 @@ class Probe(Mapping[str, torch.Tensor]):
         return f"<{len(self.names)} bonds of {type(self.model).__name__}, {len(self)} passed>"
 
 
+def _passing(kind: Kind, layer: nn.Module, probed: dict[str, Probed], *args: Any, **options: Any) -> Any:
+    """Apply a layer through its bonds; the dtype of results follows autocast, as it does without."""
+    if any(isinstance(x, torch.Tensor) and x.is_nested for x in args):  # without a shape of what is on bonds
+        return type(layer).forward(layer, *args, **options)
+    assert kind.through is not None
+    found = kind.through(layer, probed, *args, **options)
+    y = found[0] if isinstance(found, tuple) else found
+    if autocasts(y.device):
+        y = y.to(torch.get_autocast_dtype(y.device.type))
+    return (y, *found[1:]) if isinstance(found, tuple) else y
+
+
+def _is_replaced(layer: nn.Module, kind: Kind) -> bool:
+    """Return whether a subclass, or whoever wrapped the layer, computes something else than the kind does."""
+    own = vars(layer).get("forward")
+    is_probed = isinstance(own, partial) and own.func is _passing
+    return (own is not None and not is_probed) or getattr(kind.generated, "forward", None) is not type(layer).forward
+
+
 def _restored(layer: nn.Module) -> None:
-    delattr(layer, _CONTAINER)
-    del layer.__dict__["forward"]
+    layer._modules.pop(_CONTAINER, None)  # pyright: ignore[reportPrivateUsage] # it may have been deleted
+    vars(layer).pop("forward", None)
 
 
 def _layers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module, Kind]]:
@@ -200,5 +228,5 @@ def _layers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module, Kind]]:
         kind = kind_of_generated(layer)
         if kind is None or name.startswith(inside):
             continue
-        inside = (*inside, f"{name}.") if kind.whole else inside
+        inside = (*inside, f"{name}." if name else "") if kind.whole else inside
         yield name, layer, kind
