@@ -24,7 +24,7 @@ from adtn.errors import ScheduleError
 from adtn.generator import generated_rows
 from adtn.layout import Permutation
 from adtn.optim import best_within
-from adtn.weight import MODES
+from adtn.weight import MODES, Sweep
 
 from table import TOPOLOGIES, Row
 
@@ -54,6 +54,8 @@ def use(gen: adtn.Generator, device: str) -> None:
         gen.weight(device, dtype), gen.apply(x), gen.function.vjp(arrays, target), gen.function(arrays)
         generated_rows(gen, arrays, index, lambda digits, d: backend.asarray(np.eye(d), where, dtype)[digits])
         vjp(gen.program, arrays, gen.layout.to_legs(target))
+        if gen.segments[-1].activation == "identity":
+            Sweep(gen.segments, gen.weighting, backend)(arrays, x, lambda bond, value: value)
         for mode in MODES:
             try:
                 layer = adtn.plan(gen, "train", batch=5, mode=mode).layer.on(backend)

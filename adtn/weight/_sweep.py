@@ -92,7 +92,7 @@ class Sweep:
         return own.weighting.product_from_state(found, arrays, x)
 
 
-def _visited(found: Array, axis: int, bond: str, visit: Visit) -> Array:
+def _visited(found: Float[Array, " batch *legs"], axis: int, bond: str, visit: Visit) -> Float[Array, " batch *legs"]:
     moved = do("moveaxis", found, axis, -1)
     seen = visit(bond, do("reshape", moved, (moved.shape[0], -1, moved.shape[-1])))
     return do("moveaxis", do("reshape", seen, tuple(moved.shape)), -1, axis)
