@@ -104,8 +104,8 @@ def test_all_converge_and_return_the_best(optimizer: str, device: str) -> None:
 
 
 def test_the_best_parameters_outlive_worse_steps(optimizer: str, device: str) -> None:
-    lr = ROWS[optimizer].get("lr", 1.0)
-    options = {"device": device, "dtype": "float32", "schedule": lambda step: lr * (1 if step < 15 else 40)}
+    lr, worse = ROWS[optimizer].get("lr", 1.0), 4000 if optimizer == "sgd" else 40
+    options = {"device": device, "dtype": "float32", "schedule": lambda step: lr * (1 if step < 15 else worse)}
     solution = fit(optimizer, **options, steps=30)
     assert solution.loss == pytest.approx(solution.history.min(), rel=1e-6) or optimizer in ("lbfgs", "lm")
     assert error_of(solution.generator) == pytest.approx(solution.relative_error, rel=1e-3)
@@ -147,7 +147,7 @@ def test_a_callback_stops(optimizer: str, device: str) -> None:
 
 def test_patience_stops(optimizer: str) -> None:
     # a tiny learning rate makes no progress; an optimizer without a learning rate starts where LM ended
-    start = make() if "lr" in ROWS[optimizer] else fit("lm", steps=200).generator
+    start = make() if "lr" in ROWS[optimizer] else fit("lm", steps=5000, patience=3).generator
     solution = fit(optimizer, generator=start, steps=5000, lr=1e-30, patience=3)
     assert solution.status is Status.STALLED
     assert solution.steps < 500
@@ -270,9 +270,10 @@ def test_batches_are_followed_or_refused(optimizer: str) -> None:
         with pytest.raises(FitError, match=f"optimizer='{optimizer}' needs .* Use 'adam'|for tasks use 'adam'"):
             fit(optimizer, target=task)
         return
-    solution = fit(optimizer, target=task, steps=60)
+    rate = 0.1 * ROWS[optimizer]["lr"] if optimizer == "sgd" else ROWS[optimizer]["lr"]
+    solution = fit(optimizer, target=task, steps=60, lr=rate)
     assert error_of(solution.generator) < 0.9 * error_of(make())
-    stopped = fit(optimizer, target=task, steps=60, callbacks=[lambda step, _: step == 33])
+    stopped = fit(optimizer, target=task, steps=60, lr=rate, callbacks=[lambda step, _: step == 33])
     assert stopped.loss == stopped.history[-1], "losses of different data have no smallest one"
     assert solution.status is Status.FINISHED
 

@@ -12,7 +12,7 @@ import weakref
 import adtn
 import numpy as np
 from adtn._recent import Recent
-from adtn.generator import _generator
+from adtn.generator import _described
 
 
 def test_the_least_recently_used_entry_is_dropped() -> None:
@@ -38,9 +38,9 @@ def test_a_generator_caches_few_objects_for_any_requests() -> None:
         for dtype in ("float32", "float64", "float16"):
             for mode in (None, "materialise", "stream", "factored"):
                 gen.apply(np.ones((batch, 32), dtype), mode=mode)  # type: ignore[arg-type]
-    assert len(gen._products) == _generator._PRODUCTS
+    assert len(gen._products) == _described._PRODUCTS
     for cache in (gen._weights, gen._placed, gen._compiled):
-        assert len(cache) <= _generator._PLACES
+        assert len(cache) <= _described.PLACES
 
 
 def test_caches_are_freed_with_the_generator() -> None:

@@ -33,11 +33,11 @@ def _identity(core: Core) -> Float[np.ndarray, "*core"]:
 
 def _isometry(normal: Float[np.ndarray, "*core"]) -> Float[np.ndarray, "*core"]:
     """Orthonormalise rows or columns, whichever are shorter; entries have unit variance."""
-    matrix = normal.reshape(normal.shape[0], -1)
+    matrix = normal.reshape(normal.shape[0] if normal.ndim else 1, -1)
     is_wide = matrix.shape[0] <= matrix.shape[1]
     q, r = np.linalg.qr(matrix.T if is_wide else matrix)
     q = q * np.where(np.diag(r) < 0.0, -1.0, 1.0)  # so that all isometries are equally likely
-    return np.sqrt(max(matrix.shape)) * (q.T if is_wide else q).reshape(normal.shape)
+    return np.sqrt(max(matrix.shape)) * np.ascontiguousarray(q.T if is_wide else q).reshape(normal.shape)
 
 
 def _bumps(n: int, d: int, width: float) -> Float[np.ndarray, "n d"]:
