@@ -8,9 +8,10 @@ import pytest
 from adtn import Layout
 from adtn.calculus import _initial, forward, initial_values
 from adtn.calculus._adjoint import forward_stage
+from adtn.calculus._initial import core_values
 from adtn.calculus._moments import Moments, segment_moments
 from adtn.program import Stage
-from adtn.topology import sizes_of
+from adtn.topology import Core, sizes_of
 
 from table import Row
 
@@ -91,3 +92,24 @@ def test_equal_seeds_are_equal_on_every_backend(device: str) -> None:
     gen = adtn.Generator((16, 16), adtn.MERA(bond=2), seed=7)
     for name, x in gen.arrays(device, "float32").items():
         assert np.array_equal(to_numpy(x), gen.params[name])
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4, 5), (6, 2, 2), (4, 4)])
+def test_isometric_cores_are_isometries_of_the_right_size(shape: tuple[int, ...]) -> None:
+    fan_in = shape[0] if len(shape) > 1 else 1
+    inds = tuple("abc"[: len(shape)])
+    core = Core(name="c", inds=inds, shape=shape, param="c", kind="isometry", fan_in=fan_in, init="isometric")
+    values = core_values(core, 3)
+    matrix = values.reshape(shape[0] if shape else 1, -1)
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    assert np.allclose(gram, gram[0, 0] * np.eye(len(gram)))
+    assert values.flags.c_contiguous and np.mean(values**2) == pytest.approx(1.0 / fan_in)
+    assert not np.allclose(values, core_values(core, 4)) or not shape
+
+
+@pytest.mark.parametrize("topology", [adtn.TTN(bond=6, activation=None), adtn.MERA(bond=4, activation=None)])
+def test_trees_begin_with_full_bonds(topology: adtn.Topology) -> None:
+    layout = adtn.Layout.of((256, 256), 4, "interleaved")
+    bonds = adtn.bonds(adtn.Generator((256, 256), topology, layout=layout))
+    ranks = [b.effective_rank / b.dim for b in bonds if b.exact]
+    assert ranks and min(ranks) > 0.75
