@@ -46,16 +46,18 @@ def main() -> None:
     """Time and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kv-speed.json")
+    parser.add_argument("--layers", type=int, nargs="*", default=[10, 30, 1], help="layers per basis")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--prefix", type=int, default=1024)
     arguments = parser.parse_args()
     case = Case(arguments.prefix)
     rows: list[dict[str, Any]] = []
-    for layers in (10, 30, 1):
+    for layers in arguments.layers:
         codec = case.codec(case.mixed(64), layers)
-        rows += [timed(case, codec, layers, threads) for threads in arguments.threads]
-    print(*rows, sep="\n")
-    write_results(arguments.out, kv_speed=rows)
+        for threads in arguments.threads:
+            rows.append(timed(case, codec, layers, threads))
+            print(rows[-1], flush=True)
+            write_results(arguments.out, kv_speed=rows)
 
 
 if __name__ == "__main__":
