@@ -283,6 +283,7 @@ def models() -> dict[str, Call]:
         "loss": "function",
         "score": "function",
         "folder": "'no'",
+        "callbacks": "[]",
         "progress": "function True False",
     }
     good = {"model": model, "config": config, "data": batches}

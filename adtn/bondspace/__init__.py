@@ -7,6 +7,8 @@ from ._curve import TruncationCurve as TruncationCurve
 from ._curve import TruncationPoint as TruncationPoint
 from ._curve import draw_curves as draw_curves
 from ._curve import truncation_curve as truncation_curve
+from ._evolution import Evolution as Evolution
+from ._evolution import EvolutionPoint as EvolutionPoint
 from ._features import draw_features as draw_features
 from ._gradients import bond_gradients as bond_gradients
 from ._grow import grow as grow

@@ -15,6 +15,7 @@ from .._checks import PathArgument, checked, shown
 from .._files import check_writable
 from ..backends import check_device
 from ..errors import CompressError, LayoutError, QualityWarning, TopologyError
+from ..optim import Callback, Observer, check_callbacks
 from ..topology import Dense
 from ._budget import Budget
 from ._config import Config
@@ -48,6 +49,7 @@ def compress(
     executor: Executor | None = None,
     folder: PathArgument | None = None,
     progress: Callable[[str], None] | bool | None = None,
+    callbacks: Sequence[Callback | Observer] = (),
     baselines: bool = False,
 ) -> CompressReport:
     """Replace layers of a model by generated ones, in place.
@@ -90,6 +92,10 @@ def compress(
     progress : callable or bool, optional
         A function that is called with a line for every layer, and regularly during training; or whether to show the
         stages with the time left on standard error. By default they are shown on a terminal only.
+    callbacks : sequence of callable or Observer
+        ``callback(step, loss)`` is called after every step of a training of the whole model; a true result ends the
+        training. Observers, such as :class:`adtn.bondspace.Evolution`, see the model before the first step and after
+        every so many, in evaluation mode.
     baselines : bool
         Whether to measure other ways to make the model as small, for the report: low-rank pairs of the same bytes
         (also after the same training), all layers as integers, and as entropy codes of the same bytes, a scaled
@@ -138,6 +144,7 @@ def compress(
         executor=executor,
         folder=folder,
         progress=progress,
+        callbacks=callbacks,
         baselines=baselines,
     )
 
@@ -157,6 +164,7 @@ def compress_with(
     executor: Executor | None = None,
     folder: PathArgument | None = None,
     progress: Callable[[str], None] | bool | None = None,
+    callbacks: Sequence[Callback | Observer] = (),
     baselines: bool = False,
 ) -> CompressReport:
     """Compress a model whose file lists the digests of other files, which count in a budget of bytes.
@@ -165,10 +173,11 @@ def compress_with(
     ----------
     beside : mapping of str to str
         The digests by name of the file.
-    model, config, budget, data, validation, test, loss, score, device, executor, folder, progress, baselines
+    model, config, budget, data, validation, test, loss, score, device, executor, folder, progress, callbacks, baselines
         See :func:`compress`.
     """
     config = _with_budget(config or Config(), budget)
+    check_callbacks(callbacks, CompressError)
     data, validation, test = _batches("data", data), _batches("validation", validation), _batches("test", test)
     folder = check_writable(folder, "folder", "folder") if folder is not None else None
     stages = config.stages(data is not None)
@@ -207,6 +216,7 @@ def compress_with(
         narrows=limited.budget is config.budget,
         joins=not baselines,
         beside=beside,
+        callbacks=tuple(callbacks),
     )
     try:
         with run.say:

@@ -91,6 +91,8 @@ class Tuning:
         The dtype of products while training.
     checkpoint : path, optional
         A file that is written ten times during training; if it exists, training continues from it.
+    observe_every : int
+        The number of steps after which the model itself has the current parameters; 0 for at the end only.
     """
 
     steps: int = 0
@@ -106,6 +108,7 @@ class Tuning:
     capture: bool = False
     autocast: str | None = None
     checkpoint: Path | None = None
+    observe_every: int = 0
 
     @property
     def every(self) -> int:
@@ -234,6 +237,10 @@ class Model(Protocol):
 
     def check(self, tuning: Tuning) -> None:
         """Refuse options with which training is not possible, before anything is done."""
+        ...
+
+    def observing(self) -> AbstractContextManager[None]:
+        """Switch to evaluation mode inside this block, whose random numbers are not those of a training."""
         ...
 
     def tune(self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Any) -> list[float]:

@@ -18,7 +18,7 @@ from .._atomic import write_atomic
 from ..bondspace import Metric, truncate_together
 from ..errors import CompressError, OutputWarning
 from ..generator import Generator
-from ..optim import fingerprint
+from ..optim import Callback, Observer, Snapshot, fingerprint, is_due
 from ..precision import Precision
 from ._comparison import SAMPLES, comparison
 from ._compensate import NORMALISED, compensate, waves
@@ -89,6 +89,7 @@ class CompressionRun:
     beside: Mapping[str, str] = field(default_factory=dict)
     checkpoints: set[Path] = field(default_factory=set)
     scales: Mapping[str, np.ndarray] = field(default_factory=dict)
+    callbacks: Sequence[Callback | Observer] = ()
 
     def remove_checkpoints(self) -> None:
         """Delete the checkpoints of a finished training."""
@@ -260,18 +261,34 @@ class CompressionRun:
             tuning = replace(tuning, lr=self._good_rate(data, tuning, held, before))
             self.stages = [replace(one, lr=tuning.lr) if n == place else one for n, one in enumerate(self.stages)]
 
-        def report(step: int, value: float) -> None:
+        def report(step: int, value: float) -> bool:
             self.say.advance(step)
             if step % tuning.every == 0:
                 self.say(f"step {step} of {tuning.steps}: loss {value:.4f}")
+            return self._show(step, value, tuning.steps)
 
         self.say.stage("training", tuning.steps)
-        losses = self.adapter.tune(data, self.loss, tuning, report)
+        tuning = replace(tuning, observe_every=math.gcd(*(one.every for one in self._observers), 0))
+        losses = [] if self._show(0, math.nan, tuning.steps) else self.adapter.tune(data, self.loss, tuning, report)
         after = self._measured_on(held, tuning.distill)
         if not after <= before:
             self.say(f"training ended at {after:.4f}, above {before:.4f} where it began; its result is discarded")
             self.adapter.set_state(state)
         return losses
+
+    @property
+    def _observers(self) -> list[Observer]:
+        return [one for one in self.callbacks if isinstance(one, Observer)]
+
+    def _show(self, step: int, loss: float, last: int) -> bool:
+        """Call the callbacks after an update, and the observers whose turn it is; return whether one asks to stop."""
+        plain = [one for one in self.callbacks if step and not isinstance(one, Observer)]
+        stops = [callback(step - 1, loss) for callback in plain]
+        if due := [one for one in self._observers if is_due(one, step, last)]:
+            with self.adapter.observing():
+                own = Snapshot(step=step, loss=loss, generators=self.adapter.generators(), model=self.adapter.model)
+                stops += [one.observe(own) for one in due]
+        return any(stops)
 
     def _good_rate(self, data: Iterable[Any], tuning: Tuning, held: Sequence[Any], before: float) -> float:
         """Try learning rates for a tenth of the steps, or read what was found before the training was interrupted."""

@@ -12,6 +12,10 @@ from ._objective import DataAwareReconstruction as DataAwareReconstruction
 from ._objective import Objective as Objective
 from ._objective import Reconstruction as Reconstruction
 from ._objective import Task as Task
+from ._observer import Observer as Observer
+from ._observer import Snapshot as Snapshot
+from ._observer import check_callbacks as check_callbacks
+from ._observer import is_due as is_due
 from ._optimizer import Evaluation as Evaluation
 from ._optimizer import Iterate as Iterate
 from ._optimizer import Optimizer as Optimizer
@@ -19,6 +23,7 @@ from ._optimizer import OptimizerName as OptimizerName
 from ._optimizer import Problem as Problem
 from ._optimizer import optimizer_names as optimizer_names
 from ._optimizer import register_optimizer as register_optimizer
+from ._options import Callback as Callback
 from ._options import FitOptions as FitOptions
 from ._round_cores import round_cores as round_cores
 from ._schedules import make_schedule as make_schedule

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from ._loop import Loop
 from ._loss import TASK, Loss, plan_loss
 from ._mark import mark_of, old_mark_of
 from ._objective import DataAwareReconstruction, Objective, Reconstruction, as_objective
+from ._observer import Observer, Snapshot
 from ._optimizer import Optimizer, OptimizerName, Problem, get_optimizer
 from ._options import Callback, FitOptions, Momentum
 from ._progress import ProgressBar
@@ -54,7 +56,7 @@ def fit(
     tolerance: NotNegative = 0.0,
     patience: Count | None = None,
     time_limit: NotNegative | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback | Observer] = (),
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: Count = 100,
@@ -107,8 +109,9 @@ def fit(
         The number of steps without a lower loss after which to stop.
     time_limit : float, optional
         Seconds after which to stop.
-    callbacks : sequence of callable
-        ``callback(step, loss)`` is called after every evaluation; a true result stops the fit.
+    callbacks : sequence of callable or Observer
+        ``callback(step, loss)`` is called after every evaluation; a true result stops the fit. Observers, such as
+        :class:`adtn.bondspace.Evolution`, see the generator at every so many steps.
     progress : bool, optional
         Whether to show a progress bar on standard error; by default only on a terminal.
     checkpoint : path, optional
@@ -219,7 +222,7 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
     run.save()
     best = run.state.best
     return Solution(
-        generator=generator.with_params({k: x for k, x in best.items() if not k.startswith(TASK)}),
+        generator=_trained(generator, best),
         loss=run.state.best_loss,
         status=status,
         history=np.asarray(run.state.history),
@@ -228,6 +231,15 @@ def run_fit(generator: Generator, objective: Objective, options: FitOptions) -> 
         params={k.removeprefix(TASK): x for k, x in best.items() if k.startswith(TASK)},
         is_relative_square=objective.is_relative_square,
     )
+
+
+def _trained(generator: Generator, params: Mapping[str, np.ndarray]) -> Generator:
+    """Return the generator with its parameters, without those of a task."""
+    return generator.with_params({k: x for k, x in params.items() if not k.startswith(TASK)})
+
+
+def _snapshot(generator: Generator, step: int, loss: float, params: Mapping[str, np.ndarray]) -> Snapshot:
+    return Snapshot(step=step, loss=loss, generators={"weight": _trained(generator, params)})
 
 
 def _prepared(
@@ -249,6 +261,7 @@ def _prepared(
         loss=planned(state.exact),
         exact=lambda: planned(True),
         state=state,
+        snapshot=partial(_snapshot, generator),
         mark=mark,
         bar=ProgressBar(options.progress, options.steps, state.step, f"fit {type(generator.topology).__name__}"),
         deadline=began + options.time_limit if options.time_limit is not None else math.inf,

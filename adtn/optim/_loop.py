@@ -89,12 +89,13 @@ class Loop:
             self._best = self._optimizer.snapshot(at.params)
         if is_best:
             state.best_loss, state.best_step = loss, state.step
-        return self._run.record(loss)
+        return self._run.record(loss, at.params)
 
     def _judge_last(self) -> None:
         """Evaluate the parameters after the last step."""
         state = self._run.state
         at = self._run.evaluate(self._params) if self._known is None else self._known
+        self._run.observe(at.loss, at.params)
         if math.isfinite(at.loss) and (self._has_batches or at.loss < state.best_loss):
             self._best, state.best_loss = at.params, at.loss
 

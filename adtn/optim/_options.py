@@ -11,6 +11,7 @@ from .._checks import Count, NotNegative, Positive, Range, Seed, check_fields
 from ..device import Memory
 from ..errors import FitError
 from ..weight import Mode
+from ._observer import Observer, check_callbacks
 from ._optimizer import OptimizerName, get_optimizer, weight_decay_names
 from ._schedules import ScheduleArgument
 
@@ -36,7 +37,7 @@ class FitOptions:
     tolerance: NotNegative = 0.0
     patience: Count | None = None
     time_limit: NotNegative | None = None
-    callbacks: Sequence[Callback] = ()
+    callbacks: Sequence[Callback | Observer] = ()
     progress: bool | None = None
     checkpoint: str | os.PathLike[str] | None = None
     checkpoint_every: Count = 100
@@ -45,6 +46,7 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         check_fields(self, FitError)
+        check_callbacks(self.callbacks, FitError)
         optimizer = get_optimizer(self.optimizer)
         if self.clip is not None and not optimizer.takes_clip:
             raise FitError(f"Got clip with {self.optimizer!r}, which requires the exact gradient; leave clip out.")

@@ -19,6 +19,7 @@ from ..errors import FitError, OutputWarning
 from ._checkpoint import Checkpoint, write_checkpoint
 from ._loss import Loss
 from ._objective import Objective, batch_at
+from ._observer import Observer, Snapshot, is_due
 from ._optimizer import Evaluation
 from ._options import FitOptions
 from ._progress import ProgressBar
@@ -45,6 +46,8 @@ class Run:
         A function that makes the loss to use when this one is no longer exact.
     state : Checkpoint
         The state of the fit; its parameters and moments are current only at checkpoints.
+    snapshot : callable
+        ``snapshot(step, loss, params)`` makes what observers see.
     mark : str
         The fingerprint in the checkpoint.
     bar : ProgressBar
@@ -61,6 +64,7 @@ class Run:
     loss: Loss
     exact: Callable[[], Loss]
     state: Checkpoint
+    snapshot: Callable[[int, float, Mapping[str, np.ndarray]], Snapshot]
     mark: str
     bar: ProgressBar
     deadline: float
@@ -109,13 +113,14 @@ class Run:
         x = host_array("batches", x, FitError)
         return self.backend.asarray(x, self.device, self.options.dtype if np.issubdtype(x.dtype, np.floating) else None)
 
-    def record(self, loss: float) -> Status | None:
+    def record(self, loss: float, params: Params) -> Status | None:
         """Record the loss before the current step, and return whether to stop."""
         options, state = self.options, self.state
         state.history.append(loss)
         self.bar.update(state.step + 1, loss)
-        stops = [callback(state.step, loss) for callback in options.callbacks]  # all of them are called at every step
-        if any(stops):
+        plain = [callback for callback in options.callbacks if not isinstance(callback, Observer)]
+        stops = [callback(state.step, loss) for callback in plain]  # all of them are called at every step
+        if any(stops) | self.observe(loss, params):
             return Status.STOPPED
         if self.objective.is_relative_square and loss <= options.tolerance**2:
             return Status.REACHED
@@ -124,6 +129,18 @@ class Run:
         if time.monotonic() > self.deadline:
             return Status.TIME
         return None
+
+    def observe(self, loss: float, params: Params) -> bool:
+        """Show the current parameters to the observers whose turn it is, and return whether one asks to stop."""
+        state, last = self.state, self.options.steps
+        watching = [one for one in self.options.callbacks if isinstance(one, Observer)]
+        due = [one for one in watching if is_due(one, state.step, last)]
+        if not due:
+            return False
+        own = {k: np.array(x) for k, x in self.to_host(params).items()}  # optimizers may update in place
+        seen = self.snapshot(state.step, loss, own)
+        asked = [one.observe(seen) for one in due]  # all of them are called
+        return any(asked)
 
     def save(self) -> None:
         """Write the checkpoint, if there is one."""

@@ -124,7 +124,11 @@ class NnxModel(ReplacedModel):
             raise CompressError("Got capture=True for a model of Flax, whose steps are compiled anyway; leave it out.")
 
     def _tune(
-        self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
+        self,
+        data: Iterable[Any],
+        loss: Callable[..., Any] | None,
+        tuning: Tuning,
+        report: Callable[[int, float], bool | None],
     ) -> list[float]:
         cores = {id(v) for weight in self._weights.values() for v in variables_of(weight).values()}
         chosen = {

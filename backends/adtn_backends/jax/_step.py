@@ -136,7 +136,7 @@ def train(
     loss: Callable[[Any, Any], Any],
     batches: Iterable[Any],
     tuning: Tuning,
-    report: Callable[[int, float], None],
+    report: Callable[[int, float], bool | None],
     factors: Mapping[str, float] = NO_FACTORS,
 ) -> list[float]:
     """Train with a cosine schedule of the learning rate, and return the losses; layers update their statistics as well.
@@ -144,7 +144,7 @@ def train(
     Parameters
     ----------
     module : flax.nnx.Module
-        The module, which is changed when all steps are done.
+        The module, which is changed when all steps are done, and where ``tuning.observe_every`` says so.
     chosen : mapping of str to flax.nnx.Param
         The trained variables, by name.
     loss : callable
@@ -154,7 +154,7 @@ def train(
     tuning : Tuning
         The options of the training.
     report : callable
-        ``report(step, loss)`` is called after each step.
+        ``report(step, loss)`` is called after each step; a true result ends the training.
     factors : mapping of str to float
         Factors of the learning rates beside those of ``tuning``.
 
@@ -164,7 +164,13 @@ def train(
         If a loss is not finite, or nothing is trained.
     """
     training = Training(module, chosen, loss, tuning, factors)
-    losses = run(training, training.step, iter(batches), tuning, report)
+
+    def reported(step: int, loss: float) -> bool | None:
+        if tuning.observe_every and (step % tuning.observe_every == 0 or step == tuning.steps):
+            training.finish()
+        return report(step, loss)
+
+    losses = run(training, training.step, iter(batches), tuning, reported)
     training.finish()
     return losses
 

@@ -157,14 +157,22 @@ class ReplacedModel(WatchedInputs):
 
     @abstractmethod
     def _tune(
-        self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
+        self,
+        data: Iterable[Any],
+        loss: Callable[..., Any] | None,
+        tuning: Tuning,
+        report: Callable[[int, float], bool | None],
     ) -> list[float]:
         """Train in training mode."""
 
     # common to all frameworks
 
     def tune(
-        self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
+        self,
+        data: Iterable[Any],
+        loss: Callable[..., Any] | None,
+        tuning: Tuning,
+        report: Callable[[int, float], bool | None],
     ) -> list[float]:
         """Train in training mode, with a cosine schedule of the learning rate, cycling through the batches.
 
@@ -173,6 +181,12 @@ class ReplacedModel(WatchedInputs):
         self.check(tuning)
         with self._codes_opened():
             return self._tune(data, loss, tuning, report)
+
+    @contextmanager
+    def observing(self) -> Generated[None, None, None]:
+        """Switch to evaluation mode inside this block, whose random numbers are not those of a training."""
+        with self._own_random(0), self._evaluating():
+            yield
 
     def decode_once(self, once: bool) -> None:
         """Decode codes once, or in every call, which takes less memory."""

@@ -41,7 +41,7 @@ def run(
     step: Callable[[Any, int], float],
     batches: Iterator[Any],
     tuning: Tuning,
-    report: Callable[[int, float], None],
+    report: Callable[[int, float], bool | None],
 ) -> list[float]:
     """Do the remaining steps of a training, and return the losses of all steps.
 
@@ -56,7 +56,7 @@ def run(
     tuning : Tuning
         The options of the training.
     report : callable
-        ``report(step, loss)`` is called after each step.
+        ``report(step, loss)`` is called after each step; a true result ends the training.
 
     Raises
     ------
@@ -71,9 +71,11 @@ def run(
         training.data.see(batch)
         losses.append(step(batch, len(losses)))
         tuning.check(losses)
-        report(len(losses), losses[-1])
+        stops = report(len(losses), losses[-1])
         if tuning.checkpoint is not None and len(losses) % tuning.every == 0:
             training.write(losses)
+        if stops:
+            break
     return losses
 
 

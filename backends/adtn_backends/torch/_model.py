@@ -140,7 +140,11 @@ class TorchModel(ModelWithPasses):
             raise CompressError(f"Got capture=True on '{self._where}'; only CUDA can capture graphs. Leave it out.")
 
     def _tune(
-        self, data: Iterable[Any], loss: Callable[..., Any] | None, tuning: Tuning, report: Callable[[int, float], None]
+        self,
+        data: Iterable[Any],
+        loss: Callable[..., Any] | None,
+        tuning: Tuning,
+        report: Callable[[int, float], bool | None],
     ) -> list[float]:
         groups = groups_of(self.model, [p for w in self._weights.values() for p in w.parameters()], tuning)
         frozen = [p for p in groups.pop(0.0, []) if p.requires_grad]
