@@ -181,6 +181,17 @@ def test_measures_of_a_spectrum() -> None:
     assert (zero.entropy, zero.participation, zero.span) == (0.0, 0.0, 0)
 
 
+@pytest.mark.parametrize("key", ["mpo", "mera", "ttn-some"])
+def test_cores_that_are_not_finite_are_named(key: str) -> None:
+    gen = TOPOLOGIES[key].generator()
+    params = {name: np.array(x) for name, x in gen.params.items()}
+    name = sorted(params)[0]
+    params[name].flat[0] = np.nan
+    for question in (lambda g: adtn.bonds(g)[0].spectrum(), lambda g: adtn.truncate(g, error=0.5)):
+        with pytest.raises(TopologyError, match=f"whose core '{name}' has entries that are NaN"):
+            question(gen.with_params(params))
+
+
 def test_wrong_questions_are_refused() -> None:
     b = adtn.bonds(TOPOLOGIES["ttn"].generator())
     with pytest.raises(TopologyError, match=r"Got the bond 'b9'; expected one of these 6: b1_0"):
@@ -440,6 +451,12 @@ def test_wrong_metrics_are_refused() -> None:
         bond.spectrum(np.eye(15))
     with pytest.raises(TopologyError, match=r"Got a moment of shape \(3, 3\)"):
         bond.spectrum(adtn.bondspace.Metric(inputs=np.eye(3)))
+    indefinite = np.diag([-1.0, *[1.0] * 14])
+    with pytest.raises(TopologyError, match="Got inputs with the eigenvalue -1 beside 1"):
+        bond.spectrum(adtn.bondspace.Metric(inputs=indefinite))
+    wrong = adtn.bondspace.Metric(outputs=indefinite)
+    with pytest.raises(TopologyError, match="Got outputs with the eigenvalue"):
+        adtn.truncate(adtn.Generator((15, 15), adtn.LowRank(bond=4)), params=60, metric=wrong)
     nonlinear = adtn.bonds(TOPOLOGIES["ttn-some"].generator())["b1_0"]
     with pytest.raises(TopologyError, match="with activations"):
         nonlinear.spectrum(adtn.bondspace.Metric(inputs=np.eye(16)))

@@ -19,14 +19,14 @@ from .._checks import Range, checked, shown
 from .._typing import Float
 from ..errors import TopologyError
 from ..generator import Generator, topology_for
-from ..topology import Core, Networks, Segment, cores_of, find_bond
+from ..topology import Core, Networks, Segment, bond_indices, cores_of, find_bond
 
 _MERGED = "(merged)"
 
 
 @checked(TopologyError)
-def grow(generator: Generator, bond: str, components: Annotated[int, Range(1)], gradient: Any) -> Generator:
-    """Return a generator with the same weight and more components on one of its bonds.
+def grow(generator: Generator, bond: str | None, components: Annotated[int, Range(1)], gradient: Any) -> Generator:
+    """Return a generator with the same weight and more components on one of its bonds, or on all of them.
 
     The new ones are zero in the core on the second side. On the first side they are the directions in which the loss
     changes most, with the root mean square of its entries, so that they are used as soon as training goes on.
@@ -34,10 +34,11 @@ def grow(generator: Generator, bond: str, components: Annotated[int, Range(1)], 
     Parameters
     ----------
     generator : Generator
-    bond : str
-        A bond between two cores, as :func:`adtn.bonds` lists it.
+    bond : str or None
+        A bond between two cores, as :func:`adtn.bonds` lists it; ``None`` for every one that can have more.
     components : int
-        The number of new ones; at most as many as both cores together can use.
+        The number of new ones on each; at most as many as both cores together can use. With ``None``, fewer where that
+        is so.
     gradient : array
         ``dL/dW`` of the loss, of the shape of the weight: such as the residual of a fit, or the mean over some batches.
 
@@ -49,7 +50,7 @@ def grow(generator: Generator, bond: str, components: Annotated[int, Range(1)], 
     ------
     TopologyError
         If it is not a bond between two trained cores with parameters of their own, it cannot have as many components,
-        or the gradient does not fit.
+        no bond can grow, or the gradient does not fit.
 
     Examples
     --------
@@ -65,12 +66,45 @@ def grow(generator: Generator, bond: str, components: Annotated[int, Range(1)], 
     ----------
     U. Evci et al. (2022), arXiv:2201.05125 (new neurons along gradients).
     """
+    if bond is None:
+        return _everywhere(generator, components, gradient)
+    return _grown(generator, bond, components, gradient)
+
+
+def _everywhere(generator: Generator, components: int, gradient: Any) -> Generator:
+    grown = generator
+    for bond in bond_indices(generator.segments):
+        ends = _ends(grown, bond.name)
+        if ends is None:
+            continue
+        most = _room(bond.dim, *ends)
+        if most > 0:
+            grown = _grown(grown, bond.name, min(components, most), gradient)
+    if grown is generator:
+        raise TopologyError("Got a generator without a bond that can have more components; expected one at least.")
+    return grown
+
+
+def _ends(generator: Generator, bond: str) -> list[Core] | None:
+    """Return the cores at the ends of a bond that can grow, ``None`` at others."""
     index = find_bond(generator.segments, bond)
     cores = {core.name: core for core in cores_of(generator.segments)}
     uses = [core.param for core in cores.values()]
     ends = [cores[name] for name in index.ends]
     free = all(core.trainable and uses.count(core.param) == 1 for core in ends)
     if index.kind != "linear" or ends[0] is ends[1] or not free or len(set(ends[0].inds) & set(ends[1].inds)) > 1:
+        return None
+    return ends
+
+
+def _room(dim: int, first: Core, second: Core) -> int:
+    """Return how many more components both cores together can use."""
+    return min(math.prod(core.shape) // dim for core in (first, second)) - dim
+
+
+def _grown(generator: Generator, bond: str, components: int, gradient: Any) -> Generator:
+    index, ends = find_bond(generator.segments, bond), _ends(generator, bond)
+    if ends is None:
         raise TopologyError(
             f"Got bond={bond!r} of the kind {index.kind!r} between {' and '.join(index.ends)}; expected the only bond "
             "between two trained cores that share their parameters with no other."
@@ -80,7 +114,7 @@ def grow(generator: Generator, bond: str, components: Annotated[int, Range(1)], 
     at = [core.inds.index(index.index) for core in ends]
     rows = first.size // index.dim
     matrix = g.reshape(rows, -1)
-    most = min(matrix.shape) - index.dim
+    most = _room(index.dim, *ends)
     if components > most:
         raise TopologyError(f"Got components={components} for {bond!r} of {index.dim}; expected at most {most}.")
     if not 0.0 < np.linalg.norm(matrix) < math.inf or not np.any(first):

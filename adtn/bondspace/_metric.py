@@ -34,6 +34,7 @@ from ._network import MOST_ENTRIES, Graph, contracted
 from ._source import Source
 
 _CHUNK = 1 << 23
+_NEGATIVE = 1e-5  # relative eigenvalue below zero, from sums in single precision
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,6 +95,11 @@ class Metric:
     def _root(self, moment: Float[np.ndarray, "n n"], name: str) -> Float[np.ndarray, "rank n"]:
         if name not in self._roots:
             values, vectors = np.linalg.eigh(moment)
+            if values[0] < -_NEGATIVE * np.abs(values).max():
+                raise TopologyError(
+                    f"Got {name} with the eigenvalue {values[0]:.3g} beside {values[-1]:.3g} in a metric; expected a "
+                    "second moment, such as x.T @ x / len(x), which has no negative ones."
+                )
             keep = values > 1e-14 * values[-1]
             self._roots[name] = np.sqrt(values[keep])[:, None] * vectors[:, keep].T
         return self._roots[name]

@@ -122,6 +122,11 @@ class Source:
         cores = {core.param for segment in self.segments for core in segment.cores}
         found = {**generator.params, **generator.constants(implied=False)}
         self.arrays = {k: np.asarray(x, np.float64) for k, x in found.items() if k in cores}
+        if broken := sorted(k for k, x in self.arrays.items() if not np.isfinite(x).all()):
+            raise TopologyError(
+                f"Got a generator whose core {broken[0]!r} has entries that are NaN or infinite; expected finite ones, "
+                "as bonds have no spectra otherwise. Train it again, or load it from an earlier checkpoint."
+            )
         self._views: dict[int, SegmentView] = {}
         self._states: dict[int, np.ndarray] = {}
 

@@ -217,6 +217,7 @@ def compress_with(
         joins=not baselines,
         beside=beside,
         callbacks=tuple(callbacks),
+        dense_params=before.params,
     )
     try:
         with run.say:

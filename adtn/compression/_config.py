@@ -11,21 +11,18 @@ from typing import Annotated, Any, Literal
 
 from .._checks import Count, Name, NotNegative, PathArgument, Positive, Range, Seed, check_fields, checked
 from .._typing import Shape
-from ..errors import CompressError, missing
+from ..errors import CompressError
 from ..layout import Layout
 from ..optim import OptimizerName
 from ..precision import Precision
 from ..topology import (
     TTN,
-    IdentityBase,
     RuleBase,
-    SeededBase,
     Topology,
     TopologyArgument,
-    get_topology,
-    topology_from_json,
 )
 from ._budget import Budget
+from ._config_values import config_value, read_yaml
 from ._learning_rate import SMALLEST_RATE
 from ._model import Layer, Tuning
 from ._stage import STAGES, Stage
@@ -39,6 +36,7 @@ Recipe = Literal[
     "reconstruct-data",
     "distill-local",
     "truncate",
+    "grow",
     "finetune",
     "local-then-global",
 ]
@@ -85,8 +83,8 @@ class Config:
         whose weights then need the same number of columns. ``"compensate"`` leaves groups as they are.
     budget : Budget, optional
         The size of the model, or the loss of quality that is allowed. Topology, bond and layout of every layer are
-        then chosen among the candidates, and ``topology``, ``leg`` and ``order`` are ignored. Without a topology, the
-        default is a quarter of the bytes of the chosen layers.
+        then chosen among the candidates, and ``topology``, ``leg`` and ``order`` are ignored, unless the recipe has the
+        stage ``"truncate"``. Without a topology, the default is a quarter of the bytes of the chosen layers.
     candidates : sequence of Topology
         The topologies to choose from for a budget; their bonds are ignored. By default, those that are best on trained
         weights: low-rank pairs, and for convolutions also spatial pairs, Tucker-2 and tensor trains over whole axes. A
@@ -133,7 +131,10 @@ class Config:
           the dense model. Without an earlier stage, from random generators with the weights' standard deviation
         - ``"truncate"``: make the bonds of the generators smaller where the outputs of the model are expected to lose
           least, by second moments of inputs and of gradients in the dense model; layers that share a generator, and
-          rounded ones, stay as they are
+          rounded ones, stay as they are. With a ``topology`` and a budget in parameters, they are cut to the budget,
+          and no formats are chosen
+        - ``"grow"``: give every bond of the generators new components, which change nothing at first, in the directions
+          in which the loss of the model changes most
         - ``"finetune"``: train by the model's own loss, starting from the result of the other stages
         - ``"local-then-global"``: within a budget, closed forms, compensation, statistics and fine-tuning; without one,
           ``"reconstruct-data"`` and fine-tuning. Without data, closed forms or ``"reconstruct"`` alone
@@ -260,21 +261,54 @@ class Config:
                 raise CompressError(f"Got {name}={given[name]!r} without a topology to use it; pass topology= as well.")
         if self.share:
             self._check_share()
+        self._check_truncation()
 
     def _check_share(self) -> None:
         if self.mode == "adapter":
             raise CompressError("Got share with mode='adapter'; an adapter belongs to one layer. Leave one out.")
-        given = (self.recipe,) if isinstance(self.recipe, str | Stage) else self.recipe
-        if any("distill-local" in (one, getattr(one, "name", "")) for one in given):
+        if any("distill-local" in (one, getattr(one, "name", "")) for one in self._given):
             raise CompressError(
                 "Got share with the stage 'distill-local', which trains one layer at a time; use 'reconstruct-data' or "
                 "'finetune'."
             )
 
+    def _check_truncation(self) -> None:
+        stages = [
+            one if isinstance(one, Stage) else Stage(one)
+            for one in self._given
+            if one in STAGES or isinstance(one, Stage)
+        ]
+        changing = [stage for stage in stages if stage.name in ("truncate", "grow")]
+        if changing and self.mode == "adapter":
+            raise CompressError(f"Got the stage {changing[0].name!r} with mode='adapter', which is trained only.")
+        if not self.is_cut_to_budget or self.budget is None:
+            return
+        own = any(options.get("topology") is not None for options in self.layers.values())
+        if self.topology is None and not own:
+            raise CompressError(
+                "Got the stage 'truncate' within a budget, which chooses formats that keep to it already. Leave the "
+                "stage out, or pass a topology, whose bonds are then cut to the budget."
+            )
+        if self.budget.unit != "parameters" or self.budget.accuracy_loss is not None:
+            raise CompressError(f"Got the stage 'truncate' within {self.budget}; expected a budget of params or ratio.")
+        if kept := [stage.keep for stage in changing if stage.keep is not None]:
+            raise CompressError(f"Got keep={kept[0]} for the stage 'truncate' within a budget; leave one of both out.")
+
+    @property
+    def _given(self) -> tuple[Recipe | Stage, ...]:
+        return (self.recipe,) if isinstance(self.recipe, str | Stage) else tuple(self.recipe)
+
+    @property
+    def is_cut_to_budget(self) -> bool:
+        """Whether a stage cuts bonds down to a budget."""
+        return self.budget is not None and any("truncate" in (one, getattr(one, "name", "")) for one in self._given)
+
     @property
     def chooses_formats(self) -> bool:
         """Whether the format of every weight is chosen within a budget, also within that by default."""
         own = any(options.get("topology") is not None for options in self.layers.values())
+        if self.is_cut_to_budget:
+            return False
         return self.budget is not None or (self.mode == "replace" and self.topology is None and not own)
 
     @property
@@ -299,7 +333,7 @@ class Config:
             raise CompressError(
                 f"Got {sorted(unknown)} in a config; expected options among {', '.join(sorted(names))}."
             )
-        return cls(**{k: _value(k, v) for k, v in values.items()})
+        return cls(**{k: config_value(k, v) for k, v in values.items()})
 
     @classmethod
     @checked(CompressError)
@@ -316,7 +350,7 @@ class Config:
         try:
             text = Path(path).read_text()
             if Path(path).suffix in (".yaml", ".yml"):
-                return cls.from_dict(_yaml(text, path))
+                return cls.from_dict(read_yaml(text, path))
             return cls.from_dict(tomllib.loads(text))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise CompressError(f"Cannot read the config {path}: {error}.") from error
@@ -372,15 +406,14 @@ class Config:
             If a stage needs data, and there are none.
         """
         if self.mode == "adapter":
-            given = (self.recipe,) if isinstance(self.recipe, str | Stage) else self.recipe
-            own = [recipe for recipe in given if isinstance(recipe, Stage) and recipe.name == "finetune"]
+            own = [recipe for recipe in self._given if isinstance(recipe, Stage) and recipe.name == "finetune"]
             recipes: tuple[Recipe | Stage, ...] = tuple(own) or ("finetune",)
         elif self.recipe == "local-then-global":
             with_data = ("closed-form", "compensate", "normalise") if self.chooses_formats else ("reconstruct-data",)
             without = "closed-form" if self.chooses_formats else "reconstruct"
             recipes = (*with_data, "finetune") if has_data else (without,)
         else:
-            recipes = (self.recipe,) if isinstance(self.recipe, str | Stage) else tuple(self.recipe)
+            recipes = self._given
         both = ("reconstruct-data", "finetune")
         stages: list[Stage] = []
         for recipe in recipes:
@@ -453,53 +486,3 @@ class Config:
 
 def _matches(pattern: str, layer: Layer) -> bool:
     return pattern == layer.kind or fnmatchcase(layer.name, pattern)
-
-
-def _yaml(text: str, path: PathArgument) -> Mapping[str, Any]:
-    try:
-        import yaml
-    except ImportError as error:
-        raise missing("pyyaml", "hf", f"The config {path}") from error
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise CompressError(f"Cannot read the config {path}: {error}.") from error
-    if not isinstance(content, Mapping):
-        raise CompressError(
-            f"Got the config {path}, which contains a {type(content).__name__}; expected keys and values."
-        )
-    return content
-
-
-def _value(key: str, value: Any) -> Any:
-    """Convert a plain value; values of another kind are returned unchanged, and the config refuses them."""
-    if key == "layers" and isinstance(value, Mapping):
-        by_pattern = {p: options for p, options in value.items() if isinstance(options, Mapping)}
-        return {**value, **{p: {k: _value(k, v) for k, v in options.items()} for p, options in by_pattern.items()}}
-    if key == "recipe" and isinstance(value, Mapping):
-        return Stage.from_dict(value)
-    if key == "recipe" and isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_value("recipe", one) if isinstance(one, Mapping) else one for one in value)
-    if key == "candidates" and isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_value("topology", candidate) for candidate in value)
-    if key == "precisions" and isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(Precision.named(one) if isinstance(one, str) else one for one in value)
-    if key == "budget" and isinstance(value, Mapping):
-        return Budget.from_dict(value)
-    if key == "topology" and isinstance(value, str | Mapping):
-        options = dict(value) if isinstance(value, Mapping) else {"name": value}
-        name = str(options.pop("name", "ttn"))
-        cls = get_topology(name)
-        unknown = set(options) - set(cls.__dataclass_fields__)
-        if unknown:
-            raise CompressError(
-                f"Got {sorted(unknown)} for {cls.__name__}; expected options among {list(cls.__dataclass_fields__)}."
-            )
-        return topology_from_json({"name": name, **options})
-    if key == "base" and isinstance(value, int) and not isinstance(value, bool):
-        return SeededBase(value)
-    if key == "base" and isinstance(value, str):
-        if value != "identity":
-            raise CompressError(f"Got base={value!r}; expected a seed, or 'identity'.")
-        return IdentityBase()
-    return value

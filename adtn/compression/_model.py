@@ -167,6 +167,12 @@ class Model(Protocol):
         """Give installed weights other generators, of other structures as well."""
         ...
 
+    def weight_gradients(
+        self, names: Sequence[str], data: Iterable[Any], loss: Callable[..., Any] | None
+    ) -> dict[str, np.ndarray]:
+        """Compute the gradients of the mean loss with respect to installed weights, in evaluation mode."""
+        ...
+
     def output_moments(self, names: Sequence[str], data: Iterable[Any], *, classes: bool) -> dict[str, np.ndarray]:
         """Compute G for weights, such that ``tr(G D C Dᵀ)`` is what outputs are expected to lose by a small change D.
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from .._atomic import write_atomic
-from ..bondspace import Metric, truncate_together
 from ..errors import CompressError, OutputWarning
 from ..generator import Generator
 from ..optim import Callback, Observer, Snapshot, fingerprint, is_due
 from ..precision import Precision
+from ._bond_stages import BondStages
 from ._comparison import SAMPLES, comparison
 from ._compensate import NORMALISED, compensate, waves
 from ._config import Config
@@ -32,8 +32,6 @@ from ._stage import Stage
 from ._storage import to_bytes
 
 _BATCHES = 64  # batches of a list that are compared when a training continues
-_KEPT = 0.5  # of the parameters
-_UNUSED = 1e-9  # mean square of gradients, relative to the usual one, of layers without any
 _NORMALISED = 3072  # samples by which running statistics are corrected
 
 
@@ -68,7 +66,8 @@ class CompressionRun:
 
     ``narrows`` says whether what is not among the layers may be stored in another precision, ``joins`` whether layers
     may share a generator without being told to, and ``beside`` has the digests of other files of the model, which its
-    file lists. ``scales`` are those of rows of generators that layers came to share.
+    file lists. ``scales`` are those of rows of generators that layers came to share, and ``dense_params`` is the size
+    of the dense model.
     """
 
     adapter: Model
@@ -90,6 +89,7 @@ class CompressionRun:
     checkpoints: set[Path] = field(default_factory=set)
     scales: Mapping[str, np.ndarray] = field(default_factory=dict)
     callbacks: Sequence[Callback | Observer] = ()
+    dense_params: int = 0
 
     def remove_checkpoints(self) -> None:
         """Delete the checkpoints of a finished training."""
@@ -115,7 +115,7 @@ class CompressionRun:
         if any(stage.name == "compensate" for stage in self.stages):
             _ = self.compensation  # while nothing is replaced
         if any(stage.name == "truncate" for stage in self.stages):
-            _ = self._metrics
+            _ = self.bond_stages.metrics
         self.install(generators)
         losses: list[float] = []
         for n, stage in enumerate(self.stages):
@@ -124,7 +124,9 @@ class CompressionRun:
             if stage.name == "compensate":
                 self.compensate()
             if stage.name == "truncate":
-                self.truncate(stage)
+                self.bond_stages.truncate(stage)
+            if stage.name == "grow":
+                self.bond_stages.grow(stage)
             if stage.name == "distill-local" and stage.trains:
                 self.say.stage("distillation of layers")
                 self.adapter.distill(self.data_of(stage), config.tuning(stage), self.executor, self.say)
@@ -154,45 +156,10 @@ class CompressionRun:
         if not after < before:
             self.adapter.set_state(state)
 
-    def truncate(self, stage: Stage) -> None:
-        """Make bonds smaller where the outputs are expected to lose least."""
-        generators = {n: g for n, g in self.adapter.generators().items() if n in self._metrics and g.precision is None}
-        before = sum(generator.num_params for generator in generators.values())
-        if not generators:
-            return
-        params = math.ceil(before * (_KEPT if stage.keep is None else stage.keep))
-        found = truncate_together(generators, params=params, metrics=self._metrics)
-        self.adapter.exchange({name: own.generator for name, own in found.items() if own.cuts})
-        after = sum(own.params[1] for own in found.values())
-        self.say(f"bonds truncated from {before:,} to {after:,} parameters")
-
     @cached_property
-    def _metrics(self) -> dict[str, Metric]:
-        """The second moments of weights with generators of their own in the dense model."""
-        stage = next(stage for stage in self.stages if stage.name == "truncate")
-        batches = list(first_samples(self.data_of(stage), self.config.samples))
-        names = [name for layer in self.layers if not layer.group for name in layer.weights]
-        inputs = {name: self.tasks[name].moment for name in names}
-        if missing := [name for name, moment in inputs.items() if moment is None]:
-            inputs |= self.adapter.second_moments(missing, batches, self.config.samples)
-        watched = [name for name in names if inputs.get(name) is not None]
-        classes = bool(watched) and self.adapter.has_classes(batches)
-        outputs = self.adapter.output_moments(watched, batches, classes=classes) if watched else {}
-        sizes = {name: len(self.tasks[name].weight) for name in names}
-        reached = set(self.adapter.called([layer.name for layer in self.layers], batches))
-        unused = {name for layer in self.layers if layer.name not in reached for name in layer.weights}
-        fitting = {name: g for name, g in outputs.items() if g.shape == (sizes[name],) * 2}
-        means = {name: float(np.trace(g)) / len(g) for name, g in fitting.items()}
-        usual = float(np.median([mean for mean in means.values() if mean > 0.0] or [1.0]))
-        found: dict[str, Metric] = {}
-        for name in names:
-            mean = 0.0 if name in unused else means.get(name, usual)
-            mean, eye = max(mean, _UNUSED * usual), np.eye(sizes[name])
-            # damped by their mean, as moments of few samples do not see most directions; where gradients cannot be
-            # watched, they are taken as those of other layers
-            g = fitting[name] + mean * eye if name in fitting else mean * eye
-            found[name] = Metric(inputs=inputs.get(name), outputs=g)
-        return found
+    def bond_stages(self) -> BondStages:
+        """The stages that change the bonds of generators."""
+        return BondStages(self)
 
     @cached_property
     def compensation(self) -> tuple[Sequence[Any], Callable[[], float]]:

@@ -10,7 +10,15 @@ from .._checks import Count, Positive, Range, check_fields, checked
 from ..errors import CompressError
 
 StageName = Literal[
-    "closed-form", "compensate", "normalise", "reconstruct", "reconstruct-data", "distill-local", "truncate", "finetune"
+    "closed-form",
+    "compensate",
+    "normalise",
+    "reconstruct",
+    "reconstruct-data",
+    "distill-local",
+    "truncate",
+    "grow",
+    "finetune",
 ]
 _OPTIONS: Mapping[StageName, tuple[str, ...]] = {
     "closed-form": ("batches",),
@@ -20,6 +28,7 @@ _OPTIONS: Mapping[StageName, tuple[str, ...]] = {
     "reconstruct-data": ("steps", "lr", "batches"),
     "distill-local": ("steps", "lr", "batches"),
     "truncate": ("keep", "batches"),
+    "grow": ("components", "batches"),
     "finetune": ("steps", "lr", "batches"),
 }
 STAGES: tuple[StageName, ...] = tuple(_OPTIONS)
@@ -42,6 +51,8 @@ class Stage:
         ``"closed-form"`` and ``"reconstruct-data"`` have it, the smaller one counts, as they share second moments.
     keep : float, optional
         The part of the parameters of the generators that ``"truncate"`` keeps, by default a half.
+    components : int, optional
+        The number of new components on every bond of ``"grow"``, by default 1; fewer where a bond cannot use them.
 
     Raises
     ------
@@ -62,11 +73,12 @@ class Stage:
     lr: Positive | None = None
     batches: Count | None = None
     keep: Annotated[float, Range(0.0, 1.0, above=True)] | None = None
+    components: Count | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, CompressError)
         allowed = _OPTIONS[self.name]
-        for option in ("steps", "lr", "batches", "keep"):
+        for option in ("steps", "lr", "batches", "keep", "components"):
             if getattr(self, option) is not None and option not in allowed:
                 raise CompressError(
                     f"Got {option}={getattr(self, option)} for the stage {self.name!r}, which has only "

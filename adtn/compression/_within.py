@@ -36,7 +36,11 @@ def compressed(run: CompressionRun, before: ModelCost) -> Outcome:
     """Replace the layers of a run, within its budget if it has one; ``before`` is the dense model."""
     config, adapter = run.config, run.adapter
     within = WithinBudget(run)
-    outcome = run.run_stages(run.tasks) if config.budget is None else within.outcome(config.budget, before)
+    outcome = (
+        run.run_stages(run.tasks)
+        if config.budget is None or config.is_cut_to_budget
+        else within.outcome(config.budget, before)
+    )
     if outcome.rest is None and config.rest not in ("choose", "same"):
         outcome = replace(outcome, rest=Precision(config.rest))
     if outcome.rest is not None:

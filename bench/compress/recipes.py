@@ -34,7 +34,7 @@ FORMATS = {
     "MPO": Factorised(convolutions=adtn.MPO()),
 }
 RATIOS, STARTS, RECIPES = (2.0, 4.0), ("decomposition", "random"), ("none", "global", "local", "local, global")
-BATCH, SEEN = 64, 64  # samples of a batch, and batches that layers are trained with
+BATCH, SEEN = 32, 16  # samples of a batch, and batches that layers are trained with
 RATES = (1e-3, 3e-3, 1e-2)
 RATES_OF, RATES_AT = "resnet20", 4.0
 OUT = Path(__file__).parents[1] / "results" / "compress-recipes.json"
@@ -44,11 +44,12 @@ def main() -> None:
     """Train with all recipes, and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", default=["resnet20", "resnet56"])
-    parser.add_argument("--steps", type=int, default=200, help="updates of every parameter")
+    parser.add_argument("--steps", type=int, default=150, help="updates of every parameter")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = json.loads(OUT.read_text())["compress_recipes"] if OUT.exists() else []
+    rows: list[dict[str, Any]] = json.loads(options.out.read_text())["compress_recipes"] if options.out.exists() else []
 
     @cache
     def start_of(case: str, form: str, ratio: float) -> tuple[Case, Mapping[str, Generator]]:
@@ -64,7 +65,7 @@ def main() -> None:
         rows.append({**row, **trained(case.fresh(), generators, row, recipe)})
         print(rows[-1], flush=True)
         content = {"command": "python bench/compress/recipes.py", "machine": machine()}
-        OUT.write_text(json.dumps({**content, "compress_recipes": rows}, indent=1) + "\n")
+        options.out.write_text(json.dumps({**content, "compress_recipes": rows}, indent=1) + "\n")
 
     for form, start, recipe, lr in product(FORMATS, STARTS, ("global", "local"), RATES):
         row = {"case": RATES_OF, "format": form, "ratio": RATES_AT, "start": start, "recipe": f"{recipe} alone"}
@@ -115,7 +116,7 @@ def trained(
         "dense params": sum(w.size for w in dense.values()),
         "rates": dict(rates),
         "held loss": model.loss_on(case.validation, None),
-        "held accuracy": 100.0 * (model.accuracy(case.validation) or 0.0),
+        "held accuracy": model.accuracy(case.validation),
         **(quality_of(case) if row["seed"] >= 0 else {}),
         "cpu_seconds": round(time.process_time() - began, 1),
     }

@@ -171,6 +171,24 @@ class NnxModel(ReplacedModel):
 
         return [float(x) for x in self._each(data, of_model, check=loss is None)]
 
+    def _gradients(
+        self, names: Sequence[str], data: Iterable[Any], loss: Callable[..., Any] | None
+    ) -> dict[str, np.ndarray]:
+        cores = {id(v): name for name in names for v in variables_of(self._weights[name]).values()}
+        places = {path: cores[id(v)] for path, v in nnx.iter_graph(self.model) if id(v) in cores}
+
+        def of_model(model: Any, batch: Any) -> Any:
+            wanted = nnx.DiffState(0, lambda path, _: path in places)
+            return nnx.grad(lambda own: loss_of(own, batch, loss), argnums=wanted)(model)
+
+        sums: dict[str, np.ndarray] = {}
+        count = 0
+        for state in self._each(data, of_model, check=loss is None):
+            count += 1
+            for path, v in nnx.to_flat_state(state):
+                sums[places[path]] = sums.get(places[path], 0.0) + np.asarray(v[...], np.float64)
+        return {name: total.reshape(self._weights[name].shape) / count for name, total in sums.items()}
+
     def _outputs_on(self, data: Iterable[Any]) -> Iterator[Any]:
         yield from self._each(data, outputs_of, check=False)
 

@@ -16,7 +16,7 @@ import numpy as np
 from adtn import Generator
 from adtn._checks import shown
 from adtn.backends import backend_of
-from adtn.compression import Layer, Tuning, divergence, first_rows, sharing
+from adtn.compression import Layer, Tuning, dense_generator, divergence, first_rows, sharing
 from adtn.errors import CompressError
 from adtn.schedule import decide
 
@@ -354,6 +354,23 @@ class ReplacedModel(WatchedInputs):
                     self.modules.put(self.model, path, new)
             self._weights[name] = new
         self._changed(self.generators())
+
+    def weight_gradients(
+        self, names: Sequence[str], data: Iterable[Any], loss: Callable[..., Any] | None
+    ) -> dict[str, np.ndarray]:
+        """Compute the gradients of the mean loss with respect to installed weights, in evaluation mode."""
+        installed = {name: self._weights[name].generator() for name in names}
+        self.exchange({name: dense_generator(generator.weight()) for name, generator in installed.items()})
+        try:
+            return self._gradients(names, data, loss)
+        finally:
+            self.exchange(installed)
+
+    @abstractmethod
+    def _gradients(
+        self, names: Sequence[str], data: Iterable[Any], loss: Callable[..., Any] | None
+    ) -> dict[str, np.ndarray]:
+        """Compute the gradients of the mean loss with respect to the cores of weights that have only one."""
 
     def loss_on(self, data: Iterable[Any], loss: Callable[..., Any] | None) -> float:
         """Compute the mean loss in evaluation mode."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from ..shared._model import ReplacedModel
 from ._chain import Chain, chain_of
 from ._gradients import frozen, output_moments
-from ._loss import outputs_of
+from ._loss import exact, loss_of, outputs_of
 from .layers._kind import no_rows
 from .layers._kinds import kind_of
 
@@ -48,6 +49,18 @@ class ModelWithPasses(ReplacedModel):
 
     def _resumed(self, model: nn.Module, key: Any, names: Sequence[str]) -> AbstractContextManager[None]:
         return nullcontext() if self._chain is None else self._chain.resumed(model, key, names)
+
+    def _gradients(
+        self, names: Sequence[str], data: Iterable[Any], loss: Callable[..., Any] | None
+    ) -> dict[str, np.ndarray]:
+        with self._evaluating(), frozen(self.model), torch.enable_grad():
+            cores = {name: next(iter(self._weights[name].parameters())).requires_grad_() for name in names}
+            count = 0
+            for batch in map(self._to_device, data):
+                count += 1
+                loss_of(self.model, batch, loss, None, 0.0).backward()
+        found = {name: p.grad for name, p in cores.items() if p.grad is not None}
+        return {name: exact(g).cpu().numpy().reshape(self._weights[name].shape) / count for name, g in found.items()}
 
     def output_moments(self, names: Sequence[str], data: Iterable[Any], *, classes: bool) -> dict[str, np.ndarray]:
         """Compute the second moments of gradients of the outputs of layers whose weights are applied to rows."""
