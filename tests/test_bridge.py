@@ -9,6 +9,7 @@ import adtn
 import numpy as np
 import pytest
 from adtn.errors import MissingDependencyError, TopologyError
+from table import TOPOLOGIES
 
 
 @pytest.fixture
@@ -76,3 +77,26 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensornetwork", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'adtn\[tensornetwork\]'"):
         adtn.from_tensornetwork([])
+
+
+@pytest.mark.parametrize("key", ["mpo", "tucker", "ttn-linear", "ttn-ternary", "ring"])
+@pytest.mark.filterwarnings("ignore")
+def test_truncated_and_balanced_generators_go_there_and_back(package, key: str) -> None:
+    gen = TOPOLOGIES[key].generator()
+    small = adtn.truncate(gen, params=int(0.8 * gen.num_params)).generator
+    assert small.num_params < gen.num_params
+    networks = small.networks()
+    for network in networks[1:]:
+        network.delete("STATE")  # what comes from the network before
+    back = [adtn.from_tensornetwork(adtn.to_tensornetwork(tn)) for tn in networks]
+    again = adtn.Generator.from_networks(
+        back,
+        layout=small.layout,
+        outputs=list(small.segments[-1].outputs),
+        activation=small.segments[0].activation if len(networks) > 1 else None,
+        scale=small.scale,
+        dtype="float64",
+    )
+    np.testing.assert_allclose(again.weight(), small.weight(), rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(adtn.bonds(small), adtn.bonds(again), strict=True):
+        np.testing.assert_allclose(theirs.spectrum(), ours.spectrum(), rtol=1e-9, atol=1e-12)
