@@ -1,0 +1,114 @@
+"""Tables of benchmarks of bonds and of training: recipes, scaling, autoencoders, importance of components."""
+
+from __future__ import annotations
+
+from itertools import product
+from statistics import mean, stdev
+
+import numpy as np
+
+
+def recipes_table(content: dict) -> list[str]:
+    """Tabulate recipes of training by format, size and start: means over seeds with their standard errors."""
+    rows = [row for row in content["compress_recipes"] if row["seed"] >= 0]
+    recipes = ("none", "global", "local", "local, global")
+    lines = [
+        "Accuracy in %, mean ± standard error over seeds; every parameter has the same number of updates.",
+        "",
+        f"| model | format | parameters | start | seeds | updates | {' | '.join(recipes)} |",
+        "|---" * (6 + len(recipes)) + "|",
+    ]
+    keys = dict.fromkeys((r["case"], r["format"], r["ratio"], r["start"]) for r in rows)
+    for case, form, ratio, start in keys:
+        own = [r for r in rows if (r["case"], r["format"], r["ratio"], r["start"]) == (case, form, ratio, start)]
+        size = f"{own[0]['params']:,} of {own[0]['dense params']:,}"
+        cells = [_spread([r["quality"]["accuracy"] for r in own if r["recipe"] == recipe]) for recipe in recipes]
+        seeds = len({r["seed"] for r in own if r["recipe"] != "none"})
+        lines.append(f"| {case} | {form} | {size} | {start} | {seeds} | {own[0]['steps']} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{error}"
+
+
+def scaling_table(content: dict) -> list[str]:
+    """Tabulate test losses by parameters, and the exponents of power laws through them."""
+    rows = [row for row in content["scaling"] if row["seed"] < 100]
+    lines: list[str] = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        of_task = [row for row in rows if row["task"] == task]
+        lines += [
+            f"`{task}`: cross entropy on test data, mean ± standard error over seeds",
+            "",
+            "| layers | bond | width | depth | parameters of hidden layers | seeds | test loss |",
+            "|---" * 7 + "|",
+        ]
+        for key in dict.fromkeys((r["form"], r["bond"], r["width"], r["depth"]) for r in of_task):
+            own = [r for r in of_task if (r["form"], r["bond"], r["width"], r["depth"]) == key]
+            losses = [r["test loss"] for r in own]
+            error = f" ± {stdev(losses) / len(losses) ** 0.5:.4f}" if len(losses) > 1 else ""
+            form, bond, width, depth = key
+            lines.append(
+                f"| {form} | {bond or ''} | {width} | {depth} | {own[0]['params']:,} | {len(own)} "
+                f"| {mean(losses):.4f}{error} |"
+            )
+        lines += ["", f"`{task}`: exponents of loss ~ parameters^-a, fitted to the sizes in one row", ""]
+        lines += ["| layers | sizes | a | largest deviation from the line |", "|---|---|---|---|"]
+        for form, sizes, exponent, away in exponents(of_task):
+            lines.append(f"| {form} | {sizes} | {exponent:.3f} | {100 * away:.0f} % |")
+        lines.append("")
+    return lines
+
+
+def exponents(rows: list[dict]) -> list[tuple[str, int, float, float]]:
+    """Fit a power law per kind of layer: by bond at the common width and depth, and by width if it is dense."""
+    width = max((r["width"] for r in rows if r["form"] == "low rank"), default=0)
+    found: list[tuple[str, int, float, float]] = []
+    for form in dict.fromkeys(row["form"] for row in rows):
+        own = [r for r in rows if r["form"] == form and r["depth"] == 2 and (form == "dense" or r["width"] == width)]
+        sizes = sorted({r["params"] for r in own})
+        if len(sizes) < 3:
+            continue
+        x = np.log(sizes)
+        y = np.log([mean(r["test loss"] for r in own if r["params"] == size) for size in sizes])
+        slope, offset = np.polyfit(x, y, 1)
+        found.append((form, len(sizes), -float(slope), float(np.expm1(np.abs(y - slope * x - offset).max()))))
+    return found
+
+
+def autoencoder_table(content: dict) -> list[str]:
+    """Tabulate what features keep of activations: means over seeds."""
+    rows = content["autoencoder"]
+    lines = [
+        "| features | method | parameters | seeds | relative error | between over within classes | accuracy in % |",
+        "|---" * 7 + "|",
+    ]
+    keys = dict.fromkeys((r["features"], r["method"], r["params"]) for r in rows)
+    for features, method, params in sorted(keys, key=lambda key: key[0]):
+        own = [r for r in rows if (r["features"], r["method"], r["params"]) == (features, method, params)]
+        cells = [mean(r[name] for r in own) for name in ("relative error", "separability", "accuracy")]
+        error, separability, accuracy = cells
+        seeds = len({r["seed"] for r in own})
+        lines.append(
+            f"| {features} | {method} | {params:,} | {seeds} | {error:.3f} | {separability:.2f} | {accuracy:.1f} |"
+        )
+    return [*lines, ""]
+
+
+def importance_table(content: dict) -> list[str]:
+    """Tabulate Spearman's correlations of scores with what the loss grows by: means over seeds."""
+    rows = content["importance"]
+    scores = ("weight", "outputs", "metric", "Taylor")
+    lines = [
+        f"| network | seeds | components | {' | '.join(f'{s}, {w}' for s, w in product(scores, ('all', 'within')))} |",
+        "|---" * (3 + 2 * len(scores)) + "|",
+    ]
+    for name in dict.fromkeys(row["topology"] for row in rows):
+        own = [row for row in rows if row["topology"] == name]
+        cells = [f"{mean(r[s][where] for r in own):.2f}" for s in scores for where in ("all", "within bonds")]
+        lines.append(f"| {name} | {len(own)} | {own[0]['components']} | {' | '.join(cells)} |")
+    return [*lines, ""]
