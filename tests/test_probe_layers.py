@@ -152,6 +152,8 @@ def test_slices_pass_the_bonds_of_the_whole_network() -> None:
     gen = generator((60, 27), base=adtn.SeededBase(1))
     wholes = of_torch.GeneratedWeight(gen), of_jax.GeneratedWeight(gen)
     x, image = rows((5, 20)), rows((2, 3, 6, 6))
+    of: Any  # both packages have the same names
+    whole: Any
     for of, whole in zip((of_torch, of_jax), wholes, strict=True):
         convert: Any = torch.tensor if of is of_torch else jnp.asarray
         linear = of.ADTNLinear(of.GeneratedSlice(whole, 10, (30, 20)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, Self
 
@@ -209,12 +209,18 @@ def _reclassed(layer: Any, cls: type) -> None:
     object.__setattr__(layer, "__class__", cls)  # which is no change of the state of the model
 
 
+def _blank(cls: type) -> Any:
+    return cls.__new__(cls)
+
+
 def _class_of_probed(probe: BondProbe, own: ProbedLayer) -> type:
     base = plain_class(own.layer)
 
     def reduced(layer: Any, protocol: Any) -> Any:
         make, args, state, *rest = base.__reduce_ex__(layer, protocol)
-        return make, tuple(base if x is type(layer) else x for x in args), probe.without_bonds(state), *rest
+        if type(layer) in args:  # that of copyreg, which checks the class
+            make, args = _blank, (base,)
+        return make, args, probe.without_bonds(state), *rest
 
     attributes: dict[str, Any] = {_PLAIN: base, _OWN: (probe, own), probe.call: probe.passing(own)}
     attributes |= {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
