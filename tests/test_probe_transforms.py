@@ -138,6 +138,26 @@ def test_compilers_of_a_model_outside_are_refused() -> None:
         kept[0][NAME]
 
 
+def test_values_pass_transforms_of_torch() -> None:
+    layer, x = of_torch.ADTNLinear(GEN), torch.tensor(X)
+    call: Any = layer
+    grad, vmap = torch.func.grad, torch.func.vmap
+
+    def inside(x: Any) -> Any:
+        with adtn.probe(layer) as found:
+            layer(x)
+        return found["bonds.b0"].square().sum()
+
+    with adtn.probe(layer) as found:
+        for transformed in (vmap(call), grad(lambda x: vmap(call)(x).sum()), vmap(grad(lambda x: call(x).sum()))):
+            transformed(x)
+            assert np.allclose(found["bonds.b0"].detach(), exact() / 2.0, rtol=1e-4, atol=1e-5)
+    given = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(inside(given), given)
+    assert torch.allclose(grad(inside)(x), expected, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(vmap(grad(inside))(x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_copies_and_pickles_of_probed_models_have_no_probe() -> None:
     x = torch.tensor(X)
     transposed = of_torch.parametrized(torch.nn.ConvTranspose1d(16, 4, 9), {

@@ -146,9 +146,11 @@ class Sweep:
 
 
 def _visited(found: Float[Array, " batch *legs"], axis: int, bond: str, visit: Visit) -> Float[Array, " batch *legs"]:
-    moved = do("moveaxis", found, axis, -1)
+    order = [*(k for k in range(found.ndim) if k != axis), axis]  # "moveaxis" has no batching rule in PyTorch
+    back = [order.index(k) for k in range(found.ndim)]
+    moved = do("transpose", found, order)
     seen = visit(bond, do("reshape", moved, (moved.shape[0], -1, moved.shape[-1])))
-    return do("moveaxis", do("reshape", seen, tuple(moved.shape)), -1, axis)
+    return do("transpose", do("reshape", seen, tuple(moved.shape)), back)
 
 
 def _steps(segment: Segment, running: Inds, outputs: Inds, digits: frozenset[str]) -> tuple[SweepStep, ...]:

@@ -10,6 +10,7 @@ import torch
 from adtn.backends import get_backend
 from adtn.errors import TopologyError
 from torch import nn
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
 from ...shared._bond_probe import CONTAINER, BondProbe, ProbedLayer, plain_class
 from ...shared._passage import NoPassage, Passage, Passed
@@ -63,6 +64,7 @@ class Probe(BondProbe):
         if hasattr(model, "_orig_mod"):
             raise TopologyError("Got a compiled model; expected the one from which it is compiled.")
         self._found: dict[str, list[torch.Tensor]] = {}
+        self._level = 0
         super().__init__(model, names, patch)
 
     def places(self) -> Iterable[tuple[str, nn.Module]]:
@@ -94,6 +96,7 @@ class Probe(BondProbe):
 
     def opened(self, own: ProbedLayer) -> None:
         """Put modules for the bonds into a layer, with hooks on those that are noted or patched."""
+        self._level = _level()
         points = {
             part: nn.ModuleDict({bond: BondPoint(n) for bond, n in passed.sweep.sizes.items()})
             for part, passed in own.parts.items()
@@ -106,7 +109,7 @@ class Probe(BondProbe):
             named[name].register_forward_hook(partial(self._note, name))
 
     def _note(self, name: str, point: nn.Module, args: Any, value: torch.Tensor) -> None:
-        self._found.setdefault(name, []).append(value)
+        self._found.setdefault(name, []).append(_lowered(value, self._level))
 
     def closed(self, own: ProbedLayer) -> None:
         """Take the modules out again."""
@@ -151,6 +154,25 @@ class Probe(BondProbe):
     def __len__(self) -> int:
         """Return the number of bonds that were passed."""
         return len(self._found)
+
+
+def _level() -> int:
+    """Return how many transforms of ``torch.func`` are around."""
+    top = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore
+    return 0 if top is None else top.level()
+
+
+def _lowered(value: torch.Tensor, level: int) -> torch.Tensor:
+    """Return a value outside of transforms above a level, with all samples of ``vmap`` along its first axis."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage]
+    if (top := _level()) <= level:
+        return value
+    axis = 0
+    if functorch.is_functorch_wrapped_tensor(value) and functorch.maybe_get_level(value) == top:
+        axis = functorch.maybe_get_bdim(value) if functorch.is_batchedtensor(value) else 0
+        value = functorch.get_unwrapped(value)
+    with temporarily_pop_interpreter_stack():  # which would wrap the result again
+        return _lowered(value.movedim(axis, 0) if axis else value, level)
 
 
 def _product(layer: Any, own: ProbedLayer, part: str) -> Callable[[torch.Tensor], torch.Tensor]:
