@@ -124,7 +124,8 @@ class Probe(BondProbe):
         """Return the forward pass of a layer that passes its bonds; the dtype of results follows autocast."""
 
         def forward(layer: Any, *args: Any, **options: Any) -> Any:
-            if any(isinstance(x, torch.Tensor) and x.is_nested for x in args):  # without a shape of what is on bonds
+            is_nested = any(isinstance(x, torch.Tensor) and x.is_nested for x in args)
+            if is_nested or not self.holds(own):  # without a shape of what is on bonds; or called by a wrapper later
                 return plain_class(layer).forward(layer, *args, **options)
             products = {part: _product(layer, own, part) for part in own.parts}
             found = own.passage.through(layer, products, *args, **options)
