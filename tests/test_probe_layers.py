@@ -1,4 +1,4 @@
-"""What inputs put on the bonds of embeddings, transposed convolutions, attention and slices."""
+"""Values on the bonds of embeddings, transposed convolutions, attention and slices."""
 
 from __future__ import annotations
 

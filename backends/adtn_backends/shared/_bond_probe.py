@@ -206,7 +206,7 @@ def is_probed(layer: Any) -> bool:
 
 
 def _reclassed(layer: Any, cls: type) -> None:
-    object.__setattr__(layer, "__class__", cls)  # which is no change of the state of the model
+    object.__setattr__(layer, "__class__", cls)  # the state of the model does not change
 
 
 def _blank(cls: type) -> Any:

@@ -22,7 +22,7 @@ Products: TypeAlias = Mapping[str, Callable[[Any], Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """How the input of a generated layer passes the networks of its weights.
+    """The way of the input of a generated layer through the networks of its weights.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Passage:
 
 @dataclass(frozen=True, kw_only=True)
 class NoPassage:
-    """Why inputs pass no bonds of a layer.
+    """The reason why inputs pass no bonds of a layer.
 
     Parameters
     ----------

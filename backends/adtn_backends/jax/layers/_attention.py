@@ -61,7 +61,7 @@ class ADTNMultiheadAttention(nnx.Module):
         return self.out_proj(self.attended(q, k, v, mask))
 
     def attended(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Attend with projections, ``(batch, length, embed_dim)``, of all heads."""
+        """Combine projections of all heads, ``(batch, length, embed_dim)``."""
         q, k, v = (x.reshape(*x.shape[:2], self.num_heads, x.shape[-1] // self.num_heads) for x in (q, k, v))
         y = jax.nn.dot_product_attention(q, k, v, mask=mask)
         return y.reshape(*y.shape[:2], -1)

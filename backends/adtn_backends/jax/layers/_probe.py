@@ -51,6 +51,11 @@ class Probe(BondProbe):
         self._held: dict[str, tuple[jax.Array, Any]] = {}  # with the value of the variable at that time
         self._trace = get_opaque_trace_state()
         super().__init__(model, names, patch)
+        self._places = {name: own for own in self._layers.values() for name in own.sizes}
+
+    def opened(self, own: ProbedLayer) -> None:
+        """Remember which transforms are around."""
+        self._trace = get_opaque_trace_state()
 
     def places(self) -> Iterable[tuple[str, nnx.Module]]:
         """Return all modules of the model with their names, also those that have several."""
@@ -108,21 +113,21 @@ class Probe(BondProbe):
         return product
 
     def _note(self, layer: Any, own: ProbedLayer, name: str, value: jax.Array) -> None:
-        """Write a value to a variable of the layer, or hold it without the tracers of the transforms inside."""
-        variable = _variable(own, name)
-        written = _written(layer, variable, value)
-        if written and layer is own.layer:
-            return
+        """Hold a value without the tracers of the transforms inside, or else write it to a variable of the layer."""
+        variable, is_here = _variable(own, name), get_opaque_trace_state() == self._trace
 
         def keep(value: jax.Array) -> None:
             self._held[name] = value, _raw(own.layer, variable)
 
-        if get_opaque_trace_state() == self._trace:  # the function that opened the probe can return it
+        # compilers pass variables only; transforms without compilation may not let variables out
+        if (is_here and _written(layer, variable, value)) or (not is_here and _without_tracers(value, keep)):
+            return
+        if is_here:  # in a transform: the function that opened the probe can return it
             keep(value)
-        elif not _without_tracers(value, keep) and not written:
+        elif not _written(layer, variable, value):
             raise TopologyError(
-                f"Got a call of {own.name or 'the model'} inside jax.jit or jax.checkpoint, out of which nothing on "
-                f"bonds can pass. {_INSIDE}"
+                f"Got a call of {own.name or 'the model'} inside a function that JAX traces, as of jax.jit, "
+                f"jax.checkpoint or jax.lax.scan, out of which nothing on bonds can pass. {_INSIDE}"
             )
 
     def without_bonds(self, state: Any) -> Any:
@@ -134,7 +139,7 @@ class Probe(BondProbe):
     def close(self) -> None:
         """Let the layers compute as before; what was found stays."""
         super().close()
-        self._held = {name: (value, None) for name, value in self._values().items()}
+        self._held = {name: (value, None) for name in self if (value := self._value(name)) is not None}
         self._forget()
 
     def clear(self) -> None:
@@ -143,43 +148,36 @@ class Probe(BondProbe):
         self._forget()
 
     def _forget(self) -> None:
-        for own in self._layers.values():
-            for name in own.sizes:
-                if hasattr(own.layer, _variable(own, name)):
-                    delattr(own.layer, _variable(own, name))
+        for name, own in self._places.items():
+            if hasattr(own.layer, _variable(own, name)):
+                delattr(own.layer, _variable(own, name))
 
-    def _values(self) -> dict[str, jax.Array]:
-        """Return what was found last: held values, unless a variable was written after them."""
-        held = dict(self._held)
-        found: dict[str, jax.Array] = {}
-        for own in self._layers.values():
-            for name in own.sizes:
-                present = _raw(own.layer, _variable(own, name))
-                value, before = held.get(name, (present, None))
-                value = value if present is None or present is before else present
-                if value is not None:
-                    found[name] = value
-        return found
+    def _value(self, name: str) -> jax.Array | None:
+        """Return what was on a bond last: the held value, unless a variable was written after it."""
+        own = self._places.get(name)
+        present = None if own is None else _raw(own.layer, _variable(own, name))
+        value, before = self._held.get(name, (present, None))
+        return value if present is None or present is before else present
 
     def __getitem__(self, name: str) -> jax.Array:
         """Return what was on a bond in the last call of its layer, ``(*batch, rest, bond)``."""
-        found = self._values()
-        if name not in found:
+        value = self._value(name)
+        if value is None:
             self.refuse(name)
-        if isinstance(found[name], Tracer) and not self._open and get_opaque_trace_state() != self._trace:
+        if isinstance(value, Tracer) and not self._open and get_opaque_trace_state() != self._trace:
             raise TopologyError(
                 f"What was on {name!r} exists only inside the function that JAX transforms and that opened the probe. "
                 "Return dict(found) from that function."
             )
-        return found[name]
+        return value
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of bonds that were passed."""
-        return iter(self._values())
+        return (name for name in self._places if self._value(name) is not None)
 
     def __len__(self) -> int:
         """Return the number of bonds that were passed."""
-        return len(self._values())
+        return sum(1 for _ in self)
 
 
 def _at(layer: Any, path: str) -> Any:
