@@ -61,7 +61,7 @@ def probe(model: Any, names: str | Sequence[str] = "*", patch: Mapping[str, Any]
 
     In PyTorch, bonds are modules inside the block, such as ``model.fc1.bonds["b1_0"]``, so forward hooks and tools that
     build on them see them. In Flax, what is on a bond passes ``nnx.jit`` as an ``nnx.Intermediate``, and ``jax.vmap``
-    and ``jax.grad``; inside ``jax.jit``, ``jax.checkpoint`` and ``jax.lax.scan``, open the probe in the function itself.
+    and ``jax.grad``; for ``jax.jit``, ``jax.checkpoint`` and ``jax.lax.scan``, open the probe inside the function.
     Copies and pickles of a probed model are not probed.
 
     Parameters

@@ -73,8 +73,8 @@ class Sweep:
     Raises
     ------
     TopologyError
-        If the weight has a single axis, its last segment has an activation, except for lookups, or a tensor has too many
-        indices.
+        If the weight has a single axis, its last segment ends with an activation and this is not a lookup, or a tensor
+        has too many indices.
     """
 
     def __init__(

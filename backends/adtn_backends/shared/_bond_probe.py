@@ -209,12 +209,12 @@ def _reclassed(layer: Any, cls: type) -> None:
     object.__setattr__(layer, "__class__", cls)  # the state of the model does not change
 
 
-def _blank(cls: type) -> Any:
+def _blank(cls: Any) -> Any:
     return cls.__new__(cls)
 
 
 def _class_of_probed(probe: BondProbe, own: ProbedLayer) -> type:
-    base = plain_class(own.layer)
+    base: Any = plain_class(own.layer)
 
     def reduced(layer: Any, protocol: Any) -> Any:
         make, args, state, *rest = base.__reduce_ex__(layer, protocol)

@@ -159,13 +159,14 @@ class Probe(BondProbe):
 
 def _level() -> int:
     """Return how many transforms of ``torch.func`` are around."""
-    top = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    top = functorch.peek_interpreter_stack()
     return 0 if top is None else top.level()
 
 
 def _lowered(value: torch.Tensor, level: int) -> torch.Tensor:
     """Return a value outside of transforms above a level, with all samples of ``vmap`` along its first axis."""
-    functorch: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage]
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     if (top := _level()) <= level:
         return value
     axis = 0
