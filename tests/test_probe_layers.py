@@ -42,7 +42,7 @@ def same_gradients(layer: Any, first: torch.Tensor, second: torch.Tensor, cotang
 def test_lookups_pass_bonds(topology: adtn.Topology) -> None:
     order = np.random.default_rng(1).permutation(20)
     gen = generator((20, 35), topology, permutations=[order, None], base=adtn.SeededBase(1))
-    layer, flax = of_torch.ADTNEmbedding(gen, 3, scale_grad_by_freq=True), of_jax.ADTNEmbedding(gen)
+    layer, flax = of_torch.ADTNEmbedding(gen, 7, scale_grad_by_freq=True), of_jax.ADTNEmbedding(gen)
     exact = layer(torch.tensor(IDS))
     with adtn.probe(layer) as found:
         y = layer(torch.tensor(IDS))

@@ -177,8 +177,8 @@ class CompressionRun:
         watched = [name for name in names if inputs.get(name) is not None]
         if wrong := [name for name in watched if not np.isfinite(np.sum(inputs[name]))]:
             raise CompressError(
-                f"Got inputs of {wrong[0]} that are NaN or infinite; expected finite numbers. Check the data, the weights "
-                "before this layer, and the dtype of the model."
+                f"Got inputs of {wrong[0]} that are NaN or infinite; expected finite numbers. Check the data, the "
+                "weights before this layer, and the dtype of the model."
             )
         classes = bool(watched) and self.adapter.has_classes(batches)
         outputs = self.adapter.output_moments(watched, batches, classes=classes) if watched else {}
