@@ -175,7 +175,7 @@ class CompressionRun:
         if missing := [name for name, moment in inputs.items() if moment is None]:
             inputs |= self.adapter.second_moments(missing, batches, self.config.samples)
         watched = [name for name in names if inputs.get(name) is not None]
-        if wrong := [name for name in watched if not np.isfinite(np.sum(inputs[name]))]:
+        if wrong := [name for name in watched if not np.isfinite(np.sum(np.asarray(inputs[name])))]:
             raise CompressError(
                 f"Got inputs of {wrong[0]} that are NaN or infinite; expected finite numbers. Check the data, the "
                 "weights before this layer, and the dtype of the model."
