@@ -54,6 +54,7 @@ def test_lookups_pass_bonds(topology: adtn.Topology) -> None:
     with adtn.probe(flax) as same:
         assert np.allclose(flax(jnp.asarray(IDS)), exact.detach(), atol=1e-5)
         assert np.isnan(flax(jnp.array([20]))).all() and np.allclose(flax(jnp.array([-1]))[0], flax(jnp.array([19]))[0])
+        assert flax(jnp.asarray(IDS[:0])).shape == (0, 3, 35)
         flax(jnp.asarray(IDS))
     for name, value in found.items():
         assert value.shape[:2] == (2, 3) and np.allclose(value.detach(), same[name], atol=1e-4), name
@@ -121,7 +122,7 @@ def test_transposed_convolutions_compute_the_same(axes: int, options: dict[str, 
     exact = layer(x)
     with adtn.probe(layer) as found:
         y = layer(x)
-        assert torch.allclose(layer(x[0]), exact[0], atol=1e-5)
+        assert torch.allclose(layer(x[0]), exact[0], atol=1e-5) and layer(x[:0]).shape == exact[:0].shape
     assert found and torch.allclose(y, exact, atol=1e-5)
     same_gradients(layer, y, exact, torch.randn(y.shape))
 

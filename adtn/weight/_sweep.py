@@ -113,7 +113,7 @@ class Sweep:
         state = self._swept(arrays, do("reshape", given, (x.shape[0], *self._legs)), visit)
         if is_forward:
             return own.product_from_state(state, arrays, x)
-        y = do("reshape", own.rows(state), (x.shape[0], -1))
+        y = do("reshape", own.rows(state), (x.shape[0], math.prod(own.layout.shape[1:])))
         return y if not own.has_base else y + own.scaled(own.base_product_adjoint(arrays, x), arrays)
 
     def lookup(
@@ -149,7 +149,7 @@ def _visited(found: Float[Array, " batch *legs"], axis: int, bond: str, visit: V
     order = [*(k for k in range(found.ndim) if k != axis), axis]  # "moveaxis" has no batching rule in PyTorch
     back = [order.index(k) for k in range(found.ndim)]
     moved = do("transpose", found, order)
-    seen = visit(bond, do("reshape", moved, (moved.shape[0], -1, moved.shape[-1])))
+    seen = visit(bond, do("reshape", moved, (moved.shape[0], math.prod(moved.shape[1:-1]), moved.shape[-1])))
     return do("transpose", do("reshape", seen, tuple(moved.shape)), back)
 
 

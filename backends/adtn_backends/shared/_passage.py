@@ -114,7 +114,8 @@ class Passed:
         """Multiply the input; ``visit`` takes a bond with what is on it, ``(*batch, rest, bond)``."""
         (n_out, width), (rows, columns) = _matrix(self.shape), _matrix(self.whole)
         is_forward = self.sweep.enters == "columns"
-        batch, given = tuple(x.shape[:-1]), do("reshape", x, (-1, x.shape[-1]))
+        batch = tuple(x.shape[:-1])
+        given = do("reshape", x, (math.prod(batch), x.shape[-1]))
         around = (0, columns - width) if is_forward else (self.start, rows - n_out - self.start)
         given = given if around == (0, 0) else do("pad", given, ((0, 0), around))
         y = self.sweep(arrays, given, _in_batch(batch, visit))

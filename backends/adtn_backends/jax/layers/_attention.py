@@ -64,7 +64,7 @@ class ADTNMultiheadAttention(nnx.Module):
         """Combine projections of all heads, ``(batch, length, embed_dim)``."""
         q, k, v = (x.reshape(*x.shape[:2], self.num_heads, x.shape[-1] // self.num_heads) for x in (q, k, v))
         y = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        return y.reshape(*y.shape[:2], -1)
+        return y.reshape(*y.shape[:2], y.shape[2] * y.shape[3])
 
     def to_dense(self) -> nnx.MultiHeadAttention:
         """Make an ordinary layer with the present weights, where the mask is a keyword argument."""

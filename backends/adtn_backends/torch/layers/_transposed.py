@@ -32,7 +32,7 @@ def _through(layer: Any, products: Products, input: torch.Tensor, output_size: A
     if groups > 1:
         own = torch.eye(groups, dtype=x.dtype, device=x.device)[:, :, None]
         rows = (rows.unflatten(-1, (1, groups, -1)) * own).flatten(-2)
-    y = products[""](rows).reshape(*rows.shape[:2], -1)
+    y = products[""](rows).flatten(2)
     y = y.transpose(1, 2).unflatten(2, size)
     n = y.shape[1] // math.prod(layer.kernel_size)
     kernels = unit_kernels(layer.kernel_size, y, n)
