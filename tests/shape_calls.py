@@ -56,6 +56,10 @@ def use(gen: adtn.Generator, device: str) -> None:
         vjp(gen.program, arrays, gen.layout.to_legs(target))
         if gen.segments[-1].activation == "identity":
             Sweep(gen.segments, gen.weighting, backend)(arrays, x, lambda bond, value: value)
+            Sweep(gen.segments, gen.weighting, backend, "rows")(arrays, ybar, lambda bond, value: value)
+        Sweep(gen.segments, gen.weighting, backend, "lookup").lookup(
+            arrays, index, lambda digits, d: backend.asarray(np.eye(d), where, dtype)[digits], lambda bond, value: value
+        )
         for mode in MODES:
             try:
                 layer = adtn.plan(gen, "train", batch=5, mode=mode).layer.on(backend)

@@ -91,6 +91,8 @@ def test_wrong_calls_are_refused() -> None:
         watch(model, data, pairs=[("bonds.b0", "other")])
     with pytest.raises(TopologyError, match="at least one of each"):
         watch(model, [])
+    with pytest.raises(TopologyError, match="Got values on bonds.b0 that are NaN or infinite"):
+        watch(model, [data[0][0] / 0.0])
     found = watch(model, [x for x, _ in data])
     with pytest.raises(TopologyError, match="without labels"):
         _ = found["bonds.b0"].separability

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import adtn
@@ -12,6 +13,8 @@ import pytest
 import torch
 from adtn.compression import dense_generator, divergence
 from adtn.compression._compensate import compensate, waves
+from adtn.compression._expected import expected_losses
+from adtn.errors import CompressError
 from torch import nn
 
 from adtn_backends.torch._chain import chain_of
@@ -50,6 +53,54 @@ def test_a_small_change_costs_what_gradients_expect(name: str, classes: bool) ->
         model.get_parameter(f"{name}.weight").add_(torch.as_tensor(change, dtype=torch.float32))
     found = divergence(dense, adapter.outputs(batches) or [], classes=classes)
     assert expected == pytest.approx(found, rel=0.3)
+
+
+class Failing(nn.Module):
+    """A model whose gradients, or outputs, are not what is needed."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.first, self.second, self.fault = nn.Linear(12, 16), nn.Linear(16, 5), fault
+
+    def forward(self, x: torch.Tensor) -> Any:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.fault != "no_grad"):
+            x = self.first(x).tanh()
+        y = self.second(x)
+        faulty = {"tuple": (y, y), "detached": y.detach(), "infinite": y / 0.0, "number": y.sum()}
+        return faulty.get(self.fault, y)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no_grad", "runs first under torch.no_grad"),
+        ("tuple", "Got a tuple from the model; expected one tensor"),
+        ("number", "Got a number from the model"),
+        ("detached", "without gradients"),
+        ("infinite", "outputs of the model that are NaN or infinite for batch 0"),
+    ],
+)
+def test_models_without_gradients_of_outputs_are_refused(fault: str, message: str) -> None:
+    torch.manual_seed(0)
+    model, x = Failing(fault), torch.randn(40, 12)
+    config = adtn.Config(topology=adtn.LowRank(bond=4), smallest=10, recipe=["closed-form", adtn.Stage("truncate")])
+    with pytest.raises(CompressError, match=message):
+        adtn.compress(model, config, data=[x])
+    assert type(model.first) is nn.Linear and model.first.weight.requires_grad
+    with pytest.raises(CompressError, match="Got inputs of first that are NaN or infinite"):
+        adtn.compress(Failing(""), config, data=[x * torch.tensor(float("nan"))])
+
+
+def test_losses_are_measured_where_gradients_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adtn.compression._expected._DEAR", 0.0)
+    for fault, expected in (("", ["first", "second"]), ("no_grad", [])):
+        adapter: Any = TorchModel(Failing(fault), None)
+        batches = [torch.randn(40, 12)]
+        moments = adapter.second_moments(["first", "second"], batches)
+        tasks: Any = {n: SimpleNamespace(moment=m, weight=adapter.weight(n)) for n, m in moments.items()}
+        dense: Any = SimpleNamespace(outputs=adapter.outputs(batches), batches=batches, classes=False)
+        found = expected_losses(adapter, adapter.layers(), tasks, dense)
+        assert sorted(found.curvatures) == expected
 
 
 class Chained(nn.Module):

@@ -14,7 +14,10 @@ torch = pytest.importorskip("torch")
 nn = torch.nn
 PACKAGE = Path(__file__).parents[1] / "backends" / "adtn_backends"
 TTN = adtn.TTN(bond=2)
-LAYERS = {"torch": "_linear _conv _embedding _attention _parametrized", "jax": "_linear _conv _embedding _attention"}
+LAYERS = {
+    "torch": "_linear _conv _embedding _attention _parametrized _transposed",
+    "jax": "_linear _conv _embedding _attention",
+}
 OTHERS = {"Adapted", "GeneratedWeight", "Parametrized"}  # classes that are neither dense nor belong to one kind
 
 

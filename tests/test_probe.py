@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import adtn
@@ -191,9 +190,10 @@ def test_bonds_are_modules_with_hooks() -> None:
         assert torch.allclose(y, 2.0 * net[0](x))
         assert not hasattr(net[2], "bonds") and list(net.state_dict()) == keys
         assert "BondPoint(3)" in repr(net)
+        kept = net[0].forward  # as tools do that wrap it
     assert seen == [tuple(found[found.names[0]].shape)] and len(found.calls(found.names[0])) == 2
     assert not hasattr(net[0], "bonds") and "forward" not in vars(net[0])
-    copy.deepcopy(net)(x)
+    assert torch.allclose(kept(x), net[0](x))
 
 
 def test_functions_change_what_is_on_bonds() -> None:
@@ -219,14 +219,27 @@ def test_flax_finds_what_is_on_bonds_in_compiled_calls() -> None:
     assert len(found) == len(found.names)
 
 
-def test_shared_places_and_layers_without_bonds() -> None:
+def test_layers_without_bonds_say_why() -> None:
     gen = adtn.Generator((20, 35), adtn.TTN(bond=2))
-    net = torch.nn.Sequential(of_torch.ADTNEmbedding(gen), of_torch.ADTNLinear(adtn.Generator((4, 35), adtn.Dense())))
     with adtn.probe(of_torch.ADTNLinear(gen)) as found:
         pass
     assert len(found) == 0 and found.names
-    with pytest.raises(TopologyError, match=r"none of the 0 bonds.*Without bonds for inputs: 0: a ADTNEmbedding"):
-        adtn.probe(net)
+    with pytest.raises(KeyError, match=r"'bonds.b0'; expected one of bonds\."):
+        found["bonds.b0"]
+    with pytest.raises(KeyError, match="not passed, or not seen. Call the model inside the block"):
+        found[found.names[0]]
+    layer = of_torch.ADTNLinear(gen)
+    recurrent = of_torch.parametrized(torch.nn.RNN(35, 20), {"weight_ih_l0": of_torch.GeneratedWeight(gen)})
+    net = torch.nn.ModuleList([layer, layer, recurrent, of_torch.GeneratedWeight(gen)])
+    assert adtn.probe(net).skipped == {
+        "1": "the same layer as 0",
+        "2": "ParametrizedRNN runs its own code with generated weights",
+        "3": "this weight is read outside of a generated layer",
+    }
+    flax = nnx.List([of_jax.ADTNLinear(gen), of_jax.GeneratedWeight(gen)])
+    assert adtn.probe(nnx.Dict(layers=flax)).skipped == {"layers.1": "this weight is read outside of a generated layer"}
+    with pytest.raises(TopologyError, match=r"none of the 0 bonds.*Without bonds for inputs: 0: ParametrizedRNN runs"):
+        adtn.probe(torch.nn.Sequential(recurrent))
 
 
 @pytest.mark.parametrize(

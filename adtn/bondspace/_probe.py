@@ -56,10 +56,13 @@ def probe(model: Any, names: str | Sequence[str] = "*", patch: Mapping[str, Any]
     read. What is on it has the shape ``(*batch, rest, bond)``: ``rest`` are the inputs that were not read yet, the
     outputs that are finished, and other open bonds. So there is one vector per sample only on a bond between all inputs
     and all outputs, such as that of :class:`adtn.LowRank`. For convolutions ``batch`` is (batch, positions), for an
-    attention (batch, tokens). Cores before the last activation do not depend on the input: their bonds have no values.
+    attention (batch, tokens), and for an embedding that of the ids, whose ``rest`` has no inputs. Cores before the last
+    activation do not depend on the input: their bonds have no values.
 
     In PyTorch, bonds are modules inside the block, such as ``model.fc1.bonds["b1_0"]``, so forward hooks and tools that
-    build on them see them. In Flax, what is on a bond is an ``nnx.Intermediate``, which passes ``nnx.jit``.
+    build on them see them. In Flax, what is on a bond passes ``nnx.jit`` as an ``nnx.Intermediate``, and ``jax.vmap``
+    and ``jax.grad``; for ``jax.jit``, ``jax.checkpoint`` and ``jax.lax.scan``, open the probe inside the function.
+    Copies and pickles of a probed model are not probed.
 
     Parameters
     ----------
@@ -78,7 +81,8 @@ def probe(model: Any, names: str | Sequence[str] = "*", patch: Mapping[str, Any]
     Raises
     ------
     TopologyError
-        If a pattern fits no bond, a matrix does not fit its bond, or it is not a model.
+        If a pattern fits no bond, a matrix does not fit its bond, or it is not a model; when it is called, if a patch
+        has another shape, or JAX traces a function around a model whose probe is open outside of it.
 
     Examples
     --------

@@ -243,7 +243,7 @@ def watch(
     Raises
     ------
     TopologyError
-        If a name fits no bond, or there are no batches.
+        If a name fits no bond, there are no batches, or a value is NaN or infinite.
 
     References
     ----------
@@ -278,6 +278,11 @@ def watch(
             values = {name: _host(found[name]) for name in found.names if name in found}
             values |= {name: _host(fn(x)) for name, fn in given.items()}
             found.clear()
+            if wrong := [name for name, value in values.items() if not np.isfinite(value).all()]:
+                raise TopologyError(
+                    f"Got values on {', '.join(wrong)} that are NaN or infinite; expected finite numbers. Check the "
+                    "data and the dtype of the model."
+                )
             own = None if labels is None else np.asarray(do("to_numpy", labels)).reshape(-1)
             for name, value in values.items():
                 statistics.setdefault(name, BondStatistics()).add(value, own)

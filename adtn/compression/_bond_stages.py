@@ -100,6 +100,11 @@ class BondStages:
         if missing := [name for name, moment in inputs.items() if moment is None]:
             inputs |= self.run.adapter.second_moments(missing, batches, self.run.config.samples)
         watched = [name for name in names if inputs.get(name) is not None]
+        if wrong := [name for name in watched if not np.isfinite(np.sum(np.asarray(inputs[name])))]:
+            raise CompressError(
+                f"Got inputs of {wrong[0]} that are NaN or infinite; expected finite numbers. Check the data, the "
+                "weights before this layer, and the dtype of the model."
+            )
         classes = bool(watched) and self.run.adapter.has_classes(batches)
         outputs = self.run.adapter.output_moments(watched, batches, classes=classes) if watched else {}
         sizes = {name: len(self.run.tasks[name].weight) for name in names}

@@ -16,6 +16,7 @@ from itertools import accumulate
 import numpy as np
 
 from .._typing import Float
+from ..errors import CompressError
 from ._comparison import Compared
 from ._local import LocalTask
 from ._model import Layer, Model
@@ -71,7 +72,10 @@ def expected_losses(
         return ExpectedLosses(tasks=tasks)
     rows = accumulate(map(len, dense.outputs))
     batches = [batch for batch, seen in zip(dense.batches, (0, *rows), strict=False) if seen < _ROWS]
-    found = model.output_moments(names, batches, classes=dense.classes)
+    try:
+        found = model.output_moments(names, batches, classes=dense.classes)
+    except CompressError:  # gradients do not pass the model
+        return ExpectedLosses(tasks=tasks)
     fitting = {name: g for name, g in found.items() if g.shape == (len(tasks[name].weight),) * 2}
     return ExpectedLosses(tasks=tasks, curvatures=fitting)
 

@@ -20,6 +20,7 @@ from ._projected import squared_distance as squared_distance
 from ._projected import trusted_relative_square as trusted_relative_square
 from ._projected import why_not_factored as why_not_factored
 from ._streamed import Streamed as Streamed
+from ._sweep import Enters as Enters
 from ._sweep import Sweep as Sweep
 from ._tiled import TiledWeight as TiledWeight
 from ._traced import EinsumSteps as EinsumSteps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from string import ascii_letters
 
@@ -34,10 +35,9 @@ class TracedApply:
     def __init__(self, segments: tuple[Segment, ...], weighting: Weighting, backend: Backend) -> None:
         self.weighting = weighting
         self.space = backend.workspace(0)  # without memory: it is copied with the module
-        *before, self.last = with_input(segments, weighting.layout, 1)
-        if before:
-            before[-1] = replace(before[-1], outputs=self.last.inputs)
-        self.head = compile_program(tuple(before)) if before else None
+        self.last = with_input(segments, weighting.layout, 1)[-1]
+        before = before_last(segments)
+        self.head = compile_program(before) if before else None
         self.legs = tuple(d for dims in weighting.layout.factors[1:] for d in dims)
 
     def steps(self, path: Path) -> EinsumSteps | None:
@@ -46,7 +46,7 @@ class TracedApply:
         nodes = contraction_nodes(terms, self.last.outputs, path)
         inds = [*terms, *(node.inds for node in nodes)]
         inds[-1] = self.last.outputs
-        steps = tuple((n.left, n.right, equation_of(inds[n.left], inds[n.right], inds[n.out])) for n in nodes)
+        steps = tuple((n.left, n.right, equation_of((inds[n.left], inds[n.right]), inds[n.out])) for n in nodes)
         return steps if all(equation for *_, equation in steps) else None
 
     def __call__(
@@ -61,10 +61,15 @@ class TracedApply:
         return self.weighting.product_from_state(slots[-1], arrays, x)
 
 
-def equation_of(a: Inds, b: Inds, c: Inds) -> str:
-    """Write the product of two tensors as an equation; empty if there are not enough letters."""
-    letter = dict(zip(dict.fromkeys((*a, *b)), ascii_letters, strict=False))
-    if any(i not in letter for i in (*a, *b)):
+def before_last(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """Return all segments but the last, whose state has the names of the last one's incoming legs."""
+    *before, last = segments
+    return (*before[:-1], replace(before[-1], outputs=last.inputs)) if before else ()
+
+
+def equation_of(inputs: Sequence[Inds], out: Inds) -> str:
+    """Write the product of tensors as an equation; empty if there are not enough letters."""
+    letter = dict(zip(dict.fromkeys(i for inds in inputs for i in inds), ascii_letters, strict=False))
+    if any(i not in letter for inds in inputs for i in inds):
         return ""
-    left, right, out = ("".join(letter[i] for i in inds) for inds in (a, b, c))
-    return f"{left},{right}->{out}"
+    return ",".join("".join(letter[i] for i in inds) for inds in inputs) + "->" + "".join(letter[i] for i in out)

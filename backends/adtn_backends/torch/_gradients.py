@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from adtn.errors import CompressError
 from torch import nn
 
 from ..shared._model import spaced_outputs
@@ -41,6 +42,11 @@ def output_moments(
     dict of str to numpy.ndarray
         ``(n_out, n_out)`` in single precision: with it, ``tr(G D C Dᵀ)`` is the expected loss of a change D, where C is
         the mean of ``x xᵀ`` over the inputs.
+
+    Raises
+    ------
+    CompressError
+        If a layer or the whole model is not differentiable, or its outputs are not one tensor of finite numbers.
     """
     moments = Moments()
     power, first, count = 0.0, torch.zeros(()), 0
@@ -50,9 +56,9 @@ def output_moments(
         rows = exact(gradient.movedim(axis, -1).reshape(-1, gradient.shape[axis]))
         moments.add_product(name, rows, rows)
 
-    for batch in batches:
+    for n, batch in enumerate(batches):
         with _graph_through(watched, take):
-            outputs = exact(spaced_outputs(run(batch)))
+            outputs = _differentiable(run(batch), n)
             random = random or torch.Generator(outputs.device).manual_seed(_SEED)
             (_of_labels if classes else _in_directions)(outputs, random).backward()
         rows = outputs.detach().double()
@@ -62,6 +68,28 @@ def output_moments(
     variance = power / count - float((first / count).square().sum())
     scale = 0.5 / count if classes else 1.0 / max(count * variance, np.finfo(float).tiny)
     return {name: (scale * total).astype(np.float32) for name, total in moments.sums().items()}
+
+
+def _differentiable(y: Any, batch: int) -> torch.Tensor:
+    """Return ``(rows, columns)`` of the outputs for a batch."""
+    if not isinstance(y, torch.Tensor) or not y.ndim:
+        what = "a number" if isinstance(y, torch.Tensor) else f"a {type(y).__name__}"
+        raise CompressError(
+            f"Got {what} from the model; expected one tensor (batch, ..., outputs), or an object with logits, as "
+            "gradients of its outputs are needed. Compress a module that returns one tensor, or leave out the stage "
+            "'truncate'."
+        )
+    if not y.isfinite().all():
+        raise CompressError(
+            f"Got outputs of the model that are NaN or infinite for batch {batch}; expected finite numbers. Check the "
+            "data and the dtype of the model."
+        )
+    if not y.requires_grad:
+        raise CompressError(
+            "Got outputs of the model without gradients; expected that they depend on its layers. Do not run the model "
+            "under torch.no_grad and do not detach its outputs, or leave out the stage 'truncate'."
+        )
+    return exact(spaced_outputs(y))
 
 
 @contextmanager
@@ -98,6 +126,11 @@ def _graph_through(
 
     def hooked(name: str, axis: int) -> Any:
         def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            if not torch.is_grad_enabled():
+                raise CompressError(
+                    f"Got a model that runs {name} under torch.no_grad; expected that gradients pass it. Compress it "
+                    "without no_grad, exclude this layer, or leave out the stage 'truncate'."
+                )
             if not output.requires_grad:  # parameters are not differentiated, so the graph begins here
                 output = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
             output.register_hook(lambda gradient: take(name, axis, gradient))

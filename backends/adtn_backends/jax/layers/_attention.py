@@ -10,6 +10,7 @@ from adtn import Generator
 from adtn.errors import LayoutError
 from flax import nnx
 
+from ...shared._passage import Passage, Products
 from ._linear import LINEAR_GENERAL, ADTNLinear
 from ._parts import as_weight, bias_param
 from ._slice import Weight
@@ -56,12 +57,14 @@ class ADTNMultiheadAttention(nnx.Module):
         """Attend; inputs have shape ``(batch, length, embed_dim)``, and ``mask`` is true where attention is allowed."""
         weights = jnp.split(self.generated(), 3)
         biases = [0.0] * 3 if self.bias is None else jnp.split(self.bias[...], 3)
-        q, k, v = (
-            (x @ w.T + b).reshape(*x.shape[:2], self.num_heads, x.shape[-1] // self.num_heads)
-            for x, w, b in zip((query, key, value), weights, biases, strict=True)
-        )
+        q, k, v = (x @ w.T + b for x, w, b in zip((query, key, value), weights, biases, strict=True))
+        return self.out_proj(self.attended(q, k, v, mask))
+
+    def attended(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Combine projections of all heads, ``(batch, length, embed_dim)``."""
+        q, k, v = (x.reshape(*x.shape[:2], self.num_heads, x.shape[-1] // self.num_heads) for x in (q, k, v))
         y = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        return self.out_proj(y.reshape(query.shape))
+        return y.reshape(*y.shape[:2], y.shape[2] * y.shape[3])
 
     def to_dense(self) -> nnx.MultiHeadAttention:
         """Make an ordinary layer with the present weights, where the mask is a keyword argument."""
@@ -81,8 +84,31 @@ class ADTNMultiheadAttention(nnx.Module):
         return dense
 
 
-GENERATED = (ADTNMultiheadAttention,)
-"""Generated layers without a kind: in a model of Flax, the projections of an attention are replaced one by one."""
+def _through(
+    layer: ADTNMultiheadAttention,
+    products: Products,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """Apply all projections to each input, usually the same, and use those that are its own."""
+    made: dict[int, list[jax.Array]] = {}
+    for x in (query, key, value):
+        if id(x) not in made:
+            y = products["in_proj"](x)
+            made[id(x)] = jnp.split(y if layer.bias is None else y + layer.bias[...], 3, -1)
+    q, k, v = (made[id(x)][n] for n, x in enumerate((query, key, value)))
+    y = products["out_proj"](layer.attended(q, k, v, mask))
+    return y if layer.out_proj.bias is None else y + layer.out_proj.bias[...]
+
+
+PASSAGES: dict[type[nnx.Module], Passage] = {
+    ADTNMultiheadAttention: Passage(
+        through=_through, weights={"in_proj": "generated", "out_proj": "out_proj.generated"}
+    )
+}
+"""Generated layers without a kind, as the projections of an attention of Flax are replaced one by one."""
 
 
 def is_attention(module: Any) -> bool:

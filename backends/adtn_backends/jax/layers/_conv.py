@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import jax
@@ -15,6 +14,7 @@ from flax import nnx
 
 from ...shared._from_dense import Fit, FromConv
 from ...shared._geometry import NUMPY_PAD, Geometry, PaddingMode, Size
+from ...shared._passage import Passage, Products
 from ._kind import Kind, as_dtype
 from ._parts import as_weight, bias_param, fitted_weight
 from ._shards import placed
@@ -195,7 +195,7 @@ def _patches(dense: Any, x: Any) -> Any | None:
     return columns.reshape(-1, columns.shape[-1])
 
 
-def _through(layer: _ADTNConv, product: Callable[[Any], Any], inputs: Any) -> Any:
+def _through(layer: _ADTNConv, products: Products, inputs: Any, out_sharding: Any = None) -> Any:
     """Apply the layer to windows, ``(batch, *size, groups, in / groups * kernel)``; one group has no axis."""
     g, (x, padding) = layer.geometry, layer.padded(inputs)
     size = "DHW"[3 - layer.axes :]
@@ -208,12 +208,12 @@ def _through(layer: _ADTNConv, product: Callable[[Any], Any], inputs: Any) -> An
         dimension_numbers=(f"N{size}C", f"{size}IO", f"N{size}C"),
     )
     if g.groups > 1:  # all rows of the weight for every group, of which each has its own
-        y = product(windows.reshape(*windows.shape[:-1], g.groups, -1))
+        y = products[""](windows.reshape(*windows.shape[:-1], g.groups, -1))
         y = y.reshape(*y.shape[:-1], g.groups, -1)
         y = jnp.moveaxis(jnp.diagonal(y, axis1=-3, axis2=-2), -1, -2).reshape(*windows.shape[:-1], -1)
     else:
-        y = product(windows)
-    y = as_dtype(y, x.dtype)
+        y = products[""](windows)
+    y = placed(as_dtype(y, x.dtype), out_sharding)
     return y if layer.bias is None else y + as_dtype(layer.bias[...], layer.dtype)
 
 
@@ -242,7 +242,7 @@ CONV = Kind(
     write=lambda dense, weight: jnp.moveaxis(weight, (0, 1), (-1, -2)),
     refusal=_refusal,
     rows=_patches,
-    through=_through,
+    passage=Passage(through=_through),
 )
 KINDS = (CONV,)
 """Convolutions over any number of axes."""

@@ -13,6 +13,7 @@ from adtn.errors import LayoutError
 from flax import nnx
 
 from ...shared._from_dense import Fit, FromEmbedding
+from ...shared._passage import Passage, Products
 from ._kind import Kind, as_dtype
 from ._parts import as_weight, fitted_weight
 from ._shards import by_shards, placed
@@ -70,17 +71,13 @@ class ADTNEmbedding(FromEmbedding, nnx.Module):
         return by_shards(self._looked_up, self.generated.arrays(), indices, 0, out_sharding)
 
     def _looked_up(self, arrays: Params, indices: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(indices.dtype, jnp.integer):
-            raise ValueError(f"Got indices of {indices.dtype}; expected integers, as of flax.nnx.Embed.")
+        _check(indices)
         has_size = isinstance(indices.size, int)  # not with jax.export and a symbolic batch size
         if not has_size or _FEW * indices.size > self.num_embeddings or not indices.size:
             return jnp.take(as_dtype(self.generated(arrays), self.dtype), indices, axis=0)
-        index = indices.reshape(-1)
-        index = index.astype(jnp.promote_types(index.dtype, jnp.int32))  # the number of rows may be too large for int8
-        index = jnp.where(index < 0, index + self.num_embeddings, index)
-        inside = jnp.clip(index, 0, self.num_embeddings - 1)
+        index, is_row = _inside(indices.reshape(-1), self.num_embeddings)
         # as jnp.take does, NaN where there is no such row
-        rows = jnp.where((index == inside)[:, None], self.generated.rows(inside, arrays), jnp.nan)
+        rows = jnp.where(is_row[:, None], self.generated.rows(index, arrays), jnp.nan)
         return as_dtype(rows, self.dtype).reshape(*indices.shape, self.embedding_dim)
 
     def attend(
@@ -90,12 +87,33 @@ class ADTNEmbedding(FromEmbedding, nnx.Module):
         return placed(as_dtype(query, self.dtype) @ as_dtype(self.weight.T, self.dtype), out_sharding)
 
 
+def _check(indices: jax.Array) -> None:
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ValueError(f"Got indices of {indices.dtype}; expected integers, as of flax.nnx.Embed.")
+
+
+def _inside(index: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+    """Return indices of rows, and which of them are those that were given; negative ones count from the end."""
+    index = index.astype(jnp.promote_types(index.dtype, jnp.int32))  # the number of rows may be too large for int8
+    index = jnp.where(index < 0, index + n, index)
+    inside = jnp.clip(index, 0, n - 1)
+    return inside, index == inside
+
+
+def _through(layer: ADTNEmbedding, products: Products, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+    _check(inputs)
+    index, is_row = _inside(inputs, layer.num_embeddings)
+    rows = jnp.where(is_row[..., None], products[""](index), jnp.nan)
+    return placed(as_dtype(rows, layer.dtype), out_sharding)
+
+
 EMBED = Kind(
     dense=nnx.Embed,
     generated=(ADTNEmbedding,),
     build=lambda dense, weight, bias: ADTNEmbedding(weight, dense.dtype),
     axes=lambda dense: 2,
     variable="embedding",
+    passage=Passage(through=_through, enters="lookup"),
 )
 KINDS = (EMBED,)
 """Embeddings."""

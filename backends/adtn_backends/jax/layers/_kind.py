@@ -14,6 +14,7 @@ from adtn._typing import Int
 from adtn.errors import LayoutError
 from flax import nnx
 
+from ...shared._passage import Passage
 from ._slice import Weight
 
 _FUNCTIONS = ("dot_general", "conv_general_dilated", "promote_dtype", "preferred_element_type", "precision")
@@ -60,9 +61,8 @@ class Kind:
     batch : callable
         ``batch(layer, x)`` returns the number of rows to which the generated layer is applied, or 0 if it generates its
         weight for any input.
-    through : callable, optional
-        ``through(layer, product, inputs)`` is the forward pass of the generated layer with another function
-        ``(..., n_in)`` to ``(..., n_out)`` in place of the product with its weight.
+    passage : Passage, optional
+        How inputs of the generated layer pass its network; ``None`` if a layer inside it has the weight.
     """
 
     dense: type[nnx.Module]
@@ -75,7 +75,7 @@ class Kind:
     refusal: Callable[[Any], str] = no_reason
     rows: Callable[[Any, Any], Any | None] = no_rows
     batch: Callable[[Any, Any], int] = lambda layer, x: 0
-    through: Callable[[Any, Callable[[Any], Any], Any], Any] | None = None
+    passage: Passage | None = None
 
     def is_stacked(self, dense: Any) -> bool:
         """Return whether the variable holds the weights of several layers, stacked for a scan."""

@@ -7,7 +7,8 @@ from typing import Any
 from adtn.errors import LayoutError
 from flax import nnx
 
-from ._attention import GENERATED as ATTENTION
+from ...shared._passage import Passage
+from ._attention import PASSAGES as ATTENTION
 from ._conv import KINDS as CONV
 from ._embedding import KINDS as EMBEDDING
 from ._kind import Kind
@@ -42,6 +43,12 @@ def known_kind_of(dense: Any) -> Kind:
 def kind_of_generated(layer: Any) -> Kind | None:
     """Return the kind of a generated layer, ``None`` for other modules."""
     return next((kind for kind in KINDS if isinstance(layer, kind.generated)), None)
+
+
+def passage_of(layer: Any) -> Passage | None:
+    """Return how inputs of a generated layer pass its networks, ``None`` for other modules."""
+    kind = kind_of_generated(layer)
+    return kind.passage if kind else next((own for cls, own in ATTENTION.items() if isinstance(layer, cls)), None)
 
 
 def weight_of(dense: Any) -> tuple[Any | None, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Self
 
 import jax
@@ -16,6 +15,7 @@ from flax import nnx
 
 from ...shared._from_dense import Fit, FromLinear
 from ...shared._geometry import check_input
+from ...shared._passage import Passage, Products
 from ._kind import Kind, as_dtype
 from ._parts import as_weight, bias_param, fitted_weight
 from ._shards import by_shards, parts_of, placed
@@ -189,8 +189,8 @@ def _batch(layer: ADTNLinear, x: Any) -> int:
     return x.size // layer.in_features
 
 
-def _through(layer: ADTNLinear, product: Callable[[Any], Any], inputs: Any) -> Any:
-    y = as_dtype(product(inputs), layer.dtype)
+def _through(layer: ADTNLinear, products: Products, inputs: Any, out_sharding: Any = None) -> Any:
+    y = placed(as_dtype(products[""](inputs), layer.dtype), out_sharding)
     return y if layer.bias is None else y + as_dtype(layer.bias[...], layer.dtype)
 
 
@@ -214,7 +214,7 @@ LINEAR = Kind(
     write=lambda dense, weight: weight.T,
     rows=lambda dense, x: x.reshape(-1, x.shape[-1]),
     batch=_batch,
-    through=_through,
+    passage=Passage(through=_through),
 )
 LINEAR_GENERAL = Kind(
     dense=nnx.LinearGeneral,

@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn.utils import skip_init
 
 from ...shared._fitted import fitted
+from ...shared._passage import Passage, Products
 from ._calls import is_traced, refuse_tracers
-from ._kind import Kind, Part, Products, Weights
+from ._kind import Kind, Part, Weights
 from ._linear import ADTNLinear
 from ._parts import fitted_weight, is_frozen, refuse_subclass
 from ._slice import Weight
@@ -192,6 +193,7 @@ def _refusal(dense: nn.MultiheadAttention) -> str:
     return "keys and values have other widths than queries" if dense.in_proj_weight is None else ""
 
 
+_PASSAGE = Passage(through=_through, weights={part: own.generated for part, own in _PARTS.items()})
 ATTENTION = Kind(
     dense=(nn.MultiheadAttention,),
     generated=ADTNMultiheadAttention,
@@ -199,7 +201,7 @@ ATTENTION = Kind(
     parts=lambda dense: _PARTS,
     biases=(*_BIASES, "out_proj.bias"),
     refusal=_refusal,
-    through=_through,
+    passage=lambda layer: _PASSAGE,
     whole=True,
 )
 SUBCLASS = Kind(

@@ -14,10 +14,12 @@ from torch.nn.utils import skip_init
 
 from ...shared._from_dense import Fit, FromConv
 from ...shared._geometry import Geometry, PaddingMode, Size
+from ...shared._passage import Passage, Products
 from ._calls import is_traced, recomputed, refuse_tracers
-from ._kind import Kind, Products, Weights
+from ._kind import Kind, Weights
 from ._parts import as_weight, bias_parameter, filled, fitted_weight, refuse_subclass
 from ._slice import Weight
+from ._windows import conv_of, unit_kernels
 
 
 class _ADTNConv(FromConv, nn.Module):
@@ -107,8 +109,7 @@ class _ADTNConv(FromConv, nn.Module):
     ) -> Float[torch.Tensor, "*batch_out_size"]:
         g = self.geometry
         x, padding = self.padded(x)
-        conv: Any = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[self.axes - 1]
-        return conv(x, weight, self.bias, g.stride, padding, g.dilation, g.groups)
+        return conv_of(self.axes)(x, weight, self.bias, g.stride, padding, g.dilation, g.groups)
 
     def padded(self, x: Float[torch.Tensor, "*batch_in_size"]) -> tuple[Float[torch.Tensor, "*batch_in_size"], Any]:
         """Return the input with all padding that a convolution cannot add itself, and what is left to add."""
@@ -183,37 +184,32 @@ def _through(layer: _ADTNConv, products: Products, input: torch.Tensor) -> torch
     """Apply the layer to windows, ``(batch, positions, groups, in / groups * kernel)``; one group has no axis."""
     g, (x, padding) = layer.geometry, layer.padded(input)
     batched = x.ndim == layer.axes + 2
-    x, padding = x if batched else x[None], (padding,) * layer.axes if isinstance(padding, int) else padding
-    places = zip(x.shape[2:], padding, g.dilation, g.kernel_size, g.stride, strict=True)
-    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in places]
-    if layer.axes == 1:  # unfold takes images only
-        x = x[:, :, None]
-        options = [(1, *own) for own in (g.kernel_size, g.dilation)] + [(0, *padding), (1, *g.stride)]
-    else:
-        options = [g.kernel_size, g.dilation, padding, g.stride]
-    windows = nn.functional.unfold(x, *options).transpose(1, 2)
+    x = x if batched else x[None]
+    windows = conv_of(layer.axes)(x, unit_kernels(g.kernel_size, x), None, g.stride, padding, g.dilation, x.shape[1])
+    size, windows = windows.shape[2:], windows.flatten(2).transpose(1, 2)
     if g.groups > 1:  # all rows of the weight for every group, of which each has its own
         y = products[""](windows.unflatten(-1, (g.groups, -1))).unflatten(-1, (g.groups, -1))
         y = y.diagonal(dim1=-3, dim2=-2).transpose(-2, -1).flatten(-2)
     else:
         y = products[""](windows)
-    y = y.transpose(1, 2).reshape(x.shape[0], -1, *size)
+    y = y.transpose(1, 2).unflatten(2, size)
     y = y if layer.bias is None else y + layer.bias.reshape(-1, *(1 for _ in size))
     return y if batched else y[0]
 
 
+_PASSAGE = Passage(through=_through)
 _BY_DENSE: dict[type, type[_ADTNConv]] = {layer.dense: layer for layer in (ADTNConv1d, ADTNConv2d, ADTNConv3d)}
 KINDS = (
-    Kind(dense=(nn.Conv1d,), generated=ADTNConv1d, build=_build, through=_through, adaptable=True),
+    Kind(dense=(nn.Conv1d,), generated=ADTNConv1d, build=_build, passage=lambda layer: _PASSAGE, adaptable=True),
     Kind(
         dense=(nn.Conv2d,),
         generated=ADTNConv2d,
         build=_build,
         rows=_patches,
         outputs=-3,
-        through=_through,
+        passage=lambda layer: _PASSAGE,
         adaptable=True,
     ),
-    Kind(dense=(nn.Conv3d,), generated=ADTNConv3d, build=_build, adaptable=True),
+    Kind(dense=(nn.Conv3d,), generated=ADTNConv3d, build=_build, passage=lambda layer: _PASSAGE, adaptable=True),
 )
 """Convolutions by the number of their axes."""

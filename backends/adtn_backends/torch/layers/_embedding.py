@@ -13,6 +13,7 @@ from adtn.errors import LayoutError
 from torch import nn
 
 from ...shared._from_dense import Fit, FromEmbedding
+from ...shared._passage import Passage, Products
 from ._calls import differentiable, is_traced, refuse_tracers
 from ._kind import Kind
 from ._parts import as_weight, fitted_weight, refuse_subclass
@@ -111,21 +112,29 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
         trains = differentiable(arrays)
         if not trains and self._has_table:
             return self._rows_of(indices, weight.cached(arrays))
-        if indices.is_floating_point() or indices.dtype not in (torch.int32, torch.int64):
-            raise LayoutError(f"Got indices of {indices.dtype}; expected int64 or int32. Convert them with .long().")
-        used, place = torch.unique(indices, return_inverse=True)
+        used, place = _unique(indices)
         if _FEW * used.numel() > self.num_embeddings or not used.numel():
             return self._rows_of(indices, weight.weight_of(arrays) if trains else weight.cached(arrays))
+        self.check_range(used)
+        rows = weight.rows_of(arrays, used)
+        if self.padding_idx is not None:
+            rows = torch.where((used == self.padding_idx)[:, None], rows.detach(), rows)
+        return nn.functional.embedding(place, rows, scale_grad_by_freq=self.scale_grad_by_freq)
+
+    def check_range(self, used: torch.Tensor) -> None:
+        """Refuse indices, in ascending order, that are not those of rows.
+
+        Raises
+        ------
+        IndexError
+            If an index is out of range.
+        """
         least, most = used[[0, -1]].tolist()
         if least < 0 or most >= self.num_embeddings:
             raise IndexError(
                 f"index out of range in self: got {least if least < 0 else most}; expected 0 to "
                 f"{self.num_embeddings - 1}, the rows of this embedding."
             )
-        rows = weight.rows_of(arrays, used)
-        if self.padding_idx is not None:
-            rows = torch.where((used == self.padding_idx)[:, None], rows.detach(), rows)
-        return nn.functional.embedding(place, rows, scale_grad_by_freq=self.scale_grad_by_freq)
 
     def _rows_of(self, indices: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         return nn.functional.embedding(indices, table, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
@@ -137,6 +146,28 @@ class ADTNEmbedding(FromEmbedding, nn.Module):
         return weight.caches and math.prod(weight.shape) * weight.dtype.itemsize <= _LARGEST_TABLE
 
 
+def _unique(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the indices in ascending order, and the place of each among them."""
+    if indices.is_floating_point() or indices.dtype not in (torch.int32, torch.int64):
+        raise LayoutError(f"Got indices of {indices.dtype}; expected int64 or int32. Convert them with .long().")
+    return torch.unique(indices, return_inverse=True)
+
+
+def _through(layer: ADTNEmbedding, products: Products, input: torch.Tensor) -> torch.Tensor:
+    """Look up rows; their gradients are those of the layer."""
+    if not input.numel():
+        return layer.generated.now()[input.long()]
+    if not is_traced():
+        layer.check_range(_unique(input)[0])
+    y, share = products[""](input.long()), torch.ones((), dtype=layer.generated.dtype, device=input.device)
+    if layer.scale_grad_by_freq:
+        place = _unique(input)[1]
+        share = share / place.flatten().bincount()[place][..., None]
+    if layer.padding_idx is not None:
+        share = share * (input != layer.padding_idx)[..., None]
+    return y if not share.ndim else y.detach() + share * (y - y.detach())
+
+
 def _refusal(dense: nn.Embedding) -> str:
     """Return why a dense embedding has no generated form; empty if it has one."""
     if dense.max_norm is not None:
@@ -144,12 +175,14 @@ def _refusal(dense: nn.Embedding) -> str:
     return "its gradients are sparse" if dense.sparse else ""
 
 
+_PASSAGE = Passage(through=_through, enters="lookup")
 KINDS = (
     Kind(
         dense=(nn.Embedding,),
         generated=ADTNEmbedding,
         build=lambda dense, weights, bias: ADTNEmbedding.like(dense, weights[""]),
         refusal=_refusal,
+        passage=lambda layer: _PASSAGE,
         adaptable=True,
         tied=lambda dense: True,
     ),

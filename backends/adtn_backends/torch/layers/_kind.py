@@ -9,12 +9,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from ...shared._passage import NoPassage, Passage, generates_first
 from ._slice import Weight
 
 Weights: TypeAlias = Mapping[str, Weight]
 """The generated weights of a layer by the names of its parts."""
-Products: TypeAlias = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
-"""Functions in place of the products with these weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +82,8 @@ class Kind:
     batch : callable
         ``batch(layer, x)`` returns the number of rows to which the generated layer is applied, or 0 if it generates its
         weight for any input.
-    through : callable, optional
-        ``through(layer, products, *inputs, **options)`` is the forward pass of the generated layer with other functions
-        ``(..., n_in)`` to ``(..., n_out)`` in place of the products with its weights, by part.
+    passage : callable
+        ``passage(layer)`` returns how the input of the generated layer passes its networks, or why it does not.
     whole : bool
         Whether modules inside the dense layer are replaced together with it.
     adaptable : bool
@@ -110,7 +108,7 @@ class Kind:
     rows: Callable[[Any, torch.Tensor], torch.Tensor | None] = no_rows
     outputs: int = -1
     batch: Callable[[Any, torch.Tensor], int] = lambda layer, x: 0
-    through: Callable[..., Any] | None = None
+    passage: Callable[[Any], Passage | NoPassage] = generates_first
     whole: bool = False
     adaptable: bool = False
     optional: Callable[[Any], bool] = never

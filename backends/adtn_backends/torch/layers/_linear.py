@@ -15,8 +15,9 @@ from torch.nn.utils import skip_init
 
 from ...shared._from_dense import Fit, FromLinear
 from ...shared._geometry import check_input
+from ...shared._passage import Passage, Products
 from ._calls import autocasts, differentiable, in_own_precision, is_traced, recomputed, refuse_tracers
-from ._kind import Kind, Products, Weights
+from ._kind import Kind, Weights
 from ._parts import as_weight, bias_parameter, filled, fitted_weight, refuse_subclass
 from ._slice import Weight
 from ._weight import Mode
@@ -163,13 +164,14 @@ def _conv1d() -> tuple[type[nn.Module], ...]:
     return (Conv1D,)
 
 
+_PASSAGE = Passage(through=_through)
 LINEAR = Kind(
     dense=(nn.Linear,),
     generated=ADTNLinear,
     build=_build,
     rows=_rows,
     batch=_batch,
-    through=_through,
+    passage=lambda layer: _PASSAGE,
     adaptable=True,
     tied=lambda dense: True,
 )
@@ -181,7 +183,7 @@ TRANSPOSED = Kind(
     transposed=True,
     rows=_rows,
     batch=_batch,
-    through=_through,
+    passage=lambda layer: _PASSAGE,
     adaptable=True,
 )
 KINDS = (LINEAR, TRANSPOSED)

@@ -13,9 +13,11 @@ import torch
 from adtn.errors import LayoutError
 from torch import nn
 
+from ...shared._passage import NoPassage, Passage
 from ._calls import is_traced, refuse_tracers
 from ._kind import ONE, Kind, Part, Weights
 from ._slice import Weight
+from ._transposed import transposed_passage
 
 STANDARD = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.modules.conv._ConvNd)  # pyright: ignore[reportPrivateUsage]
 """Layers whose matrices are weights, in subclasses as well."""
@@ -198,6 +200,13 @@ def _refusal(dense: Any) -> str:
     return "its gradients are sparse" if getattr(dense, "sparse", False) else ""
 
 
+def _passage(layer: Any) -> Passage | NoPassage:
+    names, dense = layer._generated_names, layer._dense_class  # pyright: ignore[reportPrivateUsage]
+    known = transposed_passage(dense) if names == ("weight",) else None
+    reason = f"{type(layer).__name__} runs its own code with generated weights"
+    return known or NoPassage(reason=reason, whole=False)
+
+
 KINDS = (
     Kind(
         matches=lambda module: True,
@@ -206,6 +215,7 @@ KINDS = (
         parts=_parts,
         biases=(),
         refusal=_refusal,
+        passage=_passage,
         optional=lambda dense: not isinstance(dense, STANDARD),
         tied=lambda dense: isinstance(dense, nn.Linear | nn.Embedding),
         filled_later=True,

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from adtn.backends import get_backend
 from adtn.errors import TopologyError
-from adtn.weight import Sweep
 from torch import nn
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
-from ...shared._bond_names import Patches, checked_value, chosen, patches_of
-from ...shared._geometry import check_input
+from ...shared._bond_probe import CONTAINER, BondProbe, ProbedLayer, plain_class
+from ...shared._passage import NoPassage, Passage, Passed
 from ._calls import autocasts, in_own_precision
-from ._kind import Kind, at
+from ._kind import at
 from ._kinds import kind_of_generated
+from ._slice import GeneratedSlice
 from ._weight import GeneratedWeight
 
 Patch: TypeAlias = torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
-
-_CONTAINER = "bonds"
 
 
 class BondPoint(nn.Module):
@@ -48,129 +45,96 @@ class BondPoint(nn.Module):
         return value
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probed:
-    """A generated weight whose products pass its bonds.
-
-    Parameters
-    ----------
-    weight : GeneratedWeight
-    sweep : Sweep
-    points : ModuleDict
-        A :class:`BondPoint` for every bond.
-    """
-
-    weight: GeneratedWeight
-    sweep: Sweep
-    points: nn.ModuleDict
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Multiply ``(*batch, n_in)`` to ``(*batch, n_out)``."""
-        check_input(x.shape, math.prod(self.weight.shape[1:]))
-        if x.numel() == 0:  # nothing to see
-            return nn.functional.linear(x, self.weight.now().flatten(1))
-        batch, rows = x.shape[:-1], x.reshape(-1, x.shape[-1])
-        rows = rows.to(self.weight.dtype) if autocasts(x.device) else rows
-
-        def visit(bond: str, value: torch.Tensor) -> torch.Tensor:
-            given = value.reshape(*batch, *value.shape[1:])
-            return checked_value(bond, self.points[bond](given), given).reshape(value.shape)
-
-        with in_own_precision(x.device):
-            y = self.weight(lambda arrays: self.sweep(arrays, rows, visit))
-        return y.reshape(*batch, y.shape[-1])
-
-
-class Probe(Mapping[str, torch.Tensor]):
-    """The bonds of a model by names, while it is open; see :func:`adtn.probe`.
+class Probe(BondProbe):
+    """The bonds of a model of PyTorch, which are modules while it is open.
 
     Parameters
     ----------
     model : Module
-    names : sequence of str
+    names : str or sequence of str
         Patterns.
     patch : mapping of str to tensor or callable
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str], patch: Mapping[str, Patch]) -> None:
+    call: ClassVar[str] = "forward"
+    not_seen: ClassVar[str] = "Call the model inside the block; functions that were compiled before it pass no bonds."
+    model: nn.Module
+
+    def __init__(self, model: nn.Module, names: str | Sequence[str], patch: Mapping[str, Patch]) -> None:
         if hasattr(model, "_orig_mod"):
             raise TopologyError("Got a compiled model; expected the one from which it is compiled.")
-        self.model = model
-        self.skipped: dict[str, str] = {}
-        self._layers: dict[str, tuple[nn.Module, Kind, dict[str, Probed]]] = {}
         self._found: dict[str, list[torch.Tensor]] = {}
-        self._stops: list[Callable[[], None]] = []
-        for name, layer, kind in _layers_of(model):
-            probed = dict(self._parts(name, layer, kind))
-            if probed:
-                self._layers[name] = layer, kind, probed
-        sizes = {name: point.size for name, point in self._points()}
-        self.names = chosen(names, sizes, self.skipped)
-        self._patches: Patches = patches_of(patch, sizes)
+        self._level = 0
+        super().__init__(model, names, patch)
 
-    def _parts(self, name: str, layer: nn.Module, kind: Kind) -> Iterator[tuple[str, Probed]]:
-        for part, own in kind.parts(layer).items():
-            full = ".".join(filter(None, (name, part)))
-            weight = at(layer, own.generated)
-            if _is_replaced(layer, kind):
-                self.skipped[full] = f"the forward pass of this {type(layer).__name__} was replaced"
-                continue
-            if kind.through is None or not isinstance(weight, GeneratedWeight):
-                self.skipped[full] = f"a {type(layer).__name__} does not pass its input through the network"
-                continue
-            structure = weight.structure
-            try:
-                sweep = Sweep(structure.segments, structure.weighting, get_backend("torch"))
-            except TopologyError as error:
-                self.skipped[full] = str(error)
-                continue
-            sizes = sweep.sizes
-            points = nn.ModuleDict({bond: BondPoint(sizes[bond]) for bond in sweep.bonds})
-            yield part, Probed(weight=weight, sweep=sweep, points=points)
+    def places(self) -> Iterable[tuple[str, nn.Module]]:
+        """Return all modules of the model with their names, also those that have several."""
+        return self.model.named_modules(remove_duplicate=False)
 
-    def _points(self) -> Iterator[tuple[str, BondPoint]]:
-        for name, (_, _, probed) in self._layers.items():
-            for part, own in probed.items():
-                prefix = ".".join(filter(None, (name, _CONTAINER, part)))
-                yield from ((f"{prefix}.{bond}", point) for bond, point in own.points.items())  # type: ignore[misc]
+    def passage_of(self, module: nn.Module) -> Passage | NoPassage | None:
+        """Return how inputs pass a module, or why they do not; ``None`` if that is up to the modules inside."""
+        kind = kind_of_generated(module)
+        if kind is None:
+            return None
+        passage = kind.passage(module)
+        if isinstance(passage, NoPassage) and not passage.whole:
+            return passage
+        # a subclass, or whoever wrapped the layer, computes something else than the kind does
+        if "forward" in vars(module) or getattr(kind.generated, "forward", None) is not plain_class(module).forward:
+            return NoPassage(reason=f"the forward pass of this {type(module).__name__} was replaced")
+        return passage
 
-    def __enter__(self) -> Probe:
-        """Put the bonds into the model."""
-        if self._stops:
-            raise TopologyError("This probe is open already; close it, or make another one.")
-        wanted = {*self.names, *self._patches}
-        points = dict(self._points())
-        for name, (layer, kind, probed) in self._layers.items():
-            prefix = ".".join(filter(None, (name, _CONTAINER)))
-            if not any(own.startswith(f"{prefix}.") for own in wanted):
-                continue
-            if _CONTAINER in dict(layer.named_children()):
-                self.close()
-                raise TopologyError(f"Another probe is open in {name or 'the model'}; close it first.")
-            bonds = probed[""].points if "" in probed else nn.ModuleDict({k: own.points for k, own in probed.items()})
-            layer.add_module(_CONTAINER, bonds)
-            layer.forward = partial(_passing, kind, layer, probed)  # type: ignore[method-assign]
-            self._stops.append(partial(_restored, layer))
-        for name, patch in self._patches.items():
-            handle = points[name].register_forward_hook(lambda m, args, value, patch=patch: patch(value))
-            self._stops.append(handle.remove)
-        for name in self.names:
-            handle = points[name].register_forward_hook(partial(self._note, name))
-            self._stops.append(handle.remove)
-        return self
+    def passed(self, layer: nn.Module, path: str, passage: Passage) -> Passed:
+        """Return a generated weight of a layer whose products pass its bonds."""
+        weight = at(layer, path)
+        whole: GeneratedWeight = getattr(weight, "whole", weight)
+        return Passed.of(weight, whole.structure, passage.enters, get_backend("torch"))
+
+    def is_weight(self, module: nn.Module) -> bool:
+        """Return whether a module is a generated weight or a slice of one."""
+        return isinstance(module, GeneratedWeight | GeneratedSlice)
+
+    def opened(self, own: ProbedLayer) -> None:
+        """Put modules for the bonds into a layer, with hooks on those that are noted or patched."""
+        self._level = _level()
+        points = {
+            part: nn.ModuleDict({bond: BondPoint(n) for bond, n in passed.sweep.sizes.items()})
+            for part, passed in own.parts.items()
+        }
+        own.layer.add_module(CONTAINER, points[""] if "" in points else nn.ModuleDict(points))
+        named = {own.full(part, bond): point for part, inside in points.items() for bond, point in inside.items()}
+        for name in named.keys() & self._patches.keys():
+            named[name].register_forward_hook(lambda m, args, value, name=name: self.patched(name, value))
+        for name in named.keys() & self._noted:
+            named[name].register_forward_hook(partial(self._note, name))
 
     def _note(self, name: str, point: nn.Module, args: Any, value: torch.Tensor) -> None:
-        self._found.setdefault(name, []).append(value)
+        self._found.setdefault(name, []).append(_lowered(value, self._level))
 
-    def __exit__(self, *_: object) -> None:
-        """Take the bonds out of the model; what was found stays."""
-        self.close()
+    def closed(self, own: ProbedLayer) -> None:
+        """Take the modules out again."""
+        own.layer._modules.pop(CONTAINER, None)  # pyright: ignore[reportPrivateUsage] # it may have been deleted
 
-    def close(self) -> None:
-        """Take the bonds out of the model; what was found stays."""
-        stops, self._stops = self._stops, []
-        for stop in stops:
-            stop()
+    def without_bonds(self, state: Any) -> Any:
+        """Return the state of a probed layer without modules for bonds."""
+        modules = {name: module for name, module in state["_modules"].items() if name != CONTAINER}
+        return {**state, "_modules": modules}
+
+    def passing(self, own: ProbedLayer) -> Callable[..., Any]:
+        """Return the forward pass of a layer that passes its bonds; the dtype of results follows autocast."""
+
+        def forward(layer: Any, *args: Any, **options: Any) -> Any:
+            is_nested = any(isinstance(x, torch.Tensor) and x.is_nested for x in args)
+            if is_nested or not self.holds(own):  # without a shape of what is on bonds; or called by a wrapper later
+                return plain_class(layer).forward(layer, *args, **options)
+            products = {part: _product(layer, own, part) for part in own.parts}
+            found = own.passage.through(layer, products, *args, **options)
+            y = found[0] if isinstance(found, tuple) else found
+            if autocasts(y.device):
+                y = y.to(torch.get_autocast_dtype(y.device.type))
+            return (y, *found[1:]) if isinstance(found, tuple) else y
+
+        return forward
 
     def clear(self) -> None:
         """Forget what was found."""
@@ -182,7 +146,7 @@ class Probe(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Return what was on a bond in the last call of its layer, ``(*batch, rest, bond)``."""
-        return self._found[name][-1]
+        return self._found[name][-1] if name in self._found else self.refuse(name)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of bonds that were passed."""
@@ -192,41 +156,46 @@ class Probe(Mapping[str, torch.Tensor]):
         """Return the number of bonds that were passed."""
         return len(self._found)
 
-    def __repr__(self) -> str:
-        """Return a line."""
-        return f"<{len(self.names)} bonds of {type(self.model).__name__}, {len(self)} passed>"
+
+def _level() -> int:
+    """Return how many transforms of ``torch.func`` are around."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    top = functorch.peek_interpreter_stack()
+    return 0 if top is None else top.level()
 
 
-def _passing(kind: Kind, layer: nn.Module, probed: dict[str, Probed], *args: Any, **options: Any) -> Any:
-    """Apply a layer through its bonds; the dtype of results follows autocast, as it does without."""
-    if any(isinstance(x, torch.Tensor) and x.is_nested for x in args):  # without a shape of what is on bonds
-        return type(layer).forward(layer, *args, **options)
-    assert kind.through is not None
-    found = kind.through(layer, probed, *args, **options)
-    y = found[0] if isinstance(found, tuple) else found
-    if autocasts(y.device):
-        y = y.to(torch.get_autocast_dtype(y.device.type))
-    return (y, *found[1:]) if isinstance(found, tuple) else y
+def _lowered(value: torch.Tensor, level: int) -> torch.Tensor:
+    """Return a value outside of transforms above a level, with all samples of ``vmap`` along its first axis."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    if (top := _level()) <= level:
+        return value
+    axis = 0
+    if functorch.is_functorch_wrapped_tensor(value) and functorch.maybe_get_level(value) == top:
+        axis = functorch.maybe_get_bdim(value) if functorch.is_batchedtensor(value) else 0
+        value = functorch.get_unwrapped(value)
+    with temporarily_pop_interpreter_stack():  # which would wrap the result again
+        return _lowered(value.movedim(axis, 0) if axis else value, level)
 
 
-def _is_replaced(layer: nn.Module, kind: Kind) -> bool:
-    """Return whether a subclass, or whoever wrapped the layer, computes something else than the kind does."""
-    own = vars(layer).get("forward")
-    is_probed = isinstance(own, partial) and own.func is _passing
-    return (own is not None and not is_probed) or getattr(kind.generated, "forward", None) is not type(layer).forward
+def _product(layer: Any, own: ProbedLayer, part: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the product with a weight of a layer, or the lookup of its rows, that passes its bonds."""
+    weight, passed = at(layer, own.passage.weights[part]), own.parts[part]
 
+    def visit(bond: str, value: torch.Tensor) -> torch.Tensor:
+        return layer.get_submodule(own.full(part, bond).removeprefix(own.name).removeprefix("."))(value)
 
-def _restored(layer: nn.Module) -> None:
-    layer._modules.pop(_CONTAINER, None)  # pyright: ignore[reportPrivateUsage] # it may have been deleted
-    vars(layer).pop("forward", None)
+    def one_hot(digits: torch.Tensor, d: int) -> torch.Tensor:
+        return nn.functional.one_hot(digits, d).to(weight.dtype)
 
+    def product(x: torch.Tensor) -> torch.Tensor:
+        with in_own_precision(x.device):
+            if passed.sweep.enters == "lookup":
+                return weight(lambda arrays: passed.rows(arrays, x, one_hot, visit))
+            passed.check(x.shape)
+            if not x.numel():  # nothing to see
+                matrix = weight.now().flatten(1)
+                return x @ (matrix.mT if passed.sweep.enters == "columns" else matrix)
+            given = x.to(weight.dtype) if autocasts(x.device) else x
+            return weight(lambda arrays: passed.product(arrays, given, visit))
 
-def _layers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module, Kind]]:
-    """Return the generated layers of a model; those inside another one belong to it."""
-    inside: tuple[str, ...] = ()
-    for name, layer in model.named_modules():
-        kind = kind_of_generated(layer)
-        if kind is None or name.startswith(inside):
-            continue
-        inside = (*inside, f"{name}." if name else "") if kind.whole else inside
-        yield name, layer, kind
+    return product
