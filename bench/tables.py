@@ -180,7 +180,25 @@ def bonds_table(content: dict) -> list[str]:
             f"Behind activations, a bond of {r['bond']} of a tree for {'x'.join(map(str, r['shape']))} has "
             f"{r['values_of_the_weight_above_1e-6']} singular values of the weight above 1e-6 of the largest.",
         ]
-    return [*lines, ""]
+    return [*lines, *_bonds_of_a_model(found["resnet20"]), ""]
+
+
+def _bonds_of_a_model(found: dict) -> list[str]:
+    """Tabulate the effective ranks of the bonds of every weight of a compressed model."""
+    lines = [
+        "",
+        f"ResNet-20 with {found['topology']} in the place of {found['weights'] + found['without']} convolutions, not "
+        f"trained, {found['params']:,} parameters; read from its folder in {found['read_seconds']:.2f} s.",
+        "",
+        "| weight | dimensions | effective ranks | exact |",
+        "|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(r["weight"] for r in found["bonds"]):
+        own = [r for r in found["bonds"] if r["weight"] == name]
+        ranks = ", ".join(f"{r['effective_rank']:.1f}" for r in own)
+        dims = ", ".join(str(r["dim"]) for r in own)
+        lines.append(f"| {name} | {dims} | {ranks} | {'yes' if all(r['exact'] for r in own) else 'no'} |")
+    return lines
 
 
 def growth_table(content: dict) -> list[str]:
