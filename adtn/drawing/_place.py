@@ -10,14 +10,14 @@ from ._diagram import diagram
 from ._layers import layered
 from ._records import Picture
 from ._sheet import lattice, sheet
-from ._special import chain, neighbours, path_order, ring, star, star_center
+from ._special import chain, is_tangled, neighbours, path_order, ring, star, star_center, tangle
 
 _DIRECTED = {"root", "isometry", "leaf", "disentangler", "gate", "boundary", "noise", "smoothing", "window"}
 _MOST_AROUND = 40
 
 
 def place(segments: Sequence[Segment], layout: Layout) -> Picture:
-    """Decide where everything is: chains, rings, lattices and stars as such, everything else in rows.
+    """Decide where everything is: chains, rings, lattices, stars and tangles as such, else in rows.
 
     Parameters
     ----------
@@ -39,4 +39,7 @@ def place(segments: Sequence[Segment], layout: Layout) -> Picture:
     if len(segments) == 1 and segments[0].activation == "identity" and (places := lattice(found)) is not None:
         return sheet(found, places)
     center = star_center(found) if len(segments) <= 2 and len(found.items) <= 2 * _MOST_AROUND else None
-    return layered(found) if center is None else star(found, center)
+    if center is not None:
+        return star(found, center)
+    plain = len(segments) == 1 and segments[0].activation == "identity"
+    return tangle(found) if plain and is_tangled(found) else layered(found)

@@ -7,8 +7,11 @@ import math
 from ._canvas import Canvas, rim
 from ._diagram import Diagram, Link
 from ._records import Label, Node, Picture, Point
+from ._rows import SIDEWAYS
 
 _APART, _FAN, _LEG = 0.85, 0.75, 0.75
+_CLEAR = 0.28  # between the middle of a core and the chord that passes it
+_MOST_AROUND = 16  # cores on a circle with chords
 _STEPS = 16
 
 
@@ -127,6 +130,44 @@ def ring(diagram: Diagram, order: list[str]) -> Picture:
         canvas.rules.append(_circle(radius + 0.45))
         _above(canvas, f"σ = {activation}")
     return canvas.picture()
+
+
+def is_tangled(diagram: Diagram) -> bool:
+    """Return whether a network has loops, no direction and no hyper-index, and is small enough for a circle."""
+    near = neighbours(diagram)
+    cores = [item.core for item in diagram.cores]
+    plain = all(core is not None and core.kind in SIDEWAYS for core in cores) and len(near) == len(cores)
+    return plain and len(cores) <= _MOST_AROUND and sum(map(len, near.values())) // 2 >= len(cores) > 2
+
+
+def tangle(diagram: Diagram) -> Picture:
+    """Draw any network: cores on a circle, clockwise from the top, with bonds as chords and legs outwards."""
+    canvas = Canvas(diagram)
+    order = list(neighbours(diagram))
+    turn = 2 * math.pi / len(order)
+    legs = max(1, *(len(diagram.legs_of(key)) for key in order))
+    radius = max(0.5 * (1.0 + 0.35 * (legs - 1)) / math.sin(turn / 2), _CLEAR / (1.0 - math.cos(turn)))
+    for k, key in enumerate(order):
+        angle = math.pi / 2 - turn * k
+        canvas.node(key, _towards(angle, radius))
+        _outwards(canvas, key, angle, radius + _LEG, turn / legs)
+    twins: dict[frozenset[str], list[Link]] = {}
+    for link in diagram.links:
+        if link.upper in canvas.nodes and link.lower in canvas.nodes:
+            twins.setdefault(frozenset((link.upper, link.lower)), []).append(link)
+    for links in twins.values():
+        for k, link in enumerate(links):
+            _chord(canvas, link, 0.12 * (k - (len(links) - 1) / 2))
+    return canvas.picture()
+
+
+def _chord(canvas: Canvas, link: Link, shift: float) -> None:
+    """Draw a straight bond, shifted sideways where two cores have several."""
+    a, b = canvas.nodes[link.upper], canvas.nodes[link.lower]
+    start, end = rim(a, b.at), rim(b, a.at)
+    far = math.dist(start, end)
+    across = (-(end[1] - start[1]) / far * shift, (end[0] - start[0]) / far * shift)
+    canvas.join(link, *((x + across[0], y + across[1]) for x, y in (start, end)))
 
 
 def _above(canvas: Canvas, text: str) -> None:
