@@ -142,6 +142,24 @@ def test_layers_of_flax_stay_isometric_in_any_loop() -> None:
     np.testing.assert_allclose(np.asarray(layer(x)), expected, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
+@pytest.mark.parametrize("framework", ["torch", "flax"])
+def test_compressed_models_stay_isometric(framework: str) -> None:
+    data = [(np.ones((4, 16), np.float32), np.arange(4) % 3)]
+    config = adtn.Config(topology=TREE, smallest=8, steps=2, tune_steps=2, targets=["*0"])
+    if framework == "torch":
+        torch = pytest.importorskip("torch")
+        torch.manual_seed(0)
+        model: Any = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 3))
+    else:
+        nnx = pytest.importorskip("flax.nnx")
+        model = nnx.Sequential(*(nnx.Linear(16, n, rngs=nnx.Rngs(0)) for n in (16, 3)))
+    report = adtn.compress(model, config, data=data)
+    (found,) = report.generators.values()
+    assert found.topology == TREE and len(report.losses) > 0
+    assert_isometric(found)
+
+
 def test_the_option_is_saved_and_older_files_have_none(tmp_path: Path) -> None:
     gen = generator(MERA, dtype="float32")
     adtn.save(tmp_path / "a.safetensors", gen)
