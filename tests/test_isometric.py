@@ -205,3 +205,29 @@ def test_start_values_and_what_is_refused() -> None:
     assert not np.any(adapter.params["root"])
     with pytest.raises(TopologyError, match="Got isometric=True and activation='silu'.*Use activation=None"):
         adtn.TTN(isometric=True)
+
+
+def test_factorisations_leave_mps() -> None:
+    torch = pytest.importorskip("torch")
+    from adtn_backends.torch._functions import _not_on_mps
+
+    class OnMps:
+        device = torch.device("mps")
+
+        def __init__(self, x: Any) -> None:
+            self.x = x
+
+        def cpu(self) -> Any:
+            return self.x
+
+    moved: list[Any] = []
+
+    class Found(torch.Tensor):
+        def to(self, device: Any) -> Any:
+            moved.append(device)
+            return self
+
+    x = torch.eye(2)
+    assert torch.equal(_not_on_mps(lambda a: (a.as_subclass(Found), a.as_subclass(Found)))(OnMps(x))[1], x)
+    assert torch.equal(_not_on_mps(lambda a, b: (a + b).as_subclass(Found))(OnMps(x), OnMps(x)), 2 * x)
+    assert moved == [OnMps.device] * 3 and torch.equal(_not_on_mps(lambda a: a)(x), x)
