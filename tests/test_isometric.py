@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import adtn
 import numpy as np
 import pytest
+from adtn.bondspace import grow
 from adtn.calculus import isometric, isometric_rows, isometric_vjp
 from adtn.errors import TopologyError
 from adtn.topology import cores_of, topology_from_json, topology_to_json
@@ -180,6 +182,12 @@ def test_what_changes_cores_gives_the_constraint_up(topology: adtn.Topology) -> 
         np.testing.assert_allclose(other.weight(), weight, atol=1e-12)
     smaller = gen.with_bond(bond.index, (np.eye(bond.dim)[:, :1], np.eye(bond.dim)[:1]))
     assert not smaller.isometric_rows
+
+
+def test_grown_bonds_change_nothing() -> None:
+    gen = adtn.Generator((64, 64), replace(TREE, bond=2), layout=adtn.Layout.of((64, 64), 4), dtype="float64")
+    larger = grow(gen, adtn.bonds(gen)[-1].name, 1, np.eye(64))
+    np.testing.assert_allclose(larger.weight(), gen.weight(), atol=1e-12)
 
 
 def test_decompositions_are_canonical() -> None:

@@ -65,6 +65,7 @@ def grow(generator: Generator, bond: str, components: Annotated[int, Range(1)], 
     ----------
     U. Evci et al. (2022), arXiv:2201.05125 (new neurons along gradients).
     """
+    generator = generator.without_isometries()  # new components are zero on one side
     index = find_bond(generator.segments, bond)
     cores = {core.name: core for core in cores_of(generator.segments)}
     uses = [core.param for core in cores.values()]

@@ -91,7 +91,7 @@ class Changeable(Described):
         MPO(bond=(2,))
         """
         if self.isometric_rows:
-            free = self._without_isometries()
+            free = self.without_isometries()
             return free.with_bond(name, matrix, into=into, place=place, unshare=unshare)
         values = {**self._params, **self._frozen}
         found = absorb(self.segments, values, name, matrix, into=into, place=place, unshare=unshare)
@@ -166,15 +166,27 @@ class Changeable(Described):
         {'left': 4.0, 'right': 4.0}
         """
         if self.isometric_rows:
-            return self._without_isometries().balanced()
+            return self.without_isometries().balanced()
         cores = {core.param for core in cores_of(self.segments)}
         values = balanced_values(self.segments, {k: x for k, x in self._params.items() if k in cores})
         return self.with_params({**self._params, **values})
 
-    def _without_isometries(self) -> Self:
-        """Return a generator with the same cores, which need not stay isometries."""
+    def without_isometries(self) -> Self:
+        """Return a generator with the same cores, which need not stay isometries; see ``isometric`` of :class:`TTN`.
+
+        Returns
+        -------
+        Generator
+
+        Examples
+        --------
+        >>> import adtn
+        >>> gen = adtn.Generator((16, 16), adtn.TTN(bond=2, activation=None, isometric=True))
+        >>> gen.without_isometries().topology
+        TTN(activation='identity', bond=2)
+        """
         topology: Any = self._topology
-        return self.with_topology(replace(topology, isometric=False), {})
+        return self.with_topology(replace(topology, isometric=False), {}) if self.isometric_rows else self
 
     def _copied(self) -> Self:
         new = object.__new__(type(self))
