@@ -1,17 +1,28 @@
 """Bonds: the time of all spectra of a tree, a ring whose spectrum is wrong, and the weight behind activations.
 
-Run as ``python bench/bonds.py``; writes ``bench/results/bonds.json``.
+Run as ``python bench/bonds.py``; writes ``bench/results/bonds.json``. The last part, which needs ``ADTN_DATA``, is
+what ``adtn inspect FOLDER --bonds`` shows of a compressed ResNet-20.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
 import adtn
 import numpy as np
 from adtn.bench import median_seconds
+from adtn.bondspace import ModelBonds
+from adtn.compression import read_generators, run_folder
+from adtn.errors import QualityWarning
 from processes import write_results
 
 RESULTS = Path(__file__).parent / "results"
@@ -103,19 +114,60 @@ def behind_activations(n: int, bond: int) -> dict[str, Any]:
     }
 
 
+def resnet20(bond: int) -> dict[str, Any]:
+    """Compress the convolutions of ResNet-20 without training, and read the bonds from the folder, as users do."""
+    from safetensors.torch import load_file
+
+    sys.path.insert(0, str(Path(__file__).parent / "networks"))  # the benchmarks are scripts, not a package
+    from dense import NETWORKS
+
+    def dense() -> Any:
+        model = NETWORKS["resnet20"](10)
+        model.load_state_dict(load_file(Path(os.environ["ADTN_DATA"]) / "weights/resnet20_cifar10.safetensors"))
+        return model
+
+    config = adtn.Config(
+        targets=["layer*conv*"], topology=adtn.TTN(bond=bond, activation=None), recipe="closed-form", smallest=256
+    )
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", QualityWarning)  # nothing is trained
+        report = run_folder(dense, config, Path(folder) / "small")
+        began = perf_counter()
+        found = ModelBonds(read_generators(Path(folder) / "small"))
+        seconds = perf_counter() - began
+    rows = [
+        {
+            "weight": name,
+            "bond": one.name,
+            "dim": one.dim,
+            "effective_rank": one.effective_rank,
+            "entropy": one.entropy,
+            "exact": one.exact,
+        }
+        for name, bonds in found.items()
+        for one in bonds
+    ]
+    size = {"weights": len(found), "without": len(found.without), "params": report.after.params}
+    return {"topology": repr(config.topology), **size, "read_seconds": seconds, "bonds": rows}
+
+
+PARTS: dict[str, Callable[[], Any]] = {
+    "spectra": lambda: [spectra(n, 16) for n in (512, 4096)],
+    "accuracy": lambda: [accuracy(256, 8)],
+    "rings": lambda: [ring(damping) for damping in (0.8, 0.9, 0.95)],
+    "behind_activations": lambda: [behind_activations(256, 6)],
+    "resnet20": lambda: resnet20(8),
+}
+
+
 def main() -> None:
+    """Compute the parts that are asked for, and keep the others of the file."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=RESULTS / "bonds.json")
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
     options = parser.parse_args()
-    write_results(
-        options.out,
-        bonds={
-            "spectra": [spectra(n, 16) for n in (512, 4096)],
-            "accuracy": [accuracy(256, 8)],
-            "rings": [ring(damping) for damping in (0.8, 0.9, 0.95)],
-            "behind_activations": [behind_activations(256, 6)],
-        },
-    )
+    found = json.loads(options.out.read_text())["bonds"] if options.out.exists() else {}
+    write_results(options.out, bonds={**found, **{name: PARTS[name]() for name in options.parts}})
 
 
 if __name__ == "__main__":

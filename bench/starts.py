@@ -1,4 +1,7 @@
-"""Isometric against normal start values of trees, trained from scratch in the first layer of a network on MNIST.
+"""Isometric against normal start values of trees, and trees that stay isometric, trained from scratch on MNIST.
+
+Each is in the place of the first layer of a network. With ``init="isometric, kept"``, its cores are isometries in
+every step (``isometric=True``), which is for networks without activations.
 
 Run as ``python bench/starts.py`` with ``ADTN_DATA`` set; writes ``bench/results/starts.json``. Every pair of trainings
 has the same seed: the same batches and the same other layers. ``ranks`` are the effective ranks (exponentials of
@@ -33,12 +36,14 @@ TOPOLOGIES = {
     "MERA, linear": adtn.MERA(bond=4, activation=None),
     "MERA, SiLU": adtn.MERA(bond=4),
 }
-Init = Literal["normal", "isometric"]
+Init = Literal["normal", "isometric", "isometric, kept"]
 _KINDS = ("root", "isometry", "leaf")
 
 
 def started(topology: adtn.Topology, init: Init, seed: int) -> adtn.Generator:
     """Make a generator whose tree cores start with one rule."""
+    if init == "isometric, kept":
+        return adtn.Generator(SHAPE, replace(topology, isometric=True), layout=LAYOUT, seed=seed)  # type: ignore[call-arg]
     gen = adtn.Generator(SHAPE, topology, layout=LAYOUT, seed=seed)
     segments = tuple(
         replace(s, cores=tuple(replace(c, init=init) if c.kind in _KINDS else c for c in s.cores)) for s in gen.segments
@@ -71,7 +76,8 @@ def main() -> None:
     data, mlp = load_images("mnist"), MLP(SIZES, REPLACED)
     for seed in range(arguments.seeds):
         for name, topology in TOPOLOGIES.items():
-            for init in ("normal", "isometric"):
+            kept: list[Init] = ["isometric, kept"] if topology.activation == "identity" else []
+            for init in ("normal", "isometric", *kept):
                 own = {"topology": name, "init": init, "seed": seed, "steps": arguments.steps, "lr": arguments.lr}
                 if any(own.items() <= row.items() for row in rows):
                     continue

@@ -180,7 +180,25 @@ def bonds_table(content: dict) -> list[str]:
             f"Behind activations, a bond of {r['bond']} of a tree for {'x'.join(map(str, r['shape']))} has "
             f"{r['values_of_the_weight_above_1e-6']} singular values of the weight above 1e-6 of the largest.",
         ]
-    return [*lines, ""]
+    return [*lines, *_bonds_of_a_model(found["resnet20"]), ""]
+
+
+def _bonds_of_a_model(found: dict) -> list[str]:
+    """Tabulate the effective ranks of the bonds of every weight of a compressed model."""
+    lines = [
+        "",
+        f"ResNet-20 with {found['topology']} in the place of {found['weights'] + found['without']} convolutions, not "
+        f"trained, {found['params']:,} parameters; read from its folder in {found['read_seconds']:.2f} s.",
+        "",
+        "| weight | dimensions | effective ranks | exact |",
+        "|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(r["weight"] for r in found["bonds"]):
+        own = [r for r in found["bonds"] if r["weight"] == name]
+        ranks = ", ".join(f"{r['effective_rank']:.1f}" for r in own)
+        dims = ", ".join(str(r["dim"]) for r in own)
+        lines.append(f"| {name} | {dims} | {ranks} | {'yes' if all(r['exact'] for r in own) else 'no'} |")
+    return lines
 
 
 def growth_table(content: dict) -> list[str]:
@@ -723,19 +741,17 @@ def kv_live_table(content: dict) -> list[str]:
 
 
 def starts_table(content: dict) -> list[str]:
-    """Tabulate trainings from both starts: means over seeds, and the paired differences."""
+    """Tabulate trainings from both starts, and with isometries that are kept: means over seeds, paired differences."""
     rows = content["starts"]
     lines = [
         "| network | parameters | seeds | effective ranks, normal | isometric | accuracy, normal | isometric "
-        "| paired difference |",
-        "|---" * 8 + "|",
+        "| paired difference | accuracy, kept isometric | paired difference from the isometric start |",
+        "|---" * 10 + "|",
     ]
     for name in dict.fromkeys(r["topology"] for r in rows):
         own = {(r["init"], r["seed"]): r for r in rows if r["topology"] == name}
         seeds = sorted({seed for _, seed in own})
         pairs = [(own["normal", seed], own["isometric", seed]) for seed in seeds]
-        gains = [b["accuracy"] - a["accuracy"] for a, b in pairs]
-        error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
         cells = [
             f"{mean(x[key] for x in own):.{n}f}"
             for key, n in (("ranks", 1), ("accuracy", 2))
@@ -743,9 +759,21 @@ def starts_table(content: dict) -> list[str]:
         ]
         lines.append(
             f"| {name} | {pairs[0][0]['params']:,} | {len(pairs)} | {' | '.join(cells)} "
-            f"| {mean(gains):+.2f} ± {error:.2f} |"
+            f"| {_difference(pairs)} | {_kept(own, seeds)} |"
         )
     return [*lines, ""]
+
+
+def _difference(pairs: list[tuple[dict, dict]]) -> str:
+    gains = [b["accuracy"] - a["accuracy"] for a, b in pairs]
+    error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+    return f"{mean(gains):+.2f} ± {error:.2f}"
+
+
+def _kept(own: dict, seeds: list[int]) -> str:
+    """Return the cells of isometric training, which networks with activations do not have."""
+    pairs = [(own["isometric", s], own["isometric, kept", s]) for s in seeds if ("isometric, kept", s) in own]
+    return f"{mean(b['accuracy'] for _, b in pairs):.2f} | {_difference(pairs)}" if pairs else "| "
 
 
 def truncation_table(content: dict) -> list[str]:

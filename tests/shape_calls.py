@@ -138,6 +138,9 @@ def main(out: Path) -> None:
             for gen in generators(row):
                 use(gen, device)
             fit(next(generators(row)), device)
+        isometric = adtn.Generator((16, 16), adtn.TTN(bond=2, activation=None, isometric=True))
+        adtn.fit(isometric, np.eye(16), device=device, optimizer="lm" if device == "numpy:cpu" else "adam", steps=1)
+    isometric.networks(), adtn.decompose(isometric, np.eye(16))
     for name in ("tt", "mpo", "ring", "tucker", "cp", "ttn-linear", "low-rank", "low-rank-spatial", "kronecker"):
         row = TOPOLOGIES[name]
         weight = np.random.default_rng(0).standard_normal(row.shape)

@@ -34,6 +34,8 @@ def networks() -> dict[str, Generator]:
     ]
     random = qtn.TN_rand_reg(8, 3, 2, phys_dim=2, seed=3)
     layout = Layout.of((64, 64), 4, "interleaved")
+    inds = ("axyp", "bxyq", "czpr", "dzqr")
+    twins = qtn.TensorNetwork([qtn.rand_tensor((2,) * len(i), tuple(i), seed=k) for k, i in enumerate(inds)])
     mera = Generator((64, 64), adtn.MERA(bond=3), layout=layout)
     inner = [qtn.TensorNetwork([x for x in n if "STATE" not in x.tags]) for n in mera.networks()]
     tree = Generator((64, 64), adtn.TTN(bond=3, activation=None), layout=layout)
@@ -47,6 +49,8 @@ def networks() -> dict[str, Generator]:
         "quimb mps": made([qtn.MPS_rand_state(5, 3, seed=1)], shape=(32,)),
         "quimb peps": made([qtn.PEPS.rand(3, 3, 2, seed=1)], shape=(512,)),
         "quimb pepo": made([qtn.PEPO.rand(2, 3, 2, seed=1)], shape=(64, 64)),
+        "quimb torus": made([qtn.PEPS.rand(3, 3, 2, seed=1, cyclic=True)], shape=(512,)),
+        "quimb double bonds": made([twins], shape=(16,), outputs=("a", "b", "c", "d")),
         "quimb random": made([random], shape=(256,), outputs=random.outer_inds()),
         "quimb two levels": made(two),
         "quimb tree": made(tree.networks(), layout=layout, outputs=layout.leg_names),
@@ -180,6 +184,33 @@ def test_activations_are_between_their_segments(generators: dict[str, Generator]
     assert heights["root"] > rules[0] > heights["iso1_0"] > rules[1] > heights["leaf2_0"] > rules[2]
     assert rules[2] > min(line.tip[1] for line in picture.lines if line.tip is not None)
     assert [s.text for s in picture.labels if s.axis is None] == ["σ = softplus"] * 3
+
+
+@pytest.mark.parametrize("size", [(3, 4), (2, 5)])
+def test_a_peps_is_the_lattice_that_it_is(size: tuple[int, int]) -> None:
+    """Compare with the numbers of sites that quimb gives, also if the tensors come in another order."""
+    peps = qtn.PEPS.rand(*size, 2, seed=1)
+    rows, columns = size
+    for tensors in (list(peps), [peps[i, j] for j in reversed(range(columns)) for i in reversed(range(rows))]):
+        gen = Generator.from_networks(
+            [qtn.TensorNetwork(tensors)], shape=(2 ** (rows * columns),), outputs=list(map(peps.site_ind, peps.sites))
+        )
+        picture = place(gen.segments, gen.layout)
+        at = {core: node.at for core, node in named(picture.nodes).items()}
+        sites = {core.name: gen.layout.leg_names.index(_leg(core.inds)) for core in gen.segments[0].cores}
+        apart = min(math.dist(a, b) for a, b in itertools.combinations(at.values(), 2))
+        places = {sites[core]: (round(-y / apart), round(x / apart)) for core, (x, y) in at.items()}
+        for k, (i, j) in places.items():
+            for m, (p, q) in places.items():
+                near = abs(k // columns - m // columns) + abs(k % columns - m % columns)
+                assert abs(i - p) + abs(j - q) == near
+        if sites[gen.segments[0].cores[0].name] == 0:
+            assert all(at == divmod(k, columns) for k, at in places.items())
+
+
+def _leg(inds: tuple[str, ...]) -> str:
+    (found,) = (i for i in inds if i.startswith("a0_"))
+    return found
 
 
 def test_a_mera_is_the_lattice_that_it_is() -> None:

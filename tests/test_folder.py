@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from adtn import Config, Precision
 from adtn._files import header_text, metadata_of, sealed
-from adtn.compression import _local, run_folder
+from adtn.compression import _local, read_generators, run_folder
 from adtn.compression._folder import _write
 from adtn.compression._model import model_of
 from adtn.compression._structures import structures_from_text, structures_to_text
@@ -119,6 +119,10 @@ def test_codes_are_stored_once_and_exactly(net: Any, config: Config, precision: 
     )
     assert {p.name for p in tmp_path.iterdir()} - {".lock"} == {"state.safetensors", "report.json", "report.html"}
     assert len(content) - nbytes < 3000, "the header"
+    for name, read in read_generators(tmp_path).items():
+        assert read.precision == precision and len(read.codes) == len(coded)
+        for core, x in read.codes.items():
+            assert x.data.tobytes() == coded[f"{name}.generated.codes_{core}"].tobytes()
 
 
 @pytest.mark.parametrize(("net", "config"), [(torch_net, QUICK), (jax_net, JAX)], ids=["torch", "jax"])
@@ -126,7 +130,11 @@ def test_codes_are_stored_once_and_exactly(net: Any, config: Config, precision: 
 def test_the_rest_is_stored_in_half_precision(net: Any, config: Config, rest: Any, tmp_path: Path) -> None:
     whole, half = tmp_path / "whole", tmp_path / "half"
     run_folder(net, config, whole)
-    run_folder(net, replace(config, rest=rest), half)
+    report = run_folder(net, replace(config, rest=rest), half)
+    for name, read in read_generators(half).items():
+        want = report.generators[name]
+        assert read.topology == want.topology
+        assert all(np.array_equal(x, read.params[core]) for core, x in want.params.items())
     kinds = kinds_of(half / "state.safetensors")
     assert kinds_of(whole / "state.safetensors").keys() == kinds.keys()
     for name, kind in kinds.items():

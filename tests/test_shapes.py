@@ -20,7 +20,10 @@ pytest.importorskip("beartype")
 HERE = Path(__file__).parent
 ROOT = Path(adtn.__file__).parent
 FRAMEWORKS = {"numpy", "torch", "jax"}
-ON_THE_HOST = ("_initial.", "_moments.", "_moment.", "_active.", ".probes", ".to_state", ".moment_to_generated_order")
+ON_THE_HOST = (
+    *("_initial.", "_moments.", "_moment.", "_active.", ".probes", ".to_state", ".moment_to_generated_order"),
+    *(".isometric_jacobian", ".stored_isometries", ".canonical", ".unit_isometries"),
+)
 NOT_CALLED = {
     "_executable.Layer.__call__": "abstract",
     "_executable.Layer.pullback": "abstract",

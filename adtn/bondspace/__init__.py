@@ -16,6 +16,7 @@ from ._measures import effective_rank as effective_rank
 from ._measures import entropy as entropy
 from ._measures import participation as participation
 from ._metric import Metric as Metric
+from ._model_bonds import ModelBonds as ModelBonds
 from ._probe import Probe as Probe
 from ._probe import probe as probe
 from ._statistics import BondStatistics as BondStatistics

@@ -66,6 +66,7 @@ def grow(generator: Generator, bond: str | None, components: Annotated[int, Rang
     ----------
     U. Evci et al. (2022), arXiv:2201.05125 (new neurons along gradients).
     """
+    generator = generator.without_isometries()  # new components are zero on one side
     if bond is None:
         return _everywhere(generator, components, gradient)
     return _grown(generator, bond, components, gradient)

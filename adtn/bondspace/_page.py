@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +26,10 @@ _WIDTH, _HEIGHT, _LEFT, _BELOW, _ABOVE = 280, 150, 40, 22, 8
 _DEEPEST = 12  # decades below the largest value that are shown at most
 _COLORS = {"linear": "#2f6f4f", "hyper": "#6a4fa3", "state": "#b0562b"}
 _NUMBERS = range(3, 7)
+_LEGEND = (
+    "Values relative to the largest, on a logarithmic scale. Entropies are in nats; the rank is the exponential of the "
+    "entropy. Spectra are those of the generated weight with its padding."
+)
 
 
 class Content(Protocol):
@@ -38,6 +42,29 @@ class Content(Protocol):
 
 def page(bonds: Content) -> str:
     """Render bonds as one string of HTML."""
+    return _document(f"<h1>Bonds</h1><p>{html.escape(repr(bonds.generator))}</p><p>{_LEGEND}</p>{_content(bonds)}")
+
+
+def pages(named: Mapping[str, Content], without: Mapping[str, str]) -> str:
+    """Render the bonds of several generators by name, and the reasons why others have none, as one string of HTML."""
+    parts = [
+        f"<h2>{html.escape(name)}</h2><p>{html.escape(repr(bonds.generator))}</p>{_content(bonds)}"
+        for name, bonds in named.items()
+    ]
+    others = "".join(f"<li>{html.escape(name)}: {html.escape(why)}</li>" for name, why in without.items())
+    rest = f"<h2>Without bonds</h2><ul>{others}</ul>" if others else ""
+    return _document(f"<h1>Bonds</h1><p>{_LEGEND}</p>{''.join(parts)}{rest}")
+
+
+def _document(content: str) -> str:
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        f"<title>adtn: bonds</title><style>{_STYLE}</style>{content}</html>\n"
+    )
+
+
+def _content(bonds: Content) -> str:
+    """Render the pictures and the table of one generator."""
     every = list(bonds)
     head = "".join(f"<th{_align(k)}>{name}</th>" for k, name in enumerate(HEAD))
     body = "".join(
@@ -48,14 +75,7 @@ def page(bonds: Content) -> str:
     spectra = [bond.state_spectrum() if bond.kind == "state" else bond.spectrum() for bond in every]
     depth = max((_depth(values) for values in spectra), default=1)  # one scale, so that bonds can be compared
     figures = "".join(_figure(bond, values, depth) for bond, values in zip(every, spectra, strict=True))
-    return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-        f"<title>adtn: bonds</title><style>{_STYLE}</style><h1>Bonds</h1>"
-        f"<p>{html.escape(repr(bonds.generator))}</p>"
-        "<p>Values relative to the largest, on a logarithmic scale. Entropies are in nats; the rank is the exponential "
-        f"of the entropy. Spectra are those of the generated weight with its padding.</p>{remarks}"
-        f"<div class='bonds'>{figures}</div><table><tr>{head}</tr>{body}</table></html>\n"
-    )
+    return f"{remarks}<div class='bonds'>{figures}</div><table><tr>{head}</tr>{body}</table>"
 
 
 def _align(column: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from ._bond import Bond
 
@@ -14,13 +14,24 @@ _WIDEST = 34
 def table(bonds: Iterable[Bond]) -> str:
     """Render bonds as lines of a table, with what the reader must know below it."""
     bonds = list(bonds)
+    return "\n".join([*_lines(bonds), *notes(bonds)])
+
+
+def tables(named: Mapping[str, Sequence[Bond]]) -> str:
+    """Render a table for each of several generators by name, with what the reader must know below them."""
+    parts = ["\n".join([name, *(f"  {line}" for line in _lines(bonds))]) for name, bonds in named.items()]
+    remarks = notes([bond for bonds in named.values() for bond in bonds]) if named else []
+    return "\n\n".join([*parts, *(["\n".join(remarks)] if remarks else [])])
+
+
+def _lines(bonds: Sequence[Bond]) -> list[str]:
     rows = [HEAD, *map(row, bonds)]
     widths = [max(len(one[k]) for one in rows) for k in range(len(HEAD))]
     lines = [
         "  ".join(x.rjust(w) if k in _NUMBERS else x.ljust(w) for k, (x, w) in enumerate(zip(one, widths, strict=True)))
         for one in rows
     ]
-    return "\n".join([*(line.rstrip() for line in lines), *notes(bonds)])
+    return [line.rstrip() for line in lines]
 
 
 def notes(bonds: Iterable[Bond]) -> list[str]:

@@ -10,6 +10,14 @@ from ._adjoint import pullback as pullback
 from ._adjoint import vjp as vjp
 from ._initial import frozen_values as frozen_values
 from ._initial import initial_values as initial_values
+from ._isometric import Rows as Rows
+from ._isometric import canonical as canonical
+from ._isometric import isometric as isometric
+from ._isometric import isometric_jacobian as isometric_jacobian
+from ._isometric import isometric_rows as isometric_rows
+from ._isometric import isometric_vjp as isometric_vjp
+from ._isometric import stored_isometries as stored_isometries
+from ._isometric import unit_isometries as unit_isometries
 from ._jacobian import SampledJacobian as SampledJacobian
 from ._jacobian import sampled_jacobian as sampled_jacobian
 from ._jacobian import stacked as stacked

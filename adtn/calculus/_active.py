@@ -15,6 +15,7 @@ from ..program import Program, compile_program
 from ..topology import Core, Segment, Topology, cores_of, sizes_of
 from ._adjoint import forward_tape, pullback
 from ._initial import frozen_values
+from ._isometric import isometric, isometric_rows, isometric_vjp
 
 _TOLERANCE = 1e-9
 _OVERSAMPLE = 4
@@ -70,6 +71,8 @@ def jacobian_rows(
     for core in program.cores:
         if core.trainable and core.param not in arrays:
             arrays[core.param] = rng.standard_normal(core.shape) / np.sqrt(core.fan_in)
+    constrained = isometric_rows(program.cores)
+    parameters, arrays = arrays, isometric(arrays, constrained)
     probes = [core for core in program.cores if core.kind == "probe"]
     rows: dict[str, list[np.ndarray]] = {}
     for _ in range(n):
@@ -77,7 +80,8 @@ def jacobian_rows(
             arrays[probe.param] = rng.standard_normal(probe.shape)
         state, tape = forward_tape(program, arrays)
         cotangent = np.ones(()) if probes else rng.standard_normal(state.shape)
-        for name, grad in pullback(program, tape, cotangent).items():
+        grads = pullback(program, tape, cotangent)
+        for name, grad in isometric_vjp(parameters, constrained, grads).items():
             products = rows.setdefault(name, [])
             if largest is None or np.size(grad) <= largest or len(products) < 2:
                 products.append(np.ravel(grad))

@@ -16,6 +16,7 @@ from ..layout import Layout
 from ..program import Program, Stage, compile_program
 from ..topology import Core, Pieces, SeededBase, Topology, sizes_of
 from ._adjoint import forward_stage
+from ._isometric import isometric
 from ._moments import Moments, entries_at_random, sampled_moments, segment_moments
 
 _DIRECT = 1 << 18  # entries of a weight that is simply computed: 2 MiB
@@ -60,7 +61,8 @@ def core_values(core: Core, seed: int) -> Float[np.ndarray, "*core"]:
     key = np.array([seed, zlib.crc32(core.param.encode())], dtype=np.uint64)
     normal = np.random.Generator(np.random.Philox(key=key)).standard_normal(core.shape)
     if core.init == "identity":
-        return _identity(core) + core.noise * normal
+        values = _identity(core) + core.noise * normal
+        return isometric({core.param: values}, {core.param: core.fan_in})[core.param] if core.isometric else values
     if core.init == "normal":
         return normal / np.sqrt(core.fan_in)
     if core.init == "isometric":
@@ -125,8 +127,9 @@ def initial_values(
         _Parts(pieces) if pieces else _Whole(layout, sizes_of(s.segment for s in program.stages), largest_state, seed)
     )
     for t, stage in enumerate(program.stages):
-        uses = Counter(core.param for core in stage.cores if core.trainable and core.init != "identity")
-        uses = uses or Counter(core.param for core in stage.cores if core.trainable)
+        free = [core for core in stage.cores if core.trainable and not core.isometric]
+        uses = Counter(core.param for core in free if core.init != "identity")
+        uses = uses or Counter(core.param for core in free)
         spread = spreads.measure(t, stage, values, last=stage is program.stages[-1])
         if not (uses and spread > 0 and math.isfinite(spread)):
             spread = 1.0

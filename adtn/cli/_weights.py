@@ -77,13 +77,21 @@ def fit(
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A file written by adtn.save, or any .npy, .npz or .safetensors file.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A file written by adtn.save, any .npy, .npz or .safetensors file, or a folder of a compressed model."
+        ),
+    ],
     weight: Annotated[
         Path | None,
         typer.Option(help="File with the weight that it replaces, to show the error beside that of an SVD."),
     ] = None,
     key: Annotated[str | None, typer.Option(help="Name of that weight in a file with several.")] = None,
-    bonds: Annotated[bool, typer.Option("--bonds", help="Show the bonds of a generator as well.")] = False,
+    bonds: Annotated[bool, typer.Option("--bonds", help="Show the bonds of all generators as well.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the bonds there as well: a page (.html), or JSON with all spectra.")
+    ] = None,
     modules: Imports = None,
 ) -> None:
     """Show the content of a file: a generator with its segments, or plain weights with their spectra."""
@@ -92,6 +100,13 @@ def inspect(
 
     if key is not None and weight is None:
         raise CompressError(f"Got --key {key!r} without --weight; pass the file that has this weight, or leave it out.")
+    if out is not None and not bonds:
+        raise CompressError(f"Got --out {str(out)!r} without --bonds; pass both, or leave it out.")
+    if file.is_dir():
+        if weight is not None:
+            raise CompressError(f"Got --weight {str(weight)!r} and a folder; expected the file of one generator.")
+        _inspect_folder(file, bonds, out)
+        return
     try:
         gen = load(file)
     except FileFormatError as error:
@@ -120,7 +135,28 @@ def inspect(
     if bonds:
         from ..bondspace import bonds as bonds_of
 
-        print(f"\n{bonds_of(gen)}")
+        _show_bonds(bonds_of(gen), out)
+
+
+def _inspect_folder(folder: Path, bonds: bool, out: Path | None) -> None:
+    """Show the generators of a compressed model."""
+    from ..bondspace import ModelBonds
+    from ..compression import read_generators
+
+    generators = read_generators(folder)
+    if not bonds:
+        for name, gen in generators.items():
+            print(f"{name}  {gen}")
+        return
+    _show_bonds(ModelBonds(generators), out)
+
+
+def _show_bonds(bonds: Any, out: Path | None) -> None:
+    print(f"\n{bonds}")
+    if out is not None:
+        target = check_writable(out, "--out", "file")
+        bonds.save(target)
+        print(f"saved to {target}")
 
 
 def _error_of(generator: Any, name: str, weight: np.ndarray) -> str:

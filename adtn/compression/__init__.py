@@ -38,5 +38,6 @@ from ._storage import save as save
 from ._storage import structure_from_json as structure_from_json
 from ._storage import structure_to_json as structure_to_json
 from ._storage import to_bytes as to_bytes
+from ._stored_generators import read_generators as read_generators
 from ._weights import pick_weight as pick_weight
 from ._weights import read_weights as read_weights

@@ -343,6 +343,12 @@ def _loaded(model: Any, folder: Path, generators: Mapping[str, Generator], decod
     return model
 
 
+def stored_state(folder: Path) -> tuple[dict[str, Generator], bytes]:
+    """Read the structures of the generators in a folder, and the content of the file of the state, verified."""
+    with locked_folder(folder, shared=True):
+        return _generators(folder), read_whole(folder / _STATE, "the state of a model", ModelFileError)
+
+
 def _generators(folder: Path) -> dict[str, Generator]:
     """Read the generators to which the state belongs."""
     what = "generators; pass a folder that 'adtn compress' wrote"

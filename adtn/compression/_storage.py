@@ -317,8 +317,10 @@ def _to_bfloat16(x: np.ndarray) -> np.ndarray:
     return ((words + 0x7FFF + ((words >> 16) & 1)) >> 16).astype("<u2")
 
 
-def read_tensors(data: bytes, *, codes: bool = False) -> dict[str, np.ndarray]:
+def read_tensors(data: bytes, *, codes: bool = False, others: bool = False) -> dict[str, np.ndarray]:
     """Read all tensors of a safetensors file; bfloat16 is converted to float32, and bytes are read if they are codes.
+
+    Tensors of other dtypes are left out if there may be ``others``.
 
     Raises
     ------
@@ -340,6 +342,8 @@ def read_tensors(data: bytes, *, codes: bool = False) -> dict[str, np.ndarray]:
             x = np.frombuffer(raw, np.uint8)
         elif code in ("F64", "F32", "F16"):
             x = np.frombuffer(raw, f"<f{int(code[1:]) // 8}")
+        elif others:
+            continue
         else:
             raise FileFormatError(
                 f"Got dtype {code} for tensor {name!r}; expected one of {', '.join(_DTYPES.values())}."

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 
+from ._canvas import Canvas, rim
 from ._diagram import Diagram, Link
-from ._records import Label, Line, Node, Picture, Piece, Point, label_beyond
+from ._records import Label, Node, Picture, Point
+from ._rows import SIDEWAYS
 
 _APART, _FAN, _LEG = 0.85, 0.75, 0.75
+_CLEAR = 0.28  # between the middle of a core and the chord that passes it
+_MOST_AROUND = 16  # cores on a circle with chords
 _STEPS = 16
 
 
@@ -48,60 +51,9 @@ def star_center(diagram: Diagram) -> str | None:
     return None
 
 
-class _Canvas:
-    """What was drawn so far."""
-
-    def __init__(self, diagram: Diagram) -> None:
-        self.diagram = diagram
-        self.nodes: dict[str, Node] = {}
-        self.pieces: dict[str, list[Piece]] = defaultdict(list)
-        self.tips: dict[str, Point] = {}
-        self.labels: list[Label] = []
-        self.rules: list[tuple[Point, ...]] = []
-
-    def node(self, key: str, at: Point) -> None:
-        item = self.diagram.items[key]
-        core = item.core
-        kind, trained = ("dot", True) if core is None else (core.kind, core.trainable)
-        self.nodes[key] = Node(name=key, kind=kind, at=at, trained=trained)
-
-    def join(self, link: Link, *points: Point) -> None:
-        self.pieces[link.line].append(Piece(points=points, shade=link.shade))
-
-    def leg(self, name: str, start: Point, tip: Point, direction: Point) -> None:
-        key = f"(leg) {name}"
-        self.pieces[key].append(Piece(points=(start, tip), shade=key))
-        self.tips[key] = tip
-        self.labels.append(label_beyond(name, tip, direction, self.diagram.strokes[key].axis))
-
-    def picture(self) -> Picture:
-        lines = [
-            Line(
-                name=stroke.name,
-                kind=stroke.kind,
-                dim=stroke.dim,
-                ends=stroke.ends,
-                pieces=tuple(self.pieces[key]),
-                axis=stroke.axis,
-                tip=self.tips.get(key),
-            )
-            for key, stroke in self.diagram.strokes.items()
-        ]
-        return Picture(
-            nodes=tuple(self.nodes.values()), lines=tuple(lines), labels=tuple(self.labels), rules=tuple(self.rules)
-        )
-
-
-def _rim(node: Node, other: Point) -> Point:
-    """Return the point of a round node that is nearest to another point."""
-    (x, y), r = node.at, node.half[0]
-    far = math.dist(node.at, other)
-    return x + r * (other[0] - x) / far, y + r * (other[1] - y) / far
-
-
 def chain(diagram: Diagram, order: list[str]) -> Picture:
     """Draw sites from left to right, with the legs of the first axis upwards and all others downwards."""
-    canvas = _Canvas(diagram)
+    canvas = Canvas(diagram)
     axes = {s.name: s.axis for s in diagram.strokes.values() if s.kind == "leg"}
     several = len(set(axes.values())) > 1
     up = {key: [n for n in diagram.legs_of(key) if several and axes[n] == 0] for key in order}
@@ -121,12 +73,12 @@ def chain(diagram: Diagram, order: list[str]) -> Picture:
         for other, link in neighbours(diagram)[key]:
             if link.upper == key:
                 a, b = canvas.nodes[key], canvas.nodes[other]
-                canvas.join(link, _rim(a, b.at), _rim(b, a.at))
+                canvas.join(link, rim(a, b.at), rim(b, a.at))
     _rule_of_chain(canvas, x + last, any(up.values()), any(down.values()))
     return canvas.picture()
 
 
-def _rule_of_chain(canvas: _Canvas, right: float, *sides: bool) -> None:
+def _rule_of_chain(canvas: Canvas, right: float, *sides: bool) -> None:
     activation = canvas.diagram.segments[-1].activation
     if activation == "identity":
         return
@@ -142,13 +94,13 @@ def _towards(angle: float, radius: float, center: Point = (0.0, 0.0)) -> Point:
     return center[0] + radius * math.cos(angle), center[1] + radius * math.sin(angle)
 
 
-def _outwards(canvas: _Canvas, key: str, angle: float, tip: float, step: float) -> None:
+def _outwards(canvas: Canvas, key: str, angle: float, tip: float, step: float) -> None:
     """Draw the legs of a core away from the middle, to a distance from it."""
     names = canvas.diagram.legs_of(key)
     for j, name in enumerate(names):
         own = angle - step * (j - (len(names) - 1) / 2)
         end = _towards(own, tip)
-        canvas.leg(name, _rim(canvas.nodes[key], end), end, _towards(own, 1.0))
+        canvas.leg(name, rim(canvas.nodes[key], end), end, _towards(own, 1.0))
 
 
 def _circle(radius: float) -> tuple[Point, ...]:
@@ -157,7 +109,7 @@ def _circle(radius: float) -> tuple[Point, ...]:
 
 def ring(diagram: Diagram, order: list[str]) -> Picture:
     """Draw the sites of a ring on a circle, clockwise from the top, with legs outwards."""
-    canvas = _Canvas(diagram)
+    canvas = Canvas(diagram)
     n = len(order)
     legs = max(len(diagram.legs_of(key)) for key in order)
     radius = max(0.75, 0.5 * (1.0 + 0.35 * (legs - 1)) / math.sin(math.pi / n))
@@ -180,14 +132,52 @@ def ring(diagram: Diagram, order: list[str]) -> Picture:
     return canvas.picture()
 
 
-def _above(canvas: _Canvas, text: str) -> None:
+def is_tangled(diagram: Diagram) -> bool:
+    """Return whether a network has loops, no direction and no hyper-index, and is small enough for a circle."""
+    near = neighbours(diagram)
+    cores = [item.core for item in diagram.cores]
+    plain = all(core is not None and core.kind in SIDEWAYS for core in cores) and len(near) == len(cores)
+    return plain and len(cores) <= _MOST_AROUND and sum(map(len, near.values())) // 2 >= len(cores) > 2
+
+
+def tangle(diagram: Diagram) -> Picture:
+    """Draw any network: cores on a circle, clockwise from the top, with bonds as chords and legs outwards."""
+    canvas = Canvas(diagram)
+    order = list(neighbours(diagram))
+    turn = 2 * math.pi / len(order)
+    legs = max(1, *(len(diagram.legs_of(key)) for key in order))
+    radius = max(0.5 * (1.0 + 0.35 * (legs - 1)) / math.sin(turn / 2), _CLEAR / (1.0 - math.cos(turn)))
+    for k, key in enumerate(order):
+        angle = math.pi / 2 - turn * k
+        canvas.node(key, _towards(angle, radius))
+        _outwards(canvas, key, angle, radius + _LEG, turn / legs)
+    twins: dict[frozenset[str], list[Link]] = {}
+    for link in diagram.links:
+        if link.upper in canvas.nodes and link.lower in canvas.nodes:
+            twins.setdefault(frozenset((link.upper, link.lower)), []).append(link)
+    for links in twins.values():
+        for k, link in enumerate(links):
+            _chord(canvas, link, 0.12 * (k - (len(links) - 1) / 2))
+    return canvas.picture()
+
+
+def _chord(canvas: Canvas, link: Link, shift: float) -> None:
+    """Draw a straight bond, shifted sideways where two cores have several."""
+    a, b = canvas.nodes[link.upper], canvas.nodes[link.lower]
+    start, end = rim(a, b.at), rim(b, a.at)
+    far = math.dist(start, end)
+    across = (-(end[1] - start[1]) / far * shift, (end[0] - start[0]) / far * shift)
+    canvas.join(link, *((x + across[0], y + across[1]) for x, y in (start, end)))
+
+
+def _above(canvas: Canvas, text: str) -> None:
     top = canvas.picture().box[3]
     canvas.labels.append(Label(text=text, at=(0.0, top + 0.3)))
 
 
 def star(diagram: Diagram, center: str) -> Picture:
     """Draw the core of a Tucker form, or the common index of CP, with everything else around it."""
-    canvas = _Canvas(diagram)
+    canvas = Canvas(diagram)
     around: list[str] = []  # factors, and legs without one, in the order of the legs
     for leg in diagram.legs:
         owner = next(link.upper for link in diagram.links if link.lower == f"(leg) {leg}")
@@ -205,17 +195,17 @@ def star(diagram: Diagram, center: str) -> Picture:
             continue
         canvas.node(key, _towards(angle, inner))
         a, b = canvas.nodes[center], canvas.nodes[key]
-        canvas.join(joined[key], _rim(a, b.at), _rim(b, a.at))
+        canvas.join(joined[key], rim(a, b.at), rim(b, a.at))
         _outwards(canvas, key, angle, inner + _LEG, 2 * math.pi / n / max(len(diagram.legs_of(key)), 1))
     _rules_of_star(canvas, inner)
     return canvas.picture()
 
 
-def _uncut(canvas: _Canvas, name: str, center: Node, angle: float, tip: float) -> None:
+def _uncut(canvas: Canvas, name: str, center: Node, angle: float, tip: float) -> None:
     """Draw a leg without a factor; where it passes an activation, its bond ends there."""
     end = _towards(angle, tip)
     bonds = [link for link in canvas.diagram.links if link.index == name and link.line != f"(leg) {name}"]
-    start = _rim(center, end)
+    start = rim(center, end)
     for link in bonds:
         middle = _towards(angle, 0.62 * tip)
         canvas.join(link, start, middle)
@@ -223,7 +213,7 @@ def _uncut(canvas: _Canvas, name: str, center: Node, angle: float, tip: float) -
     canvas.leg(name, start, end, _towards(angle, 1.0))
 
 
-def _rules_of_star(canvas: _Canvas, inner: float) -> None:
+def _rules_of_star(canvas: Canvas, inner: float) -> None:
     segments = canvas.diagram.segments
     names = [segment.activation for segment in segments]
     if len(segments) > 1 and names[0] != "identity":

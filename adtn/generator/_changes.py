@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -37,7 +38,7 @@ class Changeable(Described):
         if set(params) != set(self._params):
             raise GeneratorError(f"Got params of {sorted(params)}; expected those of {sorted(self._params)}.")
         new = self._copied()
-        new._params = readonly(params, self._stored_shapes, self._dtype)
+        new._params = readonly(params, self._stored_shapes, self._dtype, self.isometric_rows)
         new._given = MappingProxyType(dict(self._given))
         new._precision, new._codes = None, MappingProxyType({})
         return new
@@ -89,6 +90,9 @@ class Changeable(Described):
         >>> gen.with_bond("b0", (np.eye(3)[:, :2], np.eye(3)[:2])).topology
         MPO(bond=(2,))
         """
+        if self.isometric_rows:
+            free = self.without_isometries()
+            return free.with_bond(name, matrix, into=into, place=place, unshare=unshare)
         values = {**self._params, **self._frozen}
         found = absorb(self.segments, values, name, matrix, into=into, place=place, unshare=unshare)
         if found.segments == self.segments and set(found.values) <= set(self._params):
@@ -161,9 +165,28 @@ class Changeable(Described):
         >>> {name: float(np.linalg.norm(x)) for name, x in pair.balanced().params.items()}
         {'left': 4.0, 'right': 4.0}
         """
+        if self.isometric_rows:
+            return self.without_isometries().balanced()
         cores = {core.param for core in cores_of(self.segments)}
         values = balanced_values(self.segments, {k: x for k, x in self._params.items() if k in cores})
         return self.with_params({**self._params, **values})
+
+    def without_isometries(self) -> Self:
+        """Return a generator with the same cores, which need not stay isometries; see ``isometric`` of :class:`TTN`.
+
+        Returns
+        -------
+        Generator
+
+        Examples
+        --------
+        >>> import adtn
+        >>> gen = adtn.Generator((16, 16), adtn.TTN(bond=2, activation=None, isometric=True))
+        >>> gen.without_isometries().topology
+        TTN(activation='identity', bond=2)
+        """
+        topology: Any = self._topology
+        return self.with_topology(replace(topology, isometric=False), {}) if self.isometric_rows else self
 
     def _copied(self) -> Self:
         new = object.__new__(type(self))

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._recent import Recent
 from .._typing import Array, Float, Params, Shape
-from ..calculus import active_parameters, degrees_of_freedom, frozen_values
+from ..calculus import active_parameters, degrees_of_freedom, frozen_values, isometric_rows
 from ..layout import Layout, Permutation
 from ..precision import Codes, Precision
 from ..program import Program, cached_program
@@ -132,6 +132,11 @@ class Described:
         return self._topology.segments(self._layout)
 
     @property
+    def isometric_rows(self) -> Mapping[str, int]:
+        """The number of rows of every core that stays an isometry, by its parameter; see :class:`adtn.TTN`."""
+        return isometric_rows(cores_of(self.segments))
+
+    @property
     def program(self) -> Program:
         """The program as pairwise steps."""
         return cached_program(self.segments)
@@ -171,6 +176,11 @@ class Described:
         """The shapes of :attr:`stored`, for which nothing is decoded."""
         cores = [core for core in cores_of(self.segments) if core.trainable or core.init == "given"]
         return {core.param: core.shape for core in cores} | {k: () for k in (BASE_SCALE,) if k in self._params}
+
+    @property
+    def stored_names(self) -> tuple[str, ...]:
+        """The names of :attr:`stored`, for which nothing is decoded."""
+        return tuple(self._stored_shapes)
 
     @property
     def num_params(self) -> int:

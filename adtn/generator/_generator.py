@@ -13,6 +13,7 @@ from .._checks import Seed, checked
 from .._recent import Recent
 from .._typing import Array, Float, Params
 from ..backends import Backend, check_device
+from ..calculus import unit_isometries
 from ..device import Memory
 from ..errors import DeviceError, GeneratorError, LayoutError, ScheduleError, TopologyError
 from ..layout import Layout, Permutation
@@ -285,9 +286,11 @@ class Generator(Changeable):
     def networks(self) -> list[qtn.TensorNetwork]:
         """Build one quimb network per segment, named and tagged, ready for ``.draw()``.
 
-        Tensors are tagged with their name, kind and level; a segment's incoming state is tagged ``STATE``.
+        Tensors are tagged with their name, kind and level; a segment's incoming state is tagged ``STATE``. With
+        ``isometric=True``, the rows of isometries have unit norm here, and the root has the norm of the state.
         """
-        return networks_of(self.program, self.segments, {**self._params, **self._frozen})
+        arrays = unit_isometries(self.segments, {**self._params, **self._frozen})
+        return networks_of(self.program, self.segments, arrays)
 
     @checked(GeneratorError)
     def draw(self, path: str | Path | None = None, *, entropies: bool = True) -> Figure:

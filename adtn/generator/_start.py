@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .._typing import Float
-from ..calculus import initial_values
+from ..calculus import initial_values, isometric_rows
 from ..errors import GeneratorError
 from ..layout import Layout, Permutation
 from ..program import cached_program
@@ -79,7 +79,7 @@ def start(
             silence(program, trained)
     if isinstance(base, RuleBase):
         trained[BASE_SCALE] = passed.get(BASE_SCALE, np.asarray(scale))
-    params = readonly(trained, trainable | {BASE_SCALE: ()}, dtype)
+    params = readonly(trained, trainable | {BASE_SCALE: ()}, dtype, isometric_rows(cores))
     if missing := sorted(c.param for c in cores if c.init == "given" and c.param not in passed):
         raise GeneratorError(f"Cores {missing} have no rule for their values; pass params that contain them.")
     given = {k: passed[k] for k in set(shapes) - set(trainable) if k in passed}

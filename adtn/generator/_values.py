@@ -12,6 +12,7 @@ import numpy as np
 from .._arrays import finite_array, host_array
 from .._checks import shown
 from .._typing import Float, Shape
+from ..calculus import Rows, stored_isometries
 from ..errors import GeneratorError, LayoutError
 from ..layout import Permutation
 from ..program import Program
@@ -72,21 +73,23 @@ def as_permutations(
 def silence(program: Program, params: dict[str, Float[np.ndarray, "..."]]) -> None:
     """Set one core of the last segment to zero, so that an adapter starts as the weight it adapts."""
     for core in reversed(program.stages[-1].cores):
-        if core.trainable and core.init != "identity":
+        if core.trainable and core.init != "identity" and not core.isometric:
             params[core.param] = np.zeros(core.shape)
             return
 
 
 def readonly(
-    arrays: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: str
+    arrays: Mapping[str, Any], shapes: Mapping[str, Shape], dtype: str, rows: Rows | None = None
 ) -> Mapping[str, Float[np.ndarray, "..."]]:
-    out: dict[str, np.ndarray] = {}
-    for name in sorted(arrays):
-        x = np.array(host_array(f"params[{name!r}]", arrays[name], GeneratorError), dtype=dtype)
+    """Return checked copies; of parameters that stand for isometries, whose ``rows`` are given, the isometries."""
+    given = {name: host_array(f"params[{name!r}]", arrays[name], GeneratorError) for name in sorted(arrays)}
+    for name, x in given.items():
         if x.shape != shapes[name]:
             raise GeneratorError(f"Got params[{name!r}] of shape {x.shape}; expected {shapes[name]}.")
+    given = stored_isometries(given, rows, dtype) if rows else given
+    out = {name: np.array(x, dtype=dtype) for name, x in given.items()}
+    for x in out.values():
         x.setflags(write=False)
-        out[name] = x
     return MappingProxyType(out)
 
 

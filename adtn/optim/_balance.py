@@ -37,6 +37,8 @@ def balanced(generator: Generator) -> Generator:
     >>> even.params["left"].ravel(), even.params["right"].ravel()
     (array([4., 0.], dtype=float32), array([0., 4.], dtype=float32))
     """
+    if generator.isometric_rows:
+        return generator  # whose root alone has a norm of its own
     params = {name: np.asarray(x) for name, x in generator.params.items()}
     used = [Counter(core.param for core in segment.cores if core.trainable) for segment in generator.segments]
     for counts in used:

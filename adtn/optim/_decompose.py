@@ -15,13 +15,14 @@ import numpy as np
 from .._arrays import finite_array
 from .._checks import Range, checked
 from .._typing import Float
+from ..calculus import canonical
 from ..errors import TopologyError
 from ..generator import Generator
 from ..topology import LowRank, TensorRing
 from ..weight import checked_moment, padded_moment
 from ._alternating import alternate
 from ._balance import balanced
-from ._disentangle import disentangle, has_disentanglers
+from ._disentangle import disentangle, has_disentanglers, procrustes
 from ._metric import InputMetric, along
 from ._nearly_linear import slope_of, through_activations
 from ._whitened_svd import whitened_svd
@@ -36,7 +37,8 @@ def decompose(
     Without a moment, this is a truncated decomposition. With the second moment M of the inputs, it minimises the error
     of the outputs, :math:`\mathrm{tr}((\hat W - W) M (\hat W - W)^\top)`: in closed form for a pair of factors, else by
     alternating least squares that start from the truncated decomposition. Disentanglers are found by alternating
-    Procrustes problems, and then improved together with the tree by L-BFGS, with a moment or without. Without
+    Procrustes problems, and then improved together with the tree by L-BFGS, with a moment or without; with
+    ``isometric=True`` they stay orthogonal, and the moment does not count. Without
     activations, the cores are those of least norm, see :meth:`adtn.Generator.balanced`.
 
     Parameters
@@ -95,9 +97,22 @@ def decompose(
         )
     if not is_linear(generator):
         # the gauge of the isometries suits the states that the activations see
-        twin = _decomposed(_without_activations(generator), target, moment, sweeps)
+        twin = _decomposed(_changed(generator, activation="identity"), target, moment, sweeps)
         return through_activations(generator, twin.params, np.asarray(twin.weight()))
+    if generator.isometric_rows:
+        return _with_isometries(generator, target, moment, sweeps)
     return _decomposed(generator, target, moment, sweeps).balanced()
+
+
+def _with_isometries(generator: Generator, target: Any, moment: Any, sweeps: int) -> Generator:
+    """Decompose a weight in the canonical form of a tree, whose root takes what is not orthogonal."""
+    segment = generator.segments[-1]
+    if has_disentanglers(segment):
+        state = np.asarray(generator.weighting.to_state(_weight(generator, target)))
+        found = procrustes(segment, state, generator.topology.decompose(generator.layout, state, generator.params))
+    else:
+        found = _decomposed(_changed(generator, isometric=False), target, moment, sweeps).params
+    return generator.with_params(canonical(generator.segments, found))
 
 
 def _decomposed(generator: Generator, target: Any, moment: Any, sweeps: int) -> Generator:
@@ -146,11 +161,12 @@ def _weight(generator: Generator, target: Any) -> Float[np.ndarray, "*shape"]:
     return weight
 
 
-def _without_activations(generator: Generator) -> Generator:
+def _changed(generator: Generator, **options: Any) -> Generator:
+    """Return a new generator in float64 with other options of the topology."""
     topology: Any = generator.topology
     return Generator(
         generator.shape,
-        replace(topology, activation="identity"),
+        replace(topology, **options),
         layout=generator.layout,
         scale=generator.scale,
         permutations=generator.permutations or None,

@@ -12,6 +12,7 @@ from autoray import astype, do
 
 from .._typing import Array, Params
 from ..backends import Backend, get_backend
+from ..calculus import Rows, isometric, isometric_vjp
 from ..errors import FitError
 from ..generator import Generator
 from ..schedule import decide
@@ -113,7 +114,8 @@ def plan_loss(
     make = _shared if backend.compiles and tiles is not None else _compiled
     consume: Any = tiles.consume if tiles is not None else None
     whole = objective.bind(backend) if tiles is None else None
-    function = make(backend.name, evaluation, consume, whole, options.dtype, options.master, options.clip)
+    rows = tuple(generator.isometric_rows.items())
+    function = make(backend.name, evaluation, consume, whole, options.dtype, options.master, options.clip, rows)
     return Loss(
         exact=evaluation.exact,
         trusted=trusted_relative_square(options.dtype) * offset,
@@ -163,10 +165,17 @@ def _compiled(
     dtype: str,
     master: str,
     clip: float | None,
+    rows: tuple[tuple[str, int], ...],
 ) -> Callable[..., tuple[Array, Params]]:
     there = get_backend(backend)
     function = _LossFunction(
-        evaluation=evaluation.on(there), consume=consume, whole=whole, dtype=dtype, master=master, clip=clip
+        evaluation=evaluation.on(there),
+        consume=consume,
+        whole=whole,
+        dtype=dtype,
+        master=master,
+        clip=clip,
+        rows=dict(rows),
     )
     return there.compile(function)
 
@@ -184,9 +193,11 @@ class _LossFunction:
     dtype: str
     master: str
     clip: float | None
+    rows: Rows
 
     def __call__(self, params: Params, constants: Params, batch: tuple[Array, ...]) -> tuple[Array, Params]:
-        dtype, master = self.dtype, self.master
+        dtype, master, given = self.dtype, self.master, params
+        params = isometric(params, self.rows) if self.rows else params
         if master != dtype:
             params = {k: astype(x, dtype) for k, x in params.items()}
         arrays = {**constants, **params}
@@ -199,6 +210,7 @@ class _LossFunction:
             raise FitError("A loss needs a consumer of tiles, or a function of the whole weight that is materialised.")
         if master != dtype:
             grads = {k: astype(g, master) for k, g in grads.items()}
+        grads = isometric_vjp(given, self.rows, grads) if self.rows else grads
         return loss, _clipped(grads, self.clip)
 
     def _over_tiles(self, arrays: Params, constants: Params, consume: Consumer) -> tuple[Array, dict[str, Array]]:

@@ -24,7 +24,7 @@ def fixed(generator: Generator, gauge: Gauge) -> Generator:
         - ``"cores"``: equal norms of all cores of a segment, see :func:`adtn.optim.balanced`
         - ``"bonds"``: for every value of a bond between two cores, equal norms of the two slices, then ``"cores"``
     """
-    if gauge == "none":
+    if gauge == "none" or generator.isometric_rows:  # isometries leave no choice
         return generator
     if gauge == "bonds":
         generator = _even_bonds(generator)

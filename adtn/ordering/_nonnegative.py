@@ -28,6 +28,7 @@ def nonnegative(generator: Generator, target: Float[np.ndarray, "*shape"]) -> Ge
     ----------
     D. Lee, S. Seung (2000), Algorithms for Non-negative Matrix Factorization, NIPS 13.
     """
+    generator = generator.without_isometries()
     program = generator.program
     state = np.asarray(generator.weighting.to_state(target))
     params = {name: np.abs(np.asarray(x, np.float64)) for name, x in generator.params.items()}

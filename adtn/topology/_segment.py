@@ -51,6 +51,9 @@ class Core:
         Seed for ``"seeded"``.
     width : float
         Width for ``"bumps"``.
+    isometric : bool
+        Whether the core stays an isometry from its incoming legs while it is trained: as a matrix with ``fan_in`` rows,
+        these are orthogonal, with entries of variance ``1 / fan_in``.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Core:
     trainable: bool = True
     seed: int = 0
     width: float = 1.0
+    isometric: bool = False
 
     @property
     def size(self) -> int:

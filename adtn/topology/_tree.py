@@ -167,7 +167,7 @@ def _disentanglers(
 @register_topology
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TTN(Topology):
-    """A tree tensor network: a root, isometries from one parent leg to ``arity`` children, and leaves.
+    r"""A tree tensor network: a root, isometries from one parent leg to ``arity`` children, and leaves.
 
     Parameters
     ----------
@@ -178,6 +178,12 @@ class TTN(Topology):
     leaves : bool
         Give every physical leg a bond and a core ``(χ, d)`` of its own; without leaves, the physical legs are outputs
         of the last isometries.
+    isometric : bool
+        Keep all cores but the root isometries while they are trained, for networks without activations. An isometry
+        :math:`w` takes the bond above it to the legs below, :math:`\sum_{ij} w_{a,ij} w_{b,ij} = \delta_{ab}\,
+        d_i d_j / d_a`: up to a fixed factor, with which entries keep their variance, :math:`w w^\top = 1`.
+        Disentanglers are orthogonal. The root is free, and has the norm of the state. Without this option, isometries
+        are start values only.
     activation, where, share
         See :class:`Topology`.
 
@@ -198,12 +204,21 @@ class TTN(Topology):
     bond: Bonds = 4
     arity: Annotated[int, Range(2)] = 2
     leaves: bool = True
+    isometric: bool = False
     activation: str | None = "silu"
 
     # neighbouring legs share a parent, and with one row leg and one column leg the matrix can have full rank
     order: ClassVar[Literal["axis", "interleaved"]] = "interleaved"
     grows: ClassVar[str | None] = "bond"
     has_decomposition: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.isometric and self.activation != "identity" and self.where != ():
+            raise TopologyError(
+                f"Got isometric=True and activation={self.activation!r}; isometries keep norms only in networks "
+                "without activations. Use activation=None."
+            )
 
     def decompose(
         self, layout: Layout, state: Float[np.ndarray, "*legs"], initial: Mapping[str, Float[np.ndarray, "..."]]
@@ -241,7 +256,8 @@ class TTN(Topology):
             leaf = self.leaves and t == len(ranks) - 1
             dis, raw = _disentanglers(lower, pairs[t], t, noise)
             iso = _isometries(upper, lower, t, "leaf" if leaf else "isometry", raw)
-            levels.append(Segment(upper.names, (*iso, *dis), lower.names))
+            cores = tuple(replace(core, isometric=self.isometric) for core in (*iso, *dis))
+            levels.append(Segment(upper.names, cores, lower.names))
         return levels
 
 
@@ -252,7 +268,7 @@ class ATTN(TTN):
 
     Parameters
     ----------
-    bond, arity, leaves
+    bond, arity, leaves, isometric
         See :class:`TTN`.
     pairs : "all" or tuple of (int, int)
         - ``"all"``: every pair of neighbouring legs with different parents, each leg at most once
@@ -312,7 +328,7 @@ class MERA(TTN):
 
     Parameters
     ----------
-    bond, arity, leaves
+    bond, arity, leaves, isometric
         See :class:`TTN`.
     periodic : bool
         Also pair the last leg with the first.

@@ -19,7 +19,7 @@ from autoray import do
 
 from ..._typing import Array, Float, Params
 from ...backends import Backend
-from ...calculus import SampledJacobian, sampled_jacobian, stacked
+from ...calculus import SampledJacobian, isometric, isometric_jacobian, sampled_jacobian, stacked
 from ...errors import FitError
 from ...generator import Generator
 from ...weight import BASE, BASE_SCALE
@@ -162,6 +162,7 @@ class LevenbergMarquardt(Optimizer):
         self._curvature = plan_curvature(
             problem.generator, problem.objective, problem.backend, problem.device, problem.dtype, problem.seed
         )
+        self._rows = problem.generator.isometric_rows
         if problem.has_batches or set(problem.rate_factors) != set(self._curvature.names):
             raise FitError("optimizer='lm' needs a weight to reconstruct; for tasks use 'adam' or 'lbfgs'.")
 
@@ -197,8 +198,23 @@ class LevenbergMarquardt(Optimizer):
     def _matrix(self, at: Iterate) -> Float[np.ndarray, "parameters parameters"]:
         problem = self.problem
         with problem.backend.scope(problem.dtype):
-            params = {k: problem.backend.asarray(x, problem.device, problem.dtype) for k, x in at.params.items()}
-            return self._curvature(params, at.step)
+            cores = isometric(at.params, self._rows)
+            params = {k: problem.backend.asarray(x, problem.device, problem.dtype) for k, x in cores.items()}
+            matrix = self._curvature(params, at.step)
+        return self._by_parameters(matrix, at.params) if self._rows else matrix
+
+    def _by_parameters(
+        self, matrix: Float[np.ndarray, "parameters parameters"], params: Params
+    ) -> Float[np.ndarray, "parameters parameters"]:
+        """Convert H from entries of isometries to those of the parameters that stand for them."""
+        slopes, start = isometric_jacobian(params, self._rows), 0
+        for name in self._curvature.names:
+            own = slice(start, start + np.size(params[name]))
+            if name in slopes:
+                matrix[own] = slopes[name].T @ matrix[own]
+                matrix[:, own] = matrix[:, own] @ slopes[name]
+            start = own.stop
+        return matrix
 
 
 def _solve(

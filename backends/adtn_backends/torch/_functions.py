@@ -1,4 +1,4 @@
-"""Elementwise functions that PyTorch lacks under their NumPy names, registered with autoray when this is imported."""
+"""Functions that PyTorch lacks under their NumPy names or on MPS, registered with autoray when this is imported."""
 
 from __future__ import annotations
 
@@ -35,6 +35,20 @@ def _of_numbers(fn: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _not_on_mps(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function that runs on the CPU instead of MPS, which lacks it."""
+
+    @wraps(fn)
+    def call(*args: Any) -> Any:
+        device = args[0].device
+        if device.type != "mps":
+            return fn(*args)
+        found = fn(*(x.cpu() for x in args))
+        return tuple(x.to(device) for x in found) if isinstance(found, tuple) else found.to(device)
+
+    return call
+
+
 @index_on.register("torch")
 def _index(x: torch.Tensor, permutation: Permutation, inverse: bool) -> torch.Tensor:
     """Return the index on the device of ``x``, to which it is copied once."""
@@ -53,6 +67,8 @@ for _name in _OF_TENSORS.split():
     autoray.register_function("torch", _name, _of_numbers(getattr(torch, _name)))
 for _name, _fn in _OTHER_NAMES.items():
     autoray.register_function("torch", _name, _fn)
+for _name in ("qr", "solve"):
+    autoray.register_function("torch", f"linalg.{_name}", _not_on_mps(getattr(torch.linalg, _name)))
 for _name in dir(torch.special):
     if not _name.startswith("_") and callable(getattr(torch.special, _name)):
         autoray.register_function("torch", f"scipy.special.{_name}", getattr(torch.special, _name))

@@ -12,6 +12,7 @@ from adtn import Generator, Permutation
 from adtn._checks import checked
 from adtn._typing import Float, Int, Params
 from adtn.backends import get_backend
+from adtn.calculus import isometric
 from adtn.errors import LayoutError
 from adtn.generator import generated_rows, grouped_core
 from adtn.precision import Codes, Parts, parts_of
@@ -171,7 +172,7 @@ class GeneratedWeight(nnx.Module):
             if rest:
                 data = {name: replicated(getattr(self, key)[...]) for name, key in rest.items()}
                 arrays |= self.structure.decode(in_groups=in_groups)(data, self.decoded_dtype)
-        return arrays
+        return isometric(arrays, self.structure.rows) if self.structure.rows else arrays
 
     def generator(self) -> Generator:
         """Make a generator with the present parameters; one with the present codes is rounded, as before."""
@@ -220,6 +221,7 @@ class _Static:
         self.generator = generator
         self.parts: dict[str, Parts] = {name: parts_of(x.shape, x.precision) for name, x in generator.codes.items()}
         self.grouped = grouped_core(generator)
+        self.rows = {} if self.parts else generator.isometric_rows  # codes are isometries up to their rounding
         self._decode: dict[bool, Any] = {}
         self._weight: Any = None
         self._layers: dict[tuple[Any, ...], tuple[Layer, Any]] = {}

@@ -30,6 +30,7 @@ from ...shared._permuted import permuted
 from .._vjp import differentiable_vjp, must_differentiate
 from ._calls import PLAIN, differentiable, in_own_precision, is_traced
 from ._codes import Orders, TrainedCodes, codes_of, decode, decode_in_groups, tensor_of
+from ._isometries import Isometries
 
 _BACKEND = get_backend("torch")
 _TRACED_BATCH = 64  # one graph serves all batch sizes, so it is planned for a medium one
@@ -105,6 +106,8 @@ class GeneratedWeight(nn.Module):
         self._is_weight = bool(self._codes) and is_core(structure)
         self._grouped, self._order = grouped_core(structure), Orders()
         self._cache: _Cached | None = None
+        # codes are isometries up to their rounding
+        self._isometries = Isometries({} if self._codes else structure.isometric_rows)
         self._layers: dict[tuple[Any, ...], Any] = {}
         self._traced: dict[tuple[str | None, ...], EinsumSteps | None] = {}
 
@@ -167,7 +170,7 @@ class GeneratedWeight(nn.Module):
                 arrays[name] = decode(getattr(self, key), self._parts[name], self.dtype)
             else:
                 arrays[name] = self._trained[key]().to(self.dtype)
-        return arrays
+        return self._isometries(arrays, self.stamp)
 
     def decode_once(self, once: bool = True) -> None:
         """Hold decoded cores beside the codes, so that calls decode nothing; or decode in every call, for less memory.
