@@ -1,4 +1,4 @@
-"""What predicts which components of bonds a network needs: ``python bench/importance.py`` with ``ADTN_DATA`` set.
+"""Scores that predict which components of bonds a network needs: ``python bench/importance.py`` with ``ADTN_DATA``.
 
 The first layer of a network 784-1024-1024-10 on MNIST is trained as an MPO, a linear and a nonlinear TTN. Every
 component of every bond is removed on its own: Schmidt components of linear bonds, entries of legs of states. Four
