@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from itertools import product
+from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def page() -> list[str]:
+    """Return the sections of docs/results.md about recipes, scaling, autoencoders and importance."""
+    lines: list[str] = []
+    for title, (name, text, table) in SECTIONS.items():
+        content = json.loads((RESULTS / f"{name}.json").read_text())
+        lines += [f"## {title}", "", text, "", *table(content)]
+    return lines
+
+
+def table_of(content: dict) -> list[str]:
+    """Choose the table that fits the content."""
+    for name, _, table in SECTIONS.values():
+        if name.replace("-", "_") in content:
+            return table(content)
+    return []
 
 
 def recipes_table(content: dict) -> list[str]:
@@ -112,3 +134,39 @@ def importance_table(content: dict) -> list[str]:
         cells = [f"{mean(r[s][where] for r in own):.2f}" for s in scores for where in ("all", "within bonds")]
         lines.append(f"| {name} | {len(own)} | {own[0]['components']} | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+SECTIONS: Mapping[str, tuple[str, str, Callable[[dict], list[str]]]] = {
+    "Recipes of training": (
+        "compress-recipes",
+        """The claims of arXiv:2605.19842 about local and global training, on ResNets and CIFAR-10: convolutions become
+Tucker or MPO networks, from decompositions in the metric of their inputs or from random cores. *Local*
+trains one layer after the other to reproduce its dense outputs, *global* the whole model by its labels and
+the dense outputs (share 0.9), *local, global* half of the updates each; rates are chosen per format, start
+and recipe on held-out training images. Running statistics are corrected after decompositions and after
+local training. *None* is the decomposition as it is. `python bench/compress/recipes.py`.""",
+        recipes_table,
+    ),
+    "Scaling with parameters": (
+        "scaling",
+        """Networks trained from scratch with layers of one kind, for the same number of steps on the same batches;
+rates are chosen per kind of layer at a middle size on held-out data. Exponents are for rows of one width
+and depth, or for dense layers of several widths. `python bench/scaling.py`.""",
+        scaling_table,
+    ),
+    "Autoencoders of activations": (
+        "autoencoder",
+        """The outputs of the last stage of ResNet-20, ``(64, 8, 8)`` per image, through an MPO encoder and an MPO
+decoder, which start at random or as decompositions of principal components and are trained for 600 steps.
+What the bond between them keeps is judged on 5,000 test images. `python bench/compress/autoencoder.py`.""",
+        autoencoder_table,
+    ),
+    "Importance of components": (
+        "importance",
+        """Spearman's correlation of scores with what the loss grows by when one component of a bond is removed, over
+all components of a network, and within bonds on average: the norm of the change of the weight, of the
+outputs on data, in the damped metric of inputs and gradients, and the first-order change. First layer of
+784-1024-1024-10 on MNIST. `Bond.ablation(inputs=...)` is the second. `python bench/importance.py`.""",
+        importance_table,
+    ),
+}

@@ -70,16 +70,24 @@ def main() -> None:
 def page(folder: Path) -> str:
     """Return the text of the page, and write its pictures to a folder."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    parts = [_CURVES, *_compression().page(folder), _INTRO, *_goals(results), *_dense()]
+    parts = [
+        _CURVES,
+        *_loaded("compress/plot.py").page(folder),
+        *_loaded("bond_tables.py").page(),
+        _INTRO,
+        *_goals(results),
+        *_dense(),
+    ]
     for content in sorted(results, key=lambda content: "baseline" in content["case"]):
         kind = _curve if content["case"].get("ratios") else _ablation if "baseline" in content["case"] else _case
         parts += kind(content, folder)
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _compression() -> Any:
-    """Load ``bench/compress/plot.py`` without its folder on the path, where names of modules would be hidden."""
-    spec = importlib.util.spec_from_file_location("plot", Path(__file__).parents[1] / "compress" / "plot.py")
+def _loaded(name: str) -> Any:
+    """Load a script of ``bench`` without its folder on the path, where names of modules would be hidden."""
+    path = Path(__file__).parents[1] / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None, "it is part of the benchmarks"
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
