@@ -7,7 +7,7 @@ entry-point group ``adtn.backends``; another distribution adds one by declaring 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -94,6 +94,28 @@ class Workspace:
     ) -> Float[Array, "*shape"]:
         """Compute the adjoint of :meth:`activate`."""
         return xbar * sigma.derivative(z)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dialect:
+    """The names of operations on arrays, for straight-line code; see :class:`adtn.calculus.FlatProgram`.
+
+    Parameters
+    ----------
+    permute : str
+        The method that permutes axes, with the axes as a tuple.
+    products : mapping of int to str
+        Functions for products of matrices and of stacks of matrices, by the number of axes.
+    expand : str
+        An expression that broadcasts ``{x}`` to ``{shape}``.
+    names : mapping of str to callable
+        The functions in these expressions.
+    """
+
+    permute: str
+    products: Mapping[int, str]
+    expand: str
+    names: Mapping[str, Callable[..., Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +224,11 @@ class Backend(Protocol):
     @property
     def compiles(self) -> bool:
         """Whether :meth:`compile` makes a program, whose first call takes long and whose operations are fused."""
+        ...
+
+    @property
+    def dialect(self) -> Dialect | None:
+        """The names of its operations, if straight-line code is faster than a call per step; compilers need none."""
         ...
 
     @property

@@ -8,6 +8,7 @@ from ._adjoint import forward_stage as forward_stage
 from ._adjoint import forward_tape as forward_tape
 from ._adjoint import pullback as pullback
 from ._adjoint import vjp as vjp
+from ._flat import FlatProgram as FlatProgram
 from ._initial import frozen_values as frozen_values
 from ._initial import initial_values as initial_values
 from ._isometric import Rows as Rows

@@ -10,10 +10,10 @@ from typing import Any, Literal, TypeVar
 from autoray import do
 
 from .._typing import Array, Float, Params, Shape
-from ..backends import Backend
+from ..backends import Backend, get_backend
 from ..device import DeviceProfile, format_bytes
 from ..errors import ScheduleError
-from ..weight import Executable, FitExecutable, Layer, Materialised, Weighting, squared_distance
+from ..weight import Executable, Factored, FitExecutable, Layer, Materialised, Weighting, squared_distance
 
 Task = Literal["generate", "apply", "train", "fit"]
 TASKS: tuple[Task, ...] = ("generate", "apply", "train", "fit")
@@ -165,6 +165,36 @@ class Plan:
         of two.
         """
         return backend.compile(task_call(self.task, self.executable.on(backend), self.weighting.scale))
+
+    def code(self) -> str:
+        """Return the straight-line Python code that a layer in the mode ``"factored"`` runs on this device.
+
+        It has one function per pass: what :meth:`function` calls with arrays by name and a workspace for large ones.
+
+        Raises
+        ------
+        ScheduleError
+            If the plan is in another mode, or its framework compiles programs itself, as JAX does.
+
+        Examples
+        --------
+        >>> import adtn
+        >>> gen = adtn.Generator((64, 64), adtn.LowRank(bond=4))
+        >>> print(adtn.plan(gen, "apply", batch=2, mode="factored").code().partition("return")[0])
+        def forward(arrays, space):
+            v0 = arrays['out']
+            v1 = arrays['in']
+            v2 = arrays['x/input'].reshape((2, 64))
+            v3 = matmul(v1, v2.mT)
+            v4 = matmul(v3.mT, v0.mT)
+        """
+        dialect = get_backend(self.device.partition(":")[0]).dialect
+        if not isinstance(self.executable, Factored) or dialect is None:
+            raise ScheduleError(
+                f"Got a plan in the mode {self.mode!r} for {self.device}; expected a layer in the mode 'factored' for "
+                "NumPy or PyTorch, which run code without a compiler."
+            )
+        return self.executable.code(dialect)
 
     def generator(self, backend: Backend) -> Callable[[Params], Float[Array, "*shape"]]:
         """Return ``arrays -> W`` of a plan for ``"generate"``."""

@@ -10,8 +10,8 @@ from typing import ClassVar
 from autoray import do
 
 from .._typing import Array, Float, Params
-from ..backends import Backend
-from ..calculus import StageTape, forward, forward_tape, pullback
+from ..backends import Backend, Dialect
+from ..calculus import FlatProgram, StageTape, forward, forward_tape, pullback
 from ..layout import Layout
 from ..program import Path, Program, compile_program
 from ..topology import Core, Segment
@@ -61,6 +61,7 @@ class Factored(Layer):
         self.batch = batch
         self._weighting = weighting
         self._programs = lru_cache(maxsize=16)(self._program)
+        self._codes = lru_cache(maxsize=16)(self._code)
 
     @property
     def weighting(self) -> Weighting:
@@ -84,18 +85,33 @@ class Factored(Layer):
         )  # always both arguments: otherwise the cache treats the default as another program
 
     def _program(self, batch: int, need_x: bool) -> Program:
-        segments = with_input(self.segments, self.weighting.layout, batch, trained=need_x)
-        return compile_program(segments, self.paths, free_states=True)
+        return _compiled(self.segments, self.paths, self.weighting.layout, batch, need_x)
+
+    def _flat(self, batch: int, need_x: bool) -> FlatProgram | None:
+        """Return the program as straight-line code, where the backend runs it."""
+        return None if self.backend.dialect is None else self._codes(batch, need_x, self.backend.dialect)
+
+    def _code(self, batch: int, need_x: bool, dialect: Dialect) -> FlatProgram:
+        return _flattened(self.program(batch, need_x), dialect)
+
+    def code(self, dialect: Dialect) -> str:
+        """Return the text of the straight-line code for the batch for which this was planned."""
+        return self._codes(self.batch, True, dialect).code()
 
     def __call__(self, arrays: Params, x: Float[Array, "batch n_in"]) -> Float[Array, "batch n_out"]:
         """Multiply ``(batch, n_in)`` to ``(batch, n_out)``."""
-        state = forward(self.program(x.shape[0]), self._with_input(arrays, x), self.space)
+        flat, own = self._flat(x.shape[0], True), self._with_input(arrays, x)
+        state = forward(self.program(x.shape[0]), own, self.space) if flat is None else flat.forward(own, self.space)
         return self._weighting.product_from_state(state, arrays, x)
 
     def with_tape(self, arrays: Params, x: Float[Array, "batch n_in"]) -> tuple[Float[Array, "batch n_out"], Tape]:
         """Return the product and the tape of :meth:`pullback`."""
-        state, tape = forward_tape(self.program(x.shape[0]), self._with_input(arrays, x), self.space)
-        return self._weighting.product_from_state(state, arrays, x), tuple(_flat(tape))
+        flat, own = self._flat(x.shape[0], True), self._with_input(arrays, x)
+        if flat is not None:
+            state, arrays_of_tape = flat.forward_tape(own, self.space)
+            return self._weighting.product_from_state(state, arrays, x), arrays_of_tape
+        state, tape = forward_tape(self.program(x.shape[0]), own, self.space)
+        return self._weighting.product_from_state(state, arrays, x), tuple(_arrays_of(tape))
 
     def _with_input(self, arrays: Params, x: Float[Array, "batch n_in"]) -> Params:
         return {**arrays, INPUT: self._weighting.pad_input(x)}
@@ -112,7 +128,11 @@ class Factored(Layer):
         """Compute the adjoints of the parameters from that of the product, and that of ``x`` if ``need_x``."""
         weighting, program = self.weighting, self.program(x.shape[0], need_x)
         cotangent = do("reshape", weighting.output_adjoint(ybar) * weighting.scale, program.stages[-1].out_shape)
-        grads = pullback(program, _records(program, tape), cotangent, self.space)
+        flat = self._flat(x.shape[0], need_x)
+        if flat is None:
+            grads = pullback(program, _records(program, tape), cotangent, self.space)
+        else:
+            grads = flat.pullback(tape, cotangent, self.space)
         xbar = weighting.pad_input_adjoint(grads.pop(INPUT)) if need_x else None
         if weighting.has_base and (need_x or weighting.trains_base_scale):
             through = weighting.base_product_adjoint(arrays, ybar)
@@ -122,7 +142,19 @@ class Factored(Layer):
         return grads, xbar
 
 
-def _flat(tape: list[StageTape]) -> Iterator[Float[Array, "..."]]:
+@lru_cache(maxsize=256)  # equal layers share programs and their code
+def _compiled(
+    segments: tuple[Segment, ...], paths: tuple[Path, ...], layout: Layout, batch: int, need_x: bool
+) -> Program:
+    return compile_program(with_input(segments, layout, batch, trained=need_x), paths, free_states=True)
+
+
+@lru_cache(maxsize=256)
+def _flattened(program: Program, dialect: Dialect) -> FlatProgram:
+    return FlatProgram(program, dialect)
+
+
+def _arrays_of(tape: list[StageTape]) -> Iterator[Float[Array, "..."]]:
     """Yield the arrays of a tape in order: frameworks store arrays, and nothing else."""
     for record in tape:
         for pair in record.matrices:
@@ -132,7 +164,7 @@ def _flat(tape: list[StageTape]) -> Iterator[Float[Array, "..."]]:
 
 
 def _records(program: Program, arrays: Tape) -> list[StageTape]:
-    """Invert :func:`_flat`."""
+    """Invert :func:`_arrays_of`."""
     rest = iter(arrays)
     return [
         StageTape(

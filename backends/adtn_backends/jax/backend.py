@@ -41,6 +41,7 @@ class JaxBackend:
 
     name = "jax"
     compiles = True
+    dialect = None
     fused = frozenset[str]()  # not needed: XLA fuses elementwise operations itself
     scratch_bytes = 24 << 20  # measured: 20 to 23 MiB above the arrays of a streamed fit
 

@@ -365,6 +365,7 @@ class NullBackend:
 
     name = "null"
     compiles = False
+    dialect = None
     fused = frozenset[str]()
     scratch_bytes = 0
 

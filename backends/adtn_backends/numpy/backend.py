@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from adtn._checks import shown
 from adtn._typing import Params, Shape
-from adtn.backends import Backend, DeviceInfo, Differentiable, Elementwise, Workspace
+from adtn.backends import Backend, DeviceInfo, Dialect, Differentiable, Elementwise, Workspace
 from adtn.errors import DeviceError, FitError
 
 from ..shared._in_place import InPlace
@@ -18,12 +18,20 @@ from ..shared._memory import host_memory_bytes
 from ..shared._pool import POOL, SMALLEST
 from ._threads import blas_threads
 
+_DIALECT = Dialect(
+    permute="transpose",
+    products={2: "matmul", 3: "matmul"},
+    expand="broadcast_to({x}, {shape})",
+    names={"matmul": np.matmul, "broadcast_to": np.broadcast_to},
+)
+
 
 class NumpyBackend(InPlace):
     """The backend for NumPy arrays on the CPU."""
 
     name = "numpy"
     compiles = False
+    dialect = _DIALECT
     fused = frozenset[str]()
     scratch_bytes = 1 << 20
 

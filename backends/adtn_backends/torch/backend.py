@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from adtn._checks import shown
 from adtn._typing import Params, Shape
-from adtn.backends import Backend, DeviceInfo, Differentiable, Elementwise, Workspace
+from adtn.backends import Backend, DeviceInfo, Dialect, Differentiable, Elementwise, Workspace
 from adtn.errors import DeviceError, FitError
 from torch.nn import functional as F
 
@@ -35,6 +35,12 @@ for _name in ("broadcast_to", "einsum", "index_on", "matmul", "reshape", "sum", 
 # 711 us and 246 us
 _SMALLEST = 1 << 19
 
+_DIALECT = Dialect(
+    permute="permute",
+    products={2: "mm", 3: "bmm"},
+    expand="{x}.expand({shape})",
+    names={"mm": torch.mm, "bmm": torch.bmm},
+)
 _aten = torch.ops.aten
 # an activation in one pass, and its adjoint (xbar, z) -> zbar in another: launches and passes over memory dominate
 _FUSED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -107,6 +113,7 @@ class TorchBackend(InPlace):
 
     name = "torch"
     compiles = False
+    dialect = _DIALECT
     fused = frozenset(_FUSED)
     scratch_bytes = 9 << 20  # measured: 8.3 MiB above the arrays of a streamed fit
 

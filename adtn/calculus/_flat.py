@@ -1,0 +1,240 @@
+"""Programs as straight-line code: one Python function per pass, without an object or a decision per step.
+
+Small networks spend their time between operations, not in them. Shapes, permutations and transposed operands are known
+when a program is planned, so the code has constants only: views that follow each other are one expression, and a
+transposed operand is an attribute of the product that reads it. What it computes is what :mod:`._adjoint` computes, in
+the same order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from .._typing import Array, Float, Inds, Params, Shape
+from ..backends import Dialect, Workspace
+from ..program import MatrixView, Program, Stage
+
+_LARGE = 1 << 16  # entries from which a workspace may reuse memory, in double precision
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sym:
+    """A variable of the code: its name, its shape as it is stored, and whether its transpose is meant."""
+
+    name: str
+    shape: Shape
+    transposed: bool = False
+
+    @property
+    def mT(self) -> _Sym:
+        return _Sym(self.name, self.shape, not self.transposed)
+
+    @property
+    def text(self) -> str:
+        return f"{self.name}.mT" if self.transposed else self.name
+
+    @property
+    def matrix(self) -> Shape:
+        """The shape as it is meant."""
+        return (*self.shape[:-2], self.shape[-1], self.shape[-2]) if self.transposed else self.shape
+
+
+class _Writer:
+    """The lines of one function."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.lines: list[str] = []
+        self.dialect = dialect
+        self._count = 0
+
+    def new(self, text: str, shape: Shape) -> _Sym:
+        """Write an assignment to a new variable."""
+        name = f"v{self._count}"
+        self._count += 1
+        self.lines.append(f"{name} = {text}")
+        return _Sym(name, shape)
+
+    def matmul(self, x: _Sym, y: _Sym) -> _Sym:
+        """Write a product."""
+        a, b = x.matrix, y.matrix
+        shape = (*a[:-1], b[-1])
+        small = math.prod(shape) < _LARGE
+        call = self.dialect.products[len(shape)] if small else "space.matmul"
+        return self.new(f"{call}({x.text}, {y.text})", shape)
+
+    def read(self, view: MatrixView, x: _Sym) -> _Sym:
+        """Write :meth:`MatrixView.read`."""
+        text, shape = x.text, x.matrix
+        if view.sums:
+            text = f"{self._reshaped(text, shape, view.full)}.sum({view.sums})"
+            shape = tuple(n for axis, n in enumerate(view.full) if axis not in view.sums)
+        if view.moves:
+            text = f"{self._reshaped(text, shape, view.merged)}.{self.dialect.permute}({view.perm})"
+            shape = view.permuted
+            text = self._packed(text, shape, view.stored)
+            shape = view.stored
+        text = self._reshaped(text, shape, view.stored)
+        found = x if text == x.text and not x.transposed else self.new(text, view.stored)
+        return found.mT if view.swapped else found
+
+    def write(self, view: MatrixView, x: _Sym) -> _Sym:
+        """Write :meth:`MatrixView.write`."""
+        x = x.mT if view.swapped else x
+        text, shape = x.text, x.matrix
+        if view.moves:
+            text = f"{self._reshaped(text, shape, view.permuted)}.{self.dialect.permute}({view.inverse})"
+            shape = tuple(view.permuted[axis] for axis in view.inverse)
+        if view.sums:
+            thin = self._reshaped(text, shape, view.thin)
+            return self.new(self.dialect.expand.format(x=thin, shape=view.full), view.full)
+        copies = view.moves or x.transposed
+        text = (self._packed if copies else self._reshaped)(text, shape, view.full)
+        return x if text == x.text and not x.transposed else self.new(text, view.full)
+
+    def write_product(self, view: MatrixView, x: _Sym, y: _Sym, transposed: bool) -> _Sym:
+        """Write :meth:`MatrixView.write_product`."""
+        product = self.matmul(y.mT, x.mT).mT if transposed else self.matmul(x, y)
+        return self.write(view, product)
+
+    def _reshaped(self, text: str, shape: Shape, new: Shape) -> str:
+        return text if shape == new else f"{text}.reshape({new})"
+
+    def _packed(self, text: str, shape: Shape, new: Shape) -> str:
+        if math.prod(new) >= _LARGE:
+            return f"space.packed({text}, {new})"
+        return f"{text}.reshape({new})" if shape != new else text
+
+
+def _forward_stage(w: _Writer, stage: Stage, t: int, state: _Sym | None) -> tuple[_Sym, list[str]]:
+    """Write the forward pass of a stage, and return its state and the names on its tape."""
+    slots: list[_Sym] = [] if state is None else [state]
+    for core in stage.cores:
+        cut = f".reshape({core.shape})" if core.kind == "input" else ""  # it comes as rows
+        slots.append(w.new(f"arrays[{core.param!r}]{cut}", core.shape))
+    tape: list[str] = []
+    if stage.alone is not None:
+        z = w.read(stage.alone, slots[0])
+    else:
+        for step in stage.steps:
+            a, b = w.read(step.a, slots[step.left]), w.read(step.b, slots[step.right])
+            tape += [a.name, b.name]
+            slots.append(w.write_product(step.c, a, b, step.transposed[0]))
+        z = slots[-1]
+    if stage.segment.activation == "identity":
+        return z, tape
+    return w.new(f"space.activate(sigma{t}, {z.text})", z.matrix), [*tape, z.name]
+
+
+def _tape_of(stage: Stage, names: Sequence[str]) -> tuple[list[tuple[_Sym, _Sym]], str | None]:
+    """Return the operands of all steps, and the state before an activation, on the tape."""
+    pairs = zip(names[: 2 * len(stage.steps) : 2], names[1 : 2 * len(stage.steps) : 2], strict=True)
+    matrices = [(_operand(a, step.a), _operand(b, step.b)) for step, (a, b) in zip(stage.steps, pairs, strict=True)]
+    return matrices, None if stage.segment.activation == "identity" else names[-1]
+
+
+def _operand(name: str, view: MatrixView) -> _Sym:
+    return _Sym(name, view.stored, view.swapped)
+
+
+def _backward_stage(w: _Writer, stage: Stage, matrices: Sequence[tuple[_Sym, _Sym]], zbar: _Sym) -> list[_Sym | None]:
+    """Write the adjoints of all operands of a stage."""
+    if stage.alone is not None:
+        return [w.write(stage.alone, zbar)]
+    count = len(stage.cores) + stage.has_state
+    bars: list[_Sym | None] = [None] * (count + len(stage.steps))
+    bars[-1] = zbar
+    for step, (a, b) in zip(reversed(stage.steps), reversed(matrices), strict=True):
+        bar = bars[step.out]
+        if bar is not None and (step.need_a or step.need_b):
+            c = w.read(step.c, bar)
+            if step.need_a:
+                bars[step.left] = w.write_product(step.a, c, b.mT, step.transposed[1])
+            if step.need_b:
+                bars[step.right] = w.write_product(step.b, a.mT, c, step.transposed[2])
+    return bars[:count]
+
+
+class FlatProgram:
+    """A program as straight-line code for one framework.
+
+    Parameters
+    ----------
+    program : Program
+    dialect : Dialect
+        The names of operations in the framework.
+    """
+
+    def __init__(self, program: Program, dialect: Dialect) -> None:
+        self.program, self.dialect = program, dialect
+        self._sigmas = {f"sigma{t}": stage.activation for t, stage in enumerate(program.stages)}
+
+    @cached_property
+    def forward(self) -> Callable[[Params, Workspace], Float[Array, "*legs"]]:
+        """Compute the state ``X_T``: ``forward(arrays, space)``."""
+        return self._compiled("forward", ("arrays", "space"), self._forward(with_tape=False))
+
+    @cached_property
+    def forward_tape(self) -> Callable[[Params, Workspace], tuple[Float[Array, "*legs"], tuple[Array, ...]]]:
+        """Compute the state and a tuple of arrays for :attr:`pullback`."""
+        return self._compiled("forward_tape", ("arrays", "space"), self._forward(with_tape=True))
+
+    @cached_property
+    def pullback(self) -> Callable[[tuple[Array, ...], Float[Array, "*legs"], Workspace], dict[str, Array]]:
+        """Compute the adjoints of trained parameters: ``pullback(tape, cotangent, space)``."""
+        return self._compiled("pullback", ("tape", "cotangent", "space"), self._pullback())
+
+    def code(self) -> str:
+        """Return the text of all functions."""
+        parts = {
+            "forward(arrays, space)": self._forward(with_tape=False),
+            "forward_tape(arrays, space)": self._forward(with_tape=True),
+            "pullback(tape, cotangent, space)": self._pullback(),
+        }
+        return "\n\n\n".join("\n    ".join([f"def {head}:", *lines]) for head, lines in parts.items()) + "\n"
+
+    def _forward(self, *, with_tape: bool) -> list[str]:
+        w, state, tape = _Writer(self.dialect), None, list[str]()
+        for t, stage in enumerate(self.program.stages):
+            state, own = _forward_stage(w, stage, t, state)
+            tape += own
+        assert state is not None, "a program has a stage"
+        held = f"({', '.join(tape)},)" if tape else "()"
+        return [*w.lines, f"return {state.text}, {held}" if with_tape else f"return {state.text}"]
+
+    def _pullback(self) -> list[str]:
+        w, stages = _Writer(self.dialect), self.program.stages
+        sizes = [2 * len(stage.steps) + (stage.segment.activation != "identity") for stage in stages]
+        names = [f"t{k}" for k in range(sum(sizes))]
+        if names:
+            w.lines.append(f"{', '.join(names)}, = tape")
+        grads: dict[str, str] = {}
+        xbar = _Sym("cotangent", stages[-1].out_shape)
+        for t in reversed(range(len(stages))):
+            stage, own = stages[t], names[sum(sizes[:t]) : sum(sizes[: t + 1])]
+            matrices, z = _tape_of(stage, own)
+            if z is not None:
+                xbar = w.new(f"space.activate_vjp(sigma{t}, {z}, {xbar.text})", xbar.matrix)
+            operands = _backward_stage(w, stage, matrices, xbar)
+            for core, bar in zip(stage.cores, operands[stage.has_state :], strict=True):
+                if core.trainable and bar is not None:
+                    before = grads.get(core.param)
+                    grads[core.param] = bar.text if before is None else f"{before} + {bar.text}"
+            if not stage.need_state:
+                break
+            state = operands[0]
+            assert state is not None, "it depends on trained parameters"
+            xbar = state
+        return [*w.lines, f"return {{{', '.join(f'{name!r}: {text}' for name, text in grads.items())}}}"]
+
+    def _compiled(self, name: str, arguments: Inds, lines: list[str]) -> Any:
+        text = "\n    ".join([f"def {name}({', '.join(arguments)}):", *lines]) + "\n"
+        file = f"<adtn {name} {next(_numbers)}>"
+        space: dict[str, Any] = {**self.dialect.names, **self._sigmas}
+        exec(compile(text, file, "exec"), space)  # of our own text, with names and shapes of a checked plan
+        return space[name]

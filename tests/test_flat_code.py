@@ -1,0 +1,110 @@
+"""Straight-line code of programs: what it computes, what it looks like, and who shares it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import adtn
+import numpy as np
+import pytest
+from adtn.backends import get_backend
+from adtn.calculus import FlatProgram, forward, forward_tape, pullback
+from adtn.errors import ScheduleError
+from adtn.program import compile_program
+from adtn.topology import Core, Segment
+from adtn.weight import Factored
+
+from table import TOPOLOGIES, relative_error, to_numpy, tolerance
+
+MATRICES = [key for key, row in TOPOLOGIES.items() if len(row.shape) > 1]
+
+
+def planned(key: str, backend: str, batch: int = 5) -> tuple[Any, Any, dict[str, Any]]:
+    pytest.importorskip(backend)
+    gen = TOPOLOGIES[key].generator()
+    try:
+        plan = adtn.plan(gen, "train", device=f"{backend}:cpu", dtype="float64", batch=batch, mode="factored")
+    except ScheduleError as error:
+        pytest.skip(str(error))
+    own = get_backend(backend)
+    return plan.layer.on(own), own, gen.arrays(f"{backend}:cpu", "float64")
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@pytest.mark.parametrize("key", MATRICES)
+def test_code_computes_what_steps_compute(key: str, backend: str) -> None:
+    layer, own, arrays = planned(key, backend)
+    assert isinstance(layer, Factored)
+    rng = np.random.default_rng(0)
+    n_out, n_in = layer.weighting.layout.shape[0], int(np.prod(layer.weighting.layout.shape[1:]))
+    x, ybar = (own.asarray(rng.standard_normal((5, n)), "cpu", "float64") for n in (n_in, n_out))
+    found = layer._flat(5, True)
+    assert found is not None
+    given = layer._with_input(arrays, x)
+    state, tape = forward_tape(found.program, given)
+    cotangent = rng.standard_normal(state.shape)
+    cotangent = own.asarray(cotangent, "cpu", "float64")
+    grads = pullback(found.program, tape, cotangent)
+    flat_state, flat_tape = found.forward_tape(given, own.workspace())
+    flat_grads = found.pullback(flat_tape, cotangent, own.workspace())
+    limit = tolerance("float64", 1000)
+    assert relative_error(to_numpy(flat_state), to_numpy(state)) < limit
+    assert relative_error(to_numpy(found.forward(given, own.workspace())), to_numpy(state)) < limit
+    assert flat_grads.keys() == grads.keys()
+    for name, g in grads.items():
+        assert relative_error(to_numpy(flat_grads[name]).ravel(), to_numpy(g).ravel()) < limit, name
+    y, own_tape = layer.with_tape(arrays, x)
+    without, xbar = layer.pullback(own_tape, arrays, x, ybar, need_x=False)
+    every, _ = layer.pullback(own_tape, arrays, x, ybar)
+    assert xbar is None and without.keys() == every.keys()
+    assert relative_error(to_numpy(layer(arrays, x)), to_numpy(y)) < limit
+
+
+def test_code_is_text_without_decisions() -> None:
+    gen = adtn.Generator((64, 64), adtn.TTN(bond=3))
+    plan = adtn.plan(gen, "train", batch=4, device="numpy:cpu", mode="factored")
+    text = plan.code()
+    assert [line for line in text.splitlines() if line.startswith("def ")] == [
+        "def forward(arrays, space):",
+        "def forward_tape(arrays, space):",
+        "def pullback(tape, cotangent, space):",
+    ]
+    assert not any(word in text for word in (" if ", " for ", "do(", "None"))
+    assert text.count("space.activate(sigma") == 2 * text.count("space.activate_vjp(sigma") > 0
+    with pytest.raises(ScheduleError, match="mode 'materialise'"):
+        adtn.plan(gen, "apply", batch=4, mode="materialise").code()
+    pytest.importorskip("jax")
+    with pytest.raises(ScheduleError, match="without a compiler"):
+        adtn.plan(
+            adtn.Generator((64, 64), adtn.TTN(bond=3)), "apply", batch=4, device="jax:cpu", mode="factored"
+        ).code()
+
+
+def test_summed_indices_and_shared_parameters() -> None:
+    """Compare with a dense einsum: an index that only one core has is summed, and two cores share a parameter."""
+    core = {"kind": "core", "init": "given"}
+    cores = (
+        Core(name="a", inds=("x", "b", "s"), shape=(3, 2, 4), param="p", **core),
+        Core(name="b", inds=("y", "b", "t"), shape=(3, 2, 4), param="p", **core),
+    )
+    program = compile_program((Segment((), cores, ("x", "y")),))
+    dialect = get_backend("numpy").dialect
+    assert dialect is not None
+    flat, p = FlatProgram(program, dialect), np.random.default_rng(0).standard_normal((3, 2, 4))
+    want = np.einsum("xbs,ybt->xy", p, p)
+    space = get_backend("numpy").workspace()
+    state, tape = flat.forward_tape({"p": p}, space)
+    assert np.allclose(state, want) and np.allclose(forward(program, {"p": p}), want)
+    g = np.random.default_rng(1).standard_normal((3, 3))
+    summed = np.einsum("xy,yb->xb", g + g.T, p.sum(2))
+    assert np.allclose(flat.pullback(tape, g, space)["p"], np.broadcast_to(summed[..., None], p.shape))
+
+
+def test_equal_layers_share_their_code() -> None:
+    layers = []
+    for seed in (1, 2):
+        gen = adtn.Generator((32, 32), adtn.MPO(bond=3), seed=seed)
+        layer = adtn.plan(gen, "apply", batch=3, device="numpy:cpu", mode="factored").layer
+        layers.append(layer.on(get_backend("numpy")))
+    first, second = (layer._flat(7, True) for layer in layers)
+    assert first is second and first is not layers[0]._flat(8, True)
