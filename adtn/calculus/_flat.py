@@ -83,8 +83,8 @@ class _Writer:
         found = x if text == x.text and not x.transposed else self.new(text, view.stored)
         return found.mT if view.swapped else found
 
-    def write(self, view: MatrixView, x: _Sym) -> _Sym:
-        """Write :meth:`MatrixView.write`."""
+    def write(self, view: MatrixView, x: _Sym, *, whole: bool = True) -> _Sym:
+        """Write :meth:`MatrixView.write`; unless ``whole``, what reads the result gives it its shape."""
         x = x.mT if view.swapped else x
         text, shape = x.text, x.matrix
         if view.moves:
@@ -93,14 +93,16 @@ class _Writer:
         if view.sums:
             thin = self._reshaped(text, shape, view.thin)
             return self.new(self.dialect.expand.format(x=thin, shape=view.full), view.full)
+        if not whole and math.prod(shape) < _LARGE:
+            return self.new(text, shape) if view.moves else x
         copies = view.moves or x.transposed
         text = (self._packed if copies else self._reshaped)(text, shape, view.full)
         return x if text == x.text and not x.transposed else self.new(text, view.full)
 
-    def write_product(self, view: MatrixView, x: _Sym, y: _Sym, transposed: bool) -> _Sym:
+    def write_product(self, view: MatrixView, x: _Sym, y: _Sym, transposed: bool, *, whole: bool) -> _Sym:
         """Write :meth:`MatrixView.write_product`."""
         product = self.matmul(y.mT, x.mT).mT if transposed else self.matmul(x, y)
-        return self.write(view, product)
+        return self.write(view, product, whole=whole)
 
     def _reshaped(self, text: str, shape: Shape, new: Shape) -> str:
         return text if shape == new else f"{text}.reshape({new})"
@@ -124,7 +126,7 @@ def _forward_stage(w: _Writer, stage: Stage, t: int, state: _Sym | None) -> tupl
         for step in stage.steps:
             a, b = w.read(step.a, slots[step.left]), w.read(step.b, slots[step.right])
             tape += [a.name, b.name]
-            slots.append(w.write_product(step.c, a, b, step.transposed[0]))
+            slots.append(w.write_product(step.c, a, b, step.transposed[0], whole=step is stage.steps[-1]))
         z = slots[-1]
     if stage.segment.activation == "identity":
         return z, tape
@@ -154,9 +156,11 @@ def _backward_stage(w: _Writer, stage: Stage, matrices: Sequence[tuple[_Sym, _Sy
         if bar is not None and (step.need_a or step.need_b):
             c = w.read(step.c, bar)
             if step.need_a:
-                bars[step.left] = w.write_product(step.a, c, b.mT, step.transposed[1])
+                whole = step.left < count
+                bars[step.left] = w.write_product(step.a, c, b.mT, step.transposed[1], whole=whole)
             if step.need_b:
-                bars[step.right] = w.write_product(step.b, a.mT, c, step.transposed[2])
+                whole = step.right < count
+                bars[step.right] = w.write_product(step.b, a.mT, c, step.transposed[2], whole=whole)
     return bars[:count]
 
 
