@@ -54,5 +54,12 @@ $(VENV)/.docs: $(VENV)/.test
 	$(PIP) -e '.[docs]'
 	touch $@
 
+# everything in one call, which is faster than one after the other
+$(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[torch,jax,plot,tensornetwork,test,lint,docs]'
+	touch $(VENV)/.demo
+	touch $(VENV)/.test
+	touch $(VENV)/.lint $(VENV)/.docs $@
+
 clean:
 	rm -rf $(VENV) dist docs/_build docs/jupyter_execute .pytest_cache .hypothesis .ruff_cache

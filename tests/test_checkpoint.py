@@ -51,11 +51,9 @@ def run(path: Path, device: str, optimizer: str, kill_at: int, dtype: str = "flo
     ("device", "optimizer"),
     [
         ("numpy:cpu", "adam"),
-        ("numpy:cpu", "sgd"),
         ("numpy:cpu", "lbfgs"),
         ("numpy:cpu", "lm"),
         ("torch:cpu", "adam"),
-        ("torch:cpu", "sgd"),
         ("jax:cpu", "adamw"),
     ],
 )

@@ -1041,7 +1041,14 @@ def test_stages_have_steps_and_rates_of_their_own(monkeypatch: pytest.MonkeyPatc
     steps = [line.split(":")[0] for line in told if line.startswith("step")]
     assert steps == [f"step {n} of {m}" for m in (2, 4) for n in range(1, m + 1)]
     content = json.loads(report.to_json())["config"]["recipe"]
-    assert content[2] == {"name": "finetune", "steps": 4, "lr": 1e-30, "batches": None, "keep": None}
+    assert content[2] == {
+        "name": "finetune",
+        "steps": 4,
+        "lr": 1e-30,
+        "batches": None,
+        "keep": None,
+        "components": None,
+    }
     assert Config.from_dict({"recipe": content}).recipe == recipe
 
 

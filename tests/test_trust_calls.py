@@ -492,7 +492,8 @@ def test_a_wrong_command_line_ends_in_one_line(command: str, parameter: str, mon
     if command == "compress":
         pytest.importorskip("torch")
     faults: list[str] = []
-    for word in WORDS:
+    first = options().index((command, parameter)) % 2
+    for word in WORDS[first::2]:  # every word meets every command
         args = line(command, parameter, word)
         try:
             code, _, err = outcome(args, monkeypatch)

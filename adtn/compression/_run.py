@@ -159,7 +159,17 @@ class CompressionRun:
     @cached_property
     def bond_stages(self) -> BondStages:
         """The stages that change the bonds of generators."""
-        return BondStages(self)
+        return BondStages(
+            adapter=self.adapter,
+            config=self.config,
+            stages=self.stages,
+            layers=self.layers,
+            tasks=self.tasks,
+            data_of=self.data_of,
+            loss=self.loss,
+            say=self.say,
+            dense_params=self.dense_params,
+        )
 
     @cached_property
     def compensation(self) -> tuple[Sequence[Any], Callable[[], float]]:
