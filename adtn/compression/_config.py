@@ -25,21 +25,10 @@ from ._budget import Budget
 from ._config_values import config_value, read_yaml
 from ._learning_rate import SMALLEST_RATE
 from ._model import Layer, Tuning
-from ._stage import STAGES, Stage
+from ._stage import STAGES, Stage, StageName
 
 RECIPES = (*STAGES, "local-then-global")
-Recipe = Literal[
-    "closed-form",
-    "compensate",
-    "normalise",
-    "reconstruct",
-    "reconstruct-data",
-    "distill-local",
-    "truncate",
-    "grow",
-    "finetune",
-    "local-then-global",
-]
+Recipe = StageName | Literal["local-then-global"]
 Names = Annotated[Sequence[str], "a list of names, such as ['fc1']"]
 Whole = Annotated[int, Range(0)]
 
