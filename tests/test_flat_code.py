@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import adtn
 import numpy as np
 import pytest
-from adtn.backends import get_backend
+from adtn.backends import Workspace, get_backend
 from adtn.calculus import FlatProgram, forward, forward_tape, pullback
 from adtn.errors import ScheduleError
 from adtn.program import compile_program
@@ -108,3 +110,26 @@ def test_equal_layers_share_their_code() -> None:
         layers.append(layer.on(get_backend("numpy")))
     first, second = (layer._flat(7, True) for layer in layers)
     assert first is second and first is not layers[0]._flat(8, True)
+
+
+def test_code_takes_no_more_memory_than_steps() -> None:
+    """Compare peaks without a pool: large arrays end where nothing reads them any more."""
+    layout = adtn.Layout.of((1024, 1024), 4, "interleaved")
+    gen = adtn.Generator((1024, 1024), adtn.TTN(bond=8, activation=None), layout=layout)
+    layer = adtn.plan(gen, "train", batch=64, device="numpy:cpu", mode="factored").layer.on(get_backend("numpy"))
+    assert isinstance(layer, Factored)
+    flat, x = layer._flat(64, True), np.ones((64, 1024), np.float32)
+    assert flat is not None
+    given = layer._with_input(gen.arrays("numpy:cpu", "float32"), x)
+
+    def peak(run: Callable[[], object]) -> int:
+        run()
+        tracemalloc.start()
+        run()
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    steps = peak(lambda: forward(flat.program, given, Workspace()))
+    code = peak(lambda: flat.forward(given, Workspace()))
+    assert code < 1.02 * steps + 1e5

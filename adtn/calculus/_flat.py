@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,13 +53,25 @@ class _Writer:
         self.lines: list[str] = []
         self.dialect = dialect
         self._count = 0
+        self._large: list[str] = []
 
     def new(self, text: str, shape: Shape) -> _Sym:
         """Write an assignment to a new variable."""
         name = f"v{self._count}"
         self._count += 1
         self.lines.append(f"{name} = {text}")
+        if math.prod(shape) >= _LARGE:
+            self._large.append(name)
         return _Sym(name, shape)
+
+    def ended(self, result: str) -> list[str]:
+        """Return all lines with the last one, and free large arrays as soon as nothing reads them any more."""
+        lines = [*self.lines, f"return {result}"]
+        for name in self._large:
+            last = max(k for k, line in enumerate(lines) if re.search(rf"\b{name}\b", line))
+            if last < len(lines) - 1:
+                lines.insert(last + 1, f"del {name}")
+        return lines
 
     def matmul(self, x: _Sym, y: _Sym) -> _Sym:
         """Write a product."""
@@ -209,7 +222,7 @@ class FlatProgram:
             tape += own
         assert state is not None, "a program has a stage"
         held = f"({', '.join(tape)},)" if tape else "()"
-        return [*w.lines, f"return {state.text}, {held}" if with_tape else f"return {state.text}"]
+        return w.ended(f"{state.text}, {held}" if with_tape else state.text)
 
     def _pullback(self) -> list[str]:
         w, stages = _Writer(self.dialect), self.program.stages
@@ -234,7 +247,7 @@ class FlatProgram:
             state = operands[0]
             assert state is not None, "it depends on trained parameters"
             xbar = state
-        return [*w.lines, f"return {{{', '.join(f'{name!r}: {text}' for name, text in grads.items())}}}"]
+        return w.ended(f"{{{', '.join(f'{name!r}: {text}' for name, text in grads.items())}}}")
 
     def _compiled(self, name: str, arguments: Inds, lines: list[str]) -> Any:
         text = "\n    ".join([f"def {name}({', '.join(arguments)}):", *lines]) + "\n"
