@@ -31,7 +31,7 @@ NOT_CALLED = {
     "_executable.FitExecutable.evaluate": "abstract",
     "_traced.TracedApply.__call__": "called by compilers, which cannot follow the wrapper",
 }
-WITHOUT_ARRAYS = (".fixed", "._flat")  # they return functions or iterators: arrays come later
+WITHOUT_ARRAYS = (".fixed", "._arrays_of", "._records")  # they return functions or iterators: arrays come later
 NAMED = re.compile(r"(?:Float|Int|Bool|Shaped)\[[^\]]*\]")
 ARRAY = re.compile(r"\b(?:Array|np\.ndarray)\b")
 

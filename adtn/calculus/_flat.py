@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .._typing import Array, Float, Inds, Params, Shape
-from ..backends import Dialect, Workspace
+from .._typing import Array, Float, Inds, Shape
+from ..backends import Dialect
 from ..program import MatrixView, Program, Stage
 
 _LARGE = 1 << 16  # entries from which a workspace may reuse memory, in double precision
@@ -192,17 +192,17 @@ class FlatProgram:
         self._sigmas = {f"sigma{t}": stage.activation for t, stage in enumerate(program.stages)}
 
     @cached_property
-    def forward(self) -> Callable[[Params, Workspace], Float[Array, "*legs"]]:
+    def forward(self) -> Callable[..., Float[Array, "*legs"]]:
         """Compute the state ``X_T``: ``forward(arrays, space)``."""
         return self._compiled("forward", ("arrays", "space"), self._forward(with_tape=False))
 
     @cached_property
-    def forward_tape(self) -> Callable[[Params, Workspace], tuple[Float[Array, "*legs"], tuple[Array, ...]]]:
+    def forward_tape(self) -> Callable[..., tuple[Float[Array, "*legs"], tuple[Float[Array, "..."], ...]]]:
         """Compute the state and a tuple of arrays for :attr:`pullback`."""
         return self._compiled("forward_tape", ("arrays", "space"), self._forward(with_tape=True))
 
     @cached_property
-    def pullback(self) -> Callable[[tuple[Array, ...], Float[Array, "*legs"], Workspace], dict[str, Array]]:
+    def pullback(self) -> Callable[..., dict[str, Float[Array, "..."]]]:
         """Compute the adjoints of trained parameters: ``pullback(tape, cotangent, space)``."""
         return self._compiled("pullback", ("tape", "cotangent", "space"), self._pullback())
 

@@ -180,13 +180,15 @@ class Plan:
         --------
         >>> import adtn
         >>> gen = adtn.Generator((64, 64), adtn.LowRank(bond=4))
-        >>> print(adtn.plan(gen, "apply", batch=2, mode="factored").code().partition("return")[0])
+        >>> code = adtn.plan(gen, "apply", batch=2, device="numpy:cpu", mode="factored").code()
+        >>> print(code.partition("    return")[0].rstrip())
         def forward(arrays, space):
-            v0 = arrays['out']
-            v1 = arrays['in']
+            v0 = arrays['left']
+            v1 = arrays['right']
             v2 = arrays['x/input'].reshape((2, 64))
             v3 = matmul(v1, v2.mT)
-            v4 = matmul(v3.mT, v0.mT)
+            v4 = v3.mT
+            v5 = matmul(v4, v0.mT)
         """
         dialect = get_backend(self.device.partition(":")[0]).dialect
         if not isinstance(self.executable, Factored) or dialect is None:
