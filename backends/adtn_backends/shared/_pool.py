@@ -37,7 +37,7 @@ class Pool:
         self._lock = threading.Lock()
         self._returned: deque[mmap.mmap] = deque()  # by any thread, at any time
         self._idle: list[mmap.mmap] = []  # oldest first
-        self._idle_size = self._live = self._most = 0
+        self._idle_size = self._live = self._peak = 0
 
     @property
     def held_bytes(self) -> int:
@@ -45,6 +45,11 @@ class Pool:
         with self._lock:
             self._collect()
             return self._live + self._idle_size
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes that were in use at one time."""
+        return self._peak
 
     def empty(self, shape: tuple[int, ...], dtype: Any, largest: float = math.inf) -> np.ndarray:
         """Make an uninitialised array; the pool provides its memory unless it takes more than ``largest`` bytes."""
@@ -76,10 +81,10 @@ class Pool:
             for n in reversed(range(len(self._idle))):
                 if len(self._idle[n]) == size:
                     self._idle_size -= size
-                    self._most = max(self._most, self._live)
+                    self._peak = max(self._peak, self._live)
                     return self._idle.pop(n)
-            self._most = max(self._most, self._live)
-            self._shrink(self._most - self._live)
+            self._peak = max(self._peak, self._live)
+            self._shrink(self._peak - self._live)
         return _map(size)
 
     def _collect(self) -> None:
