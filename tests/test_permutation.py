@@ -179,8 +179,6 @@ def test_a_fit_is_that_of_the_unpermuted_target(device: str, mode: str, aware: b
     objective: Any = entries(target, orders)
     unpermuted: Any = target
     if aware:
-        if mode == "factored":
-            pytest.xfail("the second moment mixes rows, so tiles of the weight are needed")
         objective = adtn.DataAwareReconstruction(objective, moment[np.ix_(orders[1], orders[1])])
         unpermuted = adtn.DataAwareReconstruction(target, moment)
     options: Any = {"device": device, "dtype": "float64", "steps": 8, "mode": mode}

@@ -1,4 +1,4 @@
-r"""The squared distance of a weight from a target, and its adjoint, without computing the weight.
+r"""The squared distance of a weight, or of its outputs, from a target, and its adjoint, without computing the weight.
 
 If no activation follows the last segment, the weight is multilinear in its operands, and
 
@@ -8,6 +8,14 @@ The contraction tree ends in one product :math:`W = A B`. The adjoints of :math:
 projections :math:`\bar A = T B^\top` and :math:`\bar B = A^\top T`: two products that read the target instead of three
 that write and read a weight, and no array of its size is written. They are computed tile by tile, so that the target
 is read from memory once. :math:`\lVert W\rVert^2` is the last segment contracted with its own copy, a small network.
+
+The outputs of a layer whose inputs have the second moment C are as far apart as
+
+.. math:: \operatorname{tr}\,(W - T)\,C\,(W - T)^\top
+   = \operatorname{tr} T C T^\top - 2\,\langle T C, W\rangle + \operatorname{tr} W C W^\top ,
+
+where :math:`T C` takes the place of the target, once, and C that of the identity between the two copies: no product
+of C with a weight is left.
 
 The price is cancellation: the sum has the rounding error of :math:`\lVert T\rVert^2`, however small the distance is.
 """
@@ -20,7 +28,7 @@ from autoray import do
 
 from .._typing import Array, Factor, Float, Params
 from ..backends import Backend, Workspace
-from ..program import STATE, PairStep, Stage, Tiled
+from ..program import MOMENT, STATE, PairStep, Stage, Tiled
 from ._adjoint import backward_steps, forward_steps
 from ._tiled_adjoint import accumulate, no_bars, operands_of
 
@@ -28,17 +36,23 @@ from ._tiled_adjoint import accumulate, no_bars, operands_of
 def squared_norm(
     stage: Stage, state: Float[Array, "*legs"] | None, arrays: Params, factor: Factor, space: Workspace
 ) -> tuple[Float[Array, ""], list[Float[Array, "..."] | None]]:
-    """Compute ``factor * ‖W‖²`` of a :func:`closed` segment, and half of its adjoints: the state's, then the cores'."""
+    """Compute ``factor * ‖W‖²`` of a :func:`closed` segment, and half of its adjoints: the state's, then the cores'.
+
+    If it was closed over a second moment C, which is among the arrays, this is ``factor * tr(W C Wᵀ)``.
+    """
     if stage.has_state:
         state = do("reshape", state, stage.cores[-1].shape)
     slots: list[Any] = [state] if stage.has_state else []
-    slots += [state if core.param == STATE else arrays[core.param] for core in stage.cores]
+    for core in stage.cores:
+        x = state if core.param == STATE else arrays[core.param]
+        slots.append(do("reshape", x, core.shape) if core.param == MOMENT else x)
     n_operands = len(slots)
     slots += [None] * len(stage.steps)
     matrices = forward_steps(stage.steps, slots, True, space)
     value = do("reshape", slots[-1], ()) * factor
     bars = backward_steps(stage.steps, matrices, do("zeros_like", value) + factor, n_operands, space=space)
-    return value, bars[: stage.has_state + len(stage.cores) // 2]
+    n_extra = sum(core.param in (STATE, MOMENT) for core in stage.cores)
+    return value, bars[: stage.has_state + (len(stage.cores) - n_extra) // 2]
 
 
 def project(

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from autoray import astype, do
 
-from .._typing import Array, Params
+from .._typing import Array, Float, Params
 from ..backends import Backend, get_backend
 from ..calculus import Rows, isometric, isometric_vjp
 from ..errors import FitError
 from ..generator import Generator
+from ..program import MOMENT
 from ..schedule import decide
-from ..weight import BASE, Consumer, FitExecutable, Materialised, Mode, Projected, trusted_relative_square
+from ..weight import BASE, Consumer, FitExecutable, Materialised, Mode, Projected, Weighting, trusted_relative_square
 from ._objective import Objective, TileObjective, ValueAndGrad
 from ._options import FitOptions
 
@@ -91,7 +92,7 @@ def plan_loss(
         mode=mode,
         memory=options.memory,
         exact=exact,
-        only_rows=tiles is None or not tiles.plain,
+        loss="any" if tiles is None else tiles.loss,
     )
     evaluation = plan.fit
     arrays, offset = {**generator.constants(), **objective.constants(generator.weighting)}, 0.0
@@ -102,10 +103,14 @@ def plan_loss(
             arrays |= {k: np.asarray(arrays[k], np.float64) * tiles.factor for k in (TARGET, BASE) if k in arrays}
             tiles = replace(tiles, factor=1.0)
         if not evaluation.exact:
-            offset = 1.0
-            if BASE in arrays:
-                target = arrays[TARGET] = arrays[TARGET] - arrays.pop(BASE)
-                offset = float(np.sum(np.square(target, dtype=np.float64))) * tiles.loss_factor
+            target = arrays[TARGET]
+            shifted = target - arrays.pop(BASE) if BASE in arrays else target
+            weighted = shifted
+            if MOMENT in arrays:
+                weighted = _times_moment(generator.weighting, shifted, arrays[MOMENT])
+            arrays[TARGET], offset = weighted, 1.0
+            if shifted is not target:
+                offset = float(np.sum(np.multiply(shifted, weighted, dtype=np.float64))) * tiles.loss_factor
         elif tiles.factor != 1.0:
             scalars[FACTOR] = tiles.factor
         scalars |= {LOSS_FACTOR: tiles.loss_factor, SLOPE_FACTOR: tiles.slope_factor, OFFSET: offset}
@@ -143,11 +148,21 @@ def _placed(
             x = x if tiles.factor == 1.0 else x * tiles.factor
         if (name == TARGET and tiles is not None) or name == BASE:
             x = evaluation.arrange(x)  # a view if possible
+        elif name == MOMENT:
+            x = evaluation.arrange_moment(x)
         constants[name] = backend.asarray(x, device, options.dtype, copy=False)
     for name, scalar in scalars.items():  # arguments, so that other targets need no compiling
         precision = options.dtype if name in (SCALE, FACTOR) else options.master
         constants[name] = backend.asarray(np.asarray(scalar), device, precision) if backend.compiles else scalar
     return constants
+
+
+def _times_moment(
+    weighting: Weighting, target: Float[np.ndarray, "*shape"], moment: Float[np.ndarray, "n_in n_in"]
+) -> Float[np.ndarray, "*shape"]:
+    """Multiply a weight by a second moment of its inputs in generated order."""
+    rows = weighting.to_generated_order(target)
+    return weighting.to_weight_order((rows.reshape(len(rows), -1) @ moment).reshape(rows.shape))
 
 
 def _whole(mode: Mode | None) -> Mode:

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from autoray import do
@@ -16,7 +16,9 @@ from .._checks import checked, shown
 from .._typing import Array, Float, Params, Shape
 from ..backends import Backend
 from ..errors import FitError
-from ..weight import Consumer, Weighting, squared_distance
+from ..program import MOMENT
+from ..schedule import FitLoss
+from ..weight import Consumer, Weighting, output_distance, squared_distance
 
 _NEAR = 1e-12  # smallest norm, or inverse, whose square is in the range of single precision
 _BLOCK = 1 << 13  # entries that are processed together
@@ -91,9 +93,9 @@ class TileObjective:
 
     Parameters
     ----------
-    plain : bool
-        Whether it is the squared distance from the target, where tiles may be any legs, and the weight need not be
-        generated. Otherwise tiles are rows.
+    loss : {"distance", "output distance", "any"}
+        Which loss it is: the squared distance from the target, where tiles may be any legs, that of the outputs, or
+        any. Weights need not be generated for the first two; tiles are rows for the last two.
     consume : callable
         ``(backend, arranged target, constants) -> consumer``, see :class:`adtn.weight.TiledWeight`. It is the same
         function for all objectives of a kind, so that compiled code is shared.
@@ -105,7 +107,7 @@ class TileObjective:
         The factor that turns ``adjoint`` into the derivative of the loss.
     """
 
-    plain: bool
+    loss: FitLoss
     consume: Callable[[Backend, Array, Params], Consumer]
     factor: float
     loss_factor: float
@@ -169,12 +171,20 @@ class Reconstruction(Objective):
         """Whether the loss is the square of a relative error, which it is."""
         return True
 
+    _loss: ClassVar[FitLoss] = "distance"
+
+    @staticmethod
+    def _consume(backend: Backend, target: Float[Array, " tiles *tile"], constants: Params) -> Consumer:
+        return squared_distance(backend, target)
+
     def in_tiles(self, half: bool) -> TileObjective | None:
-        """Return the loss as a sum over entries, in any order."""
+        """Return the loss as a sum over tiles."""
         inverse = self._inverse_norm
         # with half precisions or extreme norms, normalise before squaring, as sums of squares could overflow
         factor, rest = (1.0, inverse * inverse) if _NEAR < inverse < 1.0 / _NEAR and not half else (inverse, 1.0)
-        return TileObjective(plain=True, consume=_distance, factor=factor, loss_factor=rest, slope_factor=2.0 * rest)
+        return TileObjective(
+            loss=self._loss, consume=self._consume, factor=factor, loss_factor=rest, slope_factor=2.0 * rest
+        )
 
     @property
     def needs_whole_rows(self) -> bool:
@@ -250,13 +260,13 @@ class DataAwareReconstruction(Reconstruction):
     def constants(self, weighting: Weighting) -> dict[str, Float[np.ndarray, "..."]]:
         """Return the target and the second moment."""
         moment = weighting.moment_to_generated_order(self.second_moment)
-        return {"target": self.target, "second_moment": moment}
+        return {"target": self.target, MOMENT: moment}
 
-    def in_tiles(self, half: bool) -> TileObjective | None:
-        """Return the loss as a sum over rows."""
-        return TileObjective(
-            plain=False, consume=_weighted_distance, factor=self._inverse_norm, loss_factor=1.0, slope_factor=2.0
-        )
+    _loss: ClassVar[FitLoss] = "output distance"
+
+    @staticmethod
+    def _consume(backend: Backend, target: Float[Array, " tiles *tile"], constants: Params) -> Consumer:
+        return output_distance(backend, target, constants[MOMENT])
 
     @property
     def needs_whole_rows(self) -> bool:
@@ -267,7 +277,7 @@ class DataAwareReconstruction(Reconstruction):
         self, rows: Float[Array, "parameters rows entries"], constants: Params
     ) -> Float[Array, "parameters rows entries"]:
         """Multiply changes of the weight by the second moment of the inputs."""
-        bent = do("matmul", rows * self._inverse_norm, constants["second_moment"])
+        bent = do("matmul", rows * self._inverse_norm, constants[MOMENT])
         return bent * (2.0 * self._inverse_norm)
 
 
@@ -350,23 +360,6 @@ def as_objective(target: Any) -> Objective:
 def batch_at(objective: Objective, seed: int, step: int) -> tuple[np.ndarray, ...] | None:
     """Draw the data of a step, which depend on the seed and the step only."""
     return objective.batch(np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64))))
-
-
-def _distance(backend: Backend, target: Float[Array, " tiles *tile"], constants: Params) -> Consumer:
-    return squared_distance(backend, target)
-
-
-def _weighted_distance(backend: Backend, target: Float[Array, " tiles *tile"], constants: Params) -> Consumer:
-    """Compute the distance of outputs, with residuals multiplied by the second moment of the inputs."""
-    moment = constants["second_moment"]
-
-    def on_tile(tile: Float[Array, "*tile"], i: Any, total: Any) -> tuple[Any, Float[Array, "*tile"]]:
-        shape = tuple(tile.shape)
-        residual = do("reshape", backend.subtract(tile, backend.take(target, i)), (shape[0], -1))
-        weighted = do("matmul", residual, moment)
-        return total + do("sum", weighted * residual), do("reshape", weighted, shape)
-
-    return on_tile
 
 
 def _norm(x: Float[np.ndarray, "..."], what: str) -> float:

@@ -1,5 +1,6 @@
 """Contraction programs: pairwise steps, tiles and rows, planned without arrays."""
 
+from ._closed import MOMENT as MOMENT
 from ._closed import STATE as STATE
 from ._closed import closed as closed
 from ._closed import product_order as product_order

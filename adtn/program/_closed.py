@@ -11,6 +11,7 @@ from ._order import Node, contraction_nodes
 from ._program import Path
 
 STATE = "x/state"
+MOMENT = "second_moment"
 
 
 def product_order(segment: Segment, path: Path, sizes: dict[str, int], tiles: int) -> Inds:
@@ -56,14 +57,21 @@ def product_order(segment: Segment, path: Path, sizes: dict[str, int], tiles: in
     return tuple(dict.fromkeys([*sliced, *arranged(root, set(), set())]))
 
 
-def closed(segment: Segment, sizes: dict[str, int]) -> Segment:
-    """Contract a segment with its own copy, ``‖W‖²`` for a given state; only the first copy is trained."""
-    shared = set(segment.outputs)
+def closed(segment: Segment, sizes: dict[str, int], inputs: Inds = ()) -> Segment:
+    """Contract a segment with its own copy, ``‖W‖²`` for a given state; only the first copy is trained.
+
+    If ``inputs`` names the legs of the inputs, a second moment C joins those of both copies: ``tr(W C Wᵀ)``.
+    """
+    shared = set(segment.outputs) - set(inputs)
 
     def copied(inds: Inds) -> Inds:
         return tuple(i if i in shared else f"{i}/copy" for i in inds)
 
     copies = [replace(c, name=f"{c.name}/copy", inds=copied(c.inds), trainable=False) for c in segment.cores]
+    if inputs:
+        both = (*inputs, *copied(inputs))
+        shape = tuple(sizes[i] for i in inputs) * 2
+        copies.append(Core(name=MOMENT, inds=both, shape=shape, param=MOMENT, kind="moment", trainable=False))
     if segment.inputs:
         shape = tuple(sizes[i] for i in segment.inputs)
         copies.append(

@@ -23,6 +23,7 @@ from ..weight import (
     Projected,
     Streamed,
     TiledWeight,
+    input_legs,
     projecting,
     why_not_factored,
     with_input,
@@ -113,14 +114,14 @@ class Candidates:
     def why_not_factored(self) -> str:
         """Return why the task needs the weight; empty if it does not."""
         request = self.request
-        if request.task == "generate" or request.only_rows:
+        if request.task == "generate" or request.loss == "any":
             return "the task needs the weight"
         if request.task == "fit":
             if request.exact:
                 return "the task needs the residuals"
             if self.has_large_state:
                 return "the last segment reads a state as large as the weight"
-            return why_not_factored(request.segments, request.weighting, request.dtype)
+            return why_not_factored(request.segments, request.weighting, request.dtype, self.is_weighted)
         linear = request.segments[-1].activation == "identity"
         return "" if linear else "there is an activation after the last segment"
 
@@ -143,15 +144,16 @@ class Candidates:
         """Make a fit that projects the target, in tiles."""
         request, last = self.request, self.request.segments[-1]
         paths = (*self.head, best_path(last, self.sizes, request.profile, "projected"))
-        square = closed(last, self.sizes)
-        norm_path = best_path(square, self.sizes | sizes_of([square]), request.profile, "small")
+        square = closed(last, self.sizes, input_legs(last, request.weighting) if self.is_weighted else ())
+        cost = "adjoint" if self.is_weighted else "small"
+        norm_path = best_path(square, self.sizes | sizes_of([square]), request.profile, cost)
         total = math.prod(self.layout.dims)
         order = product_order(last, paths[-1], self.sizes, total)
         # whole legs only, as a part of a leg would prevent plain matrix products
         counts = list(accumulate((self.sizes[i] for i in order), operator.mul))
         near = [min(counts, key=lambda c: abs(math.log(c * e / total))) for e in _PROJECTED_ENTRIES]
         for tiles in dict.fromkeys([1, *near]):
-            weight = projecting(request.segments, paths, request.weighting, tiles, norm_path)
+            weight = projecting(request.segments, paths, request.weighting, tiles, norm_path, self.is_weighted)
             yield self._priced(Projected(weight, self.null))
 
     # candidates with the weight, in tiles
@@ -159,7 +161,7 @@ class Candidates:
     def _in_tiles(self, allowed: tuple[Mode, ...], best_without: float) -> Iterator[Candidate]:
         request, segments = self.request, self.request.segments
         orders = [(True, row_order(segments, self.layout))]
-        if request.task == "fit" and not request.only_rows and orders[0][1] != segments[-1].outputs:
+        if request.task == "fit" and request.loss == "distance" and orders[0][1] != segments[-1].outputs:
             orders.append((False, segments[-1].outputs))
         fastest: dict[bool, float] = {}
         for by_rows, order in orders:
@@ -209,6 +211,11 @@ class Candidates:
 
     def _priced(self, executable: Executable) -> Candidate:
         return Candidate(executable, self.tracer.price(executable))
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether a fit measures outputs, by a second moment of inputs."""
+        return self.request.loss == "output distance"
 
     @property
     def has_large_state(self) -> bool:

@@ -13,7 +13,18 @@ from .._typing import Array, Float, Params, Shape
 from ..backends import Backend, get_backend
 from ..device import DeviceProfile, format_bytes
 from ..errors import ScheduleError
-from ..weight import Executable, Factored, FitExecutable, Layer, Materialised, Weighting, squared_distance
+from ..program import MOMENT
+from ..weight import (
+    Executable,
+    Factored,
+    FitExecutable,
+    Layer,
+    Materialised,
+    Weighting,
+    output_distance,
+    squared_distance,
+)
+from ._request import FitLoss
 
 Task = Literal["generate", "apply", "train", "fit"]
 TASKS: tuple[Task, ...] = ("generate", "apply", "train", "fit")
@@ -306,7 +317,9 @@ class Plan:
         return json.dumps(content, indent=1)
 
 
-def task_call(task: str, executable: Any, scale: float) -> Callable[[Params, Float[Array, "..."]], Any]:
+def task_call(
+    task: str, executable: Any, scale: float, loss: FitLoss = "distance"
+) -> Callable[[Params, Float[Array, "..."]], Any]:
     """Make one call of a task by an executable, which plans run and the planner traces."""
 
     def train(arrays: Params, x: Float[Array, "batch n_in"]) -> Any:
@@ -317,7 +330,8 @@ def task_call(task: str, executable: Any, scale: float) -> Callable[[Params, Flo
         def zero() -> Float[Array, ""]:
             return do("zeros_like", do("reshape", target, (-1,))[0])
 
-        consume = squared_distance(executable.backend, target)
+        there, weighted = executable.backend, loss == "output distance"
+        consume = output_distance(there, target, arrays[MOMENT]) if weighted else squared_distance(there, target)
         return executable.evaluate(arrays, target, consume, zero, scale=scale)
 
     def generate(arrays: Params, _: Any) -> Float[Array, "*shape"]:

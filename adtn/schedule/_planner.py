@@ -15,7 +15,7 @@ from ..topology import check_activation
 from ..weight import Layer, Mode
 from ._candidates import Candidate, Candidates
 from ._plan import Alternative, Contraction, Plan, Task
-from ._request import Request
+from ._request import FitLoss, Request
 from ._search import step_ops
 from ._sketch import Planned
 
@@ -106,10 +106,10 @@ def decide(
     memory: Memory = None,
     mode: Mode | None = None,
     profile: Profile | None = None,
-    only_rows: bool = False,
+    loss: FitLoss = "distance",
     exact: bool = False,
 ) -> Plan:
-    """Plan like :func:`plan`, also for losses that need whole rows of the weight or the residuals."""
+    """Plan like :func:`plan`, also for fits with another loss than the distance, or that need the residuals."""
     if not hasattr(generator, "segments"):
         raise ScheduleError(f"Got generator={shown(generator)}; expected an adtn.Generator.")
     if task in ("apply", "train") and len(generator.shape) != 2:
@@ -129,7 +129,7 @@ def decide(
         mode=mode,
         profile=chosen_profile(device, dtype, profile),
         topology=str(generator.topology),
-        only_rows=only_rows,
+        loss=loss,
         exact=exact,
     )
     if task != "fit":

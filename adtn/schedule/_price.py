@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from .._typing import Shape
 from ..backends import get_backend, split_device
+from ..program import MOMENT
 from ..weight import BASE, BASE_SCALE, Executable
 from ._plan import task_call
 from ._request import Request
@@ -94,12 +96,14 @@ class Tracer:
         arranged = executable.arrange(target)
         if executable.reads_base and BASE in arrays:
             arrays[BASE] = executable.arrange(arrays[BASE])
+        if MOMENT in arrays:
+            arrays[MOMENT] = executable.arrange_moment(arrays[MOMENT])
         counter.ops.clear()
         self._call(executable)(arrays, arranged)
         return self._seconds(counter), 0.0, counter.peak_bytes - held
 
     def _call(self, executable: Any) -> Any:
-        return task_call(self.request.task, executable, executable.weighting.scale)
+        return task_call(self.request.task, executable, executable.weighting.scale, self.request.loss)
 
     def _input(self) -> Any:
         return self._null((self.request.rows, self.request.weighting.layout.shape[1]))
@@ -114,6 +118,9 @@ class Tracer:
         if request.weighting.has_base:
             shapes[BASE] = _shaped(request.weighting.layout.shape)
             shapes[BASE_SCALE] = _shaped(())
+        if request.loss == "output distance":
+            n_in = math.prod(request.weighting.layout.shape[1:])
+            shapes[MOMENT] = _shaped((n_in, n_in))
         arrays, counter = self.null.arrays_like(shapes, request.dtype)
         counter.fused = self.fused
         return arrays, counter

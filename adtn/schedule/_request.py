@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..device import DeviceProfile
 from ..topology import Segment
 from ..weight import Mode, Weighting
+
+FitLoss = Literal["distance", "output distance", "any"]
+"""The loss of a fit: the squared distance from a target, or of the outputs from its outputs, or any of whole rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +35,8 @@ class Request:
         The profile on which predictions are based.
     topology : str
         A description of the topology.
-    only_rows : bool
-        Whether the loss needs whole rows of the weight.
+    loss : {"distance", "output distance", "any"}
+        The loss of a fit.
     exact : bool
         Whether the loss needs the residuals.
     """
@@ -47,7 +51,7 @@ class Request:
     mode: Mode | None
     profile: DeviceProfile
     topology: str
-    only_rows: bool
+    loss: FitLoss
     exact: bool
 
     @property

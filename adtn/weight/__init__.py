@@ -15,6 +15,8 @@ from ._mode import Mode as Mode
 from ._moment import checked_moment as checked_moment
 from ._moment import padded_moment as padded_moment
 from ._projected import Projected as Projected
+from ._projected import input_legs as input_legs
+from ._projected import output_distance as output_distance
 from ._projected import projecting as projecting
 from ._projected import squared_distance as squared_distance
 from ._projected import trusted_relative_square as trusted_relative_square

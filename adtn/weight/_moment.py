@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 import numpy as np
+from autoray import do
 
 from .._arrays import finite_array
-from .._typing import Float, Shape
+from .._typing import Array, Float, Shape
 from ..errors import TopologyError
-from ..layout import Layout
+from ..layout import Layout, pad
 
 
 def checked_moment(moment: Any, shape: Shape) -> Float[np.ndarray, "n_in n_in"]:
@@ -36,8 +37,12 @@ def checked_moment(moment: Any, shape: Shape) -> Float[np.ndarray, "n_in n_in"]:
     return (found + found.T) * (0.5 / largest)
 
 
-def padded_moment(layout: Layout, moment: Float[np.ndarray, "n_in n_in"]) -> Float[np.ndarray, "padded_in padded_in"]:
+def padded_moment(layout: Layout, moment: Float[Array, "n_in n_in"]) -> Float[Array, "padded_in padded_in"]:
     """Append zeros to a moment in generated order for the padding of the input axes."""
     inner, padded = layout.shape[1:], layout.padded_shape[1:]
-    thickness = [(0, p - n) for n, p in zip(inner * 2, padded * 2, strict=True)]
-    return np.pad(moment.reshape(inner * 2), thickness).reshape(math.prod(padded), -1)
+    if inner == padded:
+        return moment
+    square = do("reshape", moment, inner * 2)
+    for axis, (n, p) in enumerate(zip(inner * 2, padded * 2, strict=True)):
+        square = pad(square, axis, p - n)
+    return do("reshape", square, (math.prod(padded), math.prod(padded)))

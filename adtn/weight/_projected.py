@@ -1,4 +1,4 @@
-"""The squared distance of a generated weight from a target: of a tile, or without the weight."""
+"""The squared distance of a generated weight, or of its outputs, from a target: of a tile, or without the weight."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 from autoray import do
 
-from .._typing import Array, Factor, Float, Params
+from .._typing import Array, Factor, Float, Inds, Params
 from ..backends import Backend
 from ..calculus import Consumer
 from ..program import Path, closed, default_path, plan_stage, product_order, tile_program
 from ..topology import Segment, sizes_of
 from ._executable import ListedStep
 from ._mode import Mode
+from ._moment import padded_moment
 from ._of_tiles import OfTiles
 from ._tiled import TiledWeight
 from ._weighting import Weighting
@@ -50,7 +51,13 @@ class Projected(OfTiles):
         """List the steps, with two projections in place of the last product."""
         *others, (segment, times, root) = super().steps()
         yield from others
+        if self.tiled_weight.norm is not None:
+            yield from ((segment, 1, step) for step in self.tiled_weight.norm.steps)
         yield segment, 2 * times, root
+
+    def arrange_moment(self, moment: Float[Array, "n_in n_in"]) -> Float[Array, "padded_in padded_in"]:
+        """Arrange a second moment of inputs in generated order as it is read, with zeros for padding."""
+        return padded_moment(self.weighting.layout, moment)
 
     def evaluate(
         self,
@@ -62,7 +69,11 @@ class Projected(OfTiles):
         scale: Factor | None = None,
         factor: Factor | None = None,
     ) -> tuple[Any, dict[str, Float[Array, "..."]]]:
-        """Return ``‖W - target‖² - ‖target‖²`` and half of its gradient; the target is that without the base."""
+        """Return the distance less that of a weight of zero, and half of its gradient.
+
+        The target is that without the base; for a distance of outputs, it is multiplied by their second moment, which
+        is among the arrays.
+        """
         return self.tiled_weight.project(self.backend, arrays, target, self.space, scale)
 
 
@@ -73,6 +84,20 @@ def squared_distance(backend: Backend, arranged: Float[Array, " tiles *tile"]) -
         residual = backend.subtract(tile, backend.take(arranged, i))
         flat = do("reshape", residual, (-1,))
         return total + do("matmul", flat, flat), residual
+
+    return consume
+
+
+def output_distance(
+    backend: Backend, arranged: Float[Array, " tiles *tile"], moment: Float[Array, "n_in n_in"]
+) -> Consumer:
+    """Return the consumer of rows that adds ``tr R C Rᵀ`` of the residual R; half of its adjoint is ``R C``."""
+
+    def consume(tile: Float[Array, "*tile"], i: Any, total: Any) -> tuple[Any, Float[Array, "*tile"]]:
+        shape = tuple(tile.shape)
+        residual = do("reshape", backend.subtract(tile, backend.take(arranged, i)), (shape[0], -1))
+        weighted = do("matmul", residual, moment)
+        return total + do("sum", weighted * residual), do("reshape", weighted, shape)
 
     return consume
 
@@ -91,6 +116,7 @@ def projecting(
     weighting: Weighting,
     tiles: int,
     norm_path: Path | None = None,
+    weighted: bool = False,
 ) -> TiledWeight:
     """Make a weight in tiles on which a target can be projected, see :meth:`TiledWeight.project`.
 
@@ -106,6 +132,8 @@ def projecting(
         The number of tiles.
     norm_path : path, optional
         Contraction order of the last segment closed with its own copy.
+    weighted : bool
+        Whether it is closed over a second moment of inputs.
     """
     sizes, last = sizes_of(segments), segments[-1]
     paths = tuple(default_path(s, sizes) if p is None else p for s, p in zip(segments, paths, strict=True))
@@ -114,7 +142,7 @@ def projecting(
     made = tiled.last.segment.inputs
     if set(made) == set(last.inputs):  # no leg of the weight that the state carries is cut in two
         last = replace(last, inputs=made)
-    square = closed(last, sizes)
+    square = closed(last, sizes, input_legs(last, weighting) if weighted else ())
     norm = plan_stage(square, sizes | sizes_of([square]), tiled.last.need_state, norm_path)
     return TiledWeight(
         tiled=tiled,
@@ -125,11 +153,19 @@ def projecting(
     )
 
 
-def why_not_factored(segments: tuple[Segment, ...], weighting: Weighting, dtype: str) -> str:
+def input_legs(segment: Segment, weighting: Weighting) -> Inds:
+    """List the outputs of the last segment that belong to inputs of the weight, in the order of a second moment."""
+    legs = sorted(zip(weighting.layout.leg_axes, segment.outputs, strict=True))
+    return tuple(name for (axis, _), name in legs if axis)
+
+
+def why_not_factored(segments: tuple[Segment, ...], weighting: Weighting, dtype: str, weighted: bool = False) -> str:
     """Return why :meth:`TiledWeight.project` is not possible; empty where it is."""
+    layout = weighting.layout
     if segments[-1].activation != "identity":
         return "there is an activation after the last segment"
-    if weighting.layout.padding > 1:
+    # a second moment is zero at the padding of inputs
+    if layout.padded_shape[0] > layout.shape[0] if weighted else layout.padding > 1:
         return "the layout has padding"
     if weighting.trains_base_scale:
         return "the scale of the base is trained"

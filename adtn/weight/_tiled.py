@@ -186,7 +186,9 @@ class TiledWeight:
         space: Workspace,
         scale: Factor | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, "..."]]]:
-        """Compute ``‖W - target‖² - ‖target‖²`` and half of its gradient without generating W, see :func:`project`.
+        """Compute ``‖W‖² - 2 ⟨target, W⟩`` and half of its gradient without generating W, see :func:`project`.
+
+        If the norm is closed over a second moment C, which is among the arrays, this is ``tr W C Wᵀ - 2 ⟨target, W⟩``.
 
         Parameters
         ----------
