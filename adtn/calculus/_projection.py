@@ -43,9 +43,7 @@ def squared_norm(
     if stage.has_state:
         state = do("reshape", state, stage.cores[-1].shape)
     slots: list[Any] = [state] if stage.has_state else []
-    for core in stage.cores:
-        x = state if core.param == STATE else arrays[core.param]
-        slots.append(do("reshape", x, core.shape) if core.param == MOMENT else x)
+    slots += [state if core.param == STATE else arrays[core.param] for core in stage.cores]
     n_operands = len(slots)
     slots += [None] * len(stage.steps)
     matrices = forward_steps(stage.steps, slots, True, space)

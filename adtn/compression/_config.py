@@ -135,7 +135,8 @@ class Config:
     smallest : int
         The number of entries below which a weight stays dense.
     steps, lr, optimizer
-        Options of the local fits, see :func:`adtn.fit`.
+        Options of the local fits, see :func:`adtn.fit`. L-BFGS ends before its steps where 20 of them lower the loss by
+        less than a thousandth.
     tune_steps, tune_lr, tune_optimizer, distill, train, clip
         Options of the training of the whole model: ``distill`` is the share of the dense model's outputs in the loss
         (the divergence of the classes' probabilities, or the squared error if labels are real numbers), and ``train``

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from ..topology import Dense, RuleBase, Topology
 from ._layer_files import file_name
 from ._rounding import PASSES, rounded_in_metric
 from ._storage import from_bytes, load, to_bytes
+
+_SLOW_STEPS, _SLOW_GAIN = 20, 1e-3  # measured on perceptrons: 180 more steps lower errors by 0.2 % at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +199,19 @@ def starting_at_zero(shape: tuple[int, ...], topology: Topology, **options: Any)
     return Generator(shape, topology, params=like.params, **options)
 
 
+class _Slow:
+    """A callback that stops a fit whose loss fell by less than a thousandth in twenty steps."""
+
+    def __init__(self) -> None:
+        self.losses: deque[float] = deque(maxlen=_SLOW_STEPS + 1)
+
+    def __call__(self, step: int, loss: float) -> bool:
+        self.losses.append(loss)
+        return len(self.losses) > _SLOW_STEPS and self.losses[0] - loss < _SLOW_GAIN * loss
+
+
 def _continued(generator: Generator, target: Any, task: LocalTask, steps: int) -> Generator:
+    falls = task.optimizer == "lbfgs"  # the loss of others may rise, and falls most at the end of their schedule
     return (
         fit(
             generator,
@@ -207,6 +222,7 @@ def _continued(generator: Generator, target: Any, task: LocalTask, steps: int) -
             lr=task.lr,
             seed=task.seed,
             progress=False,
+            callbacks=[_Slow()] if falls else [],
         )
         .uninterrupted()
         .generator

@@ -149,7 +149,7 @@ def _placed(
         if (name == TARGET and tiles is not None) or name == BASE:
             x = evaluation.arrange(x)  # a view if possible
         elif name == MOMENT:
-            x = evaluation.arrange_moment(x)
+            x = np.ascontiguousarray(evaluation.arrange_moment(x))
         constants[name] = backend.asarray(x, device, options.dtype, copy=False)
     for name, scalar in scalars.items():  # arguments, so that other targets need no compiling
         precision = options.dtype if name in (SCALE, FACTOR) else options.master

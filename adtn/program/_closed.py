@@ -60,7 +60,8 @@ def product_order(segment: Segment, path: Path, sizes: dict[str, int], tiles: in
 def closed(segment: Segment, sizes: dict[str, int], inputs: Inds = ()) -> Segment:
     """Contract a segment with its own copy, ``‖W‖²`` for a given state; only the first copy is trained.
 
-    If ``inputs`` names the legs of the inputs, a second moment C joins those of both copies: ``tr(W C Wᵀ)``.
+    If ``inputs`` names the legs of the inputs, a second moment C joins those of both copies: ``tr(W C Wᵀ)``. It has
+    every leg beside its copy, so that a core contracted with its copy meets a matrix without a permutation.
     """
     shared = set(segment.outputs) - set(inputs)
 
@@ -69,8 +70,8 @@ def closed(segment: Segment, sizes: dict[str, int], inputs: Inds = ()) -> Segmen
 
     copies = [replace(c, name=f"{c.name}/copy", inds=copied(c.inds), trainable=False) for c in segment.cores]
     if inputs:
-        both = (*inputs, *copied(inputs))
-        shape = tuple(sizes[i] for i in inputs) * 2
+        both = tuple(name for i in inputs for name in (i, *copied((i,))))
+        shape = tuple(sizes[i] for i in inputs for _ in range(2))
         copies.append(Core(name=MOMENT, inds=both, shape=shape, param=MOMENT, kind="moment", trainable=False))
     if segment.inputs:
         shape = tuple(sizes[i] for i in segment.inputs)

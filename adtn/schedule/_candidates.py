@@ -119,7 +119,7 @@ class Candidates:
         if request.task == "fit":
             if request.exact:
                 return "the task needs the residuals"
-            if self.has_large_state:
+            if self.has_large_state and not self.is_weighted:  # products with a moment cost more than the state
                 return "the last segment reads a state as large as the weight"
             return why_not_factored(request.segments, request.weighting, request.dtype, self.is_weighted)
         linear = request.segments[-1].activation == "identity"

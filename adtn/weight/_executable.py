@@ -135,8 +135,8 @@ class FitExecutable(Executable):
     def arrange(self, weight: Float[Array, "*shape"]) -> Float[Array, " tiles *tile"]:
         """Arrange an array of the weight's shape in the order in which it is read; a view if possible."""
 
-    def arrange_moment(self, moment: Float[Array, "n_in n_in"]) -> Float[Array, "padded_in padded_in"]:
-        """Arrange a second moment of inputs in generated order as it is read, which is how it is."""
+    def arrange_moment(self, moment: Float[Array, "n_in n_in"]) -> Float[Array, "..."]:
+        """Arrange a second moment of inputs in generated order as it is read."""
         return moment
 
     @abstractmethod

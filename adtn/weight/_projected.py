@@ -55,9 +55,12 @@ class Projected(OfTiles):
             yield from ((segment, 1, step) for step in self.tiled_weight.norm.steps)
         yield segment, 2 * times, root
 
-    def arrange_moment(self, moment: Float[Array, "n_in n_in"]) -> Float[Array, "padded_in padded_in"]:
-        """Arrange a second moment of inputs in generated order as it is read, with zeros for padding."""
-        return padded_moment(self.weighting.layout, moment)
+    def arrange_moment(self, moment: Float[Array, "n_in n_in"]) -> Float[Array, "*legs"]:
+        """Arrange a second moment of inputs in generated order: padded, and every leg beside its copy."""
+        layout = self.weighting.layout
+        dims = tuple(d for factors in layout.factors[1:] for d in factors)
+        square = do("reshape", padded_moment(layout, moment), dims * 2)
+        return do("transpose", square, tuple(q + side for q in range(len(dims)) for side in (0, len(dims))))
 
     def evaluate(
         self,
