@@ -10,7 +10,7 @@ import adtn
 import numpy as np
 import pytest
 from adtn.backends import Workspace, get_backend
-from adtn.calculus import FlatProgram, forward, forward_tape, pullback
+from adtn.calculus import FlatProgram, _flat, forward, forward_tape, pullback
 from adtn.errors import ScheduleError
 from adtn.program import compile_program
 from adtn.topology import Core, Segment
@@ -32,16 +32,22 @@ def planned(key: str, backend: str, batch: int = 5) -> tuple[Any, Any, dict[str,
     return plan.layer.on(own), own, gen.arrays(f"{backend}:cpu", "float64")
 
 
+@pytest.mark.parametrize("least", [None, 0], ids=["", "stacks"])
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 @pytest.mark.parametrize("key", MATRICES)
-def test_code_computes_what_steps_compute(key: str, backend: str) -> None:
+def test_code_computes_what_steps_compute(
+    key: str, backend: str, least: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer, own, arrays = planned(key, backend)
     assert isinstance(layer, Factored)
     rng = np.random.default_rng(0)
     n_out, n_in = layer.weighting.layout.shape[0], int(np.prod(layer.weighting.layout.shape[1:]))
     x, ybar = (own.asarray(rng.standard_normal((5, n)), "cpu", "float64") for n in (n_in, n_out))
     found = layer._flat(5, True)
-    assert found is not None
+    assert found is not None and own.dialect is not None
+    if least is not None:
+        monkeypatch.setattr(_flat, "_LEAST_PRODUCT", least)
+        found = FlatProgram(found.program, own.dialect)
     given = layer._with_input(arrays, x)
     state, tape = forward_tape(found.program, given)
     cotangent = rng.standard_normal(state.shape)
@@ -60,6 +66,40 @@ def test_code_computes_what_steps_compute(key: str, backend: str) -> None:
     every, _ = layer.pullback(own_tape, arrays, x, ybar)
     assert xbar is None and without.keys() == every.keys()
     assert relative_error(to_numpy(layer(arrays, x)), to_numpy(y)) < limit
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@pytest.mark.parametrize("outputs", ["fmn", "mfn"])
+@pytest.mark.parametrize("stack", ["fkn", "fk", "fnk", "kfn"])
+@pytest.mark.parametrize("first", [False, True])
+def test_stacks_of_products_are_those_of_einsum(
+    backend: str, outputs: str, stack: str, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contract a matrix with a tensor, on either side, in orders that are one product and in those that are many."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(_flat, "_LEAST_PRODUCT", 0)
+    own, sizes = get_backend(backend), {"f": 6, "k": 3, "m": 4, "n": 5}
+    outputs = "".join(i for i in outputs if i in stack or i == "m")
+    terms = [stack, "mk"] if first else ["mk", stack]
+    cores = [
+        Core(name=t, inds=tuple(t), shape=tuple(sizes[i] for i in t), param=t, kind="core", init="given") for t in terms
+    ]
+    program = compile_program((Segment((), tuple(cores), tuple(outputs)),))
+    assert own.dialect is not None
+    flat, rng = FlatProgram(program, own.dialect), np.random.default_rng(0)
+    values = {t: rng.standard_normal([sizes[i] for i in t]) for t in terms}
+    arrays = {t: own.asarray(x, "cpu", "float64") for t, x in values.items()}
+    state, tape = flat.forward_tape(arrays, own.workspace())
+    leaves = {t: torch.tensor(x, requires_grad=True) for t, x in values.items()}
+    want = torch.einsum(f"{terms[0]},{terms[1]}->{outputs}", *leaves.values())
+    np.testing.assert_allclose(to_numpy(state), to_numpy(want.detach()), rtol=1e-12)
+    cotangent = rng.standard_normal(state.shape)
+    want.backward(torch.tensor(cotangent))
+    grads = flat.pullback(tape, own.asarray(cotangent, "cpu", "float64"), own.workspace())
+    for t, leaf in leaves.items():
+        np.testing.assert_allclose(to_numpy(grads[t]), to_numpy(leaf.grad), rtol=1e-12)
+    is_stack = (outputs, stack) == ("fmn", "fkn")
+    assert (".sum(0)" in flat.code()) == is_stack
 
 
 def test_code_is_text_without_decisions() -> None:

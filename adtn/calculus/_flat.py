@@ -18,9 +18,10 @@ from typing import Any
 
 from .._typing import Array, Float, Inds, Shape
 from ..backends import Dialect
-from ..program import MatrixView, Program, Stage
+from ..program import MatrixView, PairStep, Program, Stage
 
 _LARGE = 1 << 16  # entries from which a workspace may reuse memory, in double precision
+_LEAST_PRODUCT = 1 << 13  # multiplications of one product of a stack, from which the call costs less than copies
 _numbers = itertools.count()
 
 
@@ -117,6 +118,19 @@ class _Writer:
         product = self.matmul(y.mT, x.mT).mT if transposed else self.matmul(x, y)
         return self.write(view, product, whole=whole)
 
+    def stacked(self, x: _Sym, y: _Sym, *, shared: bool) -> _Sym:
+        """Write the products of the matrix ``x``, or of a stack of them if not ``shared``, with a stack ``y``."""
+        (count, k, n), m = y.matrix, x.matrix[-2]
+        text = self.dialect.expand.format(x=x.text, shape=(count, m, k)) if shared else x.text
+        shape = (count, m, n)
+        call = self.dialect.products[3] if math.prod(shape) < _LARGE else "space.matmul"
+        return self.new(f"{call}({text}, {y.text})", shape)
+
+    def cut(self, x: _Sym, shape: Shape) -> _Sym:
+        """Write a view or copy of another shape."""
+        text = self._reshaped(x.text, x.matrix, shape)
+        return x if text == x.text and not x.transposed else self.new(text, shape)
+
     def _reshaped(self, text: str, shape: Shape, new: Shape) -> str:
         return text if shape == new else f"{text}.reshape({new})"
 
@@ -124,6 +138,49 @@ class _Writer:
         if math.prod(new) >= _LARGE:
             return f"space.packed({text}, {new})"
         return f"{text}.reshape({new})" if shape != new else text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stacked:
+    """A contraction that is a stack of products with one matrix, without a permuting copy: ``C[f] = A B[f]``.
+
+    The larger operand and the result are stored as ``(f, k, n)`` and ``(f, m, n)``. As a single product, both would be
+    copied to another order, ``(k, f n)`` and ``(m, f n)``.
+    """
+
+    of_left: bool
+    """Whether the stack is the left operand; then all three are meant transposed."""
+    operand: Shape
+    result: Shape
+
+    @property
+    def matrix(self) -> Shape:
+        """The shape of the matrix, as it multiplies the stack from the left."""
+        return self.result[1], self.operand[1]
+
+
+def _stacked(step: PairStep) -> _Stacked | None:
+    """Return the form of a contraction as a stack of products, if it saves permuting copies and these are not small."""
+    for of_left, view in ((False, step.b), (True, step.a)):
+        operand, result = _middle(view, of_left), _middle(step.c, of_left)
+        if operand is None or result is None or operand[::2] != result[::2]:
+            continue
+        (count, k, n), m = operand, result[1]
+        if m * k * n >= _LEAST_PRODUCT and m * k <= (m + k) * n and count > 1:
+            return _Stacked(of_left=of_left, operand=operand, result=result)
+    return None
+
+
+def _middle(view: MatrixView, of_left: bool) -> Shape | None:
+    """Return ``(f, k, n)`` if a tensor is stored so that its rows, or columns if ``of_left``, are in the middle."""
+    if not view.moves or view.sums or len(view.merged) != 3 or len(view.stored) != 2:
+        return None
+    f, k, n = view.merged
+    as_rows = view.perm == (1, 0, 2) and view.stored == (k, f * n)
+    as_columns = view.perm == (0, 2, 1) and view.stored == (f * n, k)
+    if (as_rows and view.swapped == of_left) or (as_columns and view.swapped != of_left):
+        return view.merged
+    return None
 
 
 def _forward_stage(w: _Writer, stage: Stage, t: int, state: _Sym | None) -> tuple[_Sym, list[str]]:
@@ -137,9 +194,17 @@ def _forward_stage(w: _Writer, stage: Stage, t: int, state: _Sym | None) -> tupl
         z = w.read(stage.alone, slots[0])
     else:
         for step in stage.steps:
-            a, b = w.read(step.a, slots[step.left]), w.read(step.b, slots[step.right])
+            left, right = slots[step.left], slots[step.right]
+            whole = step is stage.steps[-1]
+            if (form := _stacked(step)) is not None:
+                a = w.cut(left, form.operand) if form.of_left else w.read(step.a, left)
+                b = w.read(step.b, right) if form.of_left else w.cut(right, form.operand)
+                product = w.stacked(b.mT, a, shared=True) if form.of_left else w.stacked(a, b, shared=True)
+                slots.append(w.cut(product, step.c.full) if whole else product)
+            else:
+                a, b = w.read(step.a, left), w.read(step.b, right)
+                slots.append(w.write_product(step.c, a, b, step.transposed[0], whole=whole))
             tape += [a.name, b.name]
-            slots.append(w.write_product(step.c, a, b, step.transposed[0], whole=step is stage.steps[-1]))
         z = slots[-1]
     if stage.segment.activation == "identity":
         return z, tape
@@ -149,7 +214,15 @@ def _forward_stage(w: _Writer, stage: Stage, t: int, state: _Sym | None) -> tupl
 def _tape_of(stage: Stage, names: Sequence[str]) -> tuple[list[tuple[_Sym, _Sym]], str | None]:
     """Return the operands of all steps, and the state before an activation, on the tape."""
     pairs = zip(names[: 2 * len(stage.steps) : 2], names[1 : 2 * len(stage.steps) : 2], strict=True)
-    matrices = [(_operand(a, step.a), _operand(b, step.b)) for step, (a, b) in zip(stage.steps, pairs, strict=True)]
+    matrices: list[tuple[_Sym, _Sym]] = []
+    for step, (a, b) in zip(stage.steps, pairs, strict=True):
+        form = _stacked(step)
+        in_stack = [form is not None and form.of_left, form is not None and not form.of_left]
+        left, right = (
+            _Sym(name, form.operand) if form is not None and stack else _operand(name, view)
+            for name, view, stack in zip((a, b), (step.a, step.b), in_stack, strict=True)
+        )
+        matrices.append((left, right))
     return matrices, None if stage.segment.activation == "identity" else names[-1]
 
 
@@ -166,7 +239,11 @@ def _backward_stage(w: _Writer, stage: Stage, matrices: Sequence[tuple[_Sym, _Sy
     bars[-1] = zbar
     for step, (a, b) in zip(reversed(stage.steps), reversed(matrices), strict=True):
         bar = bars[step.out]
-        if bar is not None and (step.need_a or step.need_b):
+        if bar is None or not (step.need_a or step.need_b):
+            continue
+        if (form := _stacked(step)) is not None:
+            bars[step.left], bars[step.right] = _backward_stacked(w, step, form, (a, b), bar, count)
+        else:
             c = w.read(step.c, bar)
             if step.need_a:
                 whole = step.left < count
@@ -175,6 +252,27 @@ def _backward_stage(w: _Writer, stage: Stage, matrices: Sequence[tuple[_Sym, _Sy
                 whole = step.right < count
                 bars[step.right] = w.write_product(step.b, a.mT, c, step.transposed[2], whole=whole)
     return bars[:count]
+
+
+def _backward_stacked(
+    w: _Writer, step: PairStep, form: _Stacked, operands: tuple[_Sym, _Sym], bar: _Sym, count: int
+) -> tuple[_Sym | None, _Sym | None]:
+    """Write the adjoints of both operands of a stack of products: ``Ā = Σ C̄[f] B[f]ᵀ`` and ``B̄[f] = Aᵀ C̄[f]``."""
+    stack, matrix = operands if form.of_left else operands[::-1]
+    matrix = matrix.mT if form.of_left else matrix
+    of_stack, of_matrix = (step.a, step.b) if form.of_left else (step.b, step.a)
+    need_stack, need_matrix = (step.need_a, step.need_b) if form.of_left else (step.need_b, step.need_a)
+    slot_stack, slot_matrix = (step.left, step.right) if form.of_left else (step.right, step.left)
+    c = w.cut(bar, form.result)
+    found_stack = found_matrix = None
+    if need_matrix:
+        terms = w.stacked(c, stack.mT, shared=False)
+        total = w.new(f"{terms.text}.sum(0)", form.matrix)
+        found_matrix = w.write(of_matrix, total.mT if form.of_left else total, whole=slot_matrix < count)
+    if need_stack:
+        found_stack = w.stacked(matrix.mT, c, shared=True)
+        found_stack = w.cut(found_stack, of_stack.full) if slot_stack < count else found_stack
+    return (found_stack, found_matrix) if form.of_left else (found_matrix, found_stack)
 
 
 class FlatProgram:

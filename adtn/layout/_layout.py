@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal
 
 from autoray import do
@@ -168,33 +169,33 @@ class Layout:
         """The number of physical legs."""
         return len(self.order)
 
-    @property
+    @cached_property
     def leg_axes(self) -> tuple[tuple[int, int], ...]:
         """The pair ``(axis, k)`` of every leg, in network order: leg ``k`` of that axis."""
         flat = [(axis, k) for axis, fs in enumerate(self.factors) for k in range(len(fs))]
         return tuple(flat[i] for i in self.order)
 
-    @property
+    @cached_property
     def leg_names(self) -> Inds:
         """The index names in network order: ``a{axis}_{k}``."""
         return tuple(f"a{axis}_{k}" for axis, k in self.leg_axes)
 
-    @property
+    @cached_property
     def dims(self) -> Shape:
         """The dimension of every leg, in network order."""
         return tuple(self.factors[axis][k] for axis, k in self.leg_axes)
 
-    @property
+    @cached_property
     def padded_shape(self) -> Shape:
         """The shape of the weight with its padding."""
         return tuple(math.prod(fs) for fs in self.factors)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """The number of entries of the weight."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def padding(self) -> float:
         """The ratio of generated entries to entries of the weight, 1.0 without padding."""
         return math.prod(self.padded_shape) / self.size
