@@ -142,6 +142,51 @@ def train_step_table(content: dict) -> list[str]:
     return lines
 
 
+def output_fits_table(content: dict) -> list[str]:
+    """Tabulate the times of fits to outputs, relative to the step that computes the weight."""
+    rows = content["output_fits"]
+    cases = list(dict.fromkeys(r["case"] for r in rows))
+    by_key = {(r["method"], r["case"]): r for r in rows}
+    least = "adtn, torch:cpu, with the weight"
+    own = next(r for r in rows if "error" not in r)
+    lines = [
+        f"Loss and all gradients of a fit to the outputs of a {own['n']}x{own['n']} layer on {own['threads']} thread"
+        f"{'s' if own['threads'] > 1 else ''}, by the second moment of its inputs;",
+        f"time relative to `{least}`. Peers are differentiated by PyTorch.",
+        "",
+        f"| method | {' | '.join(cases)} |",
+        "|---" * (1 + len(cases)) + "|",
+    ]
+    for method in dict.fromkeys(r["method"] for r in rows if "error" not in r):
+        cells: list[str] = []
+        for case in cases:
+            row = by_key.get((method, case), {"error": "not run"})
+            cells.append(row["error"] if "error" in row else f"{row['seconds'] / by_key[least, case]['seconds']:.2f}")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def compress_speed_table(content: dict) -> list[str]:
+    """Tabulate the time of compressing over that of training."""
+    rows = content["compress_speed"]
+    threads = list(dict.fromkeys(r["threads"] for r in rows))
+    names = list(dict.fromkeys(r["topology"] for r in rows))
+    by_key = {(r["topology"], r["threads"]): r for r in rows}
+    heads = [f"time, {n} thread{'s' if n > 1 else ''}" for n in threads]
+    lines = [
+        "`adtn.compress` of a 784-1024-1024-10 network, with at most 200 steps of every local fit and 200 of the whole",
+        "model, relative to 200 steps of dense training on the same batches.",
+        "",
+        f"| layers | {' | '.join(heads)} | errors of outputs after the local fits |",
+        "|---" * (2 + len(threads)) + "|",
+    ]
+    for name in names:
+        times = [f"{by_key[name, n]['ratio']:.2f}" for n in threads]
+        errors = ", ".join(f"{e:.3f}" for e in by_key[name, threads[0]]["errors"].values())
+        lines.append(f"| {name} | {' | '.join(times)} | {errors} |")
+    return [*lines, ""]
+
+
 def launches_table(content: dict) -> list[str]:
     """Tabulate the number of kernels per case."""
     rows = content["launches"]
@@ -896,6 +941,8 @@ def table_of(content: dict) -> list[str]:
         "peers": peers_table,
         "train_step": train_step_table,
         "launches": launches_table,
+        "output_fits": output_fits_table,
+        "compress_speed": compress_speed_table,
         "curves": optimizers_table,
         "summary": summary_table,
         "adapters": adapters_table,

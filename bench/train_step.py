@@ -1,10 +1,11 @@
 """The time of a training step of one layer: forward, and the gradients of its parameters and its input, 4096x4096.
 
 Run as ``python bench/train_step.py``; writes ``bench/results/train-step.json``. The layers are compared with a dense
-one, and with the same networks contracted by cotengra's stored expressions and differentiated by PyTorch, eagerly and
-compiled: with the input as one more tensor (without generating the weight), or generating the weight first. One process
-per case. ``--on cuda:0`` compares on a GPU, where launches dominate a step of few parameters, so there all methods are
-measured a second time as CUDA graphs (``torch.cuda.make_graphed_callables``).
+one, a low-rank pair of about as many parameters, and with the same networks contracted by cotengra's stored
+expressions and differentiated by PyTorch, eagerly and compiled: with the input as one more tensor (without generating
+the weight), or generating the weight first. One process per case. ``--on cuda:0`` compares on a GPU, where launches
+dominate a step of few parameters, so there all methods are measured a second time as CUDA graphs
+(``torch.cuda.make_graphed_callables``).
 """
 
 from __future__ import annotations
@@ -43,6 +44,14 @@ def dense(case: BenchCase) -> Method:
     """Make an ordinary layer."""
     layer = nn.Linear(case.shape[1], case.shape[0], bias=False)
     return layer, [layer.weight]
+
+
+def low_rank(case: BenchCase) -> Method:
+    """Make two ordinary layers with as many parameters as the generator, at least of rank one."""
+    n_out, n_in = case.shape
+    rank = max(round(case.generator().num_params / (n_out + n_in)), 1)
+    pair = nn.Sequential(nn.Linear(n_in, rank, bias=False), nn.Linear(rank, n_out, bias=False))
+    return pair, list(pair.parameters())
 
 
 def stored(case: BenchCase, batch: int, how: str, compiled: bool = False) -> Method:
@@ -103,6 +112,7 @@ def methods(case: BenchCase, batch: int) -> dict[str, Callable[[], Method]]:
     """Return all methods that are compared, by name."""
     by_name: dict[str, Callable[[], Method]] = {
         "dense": partial(dense, case),
+        "low-rank pair": partial(low_rank, case),
         "adtn": partial(ours, case),
         "adtn, torch.compile": partial(ours, case, compiled=True),
         "cotengra, input": partial(stored, case, batch, "input"),
@@ -126,12 +136,14 @@ def gradients(layer: Callable[..., Any], params: list[torch.Tensor], x: torch.Te
     return grads
 
 
-def measure(name: str, n: int, seconds: float, skip: str, on: str) -> list[dict[str, Any]]:
-    """Measure all methods on one topology, except those with ``skip`` in their names."""
-    torch.set_default_device(on)
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure all methods on one topology."""
+    name, n, seconds, skip = options.device, options.n, options.seconds, options.skip
+    torch.set_default_device(options.on)
+    torch.set_num_threads(options.threads)
     case = BenchCase(name, (n, n))
     rows: list[dict[str, Any]] = []
-    for batch in BATCHES:
+    for batch in options.batches:
         torch.manual_seed(0)
         torch.compiler.reset()
         x, cotangent = torch.randn(batch, n, requires_grad=True), torch.randn(batch, n)
@@ -149,7 +161,7 @@ def measure(name: str, n: int, seconds: float, skip: str, on: str) -> list[dict[
         reference = results["adtn"][0]
         times = paired_seconds(steps, seconds)
         for method in compared:
-            row: dict[str, Any] = {"case": name, "n": n, "batch": batch, "method": method}
+            row: dict[str, Any] = {"case": name, "n": n, "batch": batch, "threads": options.threads, "method": method}
             if method in failed:
                 rows.append({**row, "error": failed[method]})
                 continue
@@ -164,13 +176,15 @@ def main() -> None:
     parser.add_argument("--device", default="", help="the case to measure in this process")
     parser.add_argument("--cases", nargs="*", default=CASES)
     parser.add_argument("--n", type=int, default=4096)
+    parser.add_argument("--batches", type=int, nargs="*", default=BATCHES)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--skip", default="", help="skip methods with this in their names, such as torch.compile")
     parser.add_argument("--on", default="cpu", help="cpu, or a CUDA device of PyTorch, such as cuda:0")
     parser.add_argument("--out", type=Path, default=RESULTS / "train-step.json")
     options = parser.parse_args()
     if options.device:
-        print(json.dumps(measure(options.device, options.n, options.seconds, options.skip, options.on)))
+        print(json.dumps(measure(options)))
         return
     write_results(options.out, train_step=rows_per_device(options.cases))
 

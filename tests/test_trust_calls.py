@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -432,21 +433,23 @@ FINE = {
 """What is right after all; every word names a file that can be written, or fails to."""
 
 
-def options() -> list[tuple[str, str]]:
-    """Yield every command with every argument and option that takes a value."""
+@cache
+def commands() -> Any:
+    """Return the commands by name; building them takes longer than running one with a wrong value."""
     import typer
     from adtn.cli import app
 
-    found = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    return [(c, p.name) for c in COMMANDS for p in found[c].params if not getattr(p, "is_flag", False)]
+    return typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def options() -> list[tuple[str, str]]:
+    """Yield every command with every argument and option that takes a value."""
+    return [(c, p.name) for c in COMMANDS for p in commands()[c].params if not getattr(p, "is_flag", False)]
 
 
 def line(command: str, parameter: str, word: str) -> list[str]:
     """Make a command line with one meaningless value."""
-    import typer
-    from adtn.cli import app
-
-    found = {p.name: p for p in typer.main.get_command(app).commands[command].params}[parameter]  # type: ignore[attr-defined]
+    found = {p.name: p for p in commands()[command].params}[parameter]
     rest = list(COMMANDS[command])
     if found.param_type_name == "argument":
         return [command, *rest[1:], "--", word] if rest else [command, "--", word]

@@ -104,7 +104,6 @@ def main() -> None:
                     "threads": threads,
                     "ratio": round(statistics.median(own / dense for own, dense in pairs), 3),
                     "errors": {row.name: round(max(row.local_errors), 4) for row in report.layers if row.local_errors},
-                    "local": round(report.seconds, 2),
                 }
             )
             print(rows[-1], flush=True)
