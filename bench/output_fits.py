@@ -121,6 +121,7 @@ def _closed(gen: adtn.Generator, columns: list[str]) -> tuple[Any, Any]:
 
 def measure(name: str, n: int, seconds: float) -> list[dict[str, Any]]:
     """Measure all methods on one topology."""
+    torch.compiler.reset()
     problem = Problem(TOPOLOGIES[name], n)
     methods: dict[str, Callable[[], Step]] = {
         "adtn, numpy:cpu": partial(ours, problem, "numpy:cpu"),

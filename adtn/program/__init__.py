@@ -3,6 +3,7 @@
 from ._closed import MOMENT as MOMENT
 from ._closed import STATE as STATE
 from ._closed import closed as closed
+from ._closed import copy_of as copy_of
 from ._closed import product_order as product_order
 from ._order import Node as Node
 from ._order import arrange as arrange

@@ -57,21 +57,25 @@ def product_order(segment: Segment, path: Path, sizes: dict[str, int], tiles: in
     return tuple(dict.fromkeys([*sliced, *arranged(root, set(), set())]))
 
 
+def copy_of(leg: str) -> str:
+    """Name the leg of the copy in a :func:`closed` segment."""
+    return f"{leg}/copy"
+
+
 def closed(segment: Segment, sizes: dict[str, int], inputs: Inds = ()) -> Segment:
     """Contract a segment with its own copy, ``‖W‖²`` for a given state; only the first copy is trained.
 
-    If ``inputs`` names the legs of the inputs, a second moment C joins those of both copies: ``tr(W C Wᵀ)``. It has
-    every leg beside its copy, so that a core contracted with its copy meets a matrix without a permutation.
+    If ``inputs`` names the legs of the inputs, a second moment C joins those of both copies: ``tr(W C Wᵀ)``.
     """
     shared = set(segment.outputs) - set(inputs)
 
     def copied(inds: Inds) -> Inds:
-        return tuple(i if i in shared else f"{i}/copy" for i in inds)
+        return tuple(i if i in shared else copy_of(i) for i in inds)
 
     copies = [replace(c, name=f"{c.name}/copy", inds=copied(c.inds), trainable=False) for c in segment.cores]
     if inputs:
-        both = tuple(name for i in inputs for name in (i, *copied((i,))))
-        shape = tuple(sizes[i] for i in inputs for _ in range(2))
+        both = (*inputs, *copied(inputs))
+        shape = tuple(sizes[i] for i in inputs) * 2
         copies.append(Core(name=MOMENT, inds=both, shape=shape, param=MOMENT, kind="moment", trainable=False))
     if segment.inputs:
         shape = tuple(sizes[i] for i in segment.inputs)

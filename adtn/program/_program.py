@@ -124,17 +124,23 @@ def plan_stage(
         )
     if path is None:
         path = find_path(terms, segment.outputs, tuple(sorted(sizes.items())))
+    constants = {slot for slot, core in enumerate(segment.cores, has_state) if core.kind == "moment"}
     stored: list[Inds | None] = [*terms, *(None for _ in path[1:]), segment.outputs]
+    stored = [None if slot in constants else inds for slot, inds in enumerate(stored)]  # arranged once, in any order
     free: dict[int, Halves] = {}
     if has_state and halves is not None:
         stored[0], free = None, {0: halves}
     nodes, orders = arrange(contraction_nodes(terms, segment.outputs, path), stored, sizes, free)
     steps = plan_steps(nodes, orders, {slot: need for slot, (_, need) in enumerate(operands)}, sizes)
     segment = replace(segment, inputs=orders[0]) if has_state else segment
+    cores = [
+        replace(core, inds=orders[slot], shape=tuple(sizes[i] for i in orders[slot])) if slot in constants else core
+        for slot, core in enumerate(segment.cores, has_state)
+    ]
     return Stage(
-        segment=segment,
+        segment=replace(segment, cores=tuple(cores)) if constants else segment,
         path=path,
-        cores=segment.cores,
+        cores=tuple(cores),
         steps=steps,
         alone=None,
         has_state=has_state,

@@ -191,6 +191,8 @@ def path_seconds(
     stored[-1] = product_order(segment, path, sizes, 1) if projected else segment.outputs
     if segment.inputs:
         stored[0] = None
+    for slot, core in enumerate(segment.cores, bool(segment.inputs)):
+        stored[slot] = None if core.kind == "moment" else stored[slot]
     nodes, orders = arrange(contraction_nodes(terms, segment.outputs, path), stored, sizes, {})
     trained = trained_slots(segment)
     steps = plan_steps(nodes, orders, {slot: slot in trained for slot in range(len(terms))}, sizes)

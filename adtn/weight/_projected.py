@@ -12,7 +12,7 @@ from autoray import do
 from .._typing import Array, Factor, Float, Inds, Params
 from ..backends import Backend
 from ..calculus import Consumer
-from ..program import Path, closed, default_path, plan_stage, product_order, tile_program
+from ..program import MOMENT, Path, closed, copy_of, default_path, plan_stage, product_order, tile_program
 from ..topology import Segment, sizes_of
 from ._executable import ListedStep
 from ._mode import Mode
@@ -56,11 +56,11 @@ class Projected(OfTiles):
         yield segment, 2 * times, root
 
     def arrange_moment(self, moment: Float[Array, "n_in n_in"]) -> Float[Array, "*legs"]:
-        """Arrange a second moment of inputs in generated order: padded, and every leg beside its copy."""
+        """Arrange a second moment of inputs in generated order: padded, and in the order of its first contraction."""
         layout = self.weighting.layout
         dims = tuple(d for factors in layout.factors[1:] for d in factors)
         square = do("reshape", padded_moment(layout, moment), dims * 2)
-        return do("transpose", square, tuple(q + side for q in range(len(dims)) for side in (0, len(dims))))
+        return do("transpose", square, self.tiled_weight.moment_axes)
 
     def evaluate(
         self,
@@ -145,14 +145,18 @@ def projecting(
     made = tiled.last.segment.inputs
     if set(made) == set(last.inputs):  # no leg of the weight that the state carries is cut in two
         last = replace(last, inputs=made)
-    square = closed(last, sizes, input_legs(last, weighting) if weighted else ())
+    columns = input_legs(last, weighting) if weighted else ()
+    square = closed(last, sizes, columns)
     norm = plan_stage(square, sizes | sizes_of([square]), tiled.last.need_state, norm_path)
+    both = (*columns, *map(copy_of, columns))
+    moment_axes = tuple(both.index(i) for core in norm.cores if core.param == MOMENT for i in core.inds)
     return TiledWeight(
         tiled=tiled,
         weighting=weighting,
         positions=tuple(last.outputs.index(i) for i in order),
         by_rows=False,
         norm=norm,
+        moment_axes=moment_axes,
     )
 
 

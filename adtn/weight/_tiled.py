@@ -34,6 +34,8 @@ class TiledWeight:
         Tiles are ``(rows, ...)`` of the weight; otherwise they are flat, in the order of ``tiled.legs``.
     norm : Stage or None
         The last segment closed with its own copy, for :meth:`project`.
+    moment_axes : tuple of int
+        If it is closed over a second moment: the permutation of the axes of its legs, inputs before their copies.
     """
 
     tiled: Tiled
@@ -41,6 +43,7 @@ class TiledWeight:
     positions: tuple[int, ...]
     by_rows: bool
     norm: Stage | None = None
+    moment_axes: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
