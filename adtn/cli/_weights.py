@@ -13,6 +13,8 @@ from ..errors import ADTNError
 from ._names import Imports, optimizers
 from ._structure import Activation, Bond, Layers, Leg, Order, layout_of, topology_of
 
+_OPTIMIZERS = optimizers()  # once: annotations are evaluated several times, and this reads all entry points
+
 
 def fit(
     file: Annotated[Path, typer.Argument(help="File with a weight: .npy, .npz or .safetensors.")],
@@ -26,7 +28,7 @@ def fit(
     order: Order = None,
     key: Annotated[str | None, typer.Option(help="Name of the array in a file with several.")] = None,
     device: Annotated[str, typer.Option(help="Device to train on.")] = "numpy:cpu",
-    optimizer: Annotated[str, typer.Option(help=optimizers())] = "adam",
+    optimizer: Annotated[str, typer.Option(help=_OPTIMIZERS)] = "adam",
     steps: Annotated[int, typer.Option(min=1, help="Maximum number of steps.")] = 1000,
     lr: Annotated[float, typer.Option(help="Largest learning rate.")] = 2e-2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial values.")] = 0,
