@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from .._typing import Float
-from ..calculus import forward_tape, pullback
+from ..backends import get_backend
+from ..calculus import FlatProgram
 from ..program import compile_program
 from ..topology import Segment
 from ._metric import InputMetric
@@ -48,7 +49,9 @@ def descend(
     tuple of dict and float
         The cores, and the relative error in the metric.
     """
-    program = compile_program((segment,))
+    numpy = get_backend("numpy")
+    assert numpy.dialect is not None, "it runs straight-line code"
+    program, space = FlatProgram(compile_program((segment,)), numpy.dialect), numpy.workspace()
     names = [core.param for core in segment.cores]
     cores = [np.asarray(params[name], dtype=np.float64) for name in names]
     power = float(np.vdot(metric.times_moment(target), target))
@@ -61,10 +64,10 @@ def descend(
         return {name: part.reshape(core.shape) for name, part, core in zip(names, parts, cores, strict=True)}
 
     def loss(x: Float[np.ndarray, " entries"]) -> tuple[float, Float[np.ndarray, " entries"]]:
-        state, tape = forward_tape(program, of_vector(x))
+        state, tape = program.forward_tape(of_vector(x), space)
         away = np.asarray(state) - target
         bent = metric.times_moment(away) / power
-        slopes = pullback(program, tape, 2.0 * bent)
+        slopes = program.pullback(tape, 2.0 * bent, space)
         return float(np.vdot(away, bent)), np.concatenate([np.ravel(slopes[name]) for name in names])
 
     x = np.concatenate([np.ravel(core) for core in (_evened(cores) if steps else cores)])
