@@ -102,6 +102,10 @@ def fit(gen: adtn.Generator, device: str) -> None:
         (task, "adam"),
     ):
         adtn.fit(gen, objective, steps=2, optimizer=optimizer, device=device, dtype="float64")
+    matrix = adtn.Generator((16, 15), adtn.MPO(bond=2), layout=adtn.Layout.of((16, 15), 4, max_padding=2))
+    inputs = rng.standard_normal((50, 15))
+    outputs = adtn.DataAwareReconstruction(rng.standard_normal((16, 15)), inputs.T @ inputs / 50)
+    adtn.fit(matrix, outputs, steps=1, device=device, mode="factored")
 
 
 def layers() -> None:

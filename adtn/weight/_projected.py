@@ -92,9 +92,12 @@ def squared_distance(backend: Backend, arranged: Float[Array, " tiles *tile"]) -
 
 
 def output_distance(
-    backend: Backend, arranged: Float[Array, " tiles *tile"], moment: Float[Array, "n_in n_in"]
+    backend: Backend, arranged: Float[Array, " tiles *tile"], moment: Float[Array, "..."]
 ) -> Consumer:
-    """Return the consumer of rows that adds ``tr R C Rᵀ`` of the residual R; half of its adjoint is ``R C``."""
+    """Return the consumer of rows that adds ``tr R C Rᵀ`` of the residual R; half of its adjoint is ``R C``.
+
+    The moment C is ``(n_in, n_in)``, unless no tile will be consumed.
+    """
 
     def consume(tile: Float[Array, "*tile"], i: Any, total: Any) -> tuple[Any, Float[Array, "*tile"]]:
         shape = tuple(tile.shape)
