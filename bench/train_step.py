@@ -61,10 +61,11 @@ def stored(case: BenchCase, batch: int, how: str, compiled: bool = False) -> Met
     if how == "input":
         segments = with_input(segments, layout, batch)
     params = {k: nn.Parameter(torch.tensor(np.array(x))) for k, x in generator.params.items()}
+    frozen = {k: torch.tensor(np.asarray(x, np.float32)) for k, x in generator.constants().items()}
     contractions = expressions(segments)
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        arrays = {**params, "x/input": x.reshape(batch, *layout.factors[1])}
+        arrays = {**params, **frozen, "x/input": x.reshape(batch, *layout.factors[1])}
         state = contract(segments, contractions, arrays, nn.functional.silu, "torch")
         if how == "input":
             return state.reshape(batch, -1) * scale

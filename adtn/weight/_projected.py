@@ -91,9 +91,7 @@ def squared_distance(backend: Backend, arranged: Float[Array, " tiles *tile"]) -
     return consume
 
 
-def output_distance(
-    backend: Backend, arranged: Float[Array, " tiles *tile"], moment: Float[Array, "..."]
-) -> Consumer:
+def output_distance(backend: Backend, arranged: Float[Array, " tiles *tile"], moment: Float[Array, "..."]) -> Consumer:
     """Return the consumer of rows that adds ``tr R C Rᵀ`` of the residual R; half of its adjoint is ``R C``.
 
     The moment C is ``(n_in, n_in)``, unless no tile will be consumed.
