@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install -q -c constraints.txt
+# modules are compiled when they are imported, and most of them never are
+PIP := $(BIN)/python -m pip install -q --no-compile -c constraints.txt
 
 # what XLA compiled for one test serves the next run, and the other worker
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax-cache

@@ -166,6 +166,20 @@ def output_fits_table(content: dict) -> list[str]:
     return [*lines, ""]
 
 
+def new_batches_table(content: dict) -> list[str]:
+    """Tabulate first steps over later ones."""
+    lines = [
+        "The first step (forward and gradients) with a size of batch over later ones, in a model of 50 equal layers:",
+        "the largest of several sizes in a range that was planned before, and of sizes in new ranges.",
+        "",
+        "| layers | known range | new range |",
+        "|---|---|---|",
+    ]
+    for row in content["new_batches"]:
+        lines.append(f"| {row['topology']} | {max(row['known range']):.1f} | {max(row['new range']):.1f} |")
+    return [*lines, ""]
+
+
 def compress_speed_table(content: dict) -> list[str]:
     """Tabulate the time of compressing over that of training."""
     rows = content["compress_speed"]
@@ -943,6 +957,7 @@ def table_of(content: dict) -> list[str]:
         "launches": launches_table,
         "output_fits": output_fits_table,
         "compress_speed": compress_speed_table,
+        "new_batches": new_batches_table,
         "curves": optimizers_table,
         "summary": summary_table,
         "adapters": adapters_table,

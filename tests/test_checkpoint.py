@@ -52,7 +52,6 @@ def run(path: Path, device: str, optimizer: str, kill_at: int, dtype: str = "flo
     [
         ("numpy:cpu", "adam"),
         ("numpy:cpu", "lbfgs"),
-        ("numpy:cpu", "lm"),
         ("torch:cpu", "adam"),
         ("jax:cpu", "adamw"),
     ],

@@ -21,11 +21,6 @@ def english() -> Any:
     return module
 
 
-def test_nothing_in_the_tree_is_refused(english: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    status = english.main([])
-    assert status == 0, capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     "text",
     [

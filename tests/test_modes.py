@@ -218,7 +218,7 @@ print(peak_bytes(lambda: adtn.fit(gen, target, device=device, steps=2, memory=li
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "mebibytes"),
-    [("numpy:cpu", 16), ("numpy:cpu", 64), ("torch:cpu", 24), ("torch:cpu", 64), ("jax:cpu", 128)],
+    [("numpy:cpu", 16), ("torch:cpu", 24), ("torch:cpu", 64), ("jax:cpu", 128)],
 )
 def test_a_process_stays_within_its_memory_limit(device: str, mebibytes: int) -> None:
     pytest.importorskip(device.partition(":")[0])

@@ -74,14 +74,18 @@ def framework(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("has_data", [True, False], ids=["data", "no-data"])
 @pytest.mark.parametrize(
-    ("few", "options"),
-    [(1, {}), (3_000, {"rest": "same"}), (1, {"candidates": (adtn.MPO(),), "precisions": ()})],
+    ("few", "options", "has_data"),
+    [
+        (1, {}, True),
+        (1, {}, False),
+        (3_000, {"rest": "same"}, True),
+        (1, {"candidates": (adtn.MPO(),), "precisions": ()}, False),
+    ],
     ids=str,
 )
 def test_the_least_file_is_named_and_possible(
-    framework: str, has_data: bool, few: int, options: Any, tmp_path: Path
+    framework: str, few: int, options: Any, has_data: bool, tmp_path: Path
 ) -> None:
     data = words() if has_data else None
     config = config_of(framework, **options)

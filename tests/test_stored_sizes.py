@@ -83,7 +83,7 @@ def test_without_a_file_dense_layers_have_no_precision(framework: str) -> None:
     assert "best left dense within this budget" in report.dense.values()
 
 
-@pytest.mark.parametrize("rest", ["choose", "same"])
+@pytest.mark.parametrize(("framework", "rest"), [("torch", "choose"), ("torch", "same"), ("jax", "choose")])
 def test_baselines_of_a_file_are_files(framework: str, rest: Any) -> None:
     model, data = net(framework), words()
     dense = state_bytes(model_of(net(framework), None), {}, None)

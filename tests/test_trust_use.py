@@ -17,7 +17,7 @@ from adtn.errors import CompressError, FileFormatError, FitError, TopologyError
 from adtn.topology import _activation
 from autoray import do
 
-from table import TOPOLOGIES, Row, to_numpy
+from table import BACKENDS, TOPOLOGIES, Row, to_numpy, usable
 
 # models of these tests are small and random: results are bad on purpose
 pytestmark = pytest.mark.filterwarnings("ignore::adtn.errors.QualityWarning")
@@ -117,7 +117,7 @@ def test_an_interruption_ends_a_whole_model_and_leaves_it(monkeypatch: pytest.Mo
     model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 3))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     fit = adtn.fit
-    monkeypatch.setattr(_local, "fit", lambda *args, **kw: fit(*args, callbacks=[interrupted_at(1)], **kw))
+    monkeypatch.setattr(_local, "fit", lambda *args, **kw: fit(*args, **{**kw, "callbacks": [interrupted_at(1)]}))
     with pytest.raises(KeyboardInterrupt):
         adtn.compress(model, adtn.Config(topology=adtn.TTN(bond=2), smallest=0, steps=5))
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
@@ -265,8 +265,14 @@ NEED_FOUR_AXES = ("low-rank-spatial", "tucker-2", "tucker-uncut")
 ONE_ENTRY = [(1,), (1, 1), (1, 1, 1, 1)]
 
 
-@pytest.mark.parametrize("shape", ONE_ENTRY, ids=str)
-def test_one_entry_works_or_is_refused(row: Row, shape: tuple[int, ...], device: str, tmp_path: Path) -> None:
+# JAX compiles a program for every shape, which takes longer than all the rest
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [(key, shape) for key in BACKENDS for shape in (ONE_ENTRY if not key.startswith("jax") else ONE_ENTRY[1:2])],
+    ids=str,
+)
+def test_one_entry_works_or_is_refused(row: Row, key: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    device = usable(key)
     refused = isinstance(row.topology, NEED_LEGS) or row in (TOPOLOGIES["ttn-ternary"], TOPOLOGIES["attn-pairs"])
     refused |= row in [TOPOLOGIES[name] for name in NEED_FOUR_AXES] and len(shape) != 4
     if refused or row is TOPOLOGIES["ttn-some"]:
