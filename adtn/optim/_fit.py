@@ -126,8 +126,8 @@ def fit(
         - ``"materialise"``: the weight is generated as a whole
         - ``"stream"``: the weight is generated tile by tile
         - ``"factored"``: the target is projected on the factors of the last product, without generating the weight; for
-          reconstructions of weights and of outputs in single and double precision by networks without an activation at the end. If
-          the error becomes so small that large sums cancel, the fit continues in another mode.
+          reconstructions of weights and of outputs in single and double precision by networks without an activation at
+          the end. If the error becomes so small that large sums cancel, the fit continues in another mode.
     memory : str or int, optional
         The largest additional memory in bytes, or a string such as ``"512MiB"``.
 
