@@ -13,6 +13,7 @@ import cProfile
 import json
 import pstats
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -107,7 +108,8 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
-    content = {"command": "python bench/compress/speed.py", "machine": machine(), "compress_speed": rows}
+    command = " ".join(["python", "bench/compress/speed.py", *sys.argv[1:]])
+    content = {"command": command, "machine": machine(), "compress_speed": rows}
     OUT.write_text(json.dumps(content, indent=1) + "\n")
 
 
