@@ -245,6 +245,7 @@ class DataAwareReconstruction(Reconstruction):
             self.second_moment, self.second_moment.T, rtol=1e-4, atol=1e-6 * np.abs(self.second_moment).max()
         ):
             raise FitError("Got a second_moment that is not symmetric; expected x.T @ x / n of the layer's inputs.")
+        self.second_moment = (self.second_moment + self.second_moment.T) * 0.5  # the rest changes no loss
         # a relative error does not depend on the scale of the moment, and a power of two changes no digit
         spread = float(np.trace(self.second_moment)) / n_in
         if spread > 0.0:
