@@ -135,7 +135,7 @@ def test_small_errors_are_measured_by_residuals() -> None:
 
 
 def test_only_the_symmetric_part_of_a_moment_counts() -> None:
-    """Rounding leaves moments slightly asymmetric; gradients are then still those of the loss, in every mode."""
+    """A moment that rounding made slightly asymmetric gives the gradients of the loss, in every mode."""
     gen, target, moment = problem(ROWS["mpo"])
     tilt = np.triu(np.full_like(moment, 5e-7 * np.abs(moment).max()), 1)
     wanted = loss_and_gradients(gen, adtn.DataAwareReconstruction(target, moment), "numpy:cpu", "materialise")
