@@ -124,15 +124,17 @@ def layers() -> None:
     x, index, image = np.ones((2, 5, 18), np.float32), np.array([[3, 150]]), np.ones((2, 6, 8, 8), np.float32)
     numpy_layers.ADTNLinear(matrix)(x)
     numpy_layers.ADTNEmbedding(table)(index)
-    numpy_layers.ADTNConv2d(kernel)(image)
+    numpy_layers.ADTNConv2d(kernel)(image), numpy_layers.ADTNConv2d(kernel, mode="factored")(image)
     torch_layers.ADTNLinear(matrix)(torch.from_numpy(x)).sum().backward()
     torch_layers.ADTNEmbedding(table)(torch.from_numpy(index)).sum().backward()
     torch_layers.ADTNConv2d(kernel)(torch.from_numpy(image)).sum().backward()
+    torch_layers.ADTNConv2d(kernel, mode="factored")(torch.from_numpy(image))
     jax_layers.ADTNLinear(matrix)(jnp.asarray(x))
     embedding = jax_layers.ADTNEmbedding(table)
     embedding.attend(embedding(jnp.asarray(index)))
     nnx.grad(lambda layer: layer(jnp.asarray(x)).sum())(jax_layers.ADTNLinear(matrix))
     jax_layers.ADTNConv2d(kernel)(jnp.moveaxis(jnp.asarray(image), 1, -1))
+    jax_layers.ADTNConv2d(kernel, mode="factored")(jnp.moveaxis(jnp.asarray(image), 1, -1))
 
 
 def main(out: Path) -> None:

@@ -39,10 +39,10 @@ def linear():
     return layers.ADTNLinear.from_linear(nn.Linear(24, 16), TTN), torch.randn(5, 24)
 
 
-def conv(n: int, **options):
+def conv(n: int, mode=None, **options):
     torch.manual_seed(0)
     dense = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[n - 1](6, 8, 3, **options)
-    made = (layers.ADTNConv1d, layers.ADTNConv2d, layers.ADTNConv3d)[n - 1].from_conv(dense, TTN)
+    made = (layers.ADTNConv1d, layers.ADTNConv2d, layers.ADTNConv3d)[n - 1].from_conv(dense, TTN, mode=mode)
     return made, torch.randn(2, 6, *(7,) * n)
 
 
@@ -80,6 +80,7 @@ LAYERS = {
     "conv2d grouped": lambda: conv(2, groups=2, stride=(1, 2), padding=(2, 0)),
     "conv2d reflected": lambda: conv(2, padding=1, padding_mode="reflect", bias=False),
     "conv2d circular": lambda: conv(2, padding="same", padding_mode="circular", dilation=2),
+    "conv2d chained": lambda: conv(2, padding=1, mode="factored"),
     "conv3d": lambda: conv(3),
     "embedding": embedding,
     "attention": attention,

@@ -234,8 +234,8 @@ def pad(x: Float[Array, "*shape"], axis: int, thickness: int) -> Float[Array, "*
         return x
     shape = list(x.shape)
     shape[axis] = thickness
-    zero = do("zeros_like", do("reshape", x, (-1,))[:1])
-    slab = do("broadcast_to", do("reshape", zero, (1,) * len(shape)), tuple(shape))
+    first = x[(*(slice(None) for _ in range(axis)), slice(0, 1))]  # other axes may be empty
+    slab = do("broadcast_to", do("zeros_like", first), tuple(shape))
     return do("concatenate", (x, slab), axis=axis)
 
 

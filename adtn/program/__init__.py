@@ -5,6 +5,10 @@ from ._closed import STATE as STATE
 from ._closed import closed as closed
 from ._closed import copy_of as copy_of
 from ._closed import product_order as product_order
+from ._division import PARTS as PARTS
+from ._division import Division as Division
+from ._division import Part as Part
+from ._division import why_undivided as why_undivided
 from ._order import Node as Node
 from ._order import arrange as arrange
 from ._order import contraction_nodes as contraction_nodes

@@ -1,5 +1,8 @@
 """Decisions: contraction orders, prices, and the plan of a task."""
 
+from ._convolution import ConvolutionPlan as ConvolutionPlan
+from ._convolution import Images as Images
+from ._convolution import plan_convolution as plan_convolution
 from ._plan import TASKS as TASKS
 from ._plan import Plan as Plan
 from ._planner import decide as decide

@@ -1,6 +1,9 @@
 """The conversion of a state to a weight: the formula, and one executable per mode."""
 
 from ..calculus import Consumer as Consumer
+from ._chain import Chain as Chain
+from ._chain import Piece as Piece
+from ._chain import chain_of as chain_of
 from ._executable import Executable as Executable
 from ._executable import FitExecutable as FitExecutable
 from ._executable import Layer as Layer

@@ -7,6 +7,8 @@ memory.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -15,9 +17,13 @@ from adtn import Generator
 from adtn._arrays import finite_array
 from adtn._checks import checked
 from adtn._typing import Float, Int
+from adtn.backends import get_backend
 from adtn.errors import LayoutError
+from adtn.schedule import Images, Plan, decide, plan_convolution
+from adtn.weight import Chain
 
-from ..shared._geometry import NUMPY_PAD, Geometry, PaddingMode, Size, check_axes, check_bias
+from ..shared._cache import remember
+from ..shared._geometry import NUMPY_PAD, ConvMode, Geometry, PaddingMode, Size, check_axes, check_bias
 
 
 class ADTNLinear:
@@ -114,22 +120,15 @@ class _ADTNConv:
         dilation: Size = 1,
         groups: int = 1,
         padding_mode: PaddingMode = "zeros",
+        mode: ConvMode | None = None,
     ) -> None:
         self.generator = _checked(generator, 2 + self.axes, f"{type(self).__name__} (out, in / groups, kernel)")
         self.geometry = Geometry.of(generator.shape, stride, padding, dilation, groups, padding_mode)
         self.bias = _bias(bias, generator)
-
-    def _weight(self) -> Float[np.ndarray, "groups out_per_group columns"]:
-        return self._generated() if self.generator.decodes else self._cached
-
-    @cached_property
-    def _cached(self) -> Float[np.ndarray, "groups out_per_group columns"]:
-        return self._generated()
-
-    def _generated(self) -> Float[np.ndarray, "groups out_per_group columns"]:
-        """Generate the weight of each group, ``(groups, out / groups, in / groups * kernel)``."""
-        g = self.geometry
-        return self.generator.weight().reshape(g.groups, g.out_channels // g.groups, -1)
+        self.mode: ConvMode | None = mode
+        self._chains: dict[Images, _Parts | None] = {}
+        if mode == "factored":  # refuse what is not possible at once
+            self._planned(Images(batch=1, pixels_in=1, pixels_out=1, train=False))
 
     def __call__(self, x: Float[np.ndarray, "batch n_in *size_in"]) -> Float[np.ndarray, "batch n_out *size_out"]:
         """Map ``(batch, in, *size)`` to ``(batch, out, *size)``."""
@@ -138,6 +137,43 @@ class _ADTNConv:
             raise LayoutError(
                 f"Got x of shape {x.shape}; expected (batch, {g.in_channels}, ...) with {axes} spatial axes."
             )
+        size = x.shape[2:]
+        pixels_in, pixels_out = math.prod(size), math.prod(g.size_out(size))
+        parts = self._planned(Images(batch=x.shape[0], pixels_in=pixels_in, pixels_out=pixels_out, train=False))
+        if parts is None:
+            y = self._convolved(x, self._weight(), g.groups)
+        else:
+            y = parts.chain(parts.weights or self._generated(parts.plans), x, self._convolved)
+        return y if self.bias is None else y + self.bias.reshape(-1, *(1,) * axes)
+
+    def _planned(self, images: Images) -> _Parts | None:
+        """Return the chain that computes the layer without its weight, where that is faster."""
+        key, gen = images.rounded, self.generator
+        if self.mode == "materialise" or key in self._chains:
+            return self._chains.get(key)
+        place: Any = {"device": "numpy:cpu", "dtype": gen.dtype}
+        chain = plan_convolution(gen, key, groups=self.geometry.groups, mode=self.mode, **place).chain
+        if chain is None:
+            return remember(self._chains, key, None)
+        plans = tuple(decide(piece, "generate", **place) for piece in chain.pieces)
+        weights = () if gen.decodes else self._generated(plans)
+        return remember(self._chains, key, _Parts(chain, plans, weights))
+
+    def _generated(self, plans: Sequence[Plan]) -> tuple[np.ndarray, ...]:
+        """Generate the parts of a chain."""
+        arrays = self.generator.arrays("numpy:cpu", self.generator.dtype)
+        return tuple(plan.materialised.on(get_backend("numpy")).weight(arrays) for plan in plans)
+
+    def _weight(self) -> Float[np.ndarray, "n_out in_per_group *kernel"]:
+        return self.generator.weight() if self.generator.decodes else self._cached
+
+    @cached_property
+    def _cached(self) -> Float[np.ndarray, "n_out in_per_group *kernel"]:
+        return self.generator.weight()
+
+    def _convolved(self, x: np.ndarray, kernel: np.ndarray, groups: int) -> np.ndarray:
+        """Convolve with any kernel, in the geometry of this layer: one product per group with all windows."""
+        g, axes = self.geometry, self.axes
         mode: Any = NUMPY_PAD[g.padding_mode]
         x = np.pad(x, ((0, 0), (0, 0), *g.padding), mode=mode)
         reach = tuple(d * (k - 1) + 1 for d, k in zip(g.dilation, g.kernel_size, strict=True))
@@ -145,13 +181,22 @@ class _ADTNConv:
         steps = tuple(slice(None, None, s) for s in g.stride)
         taps = tuple(slice(None, None, d) for d in g.dilation)
         windows = windows[(slice(None), slice(None), *steps, *taps)]
-        batch, _, *size = windows.shape[: 2 + axes]
-        # (batch, positions, groups, in / groups * kernel), then one product per group
-        n_columns = g.in_channels // g.groups * math.prod(g.kernel_size)
-        columns = np.moveaxis(windows, 1, 1 + axes).reshape(batch, math.prod(size), g.groups, n_columns)
-        y = np.matmul(columns.transpose(2, 0, 1, 3), self._weight().transpose(0, 2, 1)[:, None])
-        y = y.transpose(1, 0, 3, 2).reshape(batch, g.out_channels, *size)
-        return y if self.bias is None else y + self.bias.reshape(-1, *(1,) * axes)
+        batch, channels, *size = windows.shape[: 2 + axes]
+        # (batch, positions, groups, in / groups * kernel)
+        n_columns = channels // groups * math.prod(g.kernel_size)
+        columns = np.moveaxis(windows, 1, 1 + axes).reshape(batch, math.prod(size), groups, n_columns)
+        weights = kernel.reshape(groups, kernel.shape[0] // groups, n_columns)
+        y = np.matmul(columns.transpose(2, 0, 1, 3), weights.transpose(0, 2, 1)[:, None])
+        return y.transpose(1, 0, 3, 2).reshape(batch, kernel.shape[0], *size)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A chain, the plans by which its parts are generated, and these parts, unless they are decoded in every call."""
+
+    chain: Chain
+    plans: tuple[Plan, ...]
+    weights: tuple[np.ndarray, ...]
 
 
 class ADTNConv1d(_ADTNConv):
@@ -171,11 +216,17 @@ class ADTNConv2d(_ADTNConv):
         The bias, ``(out,)``.
     stride, padding, dilation, groups, padding_mode
         See :class:`torch.nn.Conv2d`.
+    mode : {"materialise", "factored"}, optional
+        Whether the weight is generated, or the layer is computed as a chain: a matrix on the channels of the input, a
+        smaller convolution, and a matrix on the channels of the output. By default, the scheduler chooses it by the
+        number of images and their size.
 
     Raises
     ------
     LayoutError
         If the arguments do not fit together.
+    ScheduleError
+        If ``mode="factored"`` is not possible: with groups or a base, or for a network of a single tensor.
 
     Examples
     --------

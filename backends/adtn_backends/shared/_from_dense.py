@@ -11,6 +11,7 @@ from adtn import Generator, Layout, Topology
 from adtn.weight import Mode
 
 from ._fitted import Base, fitted
+from ._geometry import ConvMode
 
 Fit: TypeAlias = Callable[[np.ndarray], Generator]
 """A function from the values of a dense weight to a generator of them."""
@@ -87,6 +88,7 @@ class FromConv(FromDense):
         *,
         seed: int = 0,
         base: Base = None,
+        mode: ConvMode | None = None,
         steps: int = 0,
         **options: Any,
     ) -> Self:
@@ -98,6 +100,8 @@ class FromConv(FromDense):
             The dense layer, of the same framework.
         topology, layout, seed, base
             See :class:`adtn.Generator`; the weight has shape ``(out, in / groups, *kernel)``.
+        mode
+            See the class.
         steps : int
             The steps of a fit to the dense weight; with none, only its standard deviation is matched.
         **options
@@ -109,7 +113,7 @@ class FromConv(FromDense):
             If it has another number of axes, is a subclass that overrides ``forward``, or has no generated form.
         """
         fit = partial(fitted, topology=topology, layout=layout, seed=seed, base=base, steps=steps, options=options)
-        return cls._in_place_of(conv, fit)
+        return cls._in_place_of(conv, fit, mode=mode)
 
 
 class FromEmbedding(FromDense):

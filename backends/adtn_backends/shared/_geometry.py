@@ -16,6 +16,8 @@ _PADDING = rule_of(
         "'same', 'valid' or whole numbers of at least 0",
     ]
 )
+ConvMode = Literal["materialise", "factored"]
+"""Whether a convolution generates its weight, or is a chain of smaller ones."""
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 NUMPY_PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # names in numpy.pad
 
@@ -95,6 +97,17 @@ class Geometry:
     def axes(self) -> int:
         """The number of spatial axes."""
         return len(self.kernel_size)
+
+    def size_out(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the size of the output for images of a size, at least 1.
+
+        Examples
+        --------
+        >>> Geometry.of((8, 4, 3, 3), stride=2, padding=1).size_out((32, 31))
+        (16, 16)
+        """
+        each = zip(size, self.padding, self.dilation, self.kernel_size, self.stride, strict=True)
+        return tuple(max((n + sum(around) - d * (k - 1) - 1) // s + 1, 1) for n, around, d, k, s in each)
 
     def __str__(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Self
 
 import jax
@@ -10,15 +11,17 @@ from adtn import Generator
 from adtn._checks import checked
 from adtn._typing import Float
 from adtn.errors import LayoutError
+from adtn.schedule import Images
 from flax import nnx
 
 from ...shared._from_dense import Fit, FromConv
-from ...shared._geometry import NUMPY_PAD, Geometry, PaddingMode, Size
+from ...shared._geometry import NUMPY_PAD, ConvMode, Geometry, PaddingMode, Size
 from ...shared._passage import Passage, Products
 from ._kind import Kind, as_dtype
 from ._parts import as_weight, bias_param, fitted_weight
 from ._shards import placed
 from ._slice import Weight
+from ._weight import GeneratedWeight
 
 
 class _ADTNConv(FromConv, nnx.Module):
@@ -38,6 +41,7 @@ class _ADTNConv(FromConv, nnx.Module):
         groups: int = 1,
         padding_mode: PaddingMode = "zeros",
         dtype: Any = None,
+        mode: ConvMode | None = None,
     ) -> None:
         self.generated = as_weight(weight, 2 + self.axes, f"{type(self).__name__} (out, in / groups, kernel)")
         self.rule = padding if padding in ("SAME", "VALID") else None  # JAX's rules, which allow any stride
@@ -45,6 +49,9 @@ class _ADTNConv(FromConv, nnx.Module):
         self.geometry = Geometry.of(self.generated.shape, stride, around, dilation, groups, padding_mode)
         self.bias = bias_param(bias, self.generated)
         self.dtype = dtype
+        self.mode: ConvMode | None = mode
+        if mode == "factored":  # refuse what is not possible at once
+            self._chained(Images(batch=1, pixels_in=1, pixels_out=1, train=True))
 
     @classmethod
     def _in_place_of(cls, dense: Any, fit: Fit, **options: Any) -> Self:
@@ -53,7 +60,7 @@ class _ADTNConv(FromConv, nnx.Module):
             why = reason or f"its kernel is {dense.kernel.shape}"
             raise LayoutError(f"Got a {type(dense).__name__} that {cls.__name__} cannot replace: {why}.")
         bias = False if dense.bias is None else dense.bias[...]
-        return cls(fitted_weight(CONV.weight(dense), fit), bias, **_options(dense))
+        return cls(fitted_weight(CONV.weight(dense), fit), bias, **_options(dense), **options)
 
     @property
     def weight(self) -> Float[jax.Array, "n_out in_per_group *kernel"]:
@@ -90,20 +97,48 @@ class _ADTNConv(FromConv, nnx.Module):
         self, inputs: Float[jax.Array, " batch *size_in"], out_sharding: Any = None
     ) -> Float[jax.Array, " batch *size_out"]:
         """Map ``(batch, *size, in)`` to ``(batch, *size, out)``."""
-        x = inputs  # a name that callers of flax.nnx use
+        x = as_dtype(inputs, self.dtype)  # a name that callers of flax.nnx use
+        chained = self._chained_for(x)
+        if chained is None:
+            y = self._convolved(x, self.weight.astype(x.dtype), self.geometry.groups)
+        else:
+            chain, makes = chained
+            arrays = self.generated.arrays()
+            weights = [make(arrays, jnp.zeros(())).astype(x.dtype) for make in makes]
+            y = chain(weights, x, self._convolved, last=True)
+        y = placed(y, out_sharding)
+        return y if self.bias is None else y + as_dtype(self.bias[...], self.dtype)
+
+    def _convolved(self, x: Any, kernel: Any, groups: int) -> Any:
+        """Convolve with any kernel, in the geometry of this layer."""
         g, (x, padding) = self.geometry, self.padded(x)
         size = "DHW"[3 - self.axes :]
-        y = jax.lax.conv_general_dilated(
+        return jax.lax.conv_general_dilated(
             x,
-            self.weight.astype(x.dtype),
+            kernel,
             g.stride,
             padding,
             rhs_dilation=g.dilation,
-            feature_group_count=g.groups,
+            feature_group_count=groups,
             dimension_numbers=(f"N{size}C", f"OI{size}", f"N{size}C"),
         )
-        y = placed(y, out_sharding)
-        return y if self.bias is None else y + as_dtype(self.bias[...], self.dtype)
+
+    def _chained_for(self, x: Any) -> Any:
+        """Return the chain that computes the layer without its weight, where that is faster."""
+        g = self.geometry
+        fits = x.ndim == 2 + self.axes and x.shape[-1] == g.in_channels and all(isinstance(n, int) for n in x.shape)
+        if not fits or any(jax.typeof(x).sharding.spec):  # merged with legs, a batch would lose its sharding
+            return None
+        size = x.shape[1:-1]
+        pixels_out = math.prod(-(-n // s) for n, s in zip(size, g.stride, strict=True))
+        pixels_out = pixels_out if self.rule == "SAME" else math.prod(g.size_out(size))
+        images = Images(batch=x.shape[0], pixels_in=math.prod(size), pixels_out=pixels_out, train=True)
+        return self._chained(images)
+
+    def _chained(self, images: Images) -> Any:
+        if self.mode == "materialise" or not isinstance(self.generated, GeneratedWeight):
+            return None
+        return self.generated.chained(images, self.geometry.groups, self.mode)
 
     def padded(self, x: Float[jax.Array, " batch *size_in"]) -> tuple[Float[jax.Array, " batch *size_in"], Any]:
         """Return the input with all padding that a convolution cannot add itself, and what is left to add."""
@@ -133,11 +168,17 @@ class ADTNConv2d(_ADTNConv):
     dtype : dtype, optional
         The dtype of products and results, as in layers of Flax; parameters keep theirs. By default, it follows from
         the inputs and parameters.
+    mode : {"materialise", "factored"}, optional
+        Whether the weight is generated, or the layer is computed as a chain: a matrix on the channels of the input, a
+        smaller convolution, and a matrix on the channels of the output. By default, the scheduler chooses it by the
+        number of images and their size.
 
     Raises
     ------
     LayoutError
         If the arguments do not fit together.
+    ScheduleError
+        If ``mode="factored"`` is not possible: with groups or a base, or for a network of a single tensor.
 
     Examples
     --------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,11 +17,12 @@ from adtn.calculus import isometric
 from adtn.errors import LayoutError
 from adtn.generator import generated_rows, grouped_core
 from adtn.precision import Codes, Parts, parts_of
-from adtn.schedule import decide
-from adtn.weight import ANY_BATCH, Layer, Materialised, Mode
+from adtn.schedule import Images, decide, plan_convolution
+from adtn.weight import ANY_BATCH, Chain, Layer, Materialised, Mode
 from flax import nnx
 
 from ...shared._cache import remember
+from ...shared._geometry import ConvMode
 from ...shared._permuted import permuted
 from ._codes import Coded, TrainedCodes, array_of, codes_of, decoder, order_in_groups
 from ._shards import replicated
@@ -213,6 +215,12 @@ class GeneratedWeight(nnx.Module):
         """Return the executable for a batch of this size, and its differentiable function ``(arrays, x) -> y``."""
         return self.structure.layer(rows.shape[0], str(rows.dtype), mode)
 
+    def chained(
+        self, images: Images, groups: int, mode: ConvMode | None
+    ) -> tuple[Chain, tuple[Callable[..., jax.Array], ...]] | None:
+        """Return the chain of a convolution, and the functions that make its parts; ``None`` if its weight is made."""
+        return self.structure.chained(images.rounded, str(self.dtype), groups, mode)
+
 
 class _Static:
     """The static part of a module: all copies of the module have the same object, and so share compiled functions."""
@@ -225,6 +233,7 @@ class _Static:
         self._decode: dict[bool, Any] = {}
         self._weight: Any = None
         self._layers: dict[tuple[Any, ...], tuple[Layer, Any]] = {}
+        self._chains: dict[tuple[Any, ...], tuple[Chain, tuple[Any, ...]] | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"generator": self.generator}  # compiled functions cannot be sent to another process
@@ -253,6 +262,18 @@ class _Static:
             plan = decide(self.generator, "train", device=_device(), dtype=dtype, batch=key[0], mode=mode)
             layer = remember(self._layers, key, (plan.layer, plan.function(_BACKEND)))
         return layer
+
+    def chained(
+        self, images: Images, dtype: str, groups: int, mode: ConvMode | None
+    ) -> tuple[Chain, tuple[Any, ...]] | None:
+        key = (images, dtype, groups, mode)
+        if key not in self._chains:
+            plan = plan_convolution(self.generator, images, device=_device(), dtype=dtype, groups=groups, mode=mode)
+            pieces = plan.chain.pieces if plan.chain else ()
+            parts = [decide(piece, "generate", device=_device(), dtype=dtype).materialised for piece in pieces]
+            makes = tuple(_BACKEND.with_vjp(_Generating(part.on(_BACKEND))) for part in parts)
+            remember(self._chains, key, None if plan.chain is None else (plan.chain, makes))
+        return self._chains[key]
 
 
 def _device() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -9,13 +11,15 @@ from adtn import Generator
 from adtn._checks import checked
 from adtn._typing import Float
 from adtn.errors import LayoutError
+from adtn.schedule import Images
 from torch import nn
 from torch.nn.utils import skip_init
 
 from ...shared._from_dense import Fit, FromConv
-from ...shared._geometry import Geometry, PaddingMode, Size
+from ...shared._geometry import ConvMode, Geometry, PaddingMode, Size
 from ...shared._passage import Passage, Products
 from ._calls import is_traced, recomputed, refuse_tracers
+from ._chain import Chained, Chains
 from ._kind import Kind, Weights
 from ._parts import as_weight, bias_parameter, filled, fitted_weight, refuse_subclass
 from ._slice import Weight
@@ -39,6 +43,7 @@ class _ADTNConv(FromConv, nn.Module):
         dilation: Size = 1,
         groups: int = 1,
         padding_mode: PaddingMode = "zeros",
+        mode: ConvMode | None = None,
     ) -> None:
         super().__init__()
         self.generated = as_weight(weight, 2 + self.axes, f"{type(self).__name__} (out, in / groups, kernel)")
@@ -48,14 +53,16 @@ class _ADTNConv(FromConv, nn.Module):
         for name in ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "padding_mode"):
             setattr(self, name, getattr(self.geometry, name))  # for code that reads attributes of dense layers
         self.bias = bias_parameter(bias, self.geometry.out_channels, self.generated)
+        self.mode: ConvMode | None = mode
+        self._chains = Chains(self.generated, groups, mode)
 
     @classmethod
     def _in_place_of(cls, dense: Any, fit: Fit, **options: Any) -> Self:
         refuse_subclass(dense, cls.dense)
-        return cls.like(dense, fitted_weight(dense.weight, fit), bias=True)
+        return cls.like(dense, fitted_weight(dense.weight, fit), bias=True, **options)
 
     @classmethod
-    def like(cls, dense: Any, weight: Weight, *, bias: bool) -> Self:
+    def like(cls, dense: Any, weight: Weight, *, bias: bool, mode: ConvMode | None = None) -> Self:
         """Make the layer with a given weight, and the geometry of a dense one."""
         layer = cls(
             weight,
@@ -65,6 +72,7 @@ class _ADTNConv(FromConv, nn.Module):
             dilation=dense.dilation,
             groups=dense.groups,
             padding_mode=dense.padding_mode,
+            mode=mode,
         )
         return layer.train(dense.training)
 
@@ -93,23 +101,81 @@ class _ADTNConv(FromConv, nn.Module):
         return filled(dense, self)
 
     def extra_repr(self) -> str:
-        """Return the options as the dense layer prints them."""
-        return f"{self.geometry}{'' if self.bias is not None else ', bias=False'}"
+        """Return the options as the dense layer prints them, and the mode."""
+        mode = f", mode={self.mode!r}" if self.mode else ""
+        return f"{self.geometry}{'' if self.bias is not None else ', bias=False'}{mode}"
 
     def forward(self, input: Float[torch.Tensor, "*batch_in_size"]) -> Float[torch.Tensor, "*batch_out_size"]:
         """Map ``(batch, in, *size)`` to ``(batch, out, *size)``; the axis of the batch may be missing."""
         x = input  # a name that callers of torch.nn use
         refuse_tracers(self, x)
-        if self.generated.is_coded and not is_traced() and not self.generated.made:
-            return recomputed(lambda x: self._with(self.generated.now(), x), x)
-        return self._with(self.generated.now(), x)
+        traced = is_traced()
+        chained = self._chained(x, traced)
+        apply = self._dense if chained is None else partial(self._as_chain, chained)
+        if self.generated.is_coded and not traced and not self.generated.made:
+            return recomputed(apply, x)
+        return apply(x)
 
-    def _with(
-        self, weight: Float[torch.Tensor, "n_out in_per_group *kernel"], x: Float[torch.Tensor, "*batch_in_size"]
-    ) -> Float[torch.Tensor, "*batch_out_size"]:
+    def _dense(self, x: Float[torch.Tensor, "*batch_in_size"]) -> Float[torch.Tensor, "*batch_out_size"]:
+        return self._convolved(x, self.generated.now(), self.bias, self.geometry.groups)
+
+    def _convolved(self, x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None, groups: int) -> torch.Tensor:
+        """Convolve with any kernel, in the geometry of this layer."""
         g = self.geometry
         x, padding = self.padded(x)
-        return conv_of(self.axes)(x, weight, self.bias, g.stride, padding, g.dilation, g.groups)
+        return conv_of(self.axes)(x, kernel, bias, g.stride, padding, g.dilation, groups)
+
+    def _chained(self, x: torch.Tensor, traced: bool) -> Chained | None:
+        """Return the chain that computes the layer without its weight, where that is faster."""
+        g, weight = self.geometry, self.generated
+        channels_fit = x.ndim - self.axes in (1, 2) and x.shape[-1 - self.axes] == g.in_channels
+        if not channels_fit:  # what does not fit is refused by the convolution
+            return None
+        if traced:
+            return self._chains.traced if self._has_traced_chain() else None
+        if weight.made or x.is_nested:
+            return None
+        size = tuple(x.shape[-self.axes :])
+        images = Images(
+            batch=x.shape[0] if x.ndim == self.axes + 2 else 1,
+            pixels_in=math.prod(size),
+            pixels_out=math.prod(g.size_out(size)),
+            train=torch.is_grad_enabled() and weight.trains,
+        )
+        return self._chains(weight, images)
+
+    def _has_traced_chain(self) -> bool:
+        """Plan for compilers: the scheduler runs during compilation, and its choice is part of the graph."""
+        return self._chains.trace(self.generated)
+
+    def _as_chain(
+        self, chained: Chained, x: Float[torch.Tensor, "*batch_in_size"]
+    ) -> Float[torch.Tensor, "*batch_out_size"]:
+        return self.generated(lambda arrays: self._through_chain(chained, arrays, x))
+
+    def _through_chain(self, chained: Chained, arrays: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        chain, parts = chained
+        weights = self._chains.weights(self.generated, arrays, parts)  # pyright: ignore[reportArgumentType]
+        images = x if x.ndim == self.axes + 2 else x[None]
+        # compilers of sizes that are not constant do not know the strides of a product of pixels
+        traced = is_traced()
+        last = not traced and not images.is_contiguous() and images.movedim(1, -1).is_contiguous()
+
+        def convolve(x: torch.Tensor, kernel: torch.Tensor, groups: int) -> torch.Tensor:
+            x = x.movedim(-1, 1) if last else x
+            if kernel.ndim == 2:
+                y = conv_of(self.axes)(x, kernel.reshape(*kernel.shape, *(1 for _ in x.shape[2:])))
+            else:
+                y = self._convolved(x, kernel, None, groups)
+            return y.movedim(1, -1) if last else y
+
+        given = images.movedim(1, -1) if last else images
+        y = chain(weights, given, convolve, last=last, by_convolution=traced)
+        if self.bias is not None:  # in the dtype of autocast, as a convolution adds it
+            bias = self.bias.to(y.dtype)
+            y = y + (bias if last else bias.reshape(-1, *(1 for _ in y.shape[2:])))
+        y = y.movedim(-1, 1) if last else y
+        return y if x.ndim == self.axes + 2 else y[0]
 
     def padded(self, x: Float[torch.Tensor, "*batch_in_size"]) -> tuple[Float[torch.Tensor, "*batch_in_size"], Any]:
         """Return the input with all padding that a convolution cannot add itself, and what is left to add."""
@@ -118,6 +184,10 @@ class _ADTNConv(FromConv, nn.Module):
             return x, tuple(before for before, _ in g.padding)
         around = [n for pair in reversed(g.padding) for n in pair]  # last axis first
         return nn.functional.pad(x, around, mode="constant" if g.padding_mode == "zeros" else g.padding_mode), 0
+
+
+# as torch.compiler.assume_constant_result does, but without importing the compiler
+_ADTNConv._has_traced_chain._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class ADTNConv1d(_ADTNConv):
@@ -138,11 +208,17 @@ class ADTNConv2d(_ADTNConv):
         The bias, ``(out,)``; ``True`` for zeros, ``False`` for none.
     stride, padding, dilation, groups, padding_mode
         See :class:`torch.nn.Conv2d`.
+    mode : {"materialise", "factored"}, optional
+        Whether the weight is generated, or the layer is computed as a chain: a matrix on the channels of the input, a
+        smaller convolution, and a matrix on the channels of the output. By default, the scheduler chooses it by the
+        number of images and their size.
 
     Raises
     ------
     LayoutError
         If the weight has another number of axes, or the bias or the groups do not fit.
+    ScheduleError
+        If ``mode="factored"`` is not possible: with groups or a base, or for a network of a single tensor.
 
     Examples
     --------

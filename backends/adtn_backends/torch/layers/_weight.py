@@ -256,12 +256,15 @@ class GeneratedWeight(nn.Module):
             return (use or self.weight_of)({self._grouped: decode_in_groups(data, parts, self.dtype)})
         return (use or self.weight_of)(self.arrays())
 
-    def weight_of(self, arrays: dict[str, torch.Tensor]) -> Float[torch.Tensor, "*shape"]:
-        """Compute the weight from these cores, differentiable."""
+    def weight_of(
+        self, arrays: dict[str, torch.Tensor], part: Materialised | None = None
+    ) -> Float[torch.Tensor, "*shape"]:
+        """Compute the weight from these cores, or a part of a chain; differentiable."""
+        whole = self._whole if part is None else part
         if is_traced() or self.device.type == "meta":
-            return self._whole.weight(arrays)
+            return whole.weight(arrays)
         with in_own_precision(self.device):
-            return _Generate.apply(self._whole, tuple(arrays), *arrays.values())  # pyright: ignore[reportReturnType]
+            return _Generate.apply(whole, tuple(arrays), *arrays.values())  # pyright: ignore[reportReturnType]
 
     def rows(self, index: Int[torch.Tensor, " n"]) -> Float[torch.Tensor, " n *inner"]:
         """Compute rows of the weight by their indices, ``(n,)``, without generating the others; differentiable.
