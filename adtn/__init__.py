@@ -26,9 +26,11 @@ from .optim import decompose as decompose
 from .optim import fit as fit
 from .optim import register_optimizer as register_optimizer
 from .precision import Precision as Precision
+from .schedule import ConvolutionPlan as ConvolutionPlan
 from .schedule import Plan as Plan
 from .schedule import calibrate as calibrate
 from .schedule import plan as plan
+from .schedule import plan_convolution as plan_convolution
 from .topology import ATTN as ATTN
 from .topology import CP as CP
 from .topology import MERA as MERA

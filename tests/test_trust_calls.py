@@ -194,6 +194,9 @@ CALLS: dict[str, Call] = {
         {"sweeps": "0"},
     ),
     "plan": Call(adtn.plan, {"generator": GEN}, {"memory": "0"}),
+    "plan_convolution": Call(
+        adtn.plan_convolution, {"generator": adtn.Generator((8, 8, 3, 3), adtn.TTN(bond=2)), "size": (4, 4)}, {}
+    ),
     "decide": Call(
         decide, {"generator": GEN, "task": "fit", "device": "numpy:cpu"}, {"memory": "0"}, skip="modes only_rows"
     ),

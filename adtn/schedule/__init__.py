@@ -2,6 +2,7 @@
 
 from ._convolution import ConvolutionPlan as ConvolutionPlan
 from ._convolution import Images as Images
+from ._convolution import decide_convolution as decide_convolution
 from ._convolution import plan_convolution as plan_convolution
 from ._plan import TASKS as TASKS
 from ._plan import Plan as Plan

@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Annotated, Any, Literal
 
-from .._typing import Inds
-from ..device import DeviceProfile, chosen_profile
+from .._checks import Count, checked, shown
+from .._typing import Inds, Shape
+from ..device import DeviceProfile, Profile, chosen_profile
 from ..errors import ScheduleError
 from ..program import PARTS, Division, Part, why_undivided
 from ..topology import Segment, sizes_of
@@ -18,6 +20,7 @@ from ._sketch import Planned
 
 _GAIN = 0.95
 """A chain is taken where it is predicted to take less than this part of the time with the weight."""
+ConvolutionMode = Annotated[Literal["materialise", "factored"], "'materialise' or 'factored'"]
 _CONVOLUTION = 1.8
 _ARRANGED = 4.0
 """A convolution takes so many times as long as the product with all windows, and so many passes over its input and
@@ -49,29 +52,55 @@ class Images:
     @property
     def rounded(self) -> Images:
         """The next powers of two, as plans are made for ranges of sizes."""
-        sizes = (1 << max(n - 1, 0).bit_length() for n in (self.batch, self.pixels_in, self.pixels_out))
-        return Images(**dict(zip(("batch", "pixels_in", "pixels_out"), sizes, strict=True)), train=self.train)
+        return Images(
+            batch=_rounded(self.batch),
+            pixels_in=_rounded(self.pixels_in),
+            pixels_out=_rounded(self.pixels_out),
+            train=self.train,
+        )
+
+
+def _rounded(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvolutionPlan:
-    """The decision how a convolution is computed.
+    """The decision how a convolution is computed, which prints as a table.
 
     Parameters
     ----------
+    shape : tuple of int
+        The shape of the weight.
+    topology, device, dtype : str
+    images : Images
+        The images for which it is planned, with sizes rounded to powers of two.
     chain : Chain or None
         The chain; ``None`` if the weight is generated.
-    seconds : float
-        The predicted seconds of one call as a chain; infinite if there is none.
-    dense_seconds : float
-        The predicted seconds of one call with the weight.
+    seconds : float or None
+        The predicted seconds of one call as a chain; ``None`` if there is none.
+    dense_seconds : float or None
+        The predicted seconds of one call with the weight; ``None`` if there is no choice.
     why : str
         The reason why there is no chain.
+
+    Examples
+    --------
+    >>> import adtn
+    >>> gen = adtn.Generator((512, 512, 3, 3), adtn.TTN(bond=4))
+    >>> plan = adtn.plan_convolution(gen, "train", batch=32, size=(4, 4))
+    >>> [piece.shape for piece in plan.chain.pieces]
+    [(64, 512), (64, 64, 3, 3), (512, 64)]
     """
 
-    chain: Chain | None = field(repr=False)
-    seconds: float
-    dense_seconds: float
+    shape: Shape
+    topology: str
+    device: str
+    dtype: str
+    images: Images
+    chain: Chain | None = field(default=None, repr=False)
+    seconds: float | None = None
+    dense_seconds: float | None = None
     why: str = ""
 
     @property
@@ -79,81 +108,169 @@ class ConvolutionPlan:
         """The mode of execution: ``"factored"`` for a chain, ``"materialise"`` for a weight that is generated."""
         return "materialise" if self.chain is None else "factored"
 
+    def __str__(self) -> str:
+        images, times = self.images, "x".join(map(str, self.shape))
+        task = "train" if images.train else "apply"
+        lines = [
+            f"{task} {times} {self.topology}, {images.batch} images of {images.pixels_in} pixels "
+            f"on {self.device} in {self.dtype}: {self.mode}{f' ({self.why})' if self.why else ''}"
+        ]
+        for label, seconds in (("as a chain", self.seconds), ("with the weight", self.dense_seconds)):
+            lines += [f"  {label:<17}{seconds * 1e3:.3g} ms predicted"] if seconds is not None else []
+        if self.chain is not None:
+            names = {id(self.chain.before): "matrix", id(self.chain.kernel): "kernel", id(self.chain.after): "matrix"}
+            shapes = [f"{names[id(piece)]} {'x'.join(map(str, piece.shape))}" for piece in self.chain.pieces]
+            groups = f", {self.chain.groups} groups" if self.chain.groups > 1 else ""
+            lines.append(f"  parts            {', '.join(shapes)}{groups}")
+        return "\n".join(lines)
 
+
+@checked(ScheduleError)
 def plan_convolution(
-    generator: Planned, images: Images, *, device: str, dtype: str, groups: int = 1, mode: Mode | None = None
+    generator: Planned,
+    task: Annotated[Literal["apply", "train"], "'apply' or 'train'"] = "apply",
+    *,
+    batch: Count = 1,
+    size: tuple[Count, ...],
+    size_out: tuple[Count, ...] | None = None,
+    groups: Count = 1,
+    device: str = "numpy:cpu",
+    dtype: str | None = None,
+    mode: ConvolutionMode | None = None,
+    profile: Profile | None = None,
 ) -> ConvolutionPlan:
-    """Decide whether the weight of a convolution is generated, or the layer computed as a chain.
+    """Plan a convolution: whether its weight is generated, or the layer is a chain of smaller ones.
 
     Parameters
     ----------
     generator : Generator
-        The generator of a weight ``(out, in, *window)``.
-    images : Images
-        The images for which it is planned.
-    device, dtype : str
-        Where, and in which precision.
+        The generator of a weight ``(out, in / groups, *window)``, of which only the structure matters.
+    task : {"apply", "train"}
+        See :func:`adtn.plan`.
+    batch : int
+        The number of images.
+    size, size_out : tuple of int
+        Their size, and that of the output if it is another.
     groups : int
         The groups of the layer; those with more than one have no chain.
+    device, dtype, profile
+        See :func:`adtn.plan`.
     mode : {"materialise", "factored"}, optional
         The mode to use; by default, the faster one.
+
+    Returns
+    -------
+    ConvolutionPlan
+        The plan, which prints as a table.
 
     Raises
     ------
     ScheduleError
-        If ``mode="factored"`` is not possible.
+        If the weight has no window, or ``mode="factored"`` is not possible.
+    DeviceError, MissingDependencyError
+        If the device or dtype is not available.
 
     Examples
     --------
     >>> import adtn
     >>> gen = adtn.Generator((512, 512, 3, 3), adtn.MPO(bond=8))
-    >>> images = Images(batch=32, pixels_in=16, pixels_out=16, train=True)
-    >>> plan_convolution(gen, images, device="numpy:cpu", dtype="float32").mode
+    >>> adtn.plan_convolution(gen, "train", batch=32, size=(4, 4)).mode
     'factored'
     """
-    profile = chosen_profile(device, dtype, None)
+    if not hasattr(generator, "segments"):
+        raise ScheduleError(f"Got generator={shown(generator)}; expected an adtn.Generator.")
+    axes, after = len(generator.shape) - 2, size if size_out is None else size_out
+    if axes < 1 or any(len(given) != axes for given in (size, after)):
+        raise ScheduleError(
+            f"Got a weight of shape {generator.shape} for images of size {size} and outputs of size "
+            f"{after}; expected a weight (out, in, *window), and as many sizes as the window has axes."
+        )
+    images = Images(batch=batch, pixels_in=math.prod(size), pixels_out=math.prod(after), train=task == "train")
+    return decide_convolution(generator, images, device=device, dtype=dtype, groups=groups, mode=mode, profile=profile)
+
+
+def decide_convolution(
+    generator: Planned,
+    images: Images,
+    *,
+    device: str,
+    dtype: str | None = None,
+    groups: int = 1,
+    mode: Mode | None = None,
+    profile: Profile | None = None,
+) -> ConvolutionPlan:
+    """Plan like :func:`plan_convolution`, for images given as a record."""
+    dtype = generator.dtype if dtype is None else dtype
     why = "groups have windows of their own" if groups > 1 else ""
     if not why and generator.weighting.has_base:
-        why = "it has a base"
+        why = "the weight has a base"
     why = why or why_undivided(generator.segments, generator.layout)
     if why and mode == "factored":
         raise ScheduleError(f"Got mode='factored', but {why}; use 'materialise'.")
-    if why or mode == "materialise":
-        return ConvolutionPlan(chain=None, seconds=math.inf, dense_seconds=math.nan, why=why or "it was asked for")
-    return _decided(
-        generator.segments, generator.weighting, str(generator.topology), images.rounded, device, dtype, profile, mode
+    request = _Request(
+        segments=generator.segments,
+        weighting=generator.weighting,
+        topology=str(generator.topology),
+        images=images.rounded,
+        device=device,
+        dtype=dtype,
+        profile=chosen_profile(device, dtype, profile),
+        mode=mode,
     )
+    if mode == "materialise" or why:
+        return request.plan(why="it was asked for" if mode == "materialise" else why)
+    return _decided(request)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """Everything on which the decision depends."""
+
+    segments: tuple[Segment, ...]
+    weighting: Weighting
+    topology: str
+    images: Images
+    device: str
+    dtype: str
+    profile: DeviceProfile
+    mode: Mode | None
+
+    def plan(self, **result: Any) -> ConvolutionPlan:
+        """Make the plan with this result."""
+        return ConvolutionPlan(
+            shape=self.weighting.layout.shape,
+            topology=self.topology,
+            device=self.device,
+            dtype=self.dtype,
+            images=self.images,
+            **result,
+        )
+
+    def generated(self, piece: Planned) -> float:
+        """Predict the time in which a weight or a part of it is generated, and in training its adjoint."""
+        plan = decide(
+            piece, "generate", device=self.device, dtype=self.dtype, mode=Materialised.mode, profile=self.profile
+        )
+        return plan.predicted_seconds * (3.0 if self.images.train else 1.0)
 
 
 @lru_cache(maxsize=256)
-def _decided(
-    segments: tuple[Segment, ...],
-    weighting: Weighting,
-    topology: str,
-    images: Images,
-    device: str,
-    dtype: str,
-    profile: DeviceProfile,
-    mode: Mode | None,
-) -> ConvolutionPlan:
-    search = _Search(segments, weighting, images, profile)
+def _decided(request: _Request) -> ConvolutionPlan:
+    segments, weighting, dtype = request.segments, request.weighting, request.dtype
+    search = _Search(segments, weighting, request.images, request.profile)
     dense, parts = search.best()
     if parts is None:
-        why = "no division of the network has a matrix beside its kernel"
-        if mode is not None:
+        why = "every tensor has a leg of the window"
+        if request.mode is not None:
             raise ScheduleError(f"Got mode='factored', but {why}; use 'materialise'.")
-        return ConvolutionPlan(chain=None, seconds=math.inf, dense_seconds=dense, why=why)
+        return request.plan(dense_seconds=dense, why=why)
     chain = chain_of(search.division(parts), segments, weighting, dtype)
-    whole = Piece(segments, weighting, topology, dtype)
-
-    def generated(piece: Planned) -> float:
-        plan = decide(piece, "generate", device=device, dtype=dtype, mode=Materialised.mode)
-        return plan.predicted_seconds * (3.0 if images.train else 1.0)
-
-    seconds = search.seconds(parts) + sum(map(generated, chain.pieces))
-    dense += generated(whole) if images.train else 0.0  # otherwise it is cached
-    taken = mode is not None or seconds <= _GAIN * dense
-    return ConvolutionPlan(
+    seconds = search.seconds(parts)
+    if request.images.train:  # otherwise both are cached
+        seconds += sum(map(request.generated, chain.pieces))
+        dense += request.generated(Piece(segments, weighting, request.topology, dtype))
+    taken = request.mode is not None or seconds <= _GAIN * dense
+    return request.plan(
         chain=chain if taken else None,
         seconds=seconds,
         dense_seconds=dense,

@@ -19,7 +19,7 @@ from adtn._checks import checked
 from adtn._typing import Float, Int
 from adtn.backends import get_backend
 from adtn.errors import LayoutError
-from adtn.schedule import Images, Plan, decide, plan_convolution
+from adtn.schedule import Images, Plan, decide, decide_convolution
 from adtn.weight import Chain
 
 from ..shared._cache import remember
@@ -152,7 +152,7 @@ class _ADTNConv:
         if self.mode == "materialise" or key in self._chains:
             return self._chains.get(key)
         place: Any = {"device": "numpy:cpu", "dtype": gen.dtype}
-        chain = plan_convolution(gen, key, groups=self.geometry.groups, mode=self.mode, **place).chain
+        chain = decide_convolution(gen, key, groups=self.geometry.groups, mode=self.mode, **place).chain
         if chain is None:
             return remember(self._chains, key, None)
         plans = tuple(decide(piece, "generate", **place) for piece in chain.pieces)

@@ -17,7 +17,7 @@ from adtn.calculus import isometric
 from adtn.errors import LayoutError
 from adtn.generator import generated_rows, grouped_core
 from adtn.precision import Codes, Parts, parts_of
-from adtn.schedule import Images, decide, plan_convolution
+from adtn.schedule import Images, decide, decide_convolution
 from adtn.weight import ANY_BATCH, Chain, Layer, Materialised, Mode
 from flax import nnx
 
@@ -268,7 +268,7 @@ class _Static:
     ) -> tuple[Chain, tuple[Any, ...]] | None:
         key = (images, dtype, groups, mode)
         if key not in self._chains:
-            plan = plan_convolution(self.generator, images, device=_device(), dtype=dtype, groups=groups, mode=mode)
+            plan = decide_convolution(self.generator, images, device=_device(), dtype=dtype, groups=groups, mode=mode)
             pieces = plan.chain.pieces if plan.chain else ()
             parts = [decide(piece, "generate", device=_device(), dtype=dtype).materialised for piece in pieces]
             makes = tuple(_BACKEND.with_vjp(_Generating(part.on(_BACKEND))) for part in parts)

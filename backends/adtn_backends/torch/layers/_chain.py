@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from adtn import Generator
 from adtn.backends import get_backend
-from adtn.schedule import Images, decide, plan_convolution
+from adtn.schedule import Images, decide, decide_convolution
 from adtn.weight import Chain, Materialised
 
 from ...shared._cache import remember
@@ -86,7 +86,7 @@ class Chains:
         key = (images.rounded, device, dtype)
         if key in self._plans:
             return self._plans[key]
-        plan = plan_convolution(
+        plan = decide_convolution(
             weight.structure, images, device=device, dtype=dtype, groups=self._groups, mode=self._mode
         )
         parts = plan.chain.pieces if plan.chain else ()
