@@ -29,6 +29,7 @@ from ._picture import drawn
 from ._requests import Request, by_rows, placed, requested
 from ._start import formula, start
 from ._values import Base, checked_base, kaiming, spread
+from ._written import check_out, write_weight
 
 if TYPE_CHECKING:
     import quimb.tensor as qtn
@@ -196,7 +197,7 @@ class Generator(Changeable):
         return placed(device, dtype, {**self._params, **self.constants()})
 
     @checked(DeviceError)
-    def weight(self, device: str = "numpy:cpu", dtype: str | None = None) -> Float[Array, "*shape"]:
+    def weight(self, device: str = "numpy:cpu", dtype: str | None = None, *, out: Any = None) -> Float[Array, "*shape"]:
         """Generate the weight.
 
         Parameters
@@ -205,19 +206,34 @@ class Generator(Changeable):
             The device, for instance ``"numpy:cpu"``, ``"torch:cuda:0"``, ``"jax:cpu"``.
         dtype : str, optional
             The dtype; by default, that of the parameters.
+        out : array, optional
+            An array of NumPy or PyTorch that the weight is written into, on that device and in that dtype. Then little
+            memory is needed beside it: one block of rows, and the state before the last segment.
 
         Returns
         -------
         array
-            An array of the framework, of shape :attr:`shape`.
+            An array of the framework, of shape :attr:`shape`, or ``out``.
 
         Raises
         ------
         DeviceError, MissingDependencyError
-            If the device or dtype is not available.
+            If the device or dtype is not available, or ``out`` is elsewhere or of another dtype.
+        LayoutError
+            If ``out`` has another shape.
+
+        Examples
+        --------
+        >>> import adtn, numpy as np
+        >>> table = np.empty((64, 64), "float32")
+        >>> adtn.Generator((64, 64), adtn.MPO(bond=2)).weight(out=table) is table
+        True
         """
         dtype = self._dtype if dtype is None else dtype
-        backend, _ = check_device(device, dtype)
+        backend, where = check_device(device, dtype)
+        if out is not None:
+            check_out(out, self.shape, f"{backend.name}:{where}", dtype)
+            return write_weight(self, self.arrays(device, dtype), out)
         make = self._compiled.get(
             (device, dtype), lambda: decide(self, "generate", device=device, dtype=dtype).generator(backend)
         )

@@ -182,8 +182,8 @@ def plan_convolution(
     axes, after = len(generator.shape) - 2, size if size_out is None else size_out
     if axes < 1 or any(len(given) != axes for given in (size, after)):
         raise ScheduleError(
-            f"Got a weight of shape {generator.shape} for images of size {size} and outputs of size "
-            f"{after}; expected a weight (out, in, *window), and as many sizes as the window has axes."
+            f"Got a weight of shape {generator.shape} with size={size} and size_out={size_out}; expected a weight "
+            "(out, in, *window), and as many sizes as the window has axes."
         )
     images = Images(batch=batch, pixels_in=math.prod(size), pixels_out=math.prod(after), train=task == "train")
     return decide_convolution(generator, images, device=device, dtype=dtype, groups=groups, mode=mode, profile=profile)
