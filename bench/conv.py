@@ -2,8 +2,8 @@
 
 Run as ``python bench/conv.py``; writes ``bench/results/conv.json``. The layers are compared with a dense one, with a
 low-rank pair of about as many parameters (3x3 to a few channels, then 1x1), and for Tucker, CP and TT with the
-factorized and the reconstructed convolution of tensorly-torch of the same format and ranks. ``--inference`` measures
-forward passes without gradients, where a dense weight is generated once. One process per topology.
+factorized and the reconstructed convolution of tensorly-torch of the same format and ranks. Forward passes without
+gradients are measured as well, where a weight is generated once. One process per topology and number of threads.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -117,17 +118,17 @@ def infer(layer: nn.Module, x: torch.Tensor) -> Any:
         return layer(x)
 
 
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(name: str, threads: int, seconds: float) -> list[dict[str, Any]]:
     """Measure all methods on one topology."""
-    torch.set_num_threads(options.threads)
-    name, rows = options.device, list[dict[str, Any]]()
-    for channels, side, batch in SHAPES:
+    torch.set_num_threads(threads)
+    rows: list[dict[str, Any]] = []
+    for task, (channels, side, batch) in product(("train", "apply"), SHAPES):
         torch.manual_seed(0)
-        x = torch.randn(batch, channels, side, side, requires_grad=not options.inference)
+        x = torch.randn(batch, channels, side, side, requires_grad=task == "train")
         cotangent = torch.randn(batch, channels, side, side)
         layers = {method: make() for method, make in methods(name, channels).items()}
-        run = partial(infer) if options.inference else partial(step, cotangent=cotangent)
-        times = paired_seconds({method: partial(run, layer, x) for method, layer in layers.items()}, options.seconds)
+        run = partial(step, cotangent=cotangent) if task == "train" else infer
+        times = paired_seconds({method: partial(run, layer, x) for method, layer in layers.items()}, seconds)
         with torch.no_grad():
             ours, whole = layers["adtn"](x), layers["adtn, weight"](x)
             difference = float((ours - whole).norm() / whole.norm())
@@ -138,8 +139,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                     "channels": channels,
                     "side": side,
                     "batch": batch,
-                    "threads": options.threads,
-                    "task": "apply" if options.inference else "train",
+                    "threads": threads,
+                    "task": task,
                     "method": method,
                     "params": sum(p.numel() for p in layer.parameters()),
                     "seconds": times[method],
@@ -152,17 +153,18 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure all topologies."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="", help="the case to measure in this process")
+    parser.add_argument("--device", default="", help="the case and the threads to measure in this process")
     parser.add_argument("--cases", nargs="*", default=CASES)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--inference", action="store_true")
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--out", type=Path, default=RESULTS / "conv.json")
     options = parser.parse_args()
     if options.device:
-        print(json.dumps(measure(options)))
+        case, _, threads = options.device.partition("/")
+        print(json.dumps(measure(case, int(threads), options.seconds)))
         return
-    write_results(options.out, conv=rows_per_device(options.cases))
+    runs = [f"{case}/{threads}" for threads, case in product(options.threads, options.cases)]
+    write_results(options.out, conv=rows_per_device(runs))
 
 
 if __name__ == "__main__":

@@ -142,6 +142,33 @@ def train_step_table(content: dict) -> list[str]:
     return lines
 
 
+def conv_table(content: dict) -> list[str]:
+    """Tabulate times relative to the dense convolution, with one table per task and number of threads."""
+    rows = content["conv"]
+    lines = [
+        "Time of a 3x3 convolution with padding relative to a dense one, float32. *weight*: the layer generates its",
+        'weight (`mode="materialise"`). *tensorly-torch*: its factorized convolution of the same format and ranks.',
+        "*low-rank pair*: two convolutions with as many parameters. Last column: over the fastest of dense and",
+        "tensorly-torch (not the pair).",
+        "",
+    ]
+    for task, threads in dict.fromkeys((r["task"], r["threads"]) for r in rows):
+        what = "forward and gradients" if task == "train" else "forward, parameters unchanged"
+        heads = ["adtn", "weight", "tensorly-torch", "low-rank pair", "over the best peer"]
+        lines += [f"| {what}, {threads} thread{'s' * (threads > 1)} | {' | '.join(heads)} |", "|---" * 6 + "|"]
+        of_task = [r for r in rows if (r["task"], r["threads"]) == (task, threads)]
+        for case, n, side, batch in dict.fromkeys((r["case"], r["channels"], r["side"], r["batch"]) for r in of_task):
+            place = {"case": case, "channels": n, "side": side}
+            times = {r["method"]: r["seconds"] for r in of_task if place.items() <= r.items()}
+            dense, peer = times["dense"], times.get("tensorly-torch, factorized")
+            values = [times["adtn"], times["adtn, weight"], peer, times["low-rank pair"]]
+            cells = ["" if x is None else f"{x / dense:.2f}" for x in values]
+            cells.append(f"{times['adtn'] / min(dense, peer or dense):.2f}")
+            lines.append(f"| {case}, {n} channels, {batch} images {side}x{side} | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
+
+
 def output_fits_table(content: dict) -> list[str]:
     """Tabulate the times of fits to outputs, relative to the step that computes the weight."""
     rows = content["output_fits"]
@@ -954,6 +981,7 @@ def table_of(content: dict) -> list[str]:
         "apply": apply_table,
         "peers": peers_table,
         "train_step": train_step_table,
+        "conv": conv_table,
         "launches": launches_table,
         "output_fits": output_fits_table,
         "compress_speed": compress_speed_table,

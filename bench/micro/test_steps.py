@@ -35,6 +35,19 @@ def test_a_layer_step_in_pytorch(benchmark: Any, name: str, batch: int) -> None:
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
+def test_a_convolution_step_in_pytorch(benchmark: Any, name: str) -> None:
+    """Measure forward and all gradients, in the mode that the scheduler chooses."""
+    torch = pytest.importorskip("torch")
+    from adtn_backends.torch import ADTNConv2d
+
+    layer = ADTNConv2d(adtn.Generator((256, 256, 3, 3), TOPOLOGIES[name]), bias=False, padding=1)
+    x, cotangent = torch.randn(16, 256, 8, 8, requires_grad=True), torch.randn(16, 256, 8, 8)
+    params = [x, *layer.parameters()]
+    benchmark.extra_info["params"] = sum(p.numel() for p in layer.parameters())
+    benchmark(lambda: torch.autograd.grad(layer(x), params, cotangent))
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
 def test_a_step_of_a_fit_to_outputs(benchmark: Any, device: str, name: str) -> None:
     """Measure loss and all gradients."""
     rng = np.random.default_rng(0)

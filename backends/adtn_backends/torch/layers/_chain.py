@@ -68,15 +68,15 @@ class Chains:
         """Compute the parts of a chain from these cores; without gradients, cached until a core changes."""
         if is_traced() or differentiable(arrays) or not weight.caches:
             return [weight.weight_of(arrays, part) for part in parts]
-        stamp = weight.stamp(arrays)
-        if stamp is None or self._cached is None or self._cached[:2] != (parts, stamp):
+        stamp, cached = weight.stamp(arrays), self._cached
+        if stamp is None or cached is None or cached[:2] != (parts, stamp):
             # ordinary tensors even in inference mode, as later calls may need gradients through them
             with torch.inference_mode(False), torch.no_grad():
                 made = [weight.weight_of(arrays, part) for part in parts]
             if stamp is None:
                 return made
-            self._cached = parts, stamp, made
-        return self._cached[2]
+            self._cached = cached = parts, stamp, made
+        return cached[2]
 
     def _planned(self, weight: Weight, images: Images, device: str, dtype: str) -> Chained | None:
         if self._mode == "materialise" or not isinstance(weight, GeneratedWeight) or device == "torch:meta":
