@@ -169,6 +169,28 @@ def conv_table(content: dict) -> list[str]:
     return lines
 
 
+def weights_table(content: dict) -> list[str]:
+    """Tabulate times over copies, and memory."""
+    rows = content["weights"]
+    lines = [
+        "The time of `generator.weight()`, 4096x4096 in float32, over a copy into fresh memory by the same framework;",
+        "`out=`: written into an array that is there. Memory in weights, the result among them.",
+        "",
+    ]
+    heads = ["weight()", "weight(out=)", "copy into memory that is there", "memory of weight()", "of weight(out=)"]
+    for threads in dict.fromkeys(r["threads"] for r in rows):
+        lines += [f"| {threads} thread{'s' * (threads > 1)} | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+        for case, device in dict.fromkeys((r["case"], r["device"]) for r in rows if r["threads"] == threads):
+            place = {"case": case, "device": device, "threads": threads}
+            found = {r["method"]: r for r in rows if place.items() <= r.items()}
+            copy = found["copy"]["seconds"]
+            cells = [f"{found[m]['seconds'] / copy:.2f}" for m in ("weight()", "weight(out=)", "fill")]
+            cells += [f"{found[m]['weights of memory']:.2f}" for m in ("weight()", "weight(out=)")]
+            lines.append(f"| {case}, {device} | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
+
+
 def output_fits_table(content: dict) -> list[str]:
     """Tabulate the times of fits to outputs, relative to the step that computes the weight."""
     rows = content["output_fits"]
@@ -982,6 +1004,7 @@ def table_of(content: dict) -> list[str]:
         "peers": peers_table,
         "train_step": train_step_table,
         "conv": conv_table,
+        "weights": weights_table,
         "launches": launches_table,
         "output_fits": output_fits_table,
         "compress_speed": compress_speed_table,

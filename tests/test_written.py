@@ -28,7 +28,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / out
 
 @pytest.mark.parametrize("device", ["numpy:cpu", "torch:cpu"])
 @pytest.mark.parametrize("name", TOPOLOGIES)
-def test_a_weight_is_written_as_it_is_returned(name: str, device: str) -> None:
+def test_a_weight_is_written_as_it_is_returned(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     usable(device.split(":")[0])
     backend = get_backend(device.split(":")[0])
     row = TOPOLOGIES[name]
@@ -37,7 +37,11 @@ def test_a_weight_is_written_as_it_is_returned(name: str, device: str) -> None:
         gen = row.generator(**extra)
         out = backend.asarray(np.full(row.shape, np.nan), "cpu", "float64")
         assert gen.weight(device, out=out) is out
-        np.testing.assert_allclose(np.asarray(out), gen.weight(), rtol=1e-11, atol=1e-12)
+        want = gen.weight()
+        np.testing.assert_allclose(np.asarray(out), want, rtol=1e-11, atol=1e-12)
+        with monkeypatch.context() as patched:  # as large weights are made
+            patched.setattr("adtn.generator._written._LARGE", 1)
+            np.testing.assert_allclose(np.asarray(gen.weight(device)), want, rtol=1e-11, atol=1e-12)
 
 
 def test_an_array_that_does_not_fit_is_refused_and_not_written_to() -> None:

@@ -29,7 +29,7 @@ from ._picture import drawn
 from ._requests import Request, by_rows, placed, requested
 from ._start import formula, start
 from ._values import Base, checked_base, kaiming, spread
-from ._written import check_out, write_weight
+from ._written import blank, check_out, streamed
 
 if TYPE_CHECKING:
     import quimb.tensor as qtn
@@ -233,11 +233,19 @@ class Generator(Changeable):
         backend, where = check_device(device, dtype)
         if out is not None:
             check_out(out, self.shape, f"{backend.name}:{where}", dtype)
-            return write_weight(self, self.arrays(device, dtype), out)
+        target = blank(self, backend, where, dtype) if out is None else out
+        blocks = None if target is None else streamed(self, device, dtype)
+        if blocks is not None:
+            blocks.on(backend).write(self.arrays(device, dtype), target, self.scale)
+            return target
         make = self._compiled.get(
             (device, dtype), lambda: decide(self, "generate", device=device, dtype=dtype).generator(backend)
         )
-        return make(self.arrays(device, dtype))
+        weight = make(self.arrays(device, dtype))
+        if out is None:
+            return weight
+        out[...] = weight
+        return out
 
     @checked(ScheduleError)
     def apply(

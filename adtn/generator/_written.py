@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
+
 from .._checks import shown
-from .._typing import Array, Float, Params, Shape
-from ..backends import backend_of
+from .._typing import Shape
+from ..backends import Backend, backend_of
+from ..device import itemsize_of
 from ..errors import DeviceError, LayoutError, ScheduleError
 from ..schedule import Planned, decide
+from ..topology import sizes_of
 from ..weight import Streamed
+
+_LARGE = 16 << 20
+"""Bytes of a weight that exceeds most caches."""
 
 
 def check_out(out: Any, shape: Shape, device: str, dtype: str) -> None:
@@ -34,16 +42,20 @@ def check_out(out: Any, shape: Shape, device: str, dtype: str) -> None:
         raise DeviceError("Got out of JAX, whose arrays cannot be written to; omit it.")
 
 
-def write_weight(generator: Planned, arrays: Params, out: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Write the weight block by block; where its state is as large as the weight, as a whole."""
-    backend = backend_of(out)
-    place: Any = {"device": f"{backend.name}:{backend.device_of(out)}", "dtype": backend.dtype_of(out)}
+def blank(generator: Planned, backend: Backend, where: str, dtype: str) -> Any | None:
+    """Make an array to write a large weight into, where blocks of it in the cache are faster than the whole."""
+    shape, segments = generator.shape, generator.segments
+    sizes, large = sizes_of(segments), math.prod(shape) * itemsize_of(dtype) >= _LARGE
+    has_large_state = 4 * math.prod(sizes[i] for i in segments[-1].inputs) >= math.prod(shape)
+    if not large or has_large_state or where != "cpu" or backend.compiles or dtype == "bfloat16":
+        return None
+    return backend.asarray(np.empty(shape, dtype), where, None, copy=False)
+
+
+def streamed(generator: Planned, device: str, dtype: str) -> Streamed | None:
+    """Plan the weight in blocks of rows; ``None`` where there are none that are smaller than the weight."""
     try:
-        executable = decide(generator, "fit", mode="stream", loss="any", exact=True, **place).executable
-    except ScheduleError:  # nothing to stream
-        executable = None
-    if isinstance(executable, Streamed):
-        executable.on(backend).write(arrays, out, generator.weighting.scale)
-    else:
-        out[...] = decide(generator, "generate", **place).materialised.on(backend).weight(arrays)
-    return out
+        plan = decide(generator, "fit", device=device, dtype=dtype, mode="stream", loss="any", exact=True)
+    except ScheduleError:
+        return None
+    return plan.executable if isinstance(plan.executable, Streamed) else None
