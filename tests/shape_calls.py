@@ -79,6 +79,8 @@ def use(gen: adtn.Generator, device: str) -> None:
         made = adtn.plan(gen, "generate").materialised.on(backend)
         made.weight_adjoint(arrays, target)
         made.weight(arrays)
+        if not backend.compiles:  # arrays of JAX cannot be written to
+            gen.weight(device, dtype, out=backend.asarray(np.empty(gen.shape), where, dtype))
 
 
 def fit(gen: adtn.Generator, device: str) -> None:

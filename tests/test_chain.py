@@ -86,8 +86,8 @@ def test_a_chain_is_the_convolution_with_the_weight_in_numpy(name: str, geometry
         np.testing.assert_allclose(chain(images), whole(images), rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("geometry", [*GEOMETRIES, "same"])
-@pytest.mark.parametrize("name", ["cp of legs", "mpo", "ttn", "padded", "permuted"])
+@pytest.mark.parametrize("geometry", ["strided", "same"])
+@pytest.mark.parametrize("name", ["cp of legs", "mpo", "padded", "permuted"])
 def test_a_chain_is_the_convolution_with_the_weight_in_jax(name: str, geometry: str) -> None:
     usable("jax")
     import jax

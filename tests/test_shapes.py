@@ -22,7 +22,7 @@ ROOT = Path(adtn.__file__).parent
 FRAMEWORKS = {"numpy", "torch", "jax"}
 ON_THE_HOST = (
     *("_initial.", "_moments.", "_moment.", "_active.", ".probes", ".to_state", ".moment_to_generated_order"),
-    ".arrange_moment",
+    *(".arrange_moment", "Streamed.write"),
     *(".isometric_jacobian", ".stored_isometries", ".canonical", ".unit_isometries"),
 )
 NOT_CALLED = {

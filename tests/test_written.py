@@ -26,22 +26,33 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / out
 """
 
 
-@pytest.mark.parametrize("device", ["numpy:cpu", "torch:cpu"])
+def check(gen: adtn.Generator, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare a weight that is written with one that is made at once."""
+    want = gen.weight()
+    out = get_backend(device.split(":")[0]).asarray(np.full(gen.shape, np.nan), "cpu", "float64")
+    assert gen.weight(device, out=out) is out
+    np.testing.assert_allclose(np.asarray(out), want, rtol=1e-11, atol=1e-12)
+    with monkeypatch.context() as patched:  # as large weights are made
+        patched.setattr("adtn.generator._written._LARGE", 1)
+        np.testing.assert_allclose(np.asarray(gen.weight(device)), want, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", TOPOLOGIES)
-def test_a_weight_is_written_as_it_is_returned(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weight_is_written_as_it_is_returned(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(TOPOLOGIES[name].generator(), "numpy:cpu", monkeypatch)
+
+
+@pytest.mark.parametrize("device", ["numpy:cpu", "torch:cpu"])
+@pytest.mark.parametrize("name", ["ttn-ternary", "mpo", "kronecker-conv"])
+def test_permuted_weights_and_those_with_a_base_are_written(
+    name: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usable(device.split(":")[0])
-    backend = get_backend(device.split(":")[0])
     row = TOPOLOGIES[name]
-    options = ({}, {"permutations": tuple(map(Permutation.random, row.shape))}, {"base": adtn.SeededBase(1)})
-    for extra in options[: 3 if len(row.shape) < 5 else 1]:
-        gen = row.generator(**extra)
-        out = backend.asarray(np.full(row.shape, np.nan), "cpu", "float64")
-        assert gen.weight(device, out=out) is out
-        want = gen.weight()
-        np.testing.assert_allclose(np.asarray(out), want, rtol=1e-11, atol=1e-12)
-        with monkeypatch.context() as patched:  # as large weights are made
-            patched.setattr("adtn.generator._written._LARGE", 1)
-            np.testing.assert_allclose(np.asarray(gen.weight(device)), want, rtol=1e-11, atol=1e-12)
+    orders = tuple(map(Permutation.random, row.shape))
+    bases = (adtn.SeededBase(1), adtn.IdentityBase()) if len(row.shape) == 2 else (adtn.SeededBase(1),)
+    for options in ({"permutations": orders}, *({"base": base, "permutations": orders} for base in bases)):
+        check(row.generator(**options), device, monkeypatch)
 
 
 def test_an_array_that_does_not_fit_is_refused_and_not_written_to() -> None:

@@ -14,7 +14,7 @@ from ..device import DeviceProfile, Profile, chosen_profile
 from ..errors import ScheduleError
 from ..program import PARTS, Division, Part, why_undivided
 from ..topology import Segment, sizes_of
-from ..weight import Chain, Materialised, Mode, Piece, Weighting, chain_of
+from ..weight import Chain, Factored, Materialised, Mode, Piece, Weighting, chain_of
 from ._planner import decide
 from ._sketch import Planned
 
@@ -106,7 +106,7 @@ class ConvolutionPlan:
     @property
     def mode(self) -> Mode:
         """The mode of execution: ``"factored"`` for a chain, ``"materialise"`` for a weight that is generated."""
-        return "materialise" if self.chain is None else "factored"
+        return Materialised.mode if self.chain is None else Factored.mode
 
     def __str__(self) -> str:
         images, times = self.images, "x".join(map(str, self.shape))
@@ -205,7 +205,7 @@ def decide_convolution(
     if not why and generator.weighting.has_base:
         why = "the weight has a base"
     why = why or why_undivided(generator.segments, generator.layout)
-    if why and mode == "factored":
+    if why and mode == Factored.mode:
         raise ScheduleError(f"Got mode='factored', but {why}; use 'materialise'.")
     request = _Request(
         segments=generator.segments,
@@ -217,8 +217,8 @@ def decide_convolution(
         profile=chosen_profile(device, dtype, profile),
         mode=mode,
     )
-    if mode == "materialise" or why:
-        return request.plan(why="it was asked for" if mode == "materialise" else why)
+    if mode == Materialised.mode or why:
+        return request.plan(why="it was asked for" if mode == Materialised.mode else why)
     return _decided(request)
 
 

@@ -20,7 +20,7 @@ from adtn._typing import Float, Int
 from adtn.backends import get_backend
 from adtn.errors import LayoutError
 from adtn.schedule import Images, Plan, decide, decide_convolution
-from adtn.weight import Chain
+from adtn.weight import Chain, Factored, Materialised
 
 from ..shared._cache import remember
 from ..shared._geometry import NUMPY_PAD, ConvMode, Geometry, PaddingMode, Size, check_axes, check_bias
@@ -127,7 +127,7 @@ class _ADTNConv:
         self.bias = _bias(bias, generator)
         self.mode: ConvMode | None = mode
         self._chains: dict[Images, _Parts | None] = {}
-        if mode == "factored":  # refuse what is not possible at once
+        if mode == Factored.mode:  # refuse what is not possible at once
             self._planned(Images(batch=1, pixels_in=1, pixels_out=1, train=False))
 
     def __call__(self, x: Float[np.ndarray, "batch n_in *size_in"]) -> Float[np.ndarray, "batch n_out *size_out"]:
@@ -149,7 +149,7 @@ class _ADTNConv:
     def _planned(self, images: Images) -> _Parts | None:
         """Return the chain that computes the layer without its weight, where that is faster."""
         key, gen = images.rounded, self.generator
-        if self.mode == "materialise" or key in self._chains:
+        if self.mode == Materialised.mode or key in self._chains:
             return self._chains.get(key)
         place: Any = {"device": "numpy:cpu", "dtype": gen.dtype}
         chain = decide_convolution(gen, key, groups=self.geometry.groups, mode=self.mode, **place).chain

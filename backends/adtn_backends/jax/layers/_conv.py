@@ -12,6 +12,7 @@ from adtn._checks import checked
 from adtn._typing import Float
 from adtn.errors import LayoutError
 from adtn.schedule import Images
+from adtn.weight import Factored, Materialised
 from flax import nnx
 
 from ...shared._from_dense import Fit, FromConv
@@ -50,7 +51,7 @@ class _ADTNConv(FromConv, nnx.Module):
         self.bias = bias_param(bias, self.generated)
         self.dtype = dtype
         self.mode: ConvMode | None = mode
-        if mode == "factored":  # refuse what is not possible at once
+        if mode == Factored.mode:  # refuse what is not possible at once
             self._chained(Images(batch=1, pixels_in=1, pixels_out=1, train=True))
 
     @classmethod
@@ -136,7 +137,7 @@ class _ADTNConv(FromConv, nnx.Module):
         return self._chained(images)
 
     def _chained(self, images: Images) -> Any:
-        if self.mode == "materialise" or not isinstance(self.generated, GeneratedWeight):
+        if self.mode == Materialised.mode or not isinstance(self.generated, GeneratedWeight):
             return None
         return self.generated.chained(images, self.geometry.groups, self.mode)
 

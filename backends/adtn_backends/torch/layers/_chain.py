@@ -9,7 +9,7 @@ import torch
 from adtn import Generator
 from adtn.backends import get_backend
 from adtn.schedule import Images, decide, decide_convolution
-from adtn.weight import Chain, Materialised
+from adtn.weight import Chain, Factored, Materialised
 
 from ...shared._cache import remember
 from ...shared._geometry import ConvMode
@@ -45,7 +45,7 @@ class Chains:
         self._plans: dict[_Key, Chained | None] = {}
         self._cached: tuple[tuple[Materialised, ...], list[Any], Sequence[torch.Tensor]] | None = None
         self.traced: Chained | None = None  # an attribute, as compilers cannot follow the parts of a constant
-        if mode == "factored":  # refuse what is not possible at once
+        if mode == Factored.mode:  # refuse what is not possible at once
             self(weight, _TRACED)
 
     def __call__(self, weight: Weight, images: Images) -> Chained | None:
@@ -59,7 +59,7 @@ class Chains:
         """
         chained = self(weight, _TRACED)
         plain = chained is not None and not any(order.permutes for order in chained[0].reorders)
-        self.traced = chained if plain or self._mode == "factored" else None
+        self.traced = chained if plain or self._mode == Factored.mode else None
         return self.traced is not None
 
     def weights(
@@ -79,7 +79,7 @@ class Chains:
         return cached[2]
 
     def _planned(self, weight: Weight, images: Images, device: str, dtype: str) -> Chained | None:
-        if self._mode == "materialise" or not isinstance(weight, GeneratedWeight) or device == "torch:meta":
+        if self._mode == Materialised.mode or not isinstance(weight, GeneratedWeight) or device == "torch:meta":
             return None
         if self._structure is not weight.structure:  # it was permuted
             self._structure, self._plans = weight.structure, {}
