@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import adtn
 import numpy as np
@@ -15,14 +16,15 @@ from adtn.errors import DeviceError, LayoutError
 from table import TOPOLOGIES, usable
 
 MEMORY = """
-import resource
 import adtn, numpy as np
+def peak():  # that of getrusage begins with the parent's
+    return 1024 * int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
 small, large = (adtn.Generator((n, n), adtn.TTN(bond=4)) for n in (64, 4096))
 small.weight(out=np.empty(small.shape, "float32"))
 out = np.ones(large.shape, "float32")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 large.weight(out=out)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / out.nbytes)
+print((peak() - before) / out.nbytes)
 """
 
 
@@ -76,6 +78,7 @@ def test_arrays_of_jax_are_refused() -> None:
         gen.weight("jax:cpu", out=jnp.zeros((16, 12)))
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process of Linux")
 def test_memory_beside_the_array_is_a_part_of_the_weight() -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY], stdout=subprocess.PIPE, text=True, check=True)
-    assert float(done.stdout) < 0.5  # about .1; 1.3 without an array
+    assert 0.0 < float(done.stdout) < 0.5  # about .1; 1.3 if the weight is made and copied
