@@ -117,7 +117,7 @@ def test_the_parts_of_any_division_are_the_weight(name: str) -> None:
     free = [c.name for c in segments[-1].cores if not any(i.startswith(("a2", "a3")) for i in c.inds)]
     x = rng.normal(size=(2, gen.shape[1], 5, 5))
     weight, tried = gen.weight(dtype="float64"), 0
-    for _ in range(40):
+    for _ in range(25):
         parts = {core.name: "kernel" for core in segments[-1].cores}
         parts |= {core: PARTS[rng.integers(3)] for core in free}
         d = Division(segments[-1], gen.layout, sizes_of(segments), parts)  # pyright: ignore[reportArgumentType]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import adtn
 import numpy as np
@@ -53,7 +54,11 @@ def test_permuted_weights_and_those_with_a_base_are_written(
     row = TOPOLOGIES[name]
     orders = tuple(map(Permutation.random, row.shape))
     bases = (adtn.SeededBase(1), adtn.IdentityBase()) if len(row.shape) == 2 else (adtn.SeededBase(1),)
-    for options in ({"permutations": orders}, *({"base": base, "permutations": orders} for base in bases)):
+    choices: tuple[dict[str, Any], ...] = (
+        {"permutations": orders},
+        *({"base": base, "permutations": orders} for base in bases),
+    )
+    for options in choices:
         check(row.generator(**options), device, monkeypatch)
 
 
